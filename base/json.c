@@ -1,0 +1,177 @@
+/* Depth-checked parsing, typed access, atomic writing. */
+#include "base/json.h"
+
+#include "base/buf.h"
+#include "base/file.h"
+#include "base/mem.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One pass before cJSON sees the text: nesting and UTF-8, so that neither hostile depth nor raw bytes
+ * travel further. Returns 0, or sets the error with the offset. */
+static int prescan(const char *s, size_t n, struct km_err *err)
+{
+    int depth = 0;
+    bool in_str = false;
+    for (size_t i = 0; i < n;) {
+        int len = km_utf8_len(s + i, n - i, NULL);
+        if (!len)
+            return km_fail(err, KM_EFORMAT, "JSON is not valid UTF-8 at byte %zu", i);
+        char c = s[i];
+        if (c == 0)
+            return km_fail(err, KM_EFORMAT, "JSON holds a NUL byte at byte %zu", i);
+        if (in_str) {
+            if (c == '\\' && i + 1 < n)
+                i++;
+            else if (c == '"')
+                in_str = false;
+            else if ((unsigned char)c < 0x20)
+                return km_fail(err, KM_EFORMAT, "JSON holds a raw control character at byte %zu", i);
+        } else if (c == '"') {
+            in_str = true;
+        } else if (c == '[' || c == '{') {
+            if (++depth > KM_JSON_DEPTH)
+                return km_fail(err, KM_EFORMAT, "JSON is nested deeper than %d at byte %zu", KM_JSON_DEPTH, i);
+        } else if (c == ']' || c == '}') {
+            depth--;
+        }
+        i += c == '\\' || len == 1 ? 1 : (size_t)len;
+    }
+    return 0;
+}
+
+int km_json_parse(const char *text, size_t len, cJSON **out, struct km_err *err)
+{
+    int rc = prescan(text, len, err);
+    if (rc)
+        return rc;
+    const char *end = NULL;
+    cJSON *v = cJSON_ParseWithLengthOpts(text, len, &end, 0);
+    if (!v)
+        return km_fail(err, KM_EFORMAT, "JSON is broken near byte %zu", end ? (size_t)(end - text) : 0);
+    while (end < text + len && strchr(" \t\r\n", *end))
+        end++;
+    if (end != text + len) {
+        cJSON_Delete(v);
+        return km_fail(err, KM_EFORMAT, "JSON is followed by something else at byte %zu", (size_t)(end - text));
+    }
+    *out = v;
+    return 0;
+}
+
+int km_json_file(const char *path, size_t max, cJSON **out, struct km_err *err)
+{
+    struct km_buf b = {0};
+    int rc = km_file_read(path, max, &b, err);
+    if (!rc && (rc = km_json_parse(b.data, b.len, out, err)))
+        km_context(err, "%s", path);
+    km_buf_free(&b);
+    return rc;
+}
+
+static const char *kind_name(const cJSON *v)
+{
+    return cJSON_IsString(v)   ? "a string"
+           : cJSON_IsNumber(v) ? "a number"
+           : cJSON_IsBool(v)   ? "true or false"
+           : cJSON_IsArray(v)  ? "an array"
+           : cJSON_IsObject(v) ? "an object"
+                               : "null";
+}
+
+/* The item, NULL when absent or null; *rc set when it is needed and missing. */
+static const cJSON *find(const cJSON *obj, const char *key, bool need, int *rc, struct km_err *err)
+{
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(obj, key);
+    if (cJSON_IsNull(v))
+        v = NULL;
+    *rc = !v && need ? km_fail(err, KM_EINVAL, "\"%s\" is missing", key) : 0;
+    return v;
+}
+
+static int wrong(const cJSON *v, const char *key, const char *want, struct km_err *err)
+{
+    return km_fail(err, KM_EINVAL, "\"%s\" must be %s, not %s", key, want, kind_name(v));
+}
+
+int km_json_str(const cJSON *obj, const char *key, bool need, const char **out, struct km_err *err)
+{
+    int rc;
+    const cJSON *v = find(obj, key, need, &rc, err);
+    if (!v)
+        return rc;
+    if (!cJSON_IsString(v))
+        return wrong(v, key, "a string", err);
+    *out = v->valuestring;
+    return 0;
+}
+
+int km_json_num(const cJSON *obj, const char *key, bool need, double lo, double hi, double *out, struct km_err *err)
+{
+    int rc;
+    const cJSON *v = find(obj, key, need, &rc, err);
+    if (!v)
+        return rc;
+    if (!cJSON_IsNumber(v))
+        return wrong(v, key, "a number", err);
+    if (!(v->valuedouble >= lo && v->valuedouble <= hi))
+        return km_fail(err, KM_EINVAL, "\"%s\" is %g; it must be between %g and %g", key, v->valuedouble, lo, hi);
+    *out = v->valuedouble;
+    return 0;
+}
+
+int km_json_int(const cJSON *obj, const char *key, bool need, int64_t lo, int64_t hi, int64_t *out, struct km_err *err)
+{
+    double d = NAN;
+    int rc = km_json_num(obj, key, need, -HUGE_VAL, HUGE_VAL, &d, err);
+    if (rc || isnan(d))
+        return rc;
+    if (d != floor(d))
+        return km_fail(err, KM_EINVAL, "\"%s\" is %g; it must be a whole number", key, d);
+    if (d < (double)lo || d > (double)hi)
+        return km_fail(err, KM_EINVAL, "\"%s\" is %.0f; it must be between %lld and %lld", key, d, (long long)lo,
+                       (long long)hi);
+    *out = (int64_t)d;
+    return 0;
+}
+
+int km_json_bool(const cJSON *obj, const char *key, bool need, bool *out, struct km_err *err)
+{
+    int rc;
+    const cJSON *v = find(obj, key, need, &rc, err);
+    if (!v)
+        return rc;
+    if (!cJSON_IsBool(v))
+        return wrong(v, key, "true or false", err);
+    *out = cJSON_IsTrue(v);
+    return 0;
+}
+
+int km_json_item(const cJSON *obj, const char *key, bool need, int kind, const cJSON **out, struct km_err *err)
+{
+    int rc;
+    *out = NULL;
+    const cJSON *v = find(obj, key, need, &rc, err);
+    if (!v)
+        return rc;
+    if ((v->type & 0xFF) != kind)
+        return wrong(v, key, kind == cJSON_Array ? "an array" : "an object", err);
+    *out = v;
+    return 0;
+}
+
+int km_json_write(const char *path, const cJSON *v, struct km_err *err)
+{
+    char *text = cJSON_Print(v);
+    if (!text)
+        return km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+    struct km_buf b = {0};
+    km_buf_puts(&b, text);
+    km_buf_putc(&b, '\n');
+    cJSON_free(text);
+    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+    km_buf_free(&b);
+    return rc;
+}

@@ -1,0 +1,26 @@
+/* Log lines: one write each, so that threads do not mix inside a line. */
+#include "base/log.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static enum km_log_level most_seen = KM_LOG_INFO;
+
+void km_log_level(enum km_log_level most)
+{
+    most_seen = most;
+}
+
+void km_log(enum km_log_level level, const char *fmt, ...)
+{
+    if (level > most_seen)
+        return;
+    static const char *const tag[] = {"error: ", "warning: ", "", "debug: "};
+    char line[1200];
+    int n = snprintf(line, sizeof line, "kvmark: %s", tag[level]);
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "%s\n", line);
+}

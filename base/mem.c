@@ -1,0 +1,105 @@
+/* Allocation with accounting. glibc's malloc_usable_size is the size on record, so that no header is
+ * needed and memory may cross into libraries that call free() on it (cJSON, libevent). */
+#include "base/mem.h"
+
+#include <malloc.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+static _Atomic int64_t cur[KM_MEM_KINDS], top[KM_MEM_KINDS];
+static _Atomic long fail_in;
+
+void km_mem_note(enum km_mem_kind kind, int64_t delta)
+{
+    int64_t now = atomic_fetch_add_explicit(&cur[kind], delta, memory_order_relaxed) + delta;
+    int64_t was = atomic_load_explicit(&top[kind], memory_order_relaxed);
+    while (now > was && !atomic_compare_exchange_weak_explicit(&top[kind], &was, now, memory_order_relaxed,
+                                                               memory_order_relaxed))
+        ;
+}
+
+struct km_mem_stats km_mem_stats(enum km_mem_kind kind)
+{
+    return (struct km_mem_stats){atomic_load(&cur[kind]), atomic_load(&top[kind])};
+}
+
+void km_mem_fail_at(long n)
+{
+    atomic_store(&fail_in, n);
+}
+
+/* True for the one allocation that a test wants to fail. */
+static int denied(void)
+{
+    if (atomic_load_explicit(&fail_in, memory_order_relaxed) <= 0)
+        return 0;
+    return atomic_fetch_sub(&fail_in, 1) == 1;
+}
+
+static void *noted(void *p)
+{
+    if (p)
+        km_mem_note(KM_MEM_HOST, (int64_t)malloc_usable_size(p));
+    return p;
+}
+
+void *km_malloc(size_t size)
+{
+    return denied() ? NULL : noted(malloc(size ? size : 1));
+}
+
+void *km_calloc(size_t n, size_t size)
+{
+    return denied() ? NULL : noted(calloc(n ? n : 1, size ? size : 1));
+}
+
+void *km_realloc(void *p, size_t size)
+{
+    if (denied())
+        return NULL;
+    int64_t old = p ? (int64_t)malloc_usable_size(p) : 0;
+    void *q = realloc(p, size ? size : 1);
+    if (q)
+        km_mem_note(KM_MEM_HOST, (int64_t)malloc_usable_size(q) - old);
+    return q;
+}
+
+void *km_reallocarray(void *p, size_t n, size_t size)
+{
+    size_t total;
+    if (__builtin_mul_overflow(n, size, &total))
+        return NULL;
+    return km_realloc(p, total);
+}
+
+void *km_aligned(size_t align, size_t size)
+{
+    void *p = NULL;
+    if (denied() || posix_memalign(&p, align < sizeof(void *) ? sizeof(void *) : align, size ? size : 1))
+        return NULL;
+    return noted(p);
+}
+
+char *km_strndup(const char *s, size_t n)
+{
+    char *p = km_malloc(n + 1);
+    if (p) {
+        memcpy(p, s, n);
+        p[n] = 0;
+    }
+    return p;
+}
+
+char *km_strdup(const char *s)
+{
+    return km_strndup(s, strlen(s));
+}
+
+void km_free(void *p)
+{
+    if (!p)
+        return;
+    km_mem_note(KM_MEM_HOST, -(int64_t)malloc_usable_size(p));
+    free(p);
+}

@@ -1,0 +1,203 @@
+/* The foundation: buffers, UTF-8, JSON access, flags, files, hashes, and allocation failure. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/args.h"
+#include "base/buf.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/mem.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void buffers_grow_and_escape(void **state)
+{
+    (void)state;
+    struct km_buf b = {0};
+    for (int i = 0; i < 1000; i++)
+        km_buf_printf(&b, "%d,", i);
+    assert_int_equal(b.len, 3890);
+    assert_string_equal(b.data + b.len - 4, "999,");
+    km_buf_clear(&b);
+    km_buf_put_json(&b, "a\"\\\n\x01\xff\xc3\xa9z", 9);
+    assert_string_equal(b.data, "a\\\"\\\\\\n\\u0001\xEF\xBF\xBD\xC3\xA9z");
+    km_buf_clear(&b);
+    km_buf_put_html(&b, "<a&\">", 5);
+    assert_string_equal(b.data, "&lt;a&amp;&quot;&gt;");
+    km_buf_free(&b);
+}
+
+static void utf8_lengths(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *s;
+        int len, need;
+    } t[] = {{"a", 1, 0},
+             {"\xC3\xA9", 2, 0},
+             {"\xE2\x82\xAC", 3, 0},
+             {"\xF0\x9F\x98\x80", 4, 0},
+             {"\xF0\x9F\x98", 0, 1},
+             {"\xE2", 0, 2},
+             {"\xC0\x80", 0, 0},         /* overlong */
+             {"\xED\xA0\x80", 0, 0},     /* surrogate */
+             {"\xF4\x90\x80\x80", 0, 0}, /* past the last code point */
+             {"\x80", 0, 0}};
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
+        int need;
+        assert_int_equal(km_utf8_len(t[i].s, strlen(t[i].s), &need), t[i].len);
+        assert_int_equal(need, t[i].need);
+    }
+}
+
+static void json_is_checked(void **state)
+{
+    (void)state;
+    struct km_err err;
+    cJSON *v;
+    static const char *const bad[] = {"{\"a\":1", "{} x", "\"\xff\"", "", "[1,]", "\"\x01\""};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(km_json_parse(bad[i], strlen(bad[i]), &v, &err), KM_EFORMAT);
+    char deep[2 * 65 + 1];
+    memset(deep, '[', 65);
+    memset(deep + 65, ']', 65);
+    deep[130] = 0;
+    assert_int_equal(km_json_parse(deep, 130, &v, &err), KM_EFORMAT);
+    assert_non_null(strstr(err.msg, "deeper than 64"));
+    assert_int_equal(km_json_parse(deep + 1, 128, &v, &err), 0);
+    cJSON_Delete(v);
+
+    const char *text = "{\"s\":\"x\",\"i\":7,\"f\":1.5,\"b\":true,\"n\":null}";
+    assert_int_equal(km_json_parse(text, strlen(text), &v, &err), 0);
+    int64_t i = 3;
+    double f = 0;
+    bool b = false;
+    const char *s = NULL;
+    assert_int_equal(km_json_int(v, "i", true, 0, 10, &i, &err), 0);
+    assert_int_equal(i, 7);
+    assert_int_equal(km_json_int(v, "i", true, 8, 10, &i, &err), KM_EINVAL);
+    assert_string_equal(err.msg, "\"i\" is 7; it must be between 8 and 10");
+    assert_int_equal(km_json_int(v, "f", true, 0, 10, &i, &err), KM_EINVAL);
+    assert_int_equal(km_json_int(v, "none", false, 0, 10, &i, &err), 0);
+    assert_int_equal(i, 7);
+    assert_int_equal(km_json_int(v, "none", true, 0, 10, &i, &err), KM_EINVAL);
+    assert_int_equal(km_json_num(v, "f", true, 0, 2, &f, &err), 0);
+    assert_int_equal(km_json_bool(v, "b", true, &b, &err), 0);
+    assert_true(b && f == 1.5);
+    assert_int_equal(km_json_str(v, "s", true, &s, &err), 0);
+    assert_string_equal(s, "x");
+    assert_int_equal(km_json_str(v, "n", false, &s, &err), 0);
+    assert_int_equal(km_json_str(v, "i", true, &s, &err), KM_EINVAL);
+    cJSON_Delete(v);
+}
+
+static void flags_parse_and_hint(void **state)
+{
+    (void)state;
+    bool on = false, help;
+    int64_t n = 1, size = 0;
+    double rate = 0;
+    const char *dev = "auto";
+    struct km_strs list = {0}, pos = {0};
+    struct km_flag flags[] = {{"early-stop", 0, KM_BOOL, &on, NULL, "", 0, 0},
+                              {"num-clients", 'p', KM_INT, &n, "N", "", 1, 100},
+                              {"gpu-memory-limit", 0, KM_SIZE, &size, "SIZE", "", 0, 0},
+                              {"request-rate", 0, KM_NUM, &rate, "R", "", 0, 0},
+                              {"device", 0, KM_STR, &dev, "auto|cpu|cuda", "", 0, 0},
+                              {"header", 0, KM_LIST, &list, "K=V", "", 0, 0}};
+    struct km_err err;
+    char *good[] = {"w.json", "--early-stop", "-p", "10", "--gpu-memory-limit=24GiB", "--request-rate", "inf",
+                    "--device", "cpu", "--header", "a=b", "--header", "c=d"};
+    assert_int_equal(km_args_parse(flags, 6, 13, good, &pos, &help, &err), 0);
+    assert_true(on && n == 10 && size == 24LL << 30 && isinf(rate) && list.n == 2 && pos.n == 1);
+    assert_string_equal(dev, "cpu");
+    char *off[] = {"--no-early-stop"};
+    assert_int_equal(km_args_parse(flags, 6, 1, off, &pos, &help, &err), 0);
+    assert_false(on);
+    static const struct {
+        char *a, *b;
+        const char *say;
+    } bad[] = {{"--num-client", "3", "unknown flag --num-client; did you mean --num-clients?"},
+               {"-p", "0", "--num-clients is 0; it must be between 1 and 100"},
+               {"-p", "x", "--num-clients is \"x\"; it must be a whole number"},
+               {"--device", "tpu", "--device is \"tpu\"; it must be one of auto|cpu|cuda"},
+               {"--gpu-memory-limit", "24Q", "--gpu-memory-limit: \"24Q\" is not a size; write for example 24GiB or 512MiB"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char *argv[] = {bad[i].a, bad[i].b};
+        assert_int_equal(km_args_parse(flags, 6, 2, argv, &pos, &help, &err), KM_EINVAL);
+        assert_string_equal(err.msg, bad[i].say);
+    }
+    km_free(list.v);
+    km_free(pos.v);
+}
+
+static void files_are_whole_or_absent(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/kvm_base_XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    char *sub = km_path(dir, "a/b");
+    char *path = km_path(sub, "f");
+    struct km_err err;
+    assert_int_equal(km_mkdirs(sub, &err), 0);
+    assert_int_equal(km_file_write(path, "hello", 5, &err), 0);
+    struct km_buf b = {0};
+    assert_int_equal(km_file_read(path, 0, &b, &err), 0);
+    assert_string_equal(b.data, "hello");
+    assert_int_equal(km_file_read(path, 4, &b, &err), KM_ELIMIT);
+    assert_int_equal(km_file_write("/proc/no/such", "x", 1, &err), KM_EIO);
+    assert_int_equal(km_file_read("/proc/no/such", 0, &b, &err), KM_ENOENT);
+    struct km_digest d;
+    char hex[65];
+    assert_int_equal(km_sha_file(path, &d, &err), 0);
+    km_hex(&d, hex);
+    assert_string_equal(hex, "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824");
+    unlink(path);
+    rmdir(sub);
+    char *mid = km_path(dir, "a");
+    rmdir(mid);
+    rmdir(dir);
+    km_free(mid);
+    km_free(sub);
+    km_free(path);
+    km_buf_free(&b);
+}
+
+static void memory_is_counted_and_can_fail(void **state)
+{
+    (void)state;
+    int64_t before = km_mem_stats(KM_MEM_HOST).current;
+    void *p = km_malloc(1000);
+    assert_true(km_mem_stats(KM_MEM_HOST).current >= before + 1000);
+    km_free(p);
+    assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
+    km_mem_fail_at(2);
+    void *one = km_malloc(1), *two = km_malloc(1), *three = km_malloc(1);
+    assert_true(one && !two && three);
+    km_free(one);
+    km_free(three);
+    assert_null(km_reallocarray(NULL, SIZE_MAX / 2, 4));
+    km_mem_fail_at(1);
+    struct km_buf b = {0};
+    km_buf_puts(&b, "x");
+    assert_false(km_buf_ok(&b));
+    assert_null(km_buf_take(&b));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(buffers_grow_and_escape),   cmocka_unit_test(utf8_lengths),
+        cmocka_unit_test(json_is_checked),           cmocka_unit_test(flags_parse_and_hint),
+        cmocka_unit_test(files_are_whole_or_absent), cmocka_unit_test(memory_is_counted_and_can_fail),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

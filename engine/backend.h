@@ -1,0 +1,80 @@
+/* What runs a step: CPU, CUDA or a simulated card, behind one coarse vtable.
+ *
+ * A backend owns its copy of the weights and the KV pool; the engine owns which page belongs to whom. It
+ * is step-level, not operator-level, so that CUDA may fuse and graph while the CPU loops over layers. All
+ * calls come from the engine's thread. Steps run in the order given; a copy issued after a step sees that
+ * step's KV, and a step issued after a copy was polled complete sees the copied KV. */
+#ifndef ENG_BACKEND_H
+#define ENG_BACKEND_H
+
+#include "base/err.h"
+#include "engine/batch.h"
+#include "engine/model.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct be;
+
+/* Shape of the KV pool, published by the backend; a cache refuses KV made under another one. A page holds
+ * one block of B tokens for all layers: [layer][K, V][kv head][token][d]. */
+struct kv_geom {
+    int n_layers, n_kv_heads, head_dim, block_size;
+    enum mdl_dtype dtype;
+    int layout;               /* 1 for the order above; another order gets another number */
+    size_t page_bytes;        /* n_layers * 2 * n_kv_heads * block_size * head_dim * sizeof(dtype) */
+    int n_pages;
+    double rope_theta;
+    struct km_digest model;   /* mdl_fingerprint */
+};
+
+/* A piece of a copy between a page and host memory. */
+struct kv_copy {
+    int32_t page;
+    void *host;               /* page_bytes */
+};
+enum kv_dir { KV_TO_HOST, KV_TO_PAGE };
+
+struct be_opts {
+    enum mdl_dtype dtype;     /* weights and KV */
+    int block_size;
+    int n_pages;              /* 0: as many as memory_limit (or the backend's default) leaves */
+    int64_t memory_limit;     /* bytes for weights, work space and KV together; 0: the backend's default */
+    double memory_utilization; /* share of the device's memory to use when memory_limit is 0 */
+    int max_tokens;           /* most T of one step */
+    int max_reqs;             /* most requests of one step */
+    int max_model_len;        /* longest request, in tokens */
+    int n_threads;            /* CPU threads; 0: one a core */
+};
+
+struct be_stats {
+    int64_t weight_bytes, kv_bytes, work_bytes;
+    double flops;             /* done so far, by the model's arithmetic (GEMMs and attention) */
+    int64_t busy_ns;          /* time inside steps */
+    char device[96];          /* "AMD EPYC, 2 threads, OpenBLAS Haswell" */
+};
+
+struct backend {
+    const char *name;         /* cpu, cuda, sim */
+    int (*open)(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
+                struct km_err *err);
+    void (*close)(struct be *b);
+    /* Enqueues a step; ticket is handed to wait. Argument arrays stay the caller's until then. */
+    int (*step)(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err);
+    /* Blocks until the step is done; out[n_samples] of that step. */
+    int (*wait)(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err);
+    /* Pages <-> host, all of them one ticket. 0 in *ticket: already complete. */
+    int (*copy)(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);
+    int (*poll)(struct be *b, uint64_t ticket); /* 1 complete, 0 not yet, <0 failed */
+    void *(*host_alloc)(struct be *b, size_t size); /* memory that copies are fastest to; NULL: none */
+    void (*host_free)(struct be *b, void *p, size_t size);
+    int64_t (*now)(struct be *b); /* ns; NULL: km_now_ns. A simulated card keeps its own clock */
+    void (*stats)(struct be *b, struct be_stats *out);
+};
+
+extern const struct backend be_cpu;
+
+/* want: "auto", "cpu", "cuda". KM_EDEVICE when it was named and is not here; auto falls back to the CPU. */
+int backend_pick(const char *want, const struct backend **out, struct km_err *err);
+
+#endif

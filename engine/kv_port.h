@@ -1,0 +1,59 @@
+/* The engine's port to a KV-cache layer: the only thing engine and cache know of each other.
+ *
+ * A `kv_seq` is the cache's view of one admitted request: its salt, how far its key chain was computed,
+ * what it has pinned. The engine owns pages and keeps them referenced while a ticket is open; the cache
+ * owns host memory and keys. Everything is counted in tokens from the start of the sequence.
+ *
+ * Rules: a lookup is a hint; a load ends in verified bytes or says how far they are good, and the engine
+ * computes the rest, so a cache can save time but never change an answer. No call blocks on I/O: load and
+ * store give tickets that poll answers. All calls come from the engine's thread. With a NULL port the
+ * engine pays one branch per request and per step. */
+#ifndef ENG_KV_PORT_H
+#define ENG_KV_PORT_H
+
+#include "engine/backend.h"
+
+#include <stdint.h>
+
+/* How the cache moves bytes: the backend's copy verbs, bound by the engine. */
+struct kv_copier {
+    struct be *be;
+    const struct backend *ops; /* copy, poll, host_alloc, host_free */
+};
+
+struct kv_seq;
+
+struct kv_port_stats {
+    int64_t lookups, lookup_tokens, hit_tokens; /* hit_tokens: answered by lookup */
+    int64_t loaded_tokens, stored_tokens, failed_loads;
+    int64_t evicted_chunks, bytes, capacity, chunks;
+    int64_t load_ns, store_ns;                  /* time from call to completion, summed */
+};
+
+struct kv_port {
+    void *self;
+    int chunk_size; /* tokens; a multiple of the block size */
+    int (*attach)(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err);
+    void (*detach)(void *self); /* no ticket may be open */
+
+    /* A request arrives. salt may be NULL; it enters the root of the key chain. NULL without memory. */
+    struct kv_seq *(*open)(void *self, const char *salt);
+    /* Tokens of tokens[0, n) whose KV the cache says it can give, from the start; pins them until the
+     * load completes or the sequence closes. Called again after a preemption with a longer prompt. */
+    int (*lookup)(struct kv_seq *s, const int32_t *tokens, int n);
+    /* Fill the pages of tokens [from, to), multiples of the block size within the last lookup.
+     * block_table[i] is the page of tokens [i*B, (i+1)*B). ticket 0: already complete, *good is set. */
+    int (*load)(struct kv_seq *s, int from, int to, const int32_t *block_table, uint64_t *ticket, int *good);
+    /* Tokens [0, n) are computed and lie in the pages: keep the whole chunks among them that are not yet
+     * kept. Called after steps that passed a chunk's end. ticket 0: nothing is in flight. */
+    int (*store)(struct kv_seq *s, const int32_t *tokens, int n, const int32_t *block_table, uint64_t *ticket);
+    /* 1 complete, 0 pending, <0 failed. For a load, *good (may be NULL for a store) is the number of tokens,
+     * from 0, now right in the pages (>= from); a failed load still sets it. A finished ticket is forgotten. */
+    int (*poll)(void *self, uint64_t ticket, int *good);
+    void (*close)(struct kv_seq *s); /* drops pins; open tickets of the sequence go on */
+
+    int (*reset)(void *self); /* forget everything that is not pinned; 0, or <0 when pins or tickets kept something*/
+    void (*stats)(void *self, struct kv_port_stats *out);
+};
+
+#endif
