@@ -9,6 +9,7 @@
 
 #include "base/err.h"
 #include "engine/batch.h"
+#include "engine/kv_port.h"
 #include "engine/model.h"
 
 #include <stddef.h>
@@ -16,27 +17,8 @@
 
 struct be;
 
-/* Shape of the KV pool, published by the backend; a cache refuses KV made under another one. A page holds
- * one block of B tokens for all layers: [layer][K, V][kv head][token][d]. */
-struct kv_geom {
-    int n_layers, n_kv_heads, head_dim, block_size;
-    enum mdl_dtype dtype;
-    int layout;               /* 1 for the order above; another order gets another number */
-    size_t page_bytes;        /* n_layers * 2 * n_kv_heads * block_size * head_dim * sizeof(dtype) */
-    int n_pages;
-    double rope_theta;
-    struct km_digest model;   /* mdl_fingerprint */
-};
-
-/* A piece of a copy between a page and host memory. */
-struct kv_copy {
-    int32_t page;
-    void *host;               /* page_bytes */
-};
-enum kv_dir { KV_TO_HOST, KV_TO_PAGE };
-
 struct be_opts {
-    enum mdl_dtype dtype;     /* weights and KV */
+    enum km_dtype dtype;     /* weights and KV */
     int block_size;
     int n_pages;              /* 0: as many as memory_limit (or the backend's default) leaves */
     int64_t memory_limit;     /* bytes for weights, work space and KV together; 0: the backend's default */

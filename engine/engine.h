@@ -25,7 +25,7 @@ struct eng_opts {
     int64_t memory_limit;       /* --gpu-memory-limit, bytes; 0: none stated */
     double memory_utilization;  /* 0.9 */
     bool prefix_caching;        /* true */
-    enum mdl_dtype dtype;
+    enum km_dtype dtype;
     int n_threads;
     int max_waiting;            /* queue length past which submit refuses: 4096 */
 };

@@ -11,14 +11,39 @@
 #ifndef ENG_KV_PORT_H
 #define ENG_KV_PORT_H
 
-#include "engine/backend.h"
+#include "base/dtype.h"
+#include "base/err.h"
+#include "base/hash.h"
 
+#include <stddef.h>
 #include <stdint.h>
 
-/* How the cache moves bytes: the backend's copy verbs, bound by the engine. */
+/* Shape of the KV pool, published by the backend; a cache refuses KV made under another one. A page holds
+ * one block of B tokens for all layers: [layer][K, V][kv head][token][d]. */
+struct kv_geom {
+    int n_layers, n_kv_heads, head_dim, block_size;
+    enum km_dtype dtype;
+    int layout;               /* 1 for the order above; another order gets another number */
+    size_t page_bytes;        /* n_layers * 2 * n_kv_heads * block_size * head_dim * sizeof(dtype) */
+    int n_pages;
+    double rope_theta;
+    struct km_digest model;   /* mdl_fingerprint */
+};
+
+/* A piece of a copy between a page and host memory. */
+struct kv_copy {
+    int32_t page;
+    void *host;               /* page_bytes */
+};
+enum kv_dir { KV_TO_HOST, KV_TO_PAGE };
+
+/* How the cache moves bytes: the backend's copy verbs, bound by the engine. Semantics in engine/backend.h. */
 struct kv_copier {
-    struct be *be;
-    const struct backend *ops; /* copy, poll, host_alloc, host_free */
+    void *self;
+    int (*copy)(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);
+    int (*poll)(void *self, uint64_t ticket);
+    void *(*host_alloc)(void *self, size_t size);
+    void (*host_free)(void *self, void *p, size_t size);
 };
 
 struct kv_seq;

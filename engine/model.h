@@ -10,6 +10,7 @@
 #ifndef MDL_MODEL_H
 #define MDL_MODEL_H
 
+#include "base/dtype.h"
 #include "base/err.h"
 #include "base/hash.h"
 
@@ -17,13 +18,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum mdl_dtype { MDL_F32, MDL_BF16, MDL_F16 };
-
 struct mdl_config {
     int n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_pos;
     float rope_theta, rms_eps;
     bool tied;            /* lm_head is the embedding */
-    enum mdl_dtype dtype; /* what the checkpoint stores; --dtype auto */
+    enum km_dtype dtype; /* what the checkpoint stores; --dtype auto */
     int32_t eos[8];       /* [n_eos] ids that end a generation: generation_config.json, else config.json */
     int n_eos;
     /* generation_config.json's sampling defaults, as vLLM applies them; <0: not given */
@@ -68,7 +67,7 @@ void mdl_shape(const struct mdl_config *c, enum mdl_tensor t, int *rows, int *co
 /* Reads rows [row0, row0 + n) of tensor t (layer 0 for the first three) into dst, row-major, as f32 or
  * as bf16 (round to nearest even). Dummy values depend on (seed, tensor, layer, index) alone, so that any
  * device makes the same ones. Thread-safe. */
-int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n, enum mdl_dtype as, void *dst,
+int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n, enum km_dtype as, void *dst,
              struct km_err *err);
 
 /* SHA-256 over the config and the weights' identity (tensor table, and the bytes of small tensors or a
