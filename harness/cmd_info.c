@@ -1,0 +1,234 @@
+/* kvmark info: what this machine is, and the limits that any result on it lives under, measured now. */
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "engine/backend.h"
+#include "harness/cmd.h"
+#include "harness/runfolder.h"
+
+#include <cblas.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { REPEATS = 5, MIB = 1 << 20 };
+
+/* Median of a few runs of one probe; each returns a rate, or <0 when it cannot run here. */
+static int compare_rates(const void *a, const void *b)
+{
+    double d = *(const double *)a - *(const double *)b;
+    return (d > 0) - (d < 0);
+}
+
+static double median_rate(double (*probe)(void))
+{
+    double v[REPEATS];
+    for (int i = 0; i < REPEATS; i++)
+        if ((v[i] = probe()) < 0)
+            return -1;
+    qsort(v, REPEATS, sizeof *v, compare_rates);
+    return v[REPEATS / 2];
+}
+
+static double seconds_since(int64_t t0)
+{
+    return (double)(km_now_ns() - t0) / 1e9;
+}
+
+/* GFLOP/s of a 1024-cubed sgemm, with the threads OpenBLAS takes by itself. */
+static double probe_gemm(void)
+{
+    enum { N = 1024, TIMES = 4 };
+    float *m = km_aligned(64, 3 * sizeof(float) * N * N);
+    if (!m)
+        return -1;
+    for (int i = 0; i < 3 * N * N; i++)
+        m[i] = (float)(i % 97) / 97 - 0.5f;
+    int64_t t0 = km_now_ns();
+    for (int i = 0; i < TIMES; i++)
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, N, N, N, 1, m, N, m + N * N, N, 0, m + 2 * N * N, N);
+    double s = seconds_since(t0);
+    km_free(m);
+    return TIMES * 2.0 * N * N * N / s / 1e9;
+}
+
+/* GB/s of memcpy over a buffer far larger than the caches, one thread; bytes copied, not bytes moved. */
+static double probe_memcpy(void)
+{
+    size_t size = 256 * (size_t)MIB;
+    char *a = km_malloc(size), *b = km_malloc(size);
+    double rate = -1;
+    if (a && b) {
+        memset(a, 1, size);
+        memset(b, 2, size);
+        int64_t t0 = km_now_ns();
+        memcpy(b, a, size);
+        rate = (double)size / seconds_since(t0) / 1e9;
+    }
+    km_free(a);
+    km_free(b);
+    return rate;
+}
+
+/* GB/s written to a new file in the working directory and synced. */
+static double probe_disk(void)
+{
+    char name[] = "kvmark-info-XXXXXX";
+    int fd = mkostemp(name, O_CLOEXEC);
+    char *block = km_calloc(4, MIB);
+    double rate = -1;
+    if (fd >= 0 && block) {
+        int64_t t0 = km_now_ns();
+        int n = 0;
+        while (n < 32 && write(fd, block, 4 * MIB) == 4 * MIB)
+            n++;
+        if (n == 32 && !fsync(fd))
+            rate = 32.0 * 4 * MIB / seconds_since(t0) / 1e9;
+    }
+    if (fd >= 0) {
+        unlink(name);
+        close(fd);
+    }
+    km_free(block);
+    return rate;
+}
+
+static void *drain(void *arg)
+{
+    int fd = *(int *)arg;
+    char *block = km_malloc(MIB);
+    while (block && read(fd, block, MIB) > 0)
+        ;
+    km_free(block);
+    return NULL;
+}
+
+static int loopback_pair(int fd[2])
+{
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof a;
+    int l = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    fd[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    fd[1] = -1;
+    if (l >= 0 && fd[0] >= 0 && !bind(l, (struct sockaddr *)&a, len) && !listen(l, 1) &&
+        !getsockname(l, (struct sockaddr *)&a, &len) && !connect(fd[0], (struct sockaddr *)&a, len))
+        fd[1] = accept(l, NULL, NULL);
+    close(l);
+    return fd[1] >= 0 ? 0 : -1;
+}
+
+/* GB/s through one TCP connection on loopback. */
+static double probe_loopback(void)
+{
+    int fd[2];
+    char *block = km_calloc(1, MIB);
+    double rate = -1;
+    pthread_t t;
+    if (block && !loopback_pair(fd) && !pthread_create(&t, NULL, drain, &fd[1])) {
+        int64_t t0 = km_now_ns();
+        int n = 0;
+        while (n < 256 && write(fd[0], block, MIB) == MIB)
+            n++;
+        shutdown(fd[0], SHUT_WR);
+        pthread_join(t, NULL);
+        rate = n == 256 ? 256.0 * MIB / seconds_since(t0) / 1e9 : -1;
+        close(fd[0]);
+        close(fd[1]);
+    }
+    km_free(block);
+    return rate;
+}
+
+static const struct {
+    const char *key, *what, *unit;
+    double (*probe)(void);
+} limits[] = {
+    {"gemm_gflops", "sgemm 1024 x 1024 x 1024", "GFLOP/s", probe_gemm},
+    {"memcpy_gbps", "memcpy, one thread", "GB/s", probe_memcpy},
+    {"loopback_gbps", "TCP on loopback, one connection", "GB/s", probe_loopback},
+    {"disk_write_gbps", "file write and fsync, this folder", "GB/s", probe_disk},
+};
+
+static bool as_json;
+
+static int flags(struct km_flag *out, int max)
+{
+    if (max > 0)
+        out[0] = (struct km_flag){"json", 0, KM_BOOL, &as_json, NULL, "one JSON object instead of lines", 0, 0};
+    return max > 0;
+}
+
+static void print_lines(const cJSON *all)
+{
+    const cJSON *group, *item;
+    cJSON_ArrayForEach(group, all)
+    {
+        printf("%s\n", group->string);
+        cJSON_ArrayForEach(item, group)
+        {
+            if (cJSON_IsString(item))
+                printf("  %-24s %s\n", item->string, item->valuestring);
+            else if (cJSON_IsNumber(item))
+                printf("  %-24s %.6g\n", item->string, item->valuedouble);
+        }
+    }
+}
+
+static int run(int argc, char **argv)
+{
+    struct km_flag table[1];
+    struct km_strs pos = {0};
+    struct km_err err = {0};
+    bool help;
+    as_json = false;
+    int rc = km_args_parse(table, flags(table, 1), argc, argv, &pos, &help, &err);
+    if (!rc && pos.n)
+        rc = km_fail(&err, KM_EINVAL, "info takes no arguments, only --json");
+    km_free(pos.v);
+    if (rc) {
+        km_log(KM_LOG_ERROR, "%s", err.msg);
+        return CMD_USAGE;
+    }
+    cJSON *all = cJSON_CreateObject();
+    cJSON_AddItemToObject(all, "machine", hz_environment());
+    cJSON *devices = cJSON_AddObjectToObject(all, "devices");
+    static const char *const names[] = {"cpu", "cuda"};
+    for (int i = 0; i < 2; i++) {
+        const struct backend *be;
+        cJSON_AddStringToObject(devices, names[i], backend_pick(names[i], &be, &err) ? err.msg : "available");
+    }
+    cJSON *measured = cJSON_AddObjectToObject(all, "limits");
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        double v = median_rate(limits[i].probe);
+        if (v < 0)
+            cJSON_AddNullToObject(measured, limits[i].key);
+        else
+            cJSON_AddNumberToObject(measured, limits[i].key, v);
+    }
+    char *text = as_json ? cJSON_Print(all) : NULL;
+    if (text)
+        puts(text);
+    else
+        print_lines(all);
+    for (size_t i = 0; !as_json && i < sizeof limits / sizeof *limits; i++)
+        printf("  # %s: %s, in %s, median of %d\n", limits[i].key, limits[i].what, limits[i].unit, REPEATS);
+    cJSON_free(text);
+    cJSON_Delete(all);
+    return CMD_OK;
+}
+
+const struct cmd cmd_info = {
+    .name = "info",
+    .usage = "[--json]",
+    .summary = "This machine, its devices, and its limits, measured now",
+    .text = "",
+    .run = run,
+    .flags = flags,
+};

@@ -1,0 +1,47 @@
+/* An engine and its server from command-line flags: what `serve` runs, and what `run` starts beside itself.
+ *
+ * `host_opts` holds every serve flag with vLLM's names. host_serve opens model, tokenizer, cache layer,
+ * engine and server in this order and serves until told to stop; host_spawn does that in a child process, so that the
+ * client is measured apart from what it measures. */
+#ifndef HZ_HOST_H
+#define HZ_HOST_H
+
+#include "base/args.h"
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct host_opts {
+    const char *model, *tokenizer, *load_format, *dtype, *device;
+    const char *host, *served_model_name, *api_key;
+    const char *kv_cache, *kv_config, *kv_role;
+    int64_t port, seed, threads;
+    int64_t max_model_len, max_num_seqs, max_num_batched_tokens, block_size, num_gpu_blocks_override;
+    int64_t gpu_memory_limit, chunk_size;
+    double gpu_memory_utilization;
+    bool enable_prefix_caching, batch_invariant;
+};
+struct host_opts host_defaults(void);
+/* The serve flags, pointing into o; returns how many. */
+int host_flags(struct host_opts *o, struct km_flag *out, int max);
+
+/* What of the options ends up in results; text buffers owned by the caller. */
+struct host_facts {
+    char kv[128];            /* "none", "dram=5GiB, chunk 256" */
+    bool dummy_weights;
+};
+/* Checks everything that can be checked without loading weights. */
+int host_check(const struct host_opts *o, struct host_facts *facts, struct km_err *err);
+
+/* Serves in this process until SIGTERM or SIGINT. ready (may be NULL) is called once the port is bound. */
+int host_serve(const struct host_opts *o, void (*ready)(void *arg, int port), void *arg, struct km_err *err);
+
+/* Starts host_serve in a child on a free port (o->port is ignored). The child ends with this process. Returns when it
+ * accepts connections; a child that fails hands its error over. */
+int host_spawn(const struct host_opts *o, pid_t *pid, int *port, struct km_err *err);
+/* Ends the child and collects it; a child that had died before is an error that says how. */
+int host_stop(pid_t pid, struct km_err *err);
+
+#endif

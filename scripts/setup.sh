@@ -1,0 +1,43 @@
+#!/bin/sh
+# Debian and Ubuntu packages that the build and the tests need. Installs what is missing as root or by sudo without a
+# password; otherwise prints the one command that would and exits 1.
+set -eu
+
+packages="build-essential cmake pkg-config libcjson-dev libcurl4-openssl-dev libevent-dev libssl-dev libxxhash-dev
+libpcre2-dev libutf8proc-dev libopenblas-dev libyaml-dev libcmocka-dev gnuplot-nox"
+
+if ! command -v dpkg-query >/dev/null 2>&1; then
+    echo "setup: this is not Debian or Ubuntu; install the equivalents of:" $packages >&2
+    exit 1
+fi
+
+missing=""
+for p in $packages; do
+    case "$(dpkg-query -W -f='${Status}' "$p" 2>/dev/null || true)" in
+    "install ok installed") ;;
+    *) missing="$missing $p" ;;
+    esac
+done
+# Another flavour of libcurl's headers, or another gnuplot, serves as well.
+if pkg-config --exists libcurl 2>/dev/null; then missing=$(echo "$missing" | sed 's/ libcurl4-openssl-dev//'); fi
+if command -v gnuplot >/dev/null 2>&1; then missing=$(echo "$missing" | sed 's/ gnuplot-nox//'); fi
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" = 0 ]; then
+    as=""
+elif sudo -n true 2>/dev/null; then
+    as="sudo"
+else
+    echo "setup: packages are missing; run this once, then make again:" >&2
+    echo "  sudo apt-get update && sudo apt-get install -y --no-install-recommends$missing" >&2
+    exit 1
+fi
+echo "setup: installing$missing" >&2
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+if ! { $as apt-get update -qq && $as apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    echo "setup: apt-get failed (full log: $log)" >&2
+    exit 1
+fi
+rm -f "$log"
