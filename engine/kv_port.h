@@ -67,11 +67,15 @@ struct kv_port {
      * load completes or the sequence closes. Called again after a preemption with a longer prompt. */
     int (*lookup)(struct kv_seq *s, const int32_t *tokens, int n);
     /* Fill the pages of tokens [from, to), multiples of the block size within the last lookup.
-     * block_table[i] is the page of tokens [i*B, (i+1)*B). ticket 0: already complete, *good is set. */
+     * block_table[i] is the page of tokens [i*B, (i+1)*B), readable until the ticket is finished. ticket 0:
+     * already complete, *good is set. */
     int (*load)(struct kv_seq *s, int from, int to, const int32_t *block_table, uint64_t *ticket, int *good);
     /* Tokens [0, n) are computed and lie in the pages: keep the whole chunks among them that are not yet
-     * kept. Called after steps that passed a chunk's end. ticket 0: nothing is in flight. */
-    int (*store)(struct kv_seq *s, const int32_t *tokens, int n, const int32_t *block_table, uint64_t *ticket);
+     * kept. The first n_prompt of the request came as its prompt, the others it generated; the cache decides
+     * whether it wants those. Called after steps that passed a chunk's end; tokens are the caller's for the
+     * call only, block_table as in load. ticket 0: nothing is in flight. */
+    int (*store)(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, const int32_t *block_table,
+                 uint64_t *ticket);
     /* 1 complete, 0 pending, <0 failed. For a load, *good (may be NULL for a store) is the number of tokens,
      * from 0, now right in the pages (>= from); a failed load still sets it. A finished ticket is forgotten. */
     int (*poll)(void *self, uint64_t ticket, int *good);
