@@ -1,6 +1,6 @@
 /* A Qwen3 checkpoint: its config, and its tensors wherever they come from.
  *
- * `struct mdl` is read-only once opened and owns the mapped files. Tensors are read through
+ * `struct mdl` is read-only once opened and owns the open files. Tensors are read through
  * mdl_read, which converts to the type a backend wants: whether they come from safetensors (bf16, f16
  * or f32, one file or shards) or from the seed of a preset with dummy weights is not the caller's
  * business. Shapes are checked against the config before anything is read.
