@@ -270,6 +270,11 @@ const char *mdl_dir(const struct mdl *m)
     return m->dir;
 }
 
+uint64_t mdl_seed(const struct mdl *m)
+{
+    return m->seed;
+}
+
 bool mdl_is_dummy(const struct mdl *m)
 {
     return m->dummy;

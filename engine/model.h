@@ -60,6 +60,7 @@ const struct mdl_config *mdl_config(const struct mdl *m);
 const char *mdl_name(const struct mdl *m);     /* the preset, or the folder's last path part */
 const char *mdl_dir(const struct mdl *m);      /* NULL for a preset */
 bool mdl_is_dummy(const struct mdl *m);        /* results say so wherever their numbers appear */
+uint64_t mdl_seed(const struct mdl *m);         /* of dummy weights */
 int64_t mdl_params(const struct mdl *m);
 
 /* rows x cols of a tensor; cols is 1 for vectors. */
