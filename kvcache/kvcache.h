@@ -41,6 +41,9 @@ void kvc_free(struct kvc *k);
 /* The port to hand to eng_open; it borrows k. */
 void kvc_port(struct kvc *k, struct kv_port *out);
 
+/* Time spent on checksums so far, summed over the threads that compute them. */
+int64_t kvc_checksum_ns(const struct kvc *k);
+
 /* Walks index, LRU list, pins and bytes: 0, or the first broken invariant. For tests. */
 int kvc_check(const struct kvc *k, struct km_err *err);
 

@@ -1,0 +1,357 @@
+/* What a user may say about the cache: LMCache's YAML file, or a one-line spec.
+ *
+ * Every key is a row of one of two tables: those served here, and those LMCache knows and we do not yet. A file
+ * made for LMCache is therefore read as it is, and a misspelt key is an error instead of a silent default. Values
+ * are scalars; quotes around them do not matter, as in LMCache. */
+#include "base/args.h"
+#include "base/file.h"
+#include "base/mem.h"
+#include "kvcache/kvcache.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <yaml.h>
+
+#define GIB ((int64_t)1 << 30)
+#define MAX_CHUNK 1048576        /* tokens: no context is longer */
+#define MAX_FILE ((size_t)1 << 20)
+#define MAX_BRACKETS 1000        /* libyaml's time grows with the square of the nesting */
+#define SIZE(a) ((int)(sizeof(a) / sizeof *(a)))
+
+static const char *const served[] = {"chunk_size",        "local_cpu",    "max_local_cpu_size",
+                                     "save_decode_cache", "cache_policy", "save_unfull_chunk"};
+
+/* LMCache's other keys, old and new; a trailing * stands for any ending. */
+static const char *const known[] = {
+    "local_cpu_use_hugepages", "reserve_local_cpu_size", "local_disk", "local_disk_path_sharding",
+    "max_local_disk_size", "remote_url", "remote_serde", "cost_aware_half_life_seconds", "cost_aware_ewma_alpha",
+    "pre_caching_hash_algorithm", "use_layerwise", "min_retrieve_tokens", "blocking_timeout_secs",
+    "lookup_timeout_ms", "enable_async_loading", "priority_limit", "hit_miss_ratio", "external_lookup_client",
+    "enable_scheduler_bypass_lookup", "lookup_server_worker_ids", "store_location", "retrieve_locations",
+    "numa_mode", "py_enable_gc", "pin_timeout_sec", "pin_check_interval_sec", "use_gpu_connector_v3",
+    "enable_kv_events", "lmcache_instance_id", "extra_config",
+    /* lazy pool */
+    "enable_lazy_memory_allocator", "lazy_memory_initial_ratio", "lazy_memory_expand_trigger_ratio",
+    "lazy_memory_step_ratio", "lazy_memory_safe_size",
+    /* blending */
+    "enable_blending", "blend_recompute_ratio", "blend_recompute_ratios", "blend_check_layers", "blend_thresholds",
+    "blend_min_tokens", "blend_special_str",
+    /* prefill and decode apart */
+    "enable_pd", "enable_nixl", "enable_xpyd", "pd_role", "pd_buffer_size", "pd_buffer_device", "pd_peer_host",
+    "pd_peer_init_port", "pd_peer_alloc_port", "pd_peer_query_port", "pd_proxy_host", "pd_proxy_port",
+    "pd_backend_mode", "pd_allocation_timeout_sec", "pd_shutdown_timeout_sec", "pd_max_prefill_len",
+    "pd_skip_proxy_notification", "pd_bidirectional", "transfer_channel", "nixl_*",
+    /* peers and controller */
+    "enable_p2p", "p2p_host", "p2p_init_ports", "p2p_lookup_ports", "lookup_url", "distributed_url",
+    "enable_controller", "controller_url", "controller_pull_url", "controller_reply_url", "lmcache_worker_ports",
+    "lmcache_worker_ids", "lmcache_worker_heartbeat_time", "lmcache_worker_heartbeat_delay_time", "mp_host",
+    "mp_port",
+    /* other storage */
+    "gds_path", "gds_buffer_size", "cufile_buffer_size", "use_gds", "gds_backend", "maru_path", "maru_pool_size",
+    "weka_path",
+    /* server, plugins, statistics */
+    "internal_api_server_*", "script_allowed_imports", "runtime_plugin_locations", "storage_plugins",
+    "remote_storage_plugins", "enable_chunk_statistics", "chunk_statistics_*", "enable_hidden_state_cache",
+    "max_hidden_state_cpu_size"};
+
+struct kvc_config kvc_defaults(void)
+{
+    return (struct kvc_config){.chunk_size = 256, .local_cpu = true, .max_local_cpu = 5 * GIB, .policy = KVC_LRU};
+}
+
+static bool is_known(const char *key)
+{
+    for (int i = 0; i < SIZE(known); i++) {
+        size_t n = strcspn(known[i], "*");
+        if (known[i][n] ? !strncmp(key, known[i], n) : !strcmp(key, known[i]))
+            return true;
+    }
+    return false;
+}
+
+static int unknown_key(const char *key, struct km_err *err)
+{
+    const char *all[SIZE(served) + SIZE(known)];
+    memcpy(all, served, sizeof served);
+    memcpy(all + SIZE(served), known, sizeof known);
+    const char *near = km_nearest(key, all, SIZE(all));
+    return near ? km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; did you mean \"%s\"?", key, near)
+                : km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; LMCache has no such key", key);
+}
+
+static bool is_null(const char *v)
+{
+    return !*v || !strcmp(v, "~") || !strcasecmp(v, "null") || !strcasecmp(v, "none");
+}
+
+static int read_bool(const char *key, const char *v, bool *out, struct km_err *err)
+{
+    static const char *const yes[] = {"true", "yes", "on", "y", "1"}, *const no[] = {"false", "no", "off", "n", "0"};
+    for (int i = 0; i < SIZE(yes); i++)
+        if (!strcasecmp(v, yes[i]) || !strcasecmp(v, no[i])) {
+            *out = !strcasecmp(v, yes[i]);
+            return 0;
+        }
+    return km_fail(err, KM_EINVAL, "%s is \"%.80s\"; it must be true or false", key, v);
+}
+
+static int read_number(const char *key, const char *v, double *out, struct km_err *err)
+{
+    char *end;
+    errno = 0;
+    *out = strtod(v, &end);
+    if (end == v || *end || errno || !isfinite(*out) || strpbrk(v, "xX"))
+        return km_fail(err, KM_EINVAL, "%s is \"%.80s\"; it must be a number", key, v);
+    return 0;
+}
+
+static int set_chunk(double v, const char *text, struct km_err *err, int *out)
+{
+    if (v < 1 || v > MAX_CHUNK || v != floor(v))
+        return km_fail(err, KM_EINVAL,
+                       "chunk_size is %.80s; it must be a whole number of tokens from 1 to %d, and a multiple of the "
+                       "engine's block size (256 is usual)",
+                       text, MAX_CHUNK);
+    *out = (int)v;
+    return 0;
+}
+
+static int set_gib(double v, const char *text, struct km_err *err, int64_t *out)
+{
+    if (v < 0 || v > 1048576)
+        return km_fail(err, KM_EINVAL, "max_local_cpu_size is %.80s; it must be between 0 and 1048576 (GiB)", text);
+    *out = (int64_t)(v * (double)GIB);
+    return 0;
+}
+
+static int set_policy(const char *v, struct km_err *err, enum kvc_policy *out)
+{
+    if (strcasecmp(v, "LRU") && strcasecmp(v, "FIFO"))
+        return km_fail(err, KM_EINVAL, "cache_policy is \"%.80s\"; this version has LRU and FIFO", v);
+    *out = strcasecmp(v, "LRU") ? KVC_FIFO : KVC_LRU;
+    return 0;
+}
+
+/* One of the served keys. An absent value (null) leaves the default, as in LMCache. */
+static int set_key(const char *key, const char *v, struct kvc_config *c, struct km_buf *warnings, struct km_err *err)
+{
+    double num = 0;
+    bool yes = false;
+    int rc = 0;
+    if (is_null(v))
+        return 0;
+    if (!strcmp(key, "chunk_size"))
+        return (rc = read_number(key, v, &num, err)) ? rc : set_chunk(num, v, err, &c->chunk_size);
+    if (!strcmp(key, "max_local_cpu_size"))
+        return (rc = read_number(key, v, &num, err)) ? rc : set_gib(num, v, err, &c->max_local_cpu);
+    if (!strcmp(key, "cache_policy"))
+        return set_policy(v, err, &c->policy);
+    if (!strcmp(key, "local_cpu"))
+        return read_bool(key, v, &c->local_cpu, err);
+    if (!strcmp(key, "save_decode_cache"))
+        return read_bool(key, v, &c->save_decode, err);
+    rc = read_bool(key, v, &yes, err); /* save_unfull_chunk */
+    if (!rc && yes)
+        km_buf_puts(warnings, "save_unfull_chunk: true has no effect, only whole chunks are kept\n");
+    return rc;
+}
+
+struct doc {
+    const char *path;
+    yaml_document_t yaml;
+    struct km_buf *warnings;
+};
+
+static int pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config *c, struct km_err *err)
+{
+    yaml_node_t *k = yaml_document_get_node(&d->yaml, p->key), *v = yaml_document_get_node(&d->yaml, p->value);
+    if (k->type != YAML_SCALAR_NODE)
+        return km_fail(err, KM_EFORMAT, "a key is not a plain word; write \"name: value\" lines");
+    const char *key = (const char *)k->data.scalar.value;
+    if (strlen(key) != k->data.scalar.length)
+        return km_fail(err, KM_EFORMAT, "a key contains a NUL character");
+    for (int i = 0; i < SIZE(served); i++) {
+        if (strcmp(key, served[i]))
+            continue;
+        if (v->type != YAML_SCALAR_NODE || strlen((const char *)v->data.scalar.value) != v->data.scalar.length)
+            return km_fail(err, KM_EINVAL, "%s is a %s; it must be one plain value", key,
+                           v->type == YAML_SEQUENCE_NODE  ? "list"
+                           : v->type == YAML_MAPPING_NODE ? "mapping"
+                                                          : "text with a NUL character");
+        return set_key(key, (const char *)v->data.scalar.value, c, d->warnings, err);
+    }
+    if (!is_known(key))
+        return unknown_key(key, err);
+    km_buf_printf(d->warnings, "not supported yet: %s\n", key);
+    return 0;
+}
+
+/* A later line would silently win over an earlier one. */
+static int check_twice(struct doc *d, const yaml_node_pair_t *first, const yaml_node_pair_t *p, struct km_err *err)
+{
+    yaml_node_t *k = yaml_document_get_node(&d->yaml, p->key);
+    for (; first < p; first++) {
+        yaml_node_t *o = yaml_document_get_node(&d->yaml, first->key);
+        if (k->type == YAML_SCALAR_NODE && o->type == YAML_SCALAR_NODE &&
+            !strcmp((const char *)k->data.scalar.value, (const char *)o->data.scalar.value))
+            return km_fail(err, KM_EFORMAT, "key \"%.80s\" is there twice (first in line %zu)",
+                           (const char *)k->data.scalar.value, o->start_mark.line + 1);
+    }
+    return 0;
+}
+
+static int read_map(struct doc *d, struct kvc_config *c, struct km_err *err)
+{
+    yaml_node_t *root = yaml_document_get_root_node(&d->yaml);
+    if (!root || (root->type == YAML_SCALAR_NODE && is_null((const char *)root->data.scalar.value)))
+        return 0; /* an empty file: all defaults */
+    if (root->type != YAML_MAPPING_NODE)
+        return km_fail(err, KM_EFORMAT, "%s, line %zu: the file is not a list of \"name: value\" lines", d->path,
+                       root->start_mark.line + 1);
+    yaml_node_pair_t *first = root->data.mapping.pairs.start, *end = root->data.mapping.pairs.top;
+    if (end - first > 1000)
+        return km_fail(err, KM_EFORMAT, "%s: %td keys; LMCache has fewer than 1000", d->path, end - first);
+    for (yaml_node_pair_t *p = first; p < end; p++) {
+        int rc = check_twice(d, first, p, err);
+        if (!rc)
+            rc = pair(d, p, c, err);
+        if (rc) {
+            size_t line = yaml_document_get_node(&d->yaml, p->key)->start_mark.line + 1;
+            return km_context(err, "%s, line %zu", d->path, line), rc;
+        }
+    }
+    return 0;
+}
+
+static int yaml_problem(const char *path, const yaml_parser_t *p, struct km_err *err)
+{
+    if (p->error == YAML_MEMORY_ERROR)
+        return km_fail(err, KM_ENOMEM, "%s: out of memory", path);
+    return km_fail(err, KM_EFORMAT, "%s, line %zu: not YAML: %s", path,
+                   (p->error == YAML_READER_ERROR ? 0 : p->problem_mark.line) + 1, p->problem ? p->problem : "?");
+}
+
+static int read_yaml(const char *path, const struct km_buf *text, struct kvc_config *c, struct km_buf *warnings,
+                     struct km_err *err)
+{
+    yaml_parser_t p;
+    struct doc d = {.path = path, .warnings = warnings};
+    if (!yaml_parser_initialize(&p))
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    yaml_parser_set_input_string(&p, (const unsigned char *)km_buf_str(text), text->len);
+    int rc = 0;
+    if (!yaml_parser_load(&p, &d.yaml))
+        rc = yaml_problem(path, &p, err);
+    else {
+        rc = read_map(&d, c, err);
+        bool more = !rc && yaml_document_get_root_node(&d.yaml);
+        yaml_document_delete(&d.yaml);
+        if (more) {
+            if (!yaml_parser_load(&p, &d.yaml))
+                rc = yaml_problem(path, &p, err);
+            else {
+                yaml_node_t *second = yaml_document_get_root_node(&d.yaml);
+                if (second)
+                    rc = km_fail(err, KM_EFORMAT, "%s, line %zu: a second document starts; keep one a file", path,
+                                 second->start_mark.line + 1);
+                yaml_document_delete(&d.yaml);
+            }
+        }
+    }
+    yaml_parser_delete(&p);
+    return rc;
+}
+
+int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warnings, struct km_err *err)
+{
+    struct km_buf text = {0};
+    struct kvc_config out = *c;
+    int rc = km_file_read(path, MAX_FILE, &text, err), open = 0;
+    for (size_t i = 0; i < text.len; i++)
+        open += text.data[i] == '[' || text.data[i] == '{';
+    if (!rc && open > MAX_BRACKETS)
+        rc = km_fail(err, KM_EFORMAT, "%s: %d opening brackets; a cache configuration needs fewer than %d", path, open,
+                     MAX_BRACKETS);
+    if (!rc)
+        rc = read_yaml(path, &text, &out, warnings, err);
+    km_buf_free(&text);
+    if (rc)
+        return rc;
+    if (out.local_cpu && out.max_local_cpu < 1)
+        return km_fail(err, KM_EINVAL,
+                       "%s: max_local_cpu_size is 0; give the GiB that the cache may take, or set local_cpu: false",
+                       path);
+    if (!out.local_cpu)
+        km_buf_puts(warnings, "local_cpu: false leaves no tier, nothing is cached\n");
+    if (!km_buf_ok(warnings))
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    *c = out;
+    return 0;
+}
+
+/* One element of the spec. */
+static int spec_item(const char *item, bool *had_dram, struct kvc_config *c, struct km_err *err)
+{
+    static const char *const later[] = {"disk=", "redis://", "redis-sentinel://", "redis-cluster://", "valkey://",
+                                        "lm://", "mooncakestore://", "mooncake://", "fs://", "s3://",
+                                        "infinistore://"};
+    for (int i = 0; i < SIZE(later); i++)
+        if (!strncasecmp(item, later[i], strlen(later[i])))
+            return km_fail(err, KM_EINVAL, "\"%.200s\" is not available in this version; use dram=SIZE", item);
+    if (strncmp(item, "dram=", 5))
+        return km_fail(err, KM_EINVAL, "\"%.200s\" is no cache tier; write \"none\" or for example \"dram=50GiB\"",
+                       item);
+    if (*had_dram)
+        return km_fail(err, KM_EINVAL, "dram= is there twice; give one size");
+    int64_t size;
+    int rc = km_parse_size(item + 5, &size, err);
+    if (rc)
+        return km_context(err, "dram="), rc;
+    if (size < 1)
+        return km_fail(err, KM_EINVAL, "\"%.200s\" leaves no memory; give a size, or \"none\" for no cache", item);
+    *had_dram = c->local_cpu = true;
+    c->max_local_cpu = size;
+    return 0;
+}
+
+int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km_err *err)
+{
+    struct kvc_config out = *c;
+    bool had_dram = false;
+    int rc = 0;
+    *off = false;
+    if (!strcmp(spec, "none")) {
+        *off = true;
+        return 0;
+    }
+    for (const char *p = spec; !rc; p++) {
+        size_t n = strcspn(p, ",");
+        char *item = km_strndup(p, n);
+        rc = item ? spec_item(item, &had_dram, &out, err) : km_fail(err, KM_ENOMEM, "out of memory");
+        km_free(item);
+        p += n;
+        if (!*p)
+            break;
+    }
+    if (rc)
+        return km_context(err, "cache \"%.200s\"", spec), rc;
+    *c = out;
+    return 0;
+}
+
+void kvc_describe(const struct kvc_config *c, struct km_buf *out)
+{
+    static const char *const unit[] = {"B", "KiB", "MiB", "GiB"};
+    int64_t size = c->max_local_cpu;
+    int u = 0;
+    while (u < 3 && size && size % 1024 == 0)
+        size /= 1024, u++;
+    if (c->local_cpu)
+        km_buf_printf(out, "dram=%lld%s, chunk %d", (long long)size, unit[u], c->chunk_size);
+    else
+        km_buf_printf(out, "no tier, chunk %d", c->chunk_size);
+    km_buf_printf(out, "%s%s", c->policy == KVC_FIFO ? ", FIFO" : "", c->save_decode ? ", decode kept" : "");
+}

@@ -1,0 +1,81 @@
+/* Slabs from the copier. What the machine has is asked before it is taken: an ordinary allocator would promise
+ * memory that is not there and the process would die much later, in the middle of a run. */
+#include "kvcache/dram.h"
+
+#include "base/mem.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Bytes this process may still take: available memory, or the control group's limit if that is less. */
+static int64_t available(void)
+{
+    long long kib = -1, limit = -1;
+    char line[128];
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %lld kB", &kib) != 1)
+        ;
+    if (f)
+        fclose(f);
+    f = fopen("/sys/fs/cgroup/memory.max", "r"); /* "max" where there is none */
+    if (f && fscanf(f, "%lld", &limit) != 1)
+        limit = -1;
+    if (f)
+        fclose(f);
+    int64_t have = kib < 0 ? INT64_MAX : kib * 1024;
+    return limit >= 0 && limit < have ? limit : have;
+}
+
+static size_t slab_bytes(const struct kvc_dram *d, int i)
+{
+    int left = d->n_slots - i * d->per_slab;
+    return (size_t)(left < d->per_slab ? left : d->per_slab) * d->slot_bytes;
+}
+
+int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slot_bytes, int64_t budget,
+                  size_t slab_most, struct km_err *err)
+{
+    const double gib = 1073741824.0;
+    *d = (struct kvc_dram){.copier = *copier, .slot_bytes = slot_bytes};
+    int64_t n = budget / (int64_t)slot_bytes, have = available();
+    if (n < 1)
+        return km_fail(err, KM_EINVAL,
+                       "the cache may take %.6g MiB (max_local_cpu_size), but one chunk of this model is %.6g MiB; "
+                       "raise it or lower chunk_size",
+                       (double)budget / 1048576, (double)slot_bytes / 1048576);
+    if (n > INT_MAX / 4)
+        return km_fail(err, KM_EINVAL, "the cache would hold %lld chunks, more than %d; raise chunk_size",
+                       (long long)n, INT_MAX / 4);
+    if (budget > have)
+        return km_fail(err, KM_ENOMEM,
+                       "the cache is to take %.4g GiB of memory (max_local_cpu_size), but this machine has %.4g GiB "
+                       "available; lower it",
+                       (double)budget / gib, (double)have / gib);
+    d->per_slab = slot_bytes >= slab_most ? 1 : (int)(slab_most / slot_bytes);
+    d->n_slots = (int)n;
+    int n_slabs = (d->n_slots + d->per_slab - 1) / d->per_slab;
+    d->slab = km_calloc((size_t)n_slabs, sizeof *d->slab);
+    if (!d->slab)
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    for (; d->n_slabs < n_slabs; d->n_slabs++) {
+        d->slab[d->n_slabs] = copier->host_alloc(copier->self, slab_bytes(d, d->n_slabs));
+        if (!d->slab[d->n_slabs]) {
+            double got = (double)d->n_slabs * (double)d->per_slab * (double)slot_bytes;
+            kvc_dram_close(d);
+            return km_fail(err, KM_ENOMEM,
+                           "only %.4g of the cache's %.4g GiB (max_local_cpu_size) could be had from this device's "
+                           "host memory; lower it",
+                           got / gib, (double)budget / gib);
+        }
+    }
+    return 0;
+}
+
+void kvc_dram_close(struct kvc_dram *d)
+{
+    for (int i = 0; i < d->n_slabs; i++)
+        d->copier.host_free(d->copier.self, d->slab[i], slab_bytes(d, i));
+    km_free(d->slab);
+    *d = (struct kvc_dram){0};
+}

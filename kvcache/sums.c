@@ -1,0 +1,83 @@
+/* XXH3 in place or on threads. The queue's lock orders a job's bytes before the thread that reads them; the done
+ * flag orders its sum before the thread that asked. */
+#include "kvcache/sums.h"
+
+#include "base/clock.h"
+
+#include <unistd.h>
+#include <xxhash.h>
+
+void kvc_sum_now(struct kvc_sum *j)
+{
+    int64_t t0 = km_now_ns();
+    j->sum = XXH3_64bits_withSeed(j->p, j->n, j->seed);
+    j->ns = km_now_ns() - t0;
+    atomic_store_explicit(&j->done, true, memory_order_release);
+}
+
+static void *work(void *arg)
+{
+    struct kvc_summer *s = arg;
+    pthread_mutex_lock(&s->mu);
+    for (;;) {
+        while (!s->head && !s->stop)
+            pthread_cond_wait(&s->more, &s->mu);
+        struct kvc_sum *j = s->head;
+        if (!j)
+            break;
+        s->head = j->next;
+        if (!s->head)
+            s->tail = &s->head;
+        pthread_mutex_unlock(&s->mu);
+        kvc_sum_now(j);
+        pthread_mutex_lock(&s->mu);
+    }
+    pthread_mutex_unlock(&s->mu);
+    return NULL;
+}
+
+void kvc_summer_open(struct kvc_summer *s)
+{
+    *s = (struct kvc_summer){0};
+    s->tail = &s->head;
+    pthread_mutex_init(&s->mu, NULL);
+    pthread_cond_init(&s->more, NULL);
+}
+
+void kvc_summer_close(struct kvc_summer *s)
+{
+    pthread_mutex_lock(&s->mu);
+    s->stop = true;
+    pthread_cond_broadcast(&s->more);
+    pthread_mutex_unlock(&s->mu);
+    for (int i = 0; i < s->n_threads; i++)
+        pthread_join(s->thread[i], NULL);
+    pthread_cond_destroy(&s->more);
+    pthread_mutex_destroy(&s->mu);
+}
+
+/* A quarter of the cores, so that tokenizing, HTTP and the engine keep theirs. */
+static void start(struct kvc_summer *s)
+{
+    long want = sysconf(_SC_NPROCESSORS_ONLN) / 4;
+    want = want < 1 ? 1 : want > KVC_SUM_THREADS ? KVC_SUM_THREADS : want;
+    while (s->n_threads < want && !pthread_create(&s->thread[s->n_threads], NULL, work, s))
+        s->n_threads++;
+    s->started = true;
+}
+
+void kvc_summer_put(struct kvc_summer *s, struct kvc_sum *j)
+{
+    if (!s->started)
+        start(s);
+    if (!s->n_threads) {
+        kvc_sum_now(j);
+        return;
+    }
+    pthread_mutex_lock(&s->mu);
+    j->next = NULL;
+    *s->tail = j;
+    s->tail = &j->next;
+    pthread_cond_signal(&s->more);
+    pthread_mutex_unlock(&s->mu);
+}

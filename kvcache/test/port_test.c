@@ -1,0 +1,756 @@
+/* The cache through its port, with fake pages: what was stored comes back byte for byte or not at all. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+#include "kvcache/test/fake.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_TOK = 2048, B = FAKE_B };
+
+/* A cache, its port, and pages: the first half of them hold what was computed, the second is loaded into. */
+struct rig {
+    struct fake f;
+    struct kvc *k;
+    struct kv_port p;
+    int32_t tok[MAX_TOK];
+    int32_t from[MAX_TOK / B], into[MAX_TOK / B];
+    struct kv_port_stats st;
+};
+
+static void rig_tokens(struct rig *r, int salt)
+{
+    for (int i = 0; i < MAX_TOK; i++)
+        r->tok[i] = i * 7 + salt * 100003;
+}
+
+static void rig_make(struct rig *r, int chunk, int slots)
+{
+    fake_open(&r->f);
+    struct kvc_config c = kvc_defaults();
+    c.chunk_size = chunk;
+    c.max_local_cpu = (int64_t)slots * (chunk / B) * (int64_t)r->f.geom.page_bytes + 100;
+    assert_int_equal(kvc_open(&r->k, &c, NULL), 0);
+    r->k->slab_bytes = 3 * (size_t)(chunk / B) * r->f.geom.page_bytes;
+    kvc_port(r->k, &r->p);
+    assert_int_equal(r->p.chunk_size, chunk);
+    assert_int_equal(r->p.attach(r->k, &r->f.geom, &r->f.copier, NULL), 0);
+    rig_tokens(r, 0);
+    for (int i = 0; i < MAX_TOK / B; i++) {
+        r->from[i] = i;
+        r->into[i] = FAKE_PAGES - 1 - i;
+    }
+}
+
+static void check(struct rig *r)
+{
+    struct km_err err = {0};
+    if (kvc_check(r->k, &err))
+        fail_msg("%s", err.msg);
+    r->p.stats(r->k, &r->st);
+    assert_true(r->st.bytes <= r->st.capacity && r->st.capacity <= r->k->cfg.max_local_cpu);
+}
+
+static void rig_free(struct rig *r)
+{
+    check(r);
+    kvc_free(r->k);
+    assert_int_equal(r->f.held, 0);
+    assert_int_equal(r->f.in_flight, 0);
+    fake_close(&r->f);
+}
+
+static int wait_for(struct rig *r, uint64_t ticket, int *good)
+{
+    int rc;
+    for (int i = 0; !(rc = r->p.poll(r->k, ticket, good)); i++)
+        assert_true(i < 100000000);
+    assert_int_equal(r->p.poll(r->k, ticket, NULL), KM_EINVAL); /* forgotten */
+    return rc;
+}
+
+/* Computes tokens [0, n) and offers them; 0 or the failure. */
+static int keep(struct rig *r, struct kv_seq *s, const char *salt, int n)
+{
+    uint64_t ticket;
+    for (int b = 0; b < n / B; b++)
+        fake_fill(&r->f, r->from[b], salt, r->tok, b);
+    int rc = r->p.store(s, r->tok, n, n, r->from, &ticket);
+    return ticket ? wait_for(r, ticket, NULL) < 0 ? -1 : 0 : rc;
+}
+
+static int keep_new(struct rig *r, const char *salt, int n)
+{
+    struct kv_seq *s = r->p.open(r->k, salt);
+    int rc = keep(r, s, salt, n);
+    r->p.close(s);
+    return rc;
+}
+
+static int hit(struct rig *r, const char *salt, int n)
+{
+    struct kv_seq *s = r->p.open(r->k, salt);
+    int got = r->p.lookup(s, r->tok, n);
+    r->p.close(s);
+    return got;
+}
+
+/* Loads [from, to) and checks every page: right inside the good part, untouched outside the range. */
+static int load(struct rig *r, struct kv_seq *s, const char *salt, int from, int to)
+{
+    uint64_t ticket;
+    int good = -1;
+    for (int b = 0; b < MAX_TOK / B; b++)
+        fake_wipe(&r->f, r->into[b]);
+    assert_int_equal(r->p.load(s, from, to, r->into, &ticket, &good), 0);
+    if (ticket) {
+        int rc = wait_for(r, ticket, &good);
+        assert_true(rc == 1 ? good == to : good < to);
+    }
+    assert_true(good >= from && good <= to);
+    for (int b = 0; b < MAX_TOK / B; b++) {
+        if (b >= from / B && b < good / B)
+            assert_true(fake_holds(&r->f, r->into[b], salt, r->tok, b));
+        else if (b < from / B || b >= to / B)
+            assert_true(fake_wiped(&r->f, r->into[b]));
+    }
+    return good;
+}
+
+static void lengths_around_edges(void **state)
+{
+    (void)state;
+    static const int chunks[] = {16, 64, 256}, edges[] = {16, 64, 256, 512};
+    for (int c = 0; c < 3; c++)
+        for (int e = 0; e < 4; e++)
+            for (int n = edges[e] - 1; n <= edges[e] + 1; n++)
+                for (int delay = 0; delay < 3; delay += 2) {
+                    struct rig r;
+                    rig_make(&r, chunks[c], 64);
+                    r.f.delay = delay;
+                    int whole = n / chunks[c] * chunks[c];
+                    assert_int_equal(hit(&r, NULL, n), 0);
+                    assert_int_equal(keep_new(&r, NULL, n), 0);
+                    check(&r);
+                    assert_int_equal(r.st.stored_tokens, whole);
+                    assert_int_equal(r.st.hit_tokens, 0);
+                    struct kv_seq *s = r.p.open(r.k, NULL);
+                    assert_int_equal(r.p.lookup(s, r.tok, n), whole);
+                    assert_int_equal(load(&r, s, NULL, 0, whole), whole);
+                    check(&r);
+                    assert_int_equal(r.st.hit_tokens, whole);
+                    assert_int_equal(r.st.loaded_tokens, whole);
+                    assert_int_equal(r.st.lookups, 2);
+                    assert_int_equal(r.st.lookup_tokens, 2 * n);
+                    assert_int_equal(r.st.chunks, whole / chunks[c]);
+                    assert_int_equal(r.st.failed_loads, 0);
+                    r.p.close(s);
+                    rig_free(&r);
+                }
+}
+
+static void loads_any_blocks(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 8);
+    assert_int_equal(keep_new(&r, NULL, 192), 0);
+    int n_loads = 0;
+    for (int from = 0; from <= 192; from += B)
+        for (int to = from; to <= 192; to += B) {
+            struct kv_seq *s = r.p.open(r.k, NULL);
+            r.f.delay = (from + to) / B % 3;
+            assert_int_equal(r.p.lookup(s, r.tok, 200), 192);
+            int pieces = r.f.n_pieces;
+            assert_int_equal(load(&r, s, NULL, from, to), to);
+            assert_int_equal(r.f.n_pieces - pieces, (to - from) / B); /* only the pages asked for */
+            n_loads++;
+            uint64_t t;
+            int good;
+            if (to > from) /* the load took the pins with it */
+                assert_int_equal(r.p.load(s, from, to, r.into, &t, &good), KM_EINVAL);
+            r.p.close(s);
+            check(&r);
+        }
+    assert_int_equal(r.st.failed_loads, 0);
+    assert_int_equal(r.st.hit_tokens, 192 * n_loads);
+    struct kv_seq *s = r.p.open(r.k, NULL);
+    uint64_t t = 9;
+    int good = -1;
+    r.p.lookup(s, r.tok, 128);
+    static const int bad[][2] = {{0, 144}, {-16, 16}, {32, 16}, {1, 16}, {0, 17}};
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(r.p.load(s, bad[i][0], bad[i][1], r.into, &t, &good), KM_EINVAL);
+        assert_int_equal(t, 0);
+        assert_int_equal(good, bad[i][0]);
+    }
+    r.p.close(s);
+    rig_free(&r);
+}
+
+static void salts_do_not_share(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 16);
+    static const char *const salts[] = {NULL, "", "a", "b", "aa"};
+    for (int i = 0; i < 5; i++) {
+        for (int j = i; j < 5; j++)
+            assert_int_equal(hit(&r, salts[j], 200), 0);
+        assert_int_equal(keep_new(&r, salts[i], 200), 0);
+        for (int j = 0; j <= i; j++) {
+            struct kv_seq *s = r.p.open(r.k, salts[j]);
+            assert_int_equal(r.p.lookup(s, r.tok, 200), 192);
+            assert_int_equal(load(&r, s, salts[j], 0, 192), 192);
+            r.p.close(s);
+        }
+    }
+    check(&r);
+    assert_int_equal(r.st.hit_tokens, 15 * 192);
+    assert_int_equal(r.st.chunks, 15);
+    rig_free(&r);
+}
+
+/* Every field of the identity moves the root; the same identity gives the same one. */
+static void identities_differ(void **state)
+{
+    (void)state;
+    struct fake f;
+    fake_open(&f);
+    struct kv_geom g[10];
+    int chunk[10];
+    for (int i = 0; i < 10; i++) {
+        g[i] = f.geom;
+        chunk[i] = 256;
+    }
+    g[1].model.b[31] ^= 1;
+    g[2].dtype = KM_F16;
+    g[3].layout = 2;
+    g[4].n_layers++;
+    g[5].n_kv_heads++;
+    g[6].head_dim++;
+    g[7].rope_theta = nextafter(g[7].rope_theta, 0);
+    chunk[8] = 512;
+    g[9].block_size = 32;
+    struct km_digest root[10];
+    for (int i = 0; i < 10; i++) {
+        struct kvc_keys k;
+        assert_int_equal(kvc_keys_open(&k, &g[i], chunk[i], NULL), 0);
+        root[i] = kvc_keys_root(&k, "s");
+        struct km_digest again = kvc_keys_root(&k, "s");
+        assert_memory_equal(&root[i], &again, sizeof again);
+        for (int j = 0; j < i; j++)
+            assert_memory_not_equal(&root[i], &root[j], sizeof root[i]);
+        kvc_keys_close(&k);
+    }
+    fake_close(&f);
+}
+
+/* Keys are part of what tiers and machines share: computed here once by another implementation (Python's hashlib
+ * over the bytes that keys.c states). */
+static void keys_are_as_stated(void **state)
+{
+    (void)state;
+    struct fake f;
+    struct kvc_keys k;
+    int32_t ids[128];
+    char hex[65];
+    for (int i = 0; i < 128; i++)
+        ids[i] = i;
+    fake_open(&f);
+    assert_int_equal(kvc_keys_open(&k, &f.geom, 64, NULL), 0);
+    struct km_digest d = kvc_keys_root(&k, "salt");
+    d = kvc_keys_next(&k, &d, ids);
+    d = kvc_keys_next(&k, &d, ids + 64);
+    km_hex(&d, hex);
+    assert_string_equal(hex, "c085b9408d7c170abd6da04d077055e0190148aeaa25a32df91ce86ed8edf3d4");
+    kvc_keys_close(&k);
+    fake_close(&f);
+}
+
+static void another_shape_is_another_cache(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 8);
+    assert_int_equal(keep_new(&r, NULL, 128), 0);
+    struct kv_seq *old = r.p.open(r.k, NULL);
+    assert_int_equal(r.p.lookup(old, r.tok, 128), 128);
+    r.p.detach(r.k);
+    assert_int_equal(r.f.held, 0);
+    r.f.geom.rope_theta = 1e4;
+    assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, NULL), 0);
+    assert_int_equal(hit(&r, NULL, 128), 0);
+    assert_int_equal(keep_new(&r, NULL, 128), 0);
+    assert_int_equal(hit(&r, NULL, 128), 128);
+    assert_int_equal(r.p.lookup(old, r.tok, 128), 0); /* from the attachment before */
+    uint64_t t;
+    assert_int_equal(r.p.store(old, r.tok, 128, 128, r.from, &t), 0);
+    r.p.close(old);
+    rig_free(&r);
+}
+
+static void collisions_miss(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 8);
+    r.k->keys.keep = 0; /* every chunk has the same key now */
+    assert_int_equal(keep_new(&r, NULL, 64), 0);
+    assert_int_equal(hit(&r, NULL, 64), 64);
+    r.tok[63]++;
+    assert_int_equal(hit(&r, NULL, 64), 0);
+    assert_int_equal(keep_new(&r, NULL, 64), 0); /* not over the one that is there */
+    assert_int_equal(hit(&r, NULL, 64), 0);
+    r.tok[63]--;
+    struct kv_seq *s = r.p.open(r.k, NULL);
+    assert_int_equal(r.p.lookup(s, r.tok, 64), 64);
+    assert_int_equal(load(&r, s, NULL, 0, 64), 64);
+    r.p.close(s);
+    memcpy(r.tok + 64, r.tok, 64 * sizeof *r.tok); /* same ids again, one chunk later: also equal keys */
+    assert_int_equal(hit(&r, NULL, 128), 64);
+    check(&r);
+    assert_int_equal(r.st.chunks, 1);
+    rig_free(&r);
+}
+
+static void damage_is_found(void **state)
+{
+    (void)state;
+    srand(11);
+    for (int round = 0; round < 200; round++) {
+        struct rig r;
+        rig_make(&r, 64, 8);
+        r.f.delay = round % 3;
+        assert_int_equal(keep_new(&r, NULL, 320), 0);
+        struct kv_seq *s = r.p.open(r.k, NULL), *other = r.p.open(r.k, NULL);
+        assert_int_equal(r.p.lookup(s, r.tok, 320), 320);
+        assert_int_equal(r.p.lookup(other, r.tok, 320), 320);
+        int bad = rand() % 5, from = rand() % 20 * B, to = from + (1 + rand() % (20 - from / B)) * B;
+        size_t bytes = r.k->dram.slot_bytes;
+        kvc_dram_at(&r.k->dram, s->pin[bad])[(size_t)rand() % bytes] ^= (char)(1 << rand() % 8);
+        bool met = bad >= from / 64 && bad <= (to - 1) / 64;
+        int want = !met ? to : bad * 64 > from ? bad * 64 : from;
+        assert_int_equal(load(&r, s, NULL, from, to), want);
+        check(&r);
+        assert_int_equal(r.st.failed_loads, met);
+        assert_int_equal(r.st.loaded_tokens, want - from);
+        assert_int_equal(r.st.chunks, 5 - met);
+        if (met) { /* gone for everyone, and whoever pinned it is told the same */
+            assert_int_equal(hit(&r, NULL, 320), bad * 64);
+            assert_int_equal(load(&r, other, NULL, 0, 320), bad * 64);
+            check(&r);
+            assert_int_equal(r.st.failed_loads, 2);
+            assert_int_equal(keep(&r, s, NULL, 320), 0); /* recomputed and stored again */
+            assert_int_equal(hit(&r, NULL, 320), 320);
+        }
+        r.p.close(s);
+        r.p.close(other);
+        rig_free(&r);
+    }
+}
+
+static void budget_and_order(void **state)
+{
+    (void)state;
+    for (int policy = KVC_LRU; policy <= KVC_FIFO; policy++) {
+        struct rig r;
+        rig_make(&r, 64, 7); /* two whole sequences of three and one more chunk */
+        r.k->chunks.policy = (enum kvc_policy)policy;
+        for (int i = 0; i < 2; i++) {
+            rig_tokens(&r, i);
+            assert_int_equal(keep_new(&r, NULL, 192), 0);
+        }
+        rig_tokens(&r, 0);
+        assert_int_equal(hit(&r, NULL, 192), 192); /* sequence 0 is the newest under LRU */
+        rig_tokens(&r, 2);
+        assert_int_equal(keep_new(&r, NULL, 192), 0); /* needs two chunks of others */
+        check(&r);
+        assert_int_equal(r.st.chunks, 7);
+        assert_int_equal(r.st.bytes, r.st.capacity);
+        assert_int_equal(r.st.evicted_chunks, 2);
+        assert_int_equal(hit(&r, NULL, 192), 192);
+        rig_tokens(&r, policy == KVC_LRU ? 1 : 0);
+        assert_int_equal(hit(&r, NULL, 192), 64); /* the tail went, the head stayed */
+        rig_tokens(&r, policy == KVC_LRU ? 0 : 1);
+        assert_int_equal(hit(&r, NULL, 192), 192);
+        rig_free(&r);
+    }
+}
+
+static void chunked_prefill_keeps_heads(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 6);
+    struct kv_seq *s = r.p.open(r.k, NULL);
+    for (int n = 64; n <= 640; n += 64) /* longer than the cache: its own head must not make room */
+        assert_int_equal(keep(&r, s, NULL, n), 0);
+    r.p.close(s);
+    assert_int_equal(hit(&r, NULL, 640), 384);
+    check(&r);
+    assert_int_equal(r.st.evicted_chunks, 0);
+    rig_tokens(&r, 1);
+    assert_int_equal(keep_new(&r, NULL, 128), 0);
+    rig_tokens(&r, 0);
+    assert_int_equal(hit(&r, NULL, 640), 256);
+    rig_free(&r);
+}
+
+static void pins_hold(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 4);
+    assert_int_equal(keep_new(&r, NULL, 192), 0);
+    struct kv_seq *s = r.p.open(r.k, NULL);
+    assert_int_equal(r.p.lookup(s, r.tok, 192), 192);
+    rig_tokens(&r, 1);
+    assert_int_equal(keep_new(&r, NULL, 192), 0); /* one slot is free, three are pinned */
+    assert_int_equal(hit(&r, NULL, 192), 64);
+    check(&r);
+    assert_int_equal(r.st.evicted_chunks, 0);
+    assert_int_equal(r.st.stored_tokens, 256);
+    assert_int_equal(r.p.reset(r.k), KM_ELIMIT);
+    check(&r);
+    assert_int_equal(r.st.chunks, 3);
+    rig_tokens(&r, 0);
+    assert_int_equal(load(&r, s, NULL, 64, 192), 192); /* drops the pins */
+    rig_tokens(&r, 1);
+    assert_int_equal(keep_new(&r, NULL, 256), 0);
+    assert_int_equal(hit(&r, NULL, 256), 256);
+    r.p.close(s);
+    assert_int_equal(r.p.reset(r.k), 0);
+    check(&r);
+    assert_int_equal(r.st.chunks, 0);
+    assert_int_equal(r.st.bytes, 0);
+    assert_int_equal(hit(&r, NULL, 256), 0);
+
+    /* a hit that the engine had no use for must not stay pinned while the request decodes */
+    assert_int_equal(keep_new(&r, NULL, 256), 0);
+    s = r.p.open(r.k, NULL);
+    struct kv_seq *none = r.p.open(r.k, NULL);
+    assert_int_equal(r.p.lookup(s, r.tok, 256), 256);
+    assert_int_equal(r.p.lookup(none, r.tok, 256), 256);
+    assert_int_equal(keep(&r, s, NULL, 256), 0);
+    assert_int_equal(load(&r, none, NULL, 256, 256), 256);
+    assert_int_equal(r.k->chunks.n_evictable, 4);
+    r.p.close(s);
+    r.p.close(none);
+    rig_free(&r);
+}
+
+static void late_copies_publish_late(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 8);
+    r.f.delay = 3;
+    assert_int_equal(keep_new(&r, "first", 64), 0); /* now the copier is known to be late */
+    r.f.n_copies = r.f.n_pieces = 0;
+    for (int b = 0; b < 12; b++)
+        fake_fill(&r.f, r.from[b], NULL, r.tok, b);
+    struct kv_seq *a = r.p.open(r.k, NULL), *b = r.p.open(r.k, NULL);
+    uint64_t ta, tb;
+    assert_int_equal(r.p.store(a, r.tok, 192, 192, r.from, &ta), 0);
+    assert_true(ta);
+    assert_int_equal(r.f.n_copies, 1); /* one call for all pages */
+    assert_int_equal(r.f.n_pieces, 12);
+    assert_int_equal(hit(&r, NULL, 192), 0);
+    assert_int_equal(r.p.store(b, r.tok, 192, 192, r.from, &tb), 0); /* all of it is under way */
+    assert_int_equal(tb, 0);
+    assert_int_equal(r.f.n_copies, 1);
+    assert_int_equal(r.p.reset(r.k), KM_ELIMIT);
+    r.p.close(a); /* the store goes on */
+    check(&r);
+    assert_int_equal(r.p.poll(r.k, ta, NULL), 0);
+    assert_int_equal(hit(&r, NULL, 192), 0);
+    assert_int_equal(wait_for(&r, ta, NULL), 1);
+    assert_int_equal(r.p.lookup(b, r.tok, 192), 192);
+    int good;
+    uint64_t t;
+    for (int i = 0; i < 12; i++)
+        fake_wipe(&r.f, r.into[i]);
+    assert_int_equal(r.p.load(b, 0, 192, r.into, &t, &good), 0);
+    assert_true(t);
+    r.p.close(b); /* so does a load */
+    assert_int_equal(r.p.reset(r.k), KM_ELIMIT);
+    check(&r);
+    assert_int_equal(wait_for(&r, t, &good), 1);
+    assert_int_equal(good, 192);
+    for (int i = 0; i < 12; i++)
+        assert_true(fake_holds(&r.f, r.into[i], NULL, r.tok, i));
+    assert_int_equal(r.p.reset(r.k), 0);
+    /* a new lookup while a load is open: the load must not drop the new pins */
+    assert_int_equal(keep_new(&r, NULL, 192), 0);
+    a = r.p.open(r.k, NULL);
+    assert_int_equal(r.p.lookup(a, r.tok, 192), 192);
+    assert_int_equal(r.p.load(a, 0, 64, r.into, &t, &good), 0);
+    assert_int_equal(r.p.lookup(a, r.tok, 192), 192);
+    assert_int_equal(wait_for(&r, t, &good), 1);
+    assert_int_equal(load(&r, a, NULL, 64, 192), 192);
+    assert_int_equal(r.p.poll(r.k, 0, NULL), KM_EINVAL);
+    assert_int_equal(r.p.poll(r.k, ~0ull, NULL), KM_EINVAL);
+    /* detaching finishes what is open */
+    rig_tokens(&r, 5);
+    assert_int_equal(r.p.store(a, r.tok, 192, 192, r.from, &t), 0);
+    r.p.close(a);
+    r.p.detach(r.k);
+    assert_int_equal(r.f.in_flight, 0);
+    rig_free(&r);
+}
+
+/* Each copy call fails once, at the call or at its ticket, for stores and for loads. */
+static void failing_copies(void **state)
+{
+    (void)state;
+    for (int at_poll = 0; at_poll < 2; at_poll++)
+        for (int delay = 0; delay < 3; delay++)
+            for (int n = 1; n <= 5; n++) {
+                struct rig r;
+                rig_make(&r, 64, 8);
+                r.f.delay = delay;
+                *(at_poll ? &r.f.fail_poll : &r.f.fail_copy) = n;
+                struct kv_seq *s = r.p.open(r.k, NULL);
+                bool failed = keep(&r, s, NULL, 256) < 0;
+                check(&r);
+                int got = hit(&r, NULL, 256);
+                assert_int_equal(got, failed ? r.st.stored_tokens : 256);
+                assert_true(!failed || got < 256);
+                r.p.close(s);
+                r.f.fail_copy = r.f.fail_poll = 0;
+                assert_int_equal(keep_new(&r, NULL, 256), 0);
+                s = r.p.open(r.k, NULL);
+                assert_int_equal(r.p.lookup(s, r.tok, 256), 256);
+                *(at_poll ? &r.f.fail_poll : &r.f.fail_copy) = n;
+                int good = load(&r, s, NULL, 16, 240);
+                check(&r);
+                assert_int_equal(r.st.failed_loads, good < 240);
+                assert_int_equal(r.st.loaded_tokens, good - 16);
+                if (n == 1)
+                    assert_int_equal(good, 16);
+                r.f.fail_copy = r.f.fail_poll = 0;
+                assert_int_equal(r.p.lookup(s, r.tok, 256), 256); /* a failed copy says nothing about the chunk */
+                assert_int_equal(load(&r, s, NULL, 0, 256), 256);
+                r.p.close(s);
+                rig_free(&r);
+            }
+}
+
+static void decode_tokens(void **state)
+{
+    (void)state;
+    for (int save = 0; save < 2; save++) {
+        struct rig r;
+        rig_make(&r, 64, 16);
+        r.k->cfg.save_decode = save;
+        struct kv_seq *s = r.p.open(r.k, NULL);
+        uint64_t t;
+        assert_int_equal(r.p.lookup(s, r.tok, 150), 0);
+        for (int b = 0; b < 20; b++)
+            fake_fill(&r.f, r.from[b], NULL, r.tok, b);
+        for (int n = 64; n <= 320; n += 64)
+            assert_int_equal(r.p.store(s, r.tok, n, 150, r.from, &t), 0);
+        r.p.close(s);
+        assert_int_equal(hit(&r, NULL, 320), save ? 320 : 128);
+        rig_free(&r);
+    }
+}
+
+/* A key is computed once per chunk and sequence, and an unknown prefix costs one. */
+static void misses_cost_one_hash(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 16);
+    struct kv_seq *s = r.p.open(r.k, NULL);
+    assert_int_equal(r.p.lookup(s, r.tok, 640), 0);
+    assert_int_equal(s->n_keys, 0); /* an empty cache is not even asked */
+    assert_int_equal(keep_new(&r, "other", 64), 0);
+    assert_int_equal(r.p.lookup(s, r.tok, 640), 0);
+    assert_int_equal(s->n_keys, 1);
+    assert_int_equal(keep(&r, s, NULL, 320), 0);
+    assert_int_equal(s->n_keys, 5);
+    struct km_digest k4 = s->key[4];
+    s->key[0].b[0] ^= 1; /* were it hashed again, the next keys would differ */
+    assert_int_equal(r.p.lookup(s, r.tok, 640), 0);
+    s->key[0].b[0] ^= 1;
+    assert_int_equal(r.p.lookup(s, r.tok, 640), 320);
+    assert_memory_equal(&k4, &s->key[4], sizeof k4);
+    r.p.close(s);
+    rig_free(&r);
+}
+
+static void tier_off(void **state)
+{
+    (void)state;
+    struct fake f;
+    fake_open(&f);
+    struct kvc_config c = kvc_defaults();
+    c.local_cpu = false;
+    struct kvc *k;
+    struct kv_port p;
+    struct kv_port_stats st;
+    assert_int_equal(kvc_open(&k, &c, NULL), 0);
+    kvc_port(k, &p);
+    assert_int_equal(p.attach(k, &f.geom, &f.copier, NULL), 0);
+    int32_t tok[256] = {0}, table[16] = {0};
+    struct kv_seq *s = p.open(k, "x");
+    uint64_t t;
+    assert_int_equal(p.lookup(s, tok, 256), 0);
+    assert_int_equal(p.store(s, tok, 256, 256, table, &t), 0);
+    assert_int_equal(p.lookup(s, tok, 256), 0);
+    p.close(s);
+    p.stats(k, &st);
+    assert_int_equal(st.capacity, 0);
+    assert_int_equal(st.lookups, 2);
+    assert_int_equal(f.held, 0);
+    assert_int_equal(p.reset(k), 0);
+    assert_int_equal(kvc_check(k, NULL), 0);
+    kvc_free(k);
+    fake_close(&f);
+}
+
+static void attach_refuses(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_make(&r, 64, 10);
+    struct km_err err;
+    assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_EINVAL);
+    assert_non_null(strstr(err.msg, "already"));
+    assert_int_equal(r.f.held, 10 * (int64_t)r.k->dram.slot_bytes);
+    r.p.detach(r.k);
+    struct kv_geom g = r.f.geom;
+    g.block_size = 48;
+    g.page_bytes *= 3;
+    assert_int_equal(r.p.attach(r.k, &g, &r.f.copier, &err), KM_EINVAL);
+    assert_non_null(strstr(err.msg, "chunk_size 64 is not a multiple of the engine's block size 48; use 96"));
+    g = r.f.geom;
+    g.page_bytes--;
+    assert_int_equal(r.p.attach(r.k, &g, &r.f.copier, &err), KM_EINVAL);
+    assert_non_null(strstr(err.msg, "pages are"));
+    g.n_layers = 0;
+    assert_int_equal(r.p.attach(r.k, &g, &r.f.copier, &err), KM_EINVAL);
+    for (int n = 1; n <= 4; n++) { /* ten slots are four slabs of three */
+        r.f.fail_alloc = n;
+        assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_ENOMEM);
+        assert_non_null(strstr(err.msg, "max_local_cpu_size"));
+        assert_int_equal(r.f.held, 0);
+    }
+    r.f.fail_alloc = 0;
+    r.k->cfg.max_local_cpu = 100;
+    assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_EINVAL);
+    assert_non_null(strstr(err.msg, "one chunk"));
+    g = r.f.geom;
+    g.n_layers <<= 16;
+    g.page_bytes <<= 16;
+    r.k->cfg.max_local_cpu = (int64_t)1 << 50;
+    assert_int_equal(r.p.attach(r.k, &g, &r.f.copier, &err), KM_ENOMEM);
+    assert_non_null(strstr(err.msg, "available"));
+    assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_EINVAL); /* more chunks than are counted */
+    assert_int_equal(hit(&r, NULL, 64), 0); /* nothing attached: a cache that knows nothing */
+    struct kvc_config c = kvc_defaults();
+    c.chunk_size = 0;
+    struct kvc *k;
+    assert_int_equal(kvc_open(&k, &c, &err), KM_EINVAL);
+    c = kvc_defaults();
+    c.max_local_cpu = 0;
+    assert_int_equal(kvc_open(&k, &c, &err), KM_EINVAL);
+    r.k->cfg.max_local_cpu = 1 << 20;
+    rig_free(&r);
+}
+
+/* Everything once, with the n-th allocation failing. True when it got through without reaching it. */
+static bool scenario(long n, int delay)
+{
+    struct fake f;
+    fake_open(&f);
+    f.delay = delay;
+    struct kvc_config c = kvc_defaults();
+    c.chunk_size = 64;
+    c.max_local_cpu = 1 << 16;
+    struct kvc *k = NULL;
+    struct kv_port p;
+    bool through = true;
+    km_mem_fail_at(n);
+    if (kvc_open(&k, &c, NULL))
+        through = false;
+    else {
+        kvc_port(k, &p);
+        if (p.attach(k, &f.geom, &f.copier, NULL))
+            through = false;
+        int32_t tok[256], table[16], into[16];
+        for (int i = 0; i < 256; i++)
+            tok[i] = i;
+        for (int i = 0; i < 16; i++) {
+            table[i] = i;
+            into[i] = 100 + i;
+            fake_fill(&f, i, "s", tok, i);
+        }
+        for (int round = 0; round < 2; round++) {
+            struct kv_seq *s = p.open(k, "s");
+            if (!s) {
+                through = false;
+                continue;
+            }
+            int got = p.lookup(s, tok, 256), good = 0;
+            uint64_t t;
+            int rc = p.load(s, 0, got, into, &t, &good);
+            through = through && !rc && got == (round ? 256 : 0);
+            while (t && !p.poll(k, t, &good))
+                ;
+            assert_true(good <= got);
+            for (int i = 0; i < good / 16; i++)
+                assert_true(fake_holds(&f, into[i], "s", tok, i));
+            rc = p.store(s, tok, 256, 256, table, &t);
+            through = through && !rc;
+            while (t && !p.poll(k, t, NULL))
+                ;
+            p.close(s);
+        }
+        km_mem_fail_at(0);
+        assert_int_equal(kvc_check(k, NULL), 0);
+    }
+    km_mem_fail_at(0);
+    kvc_free(k);
+    assert_int_equal(f.held, 0);
+    fake_close(&f);
+    return through;
+}
+
+static void no_memory_anywhere(void **state)
+{
+    (void)state;
+    for (int delay = 0; delay < 2; delay++) {
+        int64_t before = km_mem_stats(KM_MEM_HOST).current;
+        long n = 1;
+        while (!scenario(n, delay)) {
+            assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
+            assert_true(++n < 1000);
+        }
+        assert_true(n > 10);
+        assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lengths_around_edges), cmocka_unit_test(loads_any_blocks),
+        cmocka_unit_test(salts_do_not_share), cmocka_unit_test(identities_differ), cmocka_unit_test(keys_are_as_stated),
+        cmocka_unit_test(another_shape_is_another_cache), cmocka_unit_test(collisions_miss),
+        cmocka_unit_test(damage_is_found), cmocka_unit_test(budget_and_order),
+        cmocka_unit_test(chunked_prefill_keeps_heads), cmocka_unit_test(pins_hold),
+        cmocka_unit_test(late_copies_publish_late), cmocka_unit_test(failing_copies),
+        cmocka_unit_test(decode_tokens), cmocka_unit_test(misses_cost_one_hash), cmocka_unit_test(tier_off),
+        cmocka_unit_test(attach_refuses), cmocka_unit_test(no_memory_anywhere)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
