@@ -1,6 +1,6 @@
 /* One algorithm for every length: a list of symbols and a heap of the pairs that may merge, least rank
- * first, then leftmost. Entries are not removed when a neighbour changes; an entry whose pair no longer
- * makes what its rank makes is passed over, which is also Hugging Face's rule. n log n.
+ * first, then leftmost. Entries are not removed when a neighbour changes: a pair that changed makes a longer
+ * token or none, so that an entry which no longer makes what its rank makes is passed over. n log n.
  *
  * Most pieces are one token. Whether the merges make a token of its own bytes is found out the first time
  * and kept, so that such a piece costs one lookup. */
