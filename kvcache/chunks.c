@@ -219,8 +219,8 @@ int kvc_chunks_check(const struct kvc_chunks *s, const int32_t *refs, struct km_
         count[KVC_READY] != s->n_ready || count[KVC_DOOMED] != s->n_doomed || listed != s->n_ready ||
         indexed != s->n_ready + s->n_filling || evictable != s->n_evictable)
         return km_fail(err, KM_EINVAL,
-                       "counts differ: free %d/%d/%d, filling %d/%d, ready %d/%d, listed %d, indexed %d, doomed %d/%d, "
-                       "evictable %d/%d",
+                       "counts differ: free %d/%d/%d, filling %d/%d, ready %d/%d, listed %d, indexed %d, "
+                       "doomed %d/%d, evictable %d/%d",
                        s->n_free, count[KVC_FREE], free, s->n_filling, count[KVC_FILLING], s->n_ready,
                        count[KVC_READY], listed, indexed, s->n_doomed, count[KVC_DOOMED], s->n_evictable, evictable);
     return 0;

@@ -89,7 +89,8 @@ static bool is_null(const char *v)
 
 static int read_bool(const char *key, const char *v, bool *out, struct km_err *err)
 {
-    static const char *const yes[] = {"true", "yes", "on", "y", "1"}, *const no[] = {"false", "no", "off", "n", "0"};
+    static const char *const yes[] = {"true", "yes", "on", "y", "1"};
+    static const char *const no[] = {"false", "no", "off", "n", "0"};
     for (int i = 0; i < SIZE(yes); i++)
         if (!strcasecmp(v, yes[i]) || !strcasecmp(v, no[i])) {
             *out = !strcasecmp(v, yes[i]);
@@ -122,7 +123,8 @@ static int set_chunk(double v, const char *text, struct km_err *err, int *out)
 static int set_gib(double v, const char *text, struct km_err *err, int64_t *out)
 {
     if (v < 0 || v > 1048576)
-        return km_fail(err, KM_EINVAL, "max_local_cpu_size is %.80s; it must be between 0 and 1048576 (GiB)", text);
+        return km_fail(err, KM_EINVAL, "max_local_cpu_size is %.80s; it must be between 0 and 1048576 (GiB)",
+                       text);
     *out = (int64_t)(v * (double)GIB);
     return 0;
 }
@@ -136,7 +138,8 @@ static int set_policy(const char *v, struct km_err *err, enum kvc_policy *out)
 }
 
 /* One of the served keys. An absent value (null) leaves the default, as in LMCache. */
-static int set_key(const char *key, const char *v, struct kvc_config *c, struct km_buf *warnings, struct km_err *err)
+static int set_key(const char *key, const char *v, struct kvc_config *c, struct km_buf *warnings,
+                   struct km_err *err)
 {
     double num = 0;
     bool yes = false;
@@ -273,8 +276,8 @@ int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warni
     for (size_t i = 0; i < text.len; i++)
         open += text.data[i] == '[' || text.data[i] == '{';
     if (!rc && open > MAX_BRACKETS)
-        rc = km_fail(err, KM_EFORMAT, "%s: %d opening brackets; a cache configuration needs fewer than %d", path, open,
-                     MAX_BRACKETS);
+        rc = km_fail(err, KM_EFORMAT, "%s: %d opening brackets; a cache configuration needs fewer than %d", path,
+                     open, MAX_BRACKETS);
     if (!rc)
         rc = read_yaml(path, &text, &out, warnings, err);
     km_buf_free(&text);

@@ -41,16 +41,16 @@ int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slo
     int64_t n = budget / (int64_t)slot_bytes, have = available();
     if (n < 1)
         return km_fail(err, KM_EINVAL,
-                       "the cache may take %.6g MiB (max_local_cpu_size), but one chunk of this model is %.6g MiB; "
-                       "raise it or lower chunk_size",
+                       "the cache may take %.6g MiB (max_local_cpu_size), but one chunk of this model is %.6g "
+                       "MiB; raise it or lower chunk_size",
                        (double)budget / 1048576, (double)slot_bytes / 1048576);
     if (n > INT_MAX / 4)
         return km_fail(err, KM_EINVAL, "the cache would hold %lld chunks, more than %d; raise chunk_size",
                        (long long)n, INT_MAX / 4);
     if (budget > have)
         return km_fail(err, KM_ENOMEM,
-                       "the cache is to take %.4g GiB of memory (max_local_cpu_size), but this machine has %.4g GiB "
-                       "available; lower it",
+                       "the cache is to take %.4g GiB of memory (max_local_cpu_size), but this machine has %.4g "
+                       "GiB available; lower it",
                        (double)budget / gib, (double)have / gib);
     d->per_slab = slot_bytes >= slab_most ? 1 : (int)(slab_most / slot_bytes);
     d->n_slots = (int)n;

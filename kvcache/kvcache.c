@@ -194,7 +194,7 @@ static int check_geom(const struct kvc *k, const struct kv_geom *g, struct km_er
                        g->n_layers, g->n_kv_heads, g->head_dim, g->block_size, g->rope_theta);
     if (k->cfg.chunk_size % g->block_size)
         return km_fail(err, KM_EINVAL,
-                       "chunk_size %d is not a multiple of the engine's block size %d; use %d or change --block-size",
+                       "chunk_size %d is not a multiple of the engine's block size %d; use %d or another block size",
                        k->cfg.chunk_size, g->block_size,
                        (k->cfg.chunk_size / g->block_size + 1) * g->block_size);
     size_t want = 2 * km_dtype_size(g->dtype), chunk;
@@ -204,8 +204,8 @@ static int check_geom(const struct kvc *k, const struct kv_geom *g, struct km_er
         __builtin_mul_overflow(want, (size_t)g->block_size, &want) || want != g->page_bytes ||
         __builtin_mul_overflow(want, (size_t)(k->cfg.chunk_size / g->block_size), &chunk) || chunk > INT64_MAX)
         return km_fail(err, KM_EINVAL,
-                       "the engine's pages are %zu bytes, which is not what %d layers, %d KV heads of %d, blocks of %d "
-                       "and %s need",
+                       "the engine's pages are %zu bytes, which is not what %d layers, %d KV heads of %d, blocks "
+                       "of %d and %s need",
                        g->page_bytes, g->n_layers, g->n_kv_heads, g->head_dim, g->block_size,
                        km_dtype_name(g->dtype));
     return 0;
@@ -297,9 +297,10 @@ void kvc_free(struct kvc *k)
 
 void kvc_port(struct kvc *k, struct kv_port *out)
 {
-    *out = (struct kv_port){.self = k, .chunk_size = k->cfg.chunk_size, .attach = port_attach, .detach = port_detach,
-                            .open = port_open, .lookup = port_lookup, .load = port_load, .store = port_store,
-                            .poll = port_poll, .close = port_close, .reset = port_reset, .stats = port_stats};
+    *out = (struct kv_port){.self = k, .chunk_size = k->cfg.chunk_size, .attach = port_attach,
+                            .detach = port_detach, .open = port_open, .lookup = port_lookup, .load = port_load,
+                            .store = port_store, .poll = port_poll, .close = port_close, .reset = port_reset,
+                            .stats = port_stats};
 }
 
 int64_t kvc_checksum_ns(const struct kvc *k)

@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 
+#include <signal.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -61,8 +62,12 @@ static void start(struct kvc_summer *s)
 {
     long want = sysconf(_SC_NPROCESSORS_ONLN) / 4;
     want = want < 1 ? 1 : want > KVC_SUM_THREADS ? KVC_SUM_THREADS : want;
+    sigset_t all, old; /* signals are the main thread's business */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
     while (s->n_threads < want && !pthread_create(&s->thread[s->n_threads], NULL, work, s))
         s->n_threads++;
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
     s->started = true;
 }
 
