@@ -7,7 +7,8 @@
  * Files accepted (wl_spec_read): vLLM's generate_multi_turn.json ("filetype": "generate_conversations"),
  * unchanged; a JSON array of ready conversations in its format; and ours, "filetype": "random" with
  * "input_len", "output_len", "num_prompts", "range_ratio", "prefix_len" (the data set of `vllm bench serve
- * --dataset-name random`, "generator": "v0.10" (default, the write-up's) or "new"). */
+ * --dataset-name random`), "generator": "v0.10", "v0.11" (default, the write-up's) or "new", and "repeat_one":
+ * true for num_prompts requests that all share the first prompt. */
 #ifndef WL_WORKLOAD_H
 #define WL_WORKLOAD_H
 

@@ -1,0 +1,123 @@
+/* Ready conversations: [{"id": "...", "messages": [{"role": "user", "content": "..."}, ...]}, ...].
+ *
+ * A client asks for every answer that the file has, so each user message must be followed by an answer:
+ * roles alternate from user and the number of messages is even. */
+#include "workloads/internal.h"
+
+#include "base/mem.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int check_message(const cJSON *m, int i, struct km_err *err)
+{
+    const char *role = NULL, *content = NULL, *want = i % 2 ? "assistant" : "user";
+    if (!cJSON_IsObject(m))
+        return km_fail(err, KM_EINVAL, "it must be an object with \"role\" and \"content\"");
+    int rc = km_json_str(m, "role", true, &role, err);
+    if (!rc)
+        rc = km_json_str(m, "content", true, &content, err);
+    if (rc)
+        return rc;
+    if (strcmp(role, want))
+        return km_fail(err, KM_EINVAL, "its role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"",
+                       role, want);
+    if (cJSON_GetArraySize(m) != 2)
+        return km_fail(err, KM_EINVAL, "it has %d keys; it must have \"role\" and \"content\" only", cJSON_GetArraySize(m));
+    return 0;
+}
+
+static int check_conversation(const cJSON *v, struct km_err *err)
+{
+    if (!cJSON_IsObject(v))
+        return km_fail(err, KM_EINVAL, "it must be an object with \"id\" and \"messages\"");
+    if (cJSON_GetObjectItemCaseSensitive(v, "conversations"))
+        return km_fail(err, KM_EINVAL, "this is raw ShareGPT (\"conversations\"); convert it to \"messages\" with "
+                                       "\"role\" and \"content\" first");
+    const char *id = NULL;
+    const cJSON *msgs = NULL, *m;
+    int rc = km_json_str(v, "id", true, &id, err), n = 0;
+    if (!rc)
+        rc = km_json_item(v, "messages", true, cJSON_Array, &msgs, err);
+    if (rc)
+        return rc;
+    cJSON_ArrayForEach(m, msgs)
+    {
+        if ((rc = check_message(m, n++, err)))
+            return km_context(err, "message %d", n - 1);
+    }
+    if (n == 0 || n % 2)
+        return km_fail(err, KM_EINVAL, "it has %d messages; every user message needs an answer after it, so the number "
+                                       "must be even and more than 0", n);
+    if (n > WL_MAX_TURNS)
+        return km_fail(err, KM_ELIMIT, "it has %d messages; at most %d are accepted", n, WL_MAX_TURNS);
+    return 0;
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+static int check_ids(const cJSON *array, int n, struct km_err *err)
+{
+    const char **ids = km_reallocarray(NULL, (size_t)n, sizeof *ids);
+    if (!ids)
+        return km_fail(err, KM_ENOMEM, "out of memory for %d conversations", n);
+    int rc = 0, i = 0;
+    const cJSON *v;
+    cJSON_ArrayForEach(v, array)
+        ids[i++] = cJSON_GetObjectItemCaseSensitive(v, "id")->valuestring;
+    qsort(ids, (size_t)n, sizeof *ids, by_text);
+    for (i = 1; i < n && !rc; i++)
+        if (!strcmp(ids[i - 1], ids[i]))
+            rc = km_fail(err, KM_EINVAL, "the id \"%.80s\" occurs twice; ids must be unique", ids[i]);
+    km_free(ids);
+    return rc;
+}
+
+int wl_check_conversations(const cJSON *array, int *n, struct km_err *err)
+{
+    *n = 0;
+    const cJSON *v;
+    cJSON_ArrayForEach(v, array)
+    {
+        if (check_conversation(v, err))
+            return km_context(err, "conversation %d", *n);
+        if (++*n > WL_MAX_CONVS)
+            return km_fail(err, KM_ELIMIT, "there are more than %d conversations", WL_MAX_CONVS);
+    }
+    if (*n == 0)
+        return km_fail(err, KM_EINVAL, "the array of conversations is empty");
+    return check_ids(array, *n, err);
+}
+
+static int make_conversation(struct wl_conv *c, const cJSON *v, const struct tok *t, struct km_err *err)
+{
+    const cJSON *msgs = cJSON_GetObjectItemCaseSensitive(v, "messages"), *m;
+    const char *id = cJSON_GetObjectItemCaseSensitive(v, "id")->valuestring;
+    int rc = wl_conv_init(c, id, cJSON_GetArraySize(msgs), err), i = 0;
+    if (rc)
+        return rc;
+    cJSON_ArrayForEach(m, msgs)
+    {
+        struct wl_msg *out = &c->msgs[i++];
+        out->text = km_strdup(cJSON_GetObjectItemCaseSensitive(m, "content")->valuestring);
+        if (!out->text)
+            return km_fail(err, KM_ENOMEM, "out of memory copying conversations");
+        out->len = strlen(out->text);
+        out->n_tokens = -1;
+        if (t && (rc = wl_msg_count(out, t, err)))
+            return rc;
+    }
+    return 0;
+}
+
+int wl_make_conversations(struct wl_set *set, const struct wl_spec *s, const struct tok *t, struct km_err *err)
+{
+    const cJSON *v = s->json->child;
+    int rc = 0;
+    for (int c = 0; c < set->n && !rc; c++, v = v->next)
+        rc = make_conversation(&set->convs[c], v, t, err);
+    return rc;
+}

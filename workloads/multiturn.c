@@ -1,0 +1,250 @@
+/* Multi-turn conversations as vLLM's benchmark_serving_multi_turn.py generates them, byte for byte.
+ *
+ * Three steps. Draw: all sizes come from the generator, in its order, before any text is touched. Lay out:
+ * each message's slices of the source text are placed, which shows how much text is needed. Write: slices are
+ * decoded and joined. So a text that is too short is noticed before anything is built. */
+#include "workloads/internal.h"
+
+#include "base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char INSTRUCTION[] = "Please rewrite the following text and add more content: ";
+
+struct slice {
+    int64_t at, n; /* tokens of the text; n <= 0: nothing */
+};
+
+struct msg_plan {
+    struct slice prefix, body; /* an answer is a body only */
+};
+
+struct conv_plan {
+    int n;                 /* messages, even */
+    int64_t prefix;        /* tokens before the first instruction */
+    int64_t *size;         /* [n] tokens wanted: of the message at even places, of the answer at odd ones */
+    int64_t size_max;      /* of all n input sizes drawn, those at odd places included */
+    struct msg_plan *msgs; /* [n] */
+};
+
+struct plan {
+    struct conv_plan *convs; /* [n] */
+    int n;
+    int64_t common;          /* tokens shared by all first messages */
+    int64_t instruction;     /* tokens of INSTRUCTION */
+};
+
+static void plan_free(struct plan *p)
+{
+    for (int c = 0; c < p->n && p->convs; c++) {
+        km_free(p->convs[c].size);
+        km_free(p->convs[c].msgs);
+    }
+    km_free(p->convs);
+}
+
+/* Sizes of one conversation: n input sizes, then n output sizes, of which every other one is used. */
+static int draw_sizes(struct conv_plan *c, const struct wl_spec *s, int64_t least, struct wl_mt *r, struct km_err *err)
+{
+    size_t n = (size_t)c->n;
+    int64_t *out = km_reallocarray(NULL, n, sizeof *out);
+    c->size = km_reallocarray(NULL, n, sizeof *c->size);
+    c->msgs = km_calloc(n, sizeof *c->msgs);
+    int rc = out && c->size && c->msgs ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %d messages", c->n);
+    if (!rc)
+        rc = wl_law_sample(&s->input, r, c->n, c->size, err);
+    if (!rc)
+        rc = wl_law_sample(&s->output, r, c->n, out, err);
+    for (int i = 0; i < c->n && !rc; i++) {
+        if (c->size[i] < least)
+            c->size[i] = least;
+        if (c->size[i] > c->size_max)
+            c->size_max = c->size[i];
+    }
+    for (int i = 1; i < c->n && !rc; i += 2)
+        c->size[i] = out[i] < 1 ? 1 : out[i];
+    km_free(out);
+    return rc;
+}
+
+static int draw(struct plan *p, const struct wl_spec *s, uint32_t seed, struct km_err *err)
+{
+    struct wl_mt r;
+    wl_mt_seed(&r, seed);
+    int64_t *turns = km_reallocarray(NULL, (size_t)p->n, sizeof *turns);
+    int64_t *prefix = km_reallocarray(NULL, (size_t)p->n, sizeof *prefix);
+    p->convs = km_calloc((size_t)p->n, sizeof *p->convs);
+    int rc = turns && prefix && p->convs ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %d conversations", p->n);
+    if (!rc)
+        rc = wl_law_sample(&s->turns, &r, p->n, turns, err);
+    if (!rc)
+        rc = wl_law_sample(&s->prefix, &r, p->n, prefix, err);
+    if (!rc)
+        rc = wl_law_sample(&s->common, &r, 1, &p->common, err);
+    for (int c = 0; c < p->n && !rc; c++) {
+        int64_t n = turns[c] < 2 ? 2 : turns[c] + turns[c] % 2;
+        if (n > WL_MAX_TURNS) {
+            rc = km_fail(err, KM_ELIMIT, "conversation %d would have %lld messages; at most %d are accepted, so give "
+                                         "num_turns a \"max\"", c, (long long)n, WL_MAX_TURNS);
+            break;
+        }
+        p->convs[c].n = (int)n;
+        p->convs[c].prefix = prefix[c];
+        rc = draw_sizes(&p->convs[c], s, p->instruction, &r, err);
+    }
+    km_free(turns);
+    km_free(prefix);
+    return rc;
+}
+
+static void put_tag(struct km_buf *b, int c)
+{
+    km_buf_printf(b, "%d is a nice number... ", c);
+}
+
+/* What all first messages share: a slice of the text two tokens short of the common prefix, and a full stop. The
+ * slice counts from the end for a prefix of one token, as Python's does. */
+static int put_common(struct km_buf *b, const struct plan *p, const struct wl_text *text, const struct tok *t,
+                      struct km_err *err)
+{
+    if (p->common <= 0)
+        return 0;
+    int64_t all = (int64_t)text->ids.n, n = p->common >= 2 ? p->common - 2 : all - 1;
+    n = n > all ? all : n < 0 ? 0 : n;
+    int rc = tok_decode(t, text->ids.v, (size_t)n, false, b, err);
+    km_buf_putc(b, '.');
+    return rc;
+}
+
+/* Tokens of the opening of message i: the tag, after the common prefix in a first message. */
+static int64_t opening(int c, int i, const struct km_buf *common, const struct tok *t, struct km_err *err)
+{
+    struct km_buf b = {0};
+    if (i == 0)
+        km_buf_put(&b, common->data, common->len);
+    put_tag(&b, c);
+    int64_t n = km_buf_ok(&b) ? tok_count(t, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory for a tag");
+    km_buf_free(&b);
+    return n;
+}
+
+/* Places the slices. *need: one token more than the furthest end, as vLLM wants it. */
+static int lay_out(struct plan *p, const struct km_buf *common, const struct tok *t, int64_t *need, struct km_err *err)
+{
+    int64_t base = p->common > 0 ? p->common : 0, end = 0;
+    for (int c = 0; c < p->n; c++) {
+        struct conv_plan *v = &p->convs[c];
+        int64_t first = opening(c, 0, common, t, err), later = opening(c, 1, common, t, err);
+        if (first < 0 || later < 0)
+            return (int)(first < 0 ? first : later);
+        for (int i = 0; i < v->n; i++) {
+            struct msg_plan *m = &v->msgs[i];
+            if (i % 2) {
+                m->body = (struct slice){0, v->size[i]};
+            } else {
+                if (i == 0 && v->prefix > 0) {
+                    m->prefix = (struct slice){base, v->prefix};
+                    base += v->prefix;
+                }
+                int64_t left = v->size[i] - (i ? later : first) - p->instruction;
+                m->body = (struct slice){base + i * v->size_max, left};
+            }
+            if (m->prefix.n > 0 && m->prefix.at + m->prefix.n > end)
+                end = m->prefix.at + m->prefix.n;
+            if (m->body.n > 0 && m->body.at + m->body.n > end)
+                end = m->body.at + m->body.n;
+        }
+        base += v->n;
+    }
+    *need = end + 1;
+    return 0;
+}
+
+static int put_slice(struct km_buf *b, struct slice s, const struct wl_text *text, const struct tok *t, struct km_err *err)
+{
+    return s.n > 0 ? tok_decode(t, text->ids.v + s.at, (size_t)s.n, false, b, err) : 0;
+}
+
+static int write_message(struct wl_msg *out, const struct msg_plan *m, int c, int i, const struct km_buf *common,
+                         const struct wl_text *text, const struct tok *t, struct km_err *err)
+{
+    struct km_buf b = {0};
+    int rc = 0;
+    if (!out->assistant) {
+        if (i == 0)
+            km_buf_put(&b, common->data, common->len);
+        put_tag(&b, c);
+        if (m->prefix.n > 0)
+            km_buf_printf(&b, "%d, ", c);
+        rc = put_slice(&b, m->prefix, text, t, err);
+        km_buf_puts(&b, INSTRUCTION);
+    }
+    if (!rc)
+        rc = put_slice(&b, m->body, text, t, err);
+    if (!rc)
+        rc = wl_msg_take(out, &b, err);
+    if (!rc)
+        rc = wl_msg_count(out, t, err);
+    km_buf_free(&b);
+    return rc;
+}
+
+static int write_all(struct wl_set *set, const struct plan *p, const struct km_buf *common, const struct wl_text *text,
+                     const struct tok *t, struct km_err *err)
+{
+    for (int c = 0; c < p->n; c++) {
+        char id[40];
+        snprintf(id, sizeof id, "CONV_ID_%d", c);
+        int rc = wl_conv_init(&set->convs[c], id, p->convs[c].n, err);
+        for (int i = 0; i < p->convs[c].n && !rc; i++)
+            rc = write_message(&set->convs[c].msgs[i], &p->convs[c].msgs[i], c, i, common, text, t, err);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+/* At least the tokens that lay_out will ask for, from the sizes alone. */
+static int64_t bound(const struct plan *p)
+{
+    int64_t base = p->common, end = 0;
+    for (int c = 0; c < p->n; c++) {
+        const struct conv_plan *v = &p->convs[c];
+        base += v->prefix;
+        int64_t here = base + (v->n + 1) * v->size_max;
+        for (int i = 1; i < v->n; i += 2)
+            here = v->size[i] > here ? v->size[i] : here;
+        end = here > end ? here : end;
+        base += v->n;
+    }
+    return end + 1;
+}
+
+int wl_make_multi_turn(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                       struct km_err *err)
+{
+    struct plan p = {.n = set->n};
+    struct wl_text text = {0};
+    struct km_buf common = {0};
+    int64_t need = 0;
+    p.instruction = tok_count(t, INSTRUCTION, sizeof INSTRUCTION - 1, err);
+    int rc = p.instruction < 0 ? (int)p.instruction : draw(&p, s, (uint32_t)o->seed, err);
+    if (!rc)
+        rc = o->builtin_text ? wl_text_builtin(&text, bound(&p), t, err) : wl_text_files(&text, s, o, t, err);
+    if (!rc)
+        rc = put_common(&common, &p, &text, t, err);
+    if (!rc)
+        rc = lay_out(&p, &common, t, &need, err);
+    if (!rc && need > (int64_t)text.ids.n)
+        rc = km_fail(err, KM_EINVAL, "the text (%s) has %zu tokens and the workload needs %lld; use a longer text, "
+                                     "shorter prefixes or fewer conversations",
+                     text.label, text.ids.n, (long long)need);
+    if (!rc)
+        rc = write_all(set, &p, &common, &text, t, err);
+    memcpy(set->text, text.label, sizeof set->text);
+    km_buf_free(&common);
+    km_free(text.ids.v);
+    plan_free(&p);
+    return rc;
+}

@@ -1,0 +1,235 @@
+/* The data set "random" of `vllm bench serve`, in the three forms it has had.
+ *
+ * A prompt is a run of consecutive token ids from a random start, decoded. Ids rarely survive decoding and
+ * encoding one for one, and the forms differ in what they do about it. v0.10 (numpy's legacy generator) and v0.11
+ * (PCG64) encode again and cut off at the length wanted, so that prompts may come out short; "new" (PCG64)
+ * goes on adding random ids and cutting until the length is right. v0.11 is the write-up's: with its seed
+ * of 40 the mean is 1022.58 tokens at 1K, the figure its tables imply, where v0.10 gives 1020.23. */
+#include "workloads/internal.h"
+
+#include "base/mem.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { ROUNDS = 10 }; /* of adding and cutting */
+
+struct params {
+    int64_t *in, *out, *offset; /* [n] */
+    int n;
+    int32_t *allowed;           /* [n_allowed] ids below the vocabulary size that are not special */
+    int32_t n_allowed, vocab;
+    struct tok_ids prefix;
+    struct wl_mt mt;
+    struct wl_pcg pcg;
+};
+
+static void params_free(struct params *p)
+{
+    km_free(p->in);
+    km_free(p->out);
+    km_free(p->offset);
+    km_free(p->allowed);
+    km_free(p->prefix.v);
+}
+
+static int put_id(struct tok_ids *ids, int32_t id, struct km_err *err)
+{
+    if (ids->n == ids->cap) {
+        size_t cap = ids->cap ? ids->cap * 2 : 256;
+        int32_t *v = km_reallocarray(ids->v, cap, sizeof *v);
+        if (!v)
+            return km_fail(err, KM_ENOMEM, "out of memory for a prompt of %zu tokens", cap);
+        ids->v = v;
+        ids->cap = cap;
+    }
+    ids->v[ids->n++] = id;
+    return 0;
+}
+
+/* Decodes ids to text and encodes that again into ids. */
+static int round_trip(struct tok_ids *ids, struct km_buf *text, const struct tok *t, struct km_err *err)
+{
+    km_buf_clear(text);
+    int rc = tok_decode(t, ids->v, ids->n, false, text, err);
+    if (!rc && !km_buf_ok(text))
+        rc = km_fail(err, KM_ENOMEM, "out of memory for the text of %zu tokens", ids->n);
+    ids->n = 0;
+    return rc ? rc : tok_encode(t, km_buf_str(text), text->len, false, ids, err);
+}
+
+static void cut(struct tok_ids *ids, int64_t len)
+{
+    if ((int64_t)ids->n > len)
+        ids->n = (size_t)len;
+}
+
+/* v0.10, v0.11: ids become at most len tokens, and text what they decode to. */
+static int fit_by_cutting(struct tok_ids *ids, int64_t len, struct km_buf *text, const struct tok *t, struct km_err *err)
+{
+    int rc = round_trip(ids, text, t, err);
+    if (rc)
+        return rc;
+    cut(ids, len);
+    km_buf_clear(text);
+    return tok_decode(t, ids->v, ids->n, false, text, err);
+}
+
+/* new: exactly len tokens, save for the odd text that will not settle. */
+static int fit_exactly(struct params *p, struct tok_ids *ids, int64_t len, struct km_buf *text, const struct tok *t,
+                   struct km_err *err)
+{
+    for (int round = 0;; round++) {
+        int rc = round_trip(ids, text, t, err);
+        if (rc || round == ROUNDS || (int64_t)ids->n == len)
+            return rc;
+        while ((int64_t)ids->n < len)
+            if ((rc = put_id(ids, p->allowed[wl_pcg_int(&p->pcg, 0, p->n_allowed - 1)], err)))
+                return rc;
+        cut(ids, len);
+    }
+}
+
+static int draw_legacy(struct params *p, const struct wl_spec *s, struct km_err *err)
+{
+    struct wl_mt *r = &p->mt;
+    double in = (double)s->input_len, out = (double)s->output_len, ratio = s->range_ratio;
+    for (int64_t i = 0; i < s->prefix_len; i++) {
+        int rc = put_id(&p->prefix, (int32_t)wl_mt_int(r, 0, p->vocab - 1), err);
+        if (rc)
+            return rc;
+    }
+    for (int i = 0; i < p->n; i++)
+        p->in[i] = wl_mt_int(r, (int64_t)(in * (1 - ratio)), (int64_t)(in * (1 + ratio)));
+    for (int i = 0; i < p->n; i++)
+        p->out[i] = wl_mt_int(r, (int64_t)(out * (1 - ratio)), (int64_t)(out * (1 + ratio)));
+    for (int i = 0; i < p->n; i++)
+        p->offset[i] = wl_mt_int(r, 0, p->vocab - 1);
+    return 0;
+}
+
+static int draw_pcg(struct params *p, const struct wl_spec *s, const struct tok *t, struct km_err *err)
+{
+    struct wl_pcg *r = &p->pcg;
+    double in = (double)s->input_len, out = (double)s->output_len, ratio = s->range_ratio;
+    int64_t out_lo = (int64_t)floor(out * (1 - ratio));
+    for (int i = 0; i < p->n; i++)
+        p->in[i] = wl_pcg_int(r, (int64_t)floor(in * (1 - ratio)), (int64_t)ceil(in * (1 + ratio)));
+    for (int i = 0; i < p->n; i++)
+        p->out[i] = wl_pcg_int(r, out_lo < 1 ? 1 : out_lo, (int64_t)ceil(out * (1 + ratio)));
+    for (int i = 0; i < p->n; i++)
+        p->offset[i] = wl_pcg_int(r, 0, p->vocab - 1);
+    if (!s->prefix_len)
+        return 0;
+    int rc = 0;
+    for (int64_t i = 0; i < s->prefix_len && !rc; i++)
+        rc = put_id(&p->prefix, s->random == WL_RANDOM_NEW ? p->allowed[wl_pcg_int(r, 0, p->n_allowed - 1)]
+                                                           : (int32_t)wl_pcg_int(r, 0, p->vocab - 1), err);
+    struct km_buf text = {0};
+    if (!rc && s->random == WL_RANDOM_NEW)
+        rc = fit_exactly(p, &p->prefix, s->prefix_len, &text, t, err);
+    km_buf_free(&text);
+    return rc;
+}
+
+static int params_init(struct params *p, int n, const struct tok *t, struct km_err *err)
+{
+    p->n = n;
+    p->vocab = tok_vocab_size(t);
+    p->in = km_reallocarray(NULL, (size_t)n, sizeof *p->in);
+    p->out = km_reallocarray(NULL, (size_t)n, sizeof *p->out);
+    p->offset = km_reallocarray(NULL, (size_t)n, sizeof *p->offset);
+    p->allowed = km_reallocarray(NULL, (size_t)p->vocab, sizeof *p->allowed);
+    if (!p->in || !p->out || !p->offset || !p->allowed)
+        return km_fail(err, KM_ENOMEM, "out of memory for %d prompts", n);
+    for (int32_t id = 0; id < p->vocab; id++)
+        if (!tok_is_special(t, id))
+            p->allowed[p->n_allowed++] = id;
+    if (!p->n_allowed)
+        return km_fail(err, KM_EINVAL, "the tokenizer has no ordinary tokens to make random prompts of");
+    return 0;
+}
+
+/* Prompt i: prefix, then in[i] consecutive ids from its offset. */
+static int make_prompt(struct wl_msg *m, struct params *p, const struct wl_spec *s, int i, const struct tok *t,
+                       struct km_err *err)
+{
+    struct tok_ids ids = {0};
+    struct km_buf text = {0};
+    bool all = s->random != WL_RANDOM_NEW; /* ids of the whole vocabulary, special ones included */
+    int rc = 0;
+    for (size_t k = 0; k < p->prefix.n && !rc; k++)
+        rc = put_id(&ids, p->prefix.v[k], err);
+    for (int64_t k = 0; k < p->in[i] && !rc; k++) {
+        int64_t at = p->offset[i] + i + k;
+        rc = put_id(&ids, all ? (int32_t)(at % p->vocab) : p->allowed[at % p->n_allowed], err);
+    }
+    int64_t len = s->prefix_len + p->in[i];
+    if (!rc)
+        rc = all ? fit_by_cutting(&ids, len, &text, t, err) : fit_exactly(p, &ids, len, &text, t, err);
+    if (!rc && !ids.n)
+        rc = km_fail(err, KM_EINVAL, "prompt %d came out empty; make input_len larger", i);
+    if (!rc)
+        rc = wl_msg_take(m, &text, err);
+    if (!rc) {
+        m->n_tokens = (int)ids.n;
+        m->ids = ids.v;
+        ids.v = NULL;
+    }
+    km_free(ids.v);
+    km_buf_free(&text);
+    return rc;
+}
+
+static int copy_prompt(struct wl_msg *m, const struct wl_msg *from, struct km_err *err)
+{
+    m->text = km_malloc(from->len + 1);
+    m->ids = km_reallocarray(NULL, (size_t)from->n_tokens, sizeof *m->ids);
+    if (!m->text || !m->ids)
+        return km_fail(err, KM_ENOMEM, "out of memory for a prompt of %zu bytes", from->len);
+    memcpy(m->text, from->text, from->len + 1);
+    memcpy(m->ids, from->ids, (size_t)from->n_tokens * sizeof *m->ids);
+    m->len = from->len;
+    m->n_tokens = from->n_tokens;
+    return 0;
+}
+
+/* A placeholder of n tokens, so that a set written to a file and read back asks for the same lengths. A vocabulary
+ * in which " a" is not one token gets an empty one. */
+static int make_answer(struct wl_msg *m, int64_t n, bool fits, struct km_err *err)
+{
+    struct km_buf b = {0};
+    for (int64_t i = 0; i < n && fits; i++)
+        km_buf_puts(&b, " a");
+    m->n_tokens = (int)n;
+    int rc = wl_msg_take(m, &b, err);
+    km_buf_free(&b);
+    return rc;
+}
+
+int wl_make_random(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                   struct km_err *err)
+{
+    struct params p = {0};
+    wl_mt_seed(&p.mt, (uint32_t)o->seed);
+    wl_pcg_seed(&p.pcg, o->seed);
+    int64_t one = tok_count(t, " a", 2, err);
+    int rc = one < 0 ? (int)one : params_init(&p, set->n, t, err);
+    if (!rc)
+        rc = s->random == WL_RANDOM_V010 ? draw_legacy(&p, s, err) : draw_pcg(&p, s, t, err);
+    for (int i = 0; i < set->n && !rc; i++) {
+        struct wl_conv *c = &set->convs[i];
+        char id[40];
+        snprintf(id, sizeof id, "PROMPT_%d", i);
+        rc = wl_conv_init(c, id, 2, err);
+        if (!rc && i && s->repeat_one)
+            rc = copy_prompt(&c->msgs[0], &set->convs[0].msgs[0], err);
+        else if (!rc)
+            rc = make_prompt(&c->msgs[0], &p, s, i, t, err);
+        if (!rc)
+            rc = make_answer(&c->msgs[1], p.out[i] < 1 ? 1 : p.out[i], one == 1, err);
+    }
+    params_free(&p);
+    return rc;
+}

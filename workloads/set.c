@@ -1,0 +1,157 @@
+/* A generated set: building its parts, its identity, writing it out, freeing it.
+ *
+ * The identity is SHA-256 over what a client would send: for each conversation the line "id n", for each
+ * message the line "role tokens bytes", the text and a newline. Two sets with one hash are one workload,
+ * whichever way they came here. */
+#include "workloads/internal.h"
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/mem.h"
+
+#include <stdio.h>
+#include <string.h>
+
+int wl_conv_init(struct wl_conv *c, const char *id, int n, struct km_err *err)
+{
+    c->id = km_strdup(id);
+    c->msgs = km_calloc((size_t)n, sizeof *c->msgs);
+    if (!c->id || !c->msgs)
+        return km_fail(err, KM_ENOMEM, "out of memory for conversation %.80s of %d messages", id, n);
+    c->n = n;
+    for (int i = 1; i < n; i += 2)
+        c->msgs[i].assistant = true;
+    return 0;
+}
+
+int wl_msg_take(struct wl_msg *m, struct km_buf *text, struct km_err *err)
+{
+    km_buf_puts(text, ""); /* an empty text is a string too */
+    m->len = text->len;
+    m->text = km_buf_take(text);
+    return m->text ? 0 : km_fail(err, KM_ENOMEM, "out of memory for a message of %zu bytes", m->len);
+}
+
+int wl_msg_count(struct wl_msg *m, const struct tok *t, struct km_err *err)
+{
+    int64_t n = tok_count(t, m->text, m->len, err);
+    if (n < 0)
+        return (int)n;
+    m->n_tokens = m->assistant && n < 1 ? 1 : (int)n;
+    return 0;
+}
+
+static int identify(struct wl_set *s, struct km_err *err)
+{
+    struct km_sha *h;
+    int rc = km_sha_new(&h, err);
+    if (rc)
+        return rc;
+    char line[80];
+    km_sha_begin(h);
+    for (int c = 0; c < s->n; c++) {
+        const struct wl_conv *v = &s->convs[c];
+        km_sha_add(h, v->id, strlen(v->id));
+        km_sha_add(h, line, (size_t)snprintf(line, sizeof line, " %d\n", v->n));
+        for (int i = 0; i < v->n; i++) {
+            const struct wl_msg *m = &v->msgs[i];
+            int n = snprintf(line, sizeof line, "%s %d %zu\n", m->assistant ? "assistant" : "user", m->n_tokens, m->len);
+            km_sha_add(h, line, (size_t)n);
+            km_sha_add(h, m->text, m->len);
+            km_sha_add(h, "\n", 1);
+        }
+    }
+    struct km_digest d = km_sha_end(h);
+    km_hex(&d, s->sha256);
+    km_sha_free(h);
+    return 0;
+}
+
+static int fill(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                struct km_err *err)
+{
+    if (s->kind == WL_CONVERSATIONS)
+        return wl_make_conversations(set, s, t, err);
+    if (!t)
+        return km_fail(err, KM_EINVAL, "workload %s needs a tokenizer: pass --tokenizer DIR", s->name);
+    return s->kind == WL_RANDOM ? wl_make_random(set, s, o, t, err) : wl_make_multi_turn(set, s, o, t, err);
+}
+
+int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                struct km_err *err)
+{
+    *out = NULL;
+    int n = o->num_conversations > 0 ? o->num_conversations : s->n;
+    if (n > WL_MAX_CONVS)
+        return km_fail(err, KM_ELIMIT, "%d conversations are asked for; at most %d are accepted", n, WL_MAX_CONVS);
+    if (s->kind == WL_CONVERSATIONS && n > s->n)
+        return km_fail(err, KM_EINVAL, "%d conversations are asked for; %s holds %d", n, s->name, s->n);
+    bool legacy = s->kind == WL_MULTI_TURN || (s->kind == WL_RANDOM && s->random == WL_RANDOM_V010);
+    if (legacy && o->seed > UINT32_MAX)
+        return km_fail(err, KM_EINVAL, "the seed is %llu; this generator takes seeds up to 4294967295",
+                       (unsigned long long)o->seed);
+    struct wl_set *set = km_calloc(1, sizeof *set);
+    int rc = 0;
+    if (set) {
+        set->name = km_strdup(s->name);
+        set->convs = km_calloc((size_t)n, sizeof *set->convs);
+        set->n = set->convs ? n : 0;
+        set->kind = s->kind;
+    }
+    if (!set || !set->name || !set->convs)
+        rc = km_fail(err, KM_ENOMEM, "out of memory for %d conversations", n);
+    if (!rc)
+        rc = fill(set, s, o, t, err);
+    if (!rc)
+        rc = identify(set, err);
+    if (rc) {
+        wl_set_free(set);
+        return rc;
+    }
+    for (int c = 0; c < n; c++)
+        set->n_requests += set->convs[c].n / 2;
+    *out = set;
+    return 0;
+}
+
+void wl_set_free(struct wl_set *s)
+{
+    if (!s)
+        return;
+    for (int c = 0; c < s->n; c++) {
+        for (int i = 0; i < s->convs[c].n; i++) {
+            km_free(s->convs[c].msgs[i].text);
+            km_free(s->convs[c].msgs[i].ids);
+        }
+        km_free(s->convs[c].msgs);
+        km_free(s->convs[c].id);
+    }
+    km_free(s->convs);
+    km_free(s->name);
+    km_free(s);
+}
+
+int wl_set_write(const struct wl_set *s, const char *path, struct km_err *err)
+{
+    struct km_buf b = {0};
+    km_buf_puts(&b, "[");
+    for (int c = 0; c < s->n; c++) {
+        const struct wl_conv *v = &s->convs[c];
+        km_buf_puts(&b, c ? ",\n    {\n        \"id\": \"" : "\n    {\n        \"id\": \"");
+        km_buf_put_json(&b, v->id, strlen(v->id));
+        km_buf_puts(&b, "\",\n        \"messages\": [");
+        for (int i = 0; i < v->n; i++) {
+            const struct wl_msg *m = &v->msgs[i];
+            km_buf_printf(&b, "%s\n            {\n                \"role\": \"%s\",\n                \"content\": \"",
+                          i ? "," : "", m->assistant ? "assistant" : "user");
+            km_buf_put_json(&b, m->text, m->len);
+            km_buf_puts(&b, "\"\n            }");
+        }
+        km_buf_puts(&b, "\n        ]\n    }");
+    }
+    km_buf_puts(&b, "\n]\n");
+    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err)
+                           : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+    km_buf_free(&b);
+    return rc;
+}
