@@ -125,7 +125,7 @@ int wl_law_read(struct wl_law *out, const cJSON *section, const char *where, con
     const cJSON *v;
     int rc = km_json_item(section, key, need, cJSON_Object, &v, err);
     if (rc)
-        return km_context(err, "\"%s\"", where), rc;
+        return km_context(err, "\"%s\"", where);
     if (v && (rc = read_law(out, v, err)))
         km_context(err, "\"%s.%s\"", where, key);
     return rc;

@@ -224,10 +224,10 @@ int64_t wl_pcg_int(struct wl_pcg *r, int64_t lo, int64_t hi)
         return lo;
     if (span == UINT32_MAX)
         return lo + pcg_u32(r);
-    uint32_t n = span + 1, floor_ = (UINT32_MAX - span) % n;
+    uint32_t n = span + 1, least = (UINT32_MAX - span) % n;
     uint64_t m;
     do {
         m = (uint64_t)pcg_u32(r) * n;
-    } while ((uint32_t)m < floor_);
+    } while ((uint32_t)m < least);
     return lo + (int64_t)(m >> 32);
 }

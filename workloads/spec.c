@@ -68,7 +68,7 @@ static int check_random_keys(const cJSON *obj, struct km_err *err)
 
 static int read_random(struct wl_spec *s, struct km_err *err)
 {
-    const int64_t most = 100000000;
+    const int64_t most = 10000000;
     static const char *const generators[] = {"v0.10", "v0.11", "new"};
     const char *generator = "v0.11";
     int64_t n = 0;
@@ -118,6 +118,12 @@ static int read_object(struct wl_spec *s, const char *text, struct km_err *err)
     return km_fail(err, KM_EINVAL, "\"filetype\" is \"%.60s\"; it must be \"generate_conversations\" or \"random\"", type);
 }
 
+static int read_conversations(struct wl_spec *s, struct km_err *err)
+{
+    s->kind = WL_CONVERSATIONS;
+    return wl_check_conversations(s->json, &s->n, err);
+}
+
 static int name_spec(struct wl_spec *s, const char *path, struct km_err *err)
 {
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
@@ -144,7 +150,7 @@ int wl_spec_read(struct wl_spec **out, const char *path, struct km_err *err)
         if (!rc && cJSON_IsObject(s->json))
             rc = read_object(s, b.data, err);
         else if (!rc && cJSON_IsArray(s->json))
-            rc = wl_check_conversations(s->json, &s->n, err), s->kind = WL_CONVERSATIONS;
+            rc = read_conversations(s, err);
         else if (!rc)
             rc = km_fail(err, KM_EINVAL, "a workload file holds an object, or an array of conversations");
         if (rc)
