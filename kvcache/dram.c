@@ -27,6 +27,21 @@ static int64_t available(void)
     return limit >= 0 && limit < have ? limit : have;
 }
 
+/* A device without memory of its own kind for copies (a NULL verb) is served from ordinary memory; one that has it
+ * and gives none is out of it. */
+static void *take(const struct kvc_dram *d, size_t size)
+{
+    return d->copier.host_alloc ? d->copier.host_alloc(d->copier.self, size) : km_aligned(4096, size);
+}
+
+static void give_back(const struct kvc_dram *d, void *p, size_t size)
+{
+    if (d->copier.host_alloc)
+        d->copier.host_free(d->copier.self, p, size);
+    else
+        km_free(p);
+}
+
 static size_t slab_bytes(const struct kvc_dram *d, int i)
 {
     int left = d->n_slots - i * d->per_slab;
@@ -59,7 +74,7 @@ int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slo
     if (!d->slab)
         return km_fail(err, KM_ENOMEM, "out of memory");
     for (; d->n_slabs < n_slabs; d->n_slabs++) {
-        d->slab[d->n_slabs] = copier->host_alloc(copier->self, slab_bytes(d, d->n_slabs));
+        d->slab[d->n_slabs] = take(d, slab_bytes(d, d->n_slabs));
         if (!d->slab[d->n_slabs]) {
             double got = (double)d->n_slabs * (double)d->per_slab * (double)slot_bytes;
             kvc_dram_close(d);
@@ -75,7 +90,7 @@ int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slo
 void kvc_dram_close(struct kvc_dram *d)
 {
     for (int i = 0; i < d->n_slabs; i++)
-        d->copier.host_free(d->copier.self, d->slab[i], slab_bytes(d, i));
+        give_back(d, d->slab[i], slab_bytes(d, i));
     km_free(d->slab);
     *d = (struct kvc_dram){0};
 }

@@ -76,7 +76,7 @@ static struct kvc *cache(int chunk, int chunks, bool decode, struct kv_port *por
 /* Flips one bit of one kept chunk, now and then, while no move is under way. */
 static void damage(struct kvc *k)
 {
-    if (!k || k->n_op || !k->chunks.n_ready || rnd(3))
+    if (!k || k->n_op || !k->chunks.n_ready || rnd(6))
         return;
     int slot = rnd(k->chunks.n);
     if (k->chunks.c[slot].state == KVC_READY)
@@ -193,7 +193,8 @@ static void small_pool(void **state)
         static struct ask a[USERS], want[USERS];
         struct ask *at[USERS];
         struct kv_port port;
-        struct kvc *k = cache(pass % 3 == 0 ? 32 : pass % 3 == 1 ? 64 : 256, pass % 3 == 2 ? 12 : 30, pass % 2, &port);
+        static const int chunk[] = {32, 64, 256}, chunks[] = {64, 32, 12};
+        struct kvc *k = cache(chunk[pass % 3], chunks[pass % 3], pass % 2, &port);
         struct eng *e = engine(&port, 76, true, 256), *plain = engine(NULL, 160, false, 2048);
         int64_t cached = 0, pool = 0;
         int preempted = 0;
@@ -254,7 +255,7 @@ static void damage_counts(void **state)
         run1(e, &a);
         for (int i = 0; i < k->chunks.n; i++)
             if (k->chunks.c[i].state == KVC_READY && k->chunks.c[i].place == bad)
-                kvc_dram_at(&k->dram, i)[1234] ^= 1;
+                kvc_dram_at(&k->dram, i)[k->dram.slot_bytes / 3] ^= 1;
         run1(e, &a);
         same(&want, &a);
         assert_int_equal(a.cached, bad * 64);

@@ -665,6 +665,11 @@ static void attach_refuses(void **state)
     c.max_local_cpu = 0;
     assert_int_equal(kvc_open(&k, &c, &err), KM_EINVAL);
     r.k->cfg.max_local_cpu = 1 << 20;
+    r.f.copier.host_alloc = NULL; /* a device without a kind of its own: ordinary memory */
+    r.f.copier.host_free = NULL;
+    assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), 0);
+    assert_int_equal(keep_new(&r, NULL, 128), 0);
+    assert_int_equal(hit(&r, NULL, 128), 128);
     rig_free(&r);
 }
 
