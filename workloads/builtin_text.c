@@ -1,10 +1,10 @@
 /* Prose without a book: a seeded grammar that writes chapters of narrative, dialogue, letters and ledgers.
  *
- * It stands in for a novel where none may be fetched. What matters is that it tokenises like English and never
- * repeats itself for long: a sentence has some forty bits of choice, each chapter a new cast with invented
- * names. Templates are expanded depth-first: %x is replaced by a word or by a template of list x, chosen at
- * random; past MAX_DEPTH only a list's first `flat` entries are taken, which lead no deeper. Text is
- * wrapped at 72 columns as printed books on the net are. A longer text begins with the shorter one. */
+ * It stands in for a novel where none may be fetched. What matters is that it tokenises like English and
+ * never repeats itself for long: a sentence has some forty bits of choice, each chapter a new cast with
+ * invented names. Templates are expanded depth-first: %x is replaced by a word or by a template of list x,
+ * chosen at random; past MAX_DEPTH only a list's first `flat` entries are taken, which lead no deeper. Text
+ * is wrapped at 72 columns as printed books on the net are. A longer text begins with the shorter one. */
 #include "workloads/workload.h"
 
 #include "workloads/rng.h"
@@ -15,152 +15,180 @@
 
 enum { COLUMNS = 72, MAX_DEPTH = 6, CAST = 5, NAME_LEN = 40 };
 
+/* clang-format off */
 static const char *const nouns[] = { /* things */
     "lantern", "letter", "orchard", "clock", "harbour", "window", "candle", "ledger", "bridge", "carriage",
-    "winter", "garden", "river", "mirror", "engine", "map", "compass", "violin", "kettle", "basket", "curtain",
-    "ladder", "hammer", "anchor", "feather", "shadow", "whistle", "staircase", "cellar", "blanket", "parcel",
-    "pocket", "needle", "envelope", "saddle", "barrel", "chimney", "telescope", "notebook", "promise",
-    "quarrel", "rumour", "bargain", "secret", "debt", "fortune", "journey", "silence", "answer", "question",
-    "storm", "morning", "evening", "signal", "shipment", "inheritance", "portrait", "manuscript", "telegram",
-    "argument", "invention", "expedition", "experiment", "ceremony", "confession", "illness", "memory",
-    "melody", "ambition", "opinion", "warning", "accident", "opportunity", "umbrella", "inkwell", "almanac",
-    "locket", "pistol", "key", "wallet", "coin", "spade", "rope", "oar", "net", "wagon", "mule", "hound",
-    "sparrow", "heron", "ox", "island", "teapot", "bookshelf", "handkerchief", "passport", "sundial",
-    "wheelbarrow", "chessboard", "bonnet", "harness", "microscope"};
+    "winter", "garden", "river", "mirror", "engine", "map", "compass", "violin", "kettle", "basket",
+    "curtain", "ladder", "hammer", "anchor", "feather", "shadow", "whistle", "staircase", "cellar",
+    "blanket", "parcel", "pocket", "needle", "envelope", "saddle", "barrel", "chimney", "telescope",
+    "notebook", "promise", "quarrel", "rumour", "bargain", "secret", "debt", "fortune", "journey",
+    "silence", "answer", "question", "storm", "morning", "evening", "signal", "shipment", "inheritance",
+    "portrait", "manuscript", "telegram", "argument", "invention", "expedition", "experiment", "ceremony",
+    "confession", "illness", "memory", "melody", "ambition", "opinion", "warning", "accident",
+    "opportunity", "umbrella", "inkwell", "almanac", "locket", "pistol", "key", "wallet", "coin", "spade",
+    "rope", "oar", "net", "wagon", "mule", "hound", "sparrow", "heron", "ox", "island", "teapot",
+    "bookshelf", "handkerchief", "passport", "sundial", "wheelbarrow", "chessboard", "bonnet", "harness",
+    "microscope"};
 static const char *const people[] = {
-    "sailor", "merchant", "uncle", "stranger", "doctor", "captain", "widow", "apprentice", "gardener", "miller",
-    "judge", "clerk", "baker", "fisherman", "shepherd", "magistrate", "librarian", "organist", "surveyor",
-    "coachman", "innkeeper", "daughter", "nephew", "neighbour", "schoolmaster", "cousin", "governess",
-    "poacher", "pilot", "painter", "countess", "ferryman", "blacksmith", "nurse", "lieutenant", "carpenter",
-    "actress", "beggar", "messenger", "postman", "orphan", "admiral", "tailor", "gamekeeper", "editor", "abbot",
-    "burglar", "musician"};
+    "sailor", "merchant", "uncle", "stranger", "doctor", "captain", "widow", "apprentice", "gardener",
+    "miller", "judge", "clerk", "baker", "fisherman", "shepherd", "magistrate", "librarian", "organist",
+    "surveyor", "coachman", "innkeeper", "daughter", "nephew", "neighbour", "schoolmaster", "cousin",
+    "governess", "poacher", "pilot", "painter", "countess", "ferryman", "blacksmith", "nurse", "lieutenant",
+    "carpenter", "actress", "beggar", "messenger", "postman", "orphan", "admiral", "tailor", "gamekeeper",
+    "editor", "abbot", "burglar", "musician"};
 static const char *const plurals[] = {
-    "coins", "letters", "horses", "windows", "barrels", "lamps", "sacks", "sheep", "books", "boats", "soldiers",
-    "visitors", "witnesses", "apples", "stones", "miles", "shillings", "crates", "drawings", "instruments", "nails",
-    "bottles", "ropes", "children", "strangers", "workmen", "passengers", "candles", "chairs", "steps", "pages",
-    "acres", "swans", "bells", "carts", "gloves", "bricks", "charts", "receipts", "keys", "oranges", "herrings"};
+    "coins", "letters", "horses", "windows", "barrels", "lamps", "sacks", "sheep", "books", "boats",
+    "soldiers", "visitors", "witnesses", "apples", "stones", "miles", "shillings", "crates", "drawings",
+    "instruments", "nails", "bottles", "ropes", "children", "strangers", "workmen", "passengers", "candles",
+    "chairs", "steps", "pages", "acres", "swans", "bells", "carts", "gloves", "bricks", "charts",
+    "receipts", "keys", "oranges", "herrings"};
 static const char *const places[] = {
-    "market", "library", "station", "church", "valley", "village", "workshop", "kitchen", "attic", "quay", "forest",
-    "meadow", "hospital", "theatre", "courtyard", "schoolroom", "lighthouse", "mill", "tavern", "chapel", "museum",
-    "tunnel", "square", "hillside", "boathouse", "stable", "counting-house", "observatory", "graveyard", "ballroom",
-    "bakery", "corridor", "terrace", "vineyard", "quarry", "marsh", "customs house", "post office", "town hall",
-    "cottage", "monastery", "railway", "canal", "dockyard", "greenhouse", "armoury", "bay", "upper floor", "estuary"};
+    "market", "library", "station", "church", "valley", "village", "workshop", "kitchen", "attic", "quay",
+    "forest", "meadow", "hospital", "theatre", "courtyard", "schoolroom", "lighthouse", "mill", "tavern",
+    "chapel", "museum", "tunnel", "square", "hillside", "boathouse", "stable", "counting-house",
+    "observatory", "graveyard", "ballroom", "bakery", "corridor", "terrace", "vineyard", "quarry", "marsh",
+    "customs house", "post office", "town hall", "cottage", "monastery", "railway", "canal", "dockyard",
+    "greenhouse", "armoury", "bay", "upper floor", "estuary"};
 static const char *const adjectives[] = {
-    "old", "quiet", "narrow", "bright", "broken", "distant", "cheerful", "weary", "honest", "curious", "stubborn",
-    "gentle", "bitter", "hollow", "crooked", "elegant", "faded", "golden", "heavy", "immense", "jealous", "kindly",
-    "lonely", "muddy", "nervous", "obscure", "patient", "reckless", "silent", "timid", "unusual", "vivid", "wooden",
-    "ancient", "brass", "careful", "damp", "eager", "foreign", "grey", "humble", "iron", "idle", "loyal", "modest",
-    "noisy", "orderly", "pale", "polite", "ragged", "scarlet", "severe", "slender", "solemn", "sudden", "tall",
-    "tedious", "tender", "uneasy", "violent", "wretched", "absurd", "brilliant", "clumsy", "dusty", "famous", "frozen",
-    "generous", "harmless", "invisible", "little", "mysterious", "neglected", "ordinary", "peculiar", "respectable",
-    "second-hand", "threadbare", "unfinished", "valuable", "well-kept", "yellow", "empty", "enormous", "early"};
+    "old", "quiet", "narrow", "bright", "broken", "distant", "cheerful", "weary", "honest", "curious",
+    "stubborn", "gentle", "bitter", "hollow", "crooked", "elegant", "faded", "golden", "heavy", "immense",
+    "jealous", "kindly", "lonely", "muddy", "nervous", "obscure", "patient", "reckless", "silent", "timid",
+    "unusual", "vivid", "wooden", "ancient", "brass", "careful", "damp", "eager", "foreign", "grey",
+    "humble", "iron", "idle", "loyal", "modest", "noisy", "orderly", "pale", "polite", "ragged", "scarlet",
+    "severe", "slender", "solemn", "sudden", "tall", "tedious", "tender", "uneasy", "violent", "wretched",
+    "absurd", "brilliant", "clumsy", "dusty", "famous", "frozen", "generous", "harmless", "invisible",
+    "little", "mysterious", "neglected", "ordinary", "peculiar", "respectable", "second-hand", "threadbare",
+    "unfinished", "valuable", "well-kept", "yellow", "empty", "enormous", "early"};
 static const char *const adverbs[] = {
-    "slowly", "at once", "quietly", "without a word", "again", "carefully", "too late", "eagerly", "coldly", "in vain",
-    "almost gladly", "twice", "with some difficulty", "politely", "in good order", "suddenly", "as usual", "gravely",
-    "for the last time", "by mistake", "under protest", "with great care", "on purpose", "in secret", "absently",
-    "at length", "bravely", "by candlelight", "before dawn", "after supper", "until nightfall", "half asleep",
-    "with a shrug", "in a low voice", "ahead of time", "by degrees", "on foot", "in the rain", "alone", "together"};
+    "slowly", "at once", "quietly", "without a word", "again", "carefully", "too late", "eagerly", "coldly",
+    "in vain", "almost gladly", "twice", "with some difficulty", "politely", "in good order", "suddenly",
+    "as usual", "gravely", "for the last time", "by mistake", "under protest", "with great care",
+    "on purpose", "in secret", "absently", "at length", "bravely", "by candlelight", "before dawn",
+    "after supper", "until nightfall", "half asleep", "with a shrug", "in a low voice", "ahead of time",
+    "by degrees", "on foot", "in the rain", "alone", "together"};
 static const char *const acts[] = { /* past tense, with an object */
-    "found", "carried", "forgot", "remembered", "sold", "opened", "painted", "followed", "mended", "hid", "borrowed",
-    "examined", "lost", "praised", "refused", "bought", "measured", "described", "buried", "recognised", "answered",
-    "dropped", "guarded", "counted", "admired", "doubted", "copied", "returned", "studied", "trusted", "abandoned",
-    "accepted", "blamed", "collected", "defended", "delivered", "discovered", "envied", "fetched", "greeted",
-    "inspected", "interrupted", "lifted", "noticed", "offered", "overheard", "polished", "promised", "questioned",
-    "repaired", "rescued", "searched", "sketched", "surrendered", "tested", "understood", "unlocked", "welcomed",
-    "wrapped", "weighed"};
+    "found", "carried", "forgot", "remembered", "sold", "opened", "painted", "followed", "mended", "hid",
+    "borrowed", "examined", "lost", "praised", "refused", "bought", "measured", "described", "buried",
+    "recognised", "answered", "dropped", "guarded", "counted", "admired", "doubted", "copied", "returned",
+    "studied", "trusted", "abandoned", "accepted", "blamed", "collected", "defended", "delivered",
+    "discovered", "envied", "fetched", "greeted", "inspected", "interrupted", "lifted", "noticed",
+    "offered", "overheard", "polished", "promised", "questioned", "repaired", "rescued", "searched",
+    "sketched", "surrendered", "tested", "understood", "unlocked", "welcomed", "wrapped", "weighed"};
 static const char *const moves[] = { /* past tense, without one */
-    "waited", "laughed", "slept", "listened", "disappeared", "trembled", "hesitated", "arrived", "departed", "smiled",
-    "wept", "worked", "wandered", "stumbled", "whispered", "sang", "knelt", "nodded", "frowned", "turned back",
-    "stood still", "looked up", "sat down", "walked on", "gave in", "fell ill", "kept watch", "went home", "grew pale",
-    "said nothing", "lost patience", "set out", "held firm", "drew nearer", "changed colour", "rose early"};
+    "waited", "laughed", "slept", "listened", "disappeared", "trembled", "hesitated", "arrived", "departed",
+    "smiled", "wept", "worked", "wandered", "stumbled", "whispered", "sang", "knelt", "nodded", "frowned",
+    "turned back", "stood still", "looked up", "sat down", "walked on", "gave in", "fell ill", "kept watch",
+    "went home", "grew pale", "said nothing", "lost patience", "set out", "held firm", "drew nearer",
+    "changed colour", "rose early"};
 static const char *const bases[] = { /* infinitive, with an object */
-    "find", "carry", "forget", "sell", "open", "follow", "mend", "hide", "keep", "lose", "refuse", "buy", "describe",
-    "bury", "answer", "guard", "count", "trust", "copy", "return", "study", "accept", "deliver", "bring", "watch",
-    "search", "repair", "rescue", "unlock", "burn", "share", "send", "believe", "explain", "pay for", "look after"};
+    "find", "carry", "forget", "sell", "open", "follow", "mend", "hide", "keep", "lose", "refuse", "buy",
+    "describe", "bury", "answer", "guard", "count", "trust", "copy", "return", "study", "accept", "deliver",
+    "bring", "watch", "search", "repair", "rescue", "unlock", "burn", "share", "send", "believe", "explain",
+    "pay for", "look after"};
 static const char *const doings[] = {
-    "finding", "carrying", "selling", "opening", "following", "mending", "hiding", "losing", "refusing", "buying",
-    "describing", "counting", "copying", "watching", "searching", "repairing", "sending", "explaining", "guarding",
-    "drawing", "polishing", "weighing", "discussing", "avoiding", "admiring", "collecting"};
-static const char *const thinks[] = {"knew",     "feared",  "believed", "said",      "supposed", "insisted", "wrote",
-                                     "admitted", "noticed", "hoped",    "suspected", "swore",    "declared", "explained"};
-static const char *const says[] = {"said",   "replied", "murmured", "cried",    "answered",  "observed", "began",
-                                   "added",  "repeated", "remarked", "declared", "whispered", "went on",  "put in"};
+    "finding", "carrying", "selling", "opening", "following", "mending", "hiding", "losing", "refusing",
+    "buying", "describing", "counting", "copying", "watching", "searching", "repairing", "sending",
+    "explaining", "guarding", "drawing", "polishing", "weighing", "discussing", "avoiding", "admiring",
+    "collecting"};
+static const char *const thinks[] = {
+    "knew", "feared", "believed", "said", "supposed", "insisted", "wrote", "admitted", "noticed", "hoped",
+    "suspected", "swore", "declared", "explained"};
+static const char *const says[] = {
+    "said", "replied", "murmured", "cried", "answered", "observed", "began", "added", "repeated",
+    "remarked", "declared", "whispered", "went on", "put in"};
 static const char *const whens[] = {
-    "that morning", "the next day", "toward evening", "on %w", "in the spring of %y", "after %u %k", "for %u %k",
-    "by the end of %m", "at %h o'clock", "meanwhile", "long before that", "in those days", "during the %a %n",
-    "at the first frost", "a week later", "since %m", "on the %1 of %m", "when the bells had stopped", "one night",
-    "as soon as the tide turned", "to the surprise of %s", "in spite of the %n", "without %g %o"};
-static const char *const spans[] = {"days", "weeks", "months", "years", "hours", "minutes", "nights", "winters"};
-static const char *const months[] = {"January", "February", "March",     "April",   "May",      "June",
-                                     "July",    "August",   "September", "October", "November", "December"};
-static const char *const weekdays[] = {"Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"};
-static const char *const hours[] = {"one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-                                    "eleven", "twelve"};
+    "that morning", "the next day", "toward evening", "on %w", "in the spring of %y", "after %u %k",
+    "for %u %k", "by the end of %m", "at %h o'clock", "meanwhile", "long before that", "in those days",
+    "during the %a %n", "at the first frost", "a week later", "since %m", "on the %1 of %m",
+    "when the bells had stopped", "one night", "as soon as the tide turned", "to the surprise of %s",
+    "in spite of the %n", "without %g %o"};
+static const char *const spans[] = {
+    "days", "weeks", "months", "years", "hours", "minutes", "nights", "winters"};
+static const char *const months[] = {
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+    "November", "December"};
+static const char *const weekdays[] = {
+    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"};
+static const char *const hours[] = {
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"};
 static const char *const subjects[] = {
-    "%N", "%N", "%N", "the %r", "the %a %r", "a %a %r", "%N", "nobody", "everyone in the %p", "his %a %r", "her %r",
-    "the %r of %F", "%N's %r", "the %n", "%N's %n", "one of the %j", "the %r from the %p", "a %r whom %N %v",
-    "the %a %n that %N %v %l"};
+    "%N", "%N", "%N", "the %r", "the %a %r", "a %a %r", "%N", "nobody", "everyone in the %p", "his %a %r",
+    "her %r", "the %r of %F", "%N's %r", "the %n", "%N's %n", "one of the %j", "the %r from the %p",
+    "a %r whom %N %v", "the %a %n that %N %v %l"};
 static const char *const objects[] = {
     "the %n", "the %a %n", "a %n", "a %a %n", "his %n", "her %a %n", "%u %j", "%N", "nothing", "some %a %j",
-    "the %j of %N", "%N's %a %n", "the %n of the %p", "both the %n and the %n", "a %n for %N", "every %r %l",
-    "the %n that %N %v", "the %a %r", "more %j than the %r could carry"};
+    "the %j of %N", "%N's %a %n", "the %n of the %p", "both the %n and the %n", "a %n for %N",
+    "every %r %l", "the %n that %N %v", "the %a %r", "more %j than the %r could carry"};
 static const char *const where[] = {
-    "in the %p", "near the %p", "behind the %a %p", "at %F", "across the %p", "on the road to %F", "beside the %n",
-    "under the %n", "between the %p and the %p", "beyond %F", "in front of %s", "outside the %p at %F",
-    "where %c"};
+    "in the %p", "near the %p", "behind the %a %p", "at %F", "across the %p", "on the road to %F",
+    "beside the %n", "under the %n", "between the %p and the %p", "beyond %F", "in front of %s",
+    "outside the %p at %F", "where %c"};
 static const char *const clauses[] = {
-    "%s %i", "%s %i %d", "%s %v %o", "%s %v %o %d", "%s %v %o %l", "%s %i %l", "there was %o %l", "%s was %a",
-    "%s had %u %j", "%s could not %b %o", "%s thought of %g %o", "%s %t that %c", "%s, who %i %l, %v %o",
-    "%s neither %v %o nor %v %o", "it seemed to %s that %c", "%s wanted to %b %o %e", "%N and %N %v %o"};
+    "%s %i", "%s %i %d", "%s %v %o", "%s %v %o %d", "%s %v %o %l", "%s %i %l", "there was %o %l",
+    "%s was %a", "%s had %u %j", "%s could not %b %o", "%s thought of %g %o", "%s %t that %c",
+    "%s, who %i %l, %v %o", "%s neither %v %o nor %v %o", "it seemed to %s that %c",
+    "%s wanted to %b %o %e", "%N and %N %v %o"};
 static const char *const sentences[] = {
-    "%c.", "%c.", "%e, %c.", "%e, %c.", "%c, and %c.", "%c, but %c.", "%c; %c.", "%c because %c.", "when %c, %c.",
-    "although %c, %c.", "%c %e.", "it was %a %l, and %c.", "%s %v %o, %v %o, and %i.", "%c: %o, %o, and %o.",
-    "what %s %v was not %o but %o.", "nobody asked why %c.", "so %c.",
+    "%c.", "%c.", "%e, %c.", "%e, %c.", "%c, and %c.", "%c, but %c.", "%c; %c.", "%c because %c.",
+    "when %c, %c.", "although %c, %c.", "%c %e.", "it was %a %l, and %c.", "%s %v %o, %v %o, and %i.",
+    "%c: %o, %o, and %o.", "what %s %v was not %o but %o.", "nobody asked why %c.", "so %c.",
     "%c\xE2\x80\x94or so %s %t\xE2\x80\x94" "and %c.", "if %s %v %o, it was only because %c.",
-    "there were %u %j %l, and %s %v them %d.", "how %a %s looked %e!", "not one of the %j was %a.", "had %s %v %o?",
-    "%g %o is never %a, and %s %t so."};
+    "there were %u %j %l, and %s %v them %d.", "how %a %s looked %e!", "not one of the %j was %a.",
+    "had %s %v %o?", "%g %o is never %a, and %s %t so."};
 static const char *const speeches[] = {
-    "I shall %b %o %e", "you must %b %o", "we never %v %o", "there is nothing %l but %o", "%N will %b %o, I am sure",
-    "do not %b %o", "it was %N who %v %o", "I have seen %u %j %l", "that %n is worth %u %j", "my %n is %a",
-    "they say that %c", "give me %o, and I will %b %o", "the %n is %a, but the %r is not", "let us %b %o %d",
-    "I was %l when %c", "you speak of %o as if %c", "nobody can %b %o %l"};
+    "I shall %b %o %e", "you must %b %o", "we never %v %o", "there is nothing %l but %o",
+    "%N will %b %o, I am sure", "do not %b %o", "it was %N who %v %o", "I have seen %u %j %l",
+    "that %n is worth %u %j", "my %n is %a", "they say that %c", "give me %o, and I will %b %o",
+    "the %n is %a, but the %r is not", "let us %b %o %d", "I was %l when %c", "you speak of %o as if %c",
+    "nobody can %b %o %l"};
 static const char *const questions[] = {
-    "who %v %o", "why should I %b %o", "have you seen %o", "where is %o", "is %s still %l", "what became of %o",
-    "how could %N %b %o", "did %N really %b %o", "when did you last %b %o", "shall we %b %o or %b %o"};
+    "who %v %o", "why should I %b %o", "have you seen %o", "where is %o", "is %s still %l",
+    "what became of %o", "how could %N %b %o", "did %N really %b %o", "when did you last %b %o",
+    "shall we %b %o or %b %o"};
 static const char *const dialogues[] = {
-    "\"%Q,\" %z %N.", "\"%Q,\" %z %N %d. \"%Q.\"", "\"%X?\" asked %N.", "\"%X?\" asked %N. \"%Q.\"", "\"%Q!\" cried %N.",
-    "%N looked at %N. \"%Q,\" %z %N.", "\"%Q,\" %z %N, \"and %q.\"", "\"No,\" %z %N; \"%q.\"", "\"Yes,\" %z %N. \"%Q. %E\"",
-    "\"%X? %X?\"", "%E \"%Q,\" %z %N at last.", "\"%Q,\" %z the %r; and %c.", "\"%Q.\"", "\"%X?\"", "\"%N!\" %z %N. \"%Q!\""};
+    "\"%Q,\" %z %N.", "\"%Q,\" %z %N %d. \"%Q.\"", "\"%X?\" asked %N.", "\"%X?\" asked %N. \"%Q.\"",
+    "\"%Q!\" cried %N.", "%N looked at %N. \"%Q,\" %z %N.", "\"%Q,\" %z %N, \"and %q.\"",
+    "\"No,\" %z %N; \"%q.\"", "\"Yes,\" %z %N. \"%Q. %E\"", "\"%X? %X?\"", "%E \"%Q,\" %z %N at last.",
+    "\"%Q,\" %z the %r; and %c.", "\"%Q.\"", "\"%X?\"", "\"%N!\" %z %N. \"%Q!\""};
+/* clang-format on */
 
 struct list {
     char code;
     const char *const *v;
     int n, flat; /* entries; the first `flat` of them lead no deeper */
 };
+/* clang-format off */
 #define LIST(code, v, flat) {code, v, (int)(sizeof v / sizeof *v), flat}
+/* clang-format on */
 #define WORDS(code, v) LIST(code, v, (int)(sizeof v / sizeof *v))
 static const struct list lists[] = {
-    WORDS('n', nouns), WORDS('r', people), WORDS('j', plurals), WORDS('p', places), WORDS('a', adjectives),
-    WORDS('d', adverbs), WORDS('v', acts), WORDS('i', moves), WORDS('b', bases), WORDS('g', doings),
-    WORDS('t', thinks), WORDS('z', says), WORDS('k', spans), WORDS('m', months), WORDS('w', weekdays),
-    WORDS('h', hours), LIST('e', whens, 6), LIST('s', subjects, 6), LIST('o', objects, 10), LIST('l', where, 9),
-    LIST('c', clauses, 6), LIST('E', sentences, 4), LIST('q', speeches, 6), LIST('x', questions, 5),
+    WORDS('n', nouns),      WORDS('r', people),      WORDS('j', plurals),    WORDS('p', places),
+    WORDS('a', adjectives), WORDS('d', adverbs),     WORDS('v', acts),       WORDS('i', moves),
+    WORDS('b', bases),      WORDS('g', doings),      WORDS('t', thinks),     WORDS('z', says),
+    WORDS('k', spans),      WORDS('m', months),      WORDS('w', weekdays),   WORDS('h', hours),
+    LIST('e', whens, 6),    LIST('s', subjects, 6),  LIST('o', objects, 10), LIST('l', where, 9),
+    LIST('c', clauses, 6),  LIST('E', sentences, 4), LIST('q', speeches, 6), LIST('x', questions, 5),
     LIST('D', dialogues, 5)};
 
+/* clang-format off */
 static const char *const given[] = {
-    "Agnes", "Albin", "Bertha", "Caspar", "Clara", "Conrad", "Dora", "Edgar", "Elias", "Emilia", "Ernest", "Esther",
-    "Felix", "Flora", "Frederick", "Gerda", "Gideon", "Greta", "Harold", "Helena", "Hugo", "Ida", "Irma", "Isaac",
-    "Jonas", "Josephine", "Julius", "Karl", "Laura", "Leonard", "Lydia", "Magnus", "Marian", "Matthew", "Nora",
-    "Oscar", "Otto", "Paula", "Philip", "Rachel", "Ralph", "Robert", "Rosa", "Rupert", "Sabina", "Samuel", "Selma",
-    "Simon", "Stella", "Theodore", "Thomas", "Ursula", "Victor", "Viola", "Walter", "Wilhelmina", "William", "Winifred"};
-static const char *const heads[] = {"Ash", "Bel", "Brand", "Car", "Cor", "Dal", "Dun", "Elm", "Fair", "Gar", "Gren",
-                                    "Hal", "Har", "Hol", "Ken", "Lan", "Lin", "Mar", "Mel", "Mor", "Nor", "Old", "Pem",
-                                    "Quin", "Ros", "San", "Sel", "Stan", "Thorn", "Tor", "Ver", "Wal", "Wes", "Win"};
-static const char *const tails[] = {"berry", "borough", "by", "combe", "cott", "dale", "den", "field", "ford", "ham",
-                                    "hurst", "ington", "kin", "ley", "low", "man", "mere", "mond", "more", "ner",
-                                    "nock", "over", "ridge", "sby", "shaw", "son", "stead", "sworth", "ton", "vale",
-                                    "ward", "well", "wick", "wood"};
-static const char *const titles[] = {"Mr.", "Mrs.", "Miss", "Captain", "Doctor", "Professor", "Judge", "Lady"};
+    "Agnes", "Albin", "Bertha", "Caspar", "Clara", "Conrad", "Dora", "Edgar", "Elias", "Emilia", "Ernest",
+    "Esther", "Felix", "Flora", "Frederick", "Gerda", "Gideon", "Greta", "Harold", "Helena", "Hugo", "Ida",
+    "Irma", "Isaac", "Jonas", "Josephine", "Julius", "Karl", "Laura", "Leonard", "Lydia", "Magnus",
+    "Marian", "Matthew", "Nora", "Oscar", "Otto", "Paula", "Philip", "Rachel", "Ralph", "Robert", "Rosa",
+    "Rupert", "Sabina", "Samuel", "Selma", "Simon", "Stella", "Theodore", "Thomas", "Ursula", "Victor",
+    "Viola", "Walter", "Wilhelmina", "William", "Winifred"};
+static const char *const heads[] = {
+    "Ash", "Bel", "Brand", "Car", "Cor", "Dal", "Dun", "Elm", "Fair", "Gar", "Gren", "Hal", "Har", "Hol",
+    "Ken", "Lan", "Lin", "Mar", "Mel", "Mor", "Nor", "Old", "Pem", "Quin", "Ros", "San", "Sel", "Stan",
+    "Thorn", "Tor", "Ver", "Wal", "Wes", "Win"};
+static const char *const tails[] = {
+    "berry", "borough", "by", "combe", "cott", "dale", "den", "field", "ford", "ham", "hurst", "ington",
+    "kin", "ley", "low", "man", "mere", "mond", "more", "ner", "nock", "over", "ridge", "sby", "shaw",
+    "son", "stead", "sworth", "ton", "vale", "ward", "well", "wick", "wood"};
+static const char *const titles[] = {
+    "Mr.", "Mrs.", "Miss", "Captain", "Doctor", "Professor", "Judge", "Lady"};
+/* clang-format on */
 
 struct writer {
     struct wl_mt r;
@@ -306,7 +334,7 @@ static void paragraph(struct writer *w)
     } else if (form == 17) { /* a letter */
         sentence(w, "%F, %w, %m %y.");
         flush(w);
-        sentence(w, "My dear %N,\xE2\x80\x94" "%E");
+        sentence(w, "My dear %N,\xE2\x80\x94%E");
         for (int n = 2 + pick(w, 3); n > 0; n--)
             sentence(w, pick(w, 2) ? "%q." : "%E");
         sentence(w, "Yours, %N.");

@@ -20,10 +20,12 @@ static int check_message(const cJSON *m, int i, struct km_err *err)
     if (rc)
         return rc;
     if (strcmp(role, want))
-        return km_fail(err, KM_EINVAL, "its role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"",
+        return km_fail(err, KM_EINVAL,
+                       "its role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"",
                        role, want);
     if (cJSON_GetArraySize(m) != 2)
-        return km_fail(err, KM_EINVAL, "it has %d keys; it must have \"role\" and \"content\" only", cJSON_GetArraySize(m));
+        return km_fail(err, KM_EINVAL, "it has %d keys; it must have \"role\" and \"content\" only",
+                       cJSON_GetArraySize(m));
     return 0;
 }
 
@@ -32,8 +34,9 @@ static int check_conversation(const cJSON *v, struct km_err *err)
     if (!cJSON_IsObject(v))
         return km_fail(err, KM_EINVAL, "it must be an object with \"id\" and \"messages\"");
     if (cJSON_GetObjectItemCaseSensitive(v, "conversations"))
-        return km_fail(err, KM_EINVAL, "this is raw ShareGPT (\"conversations\"); convert it to \"messages\" with "
-                                       "\"role\" and \"content\" first");
+        return km_fail(err, KM_EINVAL,
+                       "this is raw ShareGPT (\"conversations\"); convert it to \"messages\" with "
+                       "\"role\" and \"content\" first");
     const char *id = NULL;
     const cJSON *msgs = NULL, *m;
     int rc = km_json_str(v, "id", true, &id, err), n = 0;
@@ -47,8 +50,10 @@ static int check_conversation(const cJSON *v, struct km_err *err)
             return km_context(err, "message %d", n - 1);
     }
     if (n == 0 || n % 2)
-        return km_fail(err, KM_EINVAL, "it has %d messages; every user message needs an answer after it, so the number "
-                                       "must be even and more than 0", n);
+        return km_fail(err, KM_EINVAL,
+                       "it has %d messages; every user message needs an answer after it, so the number "
+                       "must be even and more than 0",
+                       n);
     if (n > WL_MAX_TURNS)
         return km_fail(err, KM_ELIMIT, "it has %d messages; at most %d are accepted", n, WL_MAX_TURNS);
     return 0;
@@ -67,7 +72,9 @@ static int check_ids(const cJSON *array, int n, struct km_err *err)
     int rc = 0, i = 0;
     const cJSON *v;
     cJSON_ArrayForEach(v, array)
+    {
         ids[i++] = cJSON_GetObjectItemCaseSensitive(v, "id")->valuestring;
+    }
     qsort(ids, (size_t)n, sizeof *ids, by_text);
     for (i = 1; i < n && !rc; i++)
         if (!strcmp(ids[i - 1], ids[i]))
@@ -113,7 +120,8 @@ static int make_conversation(struct wl_conv *c, const cJSON *v, const struct tok
     return 0;
 }
 
-int wl_make_conversations(struct wl_set *set, const struct wl_spec *s, const struct tok *t, struct km_err *err)
+int wl_make_conversations(struct wl_set *set, const struct wl_spec *s, const struct tok *t,
+                          struct km_err *err)
 {
     const cJSON *v = s->json->child;
     int rc = 0;

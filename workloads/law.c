@@ -62,7 +62,8 @@ static int read_lognormal(struct wl_law *l, const cJSON *v, struct km_err *err)
         if ((rc = km_json_num(v, "median_ratio", false, 0, 1, &ratio, err)))
             return rc;
         if (!(ratio > 1e-9 && ratio < 1))
-            return km_fail(err, KM_EINVAL, "\"median_ratio\" is %g; it must lie between 0 and 1, both excluded", ratio);
+            return km_fail(err, KM_EINVAL,
+                           "\"median_ratio\" is %g; it must lie between 0 and 1, both excluded", ratio);
         double median = l->average * ratio;
         l->kind = WL_LOGNORMAL_MEAN;
         l->a = log(median);
@@ -72,7 +73,8 @@ static int read_lognormal(struct wl_law *l, const cJSON *v, struct km_err *err)
     l->kind = WL_LOGNORMAL;
     rc = km_json_num(v, "mean", true, 0, 700, &l->a, err);
     if (rc && !cJSON_GetObjectItemCaseSensitive(v, "mean"))
-        return km_fail(err, KM_EINVAL, "\"average\" is missing (or \"mean\" and \"sigma\" of the underlying normal)");
+        return km_fail(err, KM_EINVAL,
+                       "\"average\" is missing (or \"mean\" and \"sigma\" of the underlying normal)");
     if (!rc)
         rc = km_json_num(v, "sigma", true, 0, 700, &l->b, err);
     if (!rc && l->a <= 0)
@@ -113,7 +115,8 @@ static int read_law(struct wl_law *l, const cJSON *v, struct km_err *err)
     case 4:
         return read_alpha(l, v, WL_POISSON, err);
     default:
-        return km_fail(err, KM_EINVAL, "\"distribution\" is \"%s\"; it must be constant, uniform, lognormal, zipf or poisson",
+        return km_fail(err, KM_EINVAL,
+                       "\"distribution\" is \"%s\"; it must be constant, uniform, lognormal, zipf or poisson",
                        name);
     }
 }

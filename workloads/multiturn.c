@@ -31,8 +31,8 @@ struct conv_plan {
 struct plan {
     struct conv_plan *convs; /* [n] */
     int n;
-    int64_t common;          /* tokens shared by all first messages */
-    int64_t instruction;     /* tokens of INSTRUCTION */
+    int64_t common;      /* tokens shared by all first messages */
+    int64_t instruction; /* tokens of INSTRUCTION */
 };
 
 static void plan_free(struct plan *p)
@@ -45,7 +45,8 @@ static void plan_free(struct plan *p)
 }
 
 /* Sizes of one conversation: n input sizes, then n output sizes, of which every other one is used. */
-static int draw_sizes(struct conv_plan *c, const struct wl_spec *s, int64_t least, struct wl_mt *r, struct km_err *err)
+static int draw_sizes(struct conv_plan *c, const struct wl_spec *s, int64_t least, struct wl_mt *r,
+                      struct km_err *err)
 {
     size_t n = (size_t)c->n;
     int64_t *out = km_reallocarray(NULL, n, sizeof *out);
@@ -75,7 +76,8 @@ static int draw(struct plan *p, const struct wl_spec *s, uint32_t seed, struct k
     int64_t *turns = km_reallocarray(NULL, (size_t)p->n, sizeof *turns);
     int64_t *prefix = km_reallocarray(NULL, (size_t)p->n, sizeof *prefix);
     p->convs = km_calloc((size_t)p->n, sizeof *p->convs);
-    int rc = turns && prefix && p->convs ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %d conversations", p->n);
+    int rc =
+        turns && prefix && p->convs ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %d conversations", p->n);
     if (!rc)
         rc = wl_law_sample(&s->turns, &r, p->n, turns, err);
     if (!rc)
@@ -85,8 +87,10 @@ static int draw(struct plan *p, const struct wl_spec *s, uint32_t seed, struct k
     for (int c = 0; c < p->n && !rc; c++) {
         int64_t n = turns[c] < 2 ? 2 : turns[c] + turns[c] % 2;
         if (n > WL_MAX_TURNS) {
-            rc = km_fail(err, KM_ELIMIT, "conversation %d would have %lld messages; at most %d are accepted, so give "
-                                         "num_turns a \"max\"", c, (long long)n, WL_MAX_TURNS);
+            rc = km_fail(err, KM_ELIMIT,
+                         "conversation %d would have %lld messages; at most %d are accepted, so give "
+                         "num_turns a \"max\"",
+                         c, (long long)n, WL_MAX_TURNS);
             break;
         }
         p->convs[c].n = (int)n;
@@ -103,8 +107,8 @@ static void put_tag(struct km_buf *b, int c)
     km_buf_printf(b, "%d is a nice number... ", c);
 }
 
-/* What all first messages share: a slice of the text two tokens short of the common prefix, and a full stop. The
- * slice counts from the end for a prefix of one token, as Python's does. */
+/* What all first messages share: a slice of the text two tokens short of the common prefix, and a full stop.
+ * The slice counts from the end for a prefix of one token, as Python's does. */
 static int put_common(struct km_buf *b, const struct plan *p, const struct wl_text *text, const struct tok *t,
                       struct km_err *err)
 {
@@ -124,13 +128,15 @@ static int64_t opening(int c, int i, const struct km_buf *common, const struct t
     if (i == 0)
         km_buf_put(&b, common->data, common->len);
     put_tag(&b, c);
-    int64_t n = km_buf_ok(&b) ? tok_count(t, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory for a tag");
+    int64_t n =
+        km_buf_ok(&b) ? tok_count(t, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory for a tag");
     km_buf_free(&b);
     return n;
 }
 
 /* Places the slices. *need: one token more than the furthest end, as vLLM wants it. */
-static int lay_out(struct plan *p, const struct km_buf *common, const struct tok *t, int64_t *need, struct km_err *err)
+static int lay_out(struct plan *p, const struct km_buf *common, const struct tok *t, int64_t *need,
+                   struct km_err *err)
 {
     int64_t base = p->common > 0 ? p->common : 0, end = 0;
     for (int c = 0; c < p->n; c++) {
@@ -161,13 +167,15 @@ static int lay_out(struct plan *p, const struct km_buf *common, const struct tok
     return 0;
 }
 
-static int put_slice(struct km_buf *b, struct slice s, const struct wl_text *text, const struct tok *t, struct km_err *err)
+static int put_slice(struct km_buf *b, struct slice s, const struct wl_text *text, const struct tok *t,
+                     struct km_err *err)
 {
     return s.n > 0 ? tok_decode(t, text->ids.v + s.at, (size_t)s.n, false, b, err) : 0;
 }
 
-static int write_message(struct wl_msg *out, const struct msg_plan *m, int c, int i, const struct km_buf *common,
-                         const struct wl_text *text, const struct tok *t, struct km_err *err)
+static int write_message(struct wl_msg *out, const struct msg_plan *m, int c, int i,
+                         const struct km_buf *common, const struct wl_text *text, const struct tok *t,
+                         struct km_err *err)
 {
     struct km_buf b = {0};
     int rc = 0;
@@ -190,8 +198,8 @@ static int write_message(struct wl_msg *out, const struct msg_plan *m, int c, in
     return rc;
 }
 
-static int write_all(struct wl_set *set, const struct plan *p, const struct km_buf *common, const struct wl_text *text,
-                     const struct tok *t, struct km_err *err)
+static int write_all(struct wl_set *set, const struct plan *p, const struct km_buf *common,
+                     const struct wl_text *text, const struct tok *t, struct km_err *err)
 {
     for (int c = 0; c < p->n; c++) {
         char id[40];
@@ -221,8 +229,8 @@ static int64_t bound(const struct plan *p)
     return end + 1;
 }
 
-int wl_make_multi_turn(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
-                       struct km_err *err)
+int wl_make_multi_turn(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o,
+                       const struct tok *t, struct km_err *err)
 {
     struct plan p = {.n = set->n};
     struct wl_text text = {0};
@@ -237,8 +245,9 @@ int wl_make_multi_turn(struct wl_set *set, const struct wl_spec *s, const struct
     if (!rc)
         rc = lay_out(&p, &common, t, &need, err);
     if (!rc && need > (int64_t)text.ids.n)
-        rc = km_fail(err, KM_EINVAL, "the text (%s) has %zu tokens and the workload needs %lld; use a longer text, "
-                                     "shorter prefixes or fewer conversations",
+        rc = km_fail(err, KM_EINVAL,
+                     "the text (%s) has %zu tokens and the workload needs %lld; use a longer text, "
+                     "shorter prefixes or fewer conversations",
                      text.label, text.ids.n, (long long)need);
     if (!rc)
         rc = write_all(set, &p, &common, &text, t, err);

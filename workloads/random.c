@@ -1,10 +1,10 @@
 /* The data set "random" of `vllm bench serve`, in the three forms it has had.
  *
  * A prompt is a run of consecutive token ids from a random start, decoded. Ids rarely survive decoding and
- * encoding one for one, and the forms differ in what they do about it. v0.10 (numpy's legacy generator) and v0.11
- * (PCG64) encode again and cut off at the length wanted, so that prompts may come out short; "new" (PCG64)
- * goes on adding random ids and cutting until the length is right. v0.11 is the write-up's: with its seed
- * of 40 the mean is 1022.58 tokens at 1K, the figure its tables imply, where v0.10 gives 1020.23. */
+ * encoding one for one, and the forms differ in what they do about it. v0.10 (numpy's legacy generator) and
+ * v0.11 (PCG64) encode again and cut off at the length wanted, so that prompts may come out short; "new"
+ * (PCG64) goes on adding random ids and cutting until the length is right. v0.11 is the write-up's: with its
+ * seed of 40 the mean is 1022.58 tokens at 1K, the figure its tables imply, where v0.10 gives 1020.23. */
 #include "workloads/internal.h"
 
 #include "base/mem.h"
@@ -18,7 +18,7 @@ enum { ROUNDS = 10 }; /* of adding and cutting */
 struct params {
     int64_t *in, *out, *offset; /* [n] */
     int n;
-    int32_t *allowed;           /* [n_allowed] ids below the vocabulary size that are not special */
+    int32_t *allowed; /* [n_allowed] ids below the vocabulary size that are not special */
     int32_t n_allowed, vocab;
     struct tok_ids prefix;
     struct wl_mt mt;
@@ -66,7 +66,8 @@ static void cut(struct tok_ids *ids, int64_t len)
 }
 
 /* v0.10, v0.11: ids become at most len tokens, and text what they decode to. */
-static int fit_by_cutting(struct tok_ids *ids, int64_t len, struct km_buf *text, const struct tok *t, struct km_err *err)
+static int fit_by_cutting(struct tok_ids *ids, int64_t len, struct km_buf *text, const struct tok *t,
+                          struct km_err *err)
 {
     int rc = round_trip(ids, text, t, err);
     if (rc)
@@ -77,8 +78,8 @@ static int fit_by_cutting(struct tok_ids *ids, int64_t len, struct km_buf *text,
 }
 
 /* new: exactly len tokens, save for the odd text that will not settle. */
-static int fit_exactly(struct params *p, struct tok_ids *ids, int64_t len, struct km_buf *text, const struct tok *t,
-                   struct km_err *err)
+static int fit_exactly(struct params *p, struct tok_ids *ids, int64_t len, struct km_buf *text,
+                       const struct tok *t, struct km_err *err)
 {
     for (int round = 0;; round++) {
         int rc = round_trip(ids, text, t, err);
@@ -124,8 +125,10 @@ static int draw_pcg(struct params *p, const struct wl_spec *s, const struct tok 
         return 0;
     int rc = 0;
     for (int64_t i = 0; i < s->prefix_len && !rc; i++)
-        rc = put_id(&p->prefix, s->random == WL_RANDOM_NEW ? p->allowed[wl_pcg_int(r, 0, p->n_allowed - 1)]
-                                                           : (int32_t)wl_pcg_int(r, 0, p->vocab - 1), err);
+        rc = put_id(&p->prefix,
+                    s->random == WL_RANDOM_NEW ? p->allowed[wl_pcg_int(r, 0, p->n_allowed - 1)]
+                                               : (int32_t)wl_pcg_int(r, 0, p->vocab - 1),
+                    err);
     struct km_buf text = {0};
     if (!rc && s->random == WL_RANDOM_NEW)
         rc = fit_exactly(p, &p->prefix, s->prefix_len, &text, t, err);
@@ -152,8 +155,8 @@ static int params_init(struct params *p, int n, const struct tok *t, struct km_e
 }
 
 /* Prompt i: prefix, then in[i] consecutive ids from its offset. */
-static int make_prompt(struct wl_msg *m, struct params *p, const struct wl_spec *s, int i, const struct tok *t,
-                       struct km_err *err)
+static int make_prompt(struct wl_msg *m, struct params *p, const struct wl_spec *s, int i,
+                       const struct tok *t, struct km_err *err)
 {
     struct tok_ids ids = {0};
     struct km_buf text = {0};
@@ -195,8 +198,8 @@ static int copy_prompt(struct wl_msg *m, const struct wl_msg *from, struct km_er
     return 0;
 }
 
-/* A placeholder of n tokens, so that a set written to a file and read back asks for the same lengths. A vocabulary
- * in which " a" is not one token gets an empty one. */
+/* A placeholder of n tokens, so that a set written to a file and read back asks for the same lengths. A
+ * vocabulary in which " a" is not one token gets an empty one. */
 static int make_answer(struct wl_msg *m, int64_t n, bool fits, struct km_err *err)
 {
     struct km_buf b = {0};
@@ -208,8 +211,8 @@ static int make_answer(struct wl_msg *m, int64_t n, bool fits, struct km_err *er
     return rc;
 }
 
-int wl_make_random(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
-                   struct km_err *err)
+int wl_make_random(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o,
+                   const struct tok *t, struct km_err *err)
 {
     struct params p = {0};
     wl_mt_seed(&p.mt, (uint32_t)o->seed);

@@ -55,7 +55,8 @@ static int identify(struct wl_set *s, struct km_err *err)
         km_sha_add(h, line, (size_t)snprintf(line, sizeof line, " %d\n", v->n));
         for (int i = 0; i < v->n; i++) {
             const struct wl_msg *m = &v->msgs[i];
-            int n = snprintf(line, sizeof line, "%s %d %zu\n", m->assistant ? "assistant" : "user", m->n_tokens, m->len);
+            int n = snprintf(line, sizeof line, "%s %d %zu\n", m->assistant ? "assistant" : "user",
+                             m->n_tokens, m->len);
             km_sha_add(h, line, (size_t)n);
             km_sha_add(h, m->text, m->len);
             km_sha_add(h, "\n", 1);
@@ -77,13 +78,14 @@ static int fill(struct wl_set *set, const struct wl_spec *s, const struct wl_gen
     return s->kind == WL_RANDOM ? wl_make_random(set, s, o, t, err) : wl_make_multi_turn(set, s, o, t, err);
 }
 
-int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
-                struct km_err *err)
+int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_gen_opts *o,
+                const struct tok *t, struct km_err *err)
 {
     *out = NULL;
     int n = o->num_conversations > 0 ? o->num_conversations : s->n;
     if (n > WL_MAX_CONVS)
-        return km_fail(err, KM_ELIMIT, "%d conversations are asked for; at most %d are accepted", n, WL_MAX_CONVS);
+        return km_fail(err, KM_ELIMIT, "%d conversations are asked for; at most %d are accepted", n,
+                       WL_MAX_CONVS);
     if (s->kind == WL_CONVERSATIONS && n > s->n)
         return km_fail(err, KM_EINVAL, "%d conversations are asked for; %s holds %d", n, s->name, s->n);
     bool legacy = s->kind == WL_MULTI_TURN || (s->kind == WL_RANDOM && s->random == WL_RANDOM_V010);
@@ -142,8 +144,9 @@ int wl_set_write(const struct wl_set *s, const char *path, struct km_err *err)
         km_buf_puts(&b, "\",\n        \"messages\": [");
         for (int i = 0; i < v->n; i++) {
             const struct wl_msg *m = &v->msgs[i];
-            km_buf_printf(&b, "%s\n            {\n                \"role\": \"%s\",\n                \"content\": \"",
-                          i ? "," : "", m->assistant ? "assistant" : "user");
+            km_buf_printf(
+                &b, "%s\n            {\n                \"role\": \"%s\",\n                \"content\": \"",
+                i ? "," : "", m->assistant ? "assistant" : "user");
             km_buf_put_json(&b, m->text, m->len);
             km_buf_puts(&b, "\"\n            }");
         }

@@ -20,10 +20,11 @@ static int read_multi_turn(struct wl_spec *s, struct km_err *err)
         rc = km_json_item(s->json, "text_files", true, cJSON_Array, &files, err);
     if (!rc && !cJSON_GetArraySize(files))
         rc = km_fail(err, KM_EINVAL, "\"text_files\" is empty; name at least one text file");
-    if (!rc)
-        cJSON_ArrayForEach(f, files)
-            if (!rc && (!cJSON_IsString(f) || !*f->valuestring))
-                rc = km_fail(err, KM_EINVAL, "\"text_files\" must be a list of file names");
+    cJSON_ArrayForEach(f, files)
+    {
+        if (!rc && (!cJSON_IsString(f) || !*f->valuestring))
+            rc = km_fail(err, KM_EINVAL, "\"text_files\" must be a list of file names");
+    }
     if (!rc)
         rc = km_json_bool(s->json, "print_stats", false, &ignored, err);
     if (!rc)
@@ -48,7 +49,7 @@ static int read_multi_turn(struct wl_spec *s, struct km_err *err)
 /* This kind is ours, so a key that nobody reads is a typing error and not an extension. */
 static int check_random_keys(const cJSON *obj, struct km_err *err)
 {
-    static const char *const known[] = {"filetype",   "comment",     "input_len", "output_len", "num_prompts",
+    static const char *const known[] = {"filetype",    "comment",    "input_len", "output_len", "num_prompts",
                                         "range_ratio", "prefix_len", "generator", "repeat_one"};
     const int n = sizeof known / sizeof *known;
     const cJSON *v;
@@ -95,10 +96,13 @@ static int read_random(struct wl_spec *s, struct km_err *err)
     while (g < 3 && strcmp(generator, generators[g]))
         g++;
     if (g == 3)
-        return km_fail(err, KM_EINVAL, "\"generator\" is \"%.40s\"; it must be \"v0.10\", \"v0.11\" or \"new\"", generator);
+        return km_fail(err, KM_EINVAL,
+                       "\"generator\" is \"%.40s\"; it must be \"v0.10\", \"v0.11\" or \"new\"", generator);
     if (s->prefix_len + (int64_t)((double)s->input_len * (1 - s->range_ratio)) < 1)
-        return km_fail(err, KM_EINVAL, "\"input_len\" is %lld; with this range_ratio and prefix_len some prompts would be "
-                                       "empty, so make it larger", (long long)s->input_len);
+        return km_fail(err, KM_EINVAL,
+                       "\"input_len\" is %lld; with this range_ratio and prefix_len some prompts would be "
+                       "empty, so make it larger",
+                       (long long)s->input_len);
     s->random = (enum wl_random)g;
     s->n = (int)n;
     return 0;
@@ -115,7 +119,8 @@ static int read_object(struct wl_spec *s, const char *text, struct km_err *err)
         return read_multi_turn(s, err);
     if (!strcmp(type, "random"))
         return read_random(s, err);
-    return km_fail(err, KM_EINVAL, "\"filetype\" is \"%.60s\"; it must be \"generate_conversations\" or \"random\"", type);
+    return km_fail(err, KM_EINVAL,
+                   "\"filetype\" is \"%.60s\"; it must be \"generate_conversations\" or \"random\"", type);
 }
 
 static int read_conversations(struct wl_spec *s, struct km_err *err)

@@ -1,5 +1,5 @@
-/* The shape of a set: how many tokens its messages and its requests have. A request carries all messages before it,
- * so its input is counted with the answers that the set holds. */
+/* The shape of a set: how many tokens its messages and its requests have. A request carries all messages
+ * before it, so its input is counted with the answers that the set holds. */
 #include "workloads/internal.h"
 
 #include "base/mem.h"
@@ -97,7 +97,8 @@ static void put_cell(struct km_buf *b, double v, int decimals)
 static void put_row(struct km_buf *b, const char *name, const struct wl_dist *d)
 {
     km_buf_printf(b, "%-24s %7d", name, d->n);
-    const double means[] = {d->mean, d->std}, rest[] = {d->min, d->p25, d->p50, d->p75, d->p90, d->p99, d->max};
+    const double means[] = {d->mean, d->std},
+                 rest[] = {d->min, d->p25, d->p50, d->p75, d->p90, d->p99, d->max};
     for (int i = 0; i < 2; i++)
         put_cell(b, means[i], 2);
     for (int i = 0; i < 7; i++)
@@ -128,7 +129,8 @@ void wl_statistics_print(const struct wl_set *s, struct km_buf *out)
     if (!prompts)
         put_row(out, "request input", &st.request_input);
     if (!isnan(st.mean_request_input))
-        km_buf_printf(out, "\na request: %.1f tokens in (%s), %.2f tokens out on average\n", st.mean_request_input,
-                      prompts ? "without the chat template" : "history and message, without the chat template",
-                      st.mean_request_output);
+        km_buf_printf(
+            out, "\na request: %.1f tokens in (%s), %.2f tokens out on average\n", st.mean_request_input,
+            prompts ? "without the chat template" : "history and message, without the chat template",
+            st.mean_request_output);
 }

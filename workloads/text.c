@@ -12,8 +12,10 @@
 
 #define TEXT_MAX ((size_t)1 << 30)
 
-/* The first of text_dir, the workload's folder, "." and "data" that has the file; *out is NULL when none has. */
-static int find(const char *name, const struct wl_spec *s, const struct wl_gen_opts *o, char **out, struct km_err *err)
+/* The first of text_dir, the workload's folder, "." and "data" that has the file; *out is NULL when none has.
+ */
+static int find(const char *name, const struct wl_spec *s, const struct wl_gen_opts *o, char **out,
+                struct km_err *err)
 {
     const char *dirs[] = {o->text_dir, s->dir, ".", "data"};
     *out = NULL;
@@ -68,8 +70,8 @@ static int add_file(struct wl_text *out, const char *path, const struct tok *t, 
     return rc;
 }
 
-int wl_text_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
-                  struct km_err *err)
+int wl_text_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o,
+                  const struct tok *t, struct km_err *err)
 {
     const cJSON *f;
     cJSON_ArrayForEach(f, cJSON_GetObjectItemCaseSensitive(s->json, "text_files"))
@@ -78,26 +80,29 @@ int wl_text_files(struct wl_text *out, const struct wl_spec *s, const struct wl_
         char *path;
         int rc = find(name, s, o, &path, err);
         if (!rc && !path)
-            rc = km_fail(err, KM_ENOENT, "there is no text file %.200s in %s%s%s, . or data; `make data` fetches the novel "
-                         "pg1184.txt, or pass --text builtin", name, o->text_dir ? o->text_dir : "",
-                         o->text_dir ? ", " : "", s->dir);
+            rc = km_fail(err, KM_ENOENT,
+                         "there is no text file %.200s in %s%s%s, . or data; `make data` fetches the novel "
+                         "pg1184.txt, or pass --text builtin",
+                         name, o->text_dir ? o->text_dir : "", o->text_dir ? ", " : "", s->dir);
         if (!rc)
             rc = add_file(out, path, t, err);
         km_free(path);
         if (rc)
             return rc;
         size_t used = strlen(out->label);
-        snprintf(out->label + used, sizeof out->label - used, "%s%s", used ? ", " : "", slash ? slash + 1 : name);
+        snprintf(out->label + used, sizeof out->label - used, "%s%s", used ? ", " : "",
+                 slash ? slash + 1 : name);
     }
     return 0;
 }
 
-/* No vocabulary of English words comes near eight bytes a token, so one round is enough in practice; the caller
- * checks the count in any case. The text for a smaller need is a prefix of the text for a larger one. */
+/* No vocabulary of English words comes near eight bytes a token, so one round is enough in practice; the
+ * caller checks the count in any case. The text for a smaller need is a prefix of the text for a larger one. */
 int wl_text_builtin(struct wl_text *out, int64_t need, const struct tok *t, struct km_err *err)
 {
     if (need > (int64_t)(TEXT_MAX / 8))
-        return km_fail(err, KM_ELIMIT, "the workload needs %lld tokens of text; the built-in text goes up to %zu",
+        return km_fail(err, KM_ELIMIT,
+                       "the workload needs %lld tokens of text; the built-in text goes up to %zu",
                        (long long)need, TEXT_MAX / 8);
     struct km_buf b = {0};
     int rc = wl_builtin_text(1, ((size_t)need / 65536 + 1) * 65536 * 8, &b, err);

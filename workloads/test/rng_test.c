@@ -26,7 +26,10 @@ static void legacy_integers(void **state)
              {42, 0, 99, {51, 92, 14, 71, 60}},
              {0, 0, 151642, {43567, 117952, 95939, 97639, 41993}},
              {40, 0, 151642, {142662, 112859, 30727, 93176, 56760}},
-             {7, 0, ((int64_t)1 << 40) - 1, {752595690692, 108744157686, 291964244179, 650496783975, 396459895993}}};
+             {7,
+              0,
+              ((int64_t)1 << 40) - 1,
+              {752595690692, 108744157686, 291964244179, 650496783975, 396459895993}}};
     for (size_t i = 0; i < COUNT(t); i++) {
         struct wl_mt r;
         wl_mt_seed(&r, t[i].seed);
@@ -106,15 +109,30 @@ static void pcg_stream(void **state)
         double first[2];
         int64_t digits[6], ids[3], words[3];
         double last;
-    } t[] = {
-        {0, {0x1.461fd79fb3850p-1, 0x1.1442f7e20b674p-2}, {3, 0, 0, 0, 1, 8}, {98479, 138412, 76371},
-         {2605480817, 4169308741, 3133163871}, 0x1.165603cf43b8fp-1},
-        {42, {0x1.8c43f79a2db24p-1, 0x1.c16959869e47ep-2}, {4, 8, 0, 6, 2, 0}, {79836, 147946, 111571},
-         {3269070127, 3081541440, 3376120483}, 0x1.066070b41b168p-3},
-        {4294967301, {0x1.8c647d8643bd7p-1, 0x1.e20520871ce80p-2}, {8, 6, 8, 8, 8, 5}, {86471, 78444, 89661},
-         {902892943, 3835358842, 304074557}, 0x1.eb8916611a1d8p-2},
-        {UINT64_MAX, {0x1.5c2c74f5188eap-1, 0x1.b0ccb3ebe6704p-1}, {3, 0, 1, 8, 6, 1}, {46002, 48349, 122951},
-         {2531773043, 167088798, 784637208}, 0x1.d240c36e81e86p-1}};
+    } t[] = {{0,
+              {0x1.461fd79fb3850p-1, 0x1.1442f7e20b674p-2},
+              {3, 0, 0, 0, 1, 8},
+              {98479, 138412, 76371},
+              {2605480817, 4169308741, 3133163871},
+              0x1.165603cf43b8fp-1},
+             {42,
+              {0x1.8c43f79a2db24p-1, 0x1.c16959869e47ep-2},
+              {4, 8, 0, 6, 2, 0},
+              {79836, 147946, 111571},
+              {3269070127, 3081541440, 3376120483},
+              0x1.066070b41b168p-3},
+             {4294967301,
+              {0x1.8c647d8643bd7p-1, 0x1.e20520871ce80p-2},
+              {8, 6, 8, 8, 8, 5},
+              {86471, 78444, 89661},
+              {902892943, 3835358842, 304074557},
+              0x1.eb8916611a1d8p-2},
+             {UINT64_MAX,
+              {0x1.5c2c74f5188eap-1, 0x1.b0ccb3ebe6704p-1},
+              {3, 0, 1, 8, 6, 1},
+              {46002, 48349, 122951},
+              {2531773043, 167088798, 784637208},
+              0x1.d240c36e81e86p-1}};
     for (size_t i = 0; i < COUNT(t); i++) {
         struct wl_pcg r;
         wl_pcg_seed(&r, t[i].seed);
@@ -129,7 +147,7 @@ static void pcg_stream(void **state)
             assert_int_equal(wl_pcg_int(&r, 0, UINT32_MAX), t[i].words[k]);
         assert_true(wl_pcg_double(&r) == t[i].last);
     }
-    static const int64_t rejecting[] = {2434513627, 256947505, 538322207, 710431524,
+    static const int64_t rejecting[] = {2434513627, 256947505,  538322207,  710431524,
                                         544094366,  2403823400, 1746486112, 282385931};
     struct wl_pcg r;
     wl_pcg_seed(&r, 3); /* a span of 3e9 rejects three draws in ten */
@@ -176,8 +194,9 @@ static void lognormal_samples(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(legacy_integers), cmocka_unit_test(legacy_variates), cmocka_unit_test(legacy_draws_line_up),
-        cmocka_unit_test(pcg_stream),      cmocka_unit_test(lognormal_samples),
+        cmocka_unit_test(legacy_integers),      cmocka_unit_test(legacy_variates),
+        cmocka_unit_test(legacy_draws_line_up), cmocka_unit_test(pcg_stream),
+        cmocka_unit_test(lognormal_samples),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

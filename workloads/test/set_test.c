@@ -1,8 +1,8 @@
 /* Generated sets: golden hashes, the shape of messages, files in and out, statistics, failures.
  *
- * The hashes come from an independent model in Python on numpy and Hugging Face's tokenizers. Those for Qwen3's
- * tokenizer and the novel are checked where both are at hand; the tiny tokenizer and the built-in text
- * always are. */
+ * The hashes come from an independent model in Python on numpy and Hugging Face's tokenizers. Those for
+ * Qwen3's tokenizer and the novel are checked where both are at hand; the tiny tokenizer and the built-in
+ * text always are. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -53,7 +53,8 @@ static struct wl_set *generate(const char *path, struct wl_gen_opts o, const str
     return set;
 }
 
-static void expect_failure(const char *path, struct wl_gen_opts o, const struct tok *t, int code, const char *say)
+static void expect_failure(const char *path, struct wl_gen_opts o, const struct tok *t, int code,
+                           const char *say)
 {
     struct wl_spec *s = NULL;
     struct wl_set *set;
@@ -73,9 +74,10 @@ static const char MIX[] =
     "\"common_prefix_num_tokens\": {\"distribution\": \"uniform\", \"min\": 2, \"max\": 2},"
     "\"prefix_num_tokens\": {\"distribution\": \"poisson\", \"alpha\": 30.5, \"max\": 33},"
     "\"num_tokens\": {\"distribution\": \"uniform\", \"min\": 8.5, \"max\": 90}},"
-    "\"prompt_output\": {\"num_tokens\": {\"distribution\": \"lognormal\", \"mean\": 3, \"sigma\": 1.5, \"max\": 70}}}";
-#define RANDOM(generator)                                                                            \
-    "{\"filetype\": \"random\", \"generator\": \"" generator "\", \"num_prompts\": 20, \"input_len\": 300," \
+    "\"prompt_output\": {\"num_tokens\": {\"distribution\": \"lognormal\", \"mean\": 3, \"sigma\": 1.5, "
+    "\"max\": 70}}}";
+#define RANDOM(generator)                                                                                    \
+    "{\"filetype\": \"random\", \"generator\": \"" generator "\", \"num_prompts\": 20, \"input_len\": 300,"  \
     "\"output_len\": 50, \"range_ratio\": 0.35, \"prefix_len\": 40}"
 
 static void golden_with_the_tiny_tokenizer(void **state)
@@ -87,15 +89,18 @@ static void golden_with_the_tiny_tokenizer(void **state)
         int requests;
         const char *sha;
     } t[] = {
-        {WORKLOADS "generate_multi_turn.json", NULL, 0, 185, "dbaac9e65ff6ed8e42ab8983fe8a03376367688166dea7802fad0c360488e99d"},
-        {WORKLOADS "generate_multi_turn.json", NULL, 1, 186, "2e96dc836fbd3c4a6906c2982d9a43737529bfdcd26b31688d06901444166db8"},
+        {WORKLOADS "generate_multi_turn.json", NULL, 0, 185,
+         "dbaac9e65ff6ed8e42ab8983fe8a03376367688166dea7802fad0c360488e99d"},
+        {WORKLOADS "generate_multi_turn.json", NULL, 1, 186,
+         "2e96dc836fbd3c4a6906c2982d9a43737529bfdcd26b31688d06901444166db8"},
         {NULL, MIX, 5, 21, "ab6364a4ab354bb545ebccfb930c7e11143ba685b170fa13ef060b92471031b8"},
         {NULL, RANDOM("v0.10"), 40, 20, "2e30a52817f4586b23be7135f064e46b8fc2d0613e4b71faad72e9f22a0136e3"},
         {NULL, RANDOM("v0.11"), 40, 20, "384282457e38936a14961d5f41263907ee10430a7ba35364d524984c49833421"},
     };
     for (size_t i = 0; i < COUNT(t); i++) {
         const char *path = t[i].path ? t[i].path : put("w.json", t[i].text);
-        struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = t[i].seed, .builtin_text = true}, tiny);
+        struct wl_set *s =
+            generate(path, (struct wl_gen_opts){.seed = t[i].seed, .builtin_text = true}, tiny);
         assert_string_equal(s->sha256, t[i].sha);
         assert_int_equal(s->n_requests, t[i].requests);
         assert_string_equal(s->text, s->kind == WL_MULTI_TURN ? "built-in text" : "");
@@ -116,23 +121,34 @@ static void golden_with_qwen3_and_the_novel(void **state)
         double mean_input;
         const char *sha;
     } t[] = {
-        {WORKLOADS "generate_multi_turn.json", NULL, 0, 5328.25, "f9b0a9c0cb313522d73c9ad21a16c6bd89b58a13d7cdba97356b332e3170959f"},
-        {WORKLOADS "generate_multi_turn.json", NULL, 1, 0, "3d5be0e2ca7878bef2ef5788e84665ccfdec3e69bcfd8da9aaa1335d792e2427"},
-        {WORKLOADS "multi_turn_20k.json", NULL, 0, 18269.57, "6a1d249d117665b2cb3528c8913a2f35102c5f96a0f0ac2139e0b74c3258f972"},
-        {WORKLOADS "random_1k.json", NULL, 40, 1022.58, "5d694a08ac375f4555980f020324edde6e30163ef136c938cedb404bb5903c24"},
-        {WORKLOADS "random_8k.json", NULL, 40, 8190.46, "7d37465429f584f2a6f749e9fd357cbb37da69d41a37f23a73d388dd7c52f4ed"},
-        {WORKLOADS "allhit_1k.json", NULL, 40, 1024, "c0f1112d62323f11aa51ece6a8e6e8e9ecca90c79e06925347b4df4f9f7908e8"},
-        {WORKLOADS "allhit_8k.json", NULL, 40, 8192, "20bf3d432a0275c88615af9c6cf0016bcbafd4fa5f1086efd0eca6c7907af88f"},
-        {WORKLOADS "allhit_20k.json", NULL, 40, 20480, "a4433c1b52985051062c4a9079a063477e2809b1dc7764c63975f7abd69cd237"},
-        {NULL, RANDOM("v0.10"), 40, 339.60, "2f1b8ad6178d0074e2d9bbee364e1b1fe861f701201cdc8d6031ab99e0b4ed9c"},
-        {NULL, RANDOM("v0.11"), 40, 339.65, "0ca565a908acb4546ccc50703496a096aaed23f070988303ce95f98fe284c221"},
+        {WORKLOADS "generate_multi_turn.json", NULL, 0, 5328.25,
+         "f9b0a9c0cb313522d73c9ad21a16c6bd89b58a13d7cdba97356b332e3170959f"},
+        {WORKLOADS "generate_multi_turn.json", NULL, 1, 0,
+         "3d5be0e2ca7878bef2ef5788e84665ccfdec3e69bcfd8da9aaa1335d792e2427"},
+        {WORKLOADS "multi_turn_20k.json", NULL, 0, 18269.57,
+         "6a1d249d117665b2cb3528c8913a2f35102c5f96a0f0ac2139e0b74c3258f972"},
+        {WORKLOADS "random_1k.json", NULL, 40, 1022.58,
+         "5d694a08ac375f4555980f020324edde6e30163ef136c938cedb404bb5903c24"},
+        {WORKLOADS "random_8k.json", NULL, 40, 8190.46,
+         "7d37465429f584f2a6f749e9fd357cbb37da69d41a37f23a73d388dd7c52f4ed"},
+        {WORKLOADS "allhit_1k.json", NULL, 40, 1024,
+         "c0f1112d62323f11aa51ece6a8e6e8e9ecca90c79e06925347b4df4f9f7908e8"},
+        {WORKLOADS "allhit_8k.json", NULL, 40, 8192,
+         "20bf3d432a0275c88615af9c6cf0016bcbafd4fa5f1086efd0eca6c7907af88f"},
+        {WORKLOADS "allhit_20k.json", NULL, 40, 20480,
+         "a4433c1b52985051062c4a9079a063477e2809b1dc7764c63975f7abd69cd237"},
+        {NULL, RANDOM("v0.10"), 40, 339.60,
+         "2f1b8ad6178d0074e2d9bbee364e1b1fe861f701201cdc8d6031ab99e0b4ed9c"},
+        {NULL, RANDOM("v0.11"), 40, 339.65,
+         "0ca565a908acb4546ccc50703496a096aaed23f070988303ce95f98fe284c221"},
         {NULL, RANDOM("new"), 40, 339.65, "bfea38515c8c12603384ee1c4d26729e92e41676514fdf1c0184f865e995b629"},
     };
     struct tok *qwen;
     assert_int_equal(tok_open(&qwen, QWEN, NULL), 0);
     for (size_t i = 0; i < COUNT(t); i++) {
         const char *path = t[i].path ? t[i].path : put("w.json", t[i].text);
-        struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = t[i].seed, .text_dir = NOVEL_DIR}, qwen);
+        struct wl_set *s =
+            generate(path, (struct wl_gen_opts){.seed = t[i].seed, .text_dir = NOVEL_DIR}, qwen);
         struct wl_stats st;
         wl_statistics(s, &st);
         if (t[i].mean_input > 0)
@@ -148,7 +164,8 @@ static void golden_with_qwen3_and_the_novel(void **state)
 static void messages_of_a_conversation(void **state)
 {
     (void)state;
-    struct wl_set *s = generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.builtin_text = true}, tiny);
+    struct wl_set *s =
+        generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.builtin_text = true}, tiny);
     static const char instruction[] = "Please rewrite the following text and add more content: ";
     assert_string_equal(s->name, "generate_multi_turn");
     assert_int_equal(s->n, 24);
@@ -168,10 +185,12 @@ static void messages_of_a_conversation(void **state)
             if (i % 2)
                 continue;
             assert_non_null(strstr(m->text, tag));
-            assert_int_equal(strstr(m->text, tag) == m->text, i > 0); /* the common prefix stands before the first */
+            assert_int_equal(strstr(m->text, tag) == m->text,
+                             i > 0); /* the common prefix stands before the first */
             assert_non_null(strstr(m->text, instruction));
         }
-        /* A first message has no room for a body; all first messages open with the same text and then differ. */
+        /* A first message has no room for a body; all first messages open with the same text and then differ.
+         */
         const char *first = v->msgs[0].text, *zero = s->convs[0].msgs[0].text;
         assert_string_equal(strstr(first, instruction), instruction);
         size_t shared = (size_t)(strstr(zero, "0 is a nice") - zero);
@@ -184,8 +203,9 @@ static void messages_of_a_conversation(void **state)
 static void requests_of_one_prompt(void **state)
 {
     (void)state;
-    const char *path = put("one.json", "{\"filetype\":\"random\",\"generator\":\"new\",\"num_prompts\":4,\"input_len\":200,"
-                                       "\"output_len\":7,\"range_ratio\":0.5,\"repeat_one\":true}");
+    const char *path =
+        put("one.json", "{\"filetype\":\"random\",\"generator\":\"new\",\"num_prompts\":4,\"input_len\":200,"
+                        "\"output_len\":7,\"range_ratio\":0.5,\"repeat_one\":true}");
     struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = 2, .num_conversations = 6}, tiny);
     assert_int_equal(s->n, 6);
     assert_string_equal(s->convs[5].id, "PROMPT_5");
@@ -222,9 +242,11 @@ static void files_round_trip(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        MIX, "{\"filetype\":\"random\",\"num_prompts\":5,\"input_len\":60,\"output_len\":9,\"range_ratio\":0.5}"};
+        MIX,
+        "{\"filetype\":\"random\",\"num_prompts\":5,\"input_len\":60,\"output_len\":9,\"range_ratio\":0.5}"};
     for (int i = 0; i < 2; i++) {
-        struct wl_set *a = generate(put("w.json", texts[i]), (struct wl_gen_opts){.seed = 9, .builtin_text = true}, tiny);
+        struct wl_set *a =
+            generate(put("w.json", texts[i]), (struct wl_gen_opts){.seed = 9, .builtin_text = true}, tiny);
         assert_int_equal(wl_set_write(a, in_dir("out.json"), NULL), 0);
         struct wl_set *b = generate(in_dir("out.json"), (struct wl_gen_opts){.seed = 3}, tiny);
         assert_int_equal(b->kind, WL_CONVERSATIONS);
@@ -261,7 +283,8 @@ static void text_files_are_found_and_checked(void **state)
                    "there is no text file y in /no/such, /tmp/kvm_set_");
     expect_failure(w, (struct wl_gen_opts){0}, tiny, KM_ENOENT, "`make data` fetches the novel");
     put("y", "too short a text");
-    expect_failure(w, (struct wl_gen_opts){.seed = 5}, tiny, KM_EINVAL, "the text (y) has 7 tokens and the workload needs ");
+    expect_failure(w, (struct wl_gen_opts){.seed = 5}, tiny, KM_EINVAL,
+                   "the text (y) has 7 tokens and the workload needs ");
     put("y", "bad \xff byte");
     expect_failure(w, (struct wl_gen_opts){.seed = 5}, tiny, KM_EFORMAT, "is not UTF-8 at byte 4");
 
@@ -299,7 +322,8 @@ static void a_text_that_just_fits(void **state)
                            "the text (x) has 863 tokens and the workload needs 864");
         } else {
             struct wl_set *s = generate(w, (struct wl_gen_opts){.seed = 5}, tiny);
-            assert_string_equal(s->sha256, "ab6364a4ab354bb545ebccfb930c7e11143ba685b170fa13ef060b92471031b8");
+            assert_string_equal(s->sha256,
+                                "ab6364a4ab354bb545ebccfb930c7e11143ba685b170fa13ef060b92471031b8");
             wl_set_free(s);
         }
     }
@@ -320,8 +344,8 @@ static void options_are_checked(void **state)
     snprintf(wide, sizeof wide, "%s", MIX);
     char *max = strstr(wide, ", \"max\": 9}");
     memset(max, ' ', strlen(", \"max\": 9"));
-    expect_failure(put("wide.json", wide), (struct wl_gen_opts){.seed = 1, .num_conversations = 1000}, tiny, KM_ELIMIT,
-                   "give num_turns a \"max\"");
+    expect_failure(put("wide.json", wide), (struct wl_gen_opts){.seed = 1, .num_conversations = 1000}, tiny,
+                   KM_ELIMIT, "give num_turns a \"max\"");
     struct wl_set *s = generate(put("n.json", RANDOM("new")), (struct wl_gen_opts){.seed = UINT64_MAX}, tiny);
     wl_set_free(s);
 }
@@ -329,10 +353,14 @@ static void options_are_checked(void **state)
 static void statistics(void **state)
 {
     (void)state;
-    struct wl_msg a[] = {{.n_tokens = 10}, {.assistant = true, .n_tokens = 2}, {.n_tokens = 8}, {.assistant = true, .n_tokens = 4}};
+    struct wl_msg a[] = {{.n_tokens = 10},
+                         {.assistant = true, .n_tokens = 2},
+                         {.n_tokens = 8},
+                         {.assistant = true, .n_tokens = 4}};
     struct wl_msg b[] = {{.n_tokens = 30}, {.assistant = true, .n_tokens = 6}};
     struct wl_conv convs[] = {{.id = "a", .msgs = a, .n = 4}, {.id = "b", .msgs = b, .n = 2}};
-    struct wl_set s = {.name = "w", .kind = WL_CONVERSATIONS, .convs = convs, .n = 2, .n_requests = 3, .text = "t"};
+    struct wl_set s = {
+        .name = "w", .kind = WL_CONVERSATIONS, .convs = convs, .n = 2, .n_requests = 3, .text = "t"};
     struct wl_stats st;
     wl_statistics(&s, &st);
     assert_true(st.turns.n == 2 && st.turns.mean == 3 && st.turns.max == 4);
@@ -341,12 +369,14 @@ static void statistics(void **state)
     assert_true(st.answer_tokens.n == 3 && st.answer_tokens.mean == 4 && st.answer_tokens.std == 2);
     /* requests carry 10, 10 + 2 + 8 and 30 tokens */
     assert_true(st.request_input.n == 3 && st.request_input.mean == 20 && st.request_input.std == 10);
-    assert_true(st.request_input.p25 == 15 && st.request_input.p75 == 25 && fabs(st.request_input.p99 - 29.8) < 1e-9);
+    assert_true(st.request_input.p25 == 15 && st.request_input.p75 == 25 &&
+                fabs(st.request_input.p99 - 29.8) < 1e-9);
     assert_true(st.mean_request_input == 20 && st.mean_request_output == 4);
     struct km_buf out = {0};
     wl_statistics_print(&s, &out);
     assert_non_null(strstr(out.data, "w: 2 conversations, 3 requests, text: t\n"));
-    assert_non_null(strstr(out.data, "request input                  3     20.00     10.00        10        15        20"));
+    assert_non_null(strstr(
+        out.data, "request input                  3     20.00     10.00        10        15        20"));
     assert_non_null(strstr(out.data, "a request: 20.0 tokens in"));
     a[2].n_tokens = -1;
     wl_statistics(&s, &st);
@@ -398,16 +428,19 @@ static void memory_may_run_out(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "{\"filetype\":\"random\",\"generator\":\"new\",\"num_prompts\":2,\"input_len\":9,\"output_len\":2,\"prefix_len\":3,"
+        "{\"filetype\":\"random\",\"generator\":\"new\",\"num_prompts\":2,\"input_len\":9,\"output_len\":2,"
+        "\"prefix_len\":3,"
         "\"repeat_one\":true}",
-        "{\"filetype\":\"random\",\"generator\":\"v0.10\",\"num_prompts\":2,\"input_len\":9,\"output_len\":2,\"prefix_len\":3}",
+        "{\"filetype\":\"random\",\"generator\":\"v0.10\",\"num_prompts\":2,\"input_len\":9,\"output_len\":2,"
+        "\"prefix_len\":3}",
         "{\"filetype\": \"generate_conversations\", \"num_conversations\": 2, \"text_files\": [\"small\"],"
         "\"prompt_input\": {\"num_turns\": {\"distribution\": \"constant\", \"value\": 2},"
         "\"common_prefix_num_tokens\": {\"distribution\": \"constant\", \"value\": 4},"
         "\"prefix_num_tokens\": {\"distribution\": \"lognormal\", \"average\": 5},"
         "\"num_tokens\": {\"distribution\": \"constant\", \"value\": 60}},"
         "\"prompt_output\": {\"num_tokens\": {\"distribution\": \"constant\", \"value\": 2}}}",
-        "[{\"id\":\"x\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}]"};
+        "[{\"id\":\"x\",\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\","
+        "\"content\":\"b\"}]}]"};
     struct km_buf text = {0};
     wl_builtin_text(3, 2000, &text, NULL);
     put("small", text.data);
@@ -448,7 +481,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     (void)state;
-    static const char *const names[] = {"w.json", "one.json", "r.json", "out.json", "y", "x", "wide.json", "n.json", "m.json", "small"};
+    static const char *const names[] = {"w.json", "one.json",  "r.json", "out.json", "y",
+                                        "x",      "wide.json", "n.json", "m.json",   "small"};
     for (size_t i = 0; i < COUNT(names); i++)
         unlink(in_dir(names[i]));
     tok_free(tiny);

@@ -45,7 +45,8 @@ static void the_write_ups_file(void **state)
                                     12, 12, 16, 14, 14, 18, 18, 12, 14, 18, 14, 18};
     static const int64_t prefix[] = {6401, 1487, 4075, 2975, 7149, 2974, 10029, 3639, 4506, 8071, 7922, 3640,
                                      3076, 1837, 4471, 2043, 2478, 2622, 1931,  2480, 2345, 1501, 2993, 5354};
-    static const int64_t in[] = {151, 121, 121, 159, 155, 158, 131, 138, 147, 120, 134, 155, 132, 140, 131, 124};
+    static const int64_t in[] = {151, 121, 121, 159, 155, 158, 131, 138,
+                                 147, 120, 134, 155, 132, 140, 131, 124};
     static const int64_t out[] = {86, 84, 83, 92, 116, 120, 94, 95, 100, 115, 103, 95, 93, 101, 85, 115};
     struct wl_spec *s;
     struct km_err err;
@@ -80,8 +81,9 @@ static void every_shipped_file_reads(void **state)
         const char *name;
         enum wl_kind kind;
         int n;
-    } t[] = {{"multi_turn_20k", WL_MULTI_TURN, 24}, {"random_1k", WL_RANDOM, 100},  {"random_8k", WL_RANDOM, 100},
-             {"random_20k", WL_RANDOM, 100},        {"allhit_1k", WL_RANDOM, 500},  {"allhit_8k", WL_RANDOM, 500},
+    } t[] = {{"multi_turn_20k", WL_MULTI_TURN, 24}, {"random_1k", WL_RANDOM, 100},
+             {"random_8k", WL_RANDOM, 100},         {"random_20k", WL_RANDOM, 100},
+             {"allhit_1k", WL_RANDOM, 500},         {"allhit_8k", WL_RANDOM, 500},
              {"allhit_20k", WL_RANDOM, 500}};
     for (size_t i = 0; i < COUNT(t); i++) {
         char path[500];
@@ -101,10 +103,10 @@ static void every_shipped_file_reads(void **state)
 }
 
 /* A file whose num_turns is the given distribution. */
-#define TURNS(law)                                                                                          \
-    "{\"filetype\":\"generate_conversations\",\"num_conversations\":2,\"text_files\":[\"a\"],\"x\":[1.5]," \
-    "\"prompt_input\":{\"num_turns\":" law ",\"num_tokens\":{\"distribution\":\"constant\",\"value\":9},"  \
-    "\"prefix_num_tokens\":{\"distribution\":\"constant\",\"value\":0}},"                                   \
+#define TURNS(law)                                                                                           \
+    "{\"filetype\":\"generate_conversations\",\"num_conversations\":2,\"text_files\":[\"a\"],\"x\":[1.5],"   \
+    "\"prompt_input\":{\"num_turns\":" law ",\"num_tokens\":{\"distribution\":\"constant\",\"value\":9},"    \
+    "\"prefix_num_tokens\":{\"distribution\":\"constant\",\"value\":0}},"                                    \
     "\"prompt_output\":{\"num_tokens\":{\"distribution\":\"constant\",\"value\":1}}}"
 
 static void distributions(void **state)
@@ -117,7 +119,9 @@ static void distributions(void **state)
     } t[] = {
         {TURNS("{\"distribution\":\"constant\",\"value\":7.9}"), 5, {7, 7, 7, 7, 7, 7, 7, 7}},
         {TURNS("{\"distribution\":\"uniform\",\"min\":12,\"max\":18}"), 0, {16, 17, 12, 15, 15, 15, 13, 15}},
-        {TURNS("{\"distribution\":\"uniform\",\"min\":12.5,\"max\":80}"), 5, {27, 71, 26, 74, 45, 53, 64, 47}},
+        {TURNS("{\"distribution\":\"uniform\",\"min\":12.5,\"max\":80}"),
+         5,
+         {27, 71, 26, 74, 45, 53, 64, 47}},
         {TURNS("{\"distribution\":\"uniform\",\"max\":1e1,\"min\":4}"), 42, {6, 9, 8, 7, 4, 4, 4, 9}},
         {TURNS("{\"distribution\":\"zipf\",\"alpha\":1.1,\"max\":50}"), 5, {50, 50, 33, 2, 50, 50, 50, 50}},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":10,\"max\":0}"), 7, {9, 10, 8, 9, 8, 7, 16, 7}},
@@ -125,7 +129,8 @@ static void distributions(void **state)
         {TURNS("{\"distribution\":\"lognormal\",\"mean\":6,\"sigma\":4,\"max\":1500}"),
          5,
          {1500, 107, 1500, 147, 625, 1500, 11, 38}},
-        {TURNS("{\"distribution\":\"lognormal\",\"average\":100000,\"median_ratio\":0.5,\"max\":100000,\"mean\":1}"),
+        {TURNS("{\"distribution\":\"lognormal\",\"average\":100000,\"median_ratio\":0.5,\"max\":100000,"
+               "\"mean\":1}"),
          3,
          {100000, 96337, 64555, 6422, 41567, 37948, 52273, 27541}},
     };
@@ -149,27 +154,34 @@ static void wrong_multi_turn_files(void **state)
     static const struct {
         const char *law, *say;
     } t[] = {
-        {TURNS("{\"distribution\":\"gamma\"}"), "\"prompt_input.num_turns\": \"distribution\" is \"gamma\"; it must be"},
+        {TURNS("{\"distribution\":\"gamma\"}"),
+         "\"prompt_input.num_turns\": \"distribution\" is \"gamma\"; it must be"},
         {TURNS("{\"min\":1}"), "\"prompt_input.num_turns\": \"distribution\" is missing"},
         {TURNS("7"), "\"num_turns\" must be an object, not a number"},
         {TURNS("{\"distribution\":\"constant\"}"), "\"value\" is missing"},
         {TURNS("{\"distribution\":\"constant\",\"value\":-1}"), "\"value\" is -1"},
-        {TURNS("{\"distribution\":\"uniform\",\"min\":0,\"max\":4}"), "\"min\" is 0; a uniform distribution needs min > 0"},
+        {TURNS("{\"distribution\":\"uniform\",\"min\":0,\"max\":4}"),
+         "\"min\" is 0; a uniform distribution needs min > 0"},
         {TURNS("{\"distribution\":\"uniform\",\"min\":5,\"max\":4}"), "\"min\" is 5 and \"max\" is 4"},
         {TURNS("{\"distribution\":\"uniform\",\"min\":5}"), "\"max\" is missing"},
-        {TURNS("{\"distribution\":\"zipf\",\"alpha\":1}"), "\"alpha\" is 1; a zipf distribution needs alpha > 1"},
+        {TURNS("{\"distribution\":\"zipf\",\"alpha\":1}"),
+         "\"alpha\" is 1; a zipf distribution needs alpha > 1"},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":-2}"), "\"alpha\" is -2"},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":2,\"max\":-2}"), "\"max\" is -2"},
         {TURNS("{\"distribution\":\"lognormal\",\"average\":0.5}"), "\"average\" is 0.5"},
         {TURNS("{\"distribution\":\"lognormal\"}"), "\"average\" is missing (or \"mean\" and \"sigma\""},
         {TURNS("{\"distribution\":\"lognormal\",\"mean\":6}"), "\"sigma\" is missing"},
-        {TURNS("{\"distribution\":\"lognormal\",\"mean\":0,\"sigma\":1}"), "\"mean\" is 0; it must be more than 0"},
+        {TURNS("{\"distribution\":\"lognormal\",\"mean\":0,\"sigma\":1}"),
+         "\"mean\" is 0; it must be more than 0"},
         {TURNS("{\"distribution\":\"lognormal\",\"average\":9,\"median_ratio\":1}"), "\"median_ratio\" is 1"},
         {"{\"filetype\":\"generate_conversations\"}", "\"num_conversations\" is missing"},
         {"{\"filetype\":\"generate_conversations\",\"num_conversations\":0}", "\"num_conversations\" is 0"},
-        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[]}", "\"text_files\" is empty"},
-        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[3]}", "list of file names"},
-        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[\"a\"],\"print_stats\":1}",
+        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[]}",
+         "\"text_files\" is empty"},
+        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[3]}",
+         "list of file names"},
+        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[\"a\"],\"print_"
+         "stats\":1}",
          "\"print_stats\" must be true or false"},
         {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[\"a\"]}",
          "\"prompt_input\" is missing"},
@@ -190,10 +202,12 @@ static void wrong_random_files(void **state)
     (void)state;
 #define RANDOM(rest) "{\"filetype\":\"random\",\"num_prompts\":3,\"output_len\":2," rest "}"
     static const char *const t[][2] = {
-        {RANDOM("\"input_lenght\":5"), "unknown key \"input_lenght\" in a file of type random; did you mean \"input_len\"?"},
+        {RANDOM("\"input_lenght\":5"),
+         "unknown key \"input_lenght\" in a file of type random; did you mean \"input_len\"?"},
         {RANDOM("\"range_ratio\":0.1"), "\"input_len\" is missing"},
         {RANDOM("\"input_len\":5,\"range_ratio\":1"), "\"range_ratio\" is 1; it must be less than 1"},
-        {RANDOM("\"input_len\":5,\"generator\":\"v1\""), "\"generator\" is \"v1\"; it must be \"v0.10\", \"v0.11\" or \"new\""},
+        {RANDOM("\"input_len\":5,\"generator\":\"v1\""),
+         "\"generator\" is \"v1\"; it must be \"v0.10\", \"v0.11\" or \"new\""},
         {RANDOM("\"input_len\":1,\"range_ratio\":0.5"), "\"input_len\" is 1; with this range_ratio"},
         {RANDOM("\"input_len\":-1"), "\"input_len\" is -1"},
         {RANDOM("\"input_len\":5,\"repeat_one\":\"yes\""), "\"repeat_one\" must be true or false"},
@@ -216,10 +230,12 @@ static void wrong_conversations(void **state)
         {CONV(""), "it has 0 messages"},
         {CONV(U), "it has 1 messages; every user message needs an answer"},
         {CONV(A "," U), "message 0: its role is \"assistant\""},
-        {CONV(U "," U), "message 1: its role is \"user\"; roles alternate, starting with user, so it must be \"assistant\""},
+        {CONV(U "," U),
+         "message 1: its role is \"user\"; roles alternate, starting with user, so it must be \"assistant\""},
         {CONV(U ",{\"role\":\"assistant\"}"), "message 1: \"content\" is missing"},
         {CONV(U ",{\"role\":\"assistant\",\"content\":\"b\",\"name\":\"n\"}"), "it has 3 keys"},
-        {"[{\"id\":\"x\",\"messages\":[" U "," A "]},{\"id\":\"x\",\"messages\":[" U "," A "]}]", "the id \"x\" occurs twice"},
+        {"[{\"id\":\"x\",\"messages\":[" U "," A "]},{\"id\":\"x\",\"messages\":[" U "," A "]}]",
+         "the id \"x\" occurs twice"},
         {"[{\"id\":\"x_0\",\"conversations\":[]}]", "raw ShareGPT"},
     };
     for (size_t i = 0; i < COUNT(t); i++)
@@ -242,9 +258,9 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_write_ups_file),     cmocka_unit_test(every_shipped_file_reads),
-        cmocka_unit_test(distributions),          cmocka_unit_test(wrong_multi_turn_files),
-        cmocka_unit_test(wrong_random_files),     cmocka_unit_test(wrong_conversations),
+        cmocka_unit_test(the_write_ups_file), cmocka_unit_test(every_shipped_file_reads),
+        cmocka_unit_test(distributions),      cmocka_unit_test(wrong_multi_turn_files),
+        cmocka_unit_test(wrong_random_files), cmocka_unit_test(wrong_conversations),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
