@@ -1,0 +1,613 @@
+/* The CUDA backend: one stream of steps, one of copies, and a graph per padded batch size for decode.
+ *
+ * A step is: its arrays to the card in one copy, the forward pass, the picks back. Steps in which every request has one query
+ * token replay a captured graph of the next larger batch size; the surplus rows belong to a page of their own that nobody
+ * reads. Everything is allocated at open. The host waits in `wait` only. */
+#include "engine/cuda/cu.h"
+#include "engine/cuda/weights.h"
+
+extern "C" {
+#include "base/clock.h"
+#include "base/mem.h"
+}
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+namespace {
+
+enum { MAX_GRAPHS = 64, COPY_EVENTS = 64, MAX_BANNED = 64 };
+
+struct graph {
+    int reqs;
+    cudaGraphExec_t exec;
+};
+
+} // namespace
+
+struct be {
+    cu_dims m;
+    const struct mdl *mdl;
+    cu_weights w;
+    struct cu_lt *lt;
+    cudaStream_t steps, copies;
+    cudaEvent_t step_done, copy_done[COPY_EVENTS];
+    uint64_t n_steps, n_copies;
+
+    int n_pages;
+    bf16 *pool; /* [n_pages + 1]: the last page takes the surplus rows of padded batches */
+    alignas(64) char map[128];
+    bool sm90;
+
+    /* Work space, T = max_tokens rows. gu also holds attention's q, k, v: they are never alive together. */
+    int max_tokens, max_reqs, max_blocks;
+    bf16 *x, *h, *qkv, *o, *gu, *act, *h_out; /* h_out: [max_reqs][D] */
+    float *logits;                            /* [max_reqs][V] */
+    float *inv_freq;                          /* [d / 2] */
+    void *attn_work;
+    cu_pick *picks;                           /* [max_reqs] */
+    size_t work_bytes;
+
+    cu_meta dev, host;                        /* the same layout twice: on the card and pinned */
+    char *meta_dev, *meta_host;
+    size_t meta_bytes, table_at;              /* table is the last array */
+    cu_pick *picks_host;
+    float *logits_host, *scratch;             /* one row each, for rows that the reference sampler takes */
+
+    graph graphs[MAX_GRAPHS];
+    int n_graphs;
+
+    const struct batch *pending;
+    int64_t step_began;
+    struct be_stats st;
+};
+
+/* ---- the forward pass ---- */
+
+static int product(struct be *b, const bf16 *x, const bf16 *w, int T, int N, int K, bool add, bf16 *y, struct km_err *err)
+{
+    if (T <= CU_SKINNY_M) {
+        cu_skinny(x, w, T, N, K, add, y, b->steps);
+        return 0;
+    }
+    return cu_gemm(b->lt, x, w, T, N, K, add, y, false, b->steps, err);
+}
+
+/* Enqueues everything between the arrays' arrival and the picks, for T tokens, S sampled rows. */
+static int forward(struct be *b, int T, int n_dec, int splits, int n_tiles, int S, struct km_err *err)
+{
+    const cu_dims &m = b->m;
+    cudaStream_t s = b->steps;
+    int rc = 0, width = (m.H + 2 * m.G) * m.d;
+    cu_embed(m, b->w.embed, b->dev.tokens, T, b->x, s);
+    for (int l = 0; l < m.L && !rc; l++) {
+        const cu_layer &w = b->w.layers[l];
+        cu_rmsnorm(m, b->x, w.norm_attn, nullptr, T, b->h, s);
+        rc = product(b, b->h, w.qkv, T, width, m.D, false, b->qkv, err);
+        cu_qk_rope_store(m, b->qkv, w.q_norm, w.k_norm, b->inv_freq, b->dev, T, l, b->pool, s);
+        if (n_dec)
+            cu_attn_decode(m, b->qkv, b->dev, n_dec, splits, l, b->pool, b->o, b->attn_work, s);
+        if (n_tiles && b->sm90)
+            cu_attn_prefill_sm90(m, b->map, b->qkv, b->dev, n_tiles, l, b->o, s);
+        else if (n_tiles)
+            cu_attn_prefill(m, b->qkv, b->dev, n_tiles, l, b->pool, b->o, s);
+        if (!rc)
+            rc = product(b, b->o, w.o, T, m.D, m.H * m.d, true, b->x, err);
+        cu_rmsnorm(m, b->x, w.norm_ffn, nullptr, T, b->h, s);
+        if (T <= CU_SKINNY_M) {
+            cu_skinny_swiglu(b->h, w.gate_up, T, m.F, m.D, b->act, s);
+        } else if (!rc) {
+            rc = cu_gemm(b->lt, b->h, w.gate_up, T, 2 * m.F, m.D, false, b->gu, false, s, err);
+            cu_swiglu(m, b->gu, T, b->act, s);
+        }
+        if (!rc)
+            rc = product(b, b->act, w.down, T, m.D, m.F, true, b->x, err);
+    }
+    if (!rc && S) {
+        cu_rmsnorm(m, b->x, b->w.norm_out, b->dev.sample_row, S, b->h_out, s);
+        if (S <= CU_SKINNY_M)
+            cu_skinny_logits(b->h_out, b->w.lm_head, S, m.V, m.D, b->logits, s);
+        else
+            rc = cu_gemm(b->lt, b->h_out, b->w.lm_head, S, m.V, m.D, false, b->logits, true, s, err);
+        cu_argmax(b->logits, S, m.V, b->dev, b->picks, s);
+    }
+    if (rc)
+        return rc;
+    CU_TRY(cudaGetLastError());
+    return 0;
+}
+
+/* ---- graphs ---- */
+
+/* Parts to cut each request's KV into, so that the card is full at any batch size. */
+static int splits_for(const cu_dims &m, int reqs)
+{
+    int n = (3 * m.n_sms + reqs * m.G - 1) / (reqs * m.G);
+    return n < 1 ? 1 : n > CU_MAX_SPLITS ? CU_MAX_SPLITS : n;
+}
+
+/* Surplus row i of a padded batch: token 0 at position 0 of the spare page. */
+static void pad_row(struct be *b, int i)
+{
+    b->host.tokens[i] = b->host.positions[i] = 0;
+    b->host.slots[i] = b->n_pages << b->m.B_log2;
+    b->host.q_start[i + 1] = i + 1;
+    b->host.kv_len[i] = 1;
+    b->host.table_start[i] = 0;
+    b->host.dec_req[i] = i;
+    b->host.sample_row[i] = i;
+    b->host.ban_start[i + 1] = b->host.ban_start[i];
+}
+
+static int capture(struct be *b, int reqs, struct km_err *err)
+{
+    b->host.q_start[0] = b->host.ban_start[0] = 0;
+    for (int i = 0; i < reqs; i++)
+        pad_row(b, i);
+    b->host.table[0] = b->n_pages;
+    CU_TRY(cudaMemcpyAsync(b->meta_dev, b->meta_host, b->table_at + sizeof(int32_t), cudaMemcpyHostToDevice, b->steps));
+    int splits = splits_for(b->m, reqs);
+    int rc = forward(b, reqs, reqs, splits, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
+    if (rc)
+        return rc;
+    CU_TRY(cudaStreamSynchronize(b->steps));
+    cudaGraph_t g;
+    CU_TRY(cudaStreamBeginCapture(b->steps, cudaStreamCaptureModeThreadLocal));
+    rc = forward(b, reqs, reqs, splits, 0, reqs, err);
+    cudaError_t ended = cudaStreamEndCapture(b->steps, &g);
+    if (rc)
+        return rc;
+    CU_TRY(ended);
+    graph *out = &b->graphs[b->n_graphs];
+    out->reqs = reqs;
+    cudaError_t made = cudaGraphInstantiate(&out->exec, g, 0);
+    cudaGraphDestroy(g);
+    CU_TRY(made);
+    b->n_graphs++;
+    return 0;
+}
+
+static int capture_all(struct be *b, struct km_err *err)
+{
+    int most = b->max_reqs < b->max_tokens ? b->max_reqs : b->max_tokens;
+    if (most > 256)
+        most = 256;
+    for (int n = 1; b->n_graphs < MAX_GRAPHS; n = n < 8 ? 2 * n : n + 8) {
+        int rc = capture(b, n < most ? n : most, err);
+        if (rc || n >= most)
+            return rc;
+    }
+    return 0;
+}
+
+/* Times the GEMM algorithms of prefill sizes now rather than in somebody's first request. */
+static int warm_gemms(struct be *b, struct km_err *err)
+{
+    const cu_dims &m = b->m;
+    int rc = 0;
+    for (int T = 32; !rc && T <= b->max_tokens; T *= 2)
+        for (int k = 0; !rc && k < 2; k++) {
+            int M = k ? T + T / 2 : T;
+            if (M > b->max_tokens)
+                M = b->max_tokens;
+            rc = cu_gemm(b->lt, b->h, b->w.layers[0].qkv, M, (m.H + 2 * m.G) * m.d, m.D, false, b->qkv, false, b->steps, err);
+            if (!rc)
+                rc = cu_gemm(b->lt, b->o, b->w.layers[0].o, M, m.D, m.H * m.d, true, b->x, false, b->steps, err);
+            if (!rc)
+                rc = cu_gemm(b->lt, b->h, b->w.layers[0].gate_up, M, 2 * m.F, m.D, false, b->gu, false, b->steps, err);
+            if (!rc)
+                rc = cu_gemm(b->lt, b->act, b->w.layers[0].down, M, m.D, m.F, true, b->x, false, b->steps, err);
+        }
+    return rc;
+}
+
+/* ---- a step ---- */
+
+/* True when the greedy kernel gives what the row asks for. */
+static bool greedy(const struct smp_row *r)
+{
+    const struct smp_params *p = &r->p;
+    return p->temperature == 0 && p->n_logprobs <= 0 && p->presence == 0 && p->frequency == 0 && p->repetition == 1;
+}
+
+/* Fills the pinned arrays; returns the number of decode rows and tiles, and the bytes of the arrays in use. */
+static int fill_meta(struct be *b, const struct batch *in, int *n_dec, int *n_tiles, size_t *used, struct km_err *err)
+{
+    cu_meta &h = b->host;
+    if (in->n_tokens > b->max_tokens || in->n_reqs > b->max_reqs || in->n_samples > b->max_reqs)
+        return km_fail(err, KM_EINVAL, "a step of %d tokens of %d requests is over the backend's %d and %d", in->n_tokens, in->n_reqs, b->max_tokens,
+                       b->max_reqs);
+    memcpy(h.tokens, in->tokens, sizeof(int32_t) * (size_t)in->n_tokens);
+    memcpy(h.positions, in->positions, sizeof(int32_t) * (size_t)in->n_tokens);
+    memcpy(h.slots, in->slots, sizeof(int32_t) * (size_t)in->n_tokens);
+    memcpy(h.q_start, in->q_start, sizeof(int32_t) * (size_t)(in->n_reqs + 1));
+    memcpy(h.kv_len, in->kv_len, sizeof(int32_t) * (size_t)in->n_reqs);
+    size_t at = 0;
+    for (int r = 0; r < in->n_reqs; r++) {
+        size_t blocks = (size_t)(in->kv_len[r] + b->m.B - 1) >> b->m.B_log2;
+        h.table_start[r] = (int32_t)at;
+        memcpy(h.table + at, in->block_table + (size_t)r * in->max_blocks, blocks * sizeof(int32_t));
+        at += blocks;
+        int q_len = in->q_start[r + 1] - in->q_start[r];
+        if (q_len == 1)
+            h.dec_req[(*n_dec)++] = r;
+        for (int row = 0; q_len > 1 && row < q_len; row += CU_TILE_Q) {
+            h.tile_req[*n_tiles] = r;
+            h.tile_row[(*n_tiles)++] = row;
+        }
+    }
+    int banned = 0;
+    h.ban_start[0] = 0;
+    for (int i = 0; i < in->n_samples; i++) {
+        const struct smp_row *s = &in->samples[i];
+        h.sample_row[i] = s->row;
+        for (int k = 0; k < s->n_banned && banned < b->max_reqs * MAX_BANNED; k++)
+            h.ban[banned++] = s->banned[k];
+        h.ban_start[i + 1] = banned;
+    }
+    *used = b->table_at + at * sizeof(int32_t);
+    return 0;
+}
+
+static const graph *graph_for(const struct be *b, const struct batch *in, int n_dec)
+{
+    if (n_dec != in->n_reqs || in->n_samples != in->n_reqs)
+        return nullptr;
+    for (int i = 0; i < b->n_graphs; i++)
+        if (b->graphs[i].reqs >= n_dec)
+            return &b->graphs[i];
+    return nullptr;
+}
+
+static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err)
+{
+    int n_dec = 0, n_tiles = 0;
+    size_t used = 0;
+    b->step_began = km_now_ns();
+    int rc = fill_meta(b, in, &n_dec, &n_tiles, &used, err);
+    if (rc)
+        return rc;
+    const graph *g = graph_for(b, in, n_dec);
+    if (g) {
+        for (int i = n_dec; i < g->reqs; i++) {
+            pad_row(b, i);
+            b->host.table_start[i] = (int32_t)((used - b->table_at) / sizeof(int32_t));
+        }
+        b->host.table[(used - b->table_at) / sizeof(int32_t)] = b->n_pages;
+        used += sizeof(int32_t);
+    }
+    CU_TRY(cudaMemcpyAsync(b->meta_dev, b->meta_host, used, cudaMemcpyHostToDevice, b->steps));
+    if (g)
+        CU_TRY(cudaGraphLaunch(g->exec, b->steps));
+    else if ((rc = forward(b, in->n_tokens, n_dec, n_dec ? splits_for(b->m, n_dec) : 1, n_tiles, in->n_samples, err)))
+        return rc;
+    if (in->n_samples)
+        CU_TRY(cudaMemcpyAsync(b->picks_host, b->picks, sizeof(cu_pick) * (size_t)in->n_samples, cudaMemcpyDeviceToHost, b->steps));
+    CU_TRY(cudaEventRecord(b->step_done, b->steps));
+    b->pending = in;
+    *ticket = ++b->n_steps;
+    return 0;
+}
+
+static void count_flops(struct be *b, const struct batch *in)
+{
+    const cu_dims &m = b->m;
+    double per_token = 2.0 * m.D * ((m.H + 2.0 * m.G) * m.d + (double)m.H * m.d + 3.0 * m.F), attn = 0;
+    for (int r = 0; r < in->n_reqs; r++) {
+        double q = in->q_start[r + 1] - in->q_start[r], len = in->kv_len[r];
+        attn += q * (len - (q - 1) / 2) * 4.0 * m.H * m.d;
+    }
+    b->st.flops += m.L * (per_token * in->n_tokens + attn) + 2.0 * m.D * m.V * in->n_samples;
+}
+
+static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
+{
+    const struct batch *in = b->pending;
+    if (!in || ticket != b->n_steps)
+        return km_fail(err, KM_EINVAL, "step %llu is not in flight", (unsigned long long)ticket);
+    b->pending = nullptr;
+    CU_TRY(cudaEventSynchronize(b->step_done));
+    for (int i = 0; i < in->n_samples; i++) {
+        const struct smp_row *r = &in->samples[i];
+        if (greedy(r)) {
+            memset(&out[i], 0, sizeof out[i]);
+            out[i].id = b->picks_host[i].id;
+            out[i].logprob = b->picks_host[i].logprob;
+            continue;
+        }
+        CU_TRY(cudaMemcpy(b->logits_host, b->logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V, cudaMemcpyDeviceToHost));
+        smp_sample(r, b->logits_host, b->m.V, b->scratch, &out[i]);
+    }
+    count_flops(b, in);
+    b->st.busy_ns += km_now_ns() - b->step_began;
+    return 0;
+}
+
+/* ---- copies ---- */
+
+static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
+{
+    size_t bytes = b->m.page_elems * sizeof(bf16);
+    if (b->n_steps) /* behind the steps given so far, which may still be writing or reading these pages */
+        CU_TRY(cudaStreamWaitEvent(b->copies, b->step_done, 0));
+    for (int i = 0; i < n; i++) {
+        bf16 *page = b->pool + (size_t)c[i].page * b->m.page_elems;
+        CU_TRY(dir == KV_TO_HOST ? cudaMemcpyAsync(c[i].host, page, bytes, cudaMemcpyDeviceToHost, b->copies)
+                                 : cudaMemcpyAsync(page, c[i].host, bytes, cudaMemcpyHostToDevice, b->copies));
+    }
+    cudaEvent_t e = b->copy_done[b->n_copies % COPY_EVENTS];
+    if (b->n_copies >= COPY_EVENTS) /* the event's last user must be over before it is used again */
+        CU_TRY(cudaEventSynchronize(e));
+    CU_TRY(cudaEventRecord(e, b->copies));
+    *ticket = ++b->n_copies;
+    return 0;
+}
+
+static int cuda_poll(struct be *b, uint64_t ticket)
+{
+    if (!ticket || ticket + COPY_EVENTS <= b->n_copies)
+        return 1;
+    cudaError_t rc = cudaEventQuery(b->copy_done[(ticket - 1) % COPY_EVENTS]);
+    return rc == cudaSuccess ? 1 : rc == cudaErrorNotReady ? 0 : KM_EDEVICE;
+}
+
+static void *cuda_host_alloc(struct be *, size_t size)
+{
+    void *p;
+    if (cudaHostAlloc(&p, size, cudaHostAllocDefault) != cudaSuccess) {
+        cudaGetLastError(); /* not sticky: the caller goes on without */
+        return nullptr;
+    }
+    km_mem_note(KM_MEM_PINNED, (int64_t)size);
+    return p;
+}
+
+static void cuda_host_free(struct be *, void *p, size_t size)
+{
+    if (p && cudaFreeHost(p) == cudaSuccess)
+        km_mem_note(KM_MEM_PINNED, -(int64_t)size);
+}
+
+/* ---- open and close ---- */
+
+static void cuda_close(struct be *b)
+{
+    if (!b)
+        return;
+    cudaDeviceSynchronize();
+    for (int i = 0; i < b->n_graphs; i++)
+        cudaGraphExecDestroy(b->graphs[i].exec);
+    void *const device[] = {b->pool, b->x, b->h, b->qkv, b->o, b->gu, b->act, b->h_out, b->logits, b->inv_freq, b->attn_work, b->picks, b->meta_dev};
+    for (void *p : device)
+        if (p)
+            cudaFree(p);
+    km_mem_note(KM_MEM_DEVICE, -(int64_t)(b->work_bytes + (size_t)b->st.kv_bytes));
+    void *const pinned[] = {b->meta_host, b->picks_host, b->logits_host};
+    for (void *p : pinned)
+        if (p)
+            cudaFreeHost(p);
+    cu_gemm_close(b->lt);
+    cu_weights_free(&b->w);
+    for (cudaEvent_t e : b->copy_done)
+        if (e)
+            cudaEventDestroy(e);
+    if (b->step_done)
+        cudaEventDestroy(b->step_done);
+    if (b->steps)
+        cudaStreamDestroy(b->steps);
+    if (b->copies)
+        cudaStreamDestroy(b->copies);
+    km_free(b->scratch);
+    km_free(b);
+}
+
+template <typename T> static int take(struct be *b, T **out, size_t n, struct km_err *err)
+{
+    void *p;
+    cudaError_t rc = cudaMalloc(&p, n * sizeof(T));
+    if (rc != cudaSuccess)
+        return km_fail(err, KM_EDEVICE, "no %.2f GiB of work space on the card: %s; a smaller --max-num-batched-tokens or --max-num-seqs needs less",
+                       (double)(n * sizeof(T)) / (1 << 30), cudaGetErrorString(rc));
+    *out = static_cast<T *>(p);
+    b->work_bytes += n * sizeof(T);
+    km_mem_note(KM_MEM_DEVICE, (int64_t)(n * sizeof(T)));
+    return 0;
+}
+
+/* The arrays of cu_meta, carved from one block; returns its size. The table comes last: only its used part travels. */
+static size_t carve(const struct be *b, char *base, cu_meta *out)
+{
+    size_t at = 0, T = (size_t)b->max_tokens, R = (size_t)b->max_reqs;
+    auto next = [&](size_t n) {
+        int32_t *p = reinterpret_cast<int32_t *>(base + at);
+        at += (n * sizeof(int32_t) + 63) / 64 * 64;
+        return p;
+    };
+    size_t tiles = T / 2 + 1; /* a tile has at least two rows */
+    out->tokens = next(T);
+    out->positions = next(T);
+    out->slots = next(T);
+    out->q_start = next(R + 1);
+    out->kv_len = next(R);
+    out->table_start = next(R);
+    out->tile_req = next(tiles);
+    out->tile_row = next(tiles);
+    out->dec_req = next(R);
+    out->sample_row = next(R);
+    out->ban_start = next(R + 1);
+    out->ban = next(R * MAX_BANNED);
+    out->table = next(R * (size_t)b->max_blocks + 1);
+    return at;
+}
+
+static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_err *err)
+{
+    const struct mdl_config *c = mdl_config(m);
+    if (o->dtype != KM_BF16)
+        return km_fail(err, KM_EINVAL, "--dtype float32 runs on the CPU only; the CUDA engine computes in bfloat16");
+    if (o->block_size < 8 || (o->block_size & (o->block_size - 1)))
+        return km_fail(err, KM_EINVAL, "--block-size is %d; on CUDA it must be a power of two, 8 or more", o->block_size);
+    if (c->head_dim != 32 && c->head_dim != 64 && c->head_dim != 128)
+        return km_fail(err, KM_EINVAL, "head_dim of %s is %d; the CUDA engine has kernels for 32, 64 and 128", mdl_name(m), c->head_dim);
+    if (c->n_heads / c->n_kv_heads > 16)
+        return km_fail(err, KM_EINVAL, "%s has %d query heads on a key head; the CUDA engine goes to 16", mdl_name(m), c->n_heads / c->n_kv_heads);
+    if (c->hidden % 32 || c->ffn % 32 || c->hidden > 8192)
+        return km_fail(err, KM_EINVAL, "hidden size %d and ffn %d of %s must be multiples of 32, hidden at most 8192", c->hidden, c->ffn, mdl_name(m));
+    return 0;
+}
+
+static int pick_device(struct be *b, struct km_err *err)
+{
+    cudaDeviceProp p;
+    CU_TRY(cudaSetDevice(0));
+    CU_TRY(cudaGetDeviceProperties(&p, 0));
+    b->m.arch = p.major * 10 + p.minor;
+    b->m.n_sms = p.multiProcessorCount;
+    if (b->m.arch < 80)
+        return km_fail(err, KM_EDEVICE, "%s has compute capability %d.%d; the CUDA engine needs 8.0 or newer", p.name, p.major, p.minor);
+    snprintf(b->st.device, sizeof b->st.device, "%.60s, %.0f GiB", p.name, (double)p.totalGlobalMem / (1 << 30));
+    return 0;
+}
+
+static int make_work(struct be *b, struct km_err *err)
+{
+    const cu_dims &m = b->m;
+    size_t T = (size_t)b->max_tokens, R = (size_t)b->max_reqs, D = (size_t)m.D;
+    int rc = take(b, &b->x, T * D, err);
+    rc = rc ? rc : take(b, &b->h, T * D, err);
+    rc = rc ? rc : take(b, &b->qkv, T * (size_t)(m.H + 2 * m.G) * m.d, err);
+    rc = rc ? rc : take(b, &b->o, T * (size_t)m.H * m.d, err);
+    rc = rc ? rc : take(b, &b->gu, T * 2 * (size_t)m.F, err);
+    rc = rc ? rc : take(b, &b->act, T * (size_t)m.F, err);
+    rc = rc ? rc : take(b, &b->h_out, R * D, err);
+    rc = rc ? rc : take(b, &b->logits, R * (size_t)m.V, err);
+    rc = rc ? rc : take(b, &b->inv_freq, (size_t)m.d / 2, err);
+    rc = rc ? rc : take(b, &b->picks, R, err);
+    char *work = nullptr;
+    rc = rc ? rc : take(b, &work, cu_attn_decode_work(m), err);
+    if (rc)
+        return rc;
+    b->attn_work = work;
+    CU_TRY(cudaMemset(work, 0, cu_attn_decode_work(m)));
+    b->meta_bytes = carve(b, nullptr, &b->dev);
+    rc = take(b, &b->meta_dev, b->meta_bytes, err);
+    if (rc)
+        return rc;
+    void *p;
+    CU_TRY(cudaHostAlloc(&p, b->meta_bytes, cudaHostAllocDefault));
+    b->meta_host = static_cast<char *>(p);
+    memset(p, 0, b->meta_bytes);
+    CU_TRY(cudaHostAlloc(&p, R * sizeof(cu_pick), cudaHostAllocDefault));
+    b->picks_host = static_cast<cu_pick *>(p);
+    CU_TRY(cudaHostAlloc(&p, sizeof(float) * (size_t)m.V, cudaHostAllocDefault));
+    b->logits_host = static_cast<float *>(p);
+    b->scratch = static_cast<float *>(km_calloc((size_t)m.V, sizeof(float)));
+    if (!b->scratch)
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    carve(b, b->meta_dev, &b->dev);
+    carve(b, b->meta_host, &b->host);
+    b->table_at = (size_t)(reinterpret_cast<char *>(b->host.table) - b->meta_host);
+
+    float freq[64];
+    double theta = mdl_config(b->mdl)->rope_theta;
+    for (int i = 0; i < m.d / 2; i++)
+        freq[i] = (float)(1.0 / pow(theta, 2.0 * i / m.d));
+    CU_TRY(cudaMemcpy(b->inv_freq, freq, sizeof(float) * (size_t)m.d / 2, cudaMemcpyHostToDevice));
+    return 0;
+}
+
+/* Room for captured graphs, cuBLAS and the driver, left free when the pool is sized. */
+static const size_t RESERVE = 512u << 20;
+
+static int make_pool(struct be *b, const struct be_opts *o, struct km_err *err)
+{
+    size_t page = b->m.page_elems * sizeof(bf16), avail = 0, total = 0;
+    CU_TRY(cudaMemGetInfo(&avail, &total));
+    size_t held = b->w.bytes + b->work_bytes + RESERVE;
+    double limit = o->memory_limit ? (double)o->memory_limit : (double)total * o->memory_utilization;
+    double room = limit - (double)held;
+    if (room > (double)avail - (double)RESERVE)
+        room = (double)avail - (double)RESERVE;
+    long fit = room > 0 ? (long)(room / (double)page) - 1 : 0;
+    b->n_pages = o->n_pages ? o->n_pages : (int)(fit < INT32_MAX / b->m.B ? fit : INT32_MAX / b->m.B);
+    if (b->n_pages < 1 || b->n_pages > fit)
+        return km_fail(err, KM_ELIMIT, "no room for KV: %.2f GiB may be used, weights and work space hold %.2f, and %d pages of %.2f MiB do not fit in the rest",
+                       limit / (1 << 30), (double)held / (1 << 30), o->n_pages ? o->n_pages : 1, (double)page / (1 << 20));
+    size_t work = b->work_bytes;
+    int rc = take(b, &b->pool, (size_t)(b->n_pages + 1) * b->m.page_elems, err);
+    if (rc)
+        return rc;
+    b->st.kv_bytes = (int64_t)(b->work_bytes - work);
+    b->work_bytes = work;
+    CU_TRY(cudaMemset(b->pool, 0, (size_t)b->st.kv_bytes));
+    return 0;
+}
+
+static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, struct km_err *err)
+{
+    const struct mdl_config *c = mdl_config(m);
+    int rc = check_shape(o, m, err);
+    if (rc || (rc = pick_device(b, err)))
+        return rc;
+    cu_dims &d = b->m;
+    d.L = c->n_layers, d.D = c->hidden, d.H = c->n_heads, d.G = c->n_kv_heads, d.d = c->head_dim, d.F = c->ffn, d.V = c->vocab;
+    d.eps = c->rms_eps;
+    d.B = o->block_size;
+    d.B_log2 = __builtin_ctz((unsigned)o->block_size);
+    d.max_reqs = b->max_reqs = o->max_reqs;
+    d.page_elems = (size_t)d.L * 2 * d.G * d.B * d.d;
+    b->mdl = m;
+    b->max_tokens = o->max_tokens;
+    b->max_blocks = (o->max_model_len + d.B - 1) / d.B;
+    CU_TRY(cudaStreamCreateWithFlags(&b->steps, cudaStreamNonBlocking));
+    CU_TRY(cudaStreamCreateWithFlags(&b->copies, cudaStreamNonBlocking));
+    CU_TRY(cudaEventCreateWithFlags(&b->step_done, cudaEventDisableTiming));
+    for (cudaEvent_t &e : b->copy_done)
+        CU_TRY(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+    rc = cu_weights_load(&b->w, m, err);
+    rc = rc ? rc : cu_gemm_open(&b->lt, err);
+    rc = rc ? rc : make_work(b, err);
+    rc = rc ? rc : make_pool(b, o, err);
+    b->sm90 = cu_attn_prefill_sm90_usable(d);
+    if (!rc && b->sm90)
+        rc = cu_attn_map(d, b->pool, b->n_pages + 1, b->map, err);
+    rc = rc ? rc : warm_gemms(b, err);
+    rc = rc ? rc : capture_all(b, err);
+    b->st.weight_bytes = (int64_t)b->w.bytes;
+    b->st.work_bytes = (int64_t)b->work_bytes;
+    return rc;
+}
+
+static int cuda_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom, struct km_err *err)
+{
+    struct be *b = static_cast<be *>(km_calloc(1, sizeof *b));
+    if (!b)
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    int rc = open_all(b, o, m, err);
+    if (rc) {
+        cuda_close(b);
+        return rc;
+    }
+    memset(geom, 0, sizeof *geom);
+    geom->n_layers = b->m.L;
+    geom->n_kv_heads = b->m.G;
+    geom->head_dim = b->m.d;
+    geom->block_size = b->m.B;
+    geom->dtype = KM_BF16;
+    geom->layout = 1;
+    geom->page_bytes = b->m.page_elems * sizeof(bf16);
+    geom->n_pages = b->n_pages;
+    geom->rope_theta = mdl_config(m)->rope_theta;
+    geom->model = mdl_fingerprint(m);
+    *out = b;
+    return 0;
+}
+
+static void cuda_stats(struct be *b, struct be_stats *out)
+{
+    *out = b->st;
+}
+
+extern "C" const struct backend be_cuda = {"cuda",    cuda_open,      cuda_close,     cuda_step, cuda_wait, cuda_copy,
+                                           cuda_poll, cuda_host_alloc, cuda_host_free, nullptr,   cuda_stats};

@@ -1,0 +1,177 @@
+/* Everything between the GEMMs, one kernel a boundary. All of them are limited by memory: 16-byte accesses, one pass. */
+#include "engine/cuda/cu.h"
+#include "engine/cuda/ptx.cuh"
+
+namespace {
+
+union bf16x8 {
+    uint4 raw;
+    __nv_bfloat162 v[4];
+};
+
+__device__ __forceinline__ float warp_sum(float v)
+{
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        v += __shfl_xor_sync(~0u, v, o);
+    return v;
+}
+
+__global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, int D, bf16 *x)
+{
+    grid_wait();
+    const uint4 *src = reinterpret_cast<const uint4 *>(embed + (size_t)tokens[blockIdx.x] * D);
+    uint4 *dst = reinterpret_cast<uint4 *>(x + (size_t)blockIdx.x * D);
+    for (int i = threadIdx.x; i < D / 8; i += blockDim.x)
+        dst[i] = src[i];
+}
+
+/* One block a row; the row stays in registers between the two uses (D <= 8 * 128 * PER). */
+template <int PER> __global__ void __launch_bounds__(128) rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps,
+                                                                         bf16 *out)
+{
+    grid_wait();
+    size_t row = rows ? (size_t)rows[blockIdx.x] : blockIdx.x;
+    const uint4 *src = reinterpret_cast<const uint4 *>(x + row * D);
+    bf16x8 v[PER];
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+        int c = threadIdx.x + i * 128;
+        if (c >= D / 8)
+            continue;
+        v[i].raw = src[c];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            float2 f = __bfloat1622float2(v[i].v[k]);
+            sum += f.x * f.x + f.y * f.y;
+        }
+    }
+    __shared__ float part[4];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0)
+        part[threadIdx.x / 32] = sum;
+    __syncthreads();
+    float scale = rsqrtf((part[0] + part[1] + part[2] + part[3]) / D + eps);
+    uint4 *dst = reinterpret_cast<uint4 *>(out + (size_t)blockIdx.x * D);
+#pragma unroll
+    for (int i = 0; i < PER; i++) {
+        int c = threadIdx.x + i * 128;
+        if (c >= D / 8)
+            continue;
+        bf16x8 ww, o;
+        ww.raw = reinterpret_cast<const uint4 *>(w)[c];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            float2 f = __bfloat1622float2(v[i].v[k]), g = __bfloat1622float2(ww.v[k]);
+            o.v[k] = __floats2bfloat162_rn(f.x * scale * g.x, f.y * scale * g.y);
+        }
+        dst[c] = o.raw;
+    }
+    grid_release();
+}
+
+/* A warp a (token, head): lane i holds elements i, i + 32 ... of the head, so that an element's rotary partner, d / 2 away, is
+ * in the same lane. Heads 0..H-1 are q, then G of k, then G of v. */
+template <int DH>
+__global__ void __launch_bounds__(256) qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq,
+                                                            const int32_t *positions, const int32_t *slots, int T, int H, int G,
+                                                            int B_log2, size_t page_elems, size_t layer_at, float eps, bf16 *pool)
+{
+    grid_wait();
+    constexpr int N = DH / 32, HALF = N / 2;
+    int heads = H + 2 * G, lane = threadIdx.x % 32;
+    long unit = (long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (unit >= (long)T * heads)
+        return;
+    int token = (int)(unit / heads), head = (int)(unit % heads);
+    bf16 *p = qkv + unit * DH;
+    float v[N];
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        v[i] = __bfloat162float(p[lane + 32 * i]);
+    if (head < H + G) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            sum += v[i] * v[i];
+        float scale = rsqrtf(warp_sum(sum) / DH + eps);
+        const bf16 *w = head < H ? q_norm : k_norm;
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            v[i] *= scale * __bfloat162float(w[lane + 32 * i]);
+        float pos = (float)positions[token];
+        if (HALF) {
+#pragma unroll
+            for (int i = 0; i < HALF; i++) {
+                float sn, cs;
+                sincosf(pos * inv_freq[lane + 32 * i], &sn, &cs);
+                float a = v[i], b = v[i + HALF];
+                v[i] = a * cs - b * sn;
+                v[i + HALF] = b * cs + a * sn;
+            }
+        } else { /* DH = 32: partners are 16 lanes apart */
+            float sn, cs, other = __shfl_xor_sync(~0u, v[0], 16);
+            sincosf(pos * inv_freq[lane % 16], &sn, &cs);
+            v[0] = lane < 16 ? v[0] * cs - other * sn : v[0] * cs + other * sn;
+        }
+    }
+    bf16 *dst = p;
+    if (head >= H) {
+        int slot = slots[token], kv = head >= H + G, g = kv ? head - H - G : head - H;
+        int page = slot >> B_log2, off = slot & ((1 << B_log2) - 1);
+        dst = pool + (size_t)page * page_elems + layer_at + ((((size_t)kv * G + g) << B_log2) + off) * DH;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        dst[lane + 32 * i] = __float2bfloat16(v[i]);
+    grid_release();
+}
+
+__global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
+{
+    grid_wait();
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= total8)
+        return;
+    size_t row = i / F8, col = i % F8;
+    bf16x8 g, u, o;
+    g.raw = reinterpret_cast<const uint4 *>(gu)[row * 2 * F8 + col];
+    u.raw = reinterpret_cast<const uint4 *>(gu)[row * 2 * F8 + F8 + col];
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        float2 a = __bfloat1622float2(g.v[k]), b = __bfloat1622float2(u.v[k]);
+        o.v[k] = __floats2bfloat162_rn(a.x / (1 + __expf(-a.x)) * b.x, a.y / (1 + __expf(-a.y)) * b.y);
+    }
+    reinterpret_cast<uint4 *>(act)[i] = o.raw;
+}
+
+} // namespace
+
+void cu_embed(const cu_dims &m, const bf16 *embed, const int32_t *tokens, int T, bf16 *x, cudaStream_t s)
+{
+    cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, tokens, m.D, x);
+}
+
+void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out, cudaStream_t s)
+{
+    auto kernel = m.D <= 1024 ? rmsnorm_kernel<1> : m.D <= 4096 ? rmsnorm_kernel<4> : rmsnorm_kernel<8>;
+    cu_launch(kernel, dim3((unsigned)T), 128, 0, s, x, w, rows, m.D, m.eps, out);
+}
+
+void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq, const cu_meta &meta,
+                      int T, int layer, bf16 *pool, cudaStream_t s)
+{
+    long units = (long)T * (m.H + 2 * m.G);
+    unsigned blocks = (unsigned)((units + 7) / 8);
+    size_t layer_at = (size_t)layer * 2 * m.G * m.B * m.d;
+    auto kernel = m.d == 128 ? qk_rope_store_kernel<128> : m.d == 64 ? qk_rope_store_kernel<64> : qk_rope_store_kernel<32>;
+    cu_launch(kernel, dim3(blocks), 256, 0, s, qkv, q_norm, k_norm, inv_freq, meta.positions, meta.slots, T, m.H, m.G, m.B_log2, m.page_elems, layer_at,
+                                  m.eps, pool);
+}
+
+void cu_swiglu(const cu_dims &m, const bf16 *gu, int T, bf16 *act, cudaStream_t s)
+{
+    size_t total8 = (size_t)T * m.F / 8;
+    cu_launch(swiglu_kernel, dim3((unsigned)((total8 + 255) / 256)), 256, 0, s, gu, m.F / 8, total8, act);
+}

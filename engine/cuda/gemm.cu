@@ -1,0 +1,195 @@
+/* y = x w^T by cuBLASLt, bf16 in, f32 sums. The library's first choice is not always its fastest: the first time a shape
+ * bucket is met, its candidates are timed on scratch memory and the winner is remembered. M is bucketed to powers of two (and
+ * halves between them), since the choice depends on it weakly; N and K come from the model and are few. */
+#include "engine/cuda/cu.h"
+
+extern "C" {
+#include "base/mem.h"
+}
+
+#include <cublasLt.h>
+#include <string.h>
+
+namespace {
+enum { CANDIDATES = 12, MAX_PLANS = 256, TIMED_RUNS = 3 };
+const size_t WORKSPACE = 32u << 20, L2_FLUSH = 96u << 20;
+
+struct plan {
+    int bucket, N, K;
+    bool add, y_f32, timed;
+    cublasLtMatmulAlgo_t algo;
+};
+} // namespace
+
+struct cu_lt {
+    cublasLtHandle_t lt;
+    cublasLtMatmulDesc_t op;
+    cublasLtMatmulPreference_t pref;
+    void *workspace;
+    cudaEvent_t t0, t1;
+    plan plans[MAX_PLANS];
+    int n_plans;
+};
+
+static int lt_fail(struct km_err *err, cublasStatus_t rc, const char *what)
+{
+    return km_fail(err, KM_EDEVICE, "%s failed: %s", what, cublasLtGetStatusString(rc));
+}
+#define LT_TRY(call)                                                                                                   \
+    do {                                                                                                               \
+        cublasStatus_t lt_rc_ = (call);                                                                                \
+        if (lt_rc_ != CUBLAS_STATUS_SUCCESS)                                                                           \
+            return lt_fail(err, lt_rc_, #call);                                                                        \
+    } while (0)
+
+int cu_gemm_open(struct cu_lt **out, struct km_err *err)
+{
+    struct cu_lt *g = static_cast<cu_lt *>(km_calloc(1, sizeof *g));
+    if (!g)
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    *out = g;
+    LT_TRY(cublasLtCreate(&g->lt));
+    LT_TRY(cublasLtMatmulDescCreate(&g->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    cublasOperation_t trans = CUBLAS_OP_T;
+    LT_TRY(cublasLtMatmulDescSetAttribute(g->op, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof trans));
+    LT_TRY(cublasLtMatmulPreferenceCreate(&g->pref));
+    LT_TRY(cublasLtMatmulPreferenceSetAttribute(g->pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE, sizeof WORKSPACE));
+    /* Partial sums of split K are added in f32, never in the output's bf16. */
+    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    LT_TRY(cublasLtMatmulPreferenceSetAttribute(g->pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions));
+    CU_TRY(cudaMalloc(&g->workspace, WORKSPACE));
+    km_mem_note(KM_MEM_DEVICE, (int64_t)WORKSPACE);
+    CU_TRY(cudaEventCreate(&g->t0));
+    CU_TRY(cudaEventCreate(&g->t1));
+    return 0;
+}
+
+void cu_gemm_close(struct cu_lt *g)
+{
+    if (!g)
+        return;
+    if (g->workspace) {
+        cudaFree(g->workspace);
+        km_mem_note(KM_MEM_DEVICE, -(int64_t)WORKSPACE);
+    }
+    if (g->t0)
+        cudaEventDestroy(g->t0);
+    if (g->t1)
+        cudaEventDestroy(g->t1);
+    if (g->pref)
+        cublasLtMatmulPreferenceDestroy(g->pref);
+    if (g->op)
+        cublasLtMatmulDescDestroy(g->op);
+    if (g->lt)
+        cublasLtDestroy(g->lt);
+    km_free(g);
+}
+
+/* 1, 2, 3, 4, 6, 8, 12, 16, 24 ...: the smallest not below M. */
+static int bucket_of(int M)
+{
+    int b = 1;
+    while (b < M)
+        b += b >= 2 && (b & (b - 1)) == 0 ? b / 2 : b == 1 ? 1 : b / 3;
+    return b;
+}
+
+/* Column-major to cuBLAS: y^T[N x M] = w^T[K x N]^T x^T[K x M]. */
+struct layouts {
+    cublasLtMatrixLayout_t w, x, y;
+};
+static void layouts_free(layouts *l)
+{
+    if (l->w)
+        cublasLtMatrixLayoutDestroy(l->w);
+    if (l->x)
+        cublasLtMatrixLayoutDestroy(l->x);
+    if (l->y)
+        cublasLtMatrixLayoutDestroy(l->y);
+}
+
+static cublasStatus_t layouts_make(layouts *l, int M, int N, int K, bool y_f32)
+{
+    memset(l, 0, sizeof *l);
+    cublasStatus_t rc = cublasLtMatrixLayoutCreate(&l->w, CUDA_R_16BF, K, N, K);
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatrixLayoutCreate(&l->x, CUDA_R_16BF, K, M, K);
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatrixLayoutCreate(&l->y, y_f32 ? CUDA_R_32F : CUDA_R_16BF, N, M, N);
+    return rc;
+}
+
+static cublasStatus_t run(struct cu_lt *g, const layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x, const bf16 *w, bool add, void *y,
+                          cudaStream_t s)
+{
+    float one = 1, beta = add ? 1.f : 0.f;
+    return cublasLtMatmul(g->lt, g->op, &one, w, l->w, x, l->x, &beta, y, l->y, y, l->y, algo, g->workspace, WORKSPACE, s);
+}
+
+/* Times the candidates on scratch output, each from a cold L2 as in a model, where other weights come between. */
+static int choose(struct cu_lt *g, plan *p, const layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s, struct km_err *err)
+{
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    int n = 0;
+    LT_TRY(cublasLtMatmulAlgoGetHeuristic(g->lt, g->op, l->w, l->x, l->y, l->y, g->pref, CANDIDATES, found, &n));
+    if (!n)
+        return km_fail(err, KM_EDEVICE, "cuBLASLt has no algorithm for a %d x %d x %d product", M, p->N, p->K);
+    p->algo = found[0].algo;
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    CU_TRY(cudaStreamIsCapturing(s, &capturing));
+    if (capturing != cudaStreamCaptureStatusNone || n == 1)
+        return 0;
+    size_t out = (size_t)M * p->N * (p->y_f32 ? 4 : 2);
+    char *scratch;
+    CU_TRY(cudaMalloc(reinterpret_cast<void **>(&scratch), out + L2_FLUSH));
+    float best = 1e30f;
+    for (int i = 0; i < n; i++) {
+        float ms = 1e30f;
+        for (int k = 0; k <= TIMED_RUNS; k++) {
+            float once = 1e30f;
+            cudaMemsetAsync(scratch + out, k, L2_FLUSH, s);
+            cudaEventRecord(g->t0, s);
+            if (run(g, l, &found[i].algo, x, w, false, scratch, s) != CUBLAS_STATUS_SUCCESS)
+                break;
+            cudaEventRecord(g->t1, s);
+            cudaEventSynchronize(g->t1);
+            cudaEventElapsedTime(&once, g->t0, g->t1);
+            if (k && once < ms)
+                ms = once;
+        }
+        if (ms < best) {
+            best = ms;
+            p->algo = found[i].algo;
+        }
+    }
+    cudaFree(scratch);
+    p->timed = true;
+    return 0;
+}
+
+int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32, cudaStream_t s, struct km_err *err)
+{
+    int b = bucket_of(M);
+    plan *p = nullptr;
+    for (int i = 0; i < g->n_plans && !p; i++) {
+        plan *q = &g->plans[i];
+        if (q->bucket == b && q->N == N && q->K == K && q->add == add && q->y_f32 == y_f32)
+            p = q;
+    }
+    layouts l;
+    cublasStatus_t rc = layouts_make(&l, M, N, K, y_f32);
+    int failed = 0;
+    if (rc == CUBLAS_STATUS_SUCCESS && !p) {
+        p = &g->plans[g->n_plans < MAX_PLANS ? g->n_plans : MAX_PLANS - 1];
+        *p = plan{b, N, K, add, y_f32, false, {}};
+        failed = choose(g, p, &l, M, x, w, s, err);
+        if (!failed && g->n_plans < MAX_PLANS)
+            g->n_plans++;
+    }
+    if (rc == CUBLAS_STATUS_SUCCESS && !failed)
+        rc = run(g, &l, &p->algo, x, w, add, y, s);
+    layouts_free(&l);
+    if (failed)
+        return failed;
+    return rc == CUBLAS_STATUS_SUCCESS ? 0 : lt_fail(err, rc, "cublasLtMatmul");
+}

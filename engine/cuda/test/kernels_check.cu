@@ -1,0 +1,566 @@
+/* Every kernel against a plain loop in double precision on fresh random inputs, outputs poisoned first; then its speed at the
+ * shapes of Qwen3-8B beside the limit it lives under. A program, not a unit test: it needs a GPU.
+ *   kernels_check [check|time|all] [seed]        exit 1 when a kernel is wrong */
+#include "engine/cuda/cu.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t rng = 1;
+static float uniform()
+{
+    rng = rng * 6364136223846793005u + 1442695040888963407u;
+    return (float)(rng >> 40) / (1 << 24);
+}
+static float normal()
+{
+    float u = uniform() + uniform() + uniform() + uniform() - 2;
+    return u * 1.7f;
+}
+
+static void die(cudaError_t rc, int line)
+{
+    if (rc == cudaSuccess)
+        return;
+    printf("CUDA error at line %d: %s\n", line, cudaGetErrorString(rc));
+    exit(1);
+}
+#define OK(x) die((x), __LINE__)
+
+/* The same array on both sides. */
+template <typename T> struct both {
+    T *h, *d;
+    size_t n;
+    explicit both(size_t count) : n(count)
+    {
+        h = static_cast<T *>(calloc(n ? n : 1, sizeof(T)));
+        OK(cudaMalloc(&d, (n ? n : 1) * sizeof(T)));
+    }
+    ~both()
+    {
+        free(h);
+        cudaFree(d);
+    }
+    void up()
+    {
+        OK(cudaMemcpy(d, h, n * sizeof(T), cudaMemcpyHostToDevice));
+    }
+    void down()
+    {
+        OK(cudaDeviceSynchronize());
+        OK(cudaMemcpy(h, d, n * sizeof(T), cudaMemcpyDeviceToHost));
+    }
+    void poison()
+    {
+        OK(cudaMemset(d, 0xFF, n * sizeof(T))); /* NaN in every float format */
+    }
+};
+
+static void randomize(both<bf16> &b, float scale)
+{
+    for (size_t i = 0; i < b.n; i++)
+        b.h[i] = __float2bfloat16(normal() * scale);
+    b.up();
+}
+static double f(bf16 v)
+{
+    return (double)__bfloat162float(v);
+}
+
+static int failures;
+/* vLLM's kernel tolerance for bf16: atol 1e-3, rtol 1.6e-2. */
+struct judge {
+    const char *name;
+    double worst = 0, rel2 = 0, ref2 = 0;
+    long bad = 0, n = 0;
+    explicit judge(const char *what) : name(what)
+    {
+    }
+    void add(double got, double want)
+    {
+        double d = fabs(got - want);
+        if (!(d <= 1e-3 + 1.6e-2 * fabs(want)))
+            bad++;
+        if (!(d <= worst))
+            worst = d;
+        rel2 += d * d;
+        ref2 += want * want;
+        n++;
+    }
+    ~judge()
+    {
+        bool good = bad == 0 && sqrt(rel2 / (ref2 + 1e-30)) < 1e-2;
+        failures += !good;
+        printf("%-4s %-46s n %8ld  over tolerance %6ld  worst %.2e  rel %.2e\n", good ? "ok" : "BAD", name, n, bad, worst, sqrt(rel2 / (ref2 + 1e-30)));
+        fflush(stdout);
+    }
+};
+
+/* A set of requests over scattered pages. */
+struct scene {
+    cu_dims m = {};
+    int R, T = 0, n_pages, n_tiles = 0, n_dec = 0;
+    both<bf16> *pool, *qkv, *o;
+    both<int32_t> *meta;
+    cu_meta hm = {}, dm = {};
+
+    scene(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len) : R(n)
+    {
+        m.L = L, m.H = H, m.G = G, m.d = d, m.B = B, m.B_log2 = __builtin_ctz((unsigned)B), m.max_reqs = n, m.eps = 1e-6f;
+        m.page_elems = (size_t)L * 2 * G * B * d;
+        cudaDeviceProp p;
+        OK(cudaGetDeviceProperties(&p, 0));
+        m.n_sms = p.multiProcessorCount, m.arch = p.major * 10 + p.minor;
+        int blocks = 0;
+        for (int r = 0; r < n; r++)
+            T += q_len[r], blocks += (kv_len[r] + B - 1) / B;
+        n_pages = blocks + 7;
+        pool = new both<bf16>((size_t)n_pages * m.page_elems);
+        qkv = new both<bf16>((size_t)T * (H + 2 * G) * d);
+        o = new both<bf16>((size_t)T * H * d);
+        meta = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64));
+        int32_t *at = meta->h;
+        auto next = [&](int32_t *&host, int32_t *&dev, size_t count) {
+            host = at, dev = meta->d + (at - meta->h), at += count;
+        };
+        next(hm.q_start, dm.q_start, (size_t)n + 1);
+        next(hm.kv_len, dm.kv_len, (size_t)n);
+        next(hm.table_start, dm.table_start, (size_t)n);
+        next(hm.table, dm.table, (size_t)blocks);
+        next(hm.dec_req, dm.dec_req, (size_t)n);
+        next(hm.tile_req, dm.tile_req, (size_t)T);
+        next(hm.tile_row, dm.tile_row, (size_t)T);
+        next(hm.positions, dm.positions, (size_t)T);
+        next(hm.slots, dm.slots, (size_t)T);
+        int *perm = static_cast<int *>(malloc(sizeof(int) * (size_t)n_pages));
+        for (int i = 0; i < n_pages; i++)
+            perm[i] = i;
+        for (int i = n_pages - 1; i > 0; i--) {
+            int k = (int)(uniform() * (float)(i + 1)), x = perm[i];
+            perm[i] = perm[k % (i + 1)], perm[k % (i + 1)] = x;
+        }
+        int used = 0;
+        for (int r = 0; r < n; r++) {
+            hm.q_start[r + 1] = hm.q_start[r] + q_len[r];
+            hm.kv_len[r] = kv_len[r];
+            hm.table_start[r] = used;
+            for (int i = 0; i < (kv_len[r] + B - 1) / B; i++, used++)
+                hm.table[used] = perm[used];
+            for (int i = 0; i < q_len[r]; i++) {
+                int pos = kv_len[r] - q_len[r] + i;
+                hm.positions[hm.q_start[r] + i] = pos;
+                hm.slots[hm.q_start[r] + i] = hm.table[hm.table_start[r] + pos / B] * B + pos % B;
+            }
+            if (q_len[r] == 1)
+                hm.dec_req[n_dec++] = r;
+            for (int i = 0; q_len[r] > 1 && i < q_len[r]; i += CU_TILE_Q)
+                hm.tile_req[n_tiles] = r, hm.tile_row[n_tiles++] = i;
+        }
+        free(perm);
+        meta->up();
+        /* Pages hold numbers where a request has tokens and NaN everywhere else. */
+        memset((void *)pool->h, 0xFF, pool->n * sizeof(bf16));
+        for (int r = 0; r < n; r++)
+            for (int k = 0; k < kv_len[r]; k++)
+                for (int l = 0; l < L; l++)
+                    for (int kv = 0; kv < 2; kv++)
+                        for (int g = 0; g < G; g++)
+                            for (int e = 0; e < d; e++)
+                                *at_kv(r, k, l, kv, g, e) = __float2bfloat16(normal() * (kv ? 0.25f : 1));
+        pool->up();
+        randomize(*qkv, 1);
+    }
+    ~scene()
+    {
+        delete pool;
+        delete qkv;
+        delete o;
+        delete meta;
+    }
+    bf16 *at_kv(int r, int k, int l, int kv, int g, int e)
+    {
+        size_t page = (size_t)hm.table[hm.table_start[r] + k / m.B];
+        return pool->h + page * m.page_elems + ((((size_t)l * 2 + kv) * m.G + g) * m.B + k % m.B) * m.d + e;
+    }
+    /* Attention of one row of one head, in double. */
+    void reference(int r, int row, int layer, int head, double *out)
+    {
+        int q0 = hm.q_start[r], n = hm.q_start[r + 1] - q0, seen = hm.kv_len[r] - n + row + 1, g = head / (m.H / m.G);
+        const bf16 *q = qkv->h + ((size_t)(q0 + row) * (m.H + 2 * m.G) + head) * m.d;
+        double *s = static_cast<double *>(malloc(sizeof(double) * (size_t)seen)), top = -1e300, sum = 0;
+        for (int k = 0; k < seen; k++) {
+            double x = 0;
+            for (int e = 0; e < m.d; e++)
+                x += f(q[e]) * f(*at_kv(r, k, layer, 0, g, e));
+            s[k] = x / sqrt((double)m.d);
+            top = fmax(top, s[k]);
+        }
+        for (int e = 0; e < m.d; e++)
+            out[e] = 0;
+        for (int k = 0; k < seen; k++) {
+            double p = exp(s[k] - top);
+            sum += p;
+            for (int e = 0; e < m.d; e++)
+                out[e] += p * f(*at_kv(r, k, layer, 1, g, e));
+        }
+        for (int e = 0; e < m.d; e++)
+            out[e] /= sum;
+        free(s);
+    }
+    void judge_rows(const char *name, int layer, int step)
+    {
+        o->down();
+        judge j(name);
+        double ref[128];
+        int turn = 0;
+        for (int r = 0; r < R; r++)
+            for (int row = 0; row < hm.q_start[r + 1] - hm.q_start[r]; row++)
+                for (int h = 0; h < m.H; h++) {
+                    if (turn++ % step)
+                        continue;
+                    reference(r, row, layer, h, ref);
+                    for (int e = 0; e < m.d; e++)
+                        j.add(f(o->h[((size_t)(hm.q_start[r] + row) * m.H + h) * m.d + e]), ref[e]);
+                }
+    }
+};
+
+static void check_attention(int H, int G, int d, int B)
+{
+    static const int q[] = {1, 2, 127, 128, 129, 1, 257, 1, 64, 1}, kv[] = {1, 2, 127, 128, 129, 17, 300, 777, 64, 2049};
+    scene s(H, G, d, B, 2, 10, q, kv);
+    char name[96];
+    void *work;
+    OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
+    OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
+    for (int splits = 1; splits <= 32; splits *= 4) {
+        s.o->poison();
+        cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_dec, splits, 1, s.pool->d, s.o->d, work, 0);
+        cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 1, s.pool->d, s.o->d, 0);
+        snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d splits", H, G, d, B, splits);
+        s.judge_rows(name, 1, 7);
+    }
+    if (cu_attn_prefill_sm90_usable(s.m)) {
+        char map[128];
+        struct km_err err;
+        if (cu_attn_map(s.m, s.pool->d, s.n_pages, map, &err)) {
+            printf("BAD  %s\n", err.msg);
+            failures++;
+        } else {
+            s.o->poison();
+            cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_dec, 4, 1, s.pool->d, s.o->d, work, 0);
+            cu_attn_prefill_sm90(s.m, map, s.qkv->d, s.dm, s.n_tiles, 1, s.o->d, 0);
+            snprintf(name, sizeof name, "attention sm90 %d/%d heads, pages of %d", H, G, B);
+            s.judge_rows(name, 1, 7);
+        }
+    }
+    cudaFree(work);
+}
+
+static void check_qk_rope(int d)
+{
+    static const int q[] = {5, 1, 33}, kv[] = {5, 40, 77};
+    scene s(8, 2, d, 16, 2, 3, q, kv);
+    both<bf16> qn((size_t)d), kn((size_t)d);
+    both<float> inv((size_t)d / 2);
+    randomize(qn, 1);
+    randomize(kn, 1);
+    for (int i = 0; i < d / 2; i++)
+        inv.h[i] = (float)(1.0 / pow(1e6, 2.0 * i / d));
+    inv.up();
+    both<bf16> before(s.qkv->n);
+    memcpy(before.h, s.qkv->h, before.n * sizeof(bf16));
+    cu_qk_rope_store(s.m, s.qkv->d, qn.d, kn.d, inv.d, s.dm, s.T, 1, s.pool->d, 0);
+    s.qkv->down();
+    s.pool->down();
+    char name[64];
+    snprintf(name, sizeof name, "qk-norm, rope and page write, heads of %d", d);
+    judge j(name);
+    for (int r = 0; r < 3; r++)
+        for (int i = 0; i < q[r]; i++)
+            for (int h = 0; h < s.m.H + 2 * s.m.G; h++) {
+                int tok = s.hm.q_start[r] + i, pos = s.hm.positions[tok];
+                const bf16 *v = before.h + ((size_t)tok * (s.m.H + 2 * s.m.G) + h) * d, *w = h < s.m.H ? qn.h : kn.h;
+                double ss = 0, x[128];
+                for (int e = 0; e < d; e++)
+                    ss += f(v[e]) * f(v[e]);
+                for (int e = 0; e < d; e++)
+                    x[e] = h < s.m.H + s.m.G ? f(v[e]) / sqrt(ss / d + 1e-6) * f(w[e]) : f(v[e]);
+                for (int e = 0; e < d; e++) {
+                    double want = x[e];
+                    if (h < s.m.H + s.m.G) {
+                        double a = (double)((float)pos * inv.h[e % (d / 2)]);
+                        want = e < d / 2 ? x[e] * cos(a) - x[e + d / 2] * sin(a) : x[e] * cos(a) + x[e - d / 2] * sin(a);
+                    }
+                    double got = h < s.m.H ? f(s.qkv->h[((size_t)tok * (s.m.H + 2 * s.m.G) + h) * d + e])
+                                           : f(*s.at_kv(r, pos, 1, h >= s.m.H + s.m.G, (h - s.m.H) % s.m.G, e));
+                    j.add(got, want);
+                }
+            }
+}
+
+static void check_products()
+{
+    struct cu_lt *lt = nullptr;
+    struct km_err err;
+    if (cu_gemm_open(&lt, &err)) {
+        printf("BAD  %s\n", err.msg);
+        failures++;
+        return;
+    }
+    static const int shapes[][3] = {{1, 4096, 4096}, {3, 6144, 4096}, {8, 256, 768}, {9, 4096, 1024}, {16, 1000, 320}, {17, 512, 256}, {100, 768, 256}};
+    for (auto &sh : shapes) {
+        int M = sh[0], N = sh[1], K = sh[2];
+        both<bf16> x((size_t)M * K), w((size_t)2 * N * K), y((size_t)M * N);
+        both<float> yf((size_t)M * N);
+        randomize(x, 1);
+        randomize(w, 0.05f);
+        both<bf16> y0(y.n);
+        char name[96];
+        for (int mode = 0; mode < 4; mode++) {
+            static const char *const what[] = {"store", "add", "swiglu", "logits"};
+            bool skinny = M <= CU_SKINNY_M;
+            if (mode == 1) {
+                randomize(y, 1);
+                memcpy(y0.h, y.h, y.n * sizeof(bf16));
+            } else {
+                y.poison();
+                yf.poison();
+            }
+            if (mode == 2 && !skinny)
+                continue;
+            int rc = 0;
+            if (mode == 2)
+                cu_skinny_swiglu(x.d, w.d, M, N, K, y.d, 0);
+            else if (mode == 3 && skinny)
+                cu_skinny_logits(x.d, w.d, M, N, K, yf.d, 0);
+            else if (skinny)
+                cu_skinny(x.d, w.d, M, N, K, mode == 1, y.d, 0);
+            else
+                rc = cu_gemm(lt, x.d, w.d, M, N, K, mode == 1, mode == 3 ? (void *)yf.d : (void *)y.d, mode == 3, 0, &err);
+            if (rc)
+                printf("BAD  %s\n", err.msg), failures++;
+            y.down();
+            yf.down();
+            snprintf(name, sizeof name, "%s %s M %d N %d K %d", skinny ? "skinny" : "cublasLt", what[mode], M, N, K);
+            judge j(name);
+            for (int i = 0; i < M * N; i += 1 + M * N / 20000) {
+                int m = i / N, n = i % N;
+                double a = 0, b = 0;
+                for (int k = 0; k < K; k++) {
+                    a += f(x.h[(size_t)m * K + k]) * f(w.h[(size_t)n * K + k]);
+                    if (mode == 2)
+                        b += f(x.h[(size_t)m * K + k]) * f(w.h[(size_t)(N + n) * K + k]);
+                }
+                double want = mode == 2 ? a / (1 + exp(-a)) * b : mode == 1 ? a + f(y0.h[i]) : a;
+                j.add(mode == 3 ? (double)yf.h[i] : f(y.h[i]), want);
+            }
+        }
+    }
+    cu_gemm_close(lt);
+}
+
+static void check_small()
+{
+    cu_dims m = {};
+    m.eps = 1e-6f;
+    for (int D : {256, 1024, 2560, 4096, 5120}) {
+        m.D = D;
+        both<bf16> x((size_t)7 * D), w((size_t)D), y((size_t)3 * D);
+        both<int32_t> rows(3);
+        rows.h[0] = 6, rows.h[1] = 0, rows.h[2] = 3;
+        rows.up();
+        randomize(x, 3);
+        randomize(w, 1);
+        y.poison();
+        cu_rmsnorm(m, x.d, w.d, rows.d, 3, y.d, 0);
+        y.down();
+        char name[64];
+        snprintf(name, sizeof name, "rmsnorm of %d, gathered", D);
+        judge j(name);
+        for (int r = 0; r < 3; r++) {
+            double ss = 0;
+            for (int i = 0; i < D; i++)
+                ss += f(x.h[(size_t)rows.h[r] * D + i]) * f(x.h[(size_t)rows.h[r] * D + i]);
+            for (int i = 0; i < D; i++)
+                j.add(f(y.h[(size_t)r * D + i]), f(x.h[(size_t)rows.h[r] * D + i]) / sqrt(ss / D + 1e-6) * f(w.h[i]));
+        }
+    }
+    m.F = 768;
+    both<bf16> gu((size_t)9 * 2 * m.F), act((size_t)9 * m.F);
+    randomize(gu, 2);
+    act.poison();
+    cu_swiglu(m, gu.d, 9, act.d, 0);
+    act.down();
+    {
+        judge j("swiglu");
+        for (int r = 0; r < 9; r++)
+            for (int i = 0; i < m.F; i++) {
+                double g = f(gu.h[(size_t)r * 2 * m.F + i]), u = f(gu.h[(size_t)r * 2 * m.F + m.F + i]);
+                j.add(f(act.h[(size_t)r * m.F + i]), g / (1 + exp(-g)) * u);
+            }
+    }
+    int V = 151936, S = 3;
+    both<float> logits((size_t)S * V);
+    for (size_t i = 0; i < logits.n; i++)
+        logits.h[i] = normal() * 3;
+    logits.h[77] = logits.h[99] = 50;                /* a tie: the lower id */
+    logits.h[(size_t)V + 5] = 60;                    /* banned below */
+    logits.up();
+    both<int32_t> bans(8);
+    bans.h[0] = 0, bans.h[1] = 0, bans.h[2] = 1, bans.h[3] = 1, bans.h[4] = 5;
+    bans.up();
+    cu_meta meta = {};
+    meta.ban_start = bans.d;
+    meta.ban = bans.d + 4;
+    both<cu_pick> picks((size_t)S);
+    cu_argmax(logits.d, S, V, meta, picks.d, 0);
+    picks.down();
+    judge j("argmax and log-probability");
+    for (int s = 0; s < S; s++) {
+        double sum = 0;
+        int best = -1;
+        for (int i = 0; i < V; i++) {
+            float x = logits.h[(size_t)s * V + i];
+            sum += exp((double)x - 60);
+            if (!(s == 1 && i == 5) && (best < 0 || x > logits.h[(size_t)s * V + best]))
+                best = i;
+        }
+        j.add(picks.h[s].id == best ? 0 : 1, 0);
+        j.add(picks.h[s].logprob, (double)logits.h[(size_t)s * V + best] - 60 - log(sum));
+    }
+}
+
+/* ---- speed ---- */
+
+static int by_value(const void *a, const void *b)
+{
+    float d = *(const float *)a - *(const float *)b;
+    return (d > 0) - (d < 0);
+}
+
+/* Median milliseconds of one call, over samples of `inner` calls. */
+template <typename F> static float time_ms(F call, int inner)
+{
+    enum { N = 11 };
+    cudaEvent_t a, b;
+    float ms[N];
+    OK(cudaEventCreate(&a));
+    OK(cudaEventCreate(&b));
+    for (int i = 0; i < 3; i++)
+        call();
+    for (int i = 0; i < N; i++) {
+        OK(cudaEventRecord(a));
+        for (int k = 0; k < inner; k++)
+            call();
+        OK(cudaEventRecord(b));
+        OK(cudaEventSynchronize(b));
+        OK(cudaEventElapsedTime(&ms[i], a, b));
+        ms[i] /= (float)inner;
+    }
+    qsort(ms, N, sizeof *ms, by_value);
+    cudaEventDestroy(a);
+    cudaEventDestroy(b);
+    return ms[N / 2];
+}
+
+static void time_prefill(int len)
+{
+    int q[] = {len}, kv[] = {len};
+    scene s(32, 8, 128, 16, 1, 1, q, kv);
+    double flops = 2.0 * 32 * 128 * (double)len * len; /* 4 * H * d * len^2 / 2 */
+    float ms = time_ms([&] { cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 0, s.pool->d, s.o->d, 0); }, 2);
+    printf("prefill attention %6d tokens  mma.sync %8.3f ms %6.0f TFLOP/s", len, ms, flops / ms / 1e9);
+    if (cu_attn_prefill_sm90_usable(s.m)) {
+        char map[128];
+        cu_attn_map(s.m, s.pool->d, s.n_pages, map, nullptr);
+        ms = time_ms([&] { cu_attn_prefill_sm90(s.m, map, s.qkv->d, s.dm, s.n_tiles, 0, s.o->d, 0); }, 2);
+        printf("   wgmma %8.3f ms %6.0f TFLOP/s", ms, flops / ms / 1e9);
+    }
+    printf("\n");
+}
+
+static void time_decode(int reqs, int len)
+{
+    int *q = new int[(size_t)reqs], *kv = new int[(size_t)reqs];
+    for (int i = 0; i < reqs; i++)
+        q[i] = 1, kv[i] = len;
+    int L = reqs * len > 100000 ? 1 : 8; /* rotate over layers, so that no cache holds the KV */
+    scene s(32, 8, 128, 16, L, reqs, q, kv);
+    void *work;
+    OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
+    OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
+    double bytes = (double)reqs * len * 2 * 8 * 128 * 2;
+    int layer = 0;
+    printf("decode attention %4d x %6d", reqs, len);
+    for (int splits = 1; splits <= 32; splits *= 2) {
+        float ms = time_ms([&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_dec, splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
+        printf("  %d: %.1f us %.2f TB/s", splits, ms * 1e3, bytes / ms / 1e9);
+    }
+    printf("\n");
+    cudaFree(work);
+    delete[] q;
+    delete[] kv;
+}
+
+static void time_products()
+{
+    struct cu_lt *lt = nullptr;
+    struct km_err err;
+    if (cu_gemm_open(&lt, &err))
+        return;
+    static const int shapes[][2] = {{6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}, {151936, 4096}};
+    for (auto &sh : shapes) {
+        int N = sh[0], K = sh[1], copies = 1 + (int)(600e6 / ((double)N * K * 2)); /* more than the L2 holds */
+        both<bf16> w((size_t)N * K * copies), x((size_t)4096 * K), y((size_t)4096 * (N > 30000 ? 1 : N) + 16 * (size_t)N);
+        for (size_t i = 0; i < w.n; i++)
+            w.h[i] = __float2bfloat16(0.02f * (uniform() - 0.5f));
+        w.up();
+        randomize(x, 1);
+        for (int M : {1, 4, 8, 16, 64, 256, 1024, 2048, 4096}) {
+            if (N > 30000 && M > 16)
+                continue;
+            int turn = 0;
+            auto next = [&] { return w.d + (size_t)(turn++ % copies) * N * K; };
+            printf("product N %6d K %5d M %4d", N, K, M);
+            if (M <= CU_SKINNY_M) {
+                float ms = time_ms([&] { cu_skinny(x.d, next(), M, N, K, false, y.d, 0); }, 20);
+                printf("  skinny %8.1f us %.2f TB/s", ms * 1e3, 2.0 * N * K / ms / 1e9);
+            }
+            float ms = time_ms([&] { cu_gemm(lt, x.d, next(), M, N, K, false, y.d, false, 0, &err); }, M > 256 ? 4 : 20);
+            printf("  cublasLt %8.1f us %.2f TB/s %6.0f TFLOP/s\n", ms * 1e3, 2.0 * N * K / ms / 1e9, 2.0 * M * N * K / ms / 1e9);
+        }
+    }
+    cu_gemm_close(lt);
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "all";
+    rng = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
+    if (strcmp(what, "time")) {
+        check_small();
+        check_products();
+        for (int d : {32, 64, 128})
+            check_qk_rope(d);
+        check_attention(8, 2, 128, 16);
+        check_attention(8, 1, 32, 16);
+        check_attention(8, 4, 64, 8);
+        check_attention(4, 2, 128, 64);
+        check_attention(4, 4, 128, 256);
+        printf("%s: %d failures\n", failures ? "FAILED" : "all kernels agree", failures);
+    }
+    if (strcmp(what, "check")) {
+        for (int n : {2048, 5000, 8192, 20480})
+            time_prefill(n);
+        time_decode(1, 640);
+        time_decode(1, 8192);
+        time_decode(64, 640);
+        time_decode(256, 640);
+        time_decode(16, 8192);
+        time_products();
+    }
+    return failures != 0;
+}

@@ -1,0 +1,28 @@
+/* The model's weights on the card: one allocation, tensors joined as the GEMMs want them. */
+#ifndef CU_WEIGHTS_H
+#define CU_WEIGHTS_H
+
+#include "engine/cuda/cu.h"
+
+struct cu_layer {
+    bf16 *qkv;               /* [(H + 2G) * d][D] */
+    bf16 *o;                 /* [D][H * d] */
+    bf16 *gate_up;           /* [2F][D], gate first */
+    bf16 *down;              /* [D][F] */
+    bf16 *norm_attn, *norm_ffn; /* [D] */
+    bf16 *q_norm, *k_norm;   /* [d] */
+};
+
+struct cu_weights {
+    char *base;
+    size_t bytes;
+    bf16 *embed, *norm_out, *lm_head; /* lm_head is embed when tied */
+    struct cu_layer *layers; /* [L] */
+};
+
+size_t cu_weights_size(const struct mdl_config *c);
+/* Allocates and fills: from files through pinned staging by several threads, or by a kernel from the seed. */
+int cu_weights_load(struct cu_weights *w, const struct mdl *m, struct km_err *err);
+void cu_weights_free(struct cu_weights *w);
+
+#endif
