@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { B = 16, N_OUT = 5, MAX_PROMPT = 1100, MAX_RUN = 32 };
+enum { B = 16, N_OUT = 3, MAX_PROMPT = 640, MAX_RUN = 32 };
 
 static struct mdl *model;
 static const char tiny[] = KVM_SOURCE_DIR "/models/qwen3-tiny-lm";
@@ -48,7 +48,7 @@ static struct eng *engine(const struct kv_port *port, int blocks, bool prefix, i
     struct eng_opts o = eng_defaults();
     struct km_err err = {0};
     struct eng *e;
-    o.max_model_len = 1200;
+    o.max_model_len = 700;
     o.max_num_batched_tokens = batched;
     o.block_size = B;
     o.num_blocks = blocks;
@@ -148,13 +148,13 @@ static int hit_of(int n, int chunk)
 static void every_edge(void **state)
 {
     (void)state;
-    static const int chunks[] = {32, 64, 256}, edges[] = {16, 32, 48, 64, 128, 256, 272, 512};
+    static const int chunks[] = {32, 64, 256}, edges[] = {16, 32, 64, 80, 128, 256, 512};
     struct eng *plain = engine(NULL, 160, false, 2048);
     for (int c = 0; c < 3; c++) {
         struct kv_port port;
         struct kvc *k = cache(chunks[c], 64, false, &port);
         struct eng *e = engine(&port, 160, false, c ? 2048 : 48); /* prefill whole, and in pieces */
-        for (int i = 0; i < 8; i++)
+        for (int i = 0; i < 7; i++)
             for (int n = edges[i] - 1; n <= edges[i] + 1; n++) {
                 struct ask want, a;
                 make(&want, n);
@@ -187,22 +187,22 @@ static void every_edge(void **state)
 static void small_pool(void **state)
 {
     (void)state;
-    enum { USERS = 6, TURNS = 4 };
+    enum { USERS = 6, TURNS = 3 };
     for (int pass = 0; pass < 6; pass++) {
         bool hurt = pass >= 3;
         static struct ask a[USERS], want[USERS];
         struct ask *at[USERS];
         struct kv_port port;
-        static const int chunk[] = {32, 64, 256}, chunks[] = {64, 32, 12};
+        static const int chunk[] = {32, 64, 256}, chunks[] = {56, 28, 7};
         struct kvc *k = cache(chunk[pass % 3], chunks[pass % 3], pass % 2, &port);
-        struct eng *e = engine(&port, 76, true, 256), *plain = engine(NULL, 160, false, 2048);
+        struct eng *e = engine(&port, 52, true, 256), *plain = engine(NULL, 160, false, 2048);
         int64_t cached = 0, pool = 0;
         int preempted = 0;
         for (int u = 0; u < USERS; u++) {
             make(&a[u], 150 + rnd(200));
             if (u % 2) /* a shared beginning */
                 memcpy(a[u].prompt, a[0].prompt, 100 * sizeof *a[u].prompt);
-            a[u].n_out = 33;
+            a[u].n_out = 24;
             at[u] = &a[u];
         }
         for (int t = 0; t < TURNS; t++) {
