@@ -39,8 +39,9 @@ int bpe_open(struct bpe *b, const struct voc *voc, int32_t n, struct km_err *err
     for (int i = 0; i < 256; i++) {
         b->byte_id[i] = voc_find(voc, &(char){(char)i}, 1);
         if (b->byte_id[i] < 0)
-            return km_fail(err, KM_EFORMAT,
-                           "the vocabulary has no token for the byte 0x%02X; a byte-level vocabulary holds all 256", i);
+            return km_fail(
+                err, KM_EFORMAT,
+                "the vocabulary has no token for the byte 0x%02X; a byte-level vocabulary holds all 256", i);
     }
     return 0;
 }

@@ -8,11 +8,11 @@
 /* Immutable but for `whole`, a memo that any number of threads may fill: each entry has one true value, so
  * that a race writes the same byte twice. */
 struct bpe {
-    const struct voc *voc; /* borrowed */
+    const struct voc *voc;  /* borrowed */
     struct bpe_merge *slot; /* [mask + 1] by pair; rank < 0 is free */
     uint32_t mask;
-    int32_t n;             /* merges */
-    int32_t *made;         /* [n] id that the merge of a rank makes */
+    int32_t n;     /* merges */
+    int32_t *made; /* [n] id that the merge of a rank makes */
     int32_t byte_id[256];
     _Atomic uint8_t *whole; /* [voc->n] do the merges make this token of its own bytes? */
 };

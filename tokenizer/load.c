@@ -24,10 +24,15 @@ struct expect {
     const char *value, *other;
 };
 
-static const struct expect top_keys[] = {
-    {"version", false, NULL, NULL},      {"truncation", false, "null", NULL}, {"padding", false, "null", NULL},
-    {"added_tokens", false, NULL, NULL}, {"normalizer", true, NULL, NULL},    {"pre_tokenizer", true, NULL, NULL},
-    {"post_processor", false, NULL, NULL}, {"decoder", true, NULL, NULL},     {"model", true, NULL, NULL}};
+static const struct expect top_keys[] = {{"version", false, NULL, NULL},
+                                         {"truncation", false, "null", NULL},
+                                         {"padding", false, "null", NULL},
+                                         {"added_tokens", false, NULL, NULL},
+                                         {"normalizer", true, NULL, NULL},
+                                         {"pre_tokenizer", true, NULL, NULL},
+                                         {"post_processor", false, NULL, NULL},
+                                         {"decoder", true, NULL, NULL},
+                                         {"model", true, NULL, NULL}};
 static const struct expect normalizer_keys[] = {{"type", true, "\"NFC\"", NULL}};
 static const struct expect sequence_keys[] = {{"type", true, "\"Sequence\"", NULL},
                                               {"pretokenizers", true, NULL, NULL}};
@@ -55,13 +60,10 @@ static const struct expect model_keys[] = {{"type", true, "\"BPE\"", NULL},
                                            {"ignore_merges", false, "false", NULL},
                                            {"vocab", true, NULL, NULL},
                                            {"merges", true, NULL, NULL}};
-static const struct expect added_keys[] = {{"id", true, NULL, NULL},
-                                           {"content", true, NULL, NULL},
-                                           {"single_word", false, "false", NULL},
-                                           {"lstrip", false, "false", NULL},
-                                           {"rstrip", false, "false", NULL},
-                                           {"normalized", true, "false", NULL},
-                                           {"special", true, "true", "false"}};
+static const struct expect added_keys[] = {
+    {"id", true, NULL, NULL},          {"content", true, NULL, NULL},    {"single_word", false, "false", NULL},
+    {"lstrip", false, "false", NULL},  {"rstrip", false, "false", NULL}, {"normalized", true, "false", NULL},
+    {"special", true, "true", "false"}};
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 /* Is v one of the values of e? If not, says what it is. */
@@ -74,8 +76,8 @@ static int check_value(const cJSON *v, const char *where, const struct expect *e
         return km_fail(err, KM_ENOMEM, "out of memory reading %s", where);
     bool ok = !strcmp(text, e->value) || (e->other && !strcmp(text, e->other));
     int rc = ok ? 0
-                : km_fail(err, KM_EFORMAT, "\"%s\" of %s is %.80s; only %s%s%s is supported (Qwen2 and Qwen3)", e->key,
-                          where, text, e->value, e->other ? " or " : "", e->other ? e->other : "");
+                : km_fail(err, KM_EFORMAT, "\"%s\" of %s is %.80s; only %s%s%s is supported (Qwen2 and Qwen3)",
+                          e->key, where, text, e->value, e->other ? " or " : "", e->other ? e->other : "");
     cJSON_free(text);
     return rc;
 }
@@ -92,8 +94,8 @@ static int check(const cJSON *obj, const char *where, const struct expect *e, in
         while (i < n && strcmp(v->string, e[i].key))
             i++;
         if (i == n)
-            return km_fail(err, KM_EFORMAT, "%s has the key \"%.80s\", which no Qwen2 or Qwen3 tokenizer has", where,
-                           v->string);
+            return km_fail(err, KM_EFORMAT, "%s has the key \"%.80s\", which no Qwen2 or Qwen3 tokenizer has",
+                           where, v->string);
         int rc = check_value(v, where, &e[i], err);
         if (rc)
             return rc;
@@ -115,7 +117,8 @@ static int check_frame(const cJSON *root, struct km_err *err)
     int rc;
     if ((rc = check(root, "tokenizer.json", top_keys, COUNT(top_keys), err)) ||
         (rc = check(get(root, "normalizer"), "\"normalizer\"", normalizer_keys, COUNT(normalizer_keys), err)) ||
-        (rc = check(get(root, "pre_tokenizer"), "\"pre_tokenizer\"", sequence_keys, COUNT(sequence_keys), err)) ||
+        (rc = check(get(root, "pre_tokenizer"), "\"pre_tokenizer\"", sequence_keys, COUNT(sequence_keys),
+                    err)) ||
         (rc = check(get(root, "decoder"), "\"decoder\"", after_keys, COUNT(after_keys), err)) ||
         (rc = check(get(root, "model"), "\"model\"", model_keys, COUNT(model_keys), err)))
         return rc;
@@ -129,11 +132,13 @@ static int check_frame(const cJSON *root, struct km_err *err)
     const cJSON *split = cJSON_GetArrayItem(steps, 0);
     if ((rc = check(split, "the first pre-tokenizer", split_keys, COUNT(split_keys), err)) ||
         (rc = check(get(split, "pattern"), "\"pattern\"", pattern_keys, COUNT(pattern_keys), err)) ||
-        (rc = check(cJSON_GetArrayItem(steps, 1), "the second pre-tokenizer", bytes_keys, COUNT(bytes_keys), err)))
+        (rc = check(cJSON_GetArrayItem(steps, 1), "the second pre-tokenizer", bytes_keys, COUNT(bytes_keys),
+                    err)))
         return rc;
     const cJSON *regex = get(get(split, "pattern"), "Regex");
     if (!cJSON_IsString(regex) || strcmp(regex->valuestring, SPL_PATTERN))
-        return km_fail(err, KM_EFORMAT, "the split pattern is %.200s; only that of Qwen2 and Qwen3 is supported",
+        return km_fail(err, KM_EFORMAT,
+                       "the split pattern is %.200s; only that of Qwen2 and Qwen3 is supported",
                        cJSON_IsString(regex) ? regex->valuestring : "not a string");
     return 0;
 }
@@ -205,7 +210,8 @@ static int sort_ids(struct loading *l, const cJSON *vocab, int32_t n, const cJSO
     {
         int32_t id = id_of(v, n);
         if (id < 0)
-            return km_fail(err, KM_EFORMAT, "the token \"%.60s\" has the id %.17g; %d tokens must have the ids 0 to %d",
+            return km_fail(err, KM_EFORMAT,
+                           "the token \"%.60s\" has the id %.17g; %d tokens must have the ids 0 to %d",
                            v->string, cJSON_IsNumber(v) ? v->valuedouble : NAN, n, n - 1);
         if (l->by_id[id])
             return km_fail(err, KM_EFORMAT, "the tokens \"%.60s\" and \"%.60s\" have the same id %d",
@@ -219,11 +225,11 @@ static int sort_ids(struct loading *l, const cJSON *vocab, int32_t n, const cJSO
         int32_t id = id_of(get(v, "id"), total);
         if (id < 0)
             return km_fail(err, KM_EFORMAT,
-                           "the added token \"%.60s\" has the id %.17g; with %d tokens, ids must be 0 to %d", text,
-                           cJSON_GetNumberValue(get(v, "id")), total, total - 1);
+                           "the added token \"%.60s\" has the id %.17g; with %d tokens, ids must be 0 to %d",
+                           text, cJSON_GetNumberValue(get(v, "id")), total, total - 1);
         if (id < n ? strcmp(l->by_id[id]->string, text) : l->by_id[id] != NULL)
-            return km_fail(err, KM_EFORMAT, "the added token \"%.60s\" has the id %d, which is another token's", text,
-                           id);
+            return km_fail(err, KM_EFORMAT, "the added token \"%.60s\" has the id %d, which is another token's",
+                           text, id);
         if (id >= n) {
             l->by_id[id] = v;
             *size += strlen(text);
@@ -245,7 +251,8 @@ static int check_added(const cJSON *added, int32_t n, int32_t *more, struct km_e
             return rc;
         const cJSON *text = get(v, "content"), *id = get(v, "id");
         if (!cJSON_IsString(text) || !*text->valuestring || !cJSON_IsNumber(id))
-            return km_fail(err, KM_EFORMAT, "an added token must have a number as \"id\" and some text as \"content\"");
+            return km_fail(err, KM_EFORMAT,
+                           "an added token must have a number as \"id\" and some text as \"content\"");
         *more += id->valuedouble >= n;
     }
     return 0;
@@ -261,15 +268,16 @@ static int load_tokens(struct loading *l, const cJSON *vocab, const cJSON *added
     if ((rc = check_added(added, n, &more, err)))
         return rc;
     if (n > MOST_TOKENS || more > MOST_TOKENS)
-        return km_fail(err, KM_ELIMIT, "the vocabulary has %d tokens and %d added ones; at most %d are read", n, more,
-                       MOST_TOKENS);
+        return km_fail(err, KM_ELIMIT, "the vocabulary has %d tokens and %d added ones; at most %d are read", n,
+                       more, MOST_TOKENS);
     int32_t total = n + more;
     size_t size = 0;
     l->by_id = km_calloc((size_t)total, sizeof *l->by_id);
     t->special = km_calloc((size_t)total, 1);
     if (!l->by_id || !t->special)
         return km_fail(err, KM_ENOMEM, "out of memory for %d tokens", total);
-    if ((rc = sort_ids(l, vocab, n, added, total, &size, err)) || (rc = voc_open(&t->voc, n, total, size, err)) ||
+    if ((rc = sort_ids(l, vocab, n, added, total, &size, err)) ||
+        (rc = voc_open(&t->voc, n, total, size, err)) ||
         (rc = added_open(&t->added, cJSON_GetArraySize(added), err)))
         return rc;
     for (int32_t id = 0; id < total; id++) {
@@ -281,10 +289,10 @@ static int load_tokens(struct loading *l, const cJSON *vocab, const cJSON *added
         if (got == 0 || (got < 0 && id < n))
             return km_fail(err, KM_EFORMAT, "the token \"%.60s\" (id %d) is %s", text, id,
                            got ? "not spelled in the byte-level alphabet" : "empty");
-        /* Hugging Face decodes an added token by the alphabet if it can, else as it stands. */
         if (id >= n && got >= 0 && voc_find(&t->voc, l->scratch, (size_t)got) >= 0)
-            return km_fail(err, KM_EFORMAT, "the added token \"%.60s\" (id %d) is in the vocabulary under another id",
-                           text, id);
+            return km_fail(err, KM_EFORMAT,
+                           "the added token \"%.60s\" (id %d) is in the vocabulary under another id", text, id);
+        /* Hugging Face decodes an added token by the alphabet if it can, else as it stands. */
         if (!(got < 0 ? voc_put(&t->voc, id, text, len) : voc_put(&t->voc, id, l->scratch, (size_t)got)))
             return km_fail(err, KM_EFORMAT, "the token \"%.60s\" occurs twice in the vocabulary", text);
     }
@@ -353,12 +361,17 @@ static int load_merges(struct loading *l, const cJSON *merges, struct km_err *er
             right = voc_find(&t->voc, l->scratch + la, (size_t)lb);
             made = voc_find(&t->voc, l->scratch, (size_t)(la + lb));
         }
-        if (left < 0 || right < 0 || made < 0)
-            return km_fail(err, KM_EFORMAT, "merge %d joins \"%.60s\" and \"%.60s\", but %s is not in the vocabulary",
-                           rank, a, b, left < 0 ? "the first" : right < 0 ? "the second" : "what they make");
+        const char *unknown = left < 0    ? "the first"
+                              : right < 0 ? "the second"
+                              : made < 0  ? "what they make"
+                                          : NULL;
+        if (unknown)
+            return km_fail(err, KM_EFORMAT,
+                           "merge %d joins \"%.60s\" and \"%.60s\", but %s is not in the vocabulary", rank, a,
+                           b, unknown);
         if (!bpe_put(&t->bpe, rank, left, right, made))
-            return km_fail(err, KM_EFORMAT, "merge %d joins \"%.60s\" and \"%.60s\", as an earlier one does", rank, a,
-                           b);
+            return km_fail(err, KM_EFORMAT, "merge %d joins \"%.60s\" and \"%.60s\", as an earlier one does",
+                           rank, a, b);
         rank++;
     }
     return 0;

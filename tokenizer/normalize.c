@@ -87,8 +87,8 @@ static int put_span(struct nfc *w, const char *s, size_t n)
         if (reserve(w, len + MOST_PARTS))
             return KM_ENOMEM;
         int32_t c = (int32_t)uni_get(s + i, &step);
-        len += (size_t)utf8proc_decompose_char(c, w->span + len, MOST_PARTS, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE,
-                                               NULL);
+        len += (size_t)utf8proc_decompose_char(c, w->span + len, MOST_PARTS,
+                                               UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, NULL);
     }
     if (order(w, len))
         return KM_ENOMEM;

@@ -6,8 +6,8 @@
 #include <stdint.h>
 
 /* The only pattern accepted, as tokenizer.json spells it. */
-#define SPL_PATTERN                                                                                                    \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"                 \
+#define SPL_PATTERN                                                                                            \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"         \
     "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
 /* Bytes of the first piece of s[0..n): valid UTF-8, n > 0. table: uni_table. */

@@ -15,9 +15,13 @@ int tok_open(struct tok **out, const char *path, struct km_err *err)
 {
     char *file = km_dir_exists(path) ? km_path(path, "tokenizer.json") : km_strdup(path);
     struct tok *t = km_calloc(1, sizeof *t);
-    int rc = !file || !t             ? km_fail(err, KM_ENOMEM, "out of memory opening %s", path)
-             : !km_file_exists(file) ? km_fail(err, KM_ENOENT, "there is no %s; give a tokenizer.json or its folder", file)
-                                     : load_file(t, file, err);
+    int rc;
+    if (!file || !t)
+        rc = km_fail(err, KM_ENOMEM, "out of memory opening %s", path);
+    else if (!km_file_exists(file))
+        rc = km_fail(err, KM_ENOENT, "there is no %s; give a tokenizer.json or its folder", file);
+    else
+        rc = load_file(t, file, err);
     km_free(file);
     if (rc) {
         tok_free(t);
@@ -81,8 +85,9 @@ static int64_t encode(const struct tok *t, const char *s, size_t n, bool special
         return e.run.n;
     if (ids)
         ids->n = had;
-    return rc == KM_ELIMIT ? km_fail(err, rc, "a word of the text is over 2 GiB long; cut the text of %zu bytes", n)
-                           : km_fail(err, rc, "out of memory encoding %zu bytes of text", n);
+    return rc == KM_ELIMIT
+               ? km_fail(err, rc, "a word of the text is over 2 GiB long; cut the text of %zu bytes", n)
+               : km_fail(err, rc, "out of memory encoding %zu bytes of text", n);
 }
 
 int tok_encode(const struct tok *t, const char *text, size_t len, bool specials, struct tok_ids *out,

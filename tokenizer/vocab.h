@@ -21,7 +21,7 @@ struct voc {
 /* Room for `total` tokens of `size` bytes together. */
 int voc_open(struct voc *v, int32_t n, int32_t total, size_t size, struct km_err *err);
 void voc_free(struct voc *v);
-/* Gives the next id (calls come in the order of ids) its bytes. false: id < n and the bytes have an id already. */
+/* Gives the next id its bytes; calls come in the order of ids. false: id < n and the bytes have one already. */
 bool voc_put(struct voc *v, int32_t id, const char *s, size_t n);
 /* The id < v->n of s[0..n), or -1. */
 int32_t voc_find(const struct voc *v, const char *s, size_t n);

@@ -37,8 +37,8 @@ static int bench(const struct tok *t, const char *path, struct km_err *err)
     if (!rc) {
         double first = rate[0];
         qsort(rate, RUNS, sizeof *rate, by_value);
-        printf("%zu bytes, %zu tokens, MB/s: median %.1f, min %.1f, max %.1f of %d runs, the first %.1f\n", text.len,
-               ids.n, rate[RUNS / 2], rate[0], rate[RUNS - 1], RUNS, first);
+        printf("%zu bytes, %zu tokens, MB/s: median %.1f, min %.1f, max %.1f of %d runs, the first %.1f\n",
+               text.len, ids.n, rate[RUNS / 2], rate[0], rate[RUNS - 1], RUNS, first);
     }
     km_buf_free(&text);
     km_free(ids.v);

@@ -225,9 +225,9 @@ static void splits_like_the_pattern(void **state)
 static void hostile_text_is_linear(void **state)
 {
     (void)state;
-    static const char *const units[] = {"a",      "^",      " ",           "7",     "\n",   "a ",
-                                        "\u0301", "\u0301\u0327", "'", "<", "<|im_start|", "\r\n  ",
-                                        "\xE2\x82", "\xFF", "\u1100\u1161\u11a8", "\u3000"};
+    static const char *const units[] = {
+        "a",  "^", " ", "7",           "\n",     "a ",       "\u0301", "\u0301\u0327",
+        "'",  "<", "\r\n  ", "<|im_start|", "\xFF", "\xE2\x82", "\u3000", "\u1100\u1161\u11a8"};
     const size_t size = 1 << 20;
     struct tok *t = open_ok(TINY);
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
@@ -253,7 +253,7 @@ static void ill_formed_bytes_are_replaced(void **state)
         const char *bytes;
         size_t n;
         const char *text;
-    } t[] = {{"a\x80" "b", 3, "a" R "b"},
+    } t[] = {{"y\x80z", 3, "y" R "z"},
              {"\xC0\xAF", 2, R R},
              {"\xE2\x82", 2, R},
              {"\xE2\x82z", 3, R "z"},
@@ -378,7 +378,8 @@ static void other_files_are_refused_by_name(void **state)
         {"model", "merges", "[\"a b c\"]", "merge 0 is not a pair"},
         {"model", "merges", "[7]", "merge 0 is not a pair"},
         {"model", "merges", "[[\"\",\"a\"]]", "merge 0 is not a pair"},
-        {"model", "merges", "[[\"h\",\"e\"],[\"q\",\"zzzz\"]]", "merge 1 joins \"q\" and \"zzzz\", but the second"},
+        {"model", "merges", "[[\"h\",\"e\"],[\"q\",\"zzzz\"]]",
+         "merge 1 joins \"q\" and \"zzzz\", but the second"},
         {"model", "merges", "[[\"z\",\"q\"]]", "but what they make is not in the vocabulary"},
         {"model", "merges", "[[\"h\",\"e\"],[\"h\",\"e\"]]", "as an earlier one does"},
         {"model", "merges", "[[\"\u4e00\",\"e\"]]", "the first is not in the vocabulary"},
