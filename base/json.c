@@ -9,8 +9,42 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One pass before cJSON sees the text: nesting and UTF-8, so that neither hostile depth nor raw bytes
- * travel further. Returns 0, or sets the error with the offset. */
+/* Length of the JSON number at s; 0 when there is none or it is not written as JSON wants it (01, 1., .5, +1). */
+static size_t number_len(const char *s, size_t n)
+{
+    size_t i = n && *s == '-', digits = i;
+    while (i < n && s[i] >= '0' && s[i] <= '9')
+        i++;
+    if (i == digits || (s[digits] == '0' && i > digits + 1))
+        return 0;
+    if (i < n && s[i] == '.') {
+        for (digits = ++i; i < n && s[i] >= '0' && s[i] <= '9';)
+            i++;
+        if (i == digits)
+            return 0;
+    }
+    if (i < n && (s[i] == 'e' || s[i] == 'E')) {
+        i++;
+        i += i < n && (s[i] == '+' || s[i] == '-');
+        for (digits = i; i < n && s[i] >= '0' && s[i] <= '9';)
+            i++;
+        if (i == digits)
+            return 0;
+    }
+    return i < n && !strchr(" \t\r\n,]}", s[i]) ? 0 : i;
+}
+
+static bool hex4(const char *s)
+{
+    for (int i = 0; i < 4; i++)
+        if (!(s[i] >= '0' && s[i] <= '9') && !((s[i] | 32) >= 'a' && (s[i] | 32) <= 'f'))
+            return false;
+    return true;
+}
+
+/* One pass before cJSON sees the text: nesting, UTF-8, and what cJSON takes although JSON does not (odd numbers,
+ * other white space, a byte order mark, \u escapes that would end the string early). Returns 0, or sets the error
+ * with the offset. */
 static int prescan(const char *s, size_t n, struct km_err *err)
 {
     int depth = 0;
@@ -23,6 +57,9 @@ static int prescan(const char *s, size_t n, struct km_err *err)
         if (c == 0)
             return km_fail(err, KM_EFORMAT, "JSON holds a NUL byte at byte %zu", i);
         if (in_str) {
+            if (c == '\\' && i + 1 < n && s[i + 1] == 'u' &&
+                (n - i < 6 || !hex4(s + i + 2) || !memcmp(s + i + 2, "0000", 4)))
+                return km_fail(err, KM_EFORMAT, "JSON holds a \\u escape it may not hold at byte %zu", i);
             if (c == '\\' && i + 1 < n)
                 i++;
             else if (c == '"')
@@ -36,6 +73,14 @@ static int prescan(const char *s, size_t n, struct km_err *err)
                 return km_fail(err, KM_EFORMAT, "JSON is nested deeper than %d at byte %zu", KM_JSON_DEPTH, i);
         } else if (c == ']' || c == '}') {
             depth--;
+        } else if (c == '-' || (c >= '0' && c <= '9')) {
+            size_t digits = number_len(s + i, n - i);
+            if (!digits)
+                return km_fail(err, KM_EFORMAT, "JSON holds a number it does not allow at byte %zu", i);
+            i += digits;
+            continue;
+        } else if (!strchr(" \t\r\n,:", c) && !(c >= 'a' && c <= 'z')) {
+            return km_fail(err, KM_EFORMAT, "JSON is broken near byte %zu", i);
         }
         i += c == '\\' || len == 1 ? 1 : (size_t)len;
     }
