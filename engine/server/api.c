@@ -1,0 +1,580 @@
+/* The table of fields is the documentation of what is accepted: one row a name, with the endpoints it belongs to,
+ * its type and its bounds. A body is walked once, each key looked up in the table, so that a field given twice
+ * is noticed and nothing is read that has no row. */
+#include "engine/server/api.h"
+
+#include "base/mem.h"
+#include "engine/server/chat.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+enum row {
+    R_INT,  /* int64_t */
+    R_NUM,  /* double */
+    R_BOOL, /* bool */
+    R_STR,  /* const char * */
+    R_ITEM, /* const cJSON *: looked at later */
+    R_NOT   /* not supported: null, false, 0, "" and empty lists and objects pass, and `only` */
+};
+
+/* The fields as they come; what was not given keeps NAN, INT64_MIN or NULL. */
+struct raw {
+    const char *model, *cache_salt;
+    int64_t max_tokens, max_completion_tokens, min_tokens, n, seed, top_k, logprobs, top_logprobs, priority, best_of;
+    double temperature, top_p, min_p, presence, frequency, repetition;
+    bool stream, ignore_eos, echo, include_stop, skip_special, tokens_as_ids, token_ids, chat_logprobs;
+    bool generation_prompt, token_strs;
+    const cJSON *prompt, *messages, *stop, *stop_ids, *stream_options, *template_kwargs, *response_format, *tokens;
+};
+
+#define AT(f) offsetof(struct raw, f)
+enum { GEN = API_COMPLETION | API_CHAT, ALL = GEN | API_TOKENIZE | API_DETOKENIZE };
+#define INT_ANY 9223372036854774784.0 /* the largest double below 2^63 */
+
+static const struct field {
+    const char *name;
+    int kinds;
+    enum row row;
+    size_t at;
+    double lo, hi;
+    const char *only; /* R_NOT: a string that passes */
+} fields[] = {
+    {"model", ALL, R_STR, AT(model), 0, 0, 0},
+    {"prompt", API_COMPLETION | API_TOKENIZE, R_ITEM, AT(prompt), 0, 0, 0},
+    {"messages", API_CHAT | API_TOKENIZE, R_ITEM, AT(messages), 0, 0, 0},
+    {"tokens", API_DETOKENIZE, R_ITEM, AT(tokens), 0, 0, 0},
+    {"max_tokens", API_COMPLETION, R_INT, AT(max_tokens), 0, INT32_MAX, 0},
+    {"max_tokens", API_CHAT, R_INT, AT(max_tokens), 1, INT32_MAX, 0},
+    {"max_completion_tokens", API_COMPLETION, R_INT, AT(max_completion_tokens), 0, INT32_MAX, 0},
+    {"max_completion_tokens", API_CHAT, R_INT, AT(max_completion_tokens), 1, INT32_MAX, 0},
+    {"min_tokens", GEN, R_INT, AT(min_tokens), 0, INT32_MAX, 0},
+    {"n", GEN, R_INT, AT(n), 1, 128, 0},
+    {"best_of", API_COMPLETION, R_INT, AT(best_of), 0, 20, 0},
+    {"seed", GEN, R_INT, AT(seed), -INT_ANY, INT_ANY, 0},
+    {"temperature", GEN, R_NUM, AT(temperature), 0, 2, 0},
+    {"top_p", GEN, R_NUM, AT(top_p), 0, 1, 0},
+    {"top_k", GEN, R_INT, AT(top_k), -1, INT32_MAX, 0},
+    {"min_p", GEN, R_NUM, AT(min_p), 0, 1, 0},
+    {"presence_penalty", GEN, R_NUM, AT(presence), -2, 2, 0},
+    {"frequency_penalty", GEN, R_NUM, AT(frequency), -2, 2, 0},
+    {"repetition_penalty", GEN, R_NUM, AT(repetition), 1e-3, 1e3, 0},
+    {"logprobs", API_COMPLETION, R_INT, AT(logprobs), 0, 5, 0},
+    {"logprobs", API_CHAT, R_BOOL, AT(chat_logprobs), 0, 0, 0},
+    {"top_logprobs", API_CHAT, R_INT, AT(top_logprobs), 0, SMP_MAX_TOP, 0},
+    {"stop", GEN, R_ITEM, AT(stop), 0, 0, 0},
+    {"stop_token_ids", GEN, R_ITEM, AT(stop_ids), 0, 0, 0},
+    {"include_stop_str_in_output", GEN, R_BOOL, AT(include_stop), 0, 0, 0},
+    {"ignore_eos", GEN, R_BOOL, AT(ignore_eos), 0, 0, 0},
+    {"echo", API_COMPLETION, R_BOOL, AT(echo), 0, 0, 0},
+    {"stream", GEN, R_BOOL, AT(stream), 0, 0, 0},
+    {"stream_options", GEN, R_ITEM, AT(stream_options), 0, 0, 0},
+    {"skip_special_tokens", GEN, R_BOOL, AT(skip_special), 0, 0, 0},
+    {"return_tokens_as_token_ids", GEN, R_BOOL, AT(tokens_as_ids), 0, 0, 0},
+    {"return_token_ids", GEN, R_BOOL, AT(token_ids), 0, 0, 0},
+    {"return_token_strs", API_TOKENIZE, R_BOOL, AT(token_strs), 0, 0, 0},
+    {"cache_salt", GEN, R_STR, AT(cache_salt), 0, 0, 0},
+    {"priority", GEN, R_INT, AT(priority), INT32_MIN, INT32_MAX, 0},
+    {"add_generation_prompt", API_CHAT | API_TOKENIZE, R_BOOL, AT(generation_prompt), 0, 0, 0},
+    {"chat_template_kwargs", API_CHAT | API_TOKENIZE, R_ITEM, AT(template_kwargs), 0, 0, 0},
+    {"response_format", GEN, R_ITEM, AT(response_format), 0, 0, 0},
+    /* What would change the answer, and is not here. */
+    {"tools", API_CHAT | API_TOKENIZE, R_NOT, 0, 0, 0, 0},
+    {"tool_choice", API_CHAT, R_NOT, 0, 0, 0, "none|auto"},
+    {"functions", API_CHAT, R_NOT, 0, 0, 0, 0},
+    {"function_call", API_CHAT, R_NOT, 0, 0, 0, "none|auto"},
+    {"audio", API_CHAT, R_NOT, 0, 0, 0, 0},
+    {"web_search_options", API_CHAT, R_NOT, 0, 0, 0, 0},
+    {"documents", API_CHAT, R_NOT, 0, 0, 0, 0},
+    {"chat_template", API_CHAT | API_TOKENIZE, R_NOT, 0, 0, 0, 0},
+    {"continue_final_message", API_CHAT | API_TOKENIZE, R_NOT, 0, 0, 0, 0},
+    {"echo", API_CHAT, R_NOT, 0, 0, 0, 0},
+    {"suffix", API_COMPLETION, R_NOT, 0, 0, 0, 0},
+    {"prompt_embeds", API_COMPLETION, R_NOT, 0, 0, 0, 0},
+    {"logit_bias", GEN, R_NOT, 0, 0, 0, 0},
+    {"prompt_logprobs", GEN, R_NOT, 0, 0, 0, 0},
+    {"truncate_prompt_tokens", GEN, R_NOT, 0, 0, 0, 0},
+    {"allowed_token_ids", GEN, R_NOT, 0, 0, 0, 0},
+    {"bad_words", GEN, R_NOT, 0, 0, 0, 0},
+    {"use_beam_search", GEN, R_NOT, 0, 0, 0, 0},
+    {"logits_processors", GEN, R_NOT, 0, 0, 0, 0},
+    {"structured_outputs", GEN, R_NOT, 0, 0, 0, 0},
+    {"guided_json", GEN, R_NOT, 0, 0, 0, 0},
+    {"guided_regex", GEN, R_NOT, 0, 0, 0, 0},
+    {"guided_choice", GEN, R_NOT, 0, 0, 0, 0},
+    {"guided_grammar", GEN, R_NOT, 0, 0, 0, 0},
+    {"structural_tag", GEN, R_NOT, 0, 0, 0, 0},
+    {"kv_transfer_params", GEN, R_NOT, 0, 0, 0, 0},
+};
+enum { N_FIELDS = sizeof fields / sizeof *fields };
+
+static int refuse(struct api_error *e, const char *param, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static int refuse(struct api_error *e, const char *param, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    km_vfail(&e->err, KM_EINVAL, fmt, ap);
+    va_end(ap);
+    e->status = 400;
+    snprintf(e->param, sizeof e->param, "%s", param);
+    return -1;
+}
+
+static int no_memory(struct api_error *e)
+{
+    refuse(e, "", "out of memory reading the request");
+    e->status = 503;
+    return -1;
+}
+
+static const char *what_is(const cJSON *v)
+{
+    return cJSON_IsString(v)   ? "a string"
+           : cJSON_IsNumber(v) ? "a number"
+           : cJSON_IsBool(v)   ? "true or false"
+           : cJSON_IsArray(v)  ? "an array"
+           : cJSON_IsObject(v) ? "an object"
+                               : "null";
+}
+
+/* Whole and within 64 bits. */
+static bool is_whole(const cJSON *v)
+{
+    return cJSON_IsNumber(v) && fabs(v->valuedouble) <= INT_ANY && v->valuedouble == floor(v->valuedouble);
+}
+
+static int read_number(const struct field *f, const cJSON *v, struct raw *raw, struct api_error *e)
+{
+    if (!cJSON_IsNumber(v))
+        return refuse(e, f->name, "\"%s\" must be a number, not %s", f->name, what_is(v));
+    double d = v->valuedouble;
+    if (!(d >= f->lo && d <= f->hi)) {
+        if (f->hi == INT_ANY)
+            return refuse(e, f->name, "\"%s\" is %g; it must be an integer of 64 bits", f->name, d);
+        return refuse(e, f->name, "\"%s\" is %.10g; it must be between %.10g and %.10g", f->name, d, f->lo, f->hi);
+    }
+    if (f->row == R_NUM) {
+        memcpy((char *)raw + f->at, &d, sizeof d);
+        return 0;
+    }
+    if (d != floor(d))
+        return refuse(e, f->name, "\"%s\" is %.10g; it must be a whole number", f->name, d);
+    int64_t i = (int64_t)d;
+    memcpy((char *)raw + f->at, &i, sizeof i);
+    return 0;
+}
+
+/* True when the |-separated list has the word. */
+static bool among(const char *list, const char *word)
+{
+    size_t n = strlen(word);
+    while (list && *list) {
+        size_t len = strcspn(list, "|");
+        if (len == n && !memcmp(list, word, n))
+            return true;
+        list += len + (list[len] == '|');
+    }
+    return false;
+}
+
+static int read_field(const struct field *f, const cJSON *v, struct raw *raw, struct api_error *e)
+{
+    void *dst = (char *)raw + f->at;
+    switch (f->row) {
+    case R_INT:
+    case R_NUM:
+        return read_number(f, v, raw, e);
+    case R_BOOL:
+        if (!cJSON_IsBool(v))
+            return refuse(e, f->name, "\"%s\" must be true or false, not %s", f->name, what_is(v));
+        *(bool *)dst = cJSON_IsTrue(v);
+        return 0;
+    case R_STR:
+        if (!cJSON_IsString(v))
+            return refuse(e, f->name, "\"%s\" must be a string, not %s", f->name, what_is(v));
+        memcpy(dst, &v->valuestring, sizeof v->valuestring);
+        return 0;
+    case R_ITEM:
+        memcpy(dst, &v, sizeof v);
+        return 0;
+    case R_NOT:
+        break;
+    }
+    bool empty = cJSON_IsFalse(v) || (cJSON_IsNumber(v) && v->valuedouble == 0) ||
+                 (cJSON_IsString(v) && (!*v->valuestring || among(f->only, v->valuestring))) ||
+                 ((cJSON_IsArray(v) || cJSON_IsObject(v)) && !v->child);
+    return empty ? 0 : refuse(e, f->name, "\"%s\" is not supported by this server; leave it out", f->name);
+}
+
+static int read_fields(const cJSON *root, enum api_kind kind, struct raw *raw, struct api_error *e)
+{
+    bool seen[N_FIELDS] = {false};
+    const cJSON *v;
+    cJSON_ArrayForEach(v, root)
+    {
+        for (int i = 0; i < N_FIELDS; i++) {
+            if (!(fields[i].kinds & (int)kind) || strcmp(fields[i].name, v->string))
+                continue;
+            if (seen[i])
+                return refuse(e, fields[i].name, "\"%s\" is given twice", fields[i].name);
+            seen[i] = true;
+            if (!cJSON_IsNull(v) && read_field(&fields[i], v, raw, e))
+                return -1;
+            break;
+        }
+    }
+    return 0;
+}
+
+static int read_stop(struct api *a, const cJSON *v, const struct api_env *env, struct api_error *e)
+{
+    if (!v)
+        return 0;
+    if (!cJSON_IsString(v) && !cJSON_IsArray(v))
+        return refuse(e, "stop", "\"stop\" must be a string or an array of strings, not %s", what_is(v));
+    const cJSON *s = cJSON_IsArray(v) ? v->child : v;
+    for (; s; s = cJSON_IsArray(v) ? s->next : NULL) {
+        if (!cJSON_IsString(s))
+            return refuse(e, "stop", "\"stop\" holds %s; only strings are allowed", what_is(s));
+        if (!*s->valuestring)
+            return refuse(e, "stop", "\"stop\" holds an empty string");
+        if (a->n_stop == 4)
+            return refuse(e, "stop", "\"stop\" holds more than 4 strings");
+        a->stop[a->n_stop++] = s->valuestring;
+    }
+    if (a->n_stop && !env->tok)
+        return refuse(e, "stop", "\"stop\" needs a tokenizer and this model has none; use stop_token_ids");
+    return 0;
+}
+
+static int read_ids(const cJSON *list, const char *param, int vocab, int32_t *out, struct api_error *e)
+{
+    const cJSON *v;
+    int i = 0;
+    cJSON_ArrayForEach(v, list)
+    {
+        if (!is_whole(v))
+            return refuse(e, param, "\"%s\" holds %s at %d where a token id should be", param,
+                          cJSON_IsNumber(v) ? "a fraction" : what_is(v), i);
+        if (v->valuedouble < 0 || v->valuedouble >= vocab)
+            return refuse(e, param, "\"%s\" holds token id %.0f at %d; ids go from 0 to %d", param, v->valuedouble, i,
+                          vocab - 1);
+        out[i++] = (int32_t)v->valuedouble;
+    }
+    return 0;
+}
+
+static int read_stop_ids(struct api *a, const cJSON *v, const struct api_env *env, struct api_error *e)
+{
+    if (!v)
+        return 0;
+    if (!cJSON_IsArray(v))
+        return refuse(e, "stop_token_ids", "\"stop_token_ids\" must be an array of token ids, not %s", what_is(v));
+    int n = cJSON_GetArraySize(v);
+    if (n > API_MAX_STOP_IDS)
+        return refuse(e, "stop_token_ids", "\"stop_token_ids\" holds %d ids; at most %d are allowed", n, API_MAX_STOP_IDS);
+    a->n_stop_ids = n;
+    return read_ids(v, "stop_token_ids", env->vocab, a->stop_ids, e);
+}
+
+static int read_options(struct api *a, const struct raw *r, bool *thinking, struct api_error *e)
+{
+    const cJSON *o = r->stream_options;
+    if (o) {
+        if (!cJSON_IsObject(o))
+            return refuse(e, "stream_options", "\"stream_options\" must be an object, not %s", what_is(o));
+        if (!r->stream)
+            return refuse(e, "stream_options", "\"stream_options\" is allowed only with \"stream\": true");
+        if (km_json_bool(o, "include_usage", false, &a->include_usage, &e->err) ||
+            km_json_bool(o, "continuous_usage_stats", false, &a->continuous_usage, &e->err))
+            return refuse(e, "stream_options", "\"stream_options\": include_usage and continuous_usage_stats must be true "
+                                               "or false");
+        a->continuous_usage &= a->include_usage;
+    }
+    o = r->template_kwargs;
+    if (o) {
+        if (!cJSON_IsObject(o))
+            return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\" must be an object, not %s", what_is(o));
+        if (km_json_bool(o, "enable_thinking", false, thinking, &e->err))
+            return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\": enable_thinking must be true or false");
+    }
+    o = r->response_format;
+    if (o) {
+        const cJSON *type = cJSON_GetObjectItemCaseSensitive(o, "type");
+        if (!cJSON_IsString(type) || strcmp(type->valuestring, "text"))
+            return refuse(e, "response_format", "\"response_format\": only {\"type\": \"text\"} is supported");
+    }
+    return 0;
+}
+
+static double given(double v, double model, double otherwise)
+{
+    return !isnan(v) ? v : model >= 0 ? model : otherwise;
+}
+
+static int read_sampling(struct api *a, const struct raw *r, const struct api_env *env, struct api_error *e)
+{
+    struct smp_params *s = &a->sampling;
+    *s = (struct smp_params){.repetition = given(r->repetition, -1, 1), .n_logprobs = -1};
+    s->temperature = given(r->temperature, env->temperature, 1);
+    s->top_p = given(r->top_p, env->top_p, 1);
+    if (s->top_p == 0)
+        s->top_p = 1e-9; /* legal in OpenAI's schema: the most likely token alone */
+    s->top_k = r->top_k != INT64_MIN ? (int)r->top_k : env->top_k > 0 ? env->top_k : -1;
+    s->min_p = given(r->min_p, -1, 0);
+    s->presence = given(r->presence, -1, 0);
+    s->frequency = given(r->frequency, -1, 0);
+    a->seeded = r->seed != INT64_MIN;
+    s->seed = a->seeded ? (uint64_t)r->seed : 0;
+    if (a->kind == API_CHAT) {
+        if (r->top_logprobs > 0 && !r->chat_logprobs)
+            return refuse(e, "top_logprobs", "\"top_logprobs\" needs \"logprobs\": true");
+        if (r->chat_logprobs)
+            s->n_logprobs = r->top_logprobs > 0 ? (int)r->top_logprobs : 0;
+    } else if (r->logprobs != INT64_MIN) {
+        s->n_logprobs = (int)r->logprobs;
+    }
+    return 0;
+}
+
+static bool all_numbers(const cJSON *list)
+{
+    return list->child && cJSON_IsNumber(list->child);
+}
+
+static int prompt_of_ids(struct tok_ids *out, const cJSON *list, const char *param, const struct api_env *env,
+                         struct api_error *e)
+{
+    size_t n = (size_t)cJSON_GetArraySize(list);
+    if (!n)
+        return refuse(e, param, "\"%s\" is empty", param);
+    if (!(out->v = km_reallocarray(NULL, n, sizeof *out->v)))
+        return no_memory(e);
+    out->n = out->cap = n;
+    return read_ids(list, param, env->vocab, out->v, e);
+}
+
+static int prompt_of_text(struct tok_ids *out, const char *text, const char *param, const struct api_env *env,
+                          struct api_error *e)
+{
+    if (!env->tok)
+        return refuse(e, param, "this model has no tokenizer.json: send \"%s\" as token ids", param);
+    /* As everywhere else, a bare prompt may hold control tokens: it is the client that makes the template. */
+    if (tok_encode(env->tok, text, strlen(text), true, out, &e->err)) {
+        if (e->err.code == KM_ENOMEM)
+            return no_memory(e);
+        e->status = 400;
+        snprintf(e->param, sizeof e->param, "%s", param);
+        return -1;
+    }
+    return 0;
+}
+
+static int read_prompts(struct api *a, const cJSON *p, const struct api_env *env, struct api_error *e)
+{
+    if (!p)
+        return refuse(e, "prompt", "\"prompt\" is missing");
+    if (!cJSON_IsString(p) && !cJSON_IsArray(p))
+        return refuse(e, "prompt", "\"prompt\" must be a string, an array of strings, an array of token ids or an array of "
+                                   "such arrays, not %s", what_is(p));
+    bool one = cJSON_IsString(p) || all_numbers(p);
+    int n = one ? 1 : cJSON_GetArraySize(p);
+    if (!n)
+        return refuse(e, "prompt", "\"prompt\" is an empty array");
+    if (n > API_MAX_CHOICES || (a->n > 0 && n * a->n > API_MAX_CHOICES))
+        return refuse(e, "prompt", "%d prompts with \"n\" %lld make more than %d choices", n, (long long)a->n,
+                      API_MAX_CHOICES);
+    if (!(a->prompts = km_calloc((size_t)n, sizeof *a->prompts)))
+        return no_memory(e);
+    a->n_prompts = n;
+    const cJSON *v = one ? p : p->child;
+    for (int i = 0; i < n; i++, v = one ? NULL : v->next) {
+        int rc;
+        if (cJSON_IsString(v))
+            rc = prompt_of_text(&a->prompts[i], v->valuestring, "prompt", env, e);
+        else if (cJSON_IsArray(v))
+            rc = prompt_of_ids(&a->prompts[i], v, "prompt", env, e);
+        else
+            rc = refuse(e, "prompt", "\"prompt\" holds %s at %d beside prompts", what_is(v), i);
+        if (rc)
+            return -1;
+        if (!a->prompts[i].n)
+            return refuse(e, "prompt", "\"prompt\" is empty");
+    }
+    return 0;
+}
+
+static int read_messages(struct api *a, const struct raw *r, bool thinking, const struct api_env *env,
+                         struct api_error *e)
+{
+    if (!r->messages)
+        return refuse(e, "messages", "\"messages\" is missing");
+    if (!env->tok)
+        return refuse(e, "messages", "this model has no tokenizer.json, so it cannot chat: use /v1/completions with token "
+                                     "ids");
+    if (!(a->prompts = km_calloc(1, sizeof *a->prompts)))
+        return no_memory(e);
+    a->n_prompts = 1;
+    struct chat c;
+    e->status = 400;
+    int rc = chat_render(&c, r->messages, r->generation_prompt, thinking, e->param, &e->err);
+    if (!rc) {
+        rc = chat_encode(&c, env->tok, &a->prompts[0], &e->err);
+        chat_free(&c);
+    }
+    if (rc == KM_ENOMEM)
+        return no_memory(e);
+    return rc ? -1 : 0;
+}
+
+/* The prompts' texts, for echo. */
+static int read_echo(struct api *a, const struct api_env *env, struct api_error *e)
+{
+    if (!env->tok)
+        return refuse(e, "echo", "\"echo\" needs a tokenizer and this model has none");
+    if (a->sampling.n_logprobs >= 0)
+        return refuse(e, "echo", "\"echo\" with \"logprobs\" is not supported: prompts are not scored");
+    if (!(a->echo_end = km_reallocarray(NULL, (size_t)a->n_prompts, sizeof *a->echo_end)))
+        return no_memory(e);
+    for (int i = 0; i < a->n_prompts; i++) {
+        if (tok_decode(env->tok, a->prompts[i].v, a->prompts[i].n, false, &a->echo_text, &e->err))
+            return refuse(e, "prompt", "the prompt cannot be echoed: it holds an id that has no text");
+        a->echo_end[i] = a->echo_text.len;
+    }
+    return km_buf_ok(&a->echo_text) ? 0 : no_memory(e);
+}
+
+static int settle_lengths(struct api *a, const struct raw *r, const struct api_env *env, struct api_error *e)
+{
+    if (r->max_tokens != INT64_MIN && r->max_completion_tokens != INT64_MIN && r->max_tokens != r->max_completion_tokens)
+        return refuse(e, "max_tokens", "\"max_tokens\" is %lld and \"max_completion_tokens\" is %lld; give one of them",
+                      (long long)r->max_tokens, (long long)r->max_completion_tokens);
+    int64_t asked = r->max_completion_tokens != INT64_MIN ? r->max_completion_tokens : r->max_tokens;
+    size_t longest = 0;
+    for (int i = 0; i < a->n_prompts; i++)
+        longest = a->prompts[i].n > longest ? a->prompts[i].n : longest;
+    int64_t room = env->max_model_len - (int64_t)longest;
+    int64_t least = asked == INT64_MIN ? 1 : asked;
+    const char *name = a->kind == API_CHAT ? "messages" : "prompt";
+    if (room < least || room < 0) {
+        refuse(e, name, "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the %s and "
+                        "%lld to generate; shorten the %s or ask for fewer tokens",
+               env->max_model_len, (long long)((int64_t)longest + least), longest, name, (long long)least, name);
+        e->code = "context_length_exceeded";
+        return -1;
+    }
+    a->max_tokens = asked != INT64_MIN ? asked : a->kind == API_COMPLETION && room > 16 ? 16 : room;
+    a->min_tokens = r->min_tokens;
+    if (a->min_tokens > a->max_tokens)
+        return refuse(e, "min_tokens", "\"min_tokens\" is %lld, more than the %lld that may be generated",
+                      (long long)a->min_tokens, (long long)a->max_tokens);
+    return 0;
+}
+
+static int read_model(const char *model, bool need, const struct api_env *env, struct api_error *e)
+{
+    if (!model)
+        return need ? refuse(e, "model", "\"model\" is missing; this server has \"%s\"", env->model) : 0;
+    if (!strcmp(model, env->model))
+        return 0;
+    refuse(e, "model", "The model \"%.100s\" does not exist; this server has \"%s\"", model, env->model);
+    e->status = 404;
+    e->code = "model_not_found";
+    return -1;
+}
+
+static int read_generation(struct api *a, const struct raw *r, bool thinking, const struct api_env *env,
+                           struct api_error *e)
+{
+    if (r->best_of > 1)
+        return refuse(e, "best_of", "\"best_of\" above 1 is not supported; leave it out");
+    a->n = r->n;
+    a->priority = r->priority;
+    a->cache_salt = r->cache_salt;
+    a->stream = r->stream;
+    a->ignore_eos = r->ignore_eos;
+    a->echo = r->echo;
+    a->include_stop = r->include_stop;
+    a->skip_special = r->skip_special;
+    a->tokens_as_ids = r->tokens_as_ids;
+    a->token_ids = r->token_ids;
+    if (a->cache_salt && !*a->cache_salt)
+        return refuse(e, "cache_salt", "\"cache_salt\" is empty; leave it out or give it a value");
+    if (read_sampling(a, r, env, e) || read_stop(a, r->stop, env, e) || read_stop_ids(a, r->stop_ids, env, e))
+        return -1;
+    if (a->kind == API_CHAT ? read_messages(a, r, thinking, env, e) : read_prompts(a, r->prompt, env, e))
+        return -1;
+    if (!env->tok && !a->tokens_as_ids && !a->token_ids)
+        return refuse(e, "return_tokens_as_token_ids", "this model has no tokenizer.json, so it can only answer with token "
+                                                       "ids: set \"return_tokens_as_token_ids\": true");
+    if (a->echo && read_echo(a, env, e))
+        return -1;
+    return settle_lengths(a, r, env, e);
+}
+
+static int read_tokenize(struct api *a, const struct raw *r, bool thinking, const struct api_env *env,
+                         struct api_error *e)
+{
+    a->token_strs = r->token_strs;
+    if (!env->tok)
+        return refuse(e, "model", "this model has no tokenizer.json");
+    if (a->kind == API_DETOKENIZE) {
+        if (!cJSON_IsArray(r->tokens))
+            return refuse(e, "tokens", "\"tokens\" must be an array of token ids");
+        if (!(a->prompts = km_calloc(1, sizeof *a->prompts)))
+            return no_memory(e);
+        a->n_prompts = 1;
+        if (!r->tokens->child)
+            return 0;
+        return prompt_of_ids(&a->prompts[0], r->tokens, "tokens", env, e);
+    }
+    if (r->messages)
+        return read_messages(a, r, thinking, env, e);
+    if (!cJSON_IsString(r->prompt))
+        return refuse(e, "prompt", "\"prompt\" must be a string, or give \"messages\"");
+    if (!(a->prompts = km_calloc(1, sizeof *a->prompts)))
+        return no_memory(e);
+    a->n_prompts = 1;
+    return prompt_of_text(&a->prompts[0], r->prompt->valuestring, "prompt", env, e);
+}
+
+int api_parse(struct api *a, enum api_kind kind, const char *body, size_t len, const struct api_env *env,
+              struct api_error *e)
+{
+    memset(a, 0, sizeof *a);
+    *e = (struct api_error){.status = 400};
+    a->kind = kind;
+    if (km_json_parse(body, len, &a->root, &e->err))
+        return -1;
+    struct raw r = {.max_tokens = INT64_MIN, .max_completion_tokens = INT64_MIN, .n = 1, .seed = INT64_MIN,
+                    .top_k = INT64_MIN, .logprobs = INT64_MIN, .temperature = NAN, .top_p = NAN, .min_p = NAN,
+                    .presence = NAN, .frequency = NAN, .repetition = NAN, .skip_special = true,
+                    .generation_prompt = true};
+    bool thinking = true;
+    int rc;
+    if (!cJSON_IsObject(a->root))
+        rc = refuse(e, "", "the body must be a JSON object, not %s", what_is(a->root));
+    else if (read_fields(a->root, kind, &r, e) || read_model(r.model, kind & GEN, env, e) ||
+             read_options(a, &r, &thinking, e))
+        rc = -1;
+    else if (kind & GEN)
+        rc = read_generation(a, &r, thinking, env, e);
+    else
+        rc = read_tokenize(a, &r, thinking, env, e);
+    if (rc)
+        api_free(a);
+    return rc;
+}
+
+void api_free(struct api *a)
+{
+    cJSON_Delete(a->root);
+    for (int i = 0; i < a->n_prompts; i++)
+        km_free(a->prompts[i].v);
+    km_free(a->prompts);
+    km_free(a->echo_end);
+    km_buf_free(&a->echo_text);
+    memset(a, 0, sizeof *a);
+}

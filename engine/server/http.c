@@ -1,0 +1,621 @@
+/* Connections over libevent's event loop, with plain reads and writes.
+ *
+ * Reading goes on while an answer is made, so that a client that leaves is noticed at once; bytes of later
+ * requests wait in `in`, bounded. Answers collect in `out` and leave in one send per http_flush. A connection
+ * never dies inside a call its owner made: it is marked dead and taken down from the event loop, so no caller
+ * sees it vanish under its feet.
+ *
+ * A connection is in one state; `user` is set exactly while a request is held. */
+#include "engine/server/http.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+
+#include <errno.h>
+#include <event2/event.h>
+#include <event2/listener.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { READ_SIZE = 65536, MAX_PENDING_IN = 65536, MAX_PENDING_OUT = 65536, LINGER_MS = 1000, ACCEPT_PAUSE_MS = 200 };
+
+enum state {
+    C_READ,   /* of a request, or waiting for one */
+    C_CALL,   /* inside a callback of the owner */
+    C_HELD,   /* the owner answers later */
+    C_STREAM, /* the owner sends pieces */
+    C_CLOSE,  /* out goes out, then the end */
+    C_LINGER  /* our side is shut; the client's last bytes are read away so that it gets to see ours */
+};
+
+struct http_conn {
+    struct http *h;
+    struct http_conn *next, *prev;        /* all connections */
+    struct http_conn *dirty_next;         /* those with something to send */
+    bool dirty, dead, reading, unclean;   /* unclean: bytes of the client may be unread at the close */
+    bool chunked, head_only, keep, answered;
+    int fd;
+    enum state state;
+    struct event *ev_read, *ev_write, *timer;
+    struct hp req;
+    struct km_buf in, out;
+    size_t out_at; /* out[0, out_at) is sent */
+    void *user;
+};
+
+struct http {
+    struct event_base *base;
+    struct http_opts o;
+    struct http_calls calls;
+    void *arg;
+    struct evconnlistener *listener;
+    struct event *accept_timer;
+    struct http_conn *all, *dirty;
+    struct http_stats stats;
+    bool draining, paused;
+    int port;
+};
+
+static struct timeval span(double s)
+{
+    struct timeval tv = {(time_t)s, (suseconds_t)((s - (double)(time_t)s) * 1e6)};
+    return tv;
+}
+
+static void arm(struct http_conn *c, double s)
+{
+    struct timeval tv = span(s);
+    event_add(c->timer, &tv);
+}
+
+/* Takes the connection down from the event loop, soon. */
+static void conn_kill(struct http_conn *c)
+{
+    if (c->dead)
+        return;
+    c->dead = true;
+    event_del(c->ev_read);
+    event_del(c->ev_write);
+    event_active(c->timer, EV_TIMEOUT, 0);
+}
+
+static void accept_resume(struct http *h)
+{
+    if (h->paused && !h->draining) {
+        h->paused = false;
+        evconnlistener_enable(h->listener);
+    }
+}
+
+static void accept_pause(struct http *h)
+{
+    if (h->paused)
+        return;
+    h->paused = true;
+    h->stats.accept_pauses++;
+    evconnlistener_disable(h->listener);
+}
+
+static void conn_free(struct http_conn *c)
+{
+    struct http *h = c->h;
+    if (c->user)
+        h->calls.gone(h->arg, c->user);
+    if (c->dirty)
+        for (struct http_conn **p = &h->dirty; *p; p = &(*p)->dirty_next)
+            if (*p == c) {
+                *p = c->dirty_next;
+                break;
+            }
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        h->all = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
+    if (c->ev_read)
+        event_free(c->ev_read);
+    if (c->ev_write)
+        event_free(c->ev_write);
+    if (c->timer)
+        event_free(c->timer);
+    close(c->fd);
+    hp_free(&c->req);
+    km_buf_free(&c->in);
+    km_buf_free(&c->out);
+    km_free(c);
+    h->stats.connections--;
+    accept_resume(h);
+}
+
+static size_t unsent(const struct http_conn *c)
+{
+    return c->out.len - c->out_at;
+}
+
+static void mark_dirty(struct http_conn *c)
+{
+    if (!c->dirty) {
+        c->dirty = true;
+        c->dirty_next = c->h->dirty;
+        c->h->dirty = c;
+    }
+}
+
+static void linger_or_close(struct http_conn *c)
+{
+    if (!c->unclean && !c->reading) {
+        conn_kill(c);
+        return;
+    }
+    c->state = C_LINGER;
+    shutdown(c->fd, SHUT_WR);
+    event_add(c->ev_read, NULL);
+    arm(c, LINGER_MS / 1000.0);
+}
+
+/* Sends what can be sent. Afterwards out is empty, or the write event waits, or the connection is dead. */
+static void conn_send(struct http_conn *c)
+{
+    bool moved = false;
+    while (!c->dead && unsent(c)) {
+        ssize_t n = send(c->fd, c->out.data + c->out_at, unsent(c), MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            if (moved || !event_pending(c->ev_write, EV_WRITE, NULL)) {
+                event_add(c->ev_write, NULL);
+                arm(c, c->h->o.read_timeout);
+            }
+            if (c->out_at > c->out.len / 2) {
+                memmove(c->out.data, c->out.data + c->out_at, unsent(c));
+                c->out.len -= c->out_at;
+                c->out_at = 0;
+            }
+            return;
+        }
+        if (n < 0) {
+            conn_kill(c);
+            return;
+        }
+        c->out_at += (size_t)n;
+        moved = true;
+    }
+    if (c->dead)
+        return;
+    c->out_at = 0;
+    if (c->out.cap > 1 << 20)
+        km_buf_free(&c->out);
+    else
+        km_buf_clear(&c->out);
+    if (event_pending(c->ev_write, EV_WRITE, NULL)) {
+        event_del(c->ev_write);
+        event_del(c->timer); /* it watched the stalled write */
+    }
+    if (c->state == C_CLOSE)
+        linger_or_close(c);
+}
+
+/* Back to reading after an answer, or to the end. */
+static void answer_done(struct http_conn *c)
+{
+    c->answered = true;
+    if (c->keep && !c->h->draining) {
+        hp_reset(&c->req);
+        c->reading = false;
+        c->state = C_READ;
+    } else {
+        c->state = C_CLOSE;
+    }
+    mark_dirty(c);
+}
+
+static const char *reason(int status)
+{
+    switch (status) {
+    case 200: return "OK";
+    case 400: return "Bad Request";
+    case 401: return "Unauthorized";
+    case 404: return "Not Found";
+    case 405: return "Method Not Allowed";
+    case 408: return "Request Timeout";
+    case 409: return "Conflict";
+    case 411: return "Length Required";
+    case 413: return "Content Too Large";
+    case 414: return "URI Too Long";
+    case 415: return "Unsupported Media Type";
+    case 417: return "Expectation Failed";
+    case 429: return "Too Many Requests";
+    case 431: return "Request Header Fields Too Large";
+    case 500: return "Internal Server Error";
+    case 503: return "Service Unavailable";
+    case 505: return "HTTP Version Not Supported";
+    }
+    return "Unknown";
+}
+
+static void put_head(struct http_conn *c, int status, const char *type)
+{
+    char date[64];
+    time_t now = time(NULL);
+    struct tm tm;
+    gmtime_r(&now, &tm);
+    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", &tm);
+    km_buf_printf(&c->out, "HTTP/1.1 %d %s\r\nDate: %s\r\nServer: kvmark\r\n", status, reason(status), date);
+    if (type)
+        km_buf_printf(&c->out, "Content-Type: %s\r\n", type);
+    if (c->h->draining)
+        c->keep = false;
+    if (!c->keep)
+        km_buf_puts(&c->out, "Connection: close\r\n");
+    else if (c->req.minor == 0)
+        km_buf_puts(&c->out, "Connection: keep-alive\r\n");
+    if (status > 0 && status < 600)
+        c->h->stats.replies[status]++;
+}
+
+void http_reply(struct http_conn *c, int status, const char *type, const char *headers, const char *body, size_t n)
+{
+    c->user = NULL;
+    if (c->dead)
+        return;
+    put_head(c, status, type);
+    km_buf_printf(&c->out, "%sContent-Length: %zu\r\n\r\n", headers, n);
+    if (!c->head_only)
+        km_buf_put(&c->out, body, n);
+    if (c->out.oom) {
+        conn_kill(c);
+        return;
+    }
+    answer_done(c);
+}
+
+void http_hold(struct http_conn *c, void *user)
+{
+    c->user = user;
+    c->state = C_HELD;
+}
+
+void http_stream_begin(struct http_conn *c, const char *type)
+{
+    if (c->dead)
+        return;
+    c->chunked = c->req.minor >= 1;
+    if (!c->chunked)
+        c->keep = false;
+    put_head(c, 200, type);
+    km_buf_printf(&c->out, "Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n%s\r\n",
+                  c->chunked ? "Transfer-Encoding: chunked\r\n" : "");
+    c->state = C_STREAM;
+    mark_dirty(c);
+}
+
+bool http_stream_put(struct http_conn *c, const char *data, size_t n)
+{
+    if (c->dead)
+        return false;
+    if (unsent(c) > c->h->o.max_unsent) {
+        c->h->stats.slow_readers++;
+        km_log(KM_LOG_DEBUG, "a client does not read its stream: %zu bytes wait, dropped", unsent(c));
+        conn_kill(c);
+        return false;
+    }
+    if (!n)
+        return true; /* an empty chunk would end the stream */
+    if (c->chunked)
+        km_buf_printf(&c->out, "%zx\r\n", n);
+    km_buf_put(&c->out, data, n);
+    if (c->chunked)
+        km_buf_put(&c->out, "\r\n", 2);
+    if (c->out.oom) {
+        conn_kill(c);
+        return false;
+    }
+    mark_dirty(c);
+    return true;
+}
+
+void http_stream_end(struct http_conn *c, bool keep)
+{
+    c->user = NULL; /* answered, whether or not anyone is left to read it */
+    if (c->dead)
+        return;
+    if (c->chunked)
+        km_buf_puts(&c->out, "0\r\n\r\n");
+    c->keep &= keep;
+    answer_done(c);
+}
+
+/* A refusal in the one error shape, by the connection itself: the request could not be understood. */
+static void refuse(struct http_conn *c, int status, const char *why)
+{
+    struct km_buf b = {0};
+    km_buf_puts(&b, "{\"error\":{\"message\":\"");
+    km_buf_put_json(&b, why, strlen(why));
+    km_buf_puts(&b, "\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}");
+    c->keep = false;
+    c->unclean = true;
+    http_reply(c, status, "application/json", "", km_buf_str(&b), b.len);
+    km_buf_free(&b);
+}
+
+/* Parses data[0, n) until it is used up or an answer is under way; returns what was used. */
+static size_t conn_parse(struct http_conn *c, const char *data, size_t n)
+{
+    size_t at = 0;
+    while (!c->dead && c->state == C_READ && unsent(c) < MAX_PENDING_OUT) {
+        size_t used;
+        enum hp_event ev = hp_feed(&c->req, data + at, n - at, &used);
+        at += used;
+        if (ev == HP_MORE) {
+            /* The deadline is set once, by the first byte: more bytes do not move it. */
+            if (hp_started(&c->req) != c->reading || !event_pending(c->timer, EV_TIMEOUT, NULL)) {
+                c->reading = hp_started(&c->req);
+                arm(c, c->reading ? c->h->o.read_timeout : c->h->o.idle_timeout);
+            }
+            break;
+        }
+        if (ev == HP_BAD) {
+            c->head_only = false;
+            refuse(c, c->req.status, c->req.why);
+            break;
+        }
+        if (ev == HP_HEAD) {
+            bool body = c->req.chunked || c->req.length;
+            bool keep = c->req.keep_alive, expects = c->req.expect_continue;
+            c->head_only = !strcmp(c->req.method, "HEAD");
+            c->answered = false;
+            c->keep = keep && !body; /* refused with the body still to come: nobody will read it */
+            c->state = C_CALL;
+            c->h->calls.head(c->h->arg, c, &c->req);
+            if (c->answered) {
+                c->unclean |= body;
+                continue;
+            }
+            c->keep = keep;
+            c->state = C_READ;
+            if (expects && body && at == n) {
+                km_buf_puts(&c->out, "HTTP/1.1 100 Continue\r\n\r\n");
+                mark_dirty(c);
+            }
+            continue;
+        }
+        event_del(c->timer);
+        c->reading = false;
+        c->state = C_CALL;
+        c->h->calls.request(c->h->arg, c, &c->req);
+    }
+    return at;
+}
+
+/* Works through bytes that waited for an answer to end. */
+static void conn_pending(struct http_conn *c)
+{
+    if (c->dead || c->state != C_READ)
+        return;
+    size_t used = conn_parse(c, km_buf_str(&c->in), c->in.len);
+    if (used) {
+        memmove(c->in.data, c->in.data + used, c->in.len - used);
+        c->in.len -= used;
+    }
+    if (!c->in.len && c->in.cap > MAX_PENDING_IN / 4)
+        km_buf_free(&c->in);
+    if (!c->dead && c->in.len < MAX_PENDING_IN && c->state != C_CLOSE)
+        event_add(c->ev_read, NULL);
+}
+
+void http_flush(struct http *h)
+{
+    while (h->dirty) {
+        struct http_conn *c = h->dirty;
+        h->dirty = c->dirty_next;
+        c->dirty = false;
+        if (c->dead)
+            continue;
+        conn_send(c);
+        conn_pending(c); /* may answer the next request and mark c again */
+    }
+}
+
+static void on_read(evutil_socket_t fd, short what, void *arg)
+{
+    (void)what;
+    struct http_conn *c = arg;
+    char buf[READ_SIZE];
+    ssize_t n = recv(fd, buf, sizeof buf, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+        return;
+    if (n <= 0) {
+        /* The client shut its side: nobody waits for an answer that is not made yet, but one that is
+         * already written may still be on its way. */
+        c->unclean = c->reading = false;
+        if (n == 0 && unsent(c) && !c->user) {
+            c->state = C_CLOSE;
+            event_del(c->ev_read);
+        } else {
+            conn_kill(c);
+        }
+        return;
+    }
+    if (c->state == C_LINGER || c->state == C_CLOSE)
+        return;
+    size_t used = 0;
+    if (c->state == C_READ && !c->in.len)
+        used = conn_parse(c, buf, (size_t)n);
+    if (!c->dead && used < (size_t)n && c->state != C_CLOSE) {
+        km_buf_put(&c->in, buf + used, (size_t)n - used);
+        if (c->in.oom)
+            conn_kill(c);
+        else if (c->in.len >= MAX_PENDING_IN)
+            event_del(c->ev_read);
+    }
+    if (!c->dead && used < (size_t)n)
+        c->unclean = true;
+    http_flush(c->h);
+}
+
+static void on_write(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    struct http_conn *c = arg;
+    conn_send(c);
+    conn_pending(c);
+    http_flush(c->h);
+}
+
+static void on_timer(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    struct http_conn *c = arg;
+    struct http *h = c->h;
+    if (!c->dead && unsent(c)) {
+        h->stats.slow_readers++;
+        c->dead = true;
+    } else if (!c->dead && c->state == C_READ && c->reading) {
+        h->stats.timeouts++;
+        c->head_only = false;
+        refuse(c, 408, "the request did not arrive in time");
+        http_flush(h);
+        return;
+    }
+    conn_free(c); /* dead, idle for too long, or done lingering */
+}
+
+static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct sockaddr *a, int len, void *arg)
+{
+    (void)l, (void)a, (void)len;
+    struct http *h = arg;
+    struct http_conn *c = km_calloc(1, sizeof *c);
+    if (!c) {
+        close(fd);
+        return;
+    }
+    int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    c->h = h;
+    c->fd = fd;
+    hp_init(&c->req, h->o.max_body);
+    c->next = h->all;
+    if (h->all)
+        h->all->prev = c;
+    h->all = c;
+    h->stats.connections++;
+    h->stats.accepted++;
+    c->ev_read = event_new(h->base, fd, EV_READ | EV_PERSIST, on_read, c);
+    c->ev_write = event_new(h->base, fd, EV_WRITE | EV_PERSIST, on_write, c);
+    c->timer = evtimer_new(h->base, on_timer, c);
+    if (!c->ev_read || !c->ev_write || !c->timer) {
+        conn_free(c);
+        return;
+    }
+    event_add(c->ev_read, NULL);
+    arm(c, h->o.idle_timeout);
+    if (h->stats.connections >= h->o.max_connections)
+        accept_pause(h);
+}
+
+/* Out of descriptors: the connection stays in the kernel's queue, and asking again at once would spin. */
+static void on_accept_error(struct evconnlistener *l, void *arg)
+{
+    (void)l;
+    struct http *h = arg;
+    km_log(KM_LOG_WARN, "cannot accept a connection: %s; pausing", strerror(errno));
+    accept_pause(h);
+    struct timeval tv = span(ACCEPT_PAUSE_MS / 1000.0);
+    evtimer_add(h->accept_timer, &tv);
+}
+
+static void on_accept_timer(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    accept_resume(arg);
+}
+
+static int listen_on(struct http *h, struct km_err *err)
+{
+    char port[16];
+    snprintf(port, sizeof port, "%d", h->o.port);
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *list = NULL;
+    int rc = getaddrinfo(h->o.host, port, &hints, &list);
+    if (rc)
+        return km_fail(err, KM_ENET, "cannot listen on host \"%s\": %s", h->o.host, gai_strerror(rc));
+    for (struct addrinfo *a = list; a && !h->listener; a = a->ai_next)
+        h->listener = evconnlistener_new_bind(h->base, on_accept, h,
+                                              LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, 1024,
+                                              a->ai_addr, (int)a->ai_addrlen);
+    freeaddrinfo(list);
+    if (!h->listener)
+        return km_fail(err, KM_ENET, "cannot listen on %s port %d: %s; choose another with --port", h->o.host, h->o.port,
+                       strerror(errno));
+    evconnlistener_set_error_cb(h->listener, on_accept_error);
+    struct sockaddr_storage ss;
+    socklen_t len = sizeof ss;
+    if (getsockname(evconnlistener_get_fd(h->listener), (struct sockaddr *)&ss, &len))
+        return km_fail(err, KM_ENET, "cannot read the port listened on: %s", strerror(errno));
+    h->port = ntohs(ss.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&ss)->sin6_port
+                                             : ((struct sockaddr_in *)&ss)->sin_port);
+    return 0;
+}
+
+int http_open(struct http **out, struct event_base *base, const struct http_opts *o, const struct http_calls *calls,
+              void *arg, struct km_err *err)
+{
+    struct http *h = km_calloc(1, sizeof *h);
+    if (!h)
+        return km_fail(err, KM_ENOMEM, "out of memory opening the server");
+    h->base = base;
+    h->o = *o;
+    h->calls = *calls;
+    h->arg = arg;
+    h->accept_timer = evtimer_new(base, on_accept_timer, h);
+    int rc = h->accept_timer ? listen_on(h, err) : km_fail(err, KM_ENOMEM, "out of memory opening the server");
+    if (rc) {
+        http_free(h);
+        return rc;
+    }
+    *out = h;
+    return 0;
+}
+
+void http_free(struct http *h)
+{
+    if (!h)
+        return;
+    h->draining = true;
+    while (h->all)
+        conn_free(h->all);
+    if (h->listener)
+        evconnlistener_free(h->listener);
+    if (h->accept_timer)
+        event_free(h->accept_timer);
+    km_free(h);
+}
+
+int http_port(const struct http *h)
+{
+    return h->port;
+}
+
+const struct http_stats *http_stats(const struct http *h)
+{
+    return &h->stats;
+}
+
+void http_drain(struct http *h)
+{
+    h->draining = true;
+    if (h->listener)
+        evconnlistener_free(h->listener); /* so that new clients are refused, not left waiting */
+    h->listener = NULL;
+    for (struct http_conn *c = h->all; c; c = c->next)
+        if (c->state == C_READ && !c->reading && !unsent(c))
+            conn_kill(c);
+}

@@ -1,0 +1,205 @@
+/* Text assembly: any way of cutting bytes into tokens gives the same text, and nothing is shown too early. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/mem.h"
+#include "engine/server/text.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static uint64_t seed = 1;
+static unsigned rnd(unsigned n)
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (unsigned)(seed >> 33) % n;
+}
+
+/* The whole text at once, the slow and obvious way. */
+static void lossy(const char *s, size_t n, struct km_buf *out)
+{
+    for (size_t i = 0; i < n;) {
+        int need, len = km_utf8_len(s + i, n - i, &need);
+        if (len) {
+            km_buf_put(out, s + i, (size_t)len);
+            i += (size_t)len;
+            continue;
+        }
+        km_buf_puts(out, "\xef\xbf\xbd");
+        size_t k = 1; /* the longest beginning of a character */
+        for (size_t m = 2; m <= 3 && i + m <= n; m++) {
+            int more;
+            km_utf8_len(s + i, m, &more);
+            if (!more)
+                break;
+            k = m;
+        }
+        i += need ? n - i : k;
+    }
+}
+
+static void cut(struct km_buf *b, const char *const *stops, int n, bool include)
+{
+    for (size_t end = 1; end <= b->len; end++) {
+        size_t longest = 0;
+        for (int k = 0; k < n; k++) {
+            size_t len = strlen(stops[k]);
+            if (len <= end && len > longest && !memcmp(b->data + end - len, stops[k], len))
+                longest = len;
+        }
+        if (longest) {
+            b->len = include ? end : end - longest;
+            b->data[b->len] = 0;
+            return;
+        }
+    }
+}
+
+static void run_one(const char *bytes, size_t n, const char *const *stops, int n_stops, bool include)
+{
+    struct km_buf want = {0}, got = {0};
+    km_buf_puts(&want, "");
+    km_buf_puts(&got, "");
+    lossy(bytes, n, &want);
+    cut(&want, stops, n_stops, include);
+    struct txt_stops st;
+    assert_int_equal(txt_stops_init(&st, stops, n_stops, include, NULL), 0);
+    struct txt t;
+    txt_init(&t, &st);
+    bool go = true;
+    for (size_t at = 0; go && at < n;) {
+        size_t k = 1 + rnd(5);
+        if (k > n - at)
+            k = n - at;
+        go = txt_push(&t, bytes + at, k, true);
+        at += k;
+        size_t from, len;
+        txt_take(&t, &from, &len);
+        km_buf_put(&got, km_buf_str(&t.text) + from, len);
+        /* What is shown is a beginning of the final text, and made of whole characters. */
+        assert_true(got.len <= want.len);
+        assert_memory_equal(got.data, want.data, got.len);
+        for (size_t i = 0; i < len;) {
+            int u = km_utf8_len(t.text.data + from + i, len - i, NULL);
+            assert_true(u > 0 || include || n_stops);
+            i += u > 0 ? (size_t)u : 1;
+        }
+    }
+    txt_end(&t);
+    size_t from, len;
+    txt_take(&t, &from, &len);
+    km_buf_put(&got, km_buf_str(&t.text) + from, len);
+    assert_int_equal(got.len, want.len);
+    assert_memory_equal(got.data, want.data, got.len);
+    assert_int_equal(t.text.len, want.len);
+    txt_free(&t);
+    txt_stops_free(&st);
+    km_buf_free(&want);
+    km_buf_free(&got);
+}
+
+static void splits_do_not_matter(void **state)
+{
+    (void)state;
+    static const char *const pieces[] = {"a", "b", "ab", "aab", "\n", "é", "世", "🌍", "\xf0", "\x9f", "\xe4\xb8", "\xff",
+                                         "\xc0", "\xed\xa0\x80", "STOP", "ST", "世界", "\xef\xbf\xbd"};
+    static const char *const stops[] = {"aab", "ab", "STOP", "世界", "é", "aabaaab", "\n\n", "b", "OPST", "🌍a"};
+    for (int i = 0; i < 20000; i++) {
+        struct km_buf b = {0};
+        km_buf_puts(&b, "");
+        for (unsigned k = rnd(14); k > 0; k--)
+            km_buf_puts(&b, pieces[rnd(sizeof pieces / sizeof *pieces)]);
+        const char *use[4];
+        int n = (int)rnd(5);
+        for (int k = 0; k < n; k++)
+            use[k] = stops[rnd(sizeof stops / sizeof *stops)];
+        run_one(b.data, b.len, use, n, rnd(4) == 0);
+        km_buf_free(&b);
+    }
+}
+
+static void shown(struct txt *t, const char *push, const char *want)
+{
+    txt_push(t, push, strlen(push), true);
+    size_t from, n;
+    txt_take(t, &from, &n);
+    assert_int_equal(n, strlen(want));
+    assert_memory_equal(km_buf_str(&t->text) + from, want, n);
+}
+
+static void holds_back_no_more_than_needed(void **state)
+{
+    (void)state;
+    const char *stops[] = {"STOP", "TOX"};
+    struct txt_stops st;
+    assert_int_equal(txt_stops_init(&st, stops, 2, false, NULL), 0);
+    struct txt t;
+    txt_init(&t, &st);
+    shown(&t, "abcS", "abc");
+    shown(&t, "T", "");
+    shown(&t, "O", "");
+    shown(&t, "x", "STOx");      /* neither any more */
+    shown(&t, "ySTO", "y");
+    shown(&t, "Q", "STOQ");
+    shown(&t, "zSSTOX", "zSS");  /* TOX began inside STO */
+    assert_int_equal(t.hit, 1);
+    txt_free(&t);
+
+    txt_init(&t, &st);
+    shown(&t, "\xe4\xb8", ""); /* two thirds of a character */
+    shown(&t, "\x96!", "世!");
+    shown(&t, "\xf0\x9f", "");
+    txt_end(&t);
+    shown(&t, "", "\xef\xbf\xbd");
+    txt_free(&t);
+
+    /* Not armed: neither found nor held. */
+    txt_init(&t, &st);
+    assert_true(txt_push(&t, "STOP ST", 7, false));
+    shown(&t, "OP", "STOP STOP");
+    assert_int_equal(t.hit, -1);
+    txt_free(&t);
+    txt_stops_free(&st);
+}
+
+static void long_stops_are_linear(void **state)
+{
+    (void)state;
+    /* 100,000 a's against a stop of 20,000 a's and a b: a restart per byte would take seconds. */
+    char *stop = malloc(20002), *text = malloc(100000);
+    memset(stop, 'a', 20000);
+    memcpy(stop + 20000, "b", 2);
+    memset(text, 'a', 100000);
+    const char *stops[] = {stop};
+    struct txt_stops st;
+    assert_int_equal(txt_stops_init(&st, stops, 1, false, NULL), 0);
+    struct txt t;
+    txt_init(&t, &st);
+    size_t from, n, total = 0;
+    for (int i = 0; i < 100000; i += 10) {
+        assert_true(txt_push(&t, text + i, 10, true));
+        txt_take(&t, &from, &n);
+        total += n;
+    }
+    assert_int_equal(total, 80000);
+    assert_false(txt_push(&t, "b", 1, true));
+    assert_int_equal(t.text.len, 80000);
+    txt_free(&t);
+    txt_stops_free(&st);
+    free(stop);
+    free(text);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(splits_do_not_matter),
+        cmocka_unit_test(holds_back_no_more_than_needed),
+        cmocka_unit_test(long_stops_are_linear),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
