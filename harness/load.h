@@ -31,7 +31,7 @@ struct hz_load {
     int64_t max_num_requests;         /* 0: all */
     int64_t max_turns;                /* 0: all */
     bool early_stop;                  /* true: the run ends when the first client runs out of work */
-    bool warmup_step;                 /* first turn of every conversation, unmeasured */
+    bool warmup_step;                 /* first turn of every conversation, unmeasured; prompts: each one once before */
     bool random_sampling;             /* conversation-sampling random; else round robin */
     double request_rate;              /* multi-turn: pause per client; prompts: arrivals per second; 0 or inf: none */
     double burstiness;                /* 1: Poisson; gamma shape */
@@ -44,14 +44,16 @@ struct hz_load {
     bool fixed_history;               /* feed back the workload's answers, so that A and B send the same bytes */
     bool enable_thinking_set, enable_thinking; /* chat_template_kwargs */
     uint64_t seed;
-    double timeout_s;                 /* a request: 120 plus 0.2 s a token asked for beyond 600 */
+    double timeout_s;                 /* a request: at least this, and 0.2 s a token asked for; 0: 120 s, prompts 6 h */
     const char *cache_salt;           /* sent with each request; NULL: none */
 };
 struct hz_load hz_load_defaults(void);
 
 struct hz_tick {
-    int64_t ns;      /* when the event arrived */
-    int32_t tokens;  /* in it, as far as known: 1, or what token ids or logprobs of the event say */
+    int64_t ns;      /* when the event arrived: the kernel's receive stamp, or the client's where there is none */
+    int32_t tokens;  /* in it, as far as known: 1, or what token ids or logprobs of the event say; 0: an event with
+                        choices but no token (the role, the finish) */
+    int32_t lag_ns;  /* client's stamp - kernel's: how long the event waited for this client; -1: no kernel stamp */
 };
 
 struct hz_rec {
@@ -59,6 +61,7 @@ struct hz_rec {
     int64_t sched_ns, start_ns;      /* due by plan; handed to libcurl on an open connection */
     int64_t header_ns, first_ns, last_ns, done_ns; /* response headers, first and last token event, [DONE] or end; 0: never */
     int64_t first_any_ns;            /* first event with choices, role-only included: what bench serve calls TTFT */
+    int64_t last_any_ns;             /* last event that bench serve looks at: chat any JSON, completions with choices */
     int status;                      /* HTTP; 0: no answer */
     bool ok;
     char error[160];                 /* "" when ok */
@@ -80,6 +83,11 @@ struct hz_health {
     double loop_gap_p99_ms, loop_gap_max_ms; /* between two returns to the event loop with work pending */
     double send_lag_p99_ms;          /* start - sched */
     int64_t events, reads;
+    double kernel_stamps;            /* share of events stamped by the kernel, 0 to 1; NAN: no events */
+    double stamp_lag_p99_ms;         /* client's stamp - kernel's; NAN: no kernel stamps */
+    int64_t coalesced;               /* events that shared a read with a later one, so that their stamp is an upper bound */
+    int64_t reconnects;              /* requests that had to open a connection of their own */
+    int64_t clock_steps;             /* jumps of the wall clock, whose reads fell back to the client's stamp */
 };
 
 struct hz_trace {
@@ -90,6 +98,11 @@ struct hz_trace {
     int64_t begin_ns, end_ns;        /* of the measured phase */
     int64_t warmup_ns;               /* spent before it */
     int abandoned;                   /* requests of the workload that early stop left out */
+    int dropped;                     /* later turns of conversations that a failure ended */
+    bool stopped;                    /* the progress callback asked for an early end */
+    bool fixed_history;              /* answers sent back were the workload's, not the model's */
+    struct hz_rec *warm;             /* [n_warm] the warm-up's requests, in no figure; for counting the history they began */
+    int n_warm;
     struct hz_health health;
     char model[128];                 /* as the server calls it */
     char server_version[64];         /* GET /version, "" */
@@ -113,6 +126,8 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
 int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct tok *tok, bool keep_text, struct km_err *err);
 void hz_trace_free(struct hz_trace *t);
 
+/* Waits until GET /health, or /v1/models where there is no /health, answers 200. KM_ENET with the last thing seen. */
+int hz_wait_ready(const struct hz_target *target, double timeout_s, struct km_err *err);
 /* GET url + path into out; the HTTP status, or <0. For /metrics, /version, /health. */
 int hz_get(const struct hz_target *target, const char *path, double timeout_s, struct km_buf *out, struct km_err *err);
 int hz_post(const struct hz_target *target, const char *path, const char *body, double timeout_s, struct km_buf *out,

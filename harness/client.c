@@ -1,0 +1,862 @@
+/* One loop: ask the schedule, wait, stamp, let libcurl read, parse.
+ *
+ * A slot is one connection's worth of state: an easy handle, the record being made, its ticks and text. When a
+ * socket is ready its kernel receive stamp is peeked before libcurl reads it, so that an event's time is when
+ * it reached this machine and not when this thread came round to it; the difference is kept as the client's
+ * own lag. An event that shares a read with a later one gets the stamp of the read's last byte: late at
+ * most, never early.
+ *
+ * Invariant: a slot is in `idle`, or its easy handle is in the multi handle; never both. */
+#include "harness/client.h"
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "harness/event.h"
+#include "harness/hist.h"
+#include "harness/http.h"
+#include "harness/sse.h"
+
+#include <curl/curl.h>
+#include <errno.h>
+#include <linux/net_tstamp.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+enum {
+    PEEK = 16384,                 /* libcurl's read size */
+    SNIPPET = 120,                /* bytes of a body kept for an error message */
+    TURN_NS = 100000000,          /* progress, and the longest sleep */
+    STEP_NS = 50000,              /* a wall clock that moves more than this between two looks has jumped */
+};
+static const double PROMPT_TIMEOUT_S = 6 * 3600, CONVERSATION_TIMEOUT_S = 120;
+
+struct slot {
+    struct cli *cli;
+    CURL *easy;
+    char errbuf[CURL_ERROR_SIZE];
+    struct turns_item item;
+    struct hz_rec rec;
+    struct hz_tick *ticks; /* [n_ticks] */
+    int n_ticks, cap_ticks;
+    int tokens;            /* in ticks */
+    struct km_buf text;    /* content, or the whole body when not streaming */
+    struct sse sse;
+    XXH3_state_t *hash;    /* over every token's text, reasoning too */
+    bool done_seen, broken, oom;
+    char said[SNIPPET + 1];   /* what an error event said */
+    char start[SNIPPET + 1];  /* the body's first bytes, while no event has been seen */
+    int n_start;
+    int64_t events;
+};
+
+struct cli {
+    struct cli_opts o;
+    CURLM *multi;
+    struct curl_slist *headers;
+    char *url;
+    int epfd, timer;
+    int64_t curl_due;      /* when libcurl wants to be called; INT64_MAX: not */
+    struct slot **slots;   /* [n_slots] */
+    struct slot **idle;    /* [n_idle], a stack */
+    int n_slots, n_idle, cap_slots;
+    struct slot **by_fd;   /* [cap_fd] whose socket it is; NULL: none */
+    int cap_fd;
+    unsigned char peek[PEEK];
+
+    struct slot *stamped;  /* the slot that the stamps below belong to */
+    int64_t kernel_ns, user_ns; /* kernel_ns 0: none */
+    int reads_events;      /* events of the read in hand */
+    int64_t offset_ns, offset_at; /* wall - monotonic, and when it was looked at */
+    bool offset_good;
+
+    int64_t events, stamped_events, reads, coalesced, reconnects, clock_steps;
+    struct hz_hist gap, send_lag, stamp_lag;
+    int64_t out_tokens;
+    bool oom;
+};
+
+/* ---- stamps ---- */
+
+static void look_at_clocks(struct cli *c)
+{
+    int64_t before = km_now_ns(), wall = km_wall_ns(), after = km_now_ns();
+    int64_t offset = wall - (before + (after - before) / 2);
+    int64_t moved = llabs(offset - c->offset_ns);
+    bool first = !c->offset_at;
+    c->offset_good = after - before < STEP_NS && (first || moved < STEP_NS + (after - c->offset_at) / 1000);
+    c->clock_steps += !first && !c->offset_good && after - before < STEP_NS;
+    c->offset_ns = offset;
+    c->offset_at = after;
+}
+
+/* The kernel's stamp of the last byte that a read would return now, on the monotonic clock; 0: none. */
+static int64_t kernel_stamp(struct cli *c, int fd)
+{
+    char control[256];
+    struct iovec iov = {c->peek, sizeof c->peek};
+    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    if (!c->offset_good || recvmsg(fd, &m, MSG_PEEK | MSG_DONTWAIT) <= 0)
+        return 0;
+    for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); h; h = CMSG_NXTHDR(&m, h)) {
+        struct timespec ts;
+        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_TIMESTAMPING)
+            continue;
+        memcpy(&ts, CMSG_DATA(h), sizeof ts);
+        return ts.tv_sec ? (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec - c->offset_ns : 0;
+    }
+    return 0;
+}
+
+static void stamp(struct cli *c, int fd)
+{
+    c->stamped = fd < c->cap_fd ? c->by_fd[fd] : NULL;
+    c->reads_events = 0;
+    if (!c->stamped)
+        return;
+    int64_t k = kernel_stamp(c, fd);
+    c->user_ns = km_now_ns();
+    /* A stamp from the future, or from before the request, is a clock that moved and not an arrival. */
+    c->kernel_ns = k > 0 && k <= c->user_ns && k >= c->stamped->rec.start_ns ? k : 0;
+}
+
+/* Arrival of the bytes that slot s is being given; *lag is client - kernel, -1 when only the client knows. */
+static int64_t arrival(const struct slot *s, int32_t *lag)
+{
+    const struct cli *c = s->cli;
+    *lag = -1;
+    if (c->stamped != s)
+        return km_now_ns(); /* libcurl read this socket on its own account, from a timer */
+    if (!c->kernel_ns)
+        return c->user_ns;
+    int64_t d = c->user_ns - c->kernel_ns;
+    *lag = d < INT32_MAX ? (int32_t)d : INT32_MAX;
+    return c->kernel_ns;
+}
+
+/* ---- what a body says ---- */
+
+static void note_tick(struct slot *s, int64_t ns, int tokens, int32_t lag)
+{
+    if (s->n_ticks == s->cap_ticks) {
+        int cap = s->cap_ticks ? 2 * s->cap_ticks : 256;
+        struct hz_tick *p = km_reallocarray(s->ticks, (size_t)cap, sizeof *p);
+        if (!p) {
+            s->oom = true;
+            return;
+        }
+        s->ticks = p;
+        s->cap_ticks = cap;
+    }
+    s->ticks[s->n_ticks++] = (struct hz_tick){ns, tokens, lag};
+    s->tokens += tokens;
+}
+
+static void say(char *out, struct ev_slice m)
+{
+    struct km_buf b = {0};
+    ev_text(m, &b);
+    snprintf(out, SNIPPET + 1, "%s", km_buf_str(&b));
+    km_buf_free(&b);
+}
+
+/* Usage, finish, text and failure are read the same way from a stream and from a whole answer. Returns the
+ * tokens in the event. */
+static int take_event(struct slot *s, const struct ev *e)
+{
+    if (e->failed)
+        say(s->said, e->message.p ? e->message : (struct ev_slice){"no message", 10});
+    if (e->prompt_tokens >= 0) {
+        s->rec.prompt_tokens = e->prompt_tokens;
+        s->rec.output_tokens = e->output_tokens;
+        if (e->cached_tokens >= 0)
+            s->rec.cached_tokens = e->cached_tokens;
+    }
+    if (e->finish.p)
+        snprintf(s->rec.finish, sizeof s->rec.finish, "%.*s", (int)(e->finish.n < 15 ? e->finish.n : 15), e->finish.p);
+    size_t was = s->text.len;
+    if (e->content.n) {
+        ev_text(e->content, &s->text);
+        XXH3_64bits_update(s->hash, s->text.data + was, s->text.len - was);
+    }
+    if (e->reasoning.n) {
+        struct km_buf b = {0};
+        ev_text(e->reasoning, &b);
+        XXH3_64bits_update(s->hash, km_buf_str(&b), b.len);
+        km_buf_free(&b);
+    }
+    s->oom = s->oom || s->text.oom;
+    return e->listed > 0 ? e->listed : e->content.n || e->reasoning.n || e->tool_calls ? 1 : 0;
+}
+
+static void on_event(void *arg, const char *data, size_t len)
+{
+    struct slot *s = arg;
+    struct cli *c = s->cli;
+    int32_t lag;
+    int64_t at = arrival(s, &lag);
+    struct ev e;
+    if (s->n_ticks && at < s->ticks[s->n_ticks - 1].ns)
+        at = s->ticks[s->n_ticks - 1].ns; /* a client's stamp and then a kernel's: keep the order */
+    s->events++;
+    c->events++;
+    c->stamped_events += lag >= 0;
+    c->coalesced += c->reads_events++ > 0;
+    if (lag >= 0)
+        hz_hist_add(&c->stamp_lag, lag);
+    if (len == 6 && !memcmp(data, "[DONE]", 6)) {
+        s->done_seen = true;
+        s->rec.done_ns = at;
+        return;
+    }
+    if (s->done_seen || len == 0)
+        return;
+    if (ev_scan(data, len, &e)) {
+        s->broken = true;
+        return;
+    }
+    int n = take_event(s, &e);
+    if (e.choices || !c->o.completions)
+        s->rec.last_any_ns = at;
+    if (!e.choices)
+        return;
+    note_tick(s, at, n, lag);
+    if (!s->rec.first_any_ns)
+        s->rec.first_any_ns = at;
+    if (!n)
+        return;
+    if (!s->rec.first_ns) {
+        s->rec.first_ns = at;
+        s->rec.first_len = s->text.len;
+    }
+    s->rec.last_ns = at;
+    c->out_tokens += n;
+}
+
+static size_t on_body(char *p, size_t size, size_t n, void *arg)
+{
+    struct slot *s = arg;
+    (void)size; /* always 1 */
+    s->cli->reads++;
+    if (!s->events && s->n_start < SNIPPET) {
+        size_t take = n < (size_t)(SNIPPET - s->n_start) ? n : (size_t)(SNIPPET - s->n_start);
+        memcpy(s->start + s->n_start, p, take);
+        s->n_start += (int)take;
+    }
+    if (s->rec.status != 200 || !s->cli->o.stream) {
+        /* Kept whole: an answer that is not streamed, or the server's reason for refusing. */
+        if (s->text.len + n > SSE_MAX_EVENT)
+            s->broken = true;
+        else
+            km_buf_put(&s->text, p, n);
+        s->oom = s->oom || s->text.oom;
+    } else
+        sse_feed(&s->sse, p, n, on_event, s);
+    return s->oom || s->sse.failed || s->broken ? 0 : n; /* 0 ends the transfer */
+}
+
+static size_t on_header(char *p, size_t size, size_t n, void *arg)
+{
+    struct slot *s = arg;
+    int32_t lag;
+    (void)size;
+    if (n > 5 && !memcmp(p, "HTTP/", 5)) {
+        long status = 0;
+        curl_easy_getinfo(s->easy, CURLINFO_RESPONSE_CODE, &status);
+        s->rec.status = (int)status;
+    } else if (n <= 2 && s->rec.status >= 200)
+        s->rec.header_ns = arrival(s, &lag);
+    return n;
+}
+
+static size_t discard(char *p, size_t size, size_t n, void *arg)
+{
+    (void)p, (void)arg;
+    return size * n;
+}
+
+/* ---- sockets and timers ---- */
+
+static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *unused)
+{
+    struct cli *c = arg;
+    struct slot *s = NULL;
+    (void)unused;
+    if (fd >= c->cap_fd) {
+        int cap = fd + 64;
+        struct slot **p = km_reallocarray(c->by_fd, (size_t)cap, sizeof *p);
+        if (!p) {
+            c->oom = true;
+            return -1;
+        }
+        memset(p + c->cap_fd, 0, (size_t)(cap - c->cap_fd) * sizeof *p);
+        c->by_fd = p;
+        c->cap_fd = cap;
+    }
+    if (what == CURL_POLL_REMOVE) {
+        epoll_ctl(c->epfd, EPOLL_CTL_DEL, fd, NULL);
+        c->by_fd[fd] = NULL;
+        return 0;
+    }
+    curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **)&s);
+    c->by_fd[fd] = s;
+    struct epoll_event e = {.events = (what & CURL_POLL_IN ? EPOLLIN : 0u) | (what & CURL_POLL_OUT ? EPOLLOUT : 0u), .data.fd = fd};
+    if (epoll_ctl(c->epfd, EPOLL_CTL_MOD, fd, &e) && epoll_ctl(c->epfd, EPOLL_CTL_ADD, fd, &e))
+        return -1;
+    return 0;
+}
+
+static int on_timer(CURLM *multi, long ms, void *arg)
+{
+    struct cli *c = arg;
+    (void)multi;
+    c->curl_due = ms < 0 ? INT64_MAX : km_now_ns() + ms * 1000000;
+    return 0;
+}
+
+/* Asks the kernel for receive stamps; a kernel that refuses leaves the client's own. */
+static int on_sockopt(void *arg, curl_socket_t fd, curlsocktype purpose)
+{
+    int flags = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
+    (void)arg;
+    if (purpose == CURLSOCKTYPE_IPCXN)
+        setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof flags);
+    return CURL_SOCKOPT_OK;
+}
+
+static void slot_free(struct slot *s)
+{
+    if (!s)
+        return;
+    curl_easy_cleanup(s->easy);
+    XXH3_freeState(s->hash);
+    km_free(s->ticks);
+    km_free(s->rec.text);
+    km_buf_free(&s->text);
+    sse_free(&s->sse);
+    km_free(s);
+}
+
+static struct slot *slot_new(struct cli *c)
+{
+    struct slot *s = km_calloc(1, sizeof *s);
+    if (!s)
+        return NULL;
+    s->cli = c;
+    s->easy = curl_easy_init();
+    s->hash = XXH3_createState();
+    if (!s->easy || !s->hash) {
+        slot_free(s);
+        return NULL;
+    }
+    CURL *e = s->easy;
+    curl_easy_setopt(e, CURLOPT_PRIVATE, s);
+    curl_easy_setopt(e, CURLOPT_ERRORBUFFER, s->errbuf);
+    curl_easy_setopt(e, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(e, CURLOPT_PROXY, "");
+    curl_easy_setopt(e, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
+    curl_easy_setopt(e, CURLOPT_HTTPHEADER, c->headers);
+    curl_easy_setopt(e, CURLOPT_USERAGENT, "kvmark");
+    curl_easy_setopt(e, CURLOPT_UPLOAD_BUFFERSIZE, 256L * 1024);
+    curl_easy_setopt(e, CURLOPT_SOCKOPTFUNCTION, on_sockopt);
+    curl_easy_setopt(e, CURLOPT_HEADERDATA, s);
+    curl_easy_setopt(e, CURLOPT_WRITEDATA, s);
+    return s;
+}
+
+/* An idle slot, made when there is none; NULL without memory. */
+static struct slot *slot_get(struct cli *c)
+{
+    if (c->n_idle)
+        return c->idle[--c->n_idle];
+    if (c->n_slots == c->cap_slots) {
+        int cap = c->cap_slots ? 2 * c->cap_slots : 16;
+        struct slot **a = km_reallocarray(c->slots, (size_t)cap, sizeof *a);
+        if (!a)
+            return NULL;
+        c->slots = a;
+        struct slot **b = km_reallocarray(c->idle, (size_t)cap, sizeof *b);
+        if (!b)
+            return NULL;
+        c->idle = b;
+        c->cap_slots = cap;
+    }
+    struct slot *s = slot_new(c);
+    if (s)
+        c->slots[c->n_slots++] = s;
+    return s;
+}
+
+/* Sleeps until a socket is ready or until `due`, then lets libcurl do what there is to do. With `h`, notes how
+ * long the loop had been away. */
+static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *err)
+{
+    struct epoll_event ev[256];
+    int running;
+    due = c->curl_due < due ? c->curl_due : due;
+    if (due < 1)
+        due = 1; /* 0 would disarm the timer */
+    struct itimerspec when = {.it_value = {due / 1000000000, due % 1000000000}};
+    if (due != INT64_MAX)
+        timerfd_settime(c->timer, TFD_TIMER_ABSTIME, &when, NULL);
+    if (away_since && *away_since)
+        hz_hist_add(&c->gap, km_now_ns() - *away_since);
+    int n = epoll_wait(c->epfd, ev, 256, -1);
+    if (n < 0 && errno != EINTR)
+        return km_fail(err, KM_EIO, "epoll_wait failed: %s", strerror(errno));
+    int64_t now = km_now_ns();
+    if (away_since)
+        *away_since = now;
+    look_at_clocks(c);
+    for (int i = 0; i < n; i++) {
+        int fd = ev[i].data.fd;
+        uint64_t expired;
+        if (fd == c->timer) {
+            if (read(c->timer, &expired, sizeof expired) < 0)
+                expired = 0; /* re-armed before it was read */
+            continue;
+        }
+        int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) | (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
+                   (ev[i].events & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR | CURL_CSELECT_IN : 0);
+        stamp(c, fd);
+        curl_multi_socket_action(c->multi, fd, bits, &running);
+        c->stamped = NULL;
+    }
+    if (c->curl_due <= now) {
+        c->curl_due = INT64_MAX;
+        curl_multi_socket_action(c->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+    }
+    return c->oom ? km_fail(err, KM_ENOMEM, "no memory for the client's sockets") : 0;
+}
+
+/* Starts the slot's transfer at once: on an open connection the request's first bytes leave in this call. */
+static int launch(struct cli *c, struct slot *s, struct km_err *err)
+{
+    int running;
+    CURLMcode rc = curl_multi_add_handle(c->multi, s->easy);
+    if (!rc) {
+        c->curl_due = INT64_MAX;
+        rc = curl_multi_socket_action(c->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+    }
+    return rc ? km_fail(err, KM_ENOMEM, "libcurl cannot start a request: %s", curl_multi_strerror(rc)) : 0;
+}
+
+static struct slot *finished(struct cli *c, CURLcode *result)
+{
+    int left;
+    CURLMsg *m;
+    while ((m = curl_multi_info_read(c->multi, &left))) {
+        struct slot *s = NULL;
+        if (m->msg != CURLMSG_DONE)
+            continue;
+        *result = m->data.result;
+        curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, (char **)&s);
+        return s;
+    }
+    return NULL;
+}
+
+static void retire(struct cli *c, struct slot *s)
+{
+    curl_multi_remove_handle(c->multi, s->easy);
+    c->idle[c->n_idle++] = s;
+}
+
+/* ---- life ---- */
+
+int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err)
+{
+    *out = NULL;
+    struct cli *c = km_calloc(1, sizeof *c);
+    if (!c)
+        return km_fail(err, KM_ENOMEM, "no memory for the client");
+    c->o = *o;
+    c->epfd = c->timer = -1;
+    c->curl_due = INT64_MAX;
+    struct km_buf url = {0};
+    int rc = http_url(o->target, o->path, &url, err);
+    c->url = km_buf_take(&url);
+    if (!rc)
+        rc = http_headers(o->target, &c->headers, err);
+    if (!rc && (!c->url || curl_global_init(CURL_GLOBAL_DEFAULT) || !(c->multi = curl_multi_init())))
+        rc = km_fail(err, KM_ENOMEM, "no memory for the client");
+    if (!rc && ((c->epfd = epoll_create1(EPOLL_CLOEXEC)) < 0 ||
+                (c->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) < 0))
+        rc = km_fail(err, KM_EIO, "no event loop: %s", strerror(errno));
+    struct epoll_event e = {.events = EPOLLIN, .data.fd = c->timer};
+    if (!rc && epoll_ctl(c->epfd, EPOLL_CTL_ADD, c->timer, &e))
+        rc = km_fail(err, KM_EIO, "no timer in the event loop: %s", strerror(errno));
+    if (rc) {
+        cli_free(c);
+        return rc;
+    }
+    curl_multi_setopt(c->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
+    curl_multi_setopt(c->multi, CURLMOPT_SOCKETDATA, c);
+    curl_multi_setopt(c->multi, CURLMOPT_TIMERFUNCTION, on_timer);
+    curl_multi_setopt(c->multi, CURLMOPT_TIMERDATA, c);
+    *out = c;
+    return 0;
+}
+
+void cli_free(struct cli *c)
+{
+    if (!c)
+        return;
+    for (int i = 0; i < c->n_slots; i++) {
+        curl_multi_remove_handle(c->multi, c->slots[i]->easy);
+        slot_free(c->slots[i]);
+    }
+    if (c->multi)
+        curl_multi_cleanup(c->multi);
+    curl_slist_free_all(c->headers);
+    if (c->epfd >= 0)
+        close(c->epfd);
+    if (c->timer >= 0)
+        close(c->timer);
+    km_free(c->url);
+    km_free(c->slots);
+    km_free(c->idle);
+    km_free(c->by_fd);
+    km_free(c);
+}
+
+/* Room for n sockets: a soft limit is ours to raise up to the hard one. */
+static int allow_files(int n, struct km_err *err)
+{
+    struct rlimit r;
+    rlim_t need = (rlim_t)n + 64;
+    if (getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur >= need)
+        return 0;
+    if (r.rlim_max != RLIM_INFINITY && r.rlim_max < need)
+        return km_fail(err, KM_ELIMIT, "%d connections need %d open files and the limit is %d; raise it (ulimit -n) or use a lower "
+                       "--max-concurrency", n, (int)need, (int)r.rlim_max);
+    r.rlim_cur = need;
+    return setrlimit(RLIMIT_NOFILE, &r) ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; use ulimit -n", (int)need)
+                                        : 0;
+}
+
+int cli_connect(struct cli *c, int n, struct km_err *err)
+{
+    int rc = allow_files(n, err), open = 0;
+    struct km_buf url = {0};
+    if (!rc)
+        rc = http_url(c->o.target, "/health", &url, err);
+    curl_multi_setopt(c->multi, CURLMOPT_MAXCONNECTS, (long)n + 64);
+    while (!rc && open < n) {
+        struct slot *s = slot_get(c);
+        if (!s) {
+            rc = km_fail(err, KM_ENOMEM, "no memory for %d connections", n);
+            break;
+        }
+        curl_easy_setopt(s->easy, CURLOPT_URL, url.data);
+        curl_easy_setopt(s->easy, CURLOPT_HTTPGET, 1L);
+        curl_easy_setopt(s->easy, CURLOPT_FRESH_CONNECT, 1L); /* the others' answers may be in: take no connection of theirs */
+        curl_easy_setopt(s->easy, CURLOPT_WRITEFUNCTION, discard);
+        curl_easy_setopt(s->easy, CURLOPT_HEADERFUNCTION, discard);
+        curl_easy_setopt(s->easy, CURLOPT_TIMEOUT_MS, 30000L);
+        rc = launch(c, s, err);
+        open += !rc;
+    }
+    while (open > 0) {
+        struct slot *s;
+        CURLcode result;
+        while ((s = finished(c, &result))) {
+            /* A server that is slow to answer a health check may still serve; one that is not there cannot. */
+            if (!rc && (result == CURLE_COULDNT_CONNECT || result == CURLE_COULDNT_RESOLVE_HOST || result == CURLE_URL_MALFORMAT ||
+                        result == CURLE_UNSUPPORTED_PROTOCOL || result == CURLE_SSL_CONNECT_ERROR))
+                rc = km_fail(err, KM_ENET, "cannot reach %s: %s; is the server running?", c->o.target->url,
+                             s->errbuf[0] ? s->errbuf : curl_easy_strerror(result));
+            retire(c, s);
+            open--;
+        }
+        int fault = open > 0 ? turn(c, km_now_ns() + TURN_NS, NULL, err) : 0;
+        if (fault) {
+            rc = fault;
+            break;
+        }
+    }
+    km_buf_free(&url);
+    return rc;
+}
+
+/* ---- playing ---- */
+
+static int start(struct cli *c, struct req *r, const struct turns_item *it, struct km_err *err)
+{
+    struct req_body body;
+    struct slot *s = slot_get(c);
+    if (!s)
+        return km_fail(err, KM_ENOMEM, "no memory for one more connection");
+    int rc = req_build(r, it->conv, it->turn, &body, err);
+    if (rc) {
+        c->idle[c->n_idle++] = s;
+        return rc;
+    }
+    s->item = *it;
+    s->rec = (struct hz_rec){.conv = it->conv,
+                             .turn = it->turn,
+                             .client = it->client,
+                             .sched_ns = it->due_ns,
+                             .asked_tokens = body.asked_tokens,
+                             .messages = body.messages,
+                             .prompt_tokens = -1,
+                             .cached_tokens = -1,
+                             .output_tokens = -1,
+                             .local_prompt_tokens = -1,
+                             .local_output_tokens = -1,
+                             .local_first_tokens = -1};
+    s->n_ticks = s->tokens = s->n_start = 0;
+    s->events = 0;
+    s->done_seen = s->broken = s->oom = false;
+    s->said[0] = s->errbuf[0] = 0;
+    km_buf_clear(&s->text);
+    sse_reset(&s->sse);
+    XXH3_64bits_reset(s->hash);
+
+    double base = c->o.timeout_s > 0 ? c->o.timeout_s : c->o.prompts ? PROMPT_TIMEOUT_S : CONVERSATION_TIMEOUT_S;
+    double limit = fmax(base, 0.2 * body.asked_tokens);
+    CURL *e = s->easy;
+    curl_easy_setopt(e, CURLOPT_URL, c->url);
+    curl_easy_setopt(e, CURLOPT_FRESH_CONNECT, 0L);
+    curl_easy_setopt(e, CURLOPT_POST, 1L);
+    curl_easy_setopt(e, CURLOPT_POSTFIELDS, body.p);
+    curl_easy_setopt(e, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)body.n);
+    curl_easy_setopt(e, CURLOPT_WRITEFUNCTION, on_body);
+    curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, on_header);
+    curl_easy_setopt(e, CURLOPT_TIMEOUT_MS, (long)(limit * 1e3));
+
+    s->rec.start_ns = km_now_ns();
+    hz_hist_add(&c->send_lag, s->rec.start_ns - it->ready_ns);
+    rc = launch(c, s, err);
+    return rc;
+}
+
+/* Printable beginning of a body, on one line. */
+static const char *beginning(struct slot *s)
+{
+    s->start[s->n_start] = 0;
+    for (int i = 0; i < s->n_start; i++)
+        if ((unsigned char)s->start[i] < 0x20 || s->start[i] == 0x7F)
+            s->start[i] = ' ';
+    for (int n = s->n_start; n > 0 && s->start[n - 1] == ' '; n--)
+        s->start[n - 1] = 0;
+    return s->start;
+}
+
+#define WHY(s, ...) snprintf((s)->rec.error, sizeof (s)->rec.error, __VA_ARGS__)
+
+/* Everything that can be wrong with an answer, in the order in which it explains the rest. */
+static void judge(struct slot *s, CURLcode result)
+{
+    const struct cli *c = s->cli;
+    char *type = NULL;
+    struct ev e;
+    curl_easy_getinfo(s->easy, CURLINFO_CONTENT_TYPE, &type);
+    bool whole = s->done_seen && (result == CURLE_PARTIAL_FILE || result == CURLE_RECV_ERROR);
+    if (s->oom)
+        WHY(s, "the client ran out of memory");
+    else if (s->sse.failed || (s->broken && !c->o.stream))
+        WHY(s, "the answer passes %d bytes without an end", SSE_MAX_EVENT);
+    else if (s->broken)
+        WHY(s, "an event after %d tokens is not JSON", s->tokens);
+    else if (s->said[0] && s->rec.status == 200)
+        WHY(s, "error event after %d tokens: %.110s", s->tokens, s->said);
+    else if (result == CURLE_OPERATION_TIMEDOUT)
+        WHY(s, "timed out after %.1f s with %d tokens received", (double)(km_now_ns() - s->rec.start_ns) / 1e9, s->tokens);
+    else if (result && !whole)
+        WHY(s, "%s after %d tokens: %.100s", s->rec.status ? "connection lost" : "no answer", s->tokens,
+            s->errbuf[0] ? s->errbuf : curl_easy_strerror(result));
+    else if (s->rec.status != 200) {
+        if (ev_scan(km_buf_str(&s->text), s->text.len, &e) == 0 && e.message.p)
+            say(s->said, e.message);
+        WHY(s, "HTTP %d: %.120s", s->rec.status, s->said[0] ? s->said : beginning(s));
+    } else if (c->o.stream && !s->events)
+        WHY(s, "HTTP 200 but no event stream (%.40s): %.80s", type ? type : "no content type", beginning(s));
+    else if (c->o.stream && !s->done_seen)
+        WHY(s, "the stream ended without [DONE] after %d tokens", s->tokens);
+    else if (!s->tokens)
+        WHY(s, "no token in the answer");
+    else
+        s->rec.ok = true;
+}
+
+/* A whole answer is one event that carries every token. */
+static void read_whole(struct slot *s)
+{
+    struct km_buf body = s->text;
+    struct ev e;
+    s->text = (struct km_buf){0};
+    if (ev_scan(km_buf_str(&body), body.len, &e) == 0) {
+        int n = take_event(s, &e);
+        if (n && e.output_tokens > n)
+            n = e.output_tokens;
+        if (e.choices) {
+            s->rec.first_any_ns = s->rec.last_any_ns = s->rec.done_ns;
+            note_tick(s, s->rec.done_ns, n, -1);
+        }
+        if (n) {
+            s->rec.first_ns = s->rec.last_ns = s->rec.done_ns;
+            s->rec.first_len = s->text.len;
+        }
+    }
+    km_buf_free(&body);
+}
+
+static int append_rec(struct slot *s, struct hz_trace *t, struct km_err *err)
+{
+    if (t->n == t->cap) {
+        int cap = t->cap ? 2 * t->cap : 256;
+        struct hz_rec *p = km_reallocarray(t->recs, (size_t)cap, sizeof *p);
+        if (!p)
+            return km_fail(err, KM_ENOMEM, "no memory for %d records", cap);
+        t->recs = p;
+        t->cap = cap;
+    }
+    if (t->n_ticks + (size_t)s->n_ticks > t->cap_ticks) {
+        size_t cap = 2 * t->cap_ticks + (size_t)s->n_ticks + 4096;
+        struct hz_tick *p = km_reallocarray(t->ticks, cap, sizeof *p);
+        if (!p)
+            return km_fail(err, KM_ENOMEM, "no memory for %zu events", cap);
+        t->ticks = p;
+        t->cap_ticks = cap;
+    }
+    s->rec.tick0 = t->n_ticks;
+    s->rec.n_ticks = s->n_ticks;
+    if (s->n_ticks)
+        memcpy(t->ticks + t->n_ticks, s->ticks, (size_t)s->n_ticks * sizeof *s->ticks);
+    t->n_ticks += (size_t)s->n_ticks;
+    if (s->rec.ok) {
+        s->rec.text_xxh = XXH3_64bits_digest(s->hash);
+        s->rec.text_len = s->text.len;
+        if (!(s->rec.text = km_buf_take(&s->text)))
+            return km_fail(err, KM_ENOMEM, "no memory for an answer of %zu bytes", s->rec.text_len);
+    }
+    t->recs[t->n++] = s->rec;
+    s->rec.text = NULL;
+    return 0;
+}
+
+/* The end of one request: verdict, record, history, and the word to the schedule. */
+static int end(struct cli *c, struct slot *s, CURLcode result, struct turns *sch, struct req *r, struct hz_progress *p,
+               double *ttft_sum, struct hz_trace *t, struct km_err *err)
+{
+    long opened = 0;
+    if (c->o.stream && s->rec.status == 200 && !result)
+        sse_end(&s->sse, on_event, s);
+    int64_t now = km_now_ns();
+    if (!s->rec.done_ns)
+        s->rec.done_ns = now;
+    if (!c->o.stream && s->rec.status == 200 && !result && !s->broken)
+        read_whole(s);
+    judge(s, result);
+    curl_easy_getinfo(s->easy, CURLINFO_NUM_CONNECTS, &opened);
+    c->reconnects += opened > 0;
+    int rc = 0;
+    bool ok = s->rec.ok;
+    if (ok)
+        rc = req_answer(r, s->item.conv, s->item.turn, km_buf_str(&s->text), s->text.len, err);
+    if (ok) {
+        p->done++;
+        p->prompt_tokens += s->rec.prompt_tokens > 0 ? s->rec.prompt_tokens : 0;
+        *ttft_sum += (double)(s->rec.first_ns - s->rec.start_ns) / 1e6;
+        p->ttft_mean_ms = *ttft_sum / p->done;
+    } else
+        p->failed++;
+    p->active--;
+    if (!rc)
+        rc = append_rec(s, t, err);
+    struct turns_item it = s->item;
+    retire(c, s);
+    turns_done(sch, &it, ok, now);
+    return rc;
+}
+
+static double cpu_seconds(void)
+{
+    struct rusage u;
+    getrusage(RUSAGE_THREAD, &u);
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+}
+
+static void reset_health(struct cli *c)
+{
+    c->events = c->stamped_events = c->reads = c->coalesced = c->reconnects = c->clock_steps = c->out_tokens = 0;
+    memset(&c->gap, 0, sizeof c->gap);
+    memset(&c->send_lag, 0, sizeof c->send_lag);
+    memset(&c->stamp_lag, 0, sizeof c->stamp_lag);
+}
+
+int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progress, void *arg, struct hz_trace *t,
+             struct km_err *err)
+{
+    struct hz_progress p = {.total = turns_planned(s)};
+    double ttft_sum = 0, cpu = cpu_seconds();
+    int64_t away = 0, told = 0, wake;
+    int rc = 0;
+    reset_health(c);
+    /* Timers of this thread fire when asked and not up to 50 us later. */
+    int slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
+    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+    look_at_clocks(c);
+    t->begin_ns = km_now_ns();
+    turns_begin(s, t->begin_ns);
+    for (;;) {
+        struct turns_item it;
+        struct slot *slot;
+        CURLcode result;
+        enum turns_answer a;
+        bool ended = false, started = false;
+        for (; !rc && (slot = finished(c, &result)); ended = true)
+            rc = end(c, slot, result, s, r, &p, &ttft_sum, t, err);
+        for (; !rc && (a = turns_next(s, km_now_ns(), &it, &wake)) == SCH_SEND; started = true) {
+            p.active++;
+            rc = start(c, r, &it, err);
+        }
+        if (rc || a == SCH_END)
+            break;
+        if (ended || started)
+            continue; /* a refused connection ends its request at once: nothing would wake us for it */
+        int64_t now = km_now_ns();
+        if (progress && now - told >= TURN_NS) {
+            told = now;
+            p.elapsed_ns = now - t->begin_ns;
+            p.output_tokens = c->out_tokens;
+            if (!progress(arg, &p)) {
+                t->stopped = true;
+                break;
+            }
+        }
+        if ((rc = turn(c, wake < now + TURN_NS ? wake : now + TURN_NS, &away, err)))
+            break;
+    }
+    t->end_ns = km_now_ns();
+    prctl(PR_SET_TIMERSLACK, slack > 0 ? slack : 0, 0, 0, 0);
+    for (int i = 0; (rc || t->stopped) && p.active && i < c->n_slots; i++) { /* those still on their way are given up */
+        bool idle = false;
+        for (int k = 0; k < c->n_idle; k++)
+            idle = idle || c->idle[k] == c->slots[i];
+        if (!idle)
+            retire(c, c->slots[i]);
+    }
+    t->health = (struct hz_health){.cpu_s = cpu_seconds() - cpu,
+                                   .wall_s = (double)(t->end_ns - t->begin_ns) / 1e9,
+                                   .loop_gap_p99_ms = hz_hist_ms(&c->gap, 0.99),
+                                   .loop_gap_max_ms = c->gap.n ? (double)c->gap.max / 1e6 : NAN,
+                                   .send_lag_p99_ms = hz_hist_ms(&c->send_lag, 0.99),
+                                   .events = c->events,
+                                   .reads = c->reads,
+                                   .kernel_stamps = c->events ? (double)c->stamped_events / (double)c->events : NAN,
+                                   .stamp_lag_p99_ms = hz_hist_ms(&c->stamp_lag, 0.99),
+                                   .coalesced = c->coalesced,
+                                   .reconnects = c->reconnects,
+                                   .clock_steps = c->clock_steps};
+    return rc;
+}

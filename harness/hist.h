@@ -1,0 +1,36 @@
+/* A histogram of nanoseconds in fixed memory: 16 steps an octave, so a percentile is right to about 6%. For the
+ * client's own health; requests keep every sample. */
+#ifndef HZ_HIST_H
+#define HZ_HIST_H
+
+#include <math.h>
+#include <stdint.h>
+
+struct hz_hist {
+    uint32_t bin[64 * 16];
+    int64_t n, max;
+};
+
+static inline void hz_hist_add(struct hz_hist *h, int64_t ns)
+{
+    uint64_t v = ns > 0 ? (uint64_t)ns : 0;
+    int top = v < 16 ? 0 : 63 - __builtin_clzll(v) - 3; /* octaves above the first 16 values */
+    h->bin[v < 16 ? v : (uint64_t)top * 16 + ((v >> (top - 1)) & 15)]++;
+    h->n++;
+    h->max = (int64_t)v > h->max ? (int64_t)v : h->max;
+}
+
+/* Milliseconds at quantile q (the upper edge of its bin, at most the maximum); NAN when empty. */
+static inline double hz_hist_ms(const struct hz_hist *h, double q)
+{
+    if (!h->n)
+        return NAN;
+    int64_t want = (int64_t)ceil(q * (double)h->n), seen = 0;
+    int i = 0;
+    while (i < 64 * 16 - 1 && (seen += h->bin[i]) < want)
+        i++;
+    double edge = i < 16 ? i : ldexp(16 + i % 16 + 1, i / 16 - 1);
+    return fmin(edge, (double)h->max) / 1e6;
+}
+
+#endif
