@@ -20,6 +20,8 @@ struct hz_run_info {
     const char *started;       /* ISO 8601 */
     const cJSON *options;      /* load and engine options as resolved, an object */
     const cJSON *server_metrics; /* counters of our engine over the measured phase; NULL for others */
+    const cJSON *limits;       /* what the machine or a user's limit allows, an object; NULL: only what options say */
+    const struct wl_set *set;  /* for the conversations' ids; NULL: none are written */
 };
 
 /* Creates dir (must not hold a run.json already, KM_EINVAL) and writes the four files; run.json last, so that a folder with
@@ -31,7 +33,7 @@ struct hz_run {
     char *dir;
     cJSON *json;               /* run.json */
     struct hz_summary seed, strict;
-    struct hz_trace trace;     /* from requests.csv and tokens.bin; texts are gone */
+    struct hz_trace trace;     /* from requests.csv and tokens.bin; texts are gone, and the clock begins at 1 s */
 };
 int hz_run_read(struct hz_run *out, const char *dir, struct km_err *err);
 void hz_run_free(struct hz_run *r);

@@ -28,7 +28,15 @@ struct hz_summary {
     double prompt_tokens, cached_tokens, output_tokens; /* sums; cached NAN when the server does not say */
     double mean_input, mean_output;
     double hit_rate;                                   /* cached / prompt */
+    bool by_usage;      /* the seed profile counts with the client's tokenizer; true: there was none, so these are the server's */
 };
+
+/* One request's figures under a profile; all NAN for one that failed. The one place where they are defined. */
+struct hz_row {
+    double ttft_ms, tpot_ms, e2e_ms; /* tpot NAN: left out of its statistics */
+    double input, output;            /* tokens */
+};
+struct hz_row hz_row_of(const struct hz_trace *t, const struct hz_rec *r, enum wl_kind kind, enum hz_profile profile);
 
 void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile, struct hz_summary *out);
 
