@@ -27,7 +27,7 @@ void cli_free(struct cli *c);
 int cli_connect(struct cli *c, int n, struct km_err *err);
 
 /* Plays the whole schedule and appends to trace: recs, ticks, begin_ns, end_ns, stopped, health. */
-int cli_play(struct cli *c, struct sch *s, struct req *r, hz_progress_fn progress, void *arg, struct hz_trace *trace,
+int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progress, void *arg, struct hz_trace *trace,
              struct km_err *err);
 
 #endif

@@ -215,7 +215,7 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
                                .workload_requests = j->set->n_requests,
                                .target_kind = own ? "kvmark" : "external",
                                .target_url = own ? "" : o->url,
-                               .device = own ? o->host.device : "",
+                               .device = own ? j->facts.device : "",
                                .model = j->trace.model,
                                .kv = own ? j->facts.kv : "",
                                .dtype = own ? o->host.dtype : "",
@@ -225,7 +225,8 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
                                .binary_sha256 = exe_hex,
                                .started = j->started,
                                .options = j->options,
-                               .server_metrics = j->metrics};
+                               .server_metrics = j->metrics,
+                               .set = j->set};
     return hz_run_write(o->out, &info, &j->trace, &j->seed, &j->strict, err);
 }
 

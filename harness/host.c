@@ -122,6 +122,7 @@ int host_check(const struct host_opts *o, struct host_facts *facts, struct km_er
     facts->dummy_weights = !strcmp(o->load_format, "dummy");
     for (const char *const *p = mdl_presets(); *p; p++)
         facts->dummy_weights |= !strcmp(*p, o->model);
+    snprintf(facts->device, sizeof facts->device, "%s", be->name);
     snprintf(facts->kv, sizeof facts->kv, "none");
     if (!off) {
         struct km_buf text = {0};
