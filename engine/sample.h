@@ -1,11 +1,17 @@
-/* Sampling parameters, and the reference sampler every backend must agree with. */
+/* Sampling parameters, and the reference sampler every backend must agree with.
+ *
+ * The draw is a race: every id that the filters leave has an exponential clock, and the one whose clock rings first
+ * relative to its probability wins, so a parallel backend needs one arg-max and no sorted sum. Each clock is a hash of
+ * (seed, step, id): the same draw on every device and in any batch. */
 #ifndef SMP_SAMPLE_H
 #define SMP_SAMPLE_H
+
+#include "base/err.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { SMP_MAX_TOP = 20, SMP_MAX_BIAS = 16 };
+enum { SMP_MAX_TOP = 20 };
 
 /* vLLM's meaning of each; the defaults are greedy-neutral. */
 struct smp_params {
@@ -20,6 +26,8 @@ struct smp_params {
 };
 
 struct smp_params smp_defaults(void);
+/* KM_EINVAL naming the field that is out of range. */
+int smp_check(const struct smp_params *p, struct km_err *err);
 
 /* One row to sample. `step` counts the tokens this request has generated; (seed, step) fixes the draw,
  * whatever else is in the batch. history is the prompt and the generated tokens, needed for penalties
@@ -43,7 +51,27 @@ struct smp_result {
     float top_logprob[SMP_MAX_TOP];
 };
 
-/* Samples one row of logits [V] (modified in place when parameters ask for it); scratch: [V] floats. */
-void smp_sample(const struct smp_row *r, float *logits, int vocab, float *scratch, struct smp_result *out);
+/* Samples one row of logits [V], which stay as they are; scratch: [V] floats. Never fails: without one usable logit
+ * the id is 0. */
+void smp_sample(const struct smp_row *r, const float *logits, int vocab, float *scratch, struct smp_result *out);
+
+static inline uint64_t smp_mix(uint64_t z) /* SplitMix64's finalizer */
+{
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
+
+/* The random 32 bits of one id; key: smp_key once a row. The clock is E = -log1p(-(bits + 0.5) / 2^32), the id's
+ * score logit / temperature - log(E), and the highest score wins, the lowest id among equals. */
+static inline uint64_t smp_key(uint64_t seed, uint64_t step)
+{
+    return smp_mix(smp_mix(seed) + step);
+}
+
+static inline uint32_t smp_bits(uint64_t key, uint32_t id)
+{
+    return (uint32_t)(smp_mix(key + id * 0x9E3779B97F4A7C15u) >> 32);
+}
 
 #endif
