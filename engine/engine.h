@@ -18,7 +18,7 @@
 
 struct eng_opts {
     int max_model_len;          /* prompt + generated; 0: the model's, or what the pool holds if less */
-    int max_num_seqs;           /* running at once: 256 */
+    int max_num_seqs;           /* running at once: 256; not above max_num_batched_tokens */
     int max_num_batched_tokens; /* a step: 2048 */
     int block_size;             /* 16 */
     int num_blocks;             /* --num-gpu-blocks-override; 0: from memory */
@@ -59,12 +59,13 @@ struct eng_event {
     int n_cached;            /* prompt tokens not computed: from the pool and from the cache layer */
     int n_cached_pool;       /* the part that was still in the pool */
     int n_preempted;
-    int64_t arrived_ns, scheduled_ns, now_ns; /* by the backend's clock */
+    int64_t arrived_ns, scheduled_ns, now_ns; /* by the backend's clock; scheduled -1: never was */
 };
 
 struct eng_events {
     struct eng_event *v; /* [n]; valid until the next eng_step */
     int n, cap;
+    bool stalled; /* no rows ran, all work waits for transfers: stepping again at once gains nothing */
 };
 
 struct eng_stats {
@@ -95,10 +96,11 @@ void eng_cancel(struct eng *e, uint64_t id, enum eng_finish finish);
 /* One step. *out is set to the step's events. A backend failure ends the requests of that step with ENG_ERROR
  * and returns its code; the engine stays usable unless the code is KM_EDEVICE. */
 int eng_step(struct eng *e, struct eng_events *out, struct km_err *err);
-/* Nothing running or waiting: a step would do nothing. */
+/* Nothing running, waiting or being stored: a step would do nothing. */
 bool eng_idle(const struct eng *e);
 
-/* Forgets cached pages (and the cache layer's chunks when `external`). KM_ELIMIT while requests hold some. */
+/* Forgets cached pages (and the cache layer's chunks when `external`). KM_ELIMIT while requests hold some;
+ * stores of ended requests are waited for. */
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err);
 void eng_stats(const struct eng *e, struct eng_stats *out);
 const struct eng_opts *eng_options(const struct eng *e); /* as resolved: no zeros left */

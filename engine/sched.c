@@ -1,0 +1,314 @@
+/* Lists of requests, and the three ways pages change hands: grow, share, drop. */
+#include "engine/sched.h"
+
+#include "base/mem.h"
+
+static void insert_after(struct seq_list *l, struct seq *at, struct seq *q)
+{
+    q->prev = at;
+    q->next = at ? at->next : l->head;
+    *(q->prev ? &q->prev->next : &l->head) = q;
+    *(q->next ? &q->next->prev : &l->tail) = q;
+    l->n++;
+}
+
+static void take_out(struct seq_list *l, struct seq *q)
+{
+    *(q->prev ? &q->prev->next : &l->head) = q->next;
+    *(q->next ? &q->next->prev : &l->tail) = q->prev;
+    q->prev = q->next = NULL;
+    l->n--;
+}
+
+static struct seq_list *list_of(struct sch *s, const struct seq *q)
+{
+    return q->state == SEQ_WAITING ? &s->waiting : q->state == SEQ_LOADING ? &s->loading : &s->running;
+}
+
+/* Arrivals go to the tail and the preempted near the head; which of the two, one comparison tells. */
+static void enqueue(struct sch *s, struct seq *q)
+{
+    struct seq *at = s->waiting.tail;
+    if (q->n_preempted) {
+        struct seq *behind = s->waiting.head;
+        while (behind && seq_before(behind, q))
+            behind = behind->next;
+        at = behind ? behind->prev : s->waiting.tail;
+    } else
+        while (at && seq_before(q, at))
+            at = at->prev;
+    insert_after(&s->waiting, at, q);
+    q->state = SEQ_WAITING;
+}
+
+void sch_add(struct sch *s, struct seq *q)
+{
+    q->arrival = s->arrivals++;
+    enqueue(s, q);
+}
+
+/* Pages so that n tokens have room, all or none. */
+static bool grow(struct sch *s, struct seq *q, int n)
+{
+    int need = (n + s->block_size - 1) / s->block_size - q->n_pages;
+    if (need > pg_available(s->pages))
+        return false;
+    for (; need > 0; need--) {
+        int32_t page = pg_take(s->pages);
+        if (s->prefix)
+            px_forget(s->prefix, page);
+        pg_set_keyed(s->pages, page, false);
+        q->pages[q->n_pages++] = page;
+    }
+    return true;
+}
+
+static void drop(struct sch *s, struct seq *q)
+{
+    while (q->n_pages)
+        pg_unref(s->pages, q->pages[--q->n_pages]); /* tail first, so that it is evicted first */
+    q->n_computed = q->n_published = 0;
+}
+
+static void preempt(struct sch *s, struct seq *q)
+{
+    take_out(&s->running, q);
+    s->budget += q->n_now;
+    q->n_now = 0;
+    drop(s, q);
+    q->n_external = -1;
+    q->n_preempted++;
+    s->preemptions++;
+    s->closed = true;
+    enqueue(s, q);
+}
+
+static struct seq *last_running(const struct sch *s)
+{
+    struct seq *last = s->running.head;
+    for (struct seq *q = last; q; q = q->next)
+        if (seq_before(last, q))
+            last = q;
+    return last;
+}
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Rows for a running request, at the cost of those after it in order. False: it is the last itself, and short. */
+static bool serve(struct sch *s, struct seq *q)
+{
+    int want = min_int(q->n_tokens - q->n_computed, s->budget);
+    while (!grow(s, q, q->n_computed + want)) {
+        struct seq *last = last_running(s);
+        if (pg_counts(s->pages).returning || (last == q && s->loading.n)) {
+            /* Take what there is; the rest comes back when transfers end, and nobody new may have it first. */
+            int room = (q->n_pages + pg_available(s->pages)) * s->block_size - q->n_computed;
+            want = min_int(want, room);
+            s->closed = true;
+        } else if (last == q) {
+            return false;
+        } else {
+            preempt(s, last);
+            want = min_int(q->n_tokens - q->n_computed, s->budget);
+        }
+    }
+    q->n_now = want;
+    s->budget -= want;
+    return true;
+}
+
+void sch_begin(struct sch *s)
+{
+    s->budget = s->max_tokens;
+    s->closed = false;
+    for (struct seq *q = s->running.head; q; q = q->next)
+        q->n_now = 0;
+    for (struct seq *q = s->running.head, *next; q && s->budget; q = next) {
+        bool served = serve(s, q);
+        next = q->next; /* only now: whom it preempted may have been next */
+        if (!served)
+            preempt(s, q);
+    }
+}
+
+static void key_up_to(struct sch *s, struct seq *q, int n)
+{
+    for (; q->n_keys < n; q->n_keys++) {
+        struct km_digest root;
+        const struct km_digest *parent = &root;
+        if (q->n_keys)
+            parent = &q->keys[q->n_keys - 1];
+        else
+            root = px_root(s->prefix, q->salt);
+        q->keys[q->n_keys] = px_next(s->prefix, parent, q->tokens + (size_t)q->n_keys * (size_t)s->block_size);
+    }
+}
+
+struct seq *sch_next(struct sch *s)
+{
+    struct seq *q = s->waiting.head;
+    if (!q || s->closed || !s->budget || s->running.n + s->loading.n >= s->max_seqs || !pg_available(s->pages))
+        return NULL;
+    if (!s->prefix)
+        return q;
+    int most = (q->n_tokens - 1) / s->block_size; /* at least one token is computed, for its logits */
+    key_up_to(s, q, most);
+    for (int32_t page; q->n_pages < most && (page = px_find(s->prefix, &q->keys[q->n_pages])) >= 0;) {
+        pg_ref(s->pages, page);
+        q->pages[q->n_pages++] = page;
+    }
+    q->n_published = q->n_pages;
+    q->n_computed = q->n_pages * s->block_size;
+    return q;
+}
+
+enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external)
+{
+    int hit = q->n_computed, most = (q->n_tokens - 1) / s->block_size * s->block_size;
+    int to = min_int(n_external, most) / s->block_size * s->block_size;
+    bool load = to > hit;
+    int now = min_int(q->n_tokens - hit, s->budget);
+    if (!grow(s, q, load ? to : hit + now)) {
+        drop(s, q);
+        s->closed = true;
+        return SCH_FULL;
+    }
+    if (s->prefix && !q->n_preempted) {
+        s->prefix_queries += q->n_tokens;
+        s->prefix_hits += hit;
+    }
+    if (!q->n_preempted)
+        q->n_cached = q->n_cached_pool = hit;
+    take_out(&s->waiting, q);
+    q->state = load ? SEQ_LOADING : SEQ_RUNNING;
+    insert_after(list_of(s, q), list_of(s, q)->tail, q);
+    if (load) {
+        q->load_from = hit;
+        q->load_to = to;
+        return SCH_LOAD;
+    }
+    q->n_now = now;
+    s->budget -= now;
+    return SCH_RUN;
+}
+
+static void publish(struct sch *s, struct seq *q)
+{
+    if (!s->prefix)
+        return;
+    int full = q->n_computed / s->block_size;
+    key_up_to(s, q, full);
+    for (; q->n_published < full; q->n_published++)
+        if (px_publish(s->prefix, &q->keys[q->n_published], q->pages[q->n_published]))
+            pg_set_keyed(s->pages, q->pages[q->n_published], true);
+}
+
+void sch_loaded(struct sch *s, struct seq *q, int good)
+{
+    good = good / s->block_size * s->block_size;
+    q->n_computed = good < q->load_from ? q->load_from : min_int(good, q->load_to);
+    if (!q->n_preempted)
+        q->n_cached = q->n_computed;
+    publish(s, q);
+    take_out(&s->loading, q);
+    q->state = SEQ_RUNNING;
+    insert_after(&s->running, s->running.tail, q);
+}
+
+void sch_give(struct sch *s, struct seq *q)
+{
+    int now = min_int(q->n_tokens - q->n_computed, s->budget);
+    if (!grow(s, q, q->n_computed + now))
+        return;
+    q->n_now = now;
+    s->budget -= now;
+}
+
+void sch_computed(struct sch *s, struct seq *q)
+{
+    q->n_computed += q->n_now;
+    q->n_now = 0;
+    publish(s, q);
+}
+
+void sch_remove(struct sch *s, struct seq *q)
+{
+    take_out(list_of(s, q), q);
+    q->n_now = 0;
+    drop(s, q);
+}
+
+void sch_forget(struct sch *s)
+{
+    for (int32_t page; (page = pg_oldest(s->pages)) >= 0;) {
+        px_forget(s->prefix, page);
+        pg_set_keyed(s->pages, page, false);
+    }
+}
+
+/* Counts the references of one list's requests and checks each request by itself. */
+static int check_list(const struct sch *s, const struct seq_list *l, enum seq_state state, int *refs, int *own,
+                      struct km_err *err)
+{
+    const struct seq *prev = NULL;
+    int n = 0, block = s->block_size;
+    for (const struct seq *q = l->head; q; prev = q, q = q->next, n++) {
+        unsigned long long id = q->id;
+        if (q->state != state || q->prev != prev)
+            return km_fail(err, KM_EINVAL, "request %llu is on a list of state %d with state %d or a wrong back link", id,
+                           state, q->state);
+        if (state == SEQ_WAITING && prev && seq_before(q, prev))
+            return km_fail(err, KM_EINVAL, "request %llu waits behind one that should come later", id);
+        if (state == SEQ_WAITING && (q->n_pages || q->n_computed))
+            return km_fail(err, KM_EINVAL, "request %llu waits but holds %d pages", id, q->n_pages);
+        if (q->n_computed >= q->n_tokens || q->n_computed > q->n_pages * block || q->n_pages > q->cap_pages)
+            return km_fail(err, KM_EINVAL, "request %llu has %d of %d tokens computed in %d pages of %d tokens", id,
+                           q->n_computed, q->n_tokens, q->n_pages, block);
+        for (int i = 0; i < q->n_pages; i++) {
+            int32_t page = q->pages[i];
+            if (page < 0 || page >= pg_counts(s->pages).pages)
+                return km_fail(err, KM_EINVAL, "request %llu names page %d at %d", id, page, i);
+            refs[page]++;
+            if (i >= q->n_computed / block)
+                own[page]++;
+            else if (s->prefix && px_has(s->prefix, page) && px_find(s->prefix, &q->keys[i]) != page)
+                return km_fail(err, KM_EINVAL, "page %d, block %d of request %llu, is known under another key", page, i, id);
+        }
+    }
+    if (l->tail != prev || l->n != n)
+        return km_fail(err, KM_EINVAL, "a list of state %d counts %d requests but has %d", state, l->n, n);
+    return 0;
+}
+
+int sch_check(const struct sch *s, struct km_err *err)
+{
+    int n = pg_counts(s->pages).pages, rc = pg_check(s->pages, err);
+    if (!rc && s->prefix)
+        rc = px_check(s->prefix, err);
+    if (rc)
+        return rc;
+    int *refs = km_calloc((size_t)n, sizeof *refs), *own = km_calloc((size_t)n, sizeof *own);
+    if (!refs || !own)
+        rc = km_fail(err, KM_ENOMEM, "no memory to check %d pages", n);
+    if (!rc)
+        rc = check_list(s, &s->waiting, SEQ_WAITING, refs, own, err);
+    if (!rc)
+        rc = check_list(s, &s->loading, SEQ_LOADING, refs, own, err);
+    if (!rc)
+        rc = check_list(s, &s->running, SEQ_RUNNING, refs, own, err);
+    for (int i = 0; i < n && !rc; i++) {
+        if (refs[i] != pg_refs(s->pages, i))
+            rc = km_fail(err, KM_EINVAL, "page %d counts %d references, requests hold %d", i, pg_refs(s->pages, i), refs[i]);
+        else if (own[i] && (refs[i] > 1 || pg_keyed(s->pages, i)))
+            rc = km_fail(err, KM_EINVAL, "page %d is being written but has %d users, findable %d", i, refs[i],
+                         pg_keyed(s->pages, i));
+        else if (s->prefix && px_has(s->prefix, i) != pg_keyed(s->pages, i))
+            rc = km_fail(err, KM_EINVAL, "page %d: pool and prefix index disagree whether it is findable", i);
+    }
+    km_free(refs);
+    km_free(own);
+    return rc;
+}

@@ -1,0 +1,75 @@
+/* The scheduler: which requests get how many rows of the next step, and whose pages pay for it.
+ *
+ * Pure: it moves requests between lists and pages between owners, and calls no device and no cache. The engine
+ * drives it through one step as
+ *
+ *     sch_begin                    running requests first, in the order they were admitted
+ *     sch_next, sch_admit ...      then waiting ones, by priority and arrival, until one does not fit
+ *     [the step runs rows n_now of every running request]
+ *     sch_computed, sch_remove     progress, and the end of a request
+ *
+ * Rules are those of vLLM's V1 scheduler: a token budget a step shared by decodes and prefill chunks; when pages run
+ * out, the running request last in (priority, arrival) is preempted: it gives up its pages, which stay findable
+ * until reused, and computes again what it must; after a preemption nobody is admitted in that step. So the first in
+ * order always moves, and as every request fits the pool alone, all end.
+ *
+ * One rule is ours: while transfers to a cache layer hold pages that nobody else uses, a request in need of pages
+ * waits for those instead of preempting, for they come back by themselves.
+ *
+ * Invariant: a page below n_computed may be shared and is never written; all others of a request are its own. */
+#ifndef SCH_SCHED_H
+#define SCH_SCHED_H
+
+#include "engine/pages.h"
+#include "engine/prefix.h"
+#include "engine/seq.h"
+
+struct seq_list {
+    struct seq *head, *tail;
+    int n;
+};
+
+struct sch {
+    struct pg_pool *pages;
+    struct px *prefix;      /* NULL: no prefix caching */
+    int block_size, max_seqs, max_tokens;
+    struct seq_list waiting, loading, running;
+    int budget;             /* rows left in this step */
+    bool closed;            /* no more admissions in this step */
+    uint64_t arrivals;
+    int64_t preemptions, prefix_queries, prefix_hits;
+};
+
+void sch_add(struct sch *s, struct seq *q);
+void sch_begin(struct sch *s);
+
+/* The waiting request that may be admitted now, or NULL. Its longest beginning in the pool is already referenced:
+ * n_computed says how long. sch_admit must follow. */
+struct seq *sch_next(struct sch *s);
+/* n_external: tokens a cache layer can give from the start, 0 for none. */
+enum sch_admit {
+    SCH_FULL,  /* does not fit now: back to the head of the queue; admission ends */
+    SCH_RUN,   /* admitted with n_now rows */
+    SCH_LOAD   /* admitted with pages for tokens [load_from, load_to), which a load must fill */
+};
+enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external);
+/* The load of q ended; tokens [0, good) are right. Rows come with the next sch_begin, or at once from sch_give. */
+void sch_loaded(struct sch *s, struct seq *q, int good);
+void sch_give(struct sch *s, struct seq *q);
+
+/* The step ran q's n_now rows: full pages become findable. */
+void sch_computed(struct sch *s, struct seq *q);
+/* q ends: off its list, its pages let go. */
+void sch_remove(struct sch *s, struct seq *q);
+/* Makes the pool forget all findable pages that nobody uses. */
+void sch_forget(struct sch *s);
+
+static inline int sch_alive(const struct sch *s)
+{
+    return s->waiting.n + s->loading.n + s->running.n;
+}
+
+/* Checks lists, pages and index against each other: 0, or the first broken invariant. */
+int sch_check(const struct sch *s, struct km_err *err);
+
+#endif

@@ -1,0 +1,122 @@
+/* Random traffic over every setting at once: arrivals, cancels, resets, priorities, salts, preemptions, a cache layer that
+ * is slow, forgets and comes short. After every step all invariants hold; every answer equals the straight-line one.
+ * The seed is printed; as the program's argument it is replayed. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "rig.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { JOBS = 48 };
+
+static uint64_t seed, rng;
+
+static int below(int n)
+{
+    return (int)(fake_random(&rng) % (uint64_t)n);
+}
+
+static void new_job(struct rig *g, struct job *j, int longest)
+{
+    static const int edges[] = {1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129};
+    static const char *const salts[] = {NULL, NULL, NULL, "", "x"};
+    static int32_t stops[24]; /* enough of them to be met */
+    for (int i = 0; i < 24; i++)
+        stops[i] = 40 * i;
+    int n = below(2) ? edges[below(13)] : 1 + below(longest), out = 1 + below(below(4) ? 12 : RIG_OUT);
+    if (n >= longest)
+        n = longest - 1;
+    job_init(j, n, below(3) ? below(n + 1) : n, below(4), (uint64_t)below(1000), out);
+    j->r.cache_salt = salts[below(5)];
+    j->r.priority = below(6) ? 0 : below(3) - 1;
+    j->r.ignore_eos = below(2);
+    j->r.stop_ids = stops;
+    j->r.n_stop = below(4) ? 0 : below(25);
+    j->r.min_tokens = below(4) ? 0 : below(out + 1);
+    j->r.sampling.seed = (uint64_t)below(3);
+    j->r.sampling.repetition = below(5) ? 1 : 1.1;
+    rig_submit(g, j);
+}
+
+static void one_run(int round, long steps)
+{
+    struct eng_opts o = rig_opts(10 + below(60), 1 + below(150), 1 + below(16));
+    o.block_size = below(3) ? 16 : below(2) ? 1 : 7;
+    o.num_blocks = o.num_blocks * 16 / o.block_size;
+    o.prefix_caching = below(5) > 0;
+    struct fake_port p;
+    struct rig g;
+    bool port = below(4) > 0;
+    fake_port_init(&p, o.block_size * (1 + below(6)));
+    p.slow = below(3) * below(5);
+    p.lossy = below(3) * 20;
+    p.short_at = below(3) ? -1 : below(4);
+    p.fail = below(2);
+    p.keep_nothing = below(8) == 0;
+    p.rng = fake_random(&rng);
+    rig_open(&g, &o, port ? &p : NULL);
+    g.m.copy_polls = below(2) * below(5);
+    int longest = eng_options(g.e)->max_model_len, live = 0, done = 0, cancelled = 0, resets = 0;
+    if (longest > 300)
+        longest = 300;
+    static struct job jobs[JOBS];
+    memset(jobs, 0, sizeof jobs);
+    for (long s = 0; s < steps || live; s++) {
+        for (int i = 0; s < steps && i < JOBS; i++)
+            if (!jobs[i].prompt && below(JOBS) < 2) {
+                new_job(&g, &jobs[i], longest);
+                live++;
+            }
+        if (live && below(12) == 0) {
+            struct job *j = &jobs[below(JOBS)];
+            if (j->prompt) {
+                eng_cancel(g.e, j->id, ENG_ABORT);
+                j->cancelled = true;
+                cancelled++;
+            }
+        }
+        struct km_err err;
+        if (below(40) == 0 && eng_reset_cache(g.e, below(2), &err) == 0)
+            resets++;
+        assert_int_equal(rig_step(&g), 0);
+        for (int i = 0; i < JOBS; i++)
+            if (jobs[i].prompt && (jobs[i].finish != ENG_RUNNING || jobs[i].cancelled)) {
+                rig_verify(&g, &jobs[i]);
+                job_free(&jobs[i]);
+                live--;
+                done++;
+            }
+        if (s > 400 * steps)
+            fail_msg("round %d does not come to an end", round);
+    }
+    rig_run(&g);
+    struct eng_stats st;
+    eng_stats(g.e, &st);
+    print_message("round %2d: %3d requests, %2d cancelled, %4lld preemptions, %5lld pool hits, %3d loads, %d resets\n", round,
+                  done, cancelled, (long long)st.preemptions, (long long)st.prefix_hits, p.loads, resets);
+    rig_close(&g);
+    fake_port_free(&p);
+}
+
+static void any_traffic_gives_the_same_answers(void **state)
+{
+    (void)state;
+    print_message("seed %llu\n", (unsigned long long)seed);
+    rng = seed;
+    for (int round = 0; round < 24; round++)
+        one_run(round, 250);
+}
+
+int main(int argc, char **argv)
+{
+    seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
+    const struct CMUnitTest tests[] = {cmocka_unit_test(any_traffic_gives_the_same_answers)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,42 @@
+/* A backend that can be wrong in no unnoticed way, for tests of the engine core.
+ *
+ * The "KV" of a token is one hash over the token, its position and the KV of all tokens before it, read through the
+ * block table; a sampled id is a hash over all of that and the sampling row. A wrong page, slot, position, a stale or
+ * missing load: all change what comes out, and fake_answer says what should. Copies happen at the last moment, when
+ * their ticket is seen complete, and pages being filled hold garbage until then. */
+#ifndef TEST_FAKE_BACKEND_H
+#define TEST_FAKE_BACKEND_H
+
+#include "engine/engine.h"
+
+struct fake_copy {
+    uint64_t ticket;
+    enum kv_dir dir;
+    struct kv_copy *c; /* [n] */
+    int n, polls;
+};
+
+/* The test's stand-in for a model carries the backend's switches and counters. */
+struct mdl {
+    struct mdl_config c;
+    int copy_polls;       /* how many looks a copy takes; 0: done at once */
+    long fail_at;         /* the step that fails, from 1; 0: none */
+    int fail_code;
+    bool fail_in_wait;
+    long steps;
+    int64_t rows, clock;
+    char complaint[200];  /* the first thing wrong with a batch */
+};
+
+extern const struct backend be_fake;       /* wall clock */
+extern const struct backend be_fake_clock; /* mdl.clock, 1000 a step */
+
+struct mdl fake_model(int vocab, int max_pos);
+
+/* The answer to r, computed in a straight line: up to cap ids into out, how it ends into finish. */
+int fake_answer(const struct mdl *m, const struct eng_request *r, int max_model_len, int32_t *out, int cap,
+                enum eng_finish *finish);
+
+uint64_t fake_random(uint64_t *state);
+
+#endif

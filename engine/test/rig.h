@@ -1,0 +1,44 @@
+/* An engine on the fake backend, jobs to run on it, and the answers they must give. */
+#ifndef TEST_RIG_H
+#define TEST_RIG_H
+
+#include "fake_backend.h"
+#include "fake_port.h"
+
+enum { RIG_OUT = 64 }; /* most tokens a job may generate */
+
+struct job {
+    struct eng_request r;
+    int32_t *prompt;        /* the job's own copy */
+    char salt[8];
+    uint64_t id;
+    int32_t out[RIG_OUT];
+    int n_out;
+    enum eng_finish finish;
+    bool cancelled;
+    struct eng_event last;  /* the last event seen */
+};
+
+struct rig {
+    struct mdl m;
+    struct eng *e;
+    struct fake_port *port; /* NULL: none */
+    long steps;
+};
+
+struct eng_opts rig_opts(int num_blocks, int budget, int max_seqs);
+void rig_open(struct rig *g, const struct eng_opts *o, struct fake_port *port);
+/* Asserts that nothing is held, closes, asserts that the backend had no complaint. */
+void rig_close(struct rig *g);
+
+/* A prompt of n tokens: the first `shared` are those of its family, the others its own. */
+void job_init(struct job *j, int n, int shared, int family, uint64_t own, int max_tokens);
+void job_free(struct job *j);
+void rig_submit(struct rig *g, struct job *j);
+/* One step, eng_check after it, events handed to their jobs. */
+int rig_step(struct rig *g);
+void rig_run(struct rig *g);                     /* until idle */
+void rig_verify(struct rig *g, const struct job *j); /* against fake_answer */
+void rig_one(struct rig *g, struct job *j);      /* submit, run, verify */
+
+#endif
