@@ -1,0 +1,291 @@
+/* The engine on its own thread: answers, cancels, resets, a lost device, and memory that runs out. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/runner.h"
+#include "rig.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+/* The owner's side of a server: an eventfd that wake writes to. */
+struct desk {
+    struct rig g;
+    struct run *run;
+    int fd;
+    struct eng_events ev;
+    struct km_err err; /* of the last submit */
+    int live;
+};
+
+static void ring(void *arg)
+{
+    uint64_t one = 1;
+    if (write(*(int *)arg, &one, sizeof one) != sizeof one)
+        abort();
+}
+
+static void desk_open(struct desk *d, int num_blocks, int budget, int max_seqs, struct fake_port *port)
+{
+    memset(d, 0, sizeof *d);
+    struct eng_opts o = rig_opts(num_blocks, budget, max_seqs);
+    o.max_waiting = 100;
+    rig_open(&d->g, &o, port);
+    d->fd = eventfd(0, EFD_NONBLOCK);
+    struct km_err err;
+    assert_int_equal(run_start(&d->run, d->g.e, ring, &d->fd, &err), 0);
+}
+
+static void desk_close(struct desk *d)
+{
+    run_free(d->run);
+    km_free(d->ev.v);
+    close(d->fd);
+    rig_close(&d->g);
+}
+
+static int desk_submit(struct desk *d, struct job *j)
+{
+    int rc = run_submit(d->run, &j->r, &j->id, &d->err);
+    for (int i = 0; i < j->r.n_prompt && !rc; i++)
+        j->prompt[i] = ~j->prompt[i];
+    d->live += !rc;
+    return rc;
+}
+
+/* Waits for a wake, at most ms, and hands out what came. False: nothing came. */
+static bool desk_collect(struct desk *d, int ms)
+{
+    struct pollfd p = {.fd = d->fd, .events = POLLIN};
+    struct km_err err;
+    uint64_t n;
+    if (poll(&p, 1, ms) != 1)
+        return false;
+    assert_int_equal(read(d->fd, &n, sizeof n), sizeof n);
+    assert_int_equal(run_take(d->run, &d->ev, &err), 0);
+    for (int i = 0; i < d->ev.n; i++) {
+        struct eng_event *v = &d->ev.v[i];
+        struct job *j = v->user;
+        assert_int_equal(v->id, j->id);
+        assert_int_equal(j->finish, ENG_RUNNING);
+        j->last = *v;
+        j->finish = v->finish;
+        if (v->has_token)
+            j->out[j->n_out++] = v->token.id;
+        if (v->finish != ENG_RUNNING && !j->cancelled)
+            d->live--;
+    }
+    return true;
+}
+
+static void desk_run(struct desk *d)
+{
+    while (d->live)
+        if (!desk_collect(d, 10000))
+            fail_msg("no event for ten seconds, %d requests open", d->live);
+}
+
+static void answers_come_through_the_mailbox(void **state)
+{
+    (void)state;
+    enum { N = 60 };
+    static struct job j[N];
+    struct fake_port p;
+    struct desk d;
+    fake_port_init(&p, 32);
+    p.slow = 3;
+    desk_open(&d, 60, 64, 8, &p);
+    for (int i = 0; i < N; i++) {
+        job_init(&j[i], 1 + i * 7 % 90, 48, i % 3, (uint64_t)i, 1 + i % 30);
+        assert_int_equal(desk_submit(&d, &j[i]), 0);
+        if (i % 10 == 9)
+            desk_collect(&d, 1000);
+    }
+    desk_run(&d);
+    for (int i = 0; i < N; i++) {
+        rig_verify(&d.g, &j[i]);
+        job_free(&j[i]);
+    }
+    struct eng_stats s;
+    for (int i = 0; i < 1000; i++) { /* stores may still be under way */
+        run_stats(d.run, &s);
+        if (!s.pages_used)
+            break;
+        usleep(1000);
+    }
+    assert_int_equal(s.finished[ENG_LENGTH], N);
+    assert_int_equal(s.pages_used, 0);
+    assert_true(s.prefix_hits > 0);
+    desk_close(&d);
+    fake_port_free(&p);
+}
+
+static void cancels_end_requests(void **state)
+{
+    (void)state;
+    enum { N = 30 };
+    static struct job j[N];
+    struct desk d;
+    desk_open(&d, 200, 64, 4, NULL);
+    for (int i = 0; i < N; i++) {
+        job_init(&j[i], 50, 0, 0, (uint64_t)i, RIG_OUT);
+        assert_int_equal(desk_submit(&d, &j[i]), 0);
+        if (i % 2) {
+            run_cancel(d.run, j[i].id, ENG_ABORT); /* perhaps before the engine saw it */
+            run_cancel(d.run, j[i].id, ENG_ABORT);
+            d.live--;
+            j[i].cancelled = true;
+        }
+    }
+    run_cancel(d.run, 999999, ENG_ABORT);
+    desk_run(&d);
+    for (int i = 0; i < N; i++) {
+        rig_verify(&d.g, &j[i]);
+        job_free(&j[i]);
+    }
+    struct km_err err;
+    assert_int_equal(run_reset_cache(d.run, true, &err), 0);
+    struct eng_stats s;
+    run_stats(d.run, &s);
+    assert_int_equal(s.pages_cached + s.pages_used, 0);
+    assert_int_equal(s.finished[ENG_LENGTH], N / 2);
+    assert_true(s.finished[ENG_ABORT] > 0);
+    /* far more cancels than there can be requests: none is lost, none blocks for good */
+    for (uint64_t id = 1000; id < 3000; id++)
+        run_cancel(d.run, id, ENG_ABORT);
+    desk_close(&d);
+}
+
+static void a_full_queue_says_so(void **state)
+{
+    (void)state;
+    static struct job j[300];
+    struct desk d;
+    desk_open(&d, 200, 1, 1, NULL); /* one row a step: nothing moves fast */
+    int refused = 0, n = 0;
+    struct km_err err;
+    for (; n < 300 && !refused; n++) {
+        job_init(&j[n], 150, 0, 0, (uint64_t)n, RIG_OUT);
+        int rc = desk_submit(&d, &j[n]);
+        if (rc) {
+            assert_int_equal(rc, KM_ELIMIT);
+            assert_non_null(strstr(d.err.msg, "100 requests wait already"));
+            refused++;
+        }
+    }
+    assert_int_equal(refused, 1);
+    assert_true(n > 100);
+    struct eng_request bad = {.n_prompt = 0};
+    uint64_t id;
+    assert_int_equal(run_submit(d.run, &bad, &id, &err), KM_EINVAL);
+    run_free(d.run); /* with requests in the mailbox, in the queue and running */
+    km_free(d.ev.v);
+    close(d.fd);
+    eng_close(d.g.e);
+    for (int i = 0; i < n; i++)
+        job_free(&j[i]);
+}
+
+static void a_lost_device_is_told(void **state)
+{
+    (void)state;
+    enum { N = 20 };
+    static struct job j[N];
+    struct desk d;
+    desk_open(&d, 200, 64, 4, NULL);
+    struct km_err why;
+    assert_false(run_failed(d.run, &why));
+    for (int i = 0; i < N; i++) /* before any is submitted the thread sleeps: nothing else reads these */
+        job_init(&j[i], 50, 0, 0, (uint64_t)i, RIG_OUT);
+    d.g.m.fail_code = KM_EDEVICE;
+    d.g.m.fail_at = 10;
+    for (int i = 0; i < N; i++)
+        if (desk_submit(&d, &j[i])) { /* the device may be gone by now */
+            j[i].finish = ENG_ERROR;
+            assert_true(run_failed(d.run, NULL));
+        }
+    desk_run(&d);
+    assert_true(run_failed(d.run, &why));
+    assert_int_equal(why.code, KM_EDEVICE);
+    assert_non_null(strstr(why.msg, "failed at step 10"));
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(j[i].finish, ENG_ERROR);
+        job_free(&j[i]);
+    }
+    struct job k;
+    job_init(&k, 5, 0, 0, 1, 5);
+    assert_int_equal(desk_submit(&d, &k), KM_EDEVICE);
+    run_cancel(d.run, 3, ENG_ABORT);
+    job_free(&k);
+    desk_close(&d);
+}
+
+/* Memory fails now here, now there: a submit says no, events wait, nothing is lost. */
+static void memory_runs_out(void **state)
+{
+    (void)state;
+    struct desk d;
+    desk_open(&d, 200, 64, 4, NULL);
+    for (long n = 1; n < 40; n++) {
+        struct job j;
+        struct km_err err;
+        job_init(&j, 50, 0, 0, (uint64_t)n, 20);
+        km_mem_fail_at(n % 4 + 1);
+        int rc = desk_submit(&d, &j);
+        assert_true(!rc || rc == KM_ENOMEM);
+        while (!rc && d.live) {
+            struct pollfd p = {.fd = d.fd, .events = POLLIN};
+            uint64_t times;
+            assert_int_equal(poll(&p, 1, 10000), 1);
+            assert_int_equal(read(d.fd, &times, sizeof times), sizeof times);
+            if (n % 3 == 0) {
+                km_free(d.ev.v);
+                d.ev = (struct eng_events){0};
+            }
+            while (run_take(d.run, &d.ev, &err)) /* still there the next time */
+                assert_int_equal(err.code, KM_ENOMEM);
+            for (int i = 0; i < d.ev.n; i++) {
+                j.out[j.n_out++] = d.ev.v[i].token.id;
+                j.finish = d.ev.v[i].finish;
+                d.live -= j.finish != ENG_RUNNING;
+            }
+        }
+        km_mem_fail_at(0);
+        if (!rc)
+            rig_verify(&d.g, &j);
+        job_free(&j);
+    }
+    desk_close(&d);
+    struct eng_opts o = rig_opts(10, 16, 2);
+    struct rig g;
+    struct run *r;
+    struct km_err err;
+    rig_open(&g, &o, NULL);
+    for (long n = 1; n <= 2; n++) {
+        km_mem_fail_at(n);
+        assert_int_equal(run_start(&r, g.e, ring, NULL, &err), KM_ENOMEM);
+    }
+    km_mem_fail_at(0);
+    rig_close(&g);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(answers_come_through_the_mailbox),
+        cmocka_unit_test(cancels_end_requests),
+        cmocka_unit_test(a_full_queue_says_so),
+        cmocka_unit_test(a_lost_device_is_told),
+        cmocka_unit_test(memory_runs_out),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
