@@ -1,0 +1,41 @@
+/* Which backend a name means. */
+#include "engine/backend.h"
+
+#include <string.h>
+
+/* Whether the CUDA backend is in this build and a card answers. */
+static int find_cuda(struct km_err *err)
+{
+#ifdef KVMARK_WITH_CUDA
+    return be_cuda_probe(err);
+#else
+    return km_fail(err, KM_EDEVICE, "this build has no CUDA backend (no CUDA toolkit was found when it was built): use --device cpu");
+#endif
+}
+
+int backend_pick(const char *want, const struct backend **out, struct km_err *err)
+{
+    bool any = !strcmp(want, "auto"), cuda = !strcmp(want, "cuda");
+    if (!any && !cuda && strcmp(want, "cpu"))
+        return km_fail(err, KM_EINVAL, "--device is \"%s\": it must be auto, cpu or cuda", want);
+    *out = &be_cpu;
+    struct km_err why;
+    int rc = any || cuda ? find_cuda(&why) : KM_EDEVICE;
+    if (cuda && rc)
+        return km_fail(err, rc, "%s", why.msg);
+#ifdef KVMARK_WITH_CUDA
+    if (!rc)
+        *out = &be_cuda;
+#endif
+    return 0;
+}
+
+bool backend_fell_back(const char *want, const struct backend *got, struct km_err *why)
+{
+#ifdef KVMARK_WITH_CUDA
+    return !strcmp(want, "auto") && got == &be_cpu && find_cuda(why);
+#else
+    (void)want, (void)got, (void)why;
+    return false;
+#endif
+}

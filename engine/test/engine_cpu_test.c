@@ -1,0 +1,202 @@
+/* The whole engine on the CPU backend with a real small model: answers equal the reference ones, cold equals warm token
+ * for token at every edge, a small pool and company change nothing. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/json.h"
+#include "base/mem.h"
+#include "engine/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { OUT = 16 };
+
+static struct mdl *model;
+static cJSON *golden;
+static int32_t text[2049]; /* the longest golden prompt: real text, so that no two ids are nearly as likely */
+
+struct ask {
+    uint64_t id;
+    int32_t out[48];
+    int n_out;
+    struct eng_event last;
+};
+
+static struct eng *engine(int num_blocks, int budget, int max_seqs, enum km_dtype dtype)
+{
+    struct eng_opts o = eng_defaults();
+    o.num_blocks = num_blocks;
+    o.max_num_batched_tokens = budget;
+    o.max_num_seqs = max_seqs;
+    o.dtype = dtype;
+    struct eng *e;
+    struct km_err err;
+    const struct backend *backend;
+    assert_int_equal(backend_pick("cpu", &backend, &err), 0);
+    if (eng_open(&e, &o, model, backend, NULL, &err))
+        fail_msg("%s", err.msg);
+    return e;
+}
+
+static void submit(struct eng *e, struct ask *a, const int32_t *prompt, int n, int max_tokens)
+{
+    *a = (struct ask){0};
+    struct eng_request r = {.prompt = prompt, .n_prompt = n, .max_tokens = max_tokens, .ignore_eos = true,
+                            .sampling = smp_defaults(), .user = a};
+    struct km_err err;
+    if (eng_submit(e, &r, &a->id, &err))
+        fail_msg("%s", err.msg);
+}
+
+static void run(struct eng *e)
+{
+    struct eng_events ev;
+    struct km_err err;
+    while (!eng_idle(e)) {
+        if (eng_step(e, &ev, &err) || eng_check(e, &err))
+            fail_msg("%s", err.msg);
+        for (int i = 0; i < ev.n; i++) {
+            struct ask *a = ev.v[i].user;
+            a->last = ev.v[i];
+            a->out[a->n_out++] = ev.v[i].token.id;
+        }
+    }
+}
+
+static struct ask alone(struct eng *e, const int32_t *prompt, int n, int max_tokens)
+{
+    struct ask a;
+    submit(e, &a, prompt, n, max_tokens);
+    run(e);
+    return a;
+}
+
+static void same(const struct ask *a, const struct ask *b, int n)
+{
+    assert_int_equal(a->n_out, b->n_out);
+    for (int i = 0; i < a->n_out; i++)
+        if (a->out[i] != b->out[i])
+            fail_msg("a prompt of %d tokens: token %d is %d here and %d there", n, i, a->out[i], b->out[i]);
+}
+
+static int ids(const cJSON *list, int32_t *out)
+{
+    int n = 0;
+    const cJSON *v;
+    cJSON_ArrayForEach(v, list) out[n++] = v->valueint;
+    return n;
+}
+
+/* The reference's greedy continuations, prompts in chunks of 100; where its two best were close, either may come, and what
+ * follows is another text. */
+static void answers_equal_the_reference(void **state)
+{
+    (void)state;
+    struct eng *e = engine(256, 100, 8, KM_F32);
+    const cJSON *v;
+    int compared = 0;
+    cJSON_ArrayForEach(v, cJSON_GetObjectItem(golden, "vectors")) {
+        static int32_t prompt[2049];
+        int32_t want[48];
+        int n = ids(cJSON_GetObjectItem(v, "prompt_ids"), prompt), n_want = ids(cJSON_GetObjectItem(v, "greedy_ids"), want);
+        const cJSON *gap = cJSON_GetObjectItem(v, "greedy_gap");
+        if (n > 1024)
+            continue;
+        struct ask a = alone(e, prompt, n, n_want);
+        for (int i = 0; i < n_want && cJSON_GetArrayItem(gap, i)->valuedouble > 1e-3; i++, compared++)
+            if (a.out[i] != want[i])
+                fail_msg("a prompt of %d tokens: token %d is %d, the reference has %d", n, i, a.out[i], want[i]);
+    }
+    assert_true(compared > 600);
+    eng_close(e);
+}
+
+static const int lengths[] = {1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257, 511, 512, 513, 767, 768, 769, 1024};
+enum { N_LENGTHS = sizeof lengths / sizeof *lengths };
+
+static void cold_equals_warm(void **state)
+{
+    (void)state;
+    struct eng *e = engine(128, 512, 8, KM_BF16);
+    for (int i = 0; i < N_LENGTHS; i++) {
+        struct km_err err;
+        struct eng_stats before, after;
+        int n = lengths[i], hit = (n - 1) / 16 * 16;
+        assert_int_equal(eng_reset_cache(e, true, &err), 0);
+        struct ask cold = alone(e, text, n, OUT);
+        assert_int_equal(cold.last.n_cached, 0);
+        assert_int_equal(cold.n_out, OUT);
+        eng_stats(e, &before);
+        struct ask warm = alone(e, text, n, OUT);
+        eng_stats(e, &after);
+        assert_int_equal(warm.last.n_cached, hit);
+        assert_int_equal(warm.last.n_cached_pool, hit);
+        assert_int_equal(after.prefix_hits - before.prefix_hits, hit);
+        assert_int_equal(after.computed_tokens - before.computed_tokens, n - hit + OUT - 1);
+        same(&cold, &warm, n);
+    }
+    eng_close(e);
+}
+
+/* Ten requests, each alone on one engine, then all at once: with room for all, and with room for two. */
+static void company_changes_nothing(void **state)
+{
+    (void)state;
+    enum { N = 10 };
+    static struct ask single[N], crowd[N];
+    struct eng *e = engine(128, 256, 8, KM_F32);
+    for (int i = 0; i < N; i++)
+        single[i] = alone(e, text + 37 * i, 20 + 23 * i, 40);
+    eng_close(e);
+    for (int small = 0; small < 2; small++) {
+        struct eng_stats s;
+        e = engine(small ? 32 : 256, small ? 64 : 512, 8, KM_F32);
+        for (int i = 0; i < N; i++)
+            submit(e, &crowd[i], text + 37 * i, 20 + 23 * i, 40);
+        run(e);
+        for (int i = 0; i < N; i++)
+            same(&crowd[i], &single[i], 20 + 23 * i);
+        eng_stats(e, &s);
+        assert_int_equal(s.pages_used, 0);
+        assert_true(small ? s.preemptions > 0 : s.preemptions == 0);
+        eng_close(e);
+    }
+}
+
+static void backends_have_names(void **state)
+{
+    (void)state;
+    const struct backend *b = NULL;
+    struct km_err err;
+    assert_int_equal(backend_pick("auto", &b, &err), 0);
+    assert_non_null(b);
+    assert_int_equal(backend_pick("tpu", &b, &err), KM_EINVAL);
+    assert_non_null(strstr(err.msg, "\"tpu\""));
+}
+
+int main(void)
+{
+    struct km_err err;
+    if (km_json_file(KVM_SOURCE_DIR "/engine/test/golden-qwen3-tiny-lm.json", 1 << 24, &golden, &err) ||
+        mdl_open(&model, KVM_SOURCE_DIR "/models/qwen3-tiny-lm", false, 0, &err)) {
+        print_error("%s\n", err.msg);
+        return 1;
+    }
+    const cJSON *v;
+    cJSON_ArrayForEach(v, cJSON_GetObjectItem(golden, "vectors")) ids(cJSON_GetObjectItem(v, "prompt_ids"), text);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(answers_equal_the_reference),
+        cmocka_unit_test(cold_equals_warm),
+        cmocka_unit_test(company_changes_nothing),
+        cmocka_unit_test(backends_have_names),
+    };
+    int rc = cmocka_run_group_tests(tests, NULL, NULL);
+    mdl_free(model);
+    cJSON_Delete(golden);
+    return rc;
+}
