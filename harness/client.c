@@ -1,26 +1,23 @@
 /* One loop: ask the schedule, wait, stamp, let libcurl read, parse.
  *
- * A slot is one connection's worth of state: an easy handle, the record being made, its ticks and text. When a
- * socket is ready its kernel receive stamp is peeked before libcurl reads it, so that an event's time is when
- * it reached this machine and not when this thread came round to it; the difference is kept as the client's
- * own lag. An event that shares a read with a later one gets the stamp of the read's last byte: late at
- * most, never early.
+ * A slot is one connection's worth of state: an easy handle and the answer being read from it. When a socket is
+ * ready its kernel receive stamp is peeked before libcurl reads it, so that an event's time is when it reached
+ * this machine and not when this thread came round to it; the difference is kept as the client's own lag. An
+ * event that shares a read with a later one gets the stamp of the read's last byte: late at most, never early.
  *
  * Invariant: a slot is in `idle`, or its easy handle is in the multi handle; never both. */
 #include "harness/client.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "harness/event.h"
+#include "harness/answer.h"
 #include "harness/hist.h"
-#include "harness/http.h"
-#include "harness/sse.h"
+#include "harness/rest.h"
 
 #include <curl/curl.h>
 #include <errno.h>
 #include <linux/net_tstamp.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -29,11 +26,9 @@
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 enum {
     PEEK = 16384,                 /* libcurl's read size */
-    SNIPPET = 120,                /* bytes of a body kept for an error message */
     TURN_NS = 100000000,          /* progress, and the longest sleep */
     STEP_NS = 50000,              /* a wall clock that moves more than this between two looks has jumped */
 };
@@ -44,18 +39,7 @@ struct slot {
     CURL *easy;
     char errbuf[CURL_ERROR_SIZE];
     struct turns_item item;
-    struct hz_rec rec;
-    struct hz_tick *ticks; /* [n_ticks] */
-    int n_ticks, cap_ticks;
-    int tokens;            /* in ticks */
-    struct km_buf text;    /* content, or the whole body when not streaming */
-    struct sse sse;
-    XXH3_state_t *hash;    /* over every token's text, reasoning too */
-    bool done_seen, broken, oom;
-    char said[SNIPPET + 1];   /* what an error event said */
-    char start[SNIPPET + 1];  /* the body's first bytes, while no event has been seen */
-    int n_start;
-    int64_t events;
+    struct ans ans;
 };
 
 struct cli {
@@ -74,13 +58,12 @@ struct cli {
 
     struct slot *stamped;  /* the slot that the stamps below belong to */
     int64_t kernel_ns, user_ns; /* kernel_ns 0: none */
-    int reads_events;      /* events of the read in hand */
     int64_t offset_ns, offset_at; /* wall - monotonic, and when it was looked at */
     bool offset_good;
 
-    int64_t events, stamped_events, reads, coalesced, reconnects, clock_steps;
-    struct hz_hist gap, send_lag, stamp_lag;
-    int64_t out_tokens;
+    int64_t reads, reconnects, clock_steps;
+    struct hz_hist gap, send_lag;
+    struct ans_tally tally;
     bool oom;
 };
 
@@ -119,161 +102,46 @@ static int64_t kernel_stamp(struct cli *c, int fd)
 static void stamp(struct cli *c, int fd)
 {
     c->stamped = fd < c->cap_fd ? c->by_fd[fd] : NULL;
-    c->reads_events = 0;
     if (!c->stamped)
         return;
     int64_t k = kernel_stamp(c, fd);
+    c->reads++;
     c->user_ns = km_now_ns();
     /* A stamp from the future, or from before the request, is a clock that moved and not an arrival. */
-    c->kernel_ns = k > 0 && k <= c->user_ns && k >= c->stamped->rec.start_ns ? k : 0;
+    c->kernel_ns = k > 0 && k <= c->user_ns && k >= c->stamped->ans.rec.start_ns ? k : 0;
 }
 
-/* Arrival of the bytes that slot s is being given; *lag is client - kernel, -1 when only the client knows. */
-static int64_t arrival(const struct slot *s, int32_t *lag)
+/* Arrival of the bytes that slot s is being given. */
+static struct ans_stamp arrival(const struct slot *s)
 {
     const struct cli *c = s->cli;
-    *lag = -1;
     if (c->stamped != s)
-        return km_now_ns(); /* libcurl read this socket on its own account, from a timer */
+        return (struct ans_stamp){km_now_ns(), -1}; /* libcurl read this socket on its own account, from a timer */
     if (!c->kernel_ns)
-        return c->user_ns;
-    int64_t d = c->user_ns - c->kernel_ns;
-    *lag = d < INT32_MAX ? (int32_t)d : INT32_MAX;
-    return c->kernel_ns;
+        return (struct ans_stamp){c->user_ns, -1};
+    int64_t lag = c->user_ns - c->kernel_ns;
+    return (struct ans_stamp){c->kernel_ns, lag < INT32_MAX ? (int32_t)lag : INT32_MAX};
 }
 
-/* ---- what a body says ---- */
-
-static void note_tick(struct slot *s, int64_t ns, int tokens, int32_t lag)
-{
-    if (s->n_ticks == s->cap_ticks) {
-        int cap = s->cap_ticks ? 2 * s->cap_ticks : 256;
-        struct hz_tick *p = km_reallocarray(s->ticks, (size_t)cap, sizeof *p);
-        if (!p) {
-            s->oom = true;
-            return;
-        }
-        s->ticks = p;
-        s->cap_ticks = cap;
-    }
-    s->ticks[s->n_ticks++] = (struct hz_tick){ns, tokens, lag};
-    s->tokens += tokens;
-}
-
-static void say(char *out, struct ev_slice m)
-{
-    struct km_buf b = {0};
-    ev_text(m, &b);
-    snprintf(out, SNIPPET + 1, "%s", km_buf_str(&b));
-    km_buf_free(&b);
-}
-
-/* Usage, finish, text and failure are read the same way from a stream and from a whole answer. Returns the
- * tokens in the event. */
-static int take_event(struct slot *s, const struct ev *e)
-{
-    if (e->failed)
-        say(s->said, e->message.p ? e->message : (struct ev_slice){"no message", 10});
-    if (e->prompt_tokens >= 0) {
-        s->rec.prompt_tokens = e->prompt_tokens;
-        s->rec.output_tokens = e->output_tokens;
-        if (e->cached_tokens >= 0)
-            s->rec.cached_tokens = e->cached_tokens;
-    }
-    if (e->finish.p)
-        snprintf(s->rec.finish, sizeof s->rec.finish, "%.*s", (int)(e->finish.n < 15 ? e->finish.n : 15), e->finish.p);
-    size_t was = s->text.len;
-    if (e->content.n) {
-        ev_text(e->content, &s->text);
-        XXH3_64bits_update(s->hash, s->text.data + was, s->text.len - was);
-    }
-    if (e->reasoning.n) {
-        struct km_buf b = {0};
-        ev_text(e->reasoning, &b);
-        XXH3_64bits_update(s->hash, km_buf_str(&b), b.len);
-        km_buf_free(&b);
-    }
-    s->oom = s->oom || s->text.oom;
-    return e->listed > 0 ? e->listed : e->content.n || e->reasoning.n || e->tool_calls ? 1 : 0;
-}
-
-static void on_event(void *arg, const char *data, size_t len)
-{
-    struct slot *s = arg;
-    struct cli *c = s->cli;
-    int32_t lag;
-    int64_t at = arrival(s, &lag);
-    struct ev e;
-    if (s->n_ticks && at < s->ticks[s->n_ticks - 1].ns)
-        at = s->ticks[s->n_ticks - 1].ns; /* a client's stamp and then a kernel's: keep the order */
-    s->events++;
-    c->events++;
-    c->stamped_events += lag >= 0;
-    c->coalesced += c->reads_events++ > 0;
-    if (lag >= 0)
-        hz_hist_add(&c->stamp_lag, lag);
-    if (len == 6 && !memcmp(data, "[DONE]", 6)) {
-        s->done_seen = true;
-        s->rec.done_ns = at;
-        return;
-    }
-    if (s->done_seen || len == 0)
-        return;
-    if (ev_scan(data, len, &e)) {
-        s->broken = true;
-        return;
-    }
-    int n = take_event(s, &e);
-    if (e.choices || !c->o.completions)
-        s->rec.last_any_ns = at;
-    if (!e.choices)
-        return;
-    note_tick(s, at, n, lag);
-    if (!s->rec.first_any_ns)
-        s->rec.first_any_ns = at;
-    if (!n)
-        return;
-    if (!s->rec.first_ns) {
-        s->rec.first_ns = at;
-        s->rec.first_len = s->text.len;
-    }
-    s->rec.last_ns = at;
-    c->out_tokens += n;
-}
+/* ---- what libcurl calls ---- */
 
 static size_t on_body(char *p, size_t size, size_t n, void *arg)
 {
     struct slot *s = arg;
     (void)size; /* always 1 */
-    s->cli->reads++;
-    if (!s->events && s->n_start < SNIPPET) {
-        size_t take = n < (size_t)(SNIPPET - s->n_start) ? n : (size_t)(SNIPPET - s->n_start);
-        memcpy(s->start + s->n_start, p, take);
-        s->n_start += (int)take;
-    }
-    if (s->rec.status != 200 || !s->cli->o.stream) {
-        /* Kept whole: an answer that is not streamed, or the server's reason for refusing. */
-        if (s->text.len + n > SSE_MAX_EVENT)
-            s->broken = true;
-        else
-            km_buf_put(&s->text, p, n);
-        s->oom = s->oom || s->text.oom;
-    } else
-        sse_feed(&s->sse, p, n, on_event, s);
-    return s->oom || s->sse.failed || s->broken ? 0 : n; /* 0 ends the transfer */
+    return ans_body(&s->ans, p, n, arrival(s)) ? n : 0; /* 0 ends the transfer */
 }
 
 static size_t on_header(char *p, size_t size, size_t n, void *arg)
 {
     struct slot *s = arg;
-    int32_t lag;
     (void)size;
     if (n > 5 && !memcmp(p, "HTTP/", 5)) {
         long status = 0;
         curl_easy_getinfo(s->easy, CURLINFO_RESPONSE_CODE, &status);
-        s->rec.status = (int)status;
-    } else if (n <= 2 && s->rec.status >= 200)
-        s->rec.header_ns = arrival(s, &lag);
+        ans_status(&s->ans, (int)status);
+    } else if (n <= 2) /* the empty line */
+        ans_headers_done(&s->ans, arrival(s));
     return n;
 }
 
@@ -282,8 +150,6 @@ static size_t discard(char *p, size_t size, size_t n, void *arg)
     (void)p, (void)arg;
     return size * n;
 }
-
-/* ---- sockets and timers ---- */
 
 static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *unused)
 {
@@ -337,11 +203,7 @@ static void slot_free(struct slot *s)
     if (!s)
         return;
     curl_easy_cleanup(s->easy);
-    XXH3_freeState(s->hash);
-    km_free(s->ticks);
-    km_free(s->rec.text);
-    km_buf_free(&s->text);
-    sse_free(&s->sse);
+    ans_free(&s->ans);
     km_free(s);
 }
 
@@ -352,8 +214,7 @@ static struct slot *slot_new(struct cli *c)
         return NULL;
     s->cli = c;
     s->easy = curl_easy_init();
-    s->hash = XXH3_createState();
-    if (!s->easy || !s->hash) {
+    if (!s->easy || ans_init(&s->ans, c->o.stream, c->o.completions, &c->tally, NULL)) {
         slot_free(s);
         return NULL;
     }
@@ -395,8 +256,8 @@ static struct slot *slot_get(struct cli *c)
     return s;
 }
 
-/* Sleeps until a socket is ready or until `due`, then lets libcurl do what there is to do. With `h`, notes how
- * long the loop had been away. */
+/* Sleeps until a socket is ready or until `due`, then lets libcurl do what there is to do. With `away_since`, notes
+ * how long the loop was away from its sockets after they last had something. */
 static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *err)
 {
     struct epoll_event ev[256];
@@ -414,7 +275,7 @@ static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *
         return km_fail(err, KM_EIO, "epoll_wait failed: %s", strerror(errno));
     int64_t now = km_now_ns();
     if (away_since)
-        *away_since = now;
+        *away_since = n > 1 || (n == 1 && ev[0].data.fd != c->timer) ? now : 0;
     look_at_clocks(c);
     for (int i = 0; i < n; i++) {
         int fd = ev[i].data.fd;
@@ -482,10 +343,10 @@ int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err)
     c->epfd = c->timer = -1;
     c->curl_due = INT64_MAX;
     struct km_buf url = {0};
-    int rc = http_url(o->target, o->path, &url, err);
+    int rc = rest_url(o->target, o->path, &url, err);
     c->url = km_buf_take(&url);
     if (!rc)
-        rc = http_headers(o->target, &c->headers, err);
+        rc = rest_headers(o->target, &c->headers, err);
     if (!rc && (!c->url || curl_global_init(CURL_GLOBAL_DEFAULT) || !(c->multi = curl_multi_init())))
         rc = km_fail(err, KM_ENOMEM, "no memory for the client");
     if (!rc && ((c->epfd = epoll_create1(EPOLL_CLOEXEC)) < 0 ||
@@ -548,7 +409,7 @@ int cli_connect(struct cli *c, int n, struct km_err *err)
     int rc = allow_files(n, err), open = 0;
     struct km_buf url = {0};
     if (!rc)
-        rc = http_url(c->o.target, "/health", &url, err);
+        rc = rest_url(c->o.target, "/health", &url, err);
     curl_multi_setopt(c->multi, CURLMOPT_MAXCONNECTS, (long)n + 64);
     while (!rc && open < n) {
         struct slot *s = slot_get(c);
@@ -601,25 +462,20 @@ static int start(struct cli *c, struct req *r, const struct turns_item *it, stru
         return rc;
     }
     s->item = *it;
-    s->rec = (struct hz_rec){.conv = it->conv,
-                             .turn = it->turn,
-                             .client = it->client,
-                             .sched_ns = it->due_ns,
-                             .asked_tokens = body.asked_tokens,
-                             .messages = body.messages,
-                             .prompt_tokens = -1,
-                             .cached_tokens = -1,
-                             .output_tokens = -1,
-                             .local_prompt_tokens = -1,
-                             .local_output_tokens = -1,
-                             .local_first_tokens = -1};
-    s->n_ticks = s->tokens = s->n_start = 0;
-    s->events = 0;
-    s->done_seen = s->broken = s->oom = false;
-    s->said[0] = s->errbuf[0] = 0;
-    km_buf_clear(&s->text);
-    sse_reset(&s->sse);
-    XXH3_64bits_reset(s->hash);
+    s->errbuf[0] = 0;
+    struct hz_rec rec = {.conv = it->conv,
+                         .turn = it->turn,
+                         .client = it->client,
+                         .sched_ns = it->due_ns,
+                         .asked_tokens = body.asked_tokens,
+                         .messages = body.messages,
+                         .prompt_tokens = -1,
+                         .cached_tokens = -1,
+                         .output_tokens = -1,
+                         .local_prompt_tokens = -1,
+                         .local_output_tokens = -1,
+                         .local_first_tokens = -1};
+    ans_begin(&s->ans, &rec);
 
     double base = c->o.timeout_s > 0 ? c->o.timeout_s : c->o.prompts ? PROMPT_TIMEOUT_S : CONVERSATION_TIMEOUT_S;
     double limit = fmax(base, 0.2 * body.asked_tokens);
@@ -633,149 +489,42 @@ static int start(struct cli *c, struct req *r, const struct turns_item *it, stru
     curl_easy_setopt(e, CURLOPT_HEADERFUNCTION, on_header);
     curl_easy_setopt(e, CURLOPT_TIMEOUT_MS, (long)(limit * 1e3));
 
-    s->rec.start_ns = km_now_ns();
-    hz_hist_add(&c->send_lag, s->rec.start_ns - it->ready_ns);
-    rc = launch(c, s, err);
-    return rc;
-}
-
-/* Printable beginning of a body, on one line. */
-static const char *beginning(struct slot *s)
-{
-    s->start[s->n_start] = 0;
-    for (int i = 0; i < s->n_start; i++)
-        if ((unsigned char)s->start[i] < 0x20 || s->start[i] == 0x7F)
-            s->start[i] = ' ';
-    for (int n = s->n_start; n > 0 && s->start[n - 1] == ' '; n--)
-        s->start[n - 1] = 0;
-    return s->start;
-}
-
-#define WHY(s, ...) snprintf((s)->rec.error, sizeof (s)->rec.error, __VA_ARGS__)
-
-/* Everything that can be wrong with an answer, in the order in which it explains the rest. */
-static void judge(struct slot *s, CURLcode result)
-{
-    const struct cli *c = s->cli;
-    char *type = NULL;
-    struct ev e;
-    curl_easy_getinfo(s->easy, CURLINFO_CONTENT_TYPE, &type);
-    bool whole = s->done_seen && (result == CURLE_PARTIAL_FILE || result == CURLE_RECV_ERROR);
-    if (s->oom)
-        WHY(s, "the client ran out of memory");
-    else if (s->sse.failed || (s->broken && !c->o.stream))
-        WHY(s, "the answer passes %d bytes without an end", SSE_MAX_EVENT);
-    else if (s->broken)
-        WHY(s, "an event after %d tokens is not JSON", s->tokens);
-    else if (s->said[0] && s->rec.status == 200)
-        WHY(s, "error event after %d tokens: %.110s", s->tokens, s->said);
-    else if (result == CURLE_OPERATION_TIMEDOUT)
-        WHY(s, "timed out after %.1f s with %d tokens received", (double)(km_now_ns() - s->rec.start_ns) / 1e9, s->tokens);
-    else if (result && !whole)
-        WHY(s, "%s after %d tokens: %.100s", s->rec.status ? "connection lost" : "no answer", s->tokens,
-            s->errbuf[0] ? s->errbuf : curl_easy_strerror(result));
-    else if (s->rec.status != 200) {
-        if (ev_scan(km_buf_str(&s->text), s->text.len, &e) == 0 && e.message.p)
-            say(s->said, e.message);
-        WHY(s, "HTTP %d: %.120s", s->rec.status, s->said[0] ? s->said : beginning(s));
-    } else if (c->o.stream && !s->events)
-        WHY(s, "HTTP 200 but no event stream (%.40s): %.80s", type ? type : "no content type", beginning(s));
-    else if (c->o.stream && !s->done_seen)
-        WHY(s, "the stream ended without [DONE] after %d tokens", s->tokens);
-    else if (!s->tokens)
-        WHY(s, "no token in the answer");
-    else
-        s->rec.ok = true;
-}
-
-/* A whole answer is one event that carries every token. */
-static void read_whole(struct slot *s)
-{
-    struct km_buf body = s->text;
-    struct ev e;
-    s->text = (struct km_buf){0};
-    if (ev_scan(km_buf_str(&body), body.len, &e) == 0) {
-        int n = take_event(s, &e);
-        if (n && e.output_tokens > n)
-            n = e.output_tokens;
-        if (e.choices) {
-            s->rec.first_any_ns = s->rec.last_any_ns = s->rec.done_ns;
-            note_tick(s, s->rec.done_ns, n, -1);
-        }
-        if (n) {
-            s->rec.first_ns = s->rec.last_ns = s->rec.done_ns;
-            s->rec.first_len = s->text.len;
-        }
-    }
-    km_buf_free(&body);
-}
-
-static int append_rec(struct slot *s, struct hz_trace *t, struct km_err *err)
-{
-    if (t->n == t->cap) {
-        int cap = t->cap ? 2 * t->cap : 256;
-        struct hz_rec *p = km_reallocarray(t->recs, (size_t)cap, sizeof *p);
-        if (!p)
-            return km_fail(err, KM_ENOMEM, "no memory for %d records", cap);
-        t->recs = p;
-        t->cap = cap;
-    }
-    if (t->n_ticks + (size_t)s->n_ticks > t->cap_ticks) {
-        size_t cap = 2 * t->cap_ticks + (size_t)s->n_ticks + 4096;
-        struct hz_tick *p = km_reallocarray(t->ticks, cap, sizeof *p);
-        if (!p)
-            return km_fail(err, KM_ENOMEM, "no memory for %zu events", cap);
-        t->ticks = p;
-        t->cap_ticks = cap;
-    }
-    s->rec.tick0 = t->n_ticks;
-    s->rec.n_ticks = s->n_ticks;
-    if (s->n_ticks)
-        memcpy(t->ticks + t->n_ticks, s->ticks, (size_t)s->n_ticks * sizeof *s->ticks);
-    t->n_ticks += (size_t)s->n_ticks;
-    if (s->rec.ok) {
-        s->rec.text_xxh = XXH3_64bits_digest(s->hash);
-        s->rec.text_len = s->text.len;
-        if (!(s->rec.text = km_buf_take(&s->text)))
-            return km_fail(err, KM_ENOMEM, "no memory for an answer of %zu bytes", s->rec.text_len);
-    }
-    t->recs[t->n++] = s->rec;
-    s->rec.text = NULL;
-    return 0;
+    int64_t now = km_now_ns();
+    s->ans.rec.start_ns = now;
+    hz_hist_add(&c->send_lag, now - it->ready_ns);
+    return launch(c, s, err);
 }
 
 /* The end of one request: verdict, record, history, and the word to the schedule. */
-static int end(struct cli *c, struct slot *s, CURLcode result, struct turns *sch, struct req *r, struct hz_progress *p,
+static int finish(struct cli *c, struct slot *s, CURLcode result, struct turns *sch, struct req *r, struct hz_progress *p,
                double *ttft_sum, struct hz_trace *t, struct km_err *err)
 {
     long opened = 0;
-    if (c->o.stream && s->rec.status == 200 && !result)
-        sse_end(&s->sse, on_event, s);
-    int64_t now = km_now_ns();
-    if (!s->rec.done_ns)
-        s->rec.done_ns = now;
-    if (!c->o.stream && s->rec.status == 200 && !result && !s->broken)
-        read_whole(s);
-    judge(s, result);
+    struct ans_close end = {.timed_out = result == CURLE_OPERATION_TIMEDOUT, .now_ns = km_now_ns()};
+    curl_easy_getinfo(s->easy, CURLINFO_CONTENT_TYPE, &end.type);
     curl_easy_getinfo(s->easy, CURLINFO_NUM_CONNECTS, &opened);
+    if (result && !end.timed_out)
+        end.lost = s->errbuf[0] ? s->errbuf : curl_easy_strerror(result);
+    ans_end(&s->ans, &end);
     c->reconnects += opened > 0;
+    const struct hz_rec *rec = &s->ans.rec;
     int rc = 0;
-    bool ok = s->rec.ok;
+    bool ok = rec->ok;
     if (ok)
-        rc = req_answer(r, s->item.conv, s->item.turn, km_buf_str(&s->text), s->text.len, err);
+        rc = req_answer(r, s->item.conv, s->item.turn, km_buf_str(&s->ans.text), s->ans.text.len, err);
     if (ok) {
         p->done++;
-        p->prompt_tokens += s->rec.prompt_tokens > 0 ? s->rec.prompt_tokens : 0;
-        *ttft_sum += (double)(s->rec.first_ns - s->rec.start_ns) / 1e6;
+        p->prompt_tokens += rec->prompt_tokens > 0 ? rec->prompt_tokens : 0;
+        *ttft_sum += (double)(rec->first_ns - rec->start_ns) / 1e6;
         p->ttft_mean_ms = *ttft_sum / p->done;
     } else
         p->failed++;
     p->active--;
     if (!rc)
-        rc = append_rec(s, t, err);
+        rc = ans_record(&s->ans, t, err);
     struct turns_item it = s->item;
     retire(c, s);
-    turns_done(sch, &it, ok, now);
+    turns_done(sch, &it, ok, end.now_ns);
     return rc;
 }
 
@@ -788,10 +537,10 @@ static double cpu_seconds(void)
 
 static void reset_health(struct cli *c)
 {
-    c->events = c->stamped_events = c->reads = c->coalesced = c->reconnects = c->clock_steps = c->out_tokens = 0;
+    c->reads = c->reconnects = c->clock_steps = 0;
     memset(&c->gap, 0, sizeof c->gap);
     memset(&c->send_lag, 0, sizeof c->send_lag);
-    memset(&c->stamp_lag, 0, sizeof c->stamp_lag);
+    memset(&c->tally, 0, sizeof c->tally);
 }
 
 int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progress, void *arg, struct hz_trace *t,
@@ -815,7 +564,7 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
         enum turns_answer a;
         bool ended = false, started = false;
         for (; !rc && (slot = finished(c, &result)); ended = true)
-            rc = end(c, slot, result, s, r, &p, &ttft_sum, t, err);
+            rc = finish(c, slot, result, s, r, &p, &ttft_sum, t, err);
         for (; !rc && (a = turns_next(s, km_now_ns(), &it, &wake)) == SCH_SEND; started = true) {
             p.active++;
             rc = start(c, r, &it, err);
@@ -828,7 +577,7 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
         if (progress && now - told >= TURN_NS) {
             told = now;
             p.elapsed_ns = now - t->begin_ns;
-            p.output_tokens = c->out_tokens;
+            p.output_tokens = c->tally.tokens;
             if (!progress(arg, &p)) {
                 t->stopped = true;
                 break;
@@ -851,11 +600,11 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
                                    .loop_gap_p99_ms = hz_hist_ms(&c->gap, 0.99),
                                    .loop_gap_max_ms = c->gap.n ? (double)c->gap.max / 1e6 : NAN,
                                    .send_lag_p99_ms = hz_hist_ms(&c->send_lag, 0.99),
-                                   .events = c->events,
+                                   .events = c->tally.events,
                                    .reads = c->reads,
-                                   .kernel_stamps = c->events ? (double)c->stamped_events / (double)c->events : NAN,
-                                   .stamp_lag_p99_ms = hz_hist_ms(&c->stamp_lag, 0.99),
-                                   .coalesced = c->coalesced,
+                                   .kernel_stamps = c->tally.events ? (double)c->tally.stamped / (double)c->tally.events : NAN,
+                                   .stamp_lag_p99_ms = hz_hist_ms(&c->tally.lag, 0.99),
+                                   .coalesced = c->tally.coalesced,
                                    .reconnects = c->reconnects,
                                    .clock_steps = c->clock_steps};
     return rc;

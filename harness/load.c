@@ -6,7 +6,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "harness/client.h"
-#include "harness/http.h"
+#include "harness/rest.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -125,11 +125,11 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
     *out = (struct hz_trace){.fixed_history = load->fixed_history};
     int rc = check(load, set, err);
     if (!rc)
-        rc = http_model(target, out->model, sizeof out->model, err);
+        rc = rest_model(target, out->model, sizeof out->model, err);
     if (!rc)
         rc = req_new(&r, load, target->extra_body, out->model, set, err);
     if (!rc) {
-        http_version(target, out->server_version, sizeof out->server_version);
+        rest_version(target, out->server_version, sizeof out->server_version);
         struct cli_opts o = {.target = target,
                              .path = req_path(r),
                              .stream = load->stream,

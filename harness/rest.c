@@ -1,5 +1,5 @@
 /* Single blocking calls: /health, /version, /v1/models, /metrics. Nothing here is timed. */
-#include "harness/http.h"
+#include "harness/rest.h"
 
 #include "base/clock.h"
 #include "base/json.h"
@@ -11,7 +11,7 @@
 
 enum { MAX_ANSWER = 64 << 20 };
 
-int http_url(const struct hz_target *t, const char *path, struct km_buf *out, struct km_err *err)
+int rest_url(const struct hz_target *t, const char *path, struct km_buf *out, struct km_err *err)
 {
     const char *u = t->url ? t->url : "";
     size_t n = strlen(u);
@@ -40,7 +40,7 @@ static int extra_header(const char *given, struct km_buf *out, struct km_err *er
     return 0;
 }
 
-int http_headers(const struct hz_target *t, struct curl_slist **out, struct km_err *err)
+int rest_headers(const struct hz_target *t, struct curl_slist **out, struct km_err *err)
 {
     /* An empty Expect keeps libcurl from waiting for a 100 before a large body. */
     static const char *const fixed[] = {"Content-Type: application/json", "Expect:"};
@@ -87,9 +87,9 @@ static int call(const struct hz_target *t, const char *path, const char *body, d
     struct curl_slist *headers = NULL;
     char why[CURL_ERROR_SIZE] = "";
     long status = 0;
-    int rc = http_url(t, path, &url, err);
+    int rc = rest_url(t, path, &url, err);
     if (!rc)
-        rc = http_headers(t, &headers, err);
+        rc = rest_headers(t, &headers, err);
     CURL *e = rc ? NULL : curl_easy_init();
     if (!rc && !e)
         rc = km_fail(err, KM_ENOMEM, "no memory for a request");
@@ -150,7 +150,7 @@ int hz_wait_ready(const struct hz_target *target, double timeout_s, struct km_er
     }
 }
 
-int http_model(const struct hz_target *t, char *out, size_t size, struct km_err *err)
+int rest_model(const struct hz_target *t, char *out, size_t size, struct km_err *err)
 {
     struct km_buf body = {0}, names = {0};
     cJSON *v = NULL;
@@ -183,7 +183,7 @@ int http_model(const struct hz_target *t, char *out, size_t size, struct km_err 
     return rc;
 }
 
-void http_version(const struct hz_target *t, char *out, size_t size)
+void rest_version(const struct hz_target *t, char *out, size_t size)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
