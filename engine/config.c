@@ -60,16 +60,16 @@ static int read_shape(struct mdl_config *c, const cJSON *o, struct km_err *err)
 {
     const struct {
         const char *key;
-        int64_t hi;
+        int64_t lo, hi;
         int *out;
     } fields[] = {
-        {"num_hidden_layers", 1024, &c->n_layers}, {"hidden_size", 1 << 17, &c->hidden},
-        {"num_attention_heads", 4096, &c->n_heads}, {"num_key_value_heads", 4096, &c->n_kv_heads},
-        {"intermediate_size", 1 << 20, &c->ffn},   {"vocab_size", 1 << 22, &c->vocab},
-        {"max_position_embeddings", 1 << 24, &c->max_pos},
+        {"num_hidden_layers", 1, 1024, &c->n_layers},   {"hidden_size", 2, 1 << 17, &c->hidden},
+        {"num_attention_heads", 1, 4096, &c->n_heads},  {"num_key_value_heads", 1, 4096, &c->n_kv_heads},
+        {"intermediate_size", 2, 1 << 20, &c->ffn},     {"vocab_size", 2, 1 << 22, &c->vocab},
+        {"max_position_embeddings", 1, 1 << 24, &c->max_pos},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-        int rc = read_int(o, fields[i].key, 1, fields[i].hi, fields[i].out, err);
+        int rc = read_int(o, fields[i].key, fields[i].lo, fields[i].hi, fields[i].out, err);
         if (rc)
             return rc;
     }
@@ -84,11 +84,22 @@ static int read_shape(struct mdl_config *c, const cJSON *o, struct km_err *err)
     return rc;
 }
 
+/* What the files do not say (model.h, mdl_inv_freq); *stated is the config's own word, or NULL. */
+static int rope_precision(struct mdl_config *c, const char *stated, bool new_form, struct km_err *err)
+{
+    enum { QWEN3_VOCAB = 151936 };
+    if (stated && strcmp(stated, "float32") && strcmp(stated, "bfloat16"))
+        return km_fail(err, KM_EINVAL, "\"inv_freq_dtype\" is \"%.40s\"; it must be float32 or bfloat16", stated);
+    c->rope_bf16 = stated ? stated[0] == 'b' : new_form && c->dtype == KM_BF16 && c->vocab != QWEN3_VOCAB;
+    return 0;
+}
+
 /* rope_theta stands at the top level (transformers 4) or in rope_parameters (5); a type other than default
  * changes the angles and is refused. */
 static int read_rope(struct mdl_config *c, const cJSON *o, struct km_err *err)
 {
     const char *const places[] = {"rope_parameters", "rope_scaling"};
+    const char *precision = NULL;
     double top = -1, theta = -1;
     int rc = km_json_num(o, "rope_theta", false, 1e-3, 1e15, &top, err);
     for (int i = 0; i < 2 && !rc; i++) {
@@ -105,6 +116,8 @@ static int read_rope(struct mdl_config *c, const cJSON *o, struct km_err *err)
                          type);
         if (!rc)
             rc = km_json_num(p, "rope_theta", false, 1e-3, 1e15, &theta, err);
+        if (!rc)
+            rc = km_json_str(p, "inv_freq_dtype", false, &precision, err);
     }
     if (rc)
         return rc;
@@ -113,7 +126,7 @@ static int read_rope(struct mdl_config *c, const cJSON *o, struct km_err *err)
     if (top > 0 && theta > 0 && top != theta)
         return km_fail(err, KM_EINVAL, "\"rope_theta\" is %g but \"rope_parameters\" says %g", top, theta);
     c->rope_theta = (float)(theta > 0 ? theta : top);
-    return 0;
+    return rope_precision(c, precision, top < 0, err);
 }
 
 /* A window is in use when it is switched on, has a width, and some layer is above max_window_layers. */
@@ -229,6 +242,8 @@ static int read_config(struct mdl_config *c, const cJSON *o, struct km_err *err)
     if (!rc)
         rc = read_shape(c, o, err);
     if (!rc)
+        rc = read_dtype(c, o, err);
+    if (!rc)
         rc = read_rope(c, o, err);
     if (!rc)
         rc = refuse_window(c, o, err);
@@ -236,8 +251,6 @@ static int read_config(struct mdl_config *c, const cJSON *o, struct km_err *err)
         rc = km_json_num(o, "rms_norm_eps", false, 1e-12, 1, &eps, err);
     if (!rc)
         rc = km_json_bool(o, "tie_word_embeddings", false, &c->tied, err);
-    if (!rc)
-        rc = read_dtype(c, o, err);
     if (!rc)
         rc = read_eos(c, o, err);
     c->rms_eps = (float)eps;

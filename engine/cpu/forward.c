@@ -1,0 +1,346 @@
+#include "engine/cpu/forward.h"
+
+#include "base/mem.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    ROW_BLOCK = 96,        /* rows of a product's task: they stay in L2 while panels pass */
+    TASK_COLS = 64,        /* columns of a product's task */
+    BLOCK_FLOATS = 8192,   /* of a panel, used for all rows before the next: half of an L1 */
+    LOGIT_FLOATS = 16 << 20, /* logits held at a time */
+    EASY_ROWS = 16         /* rows of an elementwise task */
+};
+
+struct fwd {
+    const struct mdl_config *c;
+    const struct wts *w;
+    const struct kern *k;
+    struct pool *pool;
+    const struct kv_pool *kv;
+    struct attn *attn;
+    void *block;
+    int logit_rows;                         /* rows of logits that fit LOGIT_FLOATS */
+    size_t ld_d, ld_qkv, ld_att, ld_f, ld_v; /* row strides */
+    float *x, *xn;                          /* [T][ld_d] residual stream; its normalised copy */
+    float *qkv;                             /* [T][ld_qkv] H query, G key, G value heads */
+    float *att;                             /* [T][ld_att] */
+    float *h;                               /* [T][ld_f] */
+    float *cs;                              /* [T][d] cosines, then sines, of each token's position */
+    float *logits;                          /* [logit_rows][ld_v] */
+    float *tile;                            /* [threads][BLOCK_FLOATS + ROW_BLOCK * 2 * nr] */
+    float *pick;                            /* [threads][V] for the sampler */
+    float *inv_freq;                        /* [d / 2] */
+    int32_t *sel;                           /* [T] rows that survive into the last layer's attention */
+    int32_t *sel_pos, *sel_start;           /* [T], [max_reqs + 1] of the batch they make */
+    int32_t *row_of;                        /* [T] row -> its place among the survivors */
+};
+
+static size_t stride(int n, int nr)
+{
+    return (size_t)((n + nr - 1) / nr * nr) + 16;
+}
+
+static void layout(struct fwd *f, struct arena *a, int threads, const struct fwd_limits *lim)
+{
+    const struct mdl_config *c = f->c;
+    const int nr = f->k->nr;
+    const size_t T = (size_t)lim->max_tokens, d = (size_t)c->head_dim;
+    f->ld_d = stride(c->hidden, nr);
+    f->ld_qkv = stride((c->n_heads + 2 * c->n_kv_heads) * c->head_dim, nr);
+    f->ld_att = stride(c->n_heads * c->head_dim, nr);
+    f->ld_f = stride(c->ffn, nr);
+    f->ld_v = stride(c->vocab, nr);
+    f->logit_rows = (int)(LOGIT_FLOATS / f->ld_v);
+    f->logit_rows = f->logit_rows < 1 ? 1 : f->logit_rows > lim->max_tokens ? lim->max_tokens : f->logit_rows;
+    f->x = arena_take(a, T * f->ld_d, sizeof(float));
+    f->xn = arena_take(a, T * f->ld_d, sizeof(float));
+    f->qkv = arena_take(a, T * f->ld_qkv, sizeof(float));
+    f->att = arena_take(a, T * f->ld_att, sizeof(float));
+    f->h = arena_take(a, T * f->ld_f, sizeof(float));
+    f->cs = arena_take(a, T * d, sizeof(float));
+    f->logits = arena_take(a, (size_t)f->logit_rows * f->ld_v, sizeof(float));
+    f->tile = arena_take(a, (size_t)threads * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR), sizeof(float));
+    f->pick = arena_take(a, (size_t)threads * (size_t)c->vocab, sizeof(float));
+    f->inv_freq = arena_take(a, d / 2, sizeof(float));
+    f->sel = arena_take(a, T, sizeof(int32_t));
+    f->sel_pos = arena_take(a, T, sizeof(int32_t));
+    f->sel_start = arena_take(a, (size_t)lim->max_reqs + 1, sizeof(int32_t));
+    f->row_of = arena_take(a, T, sizeof(int32_t));
+    f->attn = attn_layout(a, c, f->k, threads, lim->max_tokens, lim->max_reqs, lim->max_model_len);
+}
+
+size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, const struct fwd_limits *lim)
+{
+    struct fwd f = {.c = c, .k = k};
+    struct arena a = {0};
+    layout(&f, &a, threads, lim);
+    return a.used;
+}
+
+int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, struct pool *pool,
+             const struct kv_pool *kv, const struct fwd_limits *lim, struct km_err *err)
+{
+    const int threads = pool_threads(pool);
+    struct fwd *f = km_calloc(1, sizeof *f);
+    size_t bytes = fwd_bytes(c, w->kern, threads, lim);
+    struct arena a = {.base = f ? arena_block(bytes) : NULL};
+    if (!a.base) {
+        km_free(f);
+        return km_fail(err, KM_ENOMEM, "out of memory for %zu bytes of work space", bytes);
+    }
+    *f = (struct fwd){.c = c, .w = w, .k = w->kern, .pool = pool, .kv = kv, .block = a.base};
+    layout(f, &a, threads, lim);
+    attn_open(f->attn, c, w->kern, pool, kv);
+    mdl_inv_freq(c, f->inv_freq);
+    *out = f;
+    return 0;
+}
+
+void fwd_close(struct fwd *f)
+{
+    if (f)
+        km_free(f->block);
+    km_free(f);
+}
+
+/* ---- products ---- */
+
+struct product {
+    struct fwd *f;
+    const struct wts_mat *w;
+    const float *a; /* [m][lda] */
+    float *c;       /* [m][ldc] */
+    size_t lda, ldc;
+    int m, groups, per; /* column groups, panels in each */
+    bool add, swiglu;
+};
+
+/* m rows against one panel, in blocks of k that stay in L1 for all the rows. bf16 weights are widened once
+ * for many rows, on the fly for few. */
+static void panel_rows(const struct product *p, int m, const float *a, int panel, float *c, size_t ldc, float *wide)
+{
+    const struct kern *k = p->f->k;
+    const int K = p->w->k, step = BLOCK_FLOATS / k->nr;
+    const size_t at = (size_t)panel * (size_t)K * (size_t)k->nr;
+    for (int k0 = 0; k0 < K; k0 += step) {
+        const int kn = K - k0 < step ? K - k0 : step;
+        const size_t from = at + (size_t)k0 * (size_t)k->nr;
+        const bool add = p->add || k0;
+        if (p->f->w->dtype == KM_F32) {
+            k->gemm_f32(m, kn, a + k0, p->lda, (const float *)p->w->panels + from, c, ldc, add);
+        } else if (m <= k->mr) {
+            k->gemm_bf16(m, kn, a + k0, p->lda, (const uint16_t *)p->w->panels + from, c, ldc, add);
+        } else {
+            k->widen(wide, (const uint16_t *)p->w->panels + from, (size_t)kn * (size_t)k->nr);
+            k->gemm_f32(m, kn, a + k0, p->lda, wide, c, ldc, add);
+        }
+    }
+}
+
+static void product_task(void *ctx, int task, int thread)
+{
+    const struct product *p = ctx;
+    struct fwd *f = p->f;
+    const int nr = f->k->nr, row0 = task / p->groups * ROW_BLOCK, first = task % p->groups * p->per;
+    const int m = p->m - row0 < ROW_BLOCK ? p->m - row0 : ROW_BLOCK;
+    const float *a = p->a + (size_t)row0 * p->lda;
+    float *c = p->c + (size_t)row0 * p->ldc;
+    float *wide = f->tile + (size_t)thread * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR), *pair = wide + BLOCK_FLOATS;
+    for (int i = first; i < first + p->per && i < p->w->n_panels; i += p->swiglu ? 2 : 1) {
+        if (!p->swiglu) {
+            panel_rows(p, m, a, i, c + (size_t)i * (size_t)nr, p->ldc, wide);
+            continue;
+        }
+        panel_rows(p, m, a, i, pair, (size_t)nr, wide);
+        panel_rows(p, m, a, i + 1, pair + m * nr, (size_t)nr, wide);
+        for (int r = 0; r < m; r++)
+            f->k->silu_mul(c + (size_t)r * p->ldc + (size_t)(i / 2) * (size_t)nr, pair + r * nr, pair + (m + r) * nr, nr);
+    }
+}
+
+/* c[m] = a[m] W^T, or c += with add; with swiglu, W is gate and up and c is silu(gate) * up. */
+static void product(struct fwd *f, const struct wts_mat *w, int m, const float *a, size_t lda, float *c, size_t ldc,
+                    bool add, bool swiglu)
+{
+    struct product p = {.f = f, .w = w, .a = a, .lda = lda, .c = c, .ldc = ldc, .m = m, .add = add, .swiglu = swiglu};
+    p.per = TASK_COLS / f->k->nr * (swiglu ? 2 : 1);
+    p.groups = (w->n_panels + p.per - 1) / p.per;
+    pool_for(f->pool, (m + ROW_BLOCK - 1) / ROW_BLOCK * p.groups, product_task, &p);
+}
+
+/* ---- work on rows ---- */
+
+struct rows {
+    struct fwd *f;
+    const struct batch *b;
+    const float *weight;
+    int n, layer;
+    struct smp_result *out;
+};
+
+static void each_rows(struct rows *r, pool_fn *fn)
+{
+    pool_for(r->f->pool, (r->n + EASY_ROWS - 1) / EASY_ROWS, fn, r);
+}
+
+#define FOR_ROWS(i, r, task) \
+    for (int i = (task) * EASY_ROWS, end_ = i + EASY_ROWS < (r)->n ? i + EASY_ROWS : (r)->n; i < end_; i++)
+
+static void begin_rows(void *ctx, int task, int thread)
+{
+    struct rows *r = ctx;
+    struct fwd *f = r->f;
+    const int half = f->c->head_dim / 2;
+    (void)thread;
+    FOR_ROWS(i, r, task)
+    {
+        wts_embed(f->w, r->b->tokens[i], f->x + (size_t)i * f->ld_d);
+        float *cs = f->cs + (size_t)i * 2 * (size_t)half, pos = (float)r->b->positions[i];
+        for (int j = 0; j < half; j++) {
+            cs[j] = cosf(pos * f->inv_freq[j]);
+            cs[half + j] = sinf(pos * f->inv_freq[j]);
+        }
+    }
+}
+
+static void norm_rows(void *ctx, int task, int thread)
+{
+    struct rows *r = ctx;
+    struct fwd *f = r->f;
+    (void)thread;
+    FOR_ROWS(i, r, task)
+        f->k->rms_norm(f->xn + (size_t)i * f->ld_d, f->x + (size_t)i * f->ld_d, r->weight, f->c->hidden, f->c->rms_eps);
+}
+
+static void norm(struct fwd *f, int n, const float *weight)
+{
+    struct rows r = {.f = f, .n = n, .weight = weight};
+    each_rows(&r, norm_rows);
+}
+
+/* Query and key heads are normalised and rotated in place; keys and values go to their pages. */
+static void heads_rows(void *ctx, int task, int thread)
+{
+    struct rows *r = ctx;
+    struct fwd *f = r->f;
+    const struct mdl_config *c = f->c;
+    const struct wts_layer *w = &f->w->layers[r->layer];
+    const int H = c->n_heads, G = c->n_kv_heads, d = c->head_dim, B = f->kv->g.block_size;
+    (void)thread;
+    FOR_ROWS(i, r, task)
+    {
+        float *q = f->qkv + (size_t)i * f->ld_qkv;
+        const float *cs = f->cs + (size_t)i * (size_t)d;
+        for (int h = 0; h < H + G; h++)
+            f->k->norm_rope(q + (size_t)h * (size_t)d, h < H ? w->q_norm : w->k_norm, cs, d, c->rms_eps);
+        for (int g = 0; g < 2 * G; g++) {
+            const float *src = q + (size_t)(H + g) * (size_t)d;
+            void *dst = kv_row(f->kv, r->b->slots[i] / B, r->layer, g / G, g % G, r->b->slots[i] % B);
+            if (f->kv->g.dtype == KM_F32)
+                memcpy(dst, src, (size_t)d * sizeof(float));
+            else
+                f->k->narrow(dst, src, d);
+        }
+    }
+}
+
+/* Rows that are sampled, in order and once each, and the batch they make. Returns how many. */
+static int survivors(struct fwd *f, const struct batch *b, struct batch *out)
+{
+    for (int i = 0; i < b->n_tokens; i++)
+        f->row_of[i] = -1;
+    for (int s = 0; s < b->n_samples; s++)
+        f->row_of[b->samples[s].row] = 0;
+    int n = 0;
+    for (int r = 0; r < b->n_reqs; r++) {
+        f->sel_start[r] = n;
+        for (int i = b->q_start[r]; i < b->q_start[r + 1]; i++)
+            if (f->row_of[i] == 0) {
+                f->row_of[i] = n;
+                f->sel_pos[n] = b->positions[i];
+                f->sel[n++] = i;
+            }
+    }
+    f->sel_start[b->n_reqs] = n;
+    *out = *b;
+    out->n_tokens = n;
+    out->positions = f->sel_pos;
+    out->q_start = f->sel_start;
+    return n;
+}
+
+static void keep_rows(struct fwd *f, int n)
+{
+    const size_t x = (size_t)f->c->hidden * sizeof(float), q = (size_t)(f->c->n_heads * f->c->head_dim) * sizeof(float);
+    for (int i = 0; i < n; i++)
+        if (f->sel[i] != i) {
+            memcpy(f->x + (size_t)i * f->ld_d, f->x + (size_t)f->sel[i] * f->ld_d, x);
+            memcpy(f->qkv + (size_t)i * f->ld_qkv, f->qkv + (size_t)f->sel[i] * f->ld_qkv, q);
+        }
+}
+
+struct sampling {
+    struct fwd *f;
+    const struct batch *b;
+    int first, n; /* surviving rows [first, first + n) have their logits now */
+    struct smp_result *out;
+};
+
+static void sample_task(void *ctx, int task, int thread)
+{
+    struct sampling *s = ctx;
+    struct fwd *f = s->f;
+    const struct smp_row *row = &s->b->samples[task];
+    int at = f->row_of[row->row] - s->first;
+    if (at >= 0 && at < s->n)
+        smp_sample(row, f->logits + (size_t)at * f->ld_v, f->c->vocab, f->pick + (size_t)thread * (size_t)f->c->vocab,
+                   &s->out[task]);
+}
+
+static void logits_and_samples(struct fwd *f, const struct batch *b, int n, struct smp_result *out)
+{
+    for (int first = 0; first < n; first += f->logit_rows) {
+        int m = n - first < f->logit_rows ? n - first : f->logit_rows;
+        product(f, &f->w->head, m, f->xn + (size_t)first * f->ld_d, f->ld_d, f->logits, f->ld_v, false, false);
+        struct sampling s = {.f = f, .b = b, .first = first, .n = m, .out = out};
+        pool_for(f->pool, b->n_samples, sample_task, &s);
+    }
+}
+
+void fwd_step(struct fwd *f, const struct batch *b, struct smp_result *out, double *flops)
+{
+    const struct mdl_config *c = f->c;
+    const double q = (double)c->n_heads * c->head_dim, kv = (double)c->n_kv_heads * c->head_dim, D = c->hidden;
+    struct batch last;
+    struct rows r = {.f = f, .b = b, .n = b->n_tokens};
+    int n = b->n_tokens, kept = survivors(f, b, &last);
+    each_rows(&r, begin_rows);
+    double pair_flops = attn_plan(f->attn, b);
+    for (r.layer = 0; r.layer < c->n_layers; r.layer++) {
+        const struct wts_layer *w = &f->w->layers[r.layer];
+        norm(f, n, w->norm_attn);
+        product(f, &w->qkv, n, f->xn, f->ld_d, f->qkv, f->ld_qkv, false, false);
+        *flops += 2.0 * n * D * (q + 2 * kv);
+        each_rows(&r, heads_rows);
+        if (r.layer == c->n_layers - 1 && kept < n) {
+            if (!kept)
+                return;
+            keep_rows(f, kept);
+            n = kept;
+            pair_flops = attn_plan(f->attn, &last);
+        }
+        attn_run(f->attn, r.layer, f->qkv, f->ld_qkv, f->att, f->ld_att);
+        product(f, &w->o, n, f->att, f->ld_att, f->x, f->ld_d, true, false);
+        norm(f, n, w->norm_ffn);
+        product(f, &w->gate_up, n, f->xn, f->ld_d, f->h, f->ld_f, false, true);
+        product(f, &w->down, n, f->h, f->ld_f, f->x, f->ld_d, true, false);
+        *flops += pair_flops + 2.0 * n * D * (q + 3.0 * c->ffn);
+    }
+    if (!kept)
+        return;
+    norm(f, n, f->w->norm_out);
+    logits_and_samples(f, b, n, out);
+    *flops += 2.0 * n * D * c->vocab;
+}

@@ -1,0 +1,205 @@
+/* Laying out, reading and packing the weights. */
+#include "engine/cpu/weights.h"
+
+#include "base/mem.h"
+
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/mman.h>
+
+void *arena_block(size_t size)
+{
+    const size_t huge = 2u << 20;
+    size_t rounded = (size + huge - 1) / huge * huge;
+    void *p = rounded < size ? NULL : km_aligned(size < huge ? 64 : huge, size < huge ? (size + 63) / 64 * 64 : rounded);
+    if (p && size >= huge)
+        madvise(p, rounded, MADV_HUGEPAGE); /* only a hint: without it everything works, slower */
+    return p;
+}
+
+static void take_mat(struct arena *a, struct wts_mat *m, const struct wts *w, int panels, int k)
+{
+    m->n_panels = panels;
+    m->k = k;
+    m->panels = arena_take(a, (size_t)panels * (size_t)k * (size_t)w->kern->nr, km_dtype_size(w->dtype));
+}
+
+static int panels_of(int rows, int nr)
+{
+    return (rows + nr - 1) / nr;
+}
+
+static void layout(struct wts *w, const struct mdl_config *c, struct arena *a)
+{
+    const int nr = w->kern->nr, d = c->head_dim, D = c->hidden, q = c->n_heads * d, kv = c->n_kv_heads * d;
+    struct wts_layer *layers = arena_take(a, (size_t)c->n_layers, sizeof *layers);
+    w->norm_out = arena_take(a, (size_t)D, sizeof(float));
+    take_mat(a, &w->head, w, panels_of(c->vocab, nr), D);
+    w->embed = w->head;
+    if (!c->tied)
+        take_mat(a, &w->embed, w, panels_of(c->vocab, nr), D);
+    for (int l = 0; l < c->n_layers; l++) {
+        struct wts_layer one;
+        one.norm_attn = arena_take(a, (size_t)D, sizeof(float));
+        one.norm_ffn = arena_take(a, (size_t)D, sizeof(float));
+        one.q_norm = arena_take(a, (size_t)d, sizeof(float));
+        one.k_norm = arena_take(a, (size_t)d, sizeof(float));
+        take_mat(a, &one.qkv, w, panels_of(q + 2 * kv, nr), D);
+        take_mat(a, &one.o, w, panels_of(D, nr), q);
+        take_mat(a, &one.gate_up, w, 2 * panels_of(c->ffn, nr), D);
+        take_mat(a, &one.down, w, panels_of(D, nr), c->ffn);
+        if (layers)
+            layers[l] = one;
+    }
+    w->layers = layers;
+}
+
+size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kern *kern)
+{
+    struct wts w = {.dtype = dtype, .kern = kern};
+    struct arena a = {0};
+    layout(&w, c, &a);
+    return a.used;
+}
+
+/* Reading one matrix: panel by panel, each from up to three tensors one after the other. */
+struct load {
+    const struct mdl *m;
+    const struct wts *w;
+    const struct wts_mat *mat;
+    enum mdl_tensor parts[3];
+    int n_parts, layer;
+    bool interleave; /* two tensors, a panel of each in turn */
+    char *rows;      /* [threads][nr][k] */
+    atomic_bool failed;
+    struct km_err *err;
+};
+
+/* Rows [row0, row0 + n) of the joined tensors, as far as there are any; the rest is zero. */
+static int read_joined(struct load *j, int row0, int n, char *dst, struct km_err *err)
+{
+    const size_t row_bytes = (size_t)j->mat->k * km_dtype_size(j->w->dtype);
+    memset(dst, 0, (size_t)n * row_bytes);
+    for (int p = 0; p < j->n_parts && n > 0; p++) {
+        int rows, cols;
+        mdl_shape(mdl_config(j->m), j->parts[p], &rows, &cols);
+        int take = row0 < rows ? rows - row0 < n ? rows - row0 : n : 0;
+        int rc = take ? mdl_read(j->m, j->parts[p], j->layer, row0, take, j->w->dtype, dst, err) : 0;
+        if (rc)
+            return rc;
+        dst += (size_t)take * row_bytes;
+        n -= take;
+        row0 = take ? 0 : row0 - rows;
+    }
+    return 0;
+}
+
+static void load_panel(void *ctx, int panel, int thread)
+{
+    struct load *j = ctx;
+    const int nr = j->w->kern->nr, k = j->mat->k;
+    const size_t size = km_dtype_size(j->w->dtype), n = (size_t)nr * (size_t)k;
+    char *rows = j->rows + (size_t)thread * n * size, *dst = (char *)j->mat->panels + (size_t)panel * n * size;
+    struct km_err err = {0};
+    if (atomic_load(&j->failed))
+        return;
+    struct load one = {.m = j->m, .w = j->w, .mat = j->mat, .parts = {j->parts[panel % 2]}, .n_parts = 1, .layer = j->layer};
+    int rc = j->interleave ? read_joined(&one, panel / 2 * nr, nr, rows, &err) : read_joined(j, panel * nr, nr, rows, &err);
+    if (rc) {
+        if (!atomic_exchange(&j->failed, true) && j->err)
+            *j->err = err;
+        return;
+    }
+    for (int t = 0; t < k; t++)
+        for (int i = 0; i < nr; i++)
+            if (size == 4)
+                ((uint32_t *)dst)[(size_t)t * (size_t)nr + (size_t)i] = ((uint32_t *)rows)[(size_t)i * (size_t)k + (size_t)t];
+            else
+                ((uint16_t *)dst)[(size_t)t * (size_t)nr + (size_t)i] = ((uint16_t *)rows)[(size_t)i * (size_t)k + (size_t)t];
+}
+
+static int load_mat(struct load *j, struct pool *pool, const struct wts_mat *mat, int layer, int n_parts,
+                    const enum mdl_tensor parts[3], bool interleave)
+{
+    j->mat = mat;
+    j->layer = layer;
+    j->n_parts = n_parts;
+    j->interleave = interleave;
+    memcpy(j->parts, parts, sizeof j->parts);
+    pool_for(pool, mat->n_panels, load_panel, j);
+    return atomic_load(&j->failed) ? (j->err && j->err->code ? j->err->code : KM_EIO) : 0;
+}
+
+static int load_all(struct load *j, const struct wts *w, struct pool *pool)
+{
+    const struct mdl_config *c = mdl_config(j->m);
+    int rc = mdl_read(j->m, MDL_NORM_OUT, 0, 0, c->hidden, KM_F32, w->norm_out, j->err);
+    if (!rc)
+        rc = load_mat(j, pool, &w->head, 0, 1, (enum mdl_tensor[3]){MDL_LM_HEAD}, false);
+    if (!rc && !c->tied)
+        rc = load_mat(j, pool, &w->embed, 0, 1, (enum mdl_tensor[3]){MDL_EMBED}, false);
+    for (int l = 0; l < c->n_layers && !rc; l++) {
+        const struct wts_layer *y = &w->layers[l];
+        const struct {
+            enum mdl_tensor t;
+            float *dst;
+        } norms[] = {{MDL_NORM_ATTN, y->norm_attn}, {MDL_NORM_FFN, y->norm_ffn}, {MDL_Q_NORM, y->q_norm}, {MDL_K_NORM, y->k_norm}};
+        for (int i = 0; i < 4 && !rc; i++) {
+            int rows, cols;
+            mdl_shape(c, norms[i].t, &rows, &cols);
+            rc = mdl_read(j->m, norms[i].t, l, 0, rows, KM_F32, norms[i].dst, j->err);
+        }
+        if (!rc)
+            rc = load_mat(j, pool, &y->qkv, l, 3, (enum mdl_tensor[3]){MDL_Q, MDL_K, MDL_V}, false);
+        if (!rc)
+            rc = load_mat(j, pool, &y->o, l, 1, (enum mdl_tensor[3]){MDL_O}, false);
+        if (!rc)
+            rc = load_mat(j, pool, &y->gate_up, l, 2, (enum mdl_tensor[3]){MDL_GATE, MDL_UP}, true);
+        if (!rc)
+            rc = load_mat(j, pool, &y->down, l, 1, (enum mdl_tensor[3]){MDL_DOWN}, false);
+    }
+    return rc;
+}
+
+int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kern *kern, struct pool *pool,
+             struct km_err *err)
+{
+    const struct mdl_config *c = mdl_config(m);
+    int widest = c->hidden > c->ffn ? c->hidden : c->ffn;
+    if (c->n_heads * c->head_dim > widest)
+        widest = c->n_heads * c->head_dim;
+    *w = (struct wts){.dtype = dtype, .kern = kern, .bytes = wts_bytes(c, dtype, kern)};
+    w->block = arena_block(w->bytes);
+    struct km_err first = {0};
+    struct load j = {.m = m, .w = w, .err = &first};
+    j.rows = km_reallocarray(NULL, (size_t)pool_threads(pool) * (size_t)kern->nr, (size_t)widest * km_dtype_size(dtype));
+    int rc;
+    if (!w->block || !j.rows) {
+        rc = km_fail(err, KM_ENOMEM, "out of memory for weights of %zu bytes", w->bytes);
+    } else {
+        struct arena a = {.base = w->block};
+        layout(w, c, &a);
+        rc = load_all(&j, w, pool);
+        if (rc)
+            rc = km_fail(err, rc, "%s", first.msg);
+    }
+    km_free(j.rows);
+    if (rc)
+        wts_free(w);
+    return rc;
+}
+
+void wts_free(struct wts *w)
+{
+    km_free(w->block);
+    w->block = NULL;
+}
+
+void wts_embed(const struct wts *w, int32_t token, float *x)
+{
+    const size_t nr = (size_t)w->kern->nr, k = (size_t)w->embed.k;
+    const size_t at = (size_t)token / nr * k * nr + (size_t)token % nr;
+    for (size_t i = 0; i < k; i++)
+        x[i] = w->dtype == KM_F32 ? ((const float *)w->embed.panels)[at + i * nr]
+                                  : km_bf16_to_f32(((const uint16_t *)w->embed.panels)[at + i * nr]);
+}

@@ -1,0 +1,43 @@
+/* The backend's copy of the weights: matrices as the panels of kern.h, in one block.
+ *
+ * Q, K and V are joined, gate and up interleaved panel by panel (so that one task of the product holds both
+ * and can finish SwiGLU). The embedding is read out of the head's panels, which it shares when tied. */
+#ifndef CPU_WEIGHTS_H
+#define CPU_WEIGHTS_H
+
+#include "engine/cpu/arena.h"
+#include "engine/cpu/kern.h"
+#include "engine/cpu/pool.h"
+#include "engine/model.h"
+
+struct wts_mat {
+    void *panels; /* [n_panels][k][nr] of the weights' dtype */
+    int n_panels, k;
+};
+
+struct wts_layer {
+    float *norm_attn, *norm_ffn; /* [D] */
+    float *q_norm, *k_norm;      /* [d] */
+    struct wts_mat qkv, o, gate_up, down;
+};
+
+struct wts {
+    enum km_dtype dtype; /* KM_F32 or KM_BF16 */
+    const struct kern *kern;
+    struct wts_layer *layers; /* [L] */
+    float *norm_out;          /* [D] */
+    struct wts_mat embed, head;
+    void *block;
+    size_t bytes;
+};
+
+/* Bytes that wts_load will allocate. */
+size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kern *kern);
+int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kern *kern, struct pool *pool,
+             struct km_err *err);
+void wts_free(struct wts *w);
+
+/* x[D] = the token's embedding. */
+void wts_embed(const struct wts *w, int32_t token, float *x);
+
+#endif
