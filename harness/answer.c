@@ -12,9 +12,9 @@
 #include <string.h>
 #include <xxhash.h>
 
-int ans_init(struct ans *a, bool stream, bool completions, struct ans_tally *tally, struct km_err *err)
+int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally, struct km_err *err)
 {
-    *a = (struct ans){.stream = stream, .completions = completions, .tally = tally};
+    *a = (struct ans){.stream = stream, .completions = completions, .by_ids = by_ids, .tally = tally};
     a->hash = XXH3_createState();
     return a->hash ? 0 : km_fail(err, KM_ENOMEM, "no memory for one more connection");
 }
@@ -65,6 +65,21 @@ static void say(char *out, struct ev_slice m)
     km_buf_free(&b);
 }
 
+/* However the tokens were spread over events, the hash is the same: each id is its digits and a comma. */
+static void hash_ids(struct ans *a, struct ev_slice ids)
+{
+    const char *run = ids.p, *end = ids.p + ids.n;
+    for (const char *p = ids.p; p && p < end; p++)
+        if (*p == ' ') {
+            XXH3_64bits_update(a->hash, run, (size_t)(p - run));
+            run = p + 1;
+        }
+    if (ids.p) {
+        XXH3_64bits_update(a->hash, run, (size_t)(end - run));
+        XXH3_64bits_update(a->hash, ",", 1);
+    }
+}
+
 /* Usage, finish, text and failure are read the same way from a stream and from a whole answer. Returns the
  * tokens in the event. */
 static int take_event(struct ans *a, const struct ev *e)
@@ -83,9 +98,12 @@ static int take_event(struct ans *a, const struct ev *e)
     if (e->content.n) {
         ev_text(e->content, &a->text);
         a->oom = a->oom || a->text.oom;
-        XXH3_64bits_update(a->hash, km_buf_str(&a->text) + was, a->text.len - was);
+        if (!a->by_ids)
+            XXH3_64bits_update(a->hash, km_buf_str(&a->text) + was, a->text.len - was);
     }
-    if (e->reasoning.n) {
+    if (a->by_ids)
+        hash_ids(a, e->ids);
+    else if (e->reasoning.n) {
         km_buf_clear(&a->aside);
         ev_text(e->reasoning, &a->aside);
         a->oom = a->oom || a->aside.oom;
@@ -101,7 +119,7 @@ static void on_event(void *arg, const char *data, size_t len)
     struct ans_stamp at = a->at;
     struct ev e;
     a->tally->events++;
-    a->tally->coalesced += a->events++ && at.ns == a->event_ns;
+    a->events++;
     if (at.lag_ns >= 0) {
         a->tally->stamped++;
         hz_hist_add(&a->tally->lag, at.lag_ns);
@@ -128,6 +146,7 @@ static void on_event(void *arg, const char *data, size_t len)
     r->first_any_ns = r->first_any_ns ? r->first_any_ns : at.ns;
     if (!n)
         return;
+    a->tally->coalesced += r->last_ns == at.ns;
     if (!r->first_ns) {
         r->first_ns = at.ns;
         r->first_len = a->text.len;

@@ -16,7 +16,8 @@ struct ans_stamp {
 
 /* Sums over all answers of a client. */
 struct ans_tally {
-    int64_t events, stamped, coalesced, tokens;
+    int64_t events, stamped, tokens;
+    int64_t coalesced; /* events with tokens that shared a read with an earlier one of their answer */
     struct hz_hist lag;
 };
 
@@ -24,6 +25,7 @@ enum { ANS_SNIPPET = 120 }; /* bytes of a body kept for an error message */
 
 struct ans {
     bool stream, completions;
+    bool by_ids;           /* hash the ids listed and not the text, which a server without a tokenizer has not */
     struct ans_tally *tally;
     struct hz_rec rec;
     struct hz_tick *ticks; /* [n_ticks] */
@@ -35,14 +37,14 @@ struct ans {
     struct km_buf text;    /* content; the whole body when not streaming or not 200 */
     struct km_buf aside;   /* scratch for reasoning, which is hashed and not kept */
     struct sse sse;
-    void *hash;            /* over every token's text, reasoning too */
+    void *hash;            /* over every token's text, reasoning too, or id */
     bool done, broken, oom;
     char said[ANS_SNIPPET + 1];  /* what an error event said */
     char start[ANS_SNIPPET + 1]; /* the body's first bytes, while no event has been seen */
     int n_start;
 };
 
-int ans_init(struct ans *a, bool stream, bool completions, struct ans_tally *tally, struct km_err *err);
+int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally, struct km_err *err);
 void ans_free(struct ans *a);
 
 /* Ready for the response to a request; rec holds what is known of it. */

@@ -214,7 +214,7 @@ static struct slot *slot_new(struct cli *c)
         return NULL;
     s->cli = c;
     s->easy = curl_easy_init();
-    if (!s->easy || ans_init(&s->ans, c->o.stream, c->o.completions, &c->tally, NULL)) {
+    if (!s->easy || ans_init(&s->ans, c->o.stream, c->o.completions, c->o.by_ids, &c->tally, NULL)) {
         slot_free(s);
         return NULL;
     }

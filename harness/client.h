@@ -18,6 +18,7 @@ struct cli_opts {
     bool stream;
     bool prompts;       /* time-outs and `last` stamps as bench serve has them */
     bool completions;
+    bool by_ids;        /* answers are compared by token ids */
     double timeout_s;   /* as in struct hz_load */
 };
 int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err);

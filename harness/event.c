@@ -242,8 +242,12 @@ static void choice(struct scan *s, struct ev *e)
         else if (is(key, "logprobs"))
             logprobs(s, e);
         else if (is(key, "token_ids")) {
+            space(s);
+            const char *start = s->p;
             int n = elements(s);
             e->listed = n > e->listed ? n : e->listed;
+            if (n > 0 && !s->bad)
+                e->ids = (struct ev_slice){start + 1, (size_t)(s->p - start) - 2};
         } else
             skip(s);
     }

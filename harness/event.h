@@ -22,6 +22,7 @@ struct ev {
     bool tool_calls;           /* not empty */
     struct ev_slice finish;    /* finish_reason */
     int listed;                /* tokens that token_ids or logprobs list; -1: neither is there */
+    struct ev_slice ids;       /* inside of token_ids' brackets */
     int prompt_tokens, output_tokens, cached_tokens; /* usage; -1: not said */
     bool failed;               /* an error object, or an object that calls itself one */
     struct ev_slice message;   /* of the error */

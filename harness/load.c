@@ -135,6 +135,7 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
                              .stream = load->stream,
                              .prompts = set->kind == WL_RANDOM,
                              .completions = load->endpoint == HZ_COMPLETIONS,
+                             .by_ids = load->send_token_ids,
                              .timeout_s = load->timeout_s};
         rc = cli_new(&c, &o, err);
     }

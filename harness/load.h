@@ -40,7 +40,7 @@ struct hz_load {
     bool ignore_eos;
     bool stream;                      /* true */
     enum hz_endpoint endpoint;
-    bool send_token_ids;              /* completions with prompts as ids */
+    bool send_token_ids;              /* completions with prompts as ids; asks for the answer's ids too */
     bool fixed_history;               /* feed back the workload's answers, so that A and B send the same bytes */
     bool enable_thinking_set, enable_thinking; /* chat_template_kwargs */
     uint64_t seed;
@@ -85,7 +85,7 @@ struct hz_health {
     int64_t events, reads;
     double kernel_stamps;            /* share of events stamped by the kernel, 0 to 1; NAN: no events */
     double stamp_lag_p99_ms;         /* client's stamp - kernel's; NAN: no kernel stamps */
-    int64_t coalesced;               /* events that shared a read with a later one, so that their stamp is an upper bound */
+    int64_t coalesced;               /* events with tokens that shared a read with an earlier one: their gap reads 0 */
     int64_t reconnects;              /* requests that had to open a connection of their own */
     int64_t clock_steps;             /* jumps of the wall clock, whose reads fell back to the client's stamp */
 };

@@ -123,6 +123,8 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
         r->max_key = NULL;
 
     struct km_buf salt = {0};
+    if (l->send_token_ids)
+        param(&r->end, extra, "return_token_ids", "true"); /* a server without a tokenizer has no text to give */
     if (l->ignore_eos)
         param(&r->end, extra, "ignore_eos", "true");
     if (l->cache_salt) {

@@ -251,10 +251,25 @@ static void prompts_as_bench_serve_sends_them(void **state)
     assert_int_equal(run(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 4);
     assert_non_null(strstr(q[0].body, "\"prompt\":[11,22,33],"));
+    assert_non_null(strstr(q[0].body, "\"return_token_ids\":true"));
     assert_string_equal(q[0].body, q[2].body);
     assert_int_equal(b.trace.n, 2);
     assert_int_equal(b.trace.n_warm, 2);
     end(&b);
+
+    /* Answers are compared by their ids, however these were spread over events. */
+    uint64_t seen[2];
+    for (int per = 2; per <= 4; per += 2) {
+        workload(&b, (int[]){2}, 1, 4, WL_RANDOM);
+        serve(&b, (struct mock_opts){.per_event = per, .cached = 0});
+        b.load.endpoint = HZ_COMPLETIONS;
+        b.load.send_token_ids = true;
+        assert_int_equal(run(&b), 0);
+        assert_int_equal(token_sum(&b.trace, &b.trace.recs[0]), 4);
+        seen[per / 4] = b.trace.recs[0].text_xxh;
+        end(&b);
+    }
+    assert_true(seen[0] == seen[1]);
 }
 
 /* Requests as "client:conversation.turn" in the order of their starts. */

@@ -129,7 +129,7 @@ static void token_event(struct answer *a, int first, int n, int messages, bool r
     if (n > 1) {
         km_buf_puts(&j, ",\"token_ids\":[");
         for (int i = 0; i < n; i++)
-            km_buf_printf(&j, i ? ",%d" : "%d", i);
+            km_buf_printf(&j, i ? ", %d" : "%d", first + i);
         km_buf_puts(&j, "]");
     }
     km_buf_puts(&j, ",\"finish_reason\":null}]}");
