@@ -1,0 +1,13 @@
+# Shared by every plot. Colours are Okabe and Ito's, safe for the colour-blind; the first row of a table is always
+# the first one. The grey of lines and text becomes the page's own colour where a plot is put into one.
+set terminal svg size 720,400 dynamic noenhanced font 'sans-serif,13'
+array colour[7] = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F7F7F']
+ink = '#333333'
+set output out
+set encoding utf8
+set border 3 lc rgb ink lw 1
+set tics nomirror textcolor rgb ink
+set grid lc rgb '#999999' lw 0.4 dt (1,3)
+set xlabel textcolor rgb ink
+set ylabel textcolor rgb ink
+set key above left horizontal reverse Left textcolor rgb ink noautotitle
