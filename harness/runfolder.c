@@ -16,8 +16,9 @@
 static const char schema[] = "kvmark.run.1";
 enum { MAX_FILE = 1 << 30 };
 
-/* A client that is later than this at its 99th percentile has measured itself. */
-static const double MAX_SEND_LAG_MS = 10, MAX_LOOP_GAP_MS = 10, MIN_KERNEL_STAMPS = 0.9;
+/* A client that is later than this at its 99th percentile has measured itself. Sending may lag more: a burst of N
+ * prompts leaves one by one, some 30 us each, and the lag is in no service latency. */
+static const double MAX_SEND_LAG_MS = 50, MAX_LOOP_GAP_MS = 10, MIN_KERNEL_STAMPS = 0.9;
 
 static const struct {
     const char *key;

@@ -199,7 +199,7 @@ int tf_csv_read(const char *text, size_t len, struct hz_trace *t, struct km_err 
     int rc = 0, rows = 0;
     for (int c = 0; !rc && c < N_COLUMNS; c++)
         if (!cell(&s, c + 1 == N_COLUMNS, &b) || strcmp(km_buf_str(&b), columns[c].name))
-            rc = km_fail(err, KM_EFORMAT, "column %d is \"%.40s\" and not \"%s\": another version wrote it", c + 1, km_buf_str(&b),
+            rc = !km_buf_ok(&b) ? km_fail(err, KM_ENOMEM, "no memory for a header") : km_fail(err, KM_EFORMAT, "column %d is \"%.40s\" and not \"%s\": another version wrote it", c + 1, km_buf_str(&b),
                          columns[c].name);
     for (const char *p = s.p; p < s.end; p++)
         rows += *p == '\n';

@@ -404,6 +404,34 @@ static void damaged_folders_are_refused(void **state)
     assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
 }
 
+static void reading_without_memory(void **state)
+{
+    (void)state;
+    struct hz_summary seed, strict;
+    struct hz_run r;
+    struct km_err err;
+    three();
+    assert_int_equal(write_run(&seed, &strict, &err), 0);
+    int64_t before = km_mem_stats(KM_MEM_HOST).current;
+    bool reached = false;
+    for (long n = 1; n < 300 && !reached; n++) {
+        km_mem_fail_at(n);
+        int rc = hz_run_read(&r, sub, &err);
+        km_mem_fail_at(0);
+        reached = rc == 0;
+        if (reached)
+            hz_run_free(&r);
+        else
+            assert_int_equal(rc, KM_ENOMEM);
+        assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
+    }
+    assert_true(reached);
+    km_mem_fail_at(1); /* figures without memory are not there; nothing is made up */
+    hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, &strict);
+    km_mem_fail_at(0);
+    assert_true(isnan(strict.ttft_ms.mean) && isnan(strict.input_tps) && strict.requests_ok == 3);
+}
+
 static void the_machine_is_described(void **state)
 {
     (void)state;
@@ -425,6 +453,7 @@ int main(void)
         cmocka_unit_test(percentiles_as_numpy),
         cmocka_unit_test_setup_teardown(a_run_there_and_back, make_dir, drop_dir),
         cmocka_unit_test_setup_teardown(damaged_folders_are_refused, make_dir, drop_dir),
+        cmocka_unit_test_setup_teardown(reading_without_memory, make_dir, drop_dir),
         cmocka_unit_test(the_machine_is_described),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
