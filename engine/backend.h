@@ -12,6 +12,7 @@
 #include "engine/kv_port.h"
 #include "engine/model.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -55,8 +56,12 @@ struct backend {
 };
 
 extern const struct backend be_cpu;
+extern const struct backend be_cuda;    /* in builds with CUDA, as is: */
+int be_cuda_probe(struct km_err *err);  /* 0, or why no card can be used. Leaves this process free to fork */
 
 /* want: "auto", "cpu", "cuda". KM_EDEVICE when it was named and is not here; auto falls back to the CPU. */
 int backend_pick(const char *want, const struct backend **out, struct km_err *err);
+/* True when `want` was auto and the build could use a card but found none: *why says why not. */
+bool backend_fell_back(const char *want, const struct backend *got, struct km_err *why);
 
 #endif

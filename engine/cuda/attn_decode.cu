@@ -1,25 +1,33 @@
 /* Attention of requests with one query token: reading the KV once, as fast as memory gives it.
  *
- * A block takes one (request, kv head, split of the KV); its warps take pages of 16 tokens in turn. The query heads of the
- * group are the rows of the mma tile (up to 16). Keys and values go from global memory straight into B fragments: for QK^T
- * the contraction index d is permuted so that a lane's 16-byte load is its fragment, q permuted alike; for PV the output
- * columns are permuted instead, and two token rows are zipped in registers. Nothing but the merge touches shared memory.
+ * The host cuts every request's KV into items of about equal length, so that the card is full whatever the batch looks like
+ * (cu_items). A block takes one item of one kv head; its warps take tiles of 16 tokens in turn, each through a ring of its own
+ * in shared memory that cp.async keeps STAGES - 1 tiles ahead. A lane copies exactly the pieces it will use, so the ring needs
+ * no barrier and no swizzle: it is a queue per lane.
  *
- * Splits of one (request, kv head) meet through global memory: the last block to arrive adds them up (flash decoding). */
+ * The query heads of the group are the rows of the mma tile (up to 16). A lane's 16-byte pieces are B fragments as they lie: for
+ * QK^T the contraction index d is permuted, q alike; for PV the output columns are permuted instead, and two token rows
+ * are zipped in registers. The parts of a request meet in global memory: the last block to arrive adds them up (flash decoding). */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 
-#include <math_constants.h>
+#include <math.h>
 
 namespace {
 
-enum { WARPS = 4, MIN_SPLIT = 64 };
+enum { WARPS = 4, STAGES = 3, TILE = 16, BLOCKS_PER_SM = 2 };
 
-/* Partial results: per (request slot, kv head, split): DH floats and (max, sum) a query row. */
+/* Partial results a (item, kv head): DH floats and (max, sum) a query row. */
 struct partial {
-    float *o;       /* [slots][G][splits][16][DH] */
-    float2 *ml;     /* [slots][G][splits][16]     */
-    int *arrived;   /* [slots][G], zero between launches */
+    float *o;     /* [items][G][group][DH] */
+    float2 *ml;   /* [items][G][16]        */
+    int *arrived; /* [reqs][G], zero between launches */
+};
+
+template <int DH> struct shape {
+    enum { KI = DH / 32, VI = DH >= 64 ? DH / 64 : 1, NT = VI * 8 }; /* 16-byte pieces of a key row and a value row a lane; 8-column output tiles */
+    enum { PIECES = 2 * KI + 4 * VI, RING = STAGES * PIECES * 32 * 16 };
+    enum { MERGE = 16 * (DH + 4) * 4, SMEM = WARPS * (RING > MERGE ? RING : MERGE) }; /* the merge reuses the rings */
 };
 
 __device__ __forceinline__ uint32_t zip_lo(uint32_t a, uint32_t b) /* low halves of a and b */
@@ -30,100 +38,90 @@ __device__ __forceinline__ uint32_t zip_hi(uint32_t a, uint32_t b)
 {
     return __byte_perm(a, b, 0x7632);
 }
-
-template <int DH>
-__global__ void __launch_bounds__(WARPS * 32, 4)
-attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G, int B_log2, size_t page_elems,
-                   size_t layer_at, float scale_log2, partial part, bf16 *__restrict__ o)
+__device__ __forceinline__ uint4 ld_shared16(uint32_t addr)
 {
-    grid_wait();
-    constexpr int KI = DH / 32;            /* 16-byte loads of a key row a lane */
-    constexpr int VI = DH >= 64 ? DH / 64 : 1; /* likewise of a value row: 8 lanes g share a row, 8 elements each */
-    constexpr int NT = VI * 8;             /* 8-column output tiles */
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int head = blockIdx.x, slot = blockIdx.y, split = blockIdx.z;
-    int req = meta.dec_req[slot], len = meta.kv_len[req], group = H / G;
-    int row_q = meta.q_start[req];
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(addr) : "memory");
+    return v;
+}
 
-    /* Equal whole pages of 16 to as many splits as are worth it. */
-    int splits = min((int)gridDim.z, max(1, (len + MIN_SPLIT - 1) / MIN_SPLIT));
-    if (split >= splits)
-        return;
-    int per = ((len + splits - 1) / splits + 15) / 16 * 16;
-    int begin = split * per, end = min(len, begin + per);
+/* One item of one kv head as its lanes see it: where the pieces of a tile lie, and how they travel to the ring. */
+template <int DH> struct stream {
+    const bf16 *kv;       /* keys of this layer and head within a page */
+    const int32_t *table;
+    size_t page_elems, v_off;
+    int B_log2, end;      /* tokens from `end` on count as nothing */
+    uint32_t ring;        /* this lane's */
+    int g, t;
 
-    /* q as A fragments: row g (and g + 8) is query head head * group + g; element order as the key loads give it. */
-    uint32_t qa[2 * KI][4];
+    __device__ __forceinline__ void fetch(int tok, int slot) const
+    {
+        using S = shape<DH>;
+        int mask = (1 << B_log2) - 1, last = (end - 1) >> B_log2;
+        const bf16 *half[2] = {kv + (size_t)table[tok >> B_log2] * page_elems, kv + (size_t)table[min((tok + 8) >> B_log2, last)] * page_elems};
+        uint32_t dst = ring + slot * S::PIECES * 512;
 #pragma unroll
-    for (int i = 0; i < KI; i++) {
-        uint4 v[2];
+        for (int n = 0; n < 2; n++) { /* tokens past the end give keys that are masked later */
+            const bf16 *p = half[n] + (size_t)((tok + 8 * n + g) & mask) * DH + 8 * t;
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int r = g + 8 * h;
-            v[h] = r < group ? *reinterpret_cast<const uint4 *>(qkv + ((size_t)row_q * (H + 2 * G) + head * group + r) * DH + 32 * i + 8 * t)
-                             : make_uint4(0, 0, 0, 0);
+            for (int i = 0; i < S::KI; i++)
+                cp_async16(dst + (n * S::KI + i) * 512, p + 32 * i, true);
         }
-        qa[2 * i][0] = v[0].x, qa[2 * i][1] = v[1].x, qa[2 * i][2] = v[0].y, qa[2 * i][3] = v[1].y;
-        qa[2 * i + 1][0] = v[0].z, qa[2 * i + 1][1] = v[1].z, qa[2 * i + 1][2] = v[0].w, qa[2 * i + 1][3] = v[1].w;
+#pragma unroll
+        for (int r = 0; r < 4; r++) { /* tokens 2t, 2t+1, 2t+8, 2t+9; past the end zeros, since 0 * NaN is NaN */
+            int i = 2 * t + (r & 1) + 8 * (r >> 1);
+            const bf16 *p = half[r >> 1] + v_off + (size_t)((tok + i) & mask) * DH + (DH >= 64 || g < DH / 8 ? 8 * g : 0);
+#pragma unroll
+            for (int j = 0; j < S::VI; j++)
+                cp_async16(dst + (2 * S::KI + r * S::VI + j) * 512, p + 64 * j, tok + i < end);
+        }
     }
+    __device__ __forceinline__ uint4 key(int slot, int n, int i) const
+    {
+        return ld_shared16(ring + (slot * shape<DH>::PIECES + n * shape<DH>::KI + i) * 512);
+    }
+    __device__ __forceinline__ uint4 value(int slot, int r, int j) const
+    {
+        return ld_shared16(ring + (slot * shape<DH>::PIECES + 2 * shape<DH>::KI + r * shape<DH>::VI + j) * 512);
+    }
+};
 
-    float acc[NT][4] = {};
-    float top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0, 0};
-    const int32_t *table = meta.table + meta.table_start[req];
-    const bf16 *kv = pool + layer_at + (((size_t)head) << B_log2) * DH;
-    size_t v_off = ((size_t)G << B_log2) * DH;
-    int mask = (1 << B_log2) - 1;
+/* Running sums of one warp: rows g and g + 8 of the mma tile. */
+template <int DH> struct sums {
+    float acc[shape<DH>::NT][4] = {};
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
-    for (int tok = begin + warp * 16; tok < end; tok += WARPS * 16) {
-        /* Row of a token within the pool; tokens past the end read the last one and are masked or zeroed. */
-        auto row = [&](int i) {
-            int k = min(tok + i, len - 1);
-            return kv + (size_t)table[k >> B_log2] * page_elems + (size_t)(k & mask) * DH;
-        };
-        uint4 kr[2][KI], vr[4][VI];
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            const bf16 *p = row(8 * n + g) + 8 * t;
-#pragma unroll
-            for (int i = 0; i < KI; i++)
-                kr[n][i] = ld_stream(p + 32 * i);
-        }
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-            int i = 2 * t + (r & 1) + 8 * (r >> 1); /* tokens 2t, 2t+1, 2t+8, 2t+9 */
-            const bf16 *p = row(i) + v_off + 8 * g;
-            bool in = tok + i < end && (DH >= 64 || g < DH / 8);
-#pragma unroll
-            for (int j = 0; j < VI; j++)
-                vr[r][j] = in ? ld_stream(p + 64 * j) : make_uint4(0, 0, 0, 0);
-        }
+    __device__ __forceinline__ void add_tile(const stream<DH> &in, int slot, int tok, const uint32_t (&qa)[2 * shape<DH>::KI][4], float scale_log2)
+    {
+        using S = shape<DH>;
         float s[2][4] = {};
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
-            for (int i = 0; i < KI; i++) {
-                mma_bf16(s[n], qa[2 * i], kr[n][i].x, kr[n][i].y);
-                mma_bf16(s[n], qa[2 * i + 1], kr[n][i].z, kr[n][i].w);
+            for (int i = 0; i < S::KI; i++) {
+                uint4 k = in.key(slot, n, i);
+                mma_bf16(s[n], qa[2 * i], k.x, k.y);
+                mma_bf16(s[n], qa[2 * i + 1], k.z, k.w);
             }
         uint32_t pa[4];
 #pragma unroll
-        for (int h = 0; h < 2; h++) { /* rows g and g + 8 */
+        for (int h = 0; h < 2; h++) {
             float m = top[h];
 #pragma unroll
             for (int n = 0; n < 2; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float &x = s[n][2 * h + e];
-                    x = tok + 8 * n + 2 * t + e < end ? x * scale_log2 : -CUDART_INF_F;
+                    x = tok + 8 * n + 2 * in.t + e < in.end ? x * scale_log2 : -INFINITY;
                     m = fmaxf(m, x);
                 }
             m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
             m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
-            float fix = exp2_fast(top[h] - m); /* m is finite: the first token of the page is in range */
+            float fix = exp2_fast(top[h] - m); /* m is finite: the first token of a tile is in range */
             top[h] = m;
             sum[h] *= fix;
 #pragma unroll
-            for (int c = 0; c < NT; c++) {
+            for (int c = 0; c < S::NT; c++) {
                 acc[c][2 * h] *= fix;
                 acc[c][2 * h + 1] *= fix;
             }
@@ -138,10 +136,13 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
             pa[h] = pack_bf16(p[0][0], p[0][1]);
             pa[2 + h] = pack_bf16(p[1][0], p[1][1]);
         }
-        /* Output tile (j, e): column g is element 64 j + 8 g + e. */
 #pragma unroll
-        for (int j = 0; j < VI; j++) {
-            const uint32_t *a = &vr[0][j].x, *b = &vr[1][j].x, *c = &vr[2][j].x, *d = &vr[3][j].x;
+        for (int j = 0; j < S::VI; j++) { /* output tile (j, e): column g is element 64 j + 8 g + e */
+            uint4 v[4];
+#pragma unroll
+            for (int r = 0; r < 4; r++)
+                v[r] = in.value(slot, r, j);
+            const uint32_t *a = &v[0].x, *b = &v[1].x, *c = &v[2].x, *d = &v[3].x;
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 mma_bf16(acc[j * 8 + 2 * e], pa, zip_lo(a[e], b[e]), zip_lo(c[e], d[e]));
@@ -149,111 +150,219 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
             }
         }
     }
+};
+
+template <int DH>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
+attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G, int B_log2, size_t page_elems,
+                   size_t layer_at, float scale_log2, partial part, bf16 *__restrict__ o)
+{
+    using S = shape<DH>;
+    extern __shared__ __align__(128) char smem[];
+    __shared__ float2 sml[WARPS][16];
+    __shared__ int last;
+    int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
+    int head = blockIdx.x, group = H / G;
+    cu_item it = meta.items[blockIdx.y];
+    grid_release();
+    if (it.req < 0) { /* a captured graph has room for more items than this step needs */
+        grid_wait();
+        return;
+    }
+    int row_q = meta.q_start[it.req], len = meta.kv_len[it.req];
+
+    stream<DH> in;
+    in.kv = pool + layer_at + ((size_t)head << B_log2) * DH;
+    in.table = meta.table + meta.table_start[it.req];
+    in.page_elems = page_elems;
+    in.v_off = ((size_t)G << B_log2) * DH;
+    in.B_log2 = B_log2;
+    in.end = it.end;
+    in.ring = smem_u32(smem) + warp * S::RING + lane * 16;
+    in.g = g, in.t = t;
+
+    /* Everything but the request's newest token was written by steps before this one: it may travel while the kernel that
+     * writes the newest one still runs. */
+    int first = it.begin + warp * TILE;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
-        sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
+    for (int i = 0; i < STAGES - 1; i++) {
+        int tok = first + i * WARPS * TILE;
+        if (tok < it.end && tok + TILE < len)
+            in.fetch(tok, i);
+    }
+    grid_wait();
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) {
+        int tok = first + i * WARPS * TILE;
+        if (tok < it.end && tok + TILE >= len)
+            in.fetch(tok, i);
+        cp_async_commit();
     }
 
-    /* Merge the warps: rows below `group` only. */
-    __shared__ float so[WARPS][16][DH + 4];
-    __shared__ float2 sml[WARPS][16];
+    /* q as A fragments: row g (and g + 8) is query head head * group + g; element order as the key pieces give it. */
+    uint32_t qa[2 * S::KI][4];
+#pragma unroll
+    for (int i = 0; i < S::KI; i++) {
+        uint4 v[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            int r = g + 8 * h;
+            v[h] = r < group ? *reinterpret_cast<const uint4 *>(qkv + ((size_t)row_q * (H + 2 * G) + head * group + r) * DH + 32 * i + 8 * t)
+                             : make_uint4(0, 0, 0, 0);
+        }
+        qa[2 * i][0] = v[0].x, qa[2 * i][1] = v[1].x, qa[2 * i][2] = v[0].y, qa[2 * i][3] = v[1].y;
+        qa[2 * i + 1][0] = v[0].z, qa[2 * i + 1][1] = v[1].z, qa[2 * i + 1][2] = v[0].w, qa[2 * i + 1][3] = v[1].w;
+    }
+
+    sums<DH> w;
+    int slot = 0, next = STAGES - 1;
+    for (int tok = first; tok < it.end; tok += WARPS * TILE) {
+        int ahead = tok + (STAGES - 1) * WARPS * TILE;
+        cp_async_wait<STAGES - 2>();
+        if (ahead < it.end)
+            in.fetch(ahead, next);
+        cp_async_commit();
+        w.add_tile(in, slot, tok, qa, scale_log2);
+        slot = slot + 1 == STAGES ? 0 : slot + 1;
+        next = next + 1 == STAGES ? 0 : next + 1;
+    }
+    cp_async_wait<0>();
+    __syncthreads(); /* the rings are free */
+
+    float(*so)[16][DH + 4] = reinterpret_cast<float(*)[16][DH + 4]>(smem);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
+        w.sum[h] += __shfl_xor_sync(~0u, w.sum[h], 1);
+        w.sum[h] += __shfl_xor_sync(~0u, w.sum[h], 2);
         int r = g + 8 * h;
         if (r >= group)
             continue;
         if (t == 0)
-            sml[warp][r] = make_float2(top[h], sum[h]);
+            sml[warp][r] = make_float2(w.top[h], w.sum[h]);
 #pragma unroll
-        for (int c = 0; c < NT; c++)
+        for (int c = 0; c < S::NT; c++)
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 int col = (c / 8) * 64 + 8 * (2 * t + e) + c % 8;
                 if (col < DH)
-                    so[warp][r][col] = acc[c][2 * h + e];
+                    so[warp][r][col] = w.acc[c][2 * h + e];
             }
     }
     __syncthreads();
-    size_t cell = (size_t)slot * G + head;
-    float *po = part.o + (cell * gridDim.z + split) * 16 * DH;
-    float2 *pml = part.ml + (cell * gridDim.z + split) * 16;
-    for (int i = threadIdx.x; i < group * DH; i += WARPS * 32) {
+    bf16 *out = o + ((size_t)row_q * H + head * group) * DH;
+    float *po = part.o + ((size_t)blockIdx.y * G + head) * group * DH;
+    float2 *pml = part.ml + ((size_t)blockIdx.y * G + head) * 16;
+    for (int i = tid; i < group * DH; i += WARPS * 32) {
         int r = i / DH, col = i % DH;
-        float m = -CUDART_INF_F, v = 0, l = 0;
+        float m = -INFINITY, v = 0, l = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++)
-            m = fmaxf(m, sml[w][r].x);
+        for (int k = 0; k < WARPS; k++)
+            m = fmaxf(m, sml[k][r].x);
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            float f = sml[w][r].y > 0 ? exp2_fast(sml[w][r].x - m) : 0;
-            if (f > 0)
-                v += f * so[w][r][col], l += f * sml[w][r].y;
+        for (int k = 0; k < WARPS; k++) {
+            float f = exp2_fast(sml[k][r].x - m); /* 0 for a warp that had no tile */
+            v += f * so[k][r][col];
+            l += f * sml[k][r].y;
         }
-        if (splits == 1) {
-            o[((size_t)row_q * H + head * group + r) * DH + col] = __float2bfloat16(v / l);
+        if (it.parts == 1) {
+            out[i] = __float2bfloat16(v / l);
             continue;
         }
         po[i] = v;
         if (col == 0)
             pml[r] = make_float2(m, l);
     }
-    if (splits == 1)
+    if (it.parts == 1)
         return;
 
-    __shared__ int last;
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0)
-        last = atomicAdd(&part.arrived[cell], 1) == splits - 1;
+    int *arrived = &part.arrived[(size_t)it.req * G + head];
+    if (tid == 0)
+        last = atomicAdd(arrived, 1) == it.parts - 1;
     __syncthreads();
     if (!last)
         return;
     __threadfence();
-    for (int i = threadIdx.x; i < group * DH; i += WARPS * 32) {
-        int r = i / DH;
-        const float2 *ml = part.ml + cell * gridDim.z * 16 + r;
-        const float *src = part.o + cell * gridDim.z * 16 * DH + i;
-        float m = -CUDART_INF_F, v = 0, l = 0;
-        for (int k = 0; k < splits; k++)
-            m = fmaxf(m, __ldcg(&ml[k * 16]).x);
-        for (int k = 0; k < splits; k++) {
-            float2 e = __ldcg(&ml[k * 16]);
-            float f = exp2_fast(e.x - m);
-            v += f * __ldcg(&src[(size_t)k * 16 * DH]);
-            l += f * e.y;
+    const float *src = part.o + ((size_t)it.first * G + head) * group * DH;
+    const float2 *ml = part.ml + ((size_t)it.first * G + head) * 16;
+    for (int i = tid; i < group * DH; i += WARPS * 32) {
+        float m = -INFINITY, v = 0, l = 0;
+        for (int k = 0; k < it.parts; k++) {
+            float2 e = __ldcg(&ml[(size_t)k * G * 16 + i / DH]);
+            float x = __ldcg(&src[(size_t)k * G * group * DH + i]), to = fmaxf(m, e.x), old = exp2_fast(m - to), f = exp2_fast(e.x - to);
+            v = v * old + f * x;
+            l = l * old + f * e.y;
+            m = to;
         }
-        o[((size_t)row_q * H + head * group + r) * DH + i % DH] = __float2bfloat16(v / l);
+        out[i] = __float2bfloat16(v / l);
     }
-    if (threadIdx.x == 0)
-        part.arrived[cell] = 0;
+    if (tid == 0)
+        *arrived = 0;
 }
 
-} // namespace
-
 /* Arrival counters first, in a place that does not depend on the launch: they must be zero whatever ran before. */
-static size_t counters(const cu_dims &m)
+size_t counters(const cu_dims &m)
 {
     return ((size_t)m.max_reqs * m.G + 3) / 4 * 4;
 }
 
-size_t cu_attn_decode_work(const cu_dims &m)
+/* Blocks that the card runs at once, in items: what a small batch is cut into. */
+int wave(const cu_dims &m)
 {
-    size_t cells = (size_t)m.max_reqs * m.G;
-    return counters(m) * sizeof(int) + cells * CU_MAX_SPLITS * 16 * (m.d * sizeof(float) + sizeof(float2));
+    return (BLOCKS_PER_SM * m.n_sms + m.G - 1) / m.G;
 }
 
-void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_dec, int splits, int layer, const bf16 *pool, bf16 *o,
-                    void *work, cudaStream_t s)
+template <int DH>
+void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o, const partial &part,
+            cudaStream_t s)
 {
-    size_t cells = (size_t)n_dec * m.G;
+    float scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
+    size_t layer_at = (size_t)layer * 2 * m.G * m.B * DH;
+    int size = shape<DH>::SMEM;
+    cudaFuncSetAttribute(attn_decode_kernel<DH>, cudaFuncAttributeMaxDynamicSharedMemorySize, size);
+    cu_launch(attn_decode_kernel<DH>, dim3((unsigned)m.G, (unsigned)n_items), WARPS * 32, (size_t)size, s, qkv, pool, meta, m.H, m.G, m.B_log2,
+              m.page_elems, layer_at, scale_log2, part, o);
+}
+
+} // namespace
+
+int cu_items_max(const cu_dims &m, int reqs)
+{
+    return reqs + wave(m);
+}
+
+int cu_items(const cu_dims &m, const int32_t *kv_len, const int32_t *reqs, int n, struct cu_item *out)
+{
+    enum { LEAST = WARPS * TILE };
+    long all = 0, share;
+    int used = 0;
+    for (int i = 0; i < n; i++)
+        all += kv_len[reqs[i]];
+    share = (all / wave(m) + LEAST) / LEAST * LEAST; /* above all / wave, so that at most n + wave items come out */
+    for (int i = 0; i < n; i++) {
+        int len = kv_len[reqs[i]], parts = (int)((len + share - 1) / share), first = used;
+        int each = ((len + parts - 1) / parts + TILE - 1) / TILE * TILE;
+        parts = (len + each - 1) / each;
+        for (int k = 0; k < parts; k++)
+            out[used++] = cu_item{reqs[i], k * each, (k + 1) * each < len ? (k + 1) * each : len, first, parts};
+    }
+    return used;
+}
+
+size_t cu_attn_decode_work(const cu_dims &m)
+{
+    size_t cells = (size_t)cu_items_max(m, m.max_reqs) * m.G;
+    return counters(m) * sizeof(int) + cells * ((size_t)(m.H / m.G) * m.d * sizeof(float) + 16 * sizeof(float2));
+}
+
+void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o, void *work,
+                    cudaStream_t s)
+{
     partial part;
     part.arrived = static_cast<int *>(work);
     part.ml = reinterpret_cast<float2 *>(part.arrived + counters(m));
-    part.o = reinterpret_cast<float *>(part.ml + cells * splits * 16);
-    float scale_log2 = 1.4426950408889634f / sqrtf((float)m.d);
-    size_t layer_at = (size_t)layer * 2 * m.G * m.B * m.d;
-    dim3 grid((unsigned)m.G, (unsigned)n_dec, (unsigned)splits);
-    auto kernel = m.d == 128 ? attn_decode_kernel<128> : m.d == 64 ? attn_decode_kernel<64> : attn_decode_kernel<32>;
-    cu_launch(kernel, grid, WARPS * 32, 0, s, qkv, pool, meta, m.H, m.G, m.B_log2, m.page_elems, layer_at, scale_log2, part, o);
+    part.o = reinterpret_cast<float *>(part.ml + (size_t)cu_items_max(m, m.max_reqs) * m.G * 16);
+    auto go = m.d == 128 ? launch<128> : m.d == 64 ? launch<64> : launch<32>;
+    go(m, qkv, meta, n_items, layer, pool, o, part, s);
 }

@@ -6,7 +6,7 @@
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 
-#include <math_constants.h>
+#include <math.h>
 
 namespace {
 
@@ -67,7 +67,7 @@ attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool,
     float acc[2][NT][4] = {};
     float top[2][2], sum[2][2] = {};
     for (int i = 0; i < 4; i++)
-        top[i / 2][i % 2] = -CUDART_INF_F;
+        top[i / 2][i % 2] = -INFINITY;
 
     for (int j = 0; j < n_tiles; j++) {
         int buf = j & 1;
@@ -110,12 +110,12 @@ attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool,
                     for (int e = 0; e < 2; e++) {
                         float &x = s[m][n][2 * h + e];
                         if (edge && j * TILE_K + n * 8 + 2 * t + e > pos)
-                            x = -CUDART_INF_F;
+                            x = -INFINITY;
                         mx = fmaxf(mx, x);
                     }
                 mx = fmaxf(mx, __shfl_xor_sync(~0u, mx, 1));
                 mx = fmaxf(mx, __shfl_xor_sync(~0u, mx, 2));
-                float off = mx == -CUDART_INF_F ? 0 : mx * scale_log2; /* rows past the tile's last see no key */
+                float off = mx == -INFINITY ? 0 : mx * scale_log2; /* rows past the tile's last see no key */
                 float fix = exp2_fast(top[m][h] * scale_log2 - off), add = 0;
                 top[m][h] = mx;
 #pragma unroll

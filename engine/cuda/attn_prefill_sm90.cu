@@ -12,7 +12,7 @@
 #include "engine/cuda/ptx.cuh"
 
 #include <cuda.h>
-#include <math_constants.h>
+#include <math.h>
 #include <string.h>
 
 namespace {
@@ -137,14 +137,14 @@ __device__ __forceinline__ void softmax(float (&s)[64], float (&top)[2], float (
 #pragma unroll
                 for (int e = 0; e < 2; e++)
                     if (key0 + n * 8 + 2 * t + e > pos + 8 * h)
-                        s[n * 4 + 2 * h + e] = -CUDART_INF_F;
+                        s[n * 4 + 2 * h + e] = -INFINITY;
         }
 #pragma unroll
         for (int n = 0; n < 16; n++)
             mx = fmaxf(mx, fmaxf(s[n * 4 + 2 * h], s[n * 4 + 2 * h + 1]));
         mx = fmaxf(mx, __shfl_xor_sync(~0u, mx, 1));
         mx = fmaxf(mx, __shfl_xor_sync(~0u, mx, 2));
-        float off = mx == -CUDART_INF_F ? 0 : mx * scale, add = 0;
+        float off = mx == -INFINITY ? 0 : mx * scale, add = 0;
         fix[h] = exp2_fast(top[h] * scale - off);
         top[h] = mx;
 #pragma unroll
@@ -214,7 +214,7 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
 
     uint32_t q = base + smem_layout::Q + wg * 64 * 128, bars = base + smem_layout::BARS;
     int pos = pos0 + wg * 64 + warp * 16 + g;
-    float acc[64], s[64], top[2] = {-CUDART_INF_F, -CUDART_INF_F}, sum[2] = {0, 0}, fix[2];
+    float acc[64], s[64], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, fix[2];
     uint32_t p[32];
 #pragma unroll
     for (int i = 0; i < 64; i++)

@@ -25,6 +25,13 @@ struct cu_dims {
     size_t page_elems; /* L * 2 * G * B * d */
 };
 
+/* A stretch of one decoding request's KV, for one block a kv head. */
+struct cu_item {
+    int32_t req;          /* -1: none */
+    int32_t begin, end;   /* tokens */
+    int32_t first, parts; /* the request's items are first .. first + parts */
+};
+
 /* The step's arrays on the device, all inside one allocation that one copy fills. */
 struct cu_meta {
     int32_t *tokens, *positions, *slots; /* [T] */
@@ -33,7 +40,7 @@ struct cu_meta {
     int32_t *table_start; /* [R] first entry of the request in table */
     int32_t *table;       /* ragged: page ids */
     int32_t *tile_req, *tile_row; /* [n_tiles] prefill attention: request, and first query row within it */
-    int32_t *dec_req;     /* [n_dec] requests with one query token */
+    struct cu_item *items; /* decode attention: the requests with one query token */
     int32_t *sample_row;  /* [S] */
     int32_t *ban_start;   /* [S + 1] into ban */
     int32_t *ban;         /* ids that may not come */
@@ -89,11 +96,13 @@ int cu_attn_map(const cu_dims &m, const bf16 *pool, int n_pages, void *map128, s
 void cu_attn_prefill_sm90(const cu_dims &m, const void *map128, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer,
                           bf16 *o, cudaStream_t s);
 
-/* attn_decode.cu: requests with one query token. splits <= CU_MAX_SPLITS parts of the KV a (request, kv head). */
-enum { CU_MAX_SPLITS = 32 };
+/* attn_decode.cu: requests with one query token, their KV cut into items. */
+int cu_items_max(const cu_dims &m, int reqs); /* most items of so many requests */
+/* Items of the n requests reqs[] of a step, on the host; returns their number. */
+int cu_items(const cu_dims &m, const int32_t *kv_len, const int32_t *reqs, int n, struct cu_item *out);
 size_t cu_attn_decode_work(const cu_dims &m); /* bytes, zeroed once by the caller */
-void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_dec, int splits, int layer, const bf16 *pool,
-                    bf16 *o, void *work, cudaStream_t s);
+void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o, void *work,
+                    cudaStream_t s);
 
 /* skinny.cu: y[M][N] (+)= x[M][K] w[N][K]^T for M <= CU_SKINNY_M, at the speed of reading w. */
 enum { CU_SKINNY_M = 16 };
@@ -105,15 +114,23 @@ void cu_skinny_logits(const bf16 *x, const bf16 *w, int M, int N, int K, float *
 struct cu_lt;
 int cu_gemm_open(struct cu_lt **out, struct km_err *err);
 void cu_gemm_close(struct cu_lt *g);
+int cu_gemm_bucket(int M); /* the largest M whose algorithm is also M's */
 /* y is bf16, or f32 when y_f32; add: y += */
 int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32, cudaStream_t s,
             struct km_err *err);
 
 /* sample.cu: greedy choice and log-probability of each row of logits [S][V]. */
+enum { CU_PICK_PARTS = 32 };
 struct cu_pick {
     int32_t id;
     float logprob;
 };
-void cu_argmax(const float *logits, int S, int V, const cu_meta &meta, cu_pick *out, cudaStream_t s);
+struct alignas(16) cu_best { /* of a part of a row */
+    float top, allowed; /* maximum of all, and of the ids that may come */
+    int32_t id;         /* of allowed; the lowest among equals */
+    float sum;          /* of exp(logit - top) */
+};
+size_t cu_argmax_work(int rows); /* bytes, zeroed once by the caller */
+void cu_argmax(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, cu_pick *out, cudaStream_t s);
 
 #endif

@@ -1,8 +1,8 @@
 /* The CUDA backend: one stream of steps, one of copies, and a graph per padded batch size for decode.
  *
- * A step is: its arrays to the card in one copy, the forward pass, the picks back. Steps in which every request has one query
- * token replay a captured graph of the next larger batch size; the surplus rows belong to a page of their own that nobody
- * reads. Everything is allocated at open. The host waits in `wait` only. */
+ * A step is: its arrays to the card in one copy, the forward pass, the picks written to pinned memory. Steps in which every
+ * request has one query token replay a captured graph of the next larger batch size; the surplus rows belong to a page of
+ * their own that nobody reads. Everything is allocated at open. The host waits in `wait` only. */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/weights.h"
 
@@ -17,11 +17,18 @@ extern "C" {
 
 namespace {
 
-enum { MAX_GRAPHS = 64, COPY_EVENTS = 64, MAX_BANNED = 64 };
+enum { MAX_GRAPHS = 64, GRAPH_REQS = 256, COPY_EVENTS = 64, COPY_BATCH = 256, MAX_BANNED = 8 };
 
 struct graph {
     int reqs;
     cudaGraphExec_t exec;
+};
+
+/* A step's arrays, the same layout twice. The table comes last: only its used part travels. */
+struct arrays {
+    cu_meta dev, host;
+    char *dev_base, *host_base;
+    size_t bytes, table_at;
 };
 
 } // namespace
@@ -45,14 +52,13 @@ struct be {
     bf16 *x, *h, *qkv, *o, *gu, *act, *h_out; /* h_out: [max_reqs][D] */
     float *logits;                            /* [max_reqs][V] */
     float *inv_freq;                          /* [d / 2] */
-    void *attn_work;
-    cu_pick *picks;                           /* [max_reqs] */
+    char *attn_work;
+    char *pick_work;
     size_t work_bytes;
 
-    cu_meta dev, host;                        /* the same layout twice: on the card and pinned */
-    char *meta_dev, *meta_host;
-    size_t meta_bytes, table_at;              /* table is the last array */
-    cu_pick *picks_host;
+    arrays wide, narrow;                      /* any step; steps of a graph, a tenth of the bytes */
+    int32_t *decoding;                        /* [max_reqs] requests of the step with one query token */
+    cu_pick *picks;                           /* [max_reqs], pinned: the last kernel writes it */
     float *logits_host, *scratch;             /* one row each, for rows that the reference sampler takes */
 
     graph graphs[MAX_GRAPHS];
@@ -75,23 +81,23 @@ static int product(struct be *b, const bf16 *x, const bf16 *w, int T, int N, int
 }
 
 /* Enqueues everything between the arrays' arrival and the picks, for T tokens, S sampled rows. */
-static int forward(struct be *b, int T, int n_dec, int splits, int n_tiles, int S, struct km_err *err)
+static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_tiles, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
     cudaStream_t s = b->steps;
     int rc = 0, width = (m.H + 2 * m.G) * m.d;
-    cu_embed(m, b->w.embed, b->dev.tokens, T, b->x, s);
+    cu_embed(m, b->w.embed, in.tokens, T, b->x, s);
     for (int l = 0; l < m.L && !rc; l++) {
         const cu_layer &w = b->w.layers[l];
         cu_rmsnorm(m, b->x, w.norm_attn, nullptr, T, b->h, s);
         rc = product(b, b->h, w.qkv, T, width, m.D, false, b->qkv, err);
-        cu_qk_rope_store(m, b->qkv, w.q_norm, w.k_norm, b->inv_freq, b->dev, T, l, b->pool, s);
-        if (n_dec)
-            cu_attn_decode(m, b->qkv, b->dev, n_dec, splits, l, b->pool, b->o, b->attn_work, s);
+        cu_qk_rope_store(m, b->qkv, w.q_norm, w.k_norm, b->inv_freq, in, T, l, b->pool, s);
+        if (n_items)
+            cu_attn_decode(m, b->qkv, in, n_items, l, b->pool, b->o, b->attn_work, s);
         if (n_tiles && b->sm90)
-            cu_attn_prefill_sm90(m, b->map, b->qkv, b->dev, n_tiles, l, b->o, s);
+            cu_attn_prefill_sm90(m, b->map, b->qkv, in, n_tiles, l, b->o, s);
         else if (n_tiles)
-            cu_attn_prefill(m, b->qkv, b->dev, n_tiles, l, b->pool, b->o, s);
+            cu_attn_prefill(m, b->qkv, in, n_tiles, l, b->pool, b->o, s);
         if (!rc)
             rc = product(b, b->o, w.o, T, m.D, m.H * m.d, true, b->x, err);
         cu_rmsnorm(m, b->x, w.norm_ffn, nullptr, T, b->h, s);
@@ -105,12 +111,12 @@ static int forward(struct be *b, int T, int n_dec, int splits, int n_tiles, int 
             rc = product(b, b->act, w.down, T, m.D, m.F, true, b->x, err);
     }
     if (!rc && S) {
-        cu_rmsnorm(m, b->x, b->w.norm_out, b->dev.sample_row, S, b->h_out, s);
+        cu_rmsnorm(m, b->x, b->w.norm_out, in.sample_row, S, b->h_out, s);
         if (S <= CU_SKINNY_M)
             cu_skinny_logits(b->h_out, b->w.lm_head, S, m.V, m.D, b->logits, s);
         else
             rc = cu_gemm(b->lt, b->h_out, b->w.lm_head, S, m.V, m.D, false, b->logits, true, s, err);
-        cu_argmax(b->logits, S, m.V, b->dev, b->picks, s);
+        cu_argmax(b->logits, S, m.V, in, b->max_reqs, b->pick_work, b->picks, s);
     }
     if (rc)
         return rc;
@@ -120,41 +126,41 @@ static int forward(struct be *b, int T, int n_dec, int splits, int n_tiles, int 
 
 /* ---- graphs ---- */
 
-/* Parts to cut each request's KV into, so that the card is full at any batch size. */
-static int splits_for(const cu_dims &m, int reqs)
+/* Surplus row i of a padded batch: token 0 at position 0 of the spare page. No attention runs for it. */
+static void pad_row(const struct be *b, const cu_meta &h, int i)
 {
-    int n = (3 * m.n_sms + reqs * m.G - 1) / (reqs * m.G);
-    return n < 1 ? 1 : n > CU_MAX_SPLITS ? CU_MAX_SPLITS : n;
+    h.tokens[i] = h.positions[i] = 0;
+    h.slots[i] = b->n_pages << b->m.B_log2;
+    h.q_start[i + 1] = i + 1;
+    h.kv_len[i] = 1;
+    h.table_start[i] = 0;
+    h.sample_row[i] = i;
+    h.ban_start[i + 1] = h.ban_start[i];
 }
 
-/* Surplus row i of a padded batch: token 0 at position 0 of the spare page. */
-static void pad_row(struct be *b, int i)
+/* Makes a step of `n` decoding requests one of g's: rows and items up to what was captured. */
+static void pad(const struct be *b, const cu_meta &h, int n, int n_items, int reqs)
 {
-    b->host.tokens[i] = b->host.positions[i] = 0;
-    b->host.slots[i] = b->n_pages << b->m.B_log2;
-    b->host.q_start[i + 1] = i + 1;
-    b->host.kv_len[i] = 1;
-    b->host.table_start[i] = 0;
-    b->host.dec_req[i] = i;
-    b->host.sample_row[i] = i;
-    b->host.ban_start[i + 1] = b->host.ban_start[i];
+    for (int i = n; i < reqs; i++)
+        pad_row(b, h, i);
+    for (int i = n_items; i < cu_items_max(b->m, reqs); i++)
+        h.items[i].req = -1;
 }
 
 static int capture(struct be *b, int reqs, struct km_err *err)
 {
-    b->host.q_start[0] = b->host.ban_start[0] = 0;
-    for (int i = 0; i < reqs; i++)
-        pad_row(b, i);
-    b->host.table[0] = b->n_pages;
-    CU_TRY(cudaMemcpyAsync(b->meta_dev, b->meta_host, b->table_at + sizeof(int32_t), cudaMemcpyHostToDevice, b->steps));
-    int splits = splits_for(b->m, reqs);
-    int rc = forward(b, reqs, reqs, splits, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
+    const arrays &a = b->narrow;
+    a.host.q_start[0] = a.host.ban_start[0] = 0;
+    pad(b, a.host, 0, 0, reqs);
+    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base, a.table_at, cudaMemcpyHostToDevice, b->steps));
+    int items = cu_items_max(b->m, reqs);
+    int rc = forward(b, a.dev, reqs, items, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
     if (rc)
         return rc;
     CU_TRY(cudaStreamSynchronize(b->steps));
     cudaGraph_t g;
     CU_TRY(cudaStreamBeginCapture(b->steps, cudaStreamCaptureModeThreadLocal));
-    rc = forward(b, reqs, reqs, splits, 0, reqs, err);
+    rc = forward(b, a.dev, reqs, items, 0, reqs, err);
     cudaError_t ended = cudaStreamEndCapture(b->steps, &g);
     if (rc)
         return rc;
@@ -165,14 +171,15 @@ static int capture(struct be *b, int reqs, struct km_err *err)
     cudaGraphDestroy(g);
     CU_TRY(made);
     b->n_graphs++;
+    CU_TRY(cudaGraphUpload(out->exec, b->steps));
     return 0;
 }
 
 static int capture_all(struct be *b, struct km_err *err)
 {
     int most = b->max_reqs < b->max_tokens ? b->max_reqs : b->max_tokens;
-    if (most > 256)
-        most = 256;
+    if (most > GRAPH_REQS)
+        most = GRAPH_REQS;
     for (int n = 1; b->n_graphs < MAX_GRAPHS; n = n < 8 ? 2 * n : n + 8) {
         int rc = capture(b, n < most ? n : most, err);
         if (rc || n >= most)
@@ -181,24 +188,21 @@ static int capture_all(struct be *b, struct km_err *err)
     return 0;
 }
 
-/* Times the GEMM algorithms of prefill sizes now rather than in somebody's first request. */
+/* Times the GEMM algorithms of every size now rather than in somebody's first request. */
 static int warm_gemms(struct be *b, struct km_err *err)
 {
     const cu_dims &m = b->m;
+    const cu_layer &w = b->w.layers[0];
     int rc = 0;
-    for (int T = 32; !rc && T <= b->max_tokens; T *= 2)
-        for (int k = 0; !rc && k < 2; k++) {
-            int M = k ? T + T / 2 : T;
-            if (M > b->max_tokens)
-                M = b->max_tokens;
-            rc = cu_gemm(b->lt, b->h, b->w.layers[0].qkv, M, (m.H + 2 * m.G) * m.d, m.D, false, b->qkv, false, b->steps, err);
-            if (!rc)
-                rc = cu_gemm(b->lt, b->o, b->w.layers[0].o, M, m.D, m.H * m.d, true, b->x, false, b->steps, err);
-            if (!rc)
-                rc = cu_gemm(b->lt, b->h, b->w.layers[0].gate_up, M, 2 * m.F, m.D, false, b->gu, false, b->steps, err);
-            if (!rc)
-                rc = cu_gemm(b->lt, b->act, b->w.layers[0].down, M, m.D, m.F, true, b->x, false, b->steps, err);
-        }
+    for (int M = CU_SKINNY_M + 1; !rc && M <= b->max_tokens; M = cu_gemm_bucket(M) + 1) {
+        int T = cu_gemm_bucket(M) < b->max_tokens ? cu_gemm_bucket(M) : b->max_tokens;
+        rc = cu_gemm(b->lt, b->h, w.qkv, T, (m.H + 2 * m.G) * m.d, m.D, false, b->qkv, false, b->steps, err);
+        rc = rc ? rc : cu_gemm(b->lt, b->o, w.o, T, m.D, m.H * m.d, true, b->x, false, b->steps, err);
+        rc = rc ? rc : cu_gemm(b->lt, b->h, w.gate_up, T, 2 * m.F, m.D, false, b->gu, false, b->steps, err);
+        rc = rc ? rc : cu_gemm(b->lt, b->act, w.down, T, m.D, m.F, true, b->x, false, b->steps, err);
+        if (!rc && M <= b->max_reqs)
+            rc = cu_gemm(b->lt, b->h_out, b->w.lm_head, T < b->max_reqs ? T : b->max_reqs, m.V, m.D, false, b->logits, true, b->steps, err);
+    }
     return rc;
 }
 
@@ -208,82 +212,89 @@ static int warm_gemms(struct be *b, struct km_err *err)
 static bool greedy(const struct smp_row *r)
 {
     const struct smp_params *p = &r->p;
-    return p->temperature == 0 && p->n_logprobs <= 0 && p->presence == 0 && p->frequency == 0 && p->repetition == 1;
+    return p->temperature == 0 && p->n_logprobs <= 0 && !r->n_history && r->n_banned <= MAX_BANNED;
 }
 
-/* Fills the pinned arrays; returns the number of decode rows and tiles, and the bytes of the arrays in use. */
-static int fill_meta(struct be *b, const struct batch *in, int *n_dec, int *n_tiles, size_t *used, struct km_err *err)
+/* What of a step is what: counted while its arrays are filled. */
+struct parts {
+    int n_dec, n_items, n_tiles;
+    size_t n_table;
+};
+
+static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *n)
 {
-    cu_meta &h = b->host;
-    if (in->n_tokens > b->max_tokens || in->n_reqs > b->max_reqs || in->n_samples > b->max_reqs)
-        return km_fail(err, KM_EINVAL, "a step of %d tokens of %d requests is over the backend's %d and %d", in->n_tokens, in->n_reqs, b->max_tokens,
-                       b->max_reqs);
     memcpy(h.tokens, in->tokens, sizeof(int32_t) * (size_t)in->n_tokens);
     memcpy(h.positions, in->positions, sizeof(int32_t) * (size_t)in->n_tokens);
     memcpy(h.slots, in->slots, sizeof(int32_t) * (size_t)in->n_tokens);
     memcpy(h.q_start, in->q_start, sizeof(int32_t) * (size_t)(in->n_reqs + 1));
     memcpy(h.kv_len, in->kv_len, sizeof(int32_t) * (size_t)in->n_reqs);
-    size_t at = 0;
     for (int r = 0; r < in->n_reqs; r++) {
         size_t blocks = (size_t)(in->kv_len[r] + b->m.B - 1) >> b->m.B_log2;
-        h.table_start[r] = (int32_t)at;
-        memcpy(h.table + at, in->block_table + (size_t)r * in->max_blocks, blocks * sizeof(int32_t));
-        at += blocks;
+        h.table_start[r] = (int32_t)n->n_table;
+        memcpy(h.table + n->n_table, in->block_table + (size_t)r * in->max_blocks, blocks * sizeof(int32_t));
+        n->n_table += blocks;
         int q_len = in->q_start[r + 1] - in->q_start[r];
         if (q_len == 1)
-            h.dec_req[(*n_dec)++] = r;
+            b->decoding[n->n_dec++] = r;
         for (int row = 0; q_len > 1 && row < q_len; row += CU_TILE_Q) {
-            h.tile_req[*n_tiles] = r;
-            h.tile_row[(*n_tiles)++] = row;
+            h.tile_req[n->n_tiles] = r;
+            h.tile_row[n->n_tiles++] = row;
         }
     }
+    n->n_items = cu_items(b->m, in->kv_len, b->decoding, n->n_dec, h.items);
     int banned = 0;
     h.ban_start[0] = 0;
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *s = &in->samples[i];
         h.sample_row[i] = s->row;
-        for (int k = 0; k < s->n_banned && banned < b->max_reqs * MAX_BANNED; k++)
+        for (int k = 0; k < s->n_banned && s->n_banned <= MAX_BANNED; k++)
             h.ban[banned++] = s->banned[k];
         h.ban_start[i + 1] = banned;
     }
-    *used = b->table_at + at * sizeof(int32_t);
-    return 0;
 }
 
-static const graph *graph_for(const struct be *b, const struct batch *in, int n_dec)
+/* The graph that a step can replay: one query token a request, each of them sampled. */
+static const graph *graph_for(const struct be *b, const struct batch *in)
 {
-    if (n_dec != in->n_reqs || in->n_samples != in->n_reqs)
+    if (in->n_tokens != in->n_reqs || in->n_samples != in->n_reqs)
         return nullptr;
     for (int i = 0; i < b->n_graphs; i++)
-        if (b->graphs[i].reqs >= n_dec)
+        if (b->graphs[i].reqs >= in->n_reqs)
             return &b->graphs[i];
     return nullptr;
 }
 
+static int check_step(const struct be *b, const struct batch *in, struct km_err *err)
+{
+    if (b->pending)
+        return km_fail(err, KM_EINVAL, "step %llu was not waited for", (unsigned long long)b->n_steps);
+    if (in->n_tokens < 1 || in->n_tokens > b->max_tokens || in->n_reqs > b->max_reqs || in->n_samples > in->n_reqs)
+        return km_fail(err, KM_EINVAL, "a step of %d tokens of %d requests, %d sampled, is over the backend's %d and %d", in->n_tokens,
+                       in->n_reqs, in->n_samples, b->max_tokens, b->max_reqs);
+    for (int r = 0; r < in->n_reqs; r++)
+        if ((in->kv_len[r] + b->m.B - 1) >> b->m.B_log2 > b->max_blocks)
+            return km_fail(err, KM_EINVAL, "request %d of a step has %d tokens, over the backend's %d blocks of %d", r, in->kv_len[r], b->max_blocks,
+                           b->m.B);
+    return 0;
+}
+
 static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err)
 {
-    int n_dec = 0, n_tiles = 0;
-    size_t used = 0;
     b->step_began = km_now_ns();
-    int rc = fill_meta(b, in, &n_dec, &n_tiles, &used, err);
+    int rc = check_step(b, in, err);
     if (rc)
         return rc;
-    const graph *g = graph_for(b, in, n_dec);
-    if (g) {
-        for (int i = n_dec; i < g->reqs; i++) {
-            pad_row(b, i);
-            b->host.table_start[i] = (int32_t)((used - b->table_at) / sizeof(int32_t));
-        }
-        b->host.table[(used - b->table_at) / sizeof(int32_t)] = b->n_pages;
-        used += sizeof(int32_t);
-    }
-    CU_TRY(cudaMemcpyAsync(b->meta_dev, b->meta_host, used, cudaMemcpyHostToDevice, b->steps));
+    parts n = {};
+    const graph *g = graph_for(b, in);
+    const arrays &a = g ? b->narrow : b->wide;
+    fill(b, in, a.host, &n);
+    if (g)
+        pad(b, a.host, n.n_dec, n.n_items, g->reqs);
+    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base, a.table_at + n.n_table * sizeof(int32_t), cudaMemcpyHostToDevice, b->steps));
     if (g)
         CU_TRY(cudaGraphLaunch(g->exec, b->steps));
-    else if ((rc = forward(b, in->n_tokens, n_dec, n_dec ? splits_for(b->m, n_dec) : 1, n_tiles, in->n_samples, err)))
+    else if ((rc = forward(b, a.dev, in->n_tokens, n.n_items, n.n_tiles, in->n_samples, err)))
         return rc;
-    if (in->n_samples)
-        CU_TRY(cudaMemcpyAsync(b->picks_host, b->picks, sizeof(cu_pick) * (size_t)in->n_samples, cudaMemcpyDeviceToHost, b->steps));
     CU_TRY(cudaEventRecord(b->step_done, b->steps));
     b->pending = in;
     *ticket = ++b->n_steps;
@@ -312,8 +323,8 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
         const struct smp_row *r = &in->samples[i];
         if (greedy(r)) {
             memset(&out[i], 0, sizeof out[i]);
-            out[i].id = b->picks_host[i].id;
-            out[i].logprob = b->picks_host[i].logprob;
+            out[i].id = b->picks[i].id;
+            out[i].logprob = b->picks[i].logprob;
             continue;
         }
         CU_TRY(cudaMemcpy(b->logits_host, b->logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V, cudaMemcpyDeviceToHost));
@@ -326,15 +337,47 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
 
 /* ---- copies ---- */
 
+/* Enqueues n copies, given as parallel arrays. */
+static cudaError_t copy_batch(struct be *b, enum kv_dir dir, void *const *dst, const void *const *src, const size_t *size, size_t n)
+{
+    cudaMemcpyAttributes how = {};
+    /* A store must come after the kernels that write the page; a load's source lies still from the call on. */
+    how.srcAccessOrder = dir == KV_TO_HOST ? cudaMemcpySrcAccessOrderStream : cudaMemcpySrcAccessOrderAny;
+    size_t from = 0;
+#if CUDART_VERSION >= 13000
+    return cudaMemcpyBatchAsync(const_cast<const void **>(reinterpret_cast<const void *const *>(dst)), const_cast<const void **>(src),
+                                const_cast<size_t *>(size), n, &how, &from, 1, b->copies);
+#else
+    size_t failed;
+    return cudaMemcpyBatchAsync(const_cast<void **>(dst), const_cast<void **>(src), const_cast<size_t *>(size), n, &how, &from, 1, &failed,
+                                b->copies);
+#endif
+}
+
 static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
 {
-    size_t bytes = b->m.page_elems * sizeof(bf16);
+    size_t page = b->m.page_elems * sizeof(bf16);
+    for (int i = 0; i < n; i++)
+        if (c[i].page < 0 || c[i].page >= b->n_pages)
+            return km_fail(err, KM_EINVAL, "page %d to copy is not in [0, %d)", c[i].page, b->n_pages);
     if (b->n_steps) /* behind the steps given so far, which may still be writing or reading these pages */
         CU_TRY(cudaStreamWaitEvent(b->copies, b->step_done, 0));
-    for (int i = 0; i < n; i++) {
-        bf16 *page = b->pool + (size_t)c[i].page * b->m.page_elems;
-        CU_TRY(dir == KV_TO_HOST ? cudaMemcpyAsync(c[i].host, page, bytes, cudaMemcpyDeviceToHost, b->copies)
-                                 : cudaMemcpyAsync(page, c[i].host, bytes, cudaMemcpyHostToDevice, b->copies));
+    for (int at = 0; at < n;) {
+        void *dst[COPY_BATCH];
+        const void *src[COPY_BATCH];
+        size_t size[COPY_BATCH], k = 0;
+        while (at < n && k < COPY_BATCH) { /* neighbours on both sides travel as one */
+            int run = 1;
+            while (at + run < n && c[at + run].page == c[at].page + run &&
+                   static_cast<char *>(c[at + run].host) == static_cast<char *>(c[at].host) + (size_t)run * page)
+                run++;
+            void *on_card = b->pool + (size_t)c[at].page * b->m.page_elems;
+            dst[k] = dir == KV_TO_HOST ? c[at].host : on_card;
+            src[k] = dir == KV_TO_HOST ? on_card : c[at].host;
+            size[k++] = (size_t)run * page;
+            at += run;
+        }
+        CU_TRY(copy_batch(b, dir, dst, src, size, k));
     }
     cudaEvent_t e = b->copy_done[b->n_copies % COPY_EVENTS];
     if (b->n_copies >= COPY_EVENTS) /* the event's last user must be over before it is used again */
@@ -378,12 +421,13 @@ static void cuda_close(struct be *b)
     cudaDeviceSynchronize();
     for (int i = 0; i < b->n_graphs; i++)
         cudaGraphExecDestroy(b->graphs[i].exec);
-    void *const device[] = {b->pool, b->x, b->h, b->qkv, b->o, b->gu, b->act, b->h_out, b->logits, b->inv_freq, b->attn_work, b->picks, b->meta_dev};
+    void *const device[] = {b->pool, b->x, b->h, b->qkv, b->o, b->gu, b->act, b->h_out, b->logits, b->inv_freq, b->attn_work, b->pick_work,
+                            b->wide.dev_base, b->narrow.dev_base};
     for (void *p : device)
         if (p)
             cudaFree(p);
     km_mem_note(KM_MEM_DEVICE, -(int64_t)(b->work_bytes + (size_t)b->st.kv_bytes));
-    void *const pinned[] = {b->meta_host, b->picks_host, b->logits_host};
+    void *const pinned[] = {b->wide.host_base, b->narrow.host_base, b->picks, b->logits_host};
     for (void *p : pinned)
         if (p)
             cudaFreeHost(p);
@@ -398,10 +442,12 @@ static void cuda_close(struct be *b)
         cudaStreamDestroy(b->steps);
     if (b->copies)
         cudaStreamDestroy(b->copies);
+    km_free(b->decoding);
     km_free(b->scratch);
     km_free(b);
 }
 
+/* Zeroed memory on the card. */
 template <typename T> static int take(struct be *b, T **out, size_t n, struct km_err *err)
 {
     void *p;
@@ -412,13 +458,25 @@ template <typename T> static int take(struct be *b, T **out, size_t n, struct km
     *out = static_cast<T *>(p);
     b->work_bytes += n * sizeof(T);
     km_mem_note(KM_MEM_DEVICE, (int64_t)(n * sizeof(T)));
+    CU_TRY(cudaMemset(p, 0, n * sizeof(T)));
     return 0;
 }
 
-/* The arrays of cu_meta, carved from one block; returns its size. The table comes last: only its used part travels. */
-static size_t carve(const struct be *b, char *base, cu_meta *out)
+template <typename T> static int pin(T **out, size_t n, struct km_err *err)
 {
-    size_t at = 0, T = (size_t)b->max_tokens, R = (size_t)b->max_reqs;
+    void *p;
+    cudaError_t rc = cudaHostAlloc(&p, n * sizeof(T), cudaHostAllocDefault);
+    if (rc != cudaSuccess)
+        return km_fail(err, KM_ENOMEM, "no %zu bytes of pinned memory: %s", n * sizeof(T), cudaGetErrorString(rc));
+    memset(p, 0, n * sizeof(T));
+    *out = static_cast<T *>(p);
+    return 0;
+}
+
+/* The arrays of cu_meta for T tokens of R requests, carved from one block; returns its size. */
+static size_t carve(const struct be *b, size_t T, size_t R, char *base, cu_meta *out)
+{
+    size_t at = 0;
     auto next = [&](size_t n) {
         int32_t *p = reinterpret_cast<int32_t *>(base + at);
         at += (n * sizeof(int32_t) + 63) / 64 * 64;
@@ -433,11 +491,11 @@ static size_t carve(const struct be *b, char *base, cu_meta *out)
     out->table_start = next(R);
     out->tile_req = next(tiles);
     out->tile_row = next(tiles);
-    out->dec_req = next(R);
+    out->items = reinterpret_cast<cu_item *>(next((size_t)cu_items_max(b->m, (int)R) * (sizeof(cu_item) / sizeof(int32_t))));
     out->sample_row = next(R);
     out->ban_start = next(R + 1);
     out->ban = next(R * MAX_BANNED);
-    out->table = next(R * (size_t)b->max_blocks + 1);
+    out->table = next(R * (size_t)b->max_blocks);
     return at;
 }
 
@@ -470,10 +528,23 @@ static int pick_device(struct be *b, struct km_err *err)
     return 0;
 }
 
+static int make_arrays(struct be *b, arrays *a, size_t T, size_t R, struct km_err *err)
+{
+    a->bytes = carve(b, T, R, nullptr, &a->dev);
+    int rc = take(b, &a->dev_base, a->bytes, err);
+    rc = rc ? rc : pin(&a->host_base, a->bytes, err);
+    if (rc)
+        return rc;
+    carve(b, T, R, a->dev_base, &a->dev);
+    carve(b, T, R, a->host_base, &a->host);
+    a->table_at = (size_t)(reinterpret_cast<char *>(a->host.table) - a->host_base);
+    return 0;
+}
+
 static int make_work(struct be *b, struct km_err *err)
 {
     const cu_dims &m = b->m;
-    size_t T = (size_t)b->max_tokens, R = (size_t)b->max_reqs, D = (size_t)m.D;
+    size_t T = (size_t)b->max_tokens, R = (size_t)b->max_reqs, D = (size_t)m.D, few = R < GRAPH_REQS ? R : (size_t)GRAPH_REQS;
     int rc = take(b, &b->x, T * D, err);
     rc = rc ? rc : take(b, &b->h, T * D, err);
     rc = rc ? rc : take(b, &b->qkv, T * (size_t)(m.H + 2 * m.G) * m.d, err);
@@ -483,31 +554,18 @@ static int make_work(struct be *b, struct km_err *err)
     rc = rc ? rc : take(b, &b->h_out, R * D, err);
     rc = rc ? rc : take(b, &b->logits, R * (size_t)m.V, err);
     rc = rc ? rc : take(b, &b->inv_freq, (size_t)m.d / 2, err);
-    rc = rc ? rc : take(b, &b->picks, R, err);
-    char *work = nullptr;
-    rc = rc ? rc : take(b, &work, cu_attn_decode_work(m), err);
+    rc = rc ? rc : take(b, &b->attn_work, cu_attn_decode_work(m), err);
+    rc = rc ? rc : take(b, &b->pick_work, cu_argmax_work(b->max_reqs), err);
+    rc = rc ? rc : make_arrays(b, &b->wide, T, R, err);
+    rc = rc ? rc : make_arrays(b, &b->narrow, few, few, err);
+    rc = rc ? rc : pin(&b->picks, R, err);
+    rc = rc ? rc : pin(&b->logits_host, (size_t)m.V, err);
     if (rc)
         return rc;
-    b->attn_work = work;
-    CU_TRY(cudaMemset(work, 0, cu_attn_decode_work(m)));
-    b->meta_bytes = carve(b, nullptr, &b->dev);
-    rc = take(b, &b->meta_dev, b->meta_bytes, err);
-    if (rc)
-        return rc;
-    void *p;
-    CU_TRY(cudaHostAlloc(&p, b->meta_bytes, cudaHostAllocDefault));
-    b->meta_host = static_cast<char *>(p);
-    memset(p, 0, b->meta_bytes);
-    CU_TRY(cudaHostAlloc(&p, R * sizeof(cu_pick), cudaHostAllocDefault));
-    b->picks_host = static_cast<cu_pick *>(p);
-    CU_TRY(cudaHostAlloc(&p, sizeof(float) * (size_t)m.V, cudaHostAllocDefault));
-    b->logits_host = static_cast<float *>(p);
     b->scratch = static_cast<float *>(km_calloc((size_t)m.V, sizeof(float)));
-    if (!b->scratch)
+    b->decoding = static_cast<int32_t *>(km_calloc(R, sizeof(int32_t)));
+    if (!b->scratch || !b->decoding)
         return km_fail(err, KM_ENOMEM, "out of memory");
-    carve(b, b->meta_dev, &b->dev);
-    carve(b, b->meta_host, &b->host);
-    b->table_at = (size_t)(reinterpret_cast<char *>(b->host.table) - b->meta_host);
 
     float freq[64];
     double theta = mdl_config(b->mdl)->rope_theta;
@@ -540,7 +598,6 @@ static int make_pool(struct be *b, const struct be_opts *o, struct km_err *err)
         return rc;
     b->st.kv_bytes = (int64_t)(b->work_bytes - work);
     b->work_bytes = work;
-    CU_TRY(cudaMemset(b->pool, 0, (size_t)b->st.kv_bytes));
     return 0;
 }
 

@@ -19,6 +19,7 @@ __device__ __forceinline__ float warp_sum(float v)
 
 __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, int D, bf16 *x)
 {
+    grid_release();
     grid_wait();
     const uint4 *src = reinterpret_cast<const uint4 *>(embed + (size_t)tokens[blockIdx.x] * D);
     uint4 *dst = reinterpret_cast<uint4 *>(x + (size_t)blockIdx.x * D);
@@ -30,6 +31,7 @@ __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, int D, bf
 template <int PER> __global__ void __launch_bounds__(128) rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps,
                                                                          bf16 *out)
 {
+    grid_release();
     grid_wait();
     size_t row = rows ? (size_t)rows[blockIdx.x] : blockIdx.x;
     const uint4 *src = reinterpret_cast<const uint4 *>(x + row * D);
@@ -68,7 +70,6 @@ template <int PER> __global__ void __launch_bounds__(128) rmsnorm_kernel(const b
         }
         dst[c] = o.raw;
     }
-    grid_release();
 }
 
 /* A warp a (token, head): lane i holds elements i, i + 32 ... of the head, so that an element's rotary partner, d / 2 away, is
@@ -78,6 +79,7 @@ __global__ void __launch_bounds__(256) qk_rope_store_kernel(bf16 *qkv, const bf1
                                                             const int32_t *positions, const int32_t *slots, int T, int H, int G,
                                                             int B_log2, size_t page_elems, size_t layer_at, float eps, bf16 *pool)
 {
+    grid_release();
     grid_wait();
     constexpr int N = DH / 32, HALF = N / 2;
     int heads = H + 2 * G, lane = threadIdx.x % 32;
@@ -125,11 +127,11 @@ __global__ void __launch_bounds__(256) qk_rope_store_kernel(bf16 *qkv, const bf1
 #pragma unroll
     for (int i = 0; i < N; i++)
         dst[lane + 32 * i] = __float2bfloat16(v[i]);
-    grid_release();
 }
 
 __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 {
+    grid_release();
     grid_wait();
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total8)

@@ -86,7 +86,7 @@ void cu_gemm_close(struct cu_lt *g)
 }
 
 /* 1, 2, 3, 4, 6, 8, 12, 16, 24 ...: the smallest not below M. */
-static int bucket_of(int M)
+int cu_gemm_bucket(int M)
 {
     int b = 1;
     while (b < M)
@@ -96,42 +96,32 @@ static int bucket_of(int M)
 
 /* Column-major to cuBLAS: y^T[N x M] = w^T[K x N]^T x^T[K x M]. */
 struct layouts {
-    cublasLtMatrixLayout_t w, x, y;
+    cublasLtMatrixLayoutOpaque_t w, x, y;
 };
-static void layouts_free(layouts *l)
-{
-    if (l->w)
-        cublasLtMatrixLayoutDestroy(l->w);
-    if (l->x)
-        cublasLtMatrixLayoutDestroy(l->x);
-    if (l->y)
-        cublasLtMatrixLayoutDestroy(l->y);
-}
 
 static cublasStatus_t layouts_make(layouts *l, int M, int N, int K, bool y_f32)
 {
-    memset(l, 0, sizeof *l);
-    cublasStatus_t rc = cublasLtMatrixLayoutCreate(&l->w, CUDA_R_16BF, K, N, K);
+    cublasStatus_t rc = cublasLtMatrixLayoutInit(&l->w, CUDA_R_16BF, (uint64_t)K, (uint64_t)N, K);
     if (rc == CUBLAS_STATUS_SUCCESS)
-        rc = cublasLtMatrixLayoutCreate(&l->x, CUDA_R_16BF, K, M, K);
+        rc = cublasLtMatrixLayoutInit(&l->x, CUDA_R_16BF, (uint64_t)K, (uint64_t)M, K);
     if (rc == CUBLAS_STATUS_SUCCESS)
-        rc = cublasLtMatrixLayoutCreate(&l->y, y_f32 ? CUDA_R_32F : CUDA_R_16BF, N, M, N);
+        rc = cublasLtMatrixLayoutInit(&l->y, y_f32 ? CUDA_R_32F : CUDA_R_16BF, (uint64_t)N, (uint64_t)M, N);
     return rc;
 }
 
-static cublasStatus_t run(struct cu_lt *g, const layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x, const bf16 *w, bool add, void *y,
+static cublasStatus_t run(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x, const bf16 *w, bool add, void *y,
                           cudaStream_t s)
 {
     float one = 1, beta = add ? 1.f : 0.f;
-    return cublasLtMatmul(g->lt, g->op, &one, w, l->w, x, l->x, &beta, y, l->y, y, l->y, algo, g->workspace, WORKSPACE, s);
+    return cublasLtMatmul(g->lt, g->op, &one, w, &l->w, x, &l->x, &beta, y, &l->y, y, &l->y, algo, g->workspace, WORKSPACE, s);
 }
 
 /* Times the candidates on scratch output, each from a cold L2 as in a model, where other weights come between. */
-static int choose(struct cu_lt *g, plan *p, const layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s, struct km_err *err)
+static int choose(struct cu_lt *g, plan *p, layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s, struct km_err *err)
 {
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     int n = 0;
-    LT_TRY(cublasLtMatmulAlgoGetHeuristic(g->lt, g->op, l->w, l->x, l->y, l->y, g->pref, CANDIDATES, found, &n));
+    LT_TRY(cublasLtMatmulAlgoGetHeuristic(g->lt, g->op, &l->w, &l->x, &l->y, &l->y, g->pref, CANDIDATES, found, &n));
     if (!n)
         return km_fail(err, KM_EDEVICE, "cuBLASLt has no algorithm for a %d x %d x %d product", M, p->N, p->K);
     p->algo = found[0].algo;
@@ -169,7 +159,7 @@ static int choose(struct cu_lt *g, plan *p, const layouts *l, int M, const bf16 
 
 int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32, cudaStream_t s, struct km_err *err)
 {
-    int b = bucket_of(M);
+    int b = cu_gemm_bucket(M);
     plan *p = nullptr;
     for (int i = 0; i < g->n_plans && !p; i++) {
         plan *q = &g->plans[i];
@@ -188,7 +178,6 @@ int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, 
     }
     if (rc == CUBLAS_STATUS_SUCCESS && !failed)
         rc = run(g, &l, &p->algo, x, w, add, y, s);
-    layouts_free(&l);
     if (failed)
         return failed;
     return rc == CUBLAS_STATUS_SUCCESS ? 0 : lt_fail(err, rc, "cublasLtMatmul");

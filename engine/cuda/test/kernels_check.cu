@@ -101,18 +101,19 @@ struct judge {
 /* A set of requests over scattered pages. */
 struct scene {
     cu_dims m = {};
-    int R, T = 0, n_pages, n_tiles = 0, n_dec = 0;
+    int R, T = 0, n_pages, n_tiles = 0, n_items = 0;
     both<bf16> *pool, *qkv, *o;
     both<int32_t> *meta;
     cu_meta hm = {}, dm = {};
 
-    scene(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len) : R(n)
+    /* sms: pretend this many, since they decide how decode attention is cut; 0: the card's own */
+    scene(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len, int sms = 0) : R(n)
     {
         m.L = L, m.H = H, m.G = G, m.d = d, m.B = B, m.B_log2 = __builtin_ctz((unsigned)B), m.max_reqs = n, m.eps = 1e-6f;
         m.page_elems = (size_t)L * 2 * G * B * d;
         cudaDeviceProp p;
         OK(cudaGetDeviceProperties(&p, 0));
-        m.n_sms = p.multiProcessorCount, m.arch = p.major * 10 + p.minor;
+        m.n_sms = sms ? sms : p.multiProcessorCount, m.arch = p.major * 10 + p.minor;
         int blocks = 0;
         for (int r = 0; r < n; r++)
             T += q_len[r], blocks += (kv_len[r] + B - 1) / B;
@@ -120,7 +121,7 @@ struct scene {
         pool = new both<bf16>((size_t)n_pages * m.page_elems);
         qkv = new both<bf16>((size_t)T * (H + 2 * G) * d);
         o = new both<bf16>((size_t)T * H * d);
-        meta = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64));
+        meta = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64 + 5 * cu_items_max(m, n)));
         int32_t *at = meta->h;
         auto next = [&](int32_t *&host, int32_t *&dev, size_t count) {
             host = at, dev = meta->d + (at - meta->h), at += count;
@@ -129,7 +130,9 @@ struct scene {
         next(hm.kv_len, dm.kv_len, (size_t)n);
         next(hm.table_start, dm.table_start, (size_t)n);
         next(hm.table, dm.table, (size_t)blocks);
-        next(hm.dec_req, dm.dec_req, (size_t)n);
+        int32_t *host_items, *dev_items, *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)n)), n_dec = 0;
+        next(host_items, dev_items, 5 * (size_t)cu_items_max(m, n));
+        hm.items = reinterpret_cast<cu_item *>(host_items), dm.items = reinterpret_cast<cu_item *>(dev_items);
         next(hm.tile_req, dm.tile_req, (size_t)T);
         next(hm.tile_row, dm.tile_row, (size_t)T);
         next(hm.positions, dm.positions, (size_t)T);
@@ -154,11 +157,13 @@ struct scene {
                 hm.slots[hm.q_start[r] + i] = hm.table[hm.table_start[r] + pos / B] * B + pos % B;
             }
             if (q_len[r] == 1)
-                hm.dec_req[n_dec++] = r;
+                decoding[n_dec++] = r;
             for (int i = 0; q_len[r] > 1 && i < q_len[r]; i += CU_TILE_Q)
                 hm.tile_req[n_tiles] = r, hm.tile_row[n_tiles++] = i;
         }
         free(perm);
+        n_items = cu_items(m, hm.kv_len, decoding, n_dec, hm.items);
+        free(decoding);
         meta->up();
         /* Pages hold numbers where a request has tokens and NaN everywhere else. */
         memset((void *)pool->h, 0xFF, pool->n * sizeof(bf16));
@@ -227,36 +232,47 @@ struct scene {
     }
 };
 
-static void check_attention(int H, int G, int d, int B)
+/* The rows of prefill tiles by wgmma, the others as they are. */
+static void check_attention_sm90(scene &s)
 {
-    static const int q[] = {1, 2, 127, 128, 129, 1, 257, 1, 64, 1}, kv[] = {1, 2, 127, 128, 129, 17, 300, 777, 64, 2049};
-    scene s(H, G, d, B, 2, 10, q, kv);
-    char name[96];
+    char map[128], name[96];
+    struct km_err err;
+    if (cu_attn_map(s.m, s.pool->d, s.n_pages, map, &err)) {
+        printf("BAD  %s\n", err.msg);
+        failures++;
+        return;
+    }
     void *work;
     OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
     OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
-    for (int splits = 1; splits <= 32; splits *= 4) {
-        s.o->poison();
-        cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_dec, splits, 1, s.pool->d, s.o->d, work, 0);
-        cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 1, s.pool->d, s.o->d, 0);
-        snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d splits", H, G, d, B, splits);
-        s.judge_rows(name, 1, 7);
-    }
-    if (cu_attn_prefill_sm90_usable(s.m)) {
-        char map[128];
-        struct km_err err;
-        if (cu_attn_map(s.m, s.pool->d, s.n_pages, map, &err)) {
-            printf("BAD  %s\n", err.msg);
-            failures++;
-        } else {
-            s.o->poison();
-            cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_dec, 4, 1, s.pool->d, s.o->d, work, 0);
-            cu_attn_prefill_sm90(s.m, map, s.qkv->d, s.dm, s.n_tiles, 1, s.o->d, 0);
-            snprintf(name, sizeof name, "attention sm90 %d/%d heads, pages of %d", H, G, B);
-            s.judge_rows(name, 1, 7);
-        }
-    }
+    s.o->poison();
+    cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, 1, s.pool->d, s.o->d, work, 0);
+    cu_attn_prefill_sm90(s.m, map, s.qkv->d, s.dm, s.n_tiles, 1, s.o->d, 0);
+    snprintf(name, sizeof name, "attention sm90 %d/%d heads, pages of %d", s.m.H, s.m.G, s.m.B);
+    s.judge_rows(name, 1, 7);
     cudaFree(work);
+}
+
+static void check_attention(int H, int G, int d, int B)
+{
+    static const int q[] = {1, 2, 127, 128, 129, 1, 257, 1, 64, 1}, kv[] = {1, 2, 127, 128, 129, 17, 300, 777, 64, 2049};
+    char name[96];
+    for (int sms : {1, 8, 132}) {
+        scene s(H, G, d, B, 2, 10, q, kv, sms);
+        void *work;
+        OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
+        OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
+        for (int again = 0; again < 2; again++) { /* twice: the arrival counters must be back at zero */
+            s.o->poison();
+            cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, 1, s.pool->d, s.o->d, work, 0);
+        }
+        cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 1, s.pool->d, s.o->d, 0);
+        snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d items", H, G, d, B, s.n_items);
+        s.judge_rows(name, 1, 7);
+        if (sms > 8 && cu_attn_prefill_sm90_usable(s.m))
+            check_attention_sm90(s);
+        cudaFree(work);
+    }
 }
 
 static void check_qk_rope(int d)
@@ -416,7 +432,12 @@ static void check_small()
     meta.ban_start = bans.d;
     meta.ban = bans.d + 4;
     both<cu_pick> picks((size_t)S);
-    cu_argmax(logits.d, S, V, meta, picks.d, 0);
+    both<char> work(cu_argmax_work(S));
+    work.up();
+    for (int again = 0; again < 2; again++) {
+        picks.poison();
+        cu_argmax(logits.d, S, V, meta, S, work.d, picks.d, 0);
+    }
     picks.down();
     judge j("argmax and log-probability");
     for (int s = 0; s < S; s++) {
@@ -494,12 +515,8 @@ static void time_decode(int reqs, int len)
     OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
     double bytes = (double)reqs * len * 2 * 8 * 128 * 2;
     int layer = 0;
-    printf("decode attention %4d x %6d", reqs, len);
-    for (int splits = 1; splits <= 32; splits *= 2) {
-        float ms = time_ms([&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_dec, splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
-        printf("  %d: %.1f us %.2f TB/s", splits, ms * 1e3, bytes / ms / 1e9);
-    }
-    printf("\n");
+    float ms = time_ms([&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
+    printf("decode attention %4d x %6d  %8.1f us %6.2f TB/s\n", reqs, len, ms * 1e3, bytes / ms / 1e9);
     cudaFree(work);
     delete[] q;
     delete[] kv;
