@@ -12,7 +12,8 @@
 #include <string.h>
 #include <xxhash.h>
 
-int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally, struct km_err *err)
+int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally,
+             struct km_err *err)
 {
     *a = (struct ans){.stream = stream, .completions = completions, .by_ids = by_ids, .tally = tally};
     a->hash = XXH3_createState();
@@ -219,7 +220,7 @@ static const char *beginning(struct ans *a)
     return a->start;
 }
 
-#define WHY(a, ...) snprintf((a)->rec.error, sizeof (a)->rec.error, __VA_ARGS__)
+#define WHY(a, ...) snprintf((a)->rec.error, sizeof(a)->rec.error, __VA_ARGS__)
 
 /* Everything that can be wrong with an answer, in the order in which it explains the rest. */
 static void judge(struct ans *a, const struct ans_close *end)
@@ -235,7 +236,8 @@ static void judge(struct ans *a, const struct ans_close *end)
     else if (a->said[0] && r->status == 200)
         WHY(a, "error event after %d tokens: %.110s", a->tokens, a->said);
     else if (end->timed_out)
-        WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9, a->tokens);
+        WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9,
+            a->tokens);
     else if (end->lost && !a->done) /* after [DONE] nothing is missing */
         WHY(a, "%s after %d tokens: %.100s", r->status ? "connection lost" : "no answer", a->tokens, end->lost);
     else if (r->status != 200) {
@@ -243,7 +245,8 @@ static void judge(struct ans *a, const struct ans_close *end)
             say(a->said, e.message);
         WHY(a, "HTTP %d: %.120s", r->status, a->said[0] ? a->said : beginning(a));
     } else if (a->stream && !a->events)
-        WHY(a, "HTTP 200 but no event stream (%.40s): %.80s", end->type ? end->type : "no content type", beginning(a));
+        WHY(a, "HTTP 200 but no event stream (%.40s): %.80s", end->type ? end->type : "no content type",
+            beginning(a));
     else if (a->stream && !a->done)
         WHY(a, "the stream ended without [DONE] after %d tokens", a->tokens);
     else if (!a->tokens)

@@ -28,9 +28,9 @@
 #include <unistd.h>
 
 enum {
-    PEEK = 16384,                 /* libcurl's read size */
-    TURN_NS = 100000000,          /* progress, and the longest sleep */
-    STEP_NS = 50000,              /* a wall clock that moves more than this between two looks has jumped */
+    PEEK = 16384,        /* libcurl's read size */
+    TURN_NS = 100000000, /* progress, and the longest sleep */
+    STEP_NS = 50000,     /* a wall clock that moves more than this between two looks has jumped */
 };
 static const double PROMPT_TIMEOUT_S = 6 * 3600, CONVERSATION_TIMEOUT_S = 120;
 
@@ -48,16 +48,16 @@ struct cli {
     struct curl_slist *headers;
     char *url;
     int epfd, timer;
-    int64_t curl_due;      /* when libcurl wants to be called; INT64_MAX: not */
-    struct slot **slots;   /* [n_slots] */
-    struct slot **idle;    /* [n_idle], a stack */
+    int64_t curl_due;    /* when libcurl wants to be called; INT64_MAX: not */
+    struct slot **slots; /* [n_slots] */
+    struct slot **idle;  /* [n_idle], a stack */
     int n_slots, n_idle, cap_slots;
-    struct slot **by_fd;   /* [cap_fd] whose socket it is; NULL: none */
+    struct slot **by_fd; /* [cap_fd] whose socket it is; NULL: none */
     int cap_fd;
     unsigned char peek[PEEK];
 
-    struct slot *stamped;  /* the slot that the stamps below belong to */
-    int64_t kernel_ns, user_ns; /* kernel_ns 0: none */
+    struct slot *stamped;         /* the slot that the stamps below belong to */
+    int64_t kernel_ns, user_ns;   /* kernel_ns 0: none */
     int64_t offset_ns, offset_at; /* wall - monotonic, and when it was looked at */
     bool offset_good;
 
@@ -128,7 +128,7 @@ static struct ans_stamp arrival(const struct slot *s)
 static size_t on_body(char *p, size_t size, size_t n, void *arg)
 {
     struct slot *s = arg;
-    (void)size; /* always 1 */
+    (void)size;                                         /* always 1 */
     return ans_body(&s->ans, p, n, arrival(s)) ? n : 0; /* 0 ends the transfer */
 }
 
@@ -174,7 +174,8 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *un
     }
     curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **)&s);
     c->by_fd[fd] = s;
-    struct epoll_event e = {.events = (what & CURL_POLL_IN ? EPOLLIN : 0u) | (what & CURL_POLL_OUT ? EPOLLOUT : 0u), .data.fd = fd};
+    struct epoll_event e = {
+        .events = (what & CURL_POLL_IN ? EPOLLIN : 0u) | (what & CURL_POLL_OUT ? EPOLLOUT : 0u), .data.fd = fd};
     if (epoll_ctl(c->epfd, EPOLL_CTL_MOD, fd, &e) && epoll_ctl(c->epfd, EPOLL_CTL_ADD, fd, &e))
         return -1;
     return 0;
@@ -285,7 +286,8 @@ static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *
                 expired = 0; /* re-armed before it was read */
             continue;
         }
-        int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) | (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
+        int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) |
+                   (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
                    (ev[i].events & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR | CURL_CSELECT_IN : 0);
         stamp(c, fd);
         curl_multi_socket_action(c->multi, fd, bits, &running);
@@ -397,11 +399,15 @@ static int allow_files(int n, struct km_err *err)
     if (getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur >= need)
         return 0;
     if (r.rlim_max != RLIM_INFINITY && r.rlim_max < need)
-        return km_fail(err, KM_ELIMIT, "%d connections need %d open files and the limit is %d; raise it (ulimit -n) or use a lower "
-                       "--max-concurrency", n, (int)need, (int)r.rlim_max);
+        return km_fail(
+            err, KM_ELIMIT,
+            "%d connections need %d open files and the limit is %d; raise it (ulimit -n) or use a lower "
+            "--max-concurrency",
+            n, (int)need, (int)r.rlim_max);
     r.rlim_cur = need;
-    return setrlimit(RLIMIT_NOFILE, &r) ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; use ulimit -n", (int)need)
-                                        : 0;
+    return setrlimit(RLIMIT_NOFILE, &r)
+               ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; use ulimit -n", (int)need)
+               : 0;
 }
 
 int cli_connect(struct cli *c, int n, struct km_err *err)
@@ -419,7 +425,8 @@ int cli_connect(struct cli *c, int n, struct km_err *err)
         }
         curl_easy_setopt(s->easy, CURLOPT_URL, url.data);
         curl_easy_setopt(s->easy, CURLOPT_HTTPGET, 1L);
-        curl_easy_setopt(s->easy, CURLOPT_FRESH_CONNECT, 1L); /* the others' answers may be in: take no connection of theirs */
+        curl_easy_setopt(s->easy, CURLOPT_FRESH_CONNECT,
+                         1L); /* the others' answers may be in: take no connection of theirs */
         curl_easy_setopt(s->easy, CURLOPT_WRITEFUNCTION, discard);
         curl_easy_setopt(s->easy, CURLOPT_HEADERFUNCTION, discard);
         curl_easy_setopt(s->easy, CURLOPT_TIMEOUT_MS, 30000L);
@@ -431,8 +438,9 @@ int cli_connect(struct cli *c, int n, struct km_err *err)
         CURLcode result;
         while ((s = finished(c, &result))) {
             /* A server that is slow to answer a health check may still serve; one that is not there cannot. */
-            if (!rc && (result == CURLE_COULDNT_CONNECT || result == CURLE_COULDNT_RESOLVE_HOST || result == CURLE_URL_MALFORMAT ||
-                        result == CURLE_UNSUPPORTED_PROTOCOL || result == CURLE_SSL_CONNECT_ERROR))
+            if (!rc && (result == CURLE_COULDNT_CONNECT || result == CURLE_COULDNT_RESOLVE_HOST ||
+                        result == CURLE_URL_MALFORMAT || result == CURLE_UNSUPPORTED_PROTOCOL ||
+                        result == CURLE_SSL_CONNECT_ERROR))
                 rc = km_fail(err, KM_ENET, "cannot reach %s: %s; is the server running?", c->o.target->url,
                              s->errbuf[0] ? s->errbuf : curl_easy_strerror(result));
             retire(c, s);
@@ -496,8 +504,8 @@ static int start(struct cli *c, struct req *r, const struct turns_item *it, stru
 }
 
 /* The end of one request: verdict, record, history, and the word to the schedule. */
-static int finish(struct cli *c, struct slot *s, CURLcode result, struct turns *sch, struct req *r, struct hz_progress *p,
-               double *ttft_sum, struct hz_trace *t, struct km_err *err)
+static int finish(struct cli *c, struct slot *s, CURLcode result, struct turns *sch, struct req *r,
+                  struct hz_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
 {
     long opened = 0;
     struct ans_close end = {.timed_out = result == CURLE_OPERATION_TIMEDOUT, .now_ns = km_now_ns()};
@@ -532,7 +540,8 @@ static double cpu_seconds(void)
 {
     struct rusage u;
     getrusage(RUSAGE_THREAD, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+           (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
 }
 
 static void reset_health(struct cli *c)
@@ -588,7 +597,8 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
     }
     t->end_ns = km_now_ns();
     prctl(PR_SET_TIMERSLACK, slack > 0 ? slack : 0, 0, 0, 0);
-    for (int i = 0; (rc || t->stopped) && p.active && i < c->n_slots; i++) { /* those still on their way are given up */
+    for (int i = 0; (rc || t->stopped) && p.active && i < c->n_slots;
+         i++) { /* those still on their way are given up */
         bool idle = false;
         for (int k = 0; k < c->n_idle; k++)
             idle = idle || c->idle[k] == c->slots[i];
@@ -602,7 +612,8 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
                                    .send_lag_p99_ms = hz_hist_ms(&c->send_lag, 0.99),
                                    .events = c->tally.events,
                                    .reads = c->reads,
-                                   .kernel_stamps = c->tally.events ? (double)c->tally.stamped / (double)c->tally.events : NAN,
+                                   .kernel_stamps =
+                                       c->tally.events ? (double)c->tally.stamped / (double)c->tally.events : NAN,
                                    .stamp_lag_p99_ms = hz_hist_ms(&c->tally.lag, 0.99),
                                    .coalesced = c->tally.coalesced,
                                    .reconnects = c->reconnects,

@@ -34,7 +34,8 @@ static int count_answer(struct hz_rec *r, const struct tok *tok, int *answer, st
     return rc;
 }
 
-int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct tok *tok, bool keep_text, struct km_err *err)
+int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct tok *tok, bool keep_text,
+                   struct km_err *err)
 {
     int rc = 0;
     size_t turns = 0;
@@ -48,7 +49,8 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
         rc = km_fail(err, KM_ENOMEM, "no memory for the token counts of %d requests", t->n);
     for (int c = 0; !rc && tok && c < set->n; c++) {
         for (int m = 0; !rc && m < set->convs[c].n; m++)
-            rc = message_tokens(tok, &set->convs[c].msgs[m], m % 2 ? &answer[at[c] + (size_t)m / 2] : &user[at[c] + (size_t)m / 2], err);
+            rc = message_tokens(tok, &set->convs[c].msgs[m],
+                                m % 2 ? &answer[at[c] + (size_t)m / 2] : &user[at[c] + (size_t)m / 2], err);
     }
     /* First every answer, in both passes; with a fixed history the workload's own stay in the prompts. */
     for (int i = 0; !rc && tok && i < t->n_warm + t->n; i++) {

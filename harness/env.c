@@ -54,7 +54,8 @@ static bool field(const char *path, const char *key, char *out, size_t size)
 
 static void add_cpu(cJSON *to)
 {
-    static const char *const wanted[] = {"avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "hypervisor"};
+    static const char *const wanted[] = {"avx2",        "fma",      "avx512f",   "avx512_bf16",
+                                         "avx512_vnni", "amx_bf16", "hypervisor"};
     char text[4096], padded[4100], word[32];
     cJSON *cpu = cJSON_AddObjectToObject(to, "cpu");
     if (field("/proc/cpuinfo", "model name", text, sizeof text))

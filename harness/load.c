@@ -16,7 +16,8 @@ enum { OPEN_AHEAD = 64 }; /* connections opened beforehand when prompts arrive a
 
 struct hz_load hz_load_defaults(void)
 {
-    return (struct hz_load){.num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = HZ_CHAT};
+    return (struct hz_load){
+        .num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = HZ_CHAT};
 }
 
 /* The numbers that vLLM's client also refuses, with its rules. */
@@ -25,41 +26,50 @@ static int check(const struct hz_load *l, const struct wl_set *set, struct km_er
     if (set->n < 1)
         return km_fail(err, KM_EINVAL, "workload %s is empty", set->name);
     if (l->request_rate < 0 || isnan(l->request_rate))
-        return km_fail(err, KM_EINVAL, "--request-rate is %g; it must be positive, or 0 for no pause", l->request_rate);
+        return km_fail(err, KM_EINVAL, "--request-rate is %g; it must be positive, or 0 for no pause",
+                       l->request_rate);
     if (!(l->burstiness > 0))
-        return km_fail(err, KM_EINVAL, "--burstiness is %g; it must be positive, 1 for Poisson arrivals", l->burstiness);
+        return km_fail(err, KM_EINVAL, "--burstiness is %g; it must be positive, 1 for Poisson arrivals",
+                       l->burstiness);
     if (l->timeout_s < 0 || !(l->timeout_s < 1e6))
-        return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000", l->timeout_s);
+        return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000",
+                       l->timeout_s);
     if (set->kind == WL_RANDOM)
         return 0;
     if (l->num_clients < 1 || l->num_clients > set->n)
-        return km_fail(err, KM_EINVAL, "--num-clients is %" PRId64 "; with the %d conversations of %s it must be between 1 and %d",
+        return km_fail(err, KM_EINVAL,
+                       "--num-clients is %" PRId64 "; with the %d conversations of %s it must be between 1 and %d",
                        l->num_clients, set->n, set->name, set->n);
     int64_t active = l->max_active_conversations ? l->max_active_conversations : l->num_clients;
     if (active < l->num_clients || active > set->n)
-        return km_fail(err, KM_EINVAL, "--max-active-conversations is %" PRId64 "; with %" PRId64 " clients and %d conversations it must "
-                       "be between %" PRId64 " and %d", active, l->num_clients, set->n, l->num_clients, set->n);
+        return km_fail(err, KM_EINVAL,
+                       "--max-active-conversations is %" PRId64 "; with %" PRId64
+                       " clients and %d conversations it must "
+                       "be between %" PRId64 " and %d",
+                       active, l->num_clients, set->n, l->num_clients, set->n);
     if (l->max_num_requests && l->max_num_requests < l->num_clients)
-        return km_fail(err, KM_EINVAL, "--max-num-requests is %" PRId64 "; %" PRId64 " clients share it, so it must be at least that",
+        return km_fail(err, KM_EINVAL,
+                       "--max-num-requests is %" PRId64 "; %" PRId64
+                       " clients share it, so it must be at least that",
                        l->max_num_requests, l->num_clients);
     return 0;
 }
 
-static int closed(struct turns **out, const struct hz_load *l, const struct wl_set *set, const int *order, int n, bool warmup,
-                  bool warmed, struct km_err *err)
+static int closed(struct turns **out, const struct hz_load *l, const struct wl_set *set, const int *order, int n,
+                  bool warmup, bool warmed, struct km_err *err)
 {
     int64_t active = l->max_active_conversations ? l->max_active_conversations : l->num_clients;
     struct turns_closed o = {.order = order,
-                           .n = n,
-                           .first_turn = warmed,
-                           .clients = (int)l->num_clients,
-                           .active = warmup ? 1 : (int)(active / l->num_clients),
-                           .quota = l->max_num_requests / l->num_clients,
-                           .max_turns = warmup ? 1 : l->max_turns,
-                           .early_stop = l->early_stop && !warmup,
-                           .random = l->random_sampling,
-                           .rate = l->request_rate,
-                           .seed = l->seed};
+                             .n = n,
+                             .first_turn = warmed,
+                             .clients = (int)l->num_clients,
+                             .active = warmup ? 1 : (int)(active / l->num_clients),
+                             .quota = l->max_num_requests / l->num_clients,
+                             .max_turns = warmup ? 1 : l->max_turns,
+                             .early_stop = l->early_stop && !warmup,
+                             .random = l->random_sampling,
+                             .rate = l->request_rate,
+                             .seed = l->seed};
     return turns_closed_new(out, set, &o, err);
 }
 
@@ -68,13 +78,14 @@ static int prompts(const struct hz_load *l, const struct wl_set *set)
     return l->max_num_requests > 0 && l->max_num_requests < set->n ? (int)l->max_num_requests : set->n;
 }
 
-static int open_loop(struct turns **out, const struct hz_load *l, const struct wl_set *set, bool warmup, struct km_err *err)
+static int open_loop(struct turns **out, const struct hz_load *l, const struct wl_set *set, bool warmup,
+                     struct km_err *err)
 {
     struct turns_open o = {.n = prompts(l, set),
-                         .rate = warmup ? 0 : l->request_rate,
-                         .burstiness = l->burstiness,
-                         .cap = l->max_concurrency,
-                         .seed = l->seed};
+                           .rate = warmup ? 0 : l->request_rate,
+                           .burstiness = l->burstiness,
+                           .cap = l->max_concurrency,
+                           .seed = l->seed};
     return turns_open_new(out, &o, err);
 }
 
@@ -91,8 +102,8 @@ static int connections(const struct hz_load *l, const struct wl_set *set)
 
 /* The unmeasured pass. Its conversations, in order of completion and with the answers that they got, are what
  * the measured pass goes on with. */
-static int warm_up(struct cli *c, struct req *r, const struct hz_load *l, const struct wl_set *set, struct turns **s,
-                   struct hz_trace *t, struct km_err *err)
+static int warm_up(struct cli *c, struct req *r, const struct hz_load *l, const struct wl_set *set,
+                   struct turns **s, struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
     bool open = set->kind == WL_RANDOM;
@@ -112,12 +123,13 @@ static int warm_up(struct cli *c, struct req *r, const struct hz_load *l, const 
     if (!rc && !open)
         turns_finished(*s, &done);
     if (done == 0)
-        rc = km_fail(err, KM_ENET, "no request of the warm-up succeeded; the first said: %s", t->n_warm ? t->warm[0].error : "nothing");
+        rc = km_fail(err, KM_ENET, "no request of the warm-up succeeded; the first said: %s",
+                     t->n_warm ? t->warm[0].error : "nothing");
     return rc;
 }
 
-int hz_run(const struct hz_target *target, const struct hz_load *load, const struct wl_set *set, hz_progress_fn progress,
-           void *arg, struct hz_trace *out, struct km_err *err)
+int hz_run(const struct hz_target *target, const struct hz_load *load, const struct wl_set *set,
+           hz_progress_fn progress, void *arg, struct hz_trace *out, struct km_err *err)
 {
     struct req *r = NULL;
     struct cli *c = NULL;

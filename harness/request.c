@@ -21,7 +21,7 @@ struct req {
     const struct hz_load *load;
     const struct wl_set *set;
     bool prompts;
-    const char *max_key;  /* what this endpoint calls the token limit; NULL: extra_body sets it */
+    const char *max_key; /* what this endpoint calls the token limit; NULL: extra_body sets it */
     bool send_min;
     struct km_buf head, tail, end; /* tail: parameters before the limits; end: after them, with the last brace */
     struct km_buf parts;           /* every message's JSON */
@@ -40,18 +40,23 @@ static int check_extra(const cJSON *extra, struct km_err *err)
     static const char *const ours[] = {"messages", "prompt", "stream", "n"};
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
         if (cJSON_GetObjectItemCaseSensitive(extra, ours[i]))
-            return km_fail(err, KM_EINVAL, "the extra body sets \"%s\", which the client itself must set; leave it out", ours[i]);
+            return km_fail(err, KM_EINVAL,
+                           "the extra body sets \"%s\", which the client itself must set; leave it out", ours[i]);
     return 0;
 }
 
 static int check_load(const struct hz_load *l, const struct wl_set *set, bool prompts, struct km_err *err)
 {
     if (l->endpoint == HZ_COMPLETIONS && !prompts)
-        return km_fail(err, KM_EINVAL, "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat", set->name);
+        return km_fail(err, KM_EINVAL,
+                       "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat",
+                       set->name);
     if (l->send_token_ids && l->endpoint != HZ_COMPLETIONS)
-        return km_fail(err, KM_EINVAL, "--send-token-ids needs --endpoint-type completions; chat messages are text");
+        return km_fail(err, KM_EINVAL,
+                       "--send-token-ids needs --endpoint-type completions; chat messages are text");
     if (l->limit_min_tokens > 0 && l->limit_max_tokens > 0 && l->limit_min_tokens > l->limit_max_tokens)
-        return km_fail(err, KM_EINVAL, "--limit-min-tokens is %" PRId64 ", over --limit-max-tokens, which is %" PRId64,
+        return km_fail(err, KM_EINVAL,
+                       "--limit-min-tokens is %" PRId64 ", over --limit-max-tokens, which is %" PRId64,
                        l->limit_min_tokens, l->limit_max_tokens);
     if (!prompts && (l->limit_min_tokens > 0) != (l->limit_max_tokens > 0))
         return km_fail(err, KM_EINVAL, "--limit-min-tokens and --limit-max-tokens go together; %s is missing",
@@ -59,14 +64,19 @@ static int check_load(const struct hz_load *l, const struct wl_set *set, bool pr
     for (int c = 0; c < set->n; c++) {
         const struct wl_conv *v = &set->convs[c];
         if (v->n < 2 || v->n % 2)
-            return km_fail(err, KM_EINVAL, "conversation %s has %d messages; every user message needs an answer after it",
+            return km_fail(err, KM_EINVAL,
+                           "conversation %s has %d messages; every user message needs an answer after it",
                            v->id ? v->id : "?", v->n);
         for (int m = 0; m < v->n; m++) {
             if (l->send_token_ids && m == 0 && !v->msgs[m].ids)
-                return km_fail(err, KM_EINVAL, "--send-token-ids needs a random workload; the prompts of %s are text only", set->name);
+                return km_fail(err, KM_EINVAL,
+                               "--send-token-ids needs a random workload; the prompts of %s are text only",
+                               set->name);
             if (v->msgs[m].assistant && v->msgs[m].n_tokens < 0 && l->limit_max_tokens == 0)
-                return km_fail(err, KM_EINVAL, "the answers of %s are not counted, so no max_tokens can be sent; give --tokenizer "
-                               "or --limit-min-tokens and --limit-max-tokens", set->name);
+                return km_fail(err, KM_EINVAL,
+                               "the answers of %s are not counted, so no max_tokens can be sent; give --tokenizer "
+                               "or --limit-min-tokens and --limit-max-tokens",
+                               set->name);
         }
     }
     return 0;
@@ -83,9 +93,9 @@ static void put_message(const struct req *r, struct km_buf *b, const struct wl_m
     }
     bool list = r->prompts && r->load->endpoint == HZ_CHAT; /* bench serve sends a list of parts */
     km_buf_puts(b, r->load->endpoint == HZ_COMPLETIONS ? "\""
-                   : list                              ? "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\""
-                   : m->assistant                      ? "{\"role\":\"assistant\",\"content\":\""
-                                                       : "{\"role\":\"user\",\"content\":\"");
+                   : list         ? "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\""
+                   : m->assistant ? "{\"role\":\"assistant\",\"content\":\""
+                                  : "{\"role\":\"user\",\"content\":\"");
     km_buf_put_json(b, m->text, m->len);
     km_buf_puts(b, r->load->endpoint == HZ_COMPLETIONS ? "\"" : list ? "\"}]}" : "\"}");
 }
@@ -119,7 +129,8 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
     r->send_min = !cJSON_GetObjectItemCaseSensitive(extra, "min_tokens") &&
                   (r->prompts ? l->limit_min_tokens > 0 : l->limit_min_tokens >= 0);
     r->max_key = r->prompts && chat ? "max_completion_tokens" : "max_tokens";
-    if (cJSON_GetObjectItemCaseSensitive(extra, "max_tokens") || cJSON_GetObjectItemCaseSensitive(extra, "max_completion_tokens"))
+    if (cJSON_GetObjectItemCaseSensitive(extra, "max_tokens") ||
+        cJSON_GetObjectItemCaseSensitive(extra, "max_completion_tokens"))
         r->max_key = NULL;
 
     struct km_buf salt = {0};
@@ -134,7 +145,8 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
         param(&r->end, extra, "cache_salt", km_buf_str(&salt));
     }
     if (l->enable_thinking_set && chat)
-        param(&r->end, extra, "chat_template_kwargs", l->enable_thinking ? "{\"enable_thinking\":true}" : "{\"enable_thinking\":false}");
+        param(&r->end, extra, "chat_template_kwargs",
+              l->enable_thinking ? "{\"enable_thinking\":true}" : "{\"enable_thinking\":false}");
     for (const cJSON *v = extra ? extra->child : NULL; v; v = v->next) {
         char *json = cJSON_PrintUnformatted(v);
         r->end.oom = r->end.oom || !json || salt.oom;
@@ -157,7 +169,8 @@ int req_new(struct req **out, const struct hz_load *load, const char *extra_body
     if (!rc && extra_body && (rc = km_json_parse(extra_body, strlen(extra_body), &extra, err)))
         km_context(err, "extra body");
     if (!rc && extra && !cJSON_IsObject(extra))
-        rc = km_fail(err, KM_EINVAL, "the extra body must be a JSON object such as {\"top_k\": 1}, not %.60s", extra_body);
+        rc = km_fail(err, KM_EINVAL, "the extra body must be a JSON object such as {\"top_k\": 1}, not %.60s",
+                     extra_body);
     if (!rc)
         rc = check_extra(extra, err);
     struct req *r = rc ? NULL : km_calloc(1, sizeof *r);
@@ -225,7 +238,8 @@ void req_rewind(struct req *r)
 }
 
 /* Appends message m, from the prepared parts or with the given text. */
-static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text, size_t text_len)
+static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text,
+                   size_t text_len)
 {
     if (b->text.data)
         b->text.data[b->kept] = 0;

@@ -16,7 +16,8 @@ int rest_url(const struct hz_target *t, const char *path, struct km_buf *out, st
     const char *u = t->url ? t->url : "";
     size_t n = strlen(u);
     if (strncasecmp(u, "http://", 7) && strncasecmp(u, "https://", 8))
-        return km_fail(err, KM_EINVAL, "\"%.200s\" is not the address of a server; write http://127.0.0.1:8000", u);
+        return km_fail(err, KM_EINVAL, "\"%.200s\" is not the address of a server; write http://127.0.0.1:8000",
+                       u);
     while (n && u[n - 1] == '/')
         n--;
     if (n > 3 && !memcmp(u + n - 3, "/v1", 3))
@@ -80,8 +81,8 @@ static size_t collect(char *p, size_t size, size_t n, void *arg)
     return km_buf_ok(b) ? size * n : 0;
 }
 
-static int call(const struct hz_target *t, const char *path, const char *body, double timeout_s, struct km_buf *out,
-                struct km_err *err)
+static int call(const struct hz_target *t, const char *path, const char *body, double timeout_s,
+                struct km_buf *out, struct km_err *err)
 {
     struct km_buf url = {0}, mine = {0};
     struct curl_slist *headers = NULL;
@@ -107,7 +108,8 @@ static int call(const struct hz_target *t, const char *path, const char *body, d
             curl_easy_setopt(e, CURLOPT_POSTFIELDS, body);
         CURLcode r = curl_easy_perform(e);
         if (r)
-            rc = km_fail(err, KM_ENET, "%s %s: %s", body ? "POST" : "GET", url.data, why[0] ? why : curl_easy_strerror(r));
+            rc = km_fail(err, KM_ENET, "%s %s: %s", body ? "POST" : "GET", url.data,
+                         why[0] ? why : curl_easy_strerror(r));
         else
             curl_easy_getinfo(e, CURLINFO_RESPONSE_CODE, &status);
     }
@@ -118,13 +120,14 @@ static int call(const struct hz_target *t, const char *path, const char *body, d
     return rc ? rc : (int)status;
 }
 
-int hz_get(const struct hz_target *target, const char *path, double timeout_s, struct km_buf *out, struct km_err *err)
+int hz_get(const struct hz_target *target, const char *path, double timeout_s, struct km_buf *out,
+           struct km_err *err)
 {
     return call(target, path, NULL, timeout_s, out, err);
 }
 
-int hz_post(const struct hz_target *target, const char *path, const char *body, double timeout_s, struct km_buf *out,
-            struct km_err *err)
+int hz_post(const struct hz_target *target, const char *path, const char *body, double timeout_s,
+            struct km_buf *out, struct km_err *err)
 {
     return call(target, path, body ? body : "", timeout_s, out, err);
 }
@@ -144,7 +147,8 @@ int hz_wait_ready(const struct hz_target *target, double timeout_s, struct km_er
         if (km_now_ns() >= until) {
             if (status > 0)
                 snprintf(last.msg, sizeof last.msg, "it answers HTTP %d", status);
-            return km_fail(err, KM_ENET, "no server is ready at %.150s after %g s: %.250s", target->url, timeout_s, last.msg);
+            return km_fail(err, KM_ENET, "no server is ready at %.150s after %g s: %.250s", target->url, timeout_s,
+                           last.msg);
         }
         nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
     }
@@ -162,7 +166,8 @@ int rest_model(const struct hz_target *t, char *out, size_t size, struct km_err 
     if (!rc && status == 200 && km_json_parse(km_buf_str(&body), body.len, &v, NULL) == 0)
         data = cJSON_GetObjectItemCaseSensitive(v, "data");
     snprintf(out, size, "%s", t->model ? t->model : "");
-    cJSON_ArrayForEach(m, data) {
+    cJSON_ArrayForEach(m, data)
+    {
         const char *id = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(m, "id"));
         if (!id)
             continue;
@@ -188,7 +193,8 @@ void rest_version(const struct hz_target *t, char *out, size_t size)
     struct km_buf body = {0};
     cJSON *v = NULL;
     out[0] = 0;
-    if (hz_get(t, "/version", 10, &body, NULL) == 200 && km_json_parse(km_buf_str(&body), body.len, &v, NULL) == 0) {
+    if (hz_get(t, "/version", 10, &body, NULL) == 200 &&
+        km_json_parse(km_buf_str(&body), body.len, &v, NULL) == 0) {
         const char *s = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(v, "version"));
         snprintf(out, size, "%s", s ? s : "");
     }

@@ -68,19 +68,23 @@ static void put_health(cJSON *to, const struct hz_health *h)
             cJSON_AddNumberToObject(to, health_keys[i].key, v);
         else {
             cJSON_AddNullToObject(to, health_keys[i].key);
-            cJSON_AddStringToObject(reasons, health_keys[i].key, h->events ? "the kernel gave no receive stamps" : "nothing was received");
+            cJSON_AddStringToObject(reasons, health_keys[i].key,
+                                    h->events ? "the kernel gave no receive stamps" : "nothing was received");
         }
     }
     if (h->send_lag_p99_ms > MAX_SEND_LAG_MS) {
-        snprintf(why, sizeof why, "requests left late: send lag p99 %.1f ms is over %.0f", h->send_lag_p99_ms, MAX_SEND_LAG_MS);
+        snprintf(why, sizeof why, "requests left late: send lag p99 %.1f ms is over %.0f", h->send_lag_p99_ms,
+                 MAX_SEND_LAG_MS);
         cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
     }
     if (h->loop_gap_p99_ms > MAX_LOOP_GAP_MS) {
-        snprintf(why, sizeof why, "the client was starved: loop gap p99 %.1f ms is over %.0f", h->loop_gap_p99_ms, MAX_LOOP_GAP_MS);
+        snprintf(why, sizeof why, "the client was starved: loop gap p99 %.1f ms is over %.0f", h->loop_gap_p99_ms,
+                 MAX_LOOP_GAP_MS);
         cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
     }
     if (h->kernel_stamps < MIN_KERNEL_STAMPS) {
-        snprintf(why, sizeof why, "only %.0f%% of the events have kernel stamps; the others include the client's own delay",
+        snprintf(why, sizeof why,
+                 "only %.0f%% of the events have kernel stamps; the others include the client's own delay",
                  100 * h->kernel_stamps);
         cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
     }
@@ -92,8 +96,9 @@ static void put_health(cJSON *to, const struct hz_health *h)
 /* The limits that the run lived under: those of the options that set one, and the caller's. */
 static void put_limits(cJSON *to, const struct hz_run_info *info)
 {
-    static const char *const keys[] = {"gpu-memory-limit", "gpu-memory-utilization", "num-gpu-blocks-override", "max-model-len",
-                                       "max-num-seqs", "max-num-batched-tokens", "num-clients", "max-concurrency", "request-timeout-sec"};
+    static const char *const keys[] = {"gpu-memory-limit", "gpu-memory-utilization", "num-gpu-blocks-override",
+                                       "max-model-len",    "max-num-seqs",           "max-num-batched-tokens",
+                                       "num-clients",      "max-concurrency",        "request-timeout-sec"};
     bool own = info->target_kind && !strcmp(info->target_kind, "kvmark");
     cJSON *reasons = cJSON_CreateObject();
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
@@ -165,12 +170,14 @@ static cJSON *run_json(const struct hz_run_info *info, const struct hz_trace *t,
     cJSON_AddBoolToObject(r, "stopped", t->stopped);
     cJSON_AddBoolToObject(r, "fixed_history", t->fixed_history);
 
-    cJSON_AddItemToObject(v, "options", info->options ? cJSON_Duplicate(info->options, true) : cJSON_CreateObject());
+    cJSON_AddItemToObject(v, "options",
+                          info->options ? cJSON_Duplicate(info->options, true) : cJSON_CreateObject());
     if (info->server_metrics)
         cJSON_AddItemToObject(v, "server_metrics", cJSON_Duplicate(info->server_metrics, true));
     else {
         cJSON_AddNullToObject(v, "server_metrics");
-        cJSON_AddStringToObject(cJSON_AddObjectToObject(v, "reasons"), "server_metrics", "the server gave no metrics that are understood");
+        cJSON_AddStringToObject(cJSON_AddObjectToObject(v, "reasons"), "server_metrics",
+                                "the server gave no metrics that are understood");
     }
     return v;
 }
@@ -178,7 +185,8 @@ static cJSON *run_json(const struct hz_run_info *info, const struct hz_trace *t,
 static int put_file(const char *dir, const char *name, const struct km_buf *b, struct km_err *err)
 {
     char *path = km_path(dir, name);
-    int rc = path && km_buf_ok(b) ? km_file_write(path, km_buf_str(b), b->len, err) : km_fail(err, KM_ENOMEM, "no memory for %s", name);
+    int rc = path && km_buf_ok(b) ? km_file_write(path, km_buf_str(b), b->len, err)
+                                  : km_fail(err, KM_ENOMEM, "no memory for %s", name);
     km_free(path);
     return rc;
 }
@@ -192,14 +200,15 @@ static int put_json(const char *dir, const char *name, cJSON *v, struct km_err *
     return rc;
 }
 
-int hz_run_write(const char *dir, const struct hz_run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
-                 const struct hz_summary *strict, struct km_err *err)
+int hz_run_write(const char *dir, const struct hz_run_info *info, const struct hz_trace *t,
+                 const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err)
 {
     struct km_buf b = {0};
     char *taken = km_path(dir, "run.json");
-    int rc = !taken                  ? km_fail(err, KM_ENOMEM, "no memory for a run's path")
-             : km_file_exists(taken) ? km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", dir)
-                                     : km_mkdirs(dir, err);
+    int rc = !taken ? km_fail(err, KM_ENOMEM, "no memory for a run's path")
+             : km_file_exists(taken)
+                 ? km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", dir)
+                 : km_mkdirs(dir, err);
     km_free(taken);
     if (!rc) {
         tf_csv_write(t, info->set, &b);

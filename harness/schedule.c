@@ -17,9 +17,9 @@ enum client_state { IDLE, SENDING, GONE };
 
 struct client {
     enum client_state state;
-    int64_t due_ns;   /* of its next request */
+    int64_t due_ns; /* of its next request */
     int64_t sent;
-    int *active;      /* [o.active] ring: a deque of conversations, left end at head */
+    int *active; /* [o.active] ring: a deque of conversations, left end at head */
     int head, n_active;
     struct wl_mt rng;
 };
@@ -32,15 +32,15 @@ struct turns {
 
     const struct wl_set *set;
     struct turns_closed c;
-    int *queue;       /* [c.n] */
-    int next;         /* of the queue */
-    int *used;        /* [set->n] messages used of each conversation */
-    int *finished;    /* [c.n] */
+    int *queue;    /* [c.n] */
+    int next;      /* of the queue */
+    int *used;     /* [set->n] messages used of each conversation */
+    int *finished; /* [c.n] */
     int n_finished;
     struct client *clients; /* [c.clients] */
 
     struct turns_open o;
-    int64_t *offset;  /* [o.n] from begin_ns */
+    int64_t *offset; /* [o.n] from begin_ns */
 };
 
 /* Messages of conversation v that will be used. */
@@ -60,7 +60,8 @@ static int requests_left(const struct turns *s, int v, int64_t used)
     return n > 1 ? (int)n : 1;
 }
 
-int turns_closed_new(struct turns **out, const struct wl_set *set, const struct turns_closed *o, struct km_err *err)
+int turns_closed_new(struct turns **out, const struct wl_set *set, const struct turns_closed *o,
+                     struct km_err *err)
 {
     *out = NULL;
     struct turns *s = km_calloc(1, sizeof *s);
@@ -80,7 +81,8 @@ int turns_closed_new(struct turns **out, const struct wl_set *set, const struct 
     }
     if (!ok) {
         turns_free(s);
-        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d conversations and %d clients", o->n, o->clients);
+        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d conversations and %d clients", o->n,
+                       o->clients);
     }
     for (int i = 0; i < o->n; i++) {
         s->queue[i] = o->order ? o->order[i] : i;
@@ -225,10 +227,10 @@ static bool client_step(struct turns *s, struct client *k, struct turns_item *ou
     }
     int v = pick(s, k);
     *out = (struct turns_item){.conv = v,
-                             .turn = s->used[v] / 2,
-                             .client = (int)(k - s->clients),
-                             .due_ns = k->due_ns,
-                             .ready_ns = k->due_ns};
+                               .turn = s->used[v] / 2,
+                               .client = (int)(k - s->clients),
+                               .due_ns = k->due_ns,
+                               .ready_ns = k->due_ns};
     s->used[v]++;
     k->sent++;
     k->state = SENDING;

@@ -16,7 +16,7 @@
 /* A request that succeeded, on the run's time axis. */
 struct row {
     struct hz_row f;
-    double response; /* TTFT from the planned send */
+    double response;   /* TTFT from the planned send */
     double start, end; /* s from the trace's beginning */
 };
 
@@ -77,7 +77,8 @@ static struct hz_row strict_row(const struct hz_trace *t, const struct hz_rec *r
                            .output = out};
 }
 
-struct hz_row hz_row_of(const struct hz_trace *t, const struct hz_rec *r, enum wl_kind kind, enum hz_profile profile)
+struct hz_row hz_row_of(const struct hz_trace *t, const struct hz_rec *r, enum wl_kind kind,
+                        enum hz_profile profile)
 {
     if (!r->ok)
         return (struct hz_row){NAN, NAN, NAN, NAN, NAN};
@@ -168,7 +169,8 @@ static struct hz_stat no_stat(void)
 
 /* The run's length: seed conversations end with the end of the request that started last, which can be short of the
  * real end by one request; seed prompts by the client's own clock; strict from the first start to the last token. */
-static double duration(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile, const struct row *rows, int n)
+static double duration(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile,
+                       const struct row *rows, int n)
 {
     double first = INFINITY, latest = -INFINITY, end = 0, last = -INFINITY;
     if (profile == HZ_SEED && kind == WL_RANDOM)
@@ -285,7 +287,11 @@ static const struct {
              {"min", offsetof(struct hz_stat, min)},   {"p50", offsetof(struct hz_stat, p50)},
              {"p90", offsetof(struct hz_stat, p90)},   {"p95", offsetof(struct hz_stat, p95)},
              {"p99", offsetof(struct hz_stat, p99)},   {"max", offsetof(struct hz_stat, max)}};
-enum { N_STATS = sizeof stats / sizeof *stats, N_FIGURES = sizeof figures / sizeof *figures, N_PARTS = sizeof parts / sizeof *parts };
+enum {
+    N_STATS = sizeof stats / sizeof *stats,
+    N_FIGURES = sizeof figures / sizeof *figures,
+    N_PARTS = sizeof parts / sizeof *parts
+};
 
 static double value(const void *base, size_t at)
 {
@@ -311,13 +317,15 @@ static void add_stat(cJSON *to, cJSON *reasons, const char *key, const struct hz
         if (isfinite(x) || s->n == 0)
             continue;
         snprintf(name, sizeof name, "%s.%s", key, parts[i].key);
-        snprintf(why, sizeof why, "%d samples; %s", s->n, strcmp(parts[i].key, "p99") ? "it needs two" : "a 99th percentile needs 100");
+        snprintf(why, sizeof why, "%d samples; %s", s->n,
+                 strcmp(parts[i].key, "p99") ? "it needs two" : "a 99th percentile needs 100");
         cJSON_AddStringToObject(reasons, name, why);
     }
     if (s->n == 0)
-        cJSON_AddStringToObject(reasons, key, !requests               ? "no request succeeded"
-                                              : !strcmp(key, "itl_ms") ? "no request had two events"
-                                                                       : "no request had two tokens or its count");
+        cJSON_AddStringToObject(reasons, key,
+                                !requests                ? "no request succeeded"
+                                : !strcmp(key, "itl_ms") ? "no request had two events"
+                                                         : "no request had two tokens or its count");
 }
 
 cJSON *hz_summary_json(const struct hz_summary *s)
@@ -332,16 +340,20 @@ cJSON *hz_summary_json(const struct hz_summary *s)
         add_number(v, figures[i].key, x);
         if (!isfinite(x))
             cJSON_AddStringToObject(reasons, figures[i].key,
-                                    !s->requests_ok                            ? "no request succeeded"
-                                    : cached && isnan(s->cached_tokens)        ? "the server reports no prompt_tokens_details.cached_tokens"
-                                    : isnan(s->duration_s) || s->duration_s <= 0 ? "the run has no length"
-                                                                                 : "no usage from the server, or not for every request");
+                                    !s->requests_ok ? "no request succeeded"
+                                    : cached && isnan(s->cached_tokens)
+                                        ? "the server reports no prompt_tokens_details.cached_tokens"
+                                    : isnan(s->duration_s) || s->duration_s <= 0
+                                        ? "the run has no length"
+                                        : "no usage from the server, or not for every request");
     }
     for (int i = 0; i < N_STATS; i++)
-        add_stat(v, reasons, stats[i].key, (const struct hz_stat *)((const char *)s + stats[i].at), s->requests_ok);
+        add_stat(v, reasons, stats[i].key, (const struct hz_stat *)((const char *)s + stats[i].at),
+                 s->requests_ok);
     cJSON_AddBoolToObject(v, "counted_by_usage", s->by_usage);
     if (s->by_usage)
-        cJSON_AddStringToObject(reasons, "counted_by_usage", "no tokenizer here: tokens are the server's own count, chat template included");
+        cJSON_AddStringToObject(reasons, "counted_by_usage",
+                                "no tokenizer here: tokens are the server's own count, chat template included");
     cJSON_AddItemToObject(v, "reasons", reasons);
     return v;
 }

@@ -12,11 +12,11 @@
 #include <xxhash.h>
 
 enum column_type {
-    ROW,    /* the row's number; ignored when read */
-    ID,     /* the conversation's id; likewise */
-    INT,    /* int */
-    COUNT,  /* int, -1 is an empty cell */
-    TIME,   /* int64_t; 0, never, is an empty cell */
+    ROW,   /* the row's number; ignored when read */
+    ID,    /* the conversation's id; likewise */
+    INT,   /* int */
+    COUNT, /* int, -1 is an empty cell */
+    TIME,  /* int64_t; 0, never, is an empty cell */
     BOOL,
     SIZE,   /* size_t */
     HEX,    /* uint64_t */
@@ -182,7 +182,7 @@ static bool take_cell(const struct km_buf *b, enum column_type type, void *p)
     }
     case FINISH:
     case ERROR: {
-        size_t room = type == FINISH ? sizeof ((struct hz_rec *)0)->finish : sizeof ((struct hz_rec *)0)->error;
+        size_t room = type == FINISH ? sizeof((struct hz_rec *)0)->finish : sizeof((struct hz_rec *)0)->error;
         if (b->len >= room)
             return false;
         memcpy(p, km_buf_str(b), b->len + 1);
@@ -199,8 +199,10 @@ int tf_csv_read(const char *text, size_t len, struct hz_trace *t, struct km_err 
     int rc = 0, rows = 0;
     for (int c = 0; !rc && c < N_COLUMNS; c++)
         if (!cell(&s, c + 1 == N_COLUMNS, &b) || strcmp(km_buf_str(&b), columns[c].name))
-            rc = !km_buf_ok(&b) ? km_fail(err, KM_ENOMEM, "no memory for a header") : km_fail(err, KM_EFORMAT, "column %d is \"%.40s\" and not \"%s\": another version wrote it", c + 1, km_buf_str(&b),
-                         columns[c].name);
+            rc = !km_buf_ok(&b)
+                     ? km_fail(err, KM_ENOMEM, "no memory for a header")
+                     : km_fail(err, KM_EFORMAT, "column %d is \"%.40s\" and not \"%s\": another version wrote it",
+                               c + 1, km_buf_str(&b), columns[c].name);
     for (const char *p = s.p; p < s.end; p++)
         rows += *p == '\n';
     rows++; /* at least as many as rows: the last may have lost its end */
@@ -217,8 +219,8 @@ int tf_csv_read(const char *text, size_t len, struct hz_trace *t, struct km_err 
             else if (!km_buf_ok(&b))
                 rc = km_fail(err, KM_ENOMEM, "no memory for line %d", s.line);
             else if (!take_cell(&b, columns[c].type, (char *)r + columns[c].at))
-                rc = km_fail(err, KM_EFORMAT, "line %d, column %s: \"%.40s\" does not belong there", s.line, columns[c].name,
-                             km_buf_str(&b));
+                rc = km_fail(err, KM_EFORMAT, "line %d, column %s: \"%.40s\" does not belong there", s.line,
+                             columns[c].name, km_buf_str(&b));
         }
         r->tick0 = t->n_ticks;
         t->n_ticks += (size_t)r->n_ticks;
@@ -296,8 +298,9 @@ int tf_ticks_read(const char *bytes, size_t len, struct hz_trace *t, struct km_e
     struct bytes b = {(const unsigned char *)bytes + sizeof magic, (const unsigned char *)bytes + len - 8, false};
     uint64_t n = varint(&b, INT32_MAX), total = varint(&b, len / 3);
     if (b.bad || n != (uint64_t)t->n || total != t->n_ticks)
-        return km_fail(err, KM_EFORMAT, "it holds %" PRIu64 " requests with %" PRIu64 " events where requests.csv has %d with %zu", n, total,
-                       t->n, t->n_ticks);
+        return km_fail(err, KM_EFORMAT,
+                       "it holds %" PRIu64 " requests with %" PRIu64 " events where requests.csv has %d with %zu",
+                       n, total, t->n, t->n_ticks);
     if (!(t->ticks = km_calloc(t->n_ticks, sizeof *t->ticks)))
         return km_fail(err, KM_ENOMEM, "no memory for %zu events", t->n_ticks);
     t->cap_ticks = t->n_ticks;

@@ -147,24 +147,28 @@ static void conversations_with_real_answers(void **state)
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), 5);
     assert_string_equal(q[0].path, "/v1/chat/completions");
-    assert_string_equal(q[0].body, "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"}],\"seed\":0,"
-                                   "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
-                                   "\"max_tokens\":5}");
-    assert_string_equal(q[2].body,
-                        "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"},"
-                        "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2 w1.3\xC3\xA9\"},"
-                        "{\"role\":\"user\",\"content\":\"say \\\"0.2\\\"\\n\"},"
-                        "{\"role\":\"assistant\",\"content\":\" w3.0 w3.1 w3.2 w3.3\xC3\xA9\"},"
-                        "{\"role\":\"user\",\"content\":\"say \\\"0.4\\\"\\n\"}],\"seed\":0,"
-                        "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
-                        "\"max_tokens\":5}");
+    assert_string_equal(
+        q[0].body,
+        "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"}],\"seed\":0,"
+        "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
+        "\"max_tokens\":5}");
+    assert_string_equal(
+        q[2].body,
+        "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"},"
+        "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2 w1.3\xC3\xA9\"},"
+        "{\"role\":\"user\",\"content\":\"say \\\"0.2\\\"\\n\"},"
+        "{\"role\":\"assistant\",\"content\":\" w3.0 w3.1 w3.2 w3.3\xC3\xA9\"},"
+        "{\"role\":\"user\",\"content\":\"say \\\"0.4\\\"\\n\"}],\"seed\":0,"
+        "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
+        "\"max_tokens\":5}");
     for (int i = 1; i < 5; i++)
         assert_int_equal(q[i].conn, q[0].conn); /* one client, one connection, opened before the clock */
     assert_int_equal(b.trace.health.reconnects, 0);
     assert_int_equal(b.trace.health.events, 5 * 8);
     assert_true(b.trace.health.reads > 0 && b.trace.health.cpu_s > 0);
-    print_message("kernel stamps %.2f, p99 lag %.3f ms, send lag p99 %.3f ms, loop gap p99 %.3f ms\n", b.trace.health.kernel_stamps,
-                  b.trace.health.stamp_lag_p99_ms, b.trace.health.send_lag_p99_ms, b.trace.health.loop_gap_p99_ms);
+    print_message("kernel stamps %.2f, p99 lag %.3f ms, send lag p99 %.3f ms, loop gap p99 %.3f ms\n",
+                  b.trace.health.kernel_stamps, b.trace.health.stamp_lag_p99_ms, b.trace.health.send_lag_p99_ms,
+                  b.trace.health.loop_gap_p99_ms);
     end(&b);
 }
 
@@ -188,13 +192,15 @@ static void every_option_in_the_body(void **state)
     assert_int_equal(run(&b), 0);
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), 2);
-    assert_string_equal(q[1].body,
-                        "{\"model\":\"other\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"},"
-                        "{\"role\":\"assistant\",\"content\":\"placeholder 0.1\"},"
-                        "{\"role\":\"user\",\"content\":\"say \\\"0.2\\\"\\n\"}],\"seed\":0,\"stream\":true,"
-                        "\"stream_options\":{\"include_usage\":true},\"min_tokens\":2,\"max_tokens\":7,\"ignore_eos\":true,"
-                        "\"cache_salt\":\"s\\\"1\",\"chat_template_kwargs\":{\"enable_thinking\":false},\"temperature\":0.7,\"top_k\":1,"
-                        "\"nested\":{\"a\":[1,2]}}");
+    assert_string_equal(
+        q[1].body,
+        "{\"model\":\"other\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"},"
+        "{\"role\":\"assistant\",\"content\":\"placeholder 0.1\"},"
+        "{\"role\":\"user\",\"content\":\"say \\\"0.2\\\"\\n\"}],\"seed\":0,\"stream\":true,"
+        "\"stream_options\":{\"include_usage\":true},\"min_tokens\":2,\"max_tokens\":7,\"ignore_eos\":true,"
+        "\"cache_salt\":\"s\\\"1\",\"chat_template_kwargs\":{\"enable_thinking\":false},\"temperature\":0.7,\"top_"
+        "k\":1,"
+        "\"nested\":{\"a\":[1,2]}}");
     assert_non_null(strstr(q[1].headers, "Authorization: Bearer secret\r\n"));
     assert_non_null(strstr(q[1].headers, "X-One: 1\r\n"));
     assert_non_null(strstr(q[1].headers, "X-Two: b=c\r\n"));
@@ -229,9 +235,10 @@ static void prompts_as_bench_serve_sends_them(void **state)
     b.load.max_concurrency = 1;
     assert_int_equal(run(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 3);
-    assert_string_equal(q[0].body, "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":"
-                                   "\"say \\\"0.0\\\"\\n\"}]}],\"temperature\":0.0,\"stream\":true,\"stream_options\":"
-                                   "{\"include_usage\":true},\"max_completion_tokens\":4,\"ignore_eos\":true}");
+    assert_string_equal(
+        q[0].body, "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":"
+                   "\"say \\\"0.0\\\"\\n\"}]}],\"temperature\":0.0,\"stream\":true,\"stream_options\":"
+                   "{\"include_usage\":true},\"max_completion_tokens\":4,\"ignore_eos\":true}");
     assert_non_null(strstr(q[2].body, "2.0"));
     mock_forget(b.mock);
 
@@ -240,9 +247,11 @@ static void prompts_as_bench_serve_sends_them(void **state)
     assert_int_equal(run(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 2);
     assert_string_equal(q[1].path, "/v1/completions");
-    assert_string_equal(q[1].body, "{\"model\":\"mock\",\"prompt\":\"say \\\"1.0\\\"\\n\",\"temperature\":0.0,\"repetition_penalty\":1.0,"
-                                   "\"logprobs\":null,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"max_tokens\":4,"
-                                   "\"ignore_eos\":true}");
+    assert_string_equal(
+        q[1].body,
+        "{\"model\":\"mock\",\"prompt\":\"say \\\"1.0\\\"\\n\",\"temperature\":0.0,\"repetition_penalty\":1.0,"
+        "\"logprobs\":null,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"max_tokens\":4,"
+        "\"ignore_eos\":true}");
     assert_int_equal(b.trace.recs[0].cached_tokens, 0);
     mock_forget(b.mock);
 
@@ -339,7 +348,8 @@ static void a_warm_up_feeds_the_measured_pass(void **state)
     }
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), 6);
-    assert_non_null(strstr(q[3].body, "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2\"}")); /* its real answer */
+    assert_non_null(
+        strstr(q[3].body, "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2\"}")); /* its real answer */
     end(&b);
 }
 
@@ -353,7 +363,9 @@ static void every_way_to_fail(void **state)
     } t[] = {
         {{.mode = MOCK_NO_DONE, .cached = 0}, "the stream ended without [DONE] after 6 tokens", 6},
         {{.mode = MOCK_TRUNCATED, .cached = 0}, "connection lost after 3 tokens: ", 3},
-        {{.mode = MOCK_HTML, .cached = 0}, "HTTP 200 but no event stream (text/html): <html><body>Please log in", 0},
+        {{.mode = MOCK_HTML, .cached = 0},
+         "HTTP 200 but no event stream (text/html): <html><body>Please log in",
+         0},
         {{.mode = MOCK_500, .cached = 0}, "HTTP 500: no pages left", 0},
         {{.mode = MOCK_ERROR_EVENT, .cached = 0}, "error event after 3 tokens: the engine fell over", 3},
         {{.mode = MOCK_BAD_JSON, .cached = 0}, "an event after 3 tokens is not JSON", 3},
@@ -397,8 +409,11 @@ static void shapes_of_good_streams(void **state)
 {
     (void)state;
     static const struct mock_opts t[] = {
-        {.mode = MOCK_COMMENTS, .cached = 0}, {.mode = MOCK_CRLF, .cached = 0},   {.mode = MOCK_NORMAL, .piece = 1, .cached = 0},
-        {.mode = MOCK_CRLF, .piece = 3, .cached = 0}, {.mode = MOCK_CLOSE, .cached = 0},
+        {.mode = MOCK_COMMENTS, .cached = 0},
+        {.mode = MOCK_CRLF, .cached = 0},
+        {.mode = MOCK_NORMAL, .piece = 1, .cached = 0},
+        {.mode = MOCK_CRLF, .piece = 3, .cached = 0},
+        {.mode = MOCK_CLOSE, .cached = 0},
     };
     static struct bench b;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {

@@ -123,7 +123,8 @@ static void token_event(struct answer *a, int first, int n, int messages, bool r
     for (int i = first; i < first + n; i++)
         mock_token(i, messages, &t);
     km_buf_puts(&j, "{\"id\":\"x\",\"object\":\"chunk\",\"choices\":[{\"index\":0,");
-    km_buf_puts(&j, a->chat ? reasoning ? "\"delta\":{\"reasoning_content\":\"" : "\"delta\":{\"content\":\"" : "\"text\":\"");
+    km_buf_puts(&j, a->chat ? reasoning ? "\"delta\":{\"reasoning_content\":\"" : "\"delta\":{\"content\":\""
+                            : "\"text\":\"");
     km_buf_put_json(&j, t.data, t.len);
     km_buf_puts(&j, a->chat ? "\"}" : "\"");
     if (n > 1) {
@@ -141,7 +142,8 @@ static void token_event(struct answer *a, int first, int n, int messages, bool r
 static void simple(struct answer *a, const char *status, const char *type, const char *body)
 {
     struct km_buf b = {0};
-    km_buf_printf(&b, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n%s", status, type, strlen(body), body);
+    km_buf_printf(&b, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n%s", status, type,
+                  strlen(body), body);
     a->gone = a->gone || !send_bytes(a->c, b.data, b.len);
     km_buf_free(&b);
 }
@@ -151,7 +153,8 @@ static void whole_answer(struct answer *a, int tokens, int messages, const char 
     struct km_buf t = {0}, j = {0};
     for (int i = 0; i < tokens; i++)
         mock_token(i, messages, &t);
-    km_buf_puts(&j, "{\"object\":\"chat.completion\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"");
+    km_buf_puts(&j, "{\"object\":\"chat.completion\",\"choices\":[{\"index\":0,\"message\":{\"role\":"
+                    "\"assistant\",\"content\":\"");
     km_buf_put_json(&j, t.data, t.len);
     km_buf_printf(&j, "\"},\"finish_reason\":\"length\"}],%s}", usage);
     usleep((useconds_t)a->o->ttft_us);
@@ -164,17 +167,22 @@ static void stream(struct answer *a, int tokens, int messages, const char *usage
 {
     const struct mock_opts *o = a->o;
     int per = o->per_event > 0 ? o->per_event : 1;
-    const char *head = a->mode == MOCK_CLOSE ? "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
-                                             : "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const char *head =
+        a->mode == MOCK_CLOSE
+            ? "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\nTransfer-Encoding: "
+              "chunked\r\n\r\n"
+            : "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     put(a, head, strlen(head));
     if (a->mode == MOCK_ROLE_FIRST || a->mode == MOCK_EMPTY)
-        event(a, "{\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}");
+        event(a, "{\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_"
+                 "reason\":null}]}");
     usleep((useconds_t)o->ttft_us);
     for (int i = 0; a->mode != MOCK_EMPTY && i < tokens && !a->gone && !atomic_load(&a->c->m->stop); i += per) {
         if (i)
             usleep((useconds_t)o->gap_us);
         if (a->mode == MOCK_ERROR_EVENT && i >= tokens / 2) {
-            event(a, "{\"error\":{\"message\":\"the engine fell over\",\"type\":\"server_error\",\"param\":null,\"code\":500}}");
+            event(a, "{\"error\":{\"message\":\"the engine fell "
+                     "over\",\"type\":\"server_error\",\"param\":null,\"code\":500}}");
             event(a, "[DONE]");
             put(a, "0\r\n\r\n", 5);
             return;
@@ -188,7 +196,8 @@ static void stream(struct answer *a, int tokens, int messages, const char *usage
             a->gone = true;
             return;
         }
-        token_event(a, i, per < tokens - i ? per : tokens - i, messages, a->mode == MOCK_REASONING && i < tokens / 2);
+        token_event(a, i, per < tokens - i ? per : tokens - i, messages,
+                    a->mode == MOCK_REASONING && i < tokens / 2);
     }
     event(a, a->chat ? "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}"
                      : "{\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"length\"}]}");
@@ -220,7 +229,8 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
     else if (!strcmp(path, "/version"))
         simple(&a, "200 OK", "application/json", "{\"version\":\"mock-1\"}");
     else if (!strcmp(path, "/v1/models"))
-        simple(&a, "200 OK", "application/json", "{\"object\":\"list\",\"data\":[{\"id\":\"mock\"},{\"id\":\"other\"}]}");
+        simple(&a, "200 OK", "application/json",
+               "{\"object\":\"list\",\"data\":[{\"id\":\"mock\"},{\"id\":\"other\"}]}");
     else if (!strstr(path, "completions"))
         simple(&a, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
     else {
@@ -234,15 +244,18 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
         long wanted = number_after(body, "\"max_tokens\":", number_after(body, "\"max_completion_tokens\":", 8));
         int tokens = m->o.tokens ? m->o.tokens : (int)wanted;
         char usage[200];
-        int n = snprintf(usage, sizeof usage, "\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d", 100 + messages,
-                         tokens, 100 + messages + tokens);
+        int n = snprintf(usage, sizeof usage,
+                         "\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d",
+                         100 + messages, tokens, 100 + messages + tokens);
         if (m->o.cached >= 0)
-            n += snprintf(usage + n, sizeof usage - (size_t)n, ",\"prompt_tokens_details\":{\"cached_tokens\":%d}", m->o.cached);
+            n += snprintf(usage + n, sizeof usage - (size_t)n, ",\"prompt_tokens_details\":{\"cached_tokens\":%d}",
+                          m->o.cached);
         snprintf(usage + n, sizeof usage - (size_t)n, "}");
         if (a.mode == MOCK_HTML)
             simple(&a, "200 OK", "text/html", "<html><body>Please log in</body></html>");
         else if (a.mode == MOCK_500)
-            simple(&a, "500 Internal Server Error", "application/json", "{\"error\":{\"message\":\"no pages left\",\"code\":500}}");
+            simple(&a, "500 Internal Server Error", "application/json",
+                   "{\"error\":{\"message\":\"no pages left\",\"code\":500}}");
         else if (a.mode == MOCK_SILENT)
             while (!atomic_load(&m->stop) && recv(c->fd, (char[1]){0}, 1, MSG_PEEK | MSG_DONTWAIT) != 0)
                 usleep(2000);

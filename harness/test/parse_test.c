@@ -42,12 +42,12 @@ static const struct {
     const char *text, *want;
 } streams[] = {
     {"data: {\"a\":1}\n\ndata: [DONE]\n\n", "{\"a\":1}|[DONE]|"},
-    {"data:x\n\ndata:  y\n\n", "x| y|"},                                  /* one space is eaten, no more */
+    {"data:x\n\ndata:  y\n\n", "x| y|"}, /* one space is eaten, no more */
     {"data: a\r\n\r\ndata: b\r\n\r\n", "a|b|"},
     {"data: a\r\rdata: b\r\r", "a|b|"},
-    {": ping\n\n: ping\ndata: a\n: ping\n\n\n\n", "a|"},                    /* comments anywhere, empty events nowhere */
+    {": ping\n\n: ping\ndata: a\n: ping\n\n\n\n", "a|"}, /* comments anywhere, empty events nowhere */
     {"event: m\nid: 3\nretry: 5\ndata: a\n\ndatax: no\n\n", "a|"},
-    {"data: one\ndata: two\ndata:\ndata\n\n", "one\ntwo\n\n|"},             /* lines join, empty ones count */
+    {"data: one\ndata: two\ndata:\ndata\n\n", "one\ntwo\n\n|"}, /* lines join, empty ones count */
     {"data: \xC3\xA9\xF0\x9F\x98\x80\n\n", "\xC3\xA9\xF0\x9F\x98\x80|"},
     {"data: no end", "no end|"},
     {"data: a\n\ndata: b\n", "a|b|"},
@@ -118,15 +118,19 @@ static void what_servers_send(void **state)
 {
     (void)state;
     struct ev e;
-    scan("{\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
-         "\"logprobs\":null,\"finish_reason\":null}]}", &e);
+    scan("{\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{\"role\":"
+         "\"assistant\",\"content\":\"\"},"
+         "\"logprobs\":null,\"finish_reason\":null}]}",
+         &e);
     assert_true(e.choices);
     assert_int_equal(e.content.n, 0);
     assert_null(e.finish.p);
     assert_false(e.failed);
     assert_int_equal(e.listed, -1);
 
-    scan("{\"choices\":[{\"delta\":{\"content\":\"a\\u00e9\\ud83d\\ude00\\n\\\"\\/\\ud800x\"},\"finish_reason\":\"stop\"}]}", &e);
+    scan("{\"choices\":[{\"delta\":{\"content\":\"a\\u00e9\\ud83d\\ude00\\n\\\"\\/"
+         "\\ud800x\"},\"finish_reason\":\"stop\"}]}",
+         &e);
     text_is(e.content, "a\xC3\xA9\xF0\x9F\x98\x80\n\"/\xEF\xBF\xBDx");
     text_is(e.finish, "stop");
 
@@ -139,19 +143,24 @@ static void what_servers_send(void **state)
     assert_true(e.tool_calls);
 
     scan("{\"choices\":[],\"usage\":{\"prompt_tokens\":12,\"total_tokens\":15,\"completion_tokens\":3,"
-         "\"prompt_tokens_details\":{\"audio\":null,\"cached_tokens\":8}}}", &e);
+         "\"prompt_tokens_details\":{\"audio\":null,\"cached_tokens\":8}}}",
+         &e);
     assert_false(e.choices);
     assert_int_equal(e.prompt_tokens, 12);
     assert_int_equal(e.output_tokens, 3);
     assert_int_equal(e.cached_tokens, 8);
 
-    scan("{\"choices\":[{\"text\":\" b\",\"logprobs\":{\"tokens\":[\" b\",\"c\"],\"top_logprobs\":[{}]},\"token_ids\":[1,2,3]}],"
-         "\"usage\":{\"prompt_tokens\":1,\"prompt_tokens_details\":null}}", &e);
+    scan("{\"choices\":[{\"text\":\" b\",\"logprobs\":{\"tokens\":[\" "
+         "b\",\"c\"],\"top_logprobs\":[{}]},\"token_ids\":[1,2,3]}],"
+         "\"usage\":{\"prompt_tokens\":1,\"prompt_tokens_details\":null}}",
+         &e);
     text_is(e.content, " b");
     assert_int_equal(e.listed, 3);
     assert_int_equal(e.cached_tokens, -1);
 
-    scan("{\"choices\":[{\"logprobs\":{\"content\":[{\"token\":\"a\"},{\"token\":\"b\"}]},\"delta\":{\"content\":\"ab\"}}]}", &e);
+    scan("{\"choices\":[{\"logprobs\":{\"content\":[{\"token\":\"a\"},{\"token\":\"b\"}]},\"delta\":{\"content\":"
+         "\"ab\"}}]}",
+         &e);
     assert_int_equal(e.listed, 2);
 }
 
@@ -178,13 +187,28 @@ static void damage_is_seen(void **state)
 {
     (void)state;
     struct ev e;
-    static const char *const bad[] = {"", "x", "[]", "{", "{}x", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{\"a\":\"\n\"}", "{\"a\":\"\\x\"}",
-                                      "{\"a\":\"\\u12g4\"}", "{\"choices\":[{}", "{\"choices\":[1 2]}", "{a:1}", "{\"a\":nul}"};
+    static const char *const bad[] = {"",
+                                      "x",
+                                      "[]",
+                                      "{",
+                                      "{}x",
+                                      "{\"a\"}",
+                                      "{\"a\":}",
+                                      "{\"a\":1,}",
+                                      "{\"a\":\"\n\"}",
+                                      "{\"a\":\"\\x\"}",
+                                      "{\"a\":\"\\u12g4\"}",
+                                      "{\"choices\":[{}",
+                                      "{\"choices\":[1 2]}",
+                                      "{a:1}",
+                                      "{\"a\":nul}"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_int_equal(ev_scan(bad[i], strlen(bad[i]), &e), -1);
     /* No beginning of an event passes for one, and no flipped byte makes the scanner leave its text. */
-    const char *whole = "{\"id\":\"c\\u00e9\",\"choices\":[{\"delta\":{\"content\":\"a\\n\"},\"logprobs\":{\"content\":[{}]},"
-                        "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":12,\"prompt_tokens_details\":{\"cached_tokens\":1}}}";
+    const char *whole =
+        "{\"id\":\"c\\u00e9\",\"choices\":[{\"delta\":{\"content\":\"a\\n\"},\"logprobs\":{\"content\":[{}]},"
+        "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":12,\"prompt_tokens_details\":{\"cached_"
+        "tokens\":1}}}";
     size_t n = strlen(whole);
     for (size_t len = 0; len < n; len++) {
         char *copy = malloc(len ? len : 1);
@@ -231,9 +255,9 @@ static void histogram_percentiles(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(events_survive_every_cut), cmocka_unit_test(a_byte_at_a_time),
+        cmocka_unit_test(events_survive_every_cut),     cmocka_unit_test(a_byte_at_a_time),
         cmocka_unit_test(no_memory_is_a_failed_stream), cmocka_unit_test(what_servers_send),
-        cmocka_unit_test(errors_in_each_dialect), cmocka_unit_test(damage_is_seen),
+        cmocka_unit_test(errors_in_each_dialect),       cmocka_unit_test(damage_is_seen),
         cmocka_unit_test(histogram_percentiles),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -24,8 +24,8 @@ static struct wl_set lengths(const int *n, int count)
 }
 
 struct play {
-    struct km_buf log;  /* "client:conversation.turn " in order of sending */
-    int sent, most;     /* requests, and in flight at most */
+    struct km_buf log; /* "client:conversation.turn " in order of sending */
+    int sent, most;    /* requests, and in flight at most */
     int fail_conv, fail_turn;
     int sent_at_15; /* requests out when the 15th conversation ended */
     int64_t now;
@@ -81,7 +81,8 @@ static struct turns *closed(const struct wl_set *set, struct turns_closed o)
     return s;
 }
 
-static void order_is(const struct wl_set *set, struct turns_closed o, int fail_conv, int fail_turn, const char *want)
+static void order_is(const struct wl_set *set, struct turns_closed o, int fail_conv, int fail_turn,
+                     const char *want)
 {
     struct play p = {.fail_conv = fail_conv, .fail_turn = fail_turn, .now = 1000};
     struct turns *s = closed(set, o);
@@ -102,7 +103,8 @@ static void clients_share_one_queue(void **state)
     set = lengths((int[]){4, 8, 2}, 3);
     order_is(&set, (struct turns_closed){.clients = 2, .active = 1, .early_stop = true}, -1, -1,
              "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 "); /* 1.3 is abandoned, 1.2 was in flight and ends */
-    order_is(&set, (struct turns_closed){.clients = 2, .active = 1}, -1, -1, "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 1:1.3 ");
+    order_is(&set, (struct turns_closed){.clients = 2, .active = 1}, -1, -1,
+             "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 1:1.3 ");
 }
 
 static void round_robin_starts_with_the_newest(void **state)
@@ -110,7 +112,8 @@ static void round_robin_starts_with_the_newest(void **state)
     (void)state;
     struct wl_set set = lengths((int[]){4, 4, 4}, 3);
     /* 0 and 1 rotate, newest first; 2 comes in at the right; at the end marker the client exits with 2 in hand. */
-    order_is(&set, (struct turns_closed){.clients = 1, .active = 2, .early_stop = true}, -1, -1, "0:1.0 0:0.0 0:1.1 0:2.0 0:0.1 ");
+    order_is(&set, (struct turns_closed){.clients = 1, .active = 2, .early_stop = true}, -1, -1,
+             "0:1.0 0:0.0 0:1.1 0:2.0 0:0.1 ");
     set = lengths((int[]){6, 6, 6, 6}, 4);
     order_is(&set, (struct turns_closed){.clients = 1, .active = 4, .n = 4}, -1, -1,
              "0:3.0 0:2.0 0:1.0 0:0.0 0:3.1 0:2.1 0:1.1 0:0.1 0:3.2 ");
@@ -120,13 +123,15 @@ static void turns_quotas_and_warm_history(void **state)
 {
     (void)state;
     struct wl_set set = lengths((int[]){6, 6}, 2);
-    order_is(&set, (struct turns_closed){.clients = 1, .active = 1, .max_turns = 3}, -1, -1, "0:0.0 0:0.1 0:1.0 0:1.1 ");
+    order_is(&set, (struct turns_closed){.clients = 1, .active = 1, .max_turns = 3}, -1, -1,
+             "0:0.0 0:0.1 0:1.0 0:1.1 ");
     order_is(&set, (struct turns_closed){.clients = 1, .active = 1, .max_turns = 1}, -1, -1, "0:0.0 0:1.0 ");
-    order_is(&set, (struct turns_closed){.clients = 1, .active = 1, .quota = 4}, -1, -1, "0:0.0 0:0.1 0:0.2 0:1.0 ");
+    order_is(&set, (struct turns_closed){.clients = 1, .active = 1, .quota = 4}, -1, -1,
+             "0:0.0 0:0.1 0:0.2 0:1.0 ");
     set = lengths((int[]){6, 2, 4}, 3);
     /* After a warm-up: its order, from the second turn, and what has no second turn is passed over. */
-    order_is(&set, (struct turns_closed){.order = (int[]){2, 1, 0}, .clients = 1, .active = 1, .first_turn = 1}, -1, -1,
-             "0:2.1 0:0.1 0:0.2 ");
+    order_is(&set, (struct turns_closed){.order = (int[]){2, 1, 0}, .clients = 1, .active = 1, .first_turn = 1},
+             -1, -1, "0:2.1 0:0.1 0:0.2 ");
 }
 
 static void a_failure_drops_its_conversation(void **state)
@@ -149,7 +154,8 @@ static void a_failure_drops_its_conversation(void **state)
 static void the_write_up_run_is_cut_short(void **state)
 {
     (void)state;
-    static const int turns[] = {16, 18, 12, 16, 16, 16, 14, 16, 18, 14, 16, 18, 12, 12, 16, 14, 14, 18, 18, 12, 14, 18, 14, 18};
+    static const int turns[] = {16, 18, 12, 16, 16, 16, 14, 16, 18, 14, 16, 18,
+                                12, 12, 16, 14, 14, 18, 18, 12, 14, 18, 14, 18};
     struct wl_set set = lengths(turns, 24);
     struct play p = {.fail_conv = -1, .now = 1};
     struct turns *s = closed(&set, (struct turns_closed){.clients = 10, .active = 1, .early_stop = true});
@@ -282,14 +288,10 @@ static void no_memory_at_any_point(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(clients_share_one_queue),
-        cmocka_unit_test(round_robin_starts_with_the_newest),
-        cmocka_unit_test(turns_quotas_and_warm_history),
-        cmocka_unit_test(a_failure_drops_its_conversation),
-        cmocka_unit_test(the_write_up_run_is_cut_short),
-        cmocka_unit_test(pauses_are_each_clients_own),
-        cmocka_unit_test(prompts_arrive_as_planned),
-        cmocka_unit_test(a_cap_holds_prompts_back),
+        cmocka_unit_test(clients_share_one_queue),       cmocka_unit_test(round_robin_starts_with_the_newest),
+        cmocka_unit_test(turns_quotas_and_warm_history), cmocka_unit_test(a_failure_drops_its_conversation),
+        cmocka_unit_test(the_write_up_run_is_cut_short), cmocka_unit_test(pauses_are_each_clients_own),
+        cmocka_unit_test(prompts_arrive_as_planned),     cmocka_unit_test(a_cap_holds_prompts_back),
         cmocka_unit_test(no_memory_at_any_point),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -41,9 +41,19 @@ static struct hz_rec *add(double sched, double start, const double *t, const int
 {
     struct hz_rec *r = &recs[trace.n++];
     const int64_t base = trace.begin_ns;
-    *r = (struct hz_rec){.conv = trace.n - 1, .messages = 1, .ok = true, .status = 200, .asked_tokens = 8, .tick0 = trace.n_ticks,
-                         .n_ticks = n, .prompt_tokens = -1, .cached_tokens = -1, .output_tokens = -1,
-                         .local_prompt_tokens = -1, .local_output_tokens = -1, .local_first_tokens = -1};
+    *r = (struct hz_rec){.conv = trace.n - 1,
+                         .messages = 1,
+                         .ok = true,
+                         .status = 200,
+                         .asked_tokens = 8,
+                         .tick0 = trace.n_ticks,
+                         .n_ticks = n,
+                         .prompt_tokens = -1,
+                         .cached_tokens = -1,
+                         .output_tokens = -1,
+                         .local_prompt_tokens = -1,
+                         .local_output_tokens = -1,
+                         .local_first_tokens = -1};
     r->sched_ns = base + llround(sched * MS);
     r->start_ns = base + llround(start * MS);
     r->header_ns = r->start_ns + 1;
@@ -62,7 +72,8 @@ static struct hz_rec *add(double sched, double start, const double *t, const int
     return r;
 }
 
-static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_prompt, int local_out, int local_first)
+static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_prompt, int local_out,
+                   int local_first)
 {
     r->prompt_tokens = prompt;
     r->cached_tokens = cached;
@@ -189,9 +200,12 @@ static void figures_that_are_not_there(void **state)
     cJSON *v = hz_summary_json(&s);
     const cJSON *why = cJSON_GetObjectItem(v, "reasons");
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(v, "input_tps")));
-    assert_string_equal(cJSON_GetObjectItem(why, "input_tps")->valuestring, "no usage from the server, or not for every request");
-    assert_string_equal(cJSON_GetObjectItem(why, "hit_rate")->valuestring, "the server reports no prompt_tokens_details.cached_tokens");
-    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring, "3 samples; a 99th percentile needs 100");
+    assert_string_equal(cJSON_GetObjectItem(why, "input_tps")->valuestring,
+                        "no usage from the server, or not for every request");
+    assert_string_equal(cJSON_GetObjectItem(why, "hit_rate")->valuestring,
+                        "the server reports no prompt_tokens_details.cached_tokens");
+    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring,
+                        "3 samples; a 99th percentile needs 100");
     assert_non_null(cJSON_GetObjectItem(why, "counted_by_usage"));
     cJSON_Delete(v);
 
@@ -199,9 +213,11 @@ static void figures_that_are_not_there(void **state)
     hz_summarize(&trace, WL_RANDOM, HZ_STRICT, &s);
     assert_true(isnan(s.duration_s) && isnan(s.ttft_ms.mean) && isnan(s.output_tps) && isnan(s.prompt_tokens));
     v = hz_summary_json(&s);
-    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "reasons"), "ttft_ms")->valuestring, "no request succeeded");
+    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "reasons"), "ttft_ms")->valuestring,
+                        "no request succeeded");
     assert_int_equal(hz_summary_from_json(v, &back, &err), 0);
-    assert_true(back.profile == HZ_STRICT && isnan(back.duration_s) && back.ttft_ms.n == 0 && isnan(back.ttft_ms.mean));
+    assert_true(back.profile == HZ_STRICT && isnan(back.duration_s) && back.ttft_ms.n == 0 &&
+                isnan(back.ttft_ms.mean));
     cJSON_SetValuestring(cJSON_GetObjectItem(v, "profile"), "other");
     assert_int_equal(hz_summary_from_json(v, &back, &err), KM_EINVAL);
     cJSON_Delete(v);
@@ -272,9 +288,18 @@ static int write_run(struct hz_summary *seed, struct hz_summary *strict, struct 
     cJSON *options = cJSON_CreateObject();
     cJSON_AddNumberToObject(options, "num-clients", 10);
     cJSON_AddNumberToObject(options, "gpu-memory-limit", 25769803776.0);
-    struct hz_run_info info = {.workload = "generate_multi_turn", .workload_sha256 = "ab", .workload_kind = WL_MULTI_TURN,
-                               .workload_requests = 4, .target_kind = "kvmark", .device = "cpu", .kv = "none", .model = "m",
-                               .command = "kvmark run x", .started = "2026-11-24T00:00:00Z", .options = options, .set = &set};
+    struct hz_run_info info = {.workload = "generate_multi_turn",
+                               .workload_sha256 = "ab",
+                               .workload_kind = WL_MULTI_TURN,
+                               .workload_requests = 4,
+                               .target_kind = "kvmark",
+                               .device = "cpu",
+                               .kv = "none",
+                               .model = "m",
+                               .command = "kvmark run x",
+                               .started = "2026-11-24T00:00:00Z",
+                               .options = options,
+                               .set = &set};
     hz_summarize(&trace, WL_MULTI_TURN, HZ_SEED, seed);
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, strict);
     int rc = hz_run_write(sub, &info, &trace, seed, strict, err);
@@ -292,8 +317,16 @@ static void a_run_there_and_back(void **state)
     trace.abandoned = 7;
     trace.dropped = 2;
     trace.warmup_ns = 12345;
-    trace.health = (struct hz_health){.cpu_s = 1.5, .wall_s = 3, .loop_gap_p99_ms = 0.25, .loop_gap_max_ms = 2, .send_lag_p99_ms = 0.5,
-                                      .events = 10, .reads = 9, .kernel_stamps = NAN, .stamp_lag_p99_ms = NAN, .coalesced = 1};
+    trace.health = (struct hz_health){.cpu_s = 1.5,
+                                      .wall_s = 3,
+                                      .loop_gap_p99_ms = 0.25,
+                                      .loop_gap_max_ms = 2,
+                                      .send_lag_p99_ms = 0.5,
+                                      .events = 10,
+                                      .reads = 9,
+                                      .kernel_stamps = NAN,
+                                      .stamp_lag_p99_ms = NAN,
+                                      .coalesced = 1};
     assert_int_equal(write_run(&seed, &strict, &err), 0);
     assert_int_equal(write_run(&seed, &strict, &err), KM_EINVAL); /* a run is never written over */
     assert_non_null(strstr(err.msg, "already holds a run"));
@@ -315,7 +348,8 @@ static void a_run_there_and_back(void **state)
         assert_string_equal(a.error, b.error);
         assert_true(a.start_ns == b.start_ns + shift && a.sched_ns == b.sched_ns + shift);
         assert_int_equal(a.header_ns == 0, b.header_ns == 0);
-        assert_true(a.tick0 == b.tick0 && a.n_ticks == b.n_ticks && a.cached_tokens == b.cached_tokens && a.text_xxh == b.text_xxh);
+        assert_true(a.tick0 == b.tick0 && a.n_ticks == b.n_ticks && a.cached_tokens == b.cached_tokens &&
+                    a.text_xxh == b.text_xxh);
     }
     for (size_t i = 0; i < trace.n_ticks; i++) {
         assert_true(ticks[i].ns == r.trace.ticks[i].ns + shift);
@@ -327,11 +361,13 @@ static void a_run_there_and_back(void **state)
     assert_true(isnan(r.trace.health.kernel_stamps) && r.trace.health.coalesced == 1);
 
     /* The contract's keys. */
-    static const char *const keys[] = {"schema", "profile", "workload", "target", "provenance", "summary", "summary_strict", "health", "limits"};
+    static const char *const keys[] = {"schema",  "profile",        "workload", "target", "provenance",
+                                       "summary", "summary_strict", "health",   "limits"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         assert_non_null(cJSON_GetObjectItem(r.json, keys[i]));
-    static const char *const figures[] = {"requests_ok", "requests_failed", "duration_s", "input_tps", "output_tps", "total_tps", "ttft_ms",
-                                          "tpot_ms", "itl_ms", "e2e_ms", "cached_tokens", "prompt_tokens", "hit_rate"};
+    static const char *const figures[] = {
+        "requests_ok", "requests_failed", "duration_s", "input_tps",     "output_tps",    "total_tps", "ttft_ms",
+        "tpot_ms",     "itl_ms",          "e2e_ms",     "cached_tokens", "prompt_tokens", "hit_rate"};
     const cJSON *s = cJSON_GetObjectItem(r.json, "summary");
     for (size_t i = 0; i < sizeof figures / sizeof *figures; i++)
         assert_non_null(cJSON_GetObjectItem(s, figures[i]));
@@ -344,7 +380,8 @@ static void a_run_there_and_back(void **state)
     const cJSON *l = cJSON_GetObjectItem(r.json, "limits");
     near(cJSON_GetObjectItem(l, "gpu_memory_limit")->valuedouble, 25769803776.0);
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(l, "max_num_seqs")));
-    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring, "good");
+    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring,
+                        "good");
     hz_run_free(&r);
 }
 
@@ -439,7 +476,8 @@ static void the_machine_is_described(void **state)
     assert_non_null(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "system"), "kernel"));
     assert_true(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "cpu"), "online")->valuedouble >= 1);
     assert_true(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "memory"), "total_bytes")->valuedouble > 1e6);
-    assert_non_null(strstr(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "libraries"), "libcurl")->valuestring, "libcurl"));
+    assert_non_null(
+        strstr(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "libraries"), "libcurl")->valuestring, "libcurl"));
     cJSON_Delete(v);
 }
 
