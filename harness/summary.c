@@ -49,14 +49,14 @@ static struct hz_row seed_turn(const struct hz_trace *t, const struct hz_rec *r)
                            .output = out};
 }
 
-/* `vllm bench serve`: the first event with choices is the first token, role-only or not; output by the server's count,
- * input by the data set's. */
+/* `vllm bench serve`: the first event with choices is the first token, role-only or not; output by the server's
+ * count, input by the data set's. It always streams; an answer that came in one piece has no TPOT. */
 static struct hz_row seed_prompt(const struct hz_rec *r)
 {
     double ttft = ms(r->first_any_ns - r->start_ns), latency = ms(r->last_any_ns - r->start_ns);
     double out = count_or(r->output_tokens, r->local_output_tokens);
     return (struct hz_row){.ttft_ms = ttft,
-                           .tpot_ms = out > 1 ? (latency - ttft) / (out - 1) : NAN,
+                           .tpot_ms = out > 1 && latency > ttft ? (latency - ttft) / (out - 1) : NAN,
                            .e2e_ms = latency,
                            .input = count_or(r->local_prompt_tokens, r->prompt_tokens),
                            .output = out};

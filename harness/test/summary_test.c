@@ -160,6 +160,8 @@ static void seed_prompts(void **state)
     near(s.input_tps, 160 / 0.180);
     near(s.output_tps, 8 / 0.180);
     near(s.total_tps, 168 / 0.180);
+    recs[0].last_any_ns = recs[0].first_any_ns; /* not streamed */
+    assert_true(isnan(hz_row_of(&trace, &recs[0], WL_RANDOM, HZ_SEED).tpot_ms));
 }
 
 static void strict_figures(void **state)
