@@ -28,14 +28,14 @@ static const char *const names[MDL_TENSORS] = {
     [MDL_GATE] = "mlp.gate_proj.weight", [MDL_UP] = "mlp.up_proj.weight", [MDL_DOWN] = "mlp.down_proj.weight",
 };
 
-static bool per_layer(enum mdl_tensor t)
+bool mdl_per_layer(enum mdl_tensor t)
 {
     return t >= MDL_NORM_ATTN;
 }
 
-static void full_name(char *buf, size_t size, enum mdl_tensor t, int layer)
+void mdl_tensor_name(char *buf, size_t size, enum mdl_tensor t, int layer)
 {
-    if (per_layer(t))
+    if (mdl_per_layer(t))
         snprintf(buf, size, "model.layers.%d.%s", layer, names[t]);
     else
         snprintf(buf, size, "%s", names[t]);
@@ -62,7 +62,7 @@ int64_t mdl_params(const struct mdl *m)
         int rows, cols;
         mdl_shape(&m->c, (enum mdl_tensor)t, &rows, &cols);
         if (t != MDL_LM_HEAD || !m->c.tied)
-            sum += (int64_t)rows * cols * (per_layer((enum mdl_tensor)t) ? m->c.n_layers : 1);
+            sum += (int64_t)rows * cols * (mdl_per_layer((enum mdl_tensor)t) ? m->c.n_layers : 1);
     }
     return sum;
 }
@@ -87,7 +87,7 @@ static int bind_one(struct mdl *m, enum mdl_tensor t, int layer, struct km_err *
     char name[128], have[128] = "";
     int rows, cols, n = 0;
     enum km_dtype dtype;
-    full_name(name, sizeof name, t, layer);
+    mdl_tensor_name(name, sizeof name, t, layer);
     const struct st_tensor *s = st_find(m->files, name);
     if (!s)
         return km_fail(err, KM_EFORMAT, "%s: tensor %s is missing%s", m->dir, name,
@@ -137,7 +137,7 @@ static int bind_all(struct mdl *m, struct km_err *err)
     for (int t = 0; t < MDL_TENSORS && !rc; t++) {
         if (t == MDL_LM_HEAD && m->c.tied)
             continue;
-        for (int l = 0; l < (per_layer((enum mdl_tensor)t) ? m->c.n_layers : 1) && !rc; l++)
+        for (int l = 0; l < (mdl_per_layer((enum mdl_tensor)t) ? m->c.n_layers : 1) && !rc; l++)
             rc = bind_one(m, (enum mdl_tensor)t, l, err);
     }
     if (!rc)
@@ -330,7 +330,7 @@ int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n,
 {
     int rows, cols;
     mdl_shape(&m->c, t, &rows, &cols);
-    if (layer < 0 || layer >= (per_layer(t) ? m->c.n_layers : 1) || row0 < 0 || n < 0 || row0 > rows - n || as == KM_F16)
+    if (layer < 0 || layer >= (mdl_per_layer(t) ? m->c.n_layers : 1) || row0 < 0 || n < 0 || row0 > rows - n || as == KM_F16)
         return km_fail(err, KM_EINVAL, "rows [%d, %d + %d) of %s in layer %d cannot be read as %s", row0, row0, n, names[t],
                        layer, km_dtype_name(as));
     uint64_t first = (uint64_t)row0 * (uint64_t)cols;

@@ -64,6 +64,9 @@ bool mdl_is_dummy(const struct mdl *m);        /* results say so wherever their 
 uint64_t mdl_seed(const struct mdl *m);         /* of dummy weights */
 int64_t mdl_params(const struct mdl *m);
 
+bool mdl_per_layer(enum mdl_tensor t);
+/* "model.layers.3.mlp.up_proj.weight": what checkpoints call it. */
+void mdl_tensor_name(char *buf, size_t size, enum mdl_tensor t, int layer);
 /* rows x cols of a tensor; cols is 1 for vectors. */
 void mdl_shape(const struct mdl_config *c, enum mdl_tensor t, int *rows, int *cols);
 /* Reads rows [row0, row0 + n) of tensor t (layer 0 for the first three) into dst, row-major, as f32 or

@@ -1,0 +1,443 @@
+/* The CUDA backend as a whole: against vectors made by another implementation, against the CPU backend, and against itself
+ * (chunked, batched, copied, cold and warm). A program, not a unit test: it needs a card. Pools are filled with NaN first.
+ *   engine_check golden MODEL VECTORS.json [TIE]   vectors only: top log-probabilities and greedy ids, teacher-forced
+ *   engine_check self MODEL [TIE]                  everything else
+ * MODEL is a folder or a preset with dummy weights, seed 7. TIE: two tokens whose log-probabilities are this near may change
+ * places, and no log-probability may be further off. Exit 1 when a check fails. */
+#include "base/json.h"
+#include "base/mem.h"
+#include "engine/cuda/test/rig.h"
+#include "engine/engine.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SEED = 7, MAX_PROMPT = 8192, MAX_GREEDY = 64 };
+
+static int failures;
+
+static void say(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void say(bool good, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    printf("%-4s ", good ? "ok" : "BAD");
+    vprintf(fmt, ap);
+    printf("\n");
+    fflush(stdout);
+    va_end(ap);
+    failures += !good;
+}
+
+static void must(int rc, const struct km_err *err)
+{
+    if (!rc)
+        return;
+    printf("BAD  %s\n", err->msg);
+    exit(1);
+}
+
+static struct be_opts options(int n_pages)
+{
+    return (struct be_opts){.dtype = KM_BF16, .block_size = 16, .n_pages = n_pages, .max_tokens = 4096, .max_reqs = 64,
+                            .max_model_len = 8192, .memory_utilization = 0.9};
+}
+
+static void some_tokens(int32_t *t, int n, int vocab, uint32_t seed)
+{
+    uint32_t x = seed * 2654435761u + 12345;
+    for (int i = 0; i < n; i++) {
+        x = x * 1664525u + 1013904223u;
+        t[i] = (int32_t)((x >> 8) % (uint32_t)vocab);
+    }
+}
+
+/* How far apart two results are: of every id that both list, the larger difference; 99 without a common id. */
+static double distance(const struct smp_result *a, const struct smp_result *b)
+{
+    double worst = 0;
+    int common = 0;
+    for (int i = 0; i < 8 && i < a->n_top; i++)
+        for (int j = 0; j < b->n_top; j++)
+            if (a->top_id[i] == b->top_id[j]) {
+                worst = fmax(worst, fabs((double)a->top_logprob[i] - (double)b->top_logprob[j]));
+                common++;
+            }
+    return common ? worst : 99;
+}
+
+/* True when both chose the same id, or a's choice is a near-tie with b's. */
+static bool agree(const struct smp_result *a, const struct smp_result *b, double tie)
+{
+    if (a->id == b->id)
+        return true;
+    for (int i = 0; i < a->n_top; i++)
+        if (a->top_id[i] == b->id)
+            return a->top_logprob[0] - a->top_logprob[i] <= tie;
+    return false;
+}
+
+/* ---- outside vectors ---- */
+
+static int ints(const cJSON *v, int32_t *out, int max)
+{
+    int n = 0;
+    const cJSON *x;
+    cJSON_ArrayForEach(x, v) if (n < max) out[n++] = (int32_t)x->valuedouble;
+    return n;
+}
+
+struct score {
+    double worst;
+    int steps, ties, agreed, in_top5;
+};
+
+static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
+{
+    static int32_t prompt[MAX_PROMPT], want[MAX_GREEDY];
+    struct km_err err;
+    struct rig_seq q;
+    struct smp_params greedy = rig_greedy();
+    struct smp_result res = {0};
+    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt, MAX_PROMPT), n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want, MAX_GREEDY);
+    must(rig_seq_open(r, &q, n + n_want, &err), &err);
+    must(rig_prefill(r, &q, prompt, n, 4096, &res, &err), &err);
+    const cJSON *top, *gap = cJSON_GetObjectItem(v, "greedy_gap")->child;
+    cJSON_ArrayForEach(top, cJSON_GetObjectItem(v, "last_top8"))
+    {
+        int id = cJSON_GetArrayItem(top, 0)->valueint, i = 0;
+        while (i < res.n_top && res.top_id[i] != id)
+            i++;
+        s->worst = fmax(s->worst, i < res.n_top ? fabs((double)res.top_logprob[i] - cJSON_GetArrayItem(top, 1)->valuedouble) : 99);
+    }
+    for (int i = 0; i < n_want && gap; i++, gap = gap->next) {
+        bool top5 = false;
+        for (int j = 0; j < 5; j++)
+            top5 |= res.top_id[j] == want[i];
+        s->steps++;
+        s->in_top5 += top5;
+        if (gap->valuedouble <= tie)
+            s->ties++;
+        else
+            s->agreed += res.id == want[i];
+        if (i + 1 < n_want)
+            must(rig_step(r, &(struct rig_part){&q, &want[i], 1, &greedy}, 1, &res, &err), &err);
+    }
+    rig_seq_close(&q);
+}
+
+static void golden(const struct mdl *m, const char *path, double tie)
+{
+    struct km_err err;
+    struct rig r;
+    struct score s = {0};
+    cJSON *file;
+    const cJSON *v;
+    struct be_opts o = options(1021);
+    must(km_json_file(path, 0, &file, &err), &err);
+    must(rig_open(&r, &be_cuda, &o, m, &err), &err);
+    cJSON_ArrayForEach(v, cJSON_GetObjectItem(file, "vectors")) play(&r, v, tie, &s);
+    say(s.steps && s.worst <= tie && s.agreed + s.ties == s.steps && s.in_top5 == s.steps,
+        "%s against %s: log-probabilities of the top 8 within %.3f; greedy %d of %d, %d near-ties (gap <= %.2f); in our top 5: %d of %d", mdl_name(m),
+        path, s.worst, s.agreed, s.steps - s.ties, s.ties, tie, s.in_top5, s.steps);
+    rig_close(&r);
+    cJSON_Delete(file);
+}
+
+/* ---- against itself and the CPU ---- */
+
+/* Prefill in pieces, then some decodes: the same whatever the pieces. */
+static void chunks(struct rig *r, const int32_t *ids, double tie)
+{
+    enum { N = 700, STEPS = 8 };
+    static const int sizes[] = {N, 1, 7, 255, 256, 257};
+    struct smp_result whole[STEPS] = {0};
+    struct smp_params greedy = rig_greedy();
+    struct km_err err;
+    for (int c = 0; c < 6; c++) {
+        struct rig_seq q;
+        struct smp_result got = {0};
+        double worst = 0;
+        bool same = true;
+        must(rig_seq_open(r, &q, N + STEPS, &err), &err);
+        must(rig_prefill(r, &q, ids, N, sizes[c], &got, &err), &err);
+        for (int i = 0; i < STEPS; i++) {
+            if (c == 0)
+                whole[i] = got;
+            worst = fmax(worst, distance(&whole[i], &got));
+            same &= agree(&whole[i], &got, tie);
+            must(rig_step(r, &(struct rig_part){&q, &whole[i].id, 1, &greedy}, 1, &got, &err), &err);
+        }
+        rig_seq_close(&q);
+        if (c)
+            say(same && worst <= tie, "prefill of %d tokens in chunks of %d, %d decodes: within %.4f of the whole prompt at once", N, sizes[c], STEPS, worst);
+    }
+}
+
+/* Sequences of many lengths, each alone, then all together: prefills beside decodes, then decodes of a padded batch. */
+static void batches(struct rig *r, const int32_t *ids, int n, double tie)
+{
+    enum { MOST = 48, STEPS = 4 };
+    static struct smp_result alone[MOST][STEPS], got[MOST];
+    static struct rig_seq q[MOST];
+    struct rig_part parts[MOST];
+    struct smp_params greedy = rig_greedy();
+    struct km_err err;
+    double worst = 0;
+    bool same = true;
+    memset(alone, 0, sizeof alone);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < n; i++) {
+            int len = 1 + (i * 37) % 150;
+            must(rig_seq_open(r, &q[i], len + STEPS, &err), &err);
+            if (!pass)
+                must(rig_prefill(r, &q[i], ids + i, len, len, &alone[i][0], &err), &err);
+            else if (i % 2) /* half of them join as decodes of a running batch */
+                must(rig_prefill(r, &q[i], ids + i, len, len, &got[i], &err), &err);
+            else
+                parts[i] = (struct rig_part){&q[i], ids + i, len, &greedy};
+            for (int k = 1; !pass && k < STEPS; k++)
+                must(rig_step(r, &(struct rig_part){&q[i], &alone[i][k - 1].id, 1, &greedy}, 1, &alone[i][k], &err), &err);
+        }
+        for (int k = 0; pass && k < STEPS; k++) {
+            int late = k == 0; /* the first mixed step: even ones prefill, odd ones decode their first token */
+            for (int i = 0; i < n; i++)
+                if (!late || i % 2)
+                    parts[i] = (struct rig_part){&q[i], &alone[i][late ? 0 : k - 1 + i % 2].id, 1, &greedy};
+            if (k + 1 == STEPS)
+                break;
+            must(rig_step(r, parts, n, got, &err), &err);
+            for (int i = 0; i < n; i++) {
+                const struct smp_result *want = &alone[i][k + i % 2];
+                worst = fmax(worst, distance(want, &got[i]));
+                same &= agree(want, &got[i], tie);
+            }
+        }
+        for (int i = 0; i < n; i++)
+            rig_seq_close(&q[i]);
+    }
+    say(same && worst <= tie, "%d requests in one batch, prefills beside decodes: within %.4f of each alone", n, worst);
+}
+
+/* KV to the host, its pages poisoned, KV back into other pages: the next token is the same to the bit. */
+static void copies(struct rig *r, const int32_t *ids)
+{
+    enum { N = 333 };
+    struct rig_seq a, b;
+    struct smp_result first = {0}, second = {0}, third = {0};
+    struct smp_params greedy = rig_greedy();
+    struct km_err err;
+    must(rig_seq_open(r, &a, N + 2, &err), &err);
+    must(rig_seq_open(r, &b, N + 2, &err), &err);
+    size_t size = (size_t)a.blocks * r->g.page_bytes;
+    char *host = r->backend->host_alloc(r->b, size), *nan = km_malloc(size);
+    must(rig_prefill(r, &a, ids, N, N, &first, &err), &err);
+    must(rig_copy(r, &a, KV_TO_HOST, host, &err), &err);
+    must(rig_step(r, &(struct rig_part){&a, &first.id, 1, &greedy}, 1, &second, &err), &err);
+    memset(nan, 0xFF, size);
+    must(rig_copy(r, &a, KV_TO_PAGE, nan, &err), &err);
+    must(rig_copy(r, &b, KV_TO_PAGE, host, &err), &err);
+    b.n_done = N;
+    must(rig_step(r, &(struct rig_part){&b, &first.id, 1, &greedy}, 1, &third, &err), &err);
+    say(second.id == third.id && !memcmp(second.top_logprob, third.top_logprob, sizeof second.top_logprob),
+        "%d pages to the host and back into other pages: the next step is the same to the bit", a.blocks);
+    struct kv_copy wrong = {r->g.n_pages, host};
+    uint64_t ticket;
+    say(r->backend->copy(r->b, KV_TO_HOST, &wrong, 1, &ticket, &err) == KM_EINVAL, "a page past the pool is refused: %s", err.msg);
+    r->backend->host_free(r->b, host, size);
+    km_free(nan);
+    rig_seq_close(&a);
+    rig_seq_close(&b);
+}
+
+static void against_cpu(struct rig *r, const struct mdl *m, const int32_t *ids, double tie)
+{
+    enum { STEPS = 8 };
+    static const int lens[] = {1, 16, 17, 130, 700};
+    struct be_opts o = options(509);
+    struct smp_params greedy = rig_greedy();
+    struct km_err err;
+    struct rig cpu;
+    double worst = 0;
+    bool same = true;
+    must(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
+    for (int l = 0; l < 5; l++) {
+        struct rig_seq a, b;
+        struct smp_result x = {0}, y = {0};
+        must(rig_seq_open(r, &a, lens[l] + STEPS, &err), &err);
+        must(rig_seq_open(&cpu, &b, lens[l] + STEPS, &err), &err);
+        must(rig_prefill(r, &a, ids + l, lens[l], 4096, &x, &err), &err);
+        must(rig_prefill(&cpu, &b, ids + l, lens[l], 4096, &y, &err), &err);
+        for (int i = 0; i < STEPS; i++) {
+            int32_t next = y.id;
+            worst = fmax(worst, distance(&y, &x));
+            same &= agree(&y, &x, tie);
+            must(rig_step(r, &(struct rig_part){&a, &next, 1, &greedy}, 1, &x, &err), &err);
+            must(rig_step(&cpu, &(struct rig_part){&b, &next, 1, &greedy}, 1, &y, &err), &err);
+        }
+        rig_seq_close(&a);
+        rig_seq_close(&b);
+    }
+    say(same && worst <= tie, "prompts of 1 to 700 tokens and %d decodes each: within %.4f of the CPU backend in bf16", STEPS, worst);
+    rig_close(&cpu);
+}
+
+/* The kernels that sample against the reference sampler, which rows that want log-probabilities still go through. */
+static void sampling(struct rig *r, const int32_t *ids)
+{
+    enum { N = 40, STEPS = 12 };
+    static const struct {
+        double temperature, top_p, min_p;
+        int top_k;
+    } kinds[] = {{0, 1, 0, 0}, {1, 1, 0, 0}, {0.6, 0.95, 0, 20}, {1.5, 0.9, 0, 0}, {0.8, 1, 0.05, 0}, {1, 1, 0, 1}, {2, 0.3, 0.001, 50}};
+    enum { KINDS = sizeof kinds / sizeof *kinds };
+    struct km_err err;
+    int same = 0, all = 0;
+    for (int k = 0; k < KINDS; k++) {
+        struct rig_seq a, b;
+        struct smp_params p = smp_defaults();
+        struct smp_result x = {0}, y = {0};
+        p.temperature = kinds[k].temperature, p.top_p = kinds[k].top_p, p.min_p = kinds[k].min_p, p.top_k = kinds[k].top_k;
+        p.seed = (uint64_t)k + 99;
+        struct smp_params explained = p;
+        explained.n_logprobs = 1;
+        must(rig_seq_open(r, &a, N + STEPS, &err), &err);
+        must(rig_seq_open(r, &b, N + STEPS, &err), &err);
+        must(rig_step(r, &(struct rig_part){&a, ids, N, &p}, 1, &x, &err), &err);
+        must(rig_step(r, &(struct rig_part){&b, ids, N, &explained}, 1, &y, &err), &err);
+        for (int i = 1; i < STEPS; i++, all++) {
+            same += x.id == y.id;
+            int32_t next = y.id;
+            must(rig_step(r, &(struct rig_part){&a, &next, 1, &p}, 1, &x, &err), &err);
+            must(rig_step(r, &(struct rig_part){&b, &next, 1, &explained}, 1, &y, &err), &err);
+        }
+        rig_seq_close(&a);
+        rig_seq_close(&b);
+    }
+    say(same == all, "%d draws of %d kinds of sampling: %d as the reference sampler's", all, KINDS, same);
+}
+
+/* ---- through the engine ---- */
+
+struct answer {
+    int32_t ids[MAX_GREEDY];
+    struct smp_result last[MAX_GREEDY];
+    int n, n_cached;
+};
+
+static struct answer ask(struct eng *e, const int32_t *prompt, int n, int n_out)
+{
+    struct answer a = {0};
+    struct smp_params greedy = rig_greedy();
+    struct eng_request q = {.prompt = prompt, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = greedy};
+    struct eng_events v;
+    struct km_err err;
+    uint64_t id;
+    must(eng_submit(e, &q, &id, &err), &err);
+    while (!eng_idle(e)) {
+        must(eng_step(e, &v, &err), &err);
+        for (int i = 0; i < v.n; i++) {
+            a.ids[a.n] = v.v[i].token.id;
+            a.last[a.n++] = v.v[i].token;
+            a.n_cached = v.v[i].n_cached;
+        }
+    }
+    return a;
+}
+
+/* A prompt asked cold, again with its pages still in the pool, and cold once more. */
+static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
+{
+    enum { N = 515, OUT = 16, WARM = N / 16 * 16 };
+    struct eng_opts o = eng_defaults();
+    struct eng *e;
+    struct km_err err;
+    o.max_num_seqs = 32;
+    o.num_blocks = 509;
+    must(eng_open(&e, &o, m, &be_cuda, NULL, &err), &err);
+    struct answer cold = ask(e, ids, N, OUT), warm = ask(e, ids, N, OUT);
+    must(eng_reset_cache(e, false, &err), &err);
+    struct answer again = ask(e, ids, N, OUT);
+    double worst = 0;
+    int until = 0; /* answers are compared up to the first near-tie that went the other way */
+    bool same = cold.n == OUT && warm.n == OUT;
+    while (same && until < OUT) {
+        worst = fmax(worst, distance(&cold.last[until], &warm.last[until]));
+        same = agree(&cold.last[until], &warm.last[until], tie);
+        if (cold.ids[until] != warm.ids[until])
+            break;
+        until++;
+    }
+    say(same && worst <= tie && cold.n_cached == 0 && warm.n_cached == WARM, "cold and warm (%d of %d tokens cached): %d of %d tokens the same, within %.4f",
+        warm.n_cached, N, until, OUT, worst);
+    say(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids), "cold again after a reset: the same tokens");
+    must(eng_check(e, &err), &err);
+    eng_close(e);
+}
+
+/* Refusals are one sentence each. */
+static void refusals(const struct mdl *m)
+{
+    struct be_opts o = options(509);
+    struct kv_geom g;
+    struct km_err err = {0};
+    struct be *b;
+    o.dtype = KM_F32;
+    say(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "float32: %s", err.msg);
+    o = options(509);
+    o.block_size = 12;
+    say(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "block size: %s", err.msg);
+    o = options(1 << 26);
+    say(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "pool: %s", err.msg);
+    o = options(0);
+    o.memory_limit = 1 << 20;
+    say(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "limit: %s", err.msg);
+    o = options(509);
+    o.max_tokens = 1 << 30;
+    say(be_cuda.open(&b, &o, m, &g, &err) == KM_EDEVICE, "work space: %s", err.msg);
+}
+
+static void self(const struct mdl *m, double tie)
+{
+    static int32_t ids[MAX_PROMPT];
+    struct be_opts o = options(1021);
+    struct km_err err;
+    struct rig r;
+    some_tokens(ids, MAX_PROMPT, mdl_config(m)->vocab, 1);
+    must(rig_open(&r, &be_cuda, &o, m, &err), &err);
+    chunks(&r, ids, tie);
+    static const int sizes[] = {2, 3, 9, 17, 33, 48};
+    for (int i = 0; i < 6; i++)
+        batches(&r, ids, sizes[i], tie);
+    copies(&r, ids);
+    sampling(&r, ids);
+    against_cpu(&r, m, ids, tie);
+    rig_close(&r);
+    cold_and_warm(m, ids, tie);
+    refusals(m);
+    struct km_mem_stats left = km_mem_stats(KM_MEM_DEVICE);
+    say(left.current == 0, "device memory given back: %lld bytes are left", (long long)left.current);
+}
+
+int main(int argc, char **argv)
+{
+    struct km_err err;
+    struct mdl *m;
+    bool vectors = argc > 3 && !strcmp(argv[1], "golden");
+    if (!vectors && (argc < 3 || strcmp(argv[1], "self"))) {
+        fprintf(stderr, "usage: engine_check golden MODEL VECTORS.json [TIE] | self MODEL [TIE]\n");
+        return 2;
+    }
+    const char *tie = argc > 3 + vectors ? argv[3 + vectors] : "0.2";
+    must(be_cuda_probe(&err), &err);
+    must(mdl_open(&m, argv[2], false, SEED, &err), &err);
+    if (vectors)
+        golden(m, argv[3], atof(tie));
+    else
+        self(m, atof(tie));
+    mdl_free(m);
+    printf("%s: %d failures\n", failures ? "FAILED" : "all good", failures);
+    return failures != 0;
+}
