@@ -8,6 +8,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 struct bench_opts {
@@ -83,8 +84,13 @@ static void on_news(void *arg, const struct hz_suite_news *n)
         fprintf(stderr, "%s[%d/%d] %s FAILED: %s\n", wipe, n->at, n->of, n->cell, n->line);
     else if (n->what == HZ_CELL_STARTS && !s->tty)
         fprintf(stderr, "[%d/%d] %s starts\n", n->at, n->of, n->cell);
-    if (s->tty && (n->what == HZ_CELL_STARTS || n->what == HZ_CELL_RUNS || n->what == HZ_CELL_SAYS))
-        fprintf(stderr, "\r\033[K[%d/%d] %s, %s, about %s left%s%.60s", n->at, n->of, n->cell, spent, left, *s->last ? ": " : "", s->last);
+    if (s->tty && (n->what == HZ_CELL_STARTS || n->what == HZ_CELL_RUNS || n->what == HZ_CELL_SAYS)) {
+        char line[512];
+        struct winsize w = {0};
+        int width = ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20 ? w.ws_col - 1 : 79; /* a wrapped line cannot be redrawn */
+        snprintf(line, sizeof line, "[%d/%d] %s, %s, about %s left%s%s", n->at, n->of, n->cell, spent, left, *s->last ? ": " : "", s->last);
+        fprintf(stderr, "\r\033[K%.*s", width, line);
+    }
 }
 
 /* A word as the shell reads it back. */

@@ -142,27 +142,31 @@ static size_t empty_group(const char *s)
 }
 
 /* Copies an SVG, changing on the way what depends on the page: ids and references to them get a prefix, ink the page's
- * colour; the groups' titles would show as tooltips and go. */
+ * colour; the groups' titles would show as tooltips and go, and so does what says nothing. */
 static void put_svg(struct km_buf *out, const char *s, const char *prefix)
 {
     static const char *const marks[] = {"id='", "id=\"", "xlink:href='#"};
     static const char *const inks[] = {"\"rgb( 51,  51,  51)\"", "'rgb( 51,  51,  51)'", "\"rgb(51,51,51)\"", "'rgb(51,51,51)'"};
+    static const char *const idle[] = {" color=\"black\"", /* would make currentColor black inside the group */
+                                       " color=\"white\"", " stroke-width=\"1.00\"", " stroke-linecap=\"butt\"",
+                                       " stroke-linejoin=\"miter\"", " class=\"gridline\"", " font-family=\"sans-serif\"", "\t", "\n\n"};
+    enum { MARKS = sizeof marks / sizeof *marks, INKS = sizeof inks / sizeof *inks, IDLE = sizeof idle / sizeof *idle };
     while (*s) {
         const char *end = strncmp(s, "<title>", 7) ? NULL : strstr(s, "</title>");
         size_t used = end ? (size_t)(end - s) + strlen("</title>") : empty_group(s);
-        for (int i = 0; i < 3 && !used; i++)
+        for (int i = 0; i < MARKS && !used; i++)
             if (!strncmp(s, marks[i], strlen(marks[i]))) {
                 used = strlen(marks[i]);
                 km_buf_put(out, s, used);
                 km_buf_printf(out, "%s-", prefix);
             }
-        if (!used && !strncmp(s, " color=\"black\"", 14)) /* would make currentColor black inside the group */
-            used = 14;
-        for (int i = 0; i < 4 && !used; i++)
+        for (int i = 0; i < INKS && !used; i++)
             if (!strncmp(s, inks[i], strlen(inks[i]))) {
                 km_buf_puts(out, "\"currentColor\"");
                 used = strlen(inks[i]);
             }
+        for (int i = 0; i < IDLE && !used; i++)
+            used = strncmp(s, idle[i], strlen(idle[i])) ? 0 : strlen(idle[i]);
         if (!used)
             km_buf_putc(out, s[used++]);
         s += used;

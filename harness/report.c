@@ -129,13 +129,26 @@ static int run_index(struct rp *r, const char *dir)
     return i;
 }
 
+/* Why a cell has no run: what the suite noted when it failed. */
+static const char *why_missing(const struct rp *r, const char *dir)
+{
+    const cJSON *failed = cJSON_GetObjectItemCaseSensitive(r->suite->json, "failed");
+    const char *cell = strncmp(dir, "cells/", 6) ? dir : dir + 6, *name, *message;
+    for (const cJSON *f = cJSON_IsArray(failed) ? failed->child : NULL; f; f = f->next) {
+        name = message = "";
+        if (!km_json_str(f, "cell", true, &name, NULL) && !strcmp(name, cell) && !km_json_str(f, "message", true, &message, NULL))
+            return message;
+    }
+    return "not run";
+}
+
 static void read_run(const struct rp *r, struct rp_run *run)
 {
     char *path = !strcmp(run->dir, ".") ? km_strdup(r->dir) : km_path(r->dir, run->dir);
     char *file = path ? km_path(path, "run.json") : NULL;
     struct km_err why = {0};
     if (file && !km_file_exists(file))
-        snprintf(run->why, sizeof run->why, "not run");
+        snprintf(run->why, sizeof run->why, "%.199s", why_missing(r, run->dir));
     else if (!file || hz_run_read(&run->run, path, &why))
         snprintf(run->why, sizeof run->why, "%.199s", file ? why.msg : "out of memory");
     else

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_POINTS = 400 }; /* of a distribution's curve: beyond, its quantiles */
+enum { MAX_POINTS = 250 }; /* of a distribution's curve: beyond, its quantiles */
 
 /* Values of one kind, growing. */
 struct values {

@@ -157,6 +157,15 @@ static void put_spread(struct km_buf *out, double lo, double hi, int runs, int d
     }
 }
 
+/* As the table prints the figure; in the figure's own unit where the table scales it. */
+static int decimals_of(const struct hz_suite_table *s, const struct hz_metric *m)
+{
+    for (int c = 0; c < s->n_cols; c++)
+        if (s->cols[c].metric == m && !s->cols[c].col.gain && s->cols[c].scale == 1)
+            return s->cols[c].col.decimals;
+    return m->decimals;
+}
+
 static int make_evidence(struct rp_table *t, struct km_err *err)
 {
     const char *const head[] = {t->t->head, "Figure", "Ratio", "95% interval", "Pairs", "Requests", "Runs, A", "Runs, B", "Verdict"};
@@ -172,7 +181,7 @@ static int make_evidence(struct rp_table *t, struct km_err *err)
     for (int i = 0; i < t->n_contrasts && !rc; i++)
         for (int k = 0; k < t->contrasts[i].cmp.n; k++, at++) {
             const struct hz_delta *d = &t->contrasts[i].cmp.deltas[k];
-            int dec = d->metric->decimals, runs = t->contrasts[i].cmp.pairs;
+            int dec = decimals_of(t->t, d->metric), runs = t->contrasts[i].cmp.pairs;
             hz_grid_set(g, at, 0, "%s", t->t->rows[t->contrasts[i].row].label);
             hz_grid_set(g, at, 1, "%s", d->metric->title);
             for (int c = 2; c < 8; c++) {
@@ -402,7 +411,7 @@ static void make_notes(const struct rp *r, struct rp_table *t)
         km_buf_printf(&t->notes, "Each cell is the %s of %d runs, rows in turn; definitions of the figures: profile %s.\n",
                       r->suite->median ? "median" : "mean", t->reps, r->suite->profile == HZ_SEED ? "seed" : "strict");
     else
-        km_buf_printf(&t->notes, "One run a row, so that the interval holds the conversations' spread but not that between runs; "
+        km_buf_printf(&t->notes, "One run a row: the intervals cover the spread between conversations, not between runs; "
                                  "definitions of the figures: profile %s.\n", r->suite->profile == HZ_SEED ? "seed" : "strict");
     for (int i = 0; i < t->n_contrasts; i++) {
         only_a += t->contrasts[i].cmp.only_a;
@@ -447,7 +456,10 @@ static void make_headline(struct rp_table *t)
             hz_put_change(b, 1, d->hi);
             km_buf_puts(b, ")");
         }
-        km_buf_printf(b, ", %s", hz_verdict_word(d->verdict));
+        if (d->verdict == HZ_NOT_JUDGED)
+            km_buf_puts(b, " (one run each, no interval)");
+        else
+            km_buf_printf(b, ", %s", hz_verdict_word(d->verdict));
     }
     km_buf_puts(b, said ? "." : " nothing to compare yet.");
 }

@@ -5,7 +5,8 @@
  * it was, with provenance and the list of cells), cells/<table>/<row>-<k> (run folders) and logs/. A cell whose folder
  * has a run.json is done, which is all that resuming needs.
  *
- * Flags merge in this order, the later one winning, null removing: suite defaults, table, --set of the command line, row, arm.
+ * Flags merge in this order, the later one winning, null removing: suite defaults, table, --set of the command line (which
+ * does not bring back what a table removed), row, arm.
  * Strings may hold {here} (the suite file's folder), {dir} (DIR), {table}, {row}, {repeat} and {nonce} (random, one a
  * result folder). */
 #ifndef HZ_SUITE_H

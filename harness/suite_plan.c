@@ -16,7 +16,8 @@ struct merged {
     int n;
 };
 
-static int merge(struct merged *m, const cJSON *flags, struct km_err *err)
+/* keep: what an earlier layer removed stays removed. */
+static int merge(struct merged *m, const cJSON *flags, bool keep, struct km_err *err)
 {
     for (const cJSON *f = flags ? flags->child : NULL; f; f = f->next) {
         int i = 0;
@@ -24,6 +25,8 @@ static int merge(struct merged *m, const cJSON *flags, struct km_err *err)
             i++;
         if (i == MAX_FLAGS)
             return km_fail(err, KM_EINVAL, "more than %d flags in one cell", MAX_FLAGS);
+        if (keep && i < m->n && !m->value[i])
+            continue;
         m->key[i] = f->string;
         m->value[i] = cJSON_IsNull(f) ? NULL : f;
         m->n += i == m->n;
@@ -162,7 +165,7 @@ static int make_cell(const struct planner *p, int t, int r, int a, int k, struct
     const cJSON *const layers[] = {p->s->defaults, table->flags, p->set, table->rows[r].flags, table->arms[a].flags};
     int rc = 0;
     for (int i = 0; i < 5 && !rc; i++)
-        rc = merge(&m, layers[i], err);
+        rc = merge(&m, layers[i], layers[i] == p->set, err);
     km_buf_puts(&b, "run");
     if (!rc)
         rc = push(c, &b, err);

@@ -151,10 +151,10 @@ static void planning(void **state)
     struct hz_suite *s = suite(
         "{\"schema\":\"kvmark.suite.1\",\"pairs\":4,\"defaults\":{\"seed\":1,\"model\":\"{here}/m\",\"early-stop\":false,\"stream\":true,"
         "\"extra-body\":\"{\\\"a\\\":1}\",\"header\":[\"A=1\",\"B=2\"]},\"tables\":[{\"id\":\"5k\",\"workload\":\"w.json\"," TWO_ROWS "},"
-        "{\"id\":\"chunk\",\"shape\":\"chunks\",\"workload\":\"w.json\",\"pairs\":2,\"flags\":{\"seed\":1},\"rows\":["
+        "{\"id\":\"chunk\",\"shape\":\"chunks\",\"workload\":\"w.json\",\"pairs\":2,\"flags\":{\"seed\":1,\"max-turns\":null},\"rows\":["
         "{\"label\":\"none\",\"flags\":{\"kv-cache\":\"none\"}},{\"label\":\"256\",\"flags\":{\"kv-cache\":\"dram=1GiB\",\"chunk-size\":256}},"
         "{\"label\":\"512\",\"flags\":{\"kv-cache\":\"dram=1GiB\",\"chunk-size\":512,\"model\":null,\"cache-salt\":\"{row}-{repeat}-{nonce}\"}}]}]}");
-    const char *sets[] = {"device=sim:rtx4090", "chunk-size=999", "seed=7"};
+    const char *sets[] = {"device=sim:rtx4090", "chunk-size=999", "seed=7", "max-turns=3"};
     struct hz_suite_opts o = {.dir = "out", .nonce = "n0", .set = {sets, 3}};
     struct hz_plan p;
     assert_int_equal(hz_suite_plan(s, &o, &p, NULL), 0);
@@ -186,6 +186,15 @@ static void planning(void **state)
     snprintf(model, sizeof model, "--model=%s/m", home);
     assert_string_equal(arg(&p.cells[0], "--model"), model);
     hz_plan_free(&p);
+
+    /* A table that removes a flag does not get it back from --set; the rows of the two tables are then no longer the same. */
+    o.set.n = 4;
+    assert_int_equal(hz_suite_plan(s, &o, &p, NULL), 0);
+    assert_int_equal(p.n, 14);
+    for (int i = 0; i < p.n; i++)
+        assert_true((arg(&p.cells[i], "--max-turns") != NULL) == !strncmp(p.cells[i].name, "5k/", 3));
+    hz_plan_free(&p);
+    o.set.n = 3;
 
     struct km_err err = {0};
     o.only = "chunk";
@@ -321,7 +330,7 @@ static void failed_cells(void **state)
     assert_int_equal(hz_report_write(in_home("out"), &rep, NULL), 0);
     assert_int_equal(rep.missing, 1);
     assert_holds("out/tables.md", "| B | n/a | n/a | n/a | n/a |");
-    assert_holds("out/tables.md", "- B: 1 of 1 runs missing (not run).");
+    assert_holds("out/tables.md", "- B: 1 of 1 runs missing (exit 1: error: the fake was told to fail).");
     /* A program that is not there is a failed cell, not a crash. */
     o.exe = "/nowhere/kvmark";
     assert_int_equal(hz_suite_run(s, &o, &res, NULL), 0);
