@@ -43,9 +43,9 @@ static bool hex4(const char *s)
 }
 
 /* One pass before cJSON sees the text: nesting, UTF-8, and what cJSON takes although JSON does not (odd numbers,
- * other white space, a byte order mark, \u escapes that would end the string early). Returns 0, or sets the error
- * with the offset. */
-static int prescan(const char *s, size_t n, struct km_err *err)
+ * other white space, a byte order mark). *nuls counts the \u0000 escapes. Returns 0, or sets the error with the
+ * offset. */
+static int prescan(const char *s, size_t n, size_t *nuls, struct km_err *err)
 {
     int depth = 0;
     bool in_str = false;
@@ -57,9 +57,10 @@ static int prescan(const char *s, size_t n, struct km_err *err)
         if (c == 0)
             return km_fail(err, KM_EFORMAT, "JSON holds a NUL byte at byte %zu", i);
         if (in_str) {
-            if (c == '\\' && i + 1 < n && s[i + 1] == 'u' &&
-                (n - i < 6 || !hex4(s + i + 2) || !memcmp(s + i + 2, "0000", 4)))
-                return km_fail(err, KM_EFORMAT, "JSON holds a \\u escape it may not hold at byte %zu", i);
+            bool coded = c == '\\' && i + 1 < n && s[i + 1] == 'u';
+            if (coded && (n - i < 6 || !hex4(s + i + 2)))
+                return km_fail(err, KM_EFORMAT, "JSON holds a broken \\u escape at byte %zu", i);
+            *nuls += coded && !memcmp(s + i + 2, "0000", 4);
             if (c == '\\' && i + 1 < n)
                 i++;
             else if (c == '"')
@@ -87,23 +88,66 @@ static int prescan(const char *s, size_t n, struct km_err *err)
     return 0;
 }
 
+/* text[len] with each \u0000 written as the bytes C0 80; the caller frees it. */
+static char *code_nuls(const char *text, size_t len, size_t *out_len)
+{
+    char *out = km_malloc(len + 1), *to = out;
+    for (size_t i = 0; out && i < len;) {
+        if (text[i] == '\\' && len - i >= 6 && !memcmp(text + i, "\\u0000", 6)) {
+            memcpy(to, "\xC0\x80", 2);
+            to += 2;
+            i += 6;
+        } else {
+            size_t n = text[i] == '\\' && i + 1 < len ? 2 : 1; /* an escaped backslash escapes nothing */
+            memcpy(to, text + i, n);
+            to += n;
+            i += n;
+        }
+    }
+    *out_len = out ? (size_t)(to - out) : 0;
+    return out;
+}
+
+const char *km_json_nuls(const char *s, size_t *len, struct km_buf *tmp)
+{
+    const char *at = memmem(s, *len, "\xC0\x80", 2), *end = s + *len;
+    if (!at)
+        return s;
+    km_buf_clear(tmp);
+    for (; at; s = at + 2, at = memmem(s, (size_t)(end - s), "\xC0\x80", 2)) {
+        km_buf_put(tmp, s, (size_t)(at - s));
+        km_buf_putc(tmp, 0);
+    }
+    km_buf_put(tmp, s, (size_t)(end - s));
+    *len = tmp->len;
+    return km_buf_ok(tmp) ? tmp->data : NULL;
+}
+
 int km_json_parse(const char *text, size_t len, cJSON **out, struct km_err *err)
 {
-    int rc = prescan(text, len, err);
+    size_t nuls = 0;
+    int rc = prescan(text, len, &nuls, err);
     if (rc)
         return rc;
+    char *coded = nuls ? code_nuls(text, len, &len) : NULL;
+    if (nuls && !coded)
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    if (coded)
+        text = coded;
     const char *end = NULL;
     cJSON *v = cJSON_ParseWithLengthOpts(text, len, &end, 0);
     if (!v)
-        return km_fail(err, KM_EFORMAT, "JSON is broken near byte %zu", end ? (size_t)(end - text) : 0);
-    while (end < text + len && strchr(" \t\r\n", *end))
+        rc = km_fail(err, KM_EFORMAT, "JSON is broken near byte %zu", end ? (size_t)(end - text) : 0);
+    while (!rc && end < text + len && strchr(" \t\r\n", *end))
         end++;
-    if (end != text + len) {
+    if (!rc && end != text + len) {
         cJSON_Delete(v);
-        return km_fail(err, KM_EFORMAT, "JSON is followed by something else at byte %zu", (size_t)(end - text));
+        rc = km_fail(err, KM_EFORMAT, "JSON is followed by something else at byte %zu", (size_t)(end - text));
     }
-    *out = v;
-    return 0;
+    if (!rc)
+        *out = v;
+    km_free(coded);
+    return rc;
 }
 
 int km_json_file(const char *path, size_t max, cJSON **out, struct km_err *err)

@@ -3,6 +3,7 @@
 #ifndef KM_JSON_H
 #define KM_JSON_H
 
+#include "base/buf.h"
 #include "base/err.h"
 
 #include <cjson/cJSON.h>
@@ -12,9 +13,12 @@
 
 #define KM_JSON_DEPTH 64 /* nesting accepted, also inside ignored keys */
 
-/* Text that must be one JSON value, UTF-8, not deeper than KM_JSON_DEPTH, without duplicate-free promises
- * beyond cJSON's. The error gives the byte offset. */
+/* Text that must be one JSON value, UTF-8, not deeper than KM_JSON_DEPTH. The error gives the byte offset. A \u0000
+ * in a string, which cJSON would end the string at, is kept as the bytes C0 80, which no UTF-8 text can hold. */
 int km_json_parse(const char *text, size_t len, cJSON **out, struct km_err *err);
+/* The text of a parsed string with its NULs back, for those who can take them: s itself when it holds none, else a
+ * copy in tmp. *len is the length before and after. NULL without memory. */
+const char *km_json_nuls(const char *s, size_t *len, struct km_buf *tmp);
 int km_json_file(const char *path, size_t max, cJSON **out, struct km_err *err);
 
 /* Fetch obj[key]. Missing: *out keeps its value and 0 is returned when `need` is false, else KM_EINVAL.

@@ -109,10 +109,14 @@ static int make_conversation(struct wl_conv *c, const cJSON *v, const struct tok
     cJSON_ArrayForEach(m, msgs)
     {
         struct wl_msg *out = &c->msgs[i++];
-        out->text = km_strdup(cJSON_GetObjectItemCaseSensitive(m, "content")->valuestring);
+        const char *content = cJSON_GetObjectItemCaseSensitive(m, "content")->valuestring;
+        struct km_buf tmp = {0};
+        out->len = strlen(content);
+        content = km_json_nuls(content, &out->len, &tmp);
+        out->text = content ? km_strndup(content, out->len) : NULL;
+        km_buf_free(&tmp);
         if (!out->text)
             return km_fail(err, KM_ENOMEM, "out of memory copying conversations");
-        out->len = strlen(out->text);
         out->n_tokens = -1;
         if (t && (rc = wl_msg_count(out, t, err)))
             return rc;

@@ -75,6 +75,19 @@ static void json_is_checked(void **state)
     assert_int_equal(km_json_parse(deep + 1, 128, &v, &err), 0);
     cJSON_Delete(v);
 
+    /* A NUL survives; an escaped backslash before u0000 is not one. */
+    const char *nul = "[\"a\\u0000b\\\\u0000\"]";
+    assert_int_equal(km_json_parse(nul, strlen(nul), &v, &err), 0);
+    const char *inside = v->child->valuestring;
+    assert_string_equal(inside, "a\xC0\x80" "b\\u0000");
+    struct km_buf tmp = {0};
+    size_t len = strlen(inside);
+    const char *whole = km_json_nuls(inside, &len, &tmp);
+    assert_int_equal(len, 9);
+    assert_memory_equal(whole, "a\0b\\u0000", 9);
+    km_buf_free(&tmp);
+    cJSON_Delete(v);
+
     const char *text = "{\"s\":\"x\",\"i\":7,\"f\":1.5,\"b\":true,\"n\":null}";
     assert_int_equal(km_json_parse(text, strlen(text), &v, &err), 0);
     int64_t i = 3;

@@ -362,7 +362,12 @@ static int prompt_of_text(struct tok_ids *out, const char *text, const char *par
     if (!env->tok)
         return refuse(e, param, "this model has no tokenizer.json: send \"%s\" as token ids", param);
     /* As everywhere else, a bare prompt may hold control tokens: it is the client that makes the template. */
-    if (tok_encode(env->tok, text, strlen(text), true, out, &e->err)) {
+    size_t len = strlen(text);
+    struct km_buf tmp = {0};
+    const char *whole = km_json_nuls(text, &len, &tmp);
+    int rc = whole ? tok_encode(env->tok, whole, len, true, out, &e->err) : km_fail(&e->err, KM_ENOMEM, "out of memory");
+    km_buf_free(&tmp);
+    if (rc) {
         if (e->err.code == KM_ENOMEM)
             return no_memory(e);
         e->status = 400;

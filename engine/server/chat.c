@@ -333,6 +333,16 @@ static int push_id(struct tok_ids *out, int32_t id, struct km_err *err)
     return 0;
 }
 
+/* Text between control tokens; NULs, which km_json_parse keeps in code, become NULs again. */
+static int encode_plain(const struct tok *t, const char *text, size_t len, struct tok_ids *out, struct km_err *err)
+{
+    struct km_buf tmp = {0};
+    const char *whole = km_json_nuls(text, &len, &tmp);
+    int rc = whole ? tok_encode(t, whole, len, false, out, err) : km_fail(err, KM_ENOMEM, "out of memory encoding the messages");
+    km_buf_free(&tmp);
+    return rc;
+}
+
 int chat_encode(const struct chat *c, const struct tok *t, struct tok_ids *out, struct km_err *err)
 {
     /* Text between control tokens is encoded in one piece, as the tokenizer would see it. A control token that
@@ -349,7 +359,7 @@ int chat_encode(const struct chat *c, const struct tok *t, struct tok_ids *out, 
                 continue;
         }
         if (at > from)
-            rc = tok_encode(t, c->text.data + from, at - from, false, out, err);
+            rc = encode_plain(t, c->text.data + from, at - from, out, err);
         if (!rc && id >= 0)
             rc = push_id(out, id, err);
         from = i < c->n_marks ? at + c->marks[i].len : at;

@@ -316,7 +316,7 @@ static void broken_json_is_refused(void **state)
     static const char *const bad[] = {
         "01", "-01", "1.", ".5", "+1", "1e", "1e+", "1.e5", "0x10", "1_000", "-", "--1", "NaN", "Infinity", "-Infinity", "nan",
         "tru", "True", "nul", "undefined", "'a'", "\"a", "\"\\x\"", "\"\\u12\"", "\"\\u12G4\"", "\"\\uD800\"", "\"\\uD800a\"",
-        "\"\\uDC00\"", "\"\\uD800\\uD800\"", "\"\\u0000\"", "\"a\\u0000b\"", "\"\x01\"", "\"\n\"", "\"\t\"", "\"\xff\"",
+        "\"\\uDC00\"", "\"\\uD800\\uD800\"", "\"\x01\"", "\"\n\"", "\"\t\"", "\"\xff\"",
         "\"\xc0\xaf\"", "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"", "\"\xe4\xb8\"", "[1,]", "[,1]", "[1 2]", "[1,,2]", "[",
         "]", "{", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{a:1}", "{1:2}", "{\"a\" 1}", "{\"a\":1 \"b\":2}", "1,", "1 2",
         "/*c*/1", "1//c", "\f1", "\v1", "\xc2\xa0""1", "\xef\xbb\xbf""1", "[1}", "{\"a\":[}", "",
@@ -330,7 +330,7 @@ static void broken_json_is_refused(void **state)
             fail_msg("accepted: %s", body);
         assert_int_equal(e.status, 400);
     }
-    static const char *const good[] = {"0", "-0", "1.5e-3", "1E+2", "1e5", "\"\\u00e9\\ud83c\\udf0d\"", "\"\\\\u0000\"",
+    static const char *const good[] = {"0", "-0", "1.5e-3", "1E+2", "1e5", "\"\\u00e9\\ud83c\\udf0d\"", "\"\\\\u0000\"", "\"a\\u0000b\"",
                                        "[ ]", "{ }", "\"\x7f\"", "true", "[[[]]]", "\"/\\/\"", "123456789012345678901234567890"};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
         field(API_COMPLETION, "ignored", good[i], 200, "");
