@@ -16,6 +16,6 @@ struct cmd {
     int (*flags)(struct km_flag *out, int max);     /* the table, pointing at scratch values, for help; returns its length */
 };
 
-extern const struct cmd cmd_serve, cmd_gen, cmd_run, cmd_bench, cmd_compare, cmd_report, cmd_info;
+extern const struct cmd cmd_serve, cmd_gen, cmd_run, cmd_bench, cmd_compare, cmd_report, cmd_weights, cmd_info;
 
 #endif

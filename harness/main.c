@@ -9,7 +9,7 @@
 #include <string.h>
 
 static const struct cmd *const commands[] = {&cmd_bench, &cmd_run,    &cmd_serve, &cmd_gen,
-                                             &cmd_compare, &cmd_report, &cmd_info};
+                                             &cmd_compare, &cmd_report, &cmd_weights, &cmd_info};
 enum { N_COMMANDS = sizeof commands / sizeof *commands, MAX_FLAGS = 128 };
 
 static const struct cmd *find(const char *name)

@@ -1,1 +1,221 @@
-int main(void){return 0;}
+/* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random prompts.
+ *   speed [MODEL] [OUT.json]      MODEL: qwen3-8b by default
+ * Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal where there is one. */
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/mem.h"
+#include "engine/engine.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BATCHED = 8192, SEQS = 256, MAX_SAMPLES = 512, CONTEXT = 640, DECODES = 64 };
+
+static void must(int rc, const struct km_err *err)
+{
+    if (!rc)
+        return;
+    fprintf(stderr, "speed: %s\n", err->msg);
+    exit(1);
+}
+
+/* ---- the backend with a clock in it ---- */
+
+static int64_t waited_ns; /* inside wait since it was last cleared: the rest of a step is the host's */
+
+static int timed_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
+{
+    int64_t t0 = km_now_ns();
+    int rc = be_cuda.wait(b, ticket, out, err);
+    waited_ns += km_now_ns() - t0;
+    return rc;
+}
+
+/* ---- figures ---- */
+
+struct figure {
+    double v[MAX_SAMPLES];
+    int n;
+};
+
+static void add(struct figure *f, double v)
+{
+    if (f->n < MAX_SAMPLES)
+        f->v[f->n++] = v;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double d = *(const double *)a - *(const double *)b;
+    return (d > 0) - (d < 0);
+}
+
+static double at(const struct figure *f, double share)
+{
+    return f->n ? f->v[(int)(share * (f->n - 1) + 0.5)] : NAN;
+}
+
+static cJSON *rows;
+
+static void row(const char *key, const char *what, struct figure *f, double goal)
+{
+    qsort(f->v, (size_t)f->n, sizeof *f->v, by_value);
+    printf("| %s | %.3f | %.3f to %.3f | %d | ", what, at(f, 0.5), at(f, 0.1), at(f, 0.9), f->n);
+    if (goal > 0)
+        printf("%g | %s |\n", goal, at(f, 0.5) <= goal ? "met" : "missed");
+    else
+        printf("| |\n");
+    fflush(stdout);
+    cJSON *o = cJSON_CreateObject();
+    cJSON_AddStringToObject(o, "key", key);
+    cJSON_AddStringToObject(o, "what", what);
+    cJSON_AddNumberToObject(o, "median", at(f, 0.5));
+    cJSON_AddNumberToObject(o, "p10", at(f, 0.1));
+    cJSON_AddNumberToObject(o, "p90", at(f, 0.9));
+    cJSON_AddNumberToObject(o, "samples", f->n);
+    if (goal > 0)
+        cJSON_AddNumberToObject(o, "goal", goal);
+    cJSON_AddItemToArray(rows, o);
+}
+
+/* ---- requests ---- */
+
+static int32_t *prompt_of(int n, int vocab, uint32_t seed)
+{
+    int32_t *p = km_calloc((size_t)n, sizeof *p);
+    if (!p)
+        exit(1);
+    for (int i = 0; i < n; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        p[i] = (int32_t)((seed >> 8) % (uint32_t)vocab);
+    }
+    return p;
+}
+
+static void submit(struct eng *e, int n, int n_out, double temperature, uint32_t seed)
+{
+    struct km_err err;
+    uint64_t id;
+    int32_t *p = prompt_of(n, mdl_config(eng_model(e))->vocab, seed);
+    struct eng_request q = {.prompt = p, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = smp_defaults()};
+    q.sampling.temperature = temperature;
+    q.sampling.top_p = temperature > 0 ? 0.95 : 1;
+    q.sampling.top_k = temperature > 0 ? 20 : 0;
+    q.sampling.seed = seed;
+    must(eng_submit(e, &q, &id, &err), &err);
+    km_free(p);
+}
+
+static void drain(struct eng *e)
+{
+    struct eng_events v;
+    struct km_err err;
+    while (!eng_idle(e))
+        must(eng_step(e, &v, &err), &err);
+}
+
+/* Milliseconds from submitting a prompt alone to its first token. */
+static void prefill(struct eng *e, const char *key, int n, int repeats, double goal)
+{
+    struct figure f = {0};
+    char what[96];
+    for (int i = -1; i < repeats; i++) { /* the first is a warm-up */
+        int64_t t0 = km_now_ns();
+        submit(e, n, 1, 0, (uint32_t)(1000 + i));
+        drain(e);
+        if (i >= 0)
+            add(&f, (double)(km_now_ns() - t0) / 1e6);
+    }
+    snprintf(what, sizeof what, "first token of %d tokens alone, ms", n);
+    row(key, what, &f, goal);
+}
+
+/* Milliseconds a step while `n` requests decode at a context around CONTEXT, and the host's microseconds of it. */
+static void decode(struct eng *e, int n, double temperature, double goal, double host_goal)
+{
+    struct figure step = {0}, host = {0};
+    struct eng_events v;
+    struct km_err err;
+    char key[48], what[96];
+    for (int i = 0; i < n; i++)
+        submit(e, CONTEXT - DECODES / 2, DECODES + 32, temperature, (uint32_t)(7 * i + 1));
+    for (int full = 0; !eng_idle(e);) {
+        struct eng_stats before, after;
+        eng_stats(e, &before);
+        waited_ns = 0;
+        int64_t t0 = km_now_ns();
+        must(eng_step(e, &v, &err), &err);
+        int64_t t = km_now_ns() - t0;
+        eng_stats(e, &after);
+        bool all = after.computed_tokens - before.computed_tokens == n && before.running == n && v.n == n;
+        full = all ? full + 1 : 0;
+        if (full > 2) {
+            add(&step, (double)t / 1e6);
+            add(&host, (double)(t - waited_ns) / 1e3);
+        }
+    }
+    const char *how = temperature > 0 ? ", temperature 0.6, top-p 0.95, top-k 20" : "";
+    snprintf(key, sizeof key, "decode_%d%s_ms", n, temperature > 0 ? "_sampled" : "");
+    snprintf(what, sizeof what, "decode, batch %d, context %d%s, ms a step", n, CONTEXT, how);
+    row(key, what, &step, goal);
+    snprintf(key, sizeof key, "host_%d%s_us", n, temperature > 0 ? "_sampled" : "");
+    snprintf(what, sizeof what, "host time of that step, us");
+    row(key, what, &host, host_goal);
+}
+
+int main(int argc, char **argv)
+{
+    int64_t t0 = km_now_ns();
+    const char *model = argc > 1 ? argv[1] : "qwen3-8b", *out = argc > 2 ? argv[2] : NULL;
+    bool big = !strcmp(model, "qwen3-8b"); /* the goals are for this one */
+    struct km_err err;
+    struct mdl *m;
+    struct eng *e;
+    struct figure start = {0};
+    struct backend timed = be_cuda;
+    timed.wait = timed_wait;
+    must(mdl_open(&m, model, false, 1, &err), &err);
+    struct eng_opts o = eng_defaults();
+    o.max_num_batched_tokens = BATCHED;
+    o.max_num_seqs = SEQS;
+    o.prefix_caching = false;
+    must(eng_open(&e, &o, m, &timed, NULL, &err), &err);
+    double opened = (double)(km_now_ns() - t0) / 1e9;
+    submit(e, 128, 1, 0, 1);
+    drain(e);
+    add(&start, (double)(km_now_ns() - t0) / 1e9);
+    struct eng_stats st;
+    eng_stats(e, &st);
+    printf("%s%s on %s: weights %.2f GiB, work space %.2f GiB, KV %.2f GiB in %d blocks; opened in %.2f s\n\n", mdl_name(m),
+           mdl_is_dummy(m) ? " (dummy weights)" : "", st.be.device, (double)st.be.weight_bytes / (1 << 30), (double)st.be.work_bytes / (1 << 30),
+           (double)st.be.kv_bytes / (1 << 30), st.pages, opened);
+    rows = cJSON_CreateArray();
+    printf("| what | median | 10%% to 90%% | samples | goal | |\n|---|---|---|---|---|---|\n");
+    row("start_s", "start to first token, s", &start, big ? 20 : 0);
+    prefill(e, "first_token_128_ms", 128, 15, 0);
+    prefill(e, "first_token_1024_ms", 1024, 9, 0);
+    prefill(e, "first_token_5000_ms", 5000, 9, big ? 130 : 0);
+    prefill(e, "first_token_20000_ms", 20000, 5, big ? 680 : 0);
+    decode(e, 1, 0, big ? 6.0 : 0, 0);
+    decode(e, 8, 0, 0, 0);
+    decode(e, 64, 0, big ? 9.0 : 0, big ? 50 : 0);
+    decode(e, 256, 0, big ? 17 : 0, 0);
+    decode(e, 64, 0.6, 0, 0);
+    int rc = 0;
+    if (out) {
+        cJSON *top = cJSON_CreateObject();
+        cJSON_AddStringToObject(top, "model", mdl_name(m));
+        cJSON_AddStringToObject(top, "device", st.be.device);
+        cJSON_AddItemToObject(top, "rows", rows);
+        rc = km_json_write(out, top, &err);
+        cJSON_Delete(top);
+    } else {
+        cJSON_Delete(rows);
+    }
+    must(rc, &err);
+    eng_close(e);
+    mdl_free(m);
+    return 0;
+}
