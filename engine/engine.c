@@ -416,13 +416,12 @@ static struct batch build(struct eng *e)
     return b;
 }
 
-/* Why the newest token ends q, or ENG_RUNNING. An end token wins over the length, as in vLLM. */
+/* Whether the newest token ends q. An end token, which below min_tokens was banned, wins over the length, as in vLLM. */
 static enum eng_finish verdict(const struct seq *q, int32_t token)
 {
-    if (seq_output(q) >= q->min_tokens)
-        for (int i = 0; i < q->n_ends; i++)
-            if (q->ends[i] == token)
-                return ENG_STOP;
+    for (int i = 0; i < q->n_ends; i++)
+        if (q->ends[i] == token)
+            return ENG_STOP;
     return seq_output(q) >= q->max_tokens ? ENG_LENGTH : ENG_RUNNING;
 }
 

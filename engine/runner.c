@@ -227,22 +227,14 @@ int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct 
     return rc;
 }
 
-static bool cancelled_already(const struct run *r, uint64_t id)
-{
-    for (int i = 0; i < r->n_cancels; i++)
-        if (r->cancels[i].id == id)
-            return true;
-    return false;
-}
-
 void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
 {
     pthread_mutex_lock(&r->lock);
-    while (r->n_cancels == r->cap_cancels && !r->failed) { /* only ids of ended requests can fill it */
+    while (r->n_cancels == r->cap_cancels && !r->failed) { /* full of repeats or of ended requests */
         pthread_cond_signal(&r->work);
         pthread_cond_wait(&r->done, &r->lock);
     }
-    if (!r->failed && !cancelled_already(r, id)) {
+    if (!r->failed) {
         r->cancels[r->n_cancels++] = (struct cancel){id, finish};
         pthread_cond_signal(&r->work);
     }

@@ -104,15 +104,13 @@ static bool serve(struct sch *s, struct seq *q)
     while (!grow(s, q, q->n_computed + want)) {
         struct seq *last = last_running(s);
         if (pg_counts(s->pages).returning || (last == q && s->loading.n)) {
-            /* Take what there is; the rest comes back when transfers end, and nobody new may have it first. */
+            /* Take what there is, which leaves none to anybody else; the rest comes back when transfers end. */
             int room = (q->n_pages + pg_available(s->pages)) * s->block_size - q->n_computed;
             want = min_int(want, room);
-            s->closed = true;
         } else if (last == q) {
             return false;
         } else {
             preempt(s, last);
-            want = min_int(q->n_tokens - q->n_computed, s->budget);
         }
     }
     q->n_now = want;

@@ -83,6 +83,10 @@ static void many_at_once(void **state)
         assert_true(s.prefix_hits > 0);
         assert_int_equal(s.finished[ENG_LENGTH], N);
         assert_int_equal(s.generated_tokens, N / 20 * 210);
+        int64_t prompt_tokens = 0;
+        for (int i = 0; i < N; i++)
+            prompt_tokens += edges[i % N_EDGES];
+        assert_int_equal(s.prompt_tokens, prompt_tokens);
         rig_close(&g);
     }
 }
@@ -113,6 +117,7 @@ static void a_pool_far_too_small(void **state)
         }
         assert_true(preempted > 10);
         assert_int_equal(stats(&g).preemptions, preempted);
+        assert_int_equal(stats(&g).prefix_queries, caching ? N * 20 + 5 * N * (N - 1) / 2 : 0); /* once a request */
         rig_close(&g);
     }
 }
@@ -139,6 +144,7 @@ static void order_is_kept(void **state)
     rig_run(&g);
     assert_int_equal(j[1].last.n_preempted, 0);
     assert_true(j[2].last.n_preempted > 0);
+    assert_int_equal(j[2].last.n_cached, 0); /* that of its first start */
     assert_true(j[1].last.now_ns < j[3].last.now_ns);
     assert_true(j[3].last.now_ns < j[0].last.now_ns);
     assert_true(j[0].last.now_ns < j[2].last.now_ns);
@@ -492,18 +498,19 @@ static void times_are_the_backends(void **state)
     struct rig g = {.m = fake_model(997, 4096)};
     struct km_err err;
     assert_int_equal(eng_open(&g.e, &o, &g.m, &be_fake_clock, NULL, &err), 0);
+    g.m.clock = 500;
     struct job j[2];
     for (int i = 0; i < 2; i++) {
         job_init(&j[i], 40, 0, 0, (uint64_t)i, 3);
         rig_submit(&g, &j[i]);
     }
     rig_run(&g);
-    assert_int_equal(j[0].last.arrived_ns, 0);
-    assert_int_equal(j[0].last.scheduled_ns, 0);
-    assert_int_equal(j[0].last.now_ns, 4000); /* two chunks, two decodes */
-    assert_int_equal(j[1].last.arrived_ns, 0);
-    assert_int_equal(j[1].last.scheduled_ns, 4000);
-    assert_int_equal(j[1].last.now_ns, 8000);
+    assert_int_equal(j[0].last.arrived_ns, 500);
+    assert_int_equal(j[0].last.scheduled_ns, 500);
+    assert_int_equal(j[0].last.now_ns, 4500); /* two chunks, two decodes */
+    assert_int_equal(j[1].last.arrived_ns, 500);
+    assert_int_equal(j[1].last.scheduled_ns, 4500);
+    assert_int_equal(j[1].last.now_ns, 8500);
     for (int i = 0; i < 2; i++)
         job_free(&j[i]);
     rig_close(&g);
@@ -561,6 +568,7 @@ static void the_pool_comes_first(void **state)
     run_job(&g, 300, 1, 1, NULL); /* 19 pages, 4 chunks */
     assert_int_equal(p.last_n, 256);
     assert_int_equal(p.last_n_prompt, 300);
+    assert_int_equal(p.stores, 1); /* one step passed all four chunk ends */
     int lookups = p.lookups;
     struct job j = run_job(&g, 300, 1, 1, NULL); /* all in the pool: nothing asked */
     assert_int_equal(j.last.n_cached_pool, 288);
@@ -701,36 +709,76 @@ static void stores_outlive_requests(void **state)
     fake_port_free(&p);
 }
 
-/* With every page of the pool in use or being stored, a request that needs one waits for the store. */
-static void pages_on_their_way_back_are_waited_for(void **state)
+/* Stores are offered when a chunk's end was passed, not each step; a request that waits for pages is looked up once, and
+ * again after a preemption. */
+static void the_cache_is_asked_sparingly(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(20, 512, 8);
+    struct eng_opts o = rig_opts(20, 48, 8);
     struct fake_port p;
     struct rig g;
     struct job a, b;
+    struct km_err err;
     fake_port_init(&p, 64);
     rig_open(&g, &o, &p);
-    p.slow = 6;
-    job_init(&a, 140, 0, 0, 1, 40);
-    job_init(&b, 160, 0, 0, 2, 40);
+    run_job(&g, 130, 1, 60, NULL); /* 189 computed */
+    assert_int_equal(p.stores, 2);
+    run_job(&g, 130, 1, 64, NULL); /* 193: one chunk more, of its answer */
+    assert_int_equal(p.stores, 3);
+    assert_int_equal(p.last_n, 192);
+    assert_int_equal(p.last_n_prompt, 130);
+    assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
+    int lookups = p.lookups;
+    job_init(&a, 200, 0, 0, 2, 64); /* 13 to 17 pages of 20 */
+    job_init(&b, 130, 0, 0, 1, 10); /* wants 8 at once, for its load */
     rig_submit(&g, &a);
+    for (int i = 0; i < 6; i++)
+        rig_step(&g);
     rig_submit(&g, &b);
-    rig_step(&g); /* 9 and 10 pages, stores of both under way */
-    assert_int_equal(stats(&g).pages_used, 19);
-    eng_cancel(g.e, b.id, ENG_ABORT);
-    b.cancelled = true;
-    struct job c;
-    job_init(&c, 190, 0, 0, 3, 2);
-    rig_submit(&g, &c);
+    for (int i = 0; i < 20; i++)
+        rig_step(&g);
+    assert_int_equal(stats(&g).waiting, 1);
+    assert_int_equal(p.lookups, lookups + 2);
     rig_run(&g);
-    assert_int_equal(stats(&g).preemptions, 0);
+    assert_int_equal(p.lookups, lookups + 2);
+    assert_int_equal(b.last.n_cached, 128);
     rig_verify(&g, &a);
     rig_verify(&g, &b);
-    rig_verify(&g, &c);
     job_free(&a);
     job_free(&b);
-    job_free(&c);
+    rig_close(&g);
+    fake_port_free(&p);
+}
+
+/* Once warm, steps allocate nothing: with a failure armed, none is met. */
+static void steady_steps_allocate_nothing(void **state)
+{
+    (void)state;
+    enum { N = 6 };
+    struct eng_opts o = rig_opts(24, 64, 4);
+    struct fake_port p;
+    struct rig g;
+    static struct job j[2 * N];
+    struct eng_events ev;
+    struct km_err err;
+    fake_port_init(&p, 32);
+    p.slow = 2;
+    rig_open(&g, &o, &p);
+    for (int i = 0; i < 2 * N; i++) {
+        job_init(&j[i], 100 + 9 * (i % N), 50, i % 2, (uint64_t)(i % N), 60);
+        rig_submit(&g, &j[i]);
+        if (i == N - 1)
+            rig_run(&g); /* warms up */
+    }
+    int preemptions = (int)stats(&g).preemptions;
+    km_mem_fail_at(1);
+    while (!eng_idle(g.e))
+        assert_int_equal(eng_step(g.e, &ev, &err), 0);
+    assert_null(km_malloc(1)); /* the failure is still there */
+    assert_int_equal(stats(&g).finished[ENG_LENGTH], 2 * N);
+    assert_true(stats(&g).preemptions > preemptions && p.loads > 0);
+    for (int i = 0; i < 2 * N; i++)
+        job_free(&j[i]);
     rig_close(&g);
     fake_port_free(&p);
 }
@@ -814,7 +862,8 @@ int main(void)
         cmocka_unit_test(every_vice_of_a_cache),
         cmocka_unit_test(loading_waits_alone),
         cmocka_unit_test(stores_outlive_requests),
-        cmocka_unit_test(pages_on_their_way_back_are_waited_for),
+        cmocka_unit_test(the_cache_is_asked_sparingly),
+        cmocka_unit_test(steady_steps_allocate_nothing),
         cmocka_unit_test(memory_runs_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct be {
     struct mdl *m;
@@ -141,6 +142,7 @@ static void run_request(struct be *b, const struct batch *in, int r, int *sample
     bool last = false;
     for (int i = 0; i < in->max_blocks; i++) {
         last |= table[i] < 0;
+        b->m->spare_pages += !last && i * B >= in->kv_len[r];
         if (table[i] >= b->n_pages || (last && table[i] != -1) || (last && i * B < in->kv_len[r])) {
             complain(b, "a broken block table", r, i);
             return;
@@ -175,6 +177,8 @@ static int failure(const struct be *b, struct km_err *err)
 static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err)
 {
     b->m->steps++;
+    if (b->m->step_us)
+        usleep((useconds_t)b->m->step_us);
     b->m->clock += 1000;
     if (b->m->fail_at == b->m->steps && !b->m->fail_in_wait)
         return failure(b, err);

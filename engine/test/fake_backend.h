@@ -24,7 +24,9 @@ struct mdl {
     int fail_code;
     bool fail_in_wait;
     long steps;
+    int step_us;          /* how long a step sleeps */
     int64_t rows, clock;
+    int64_t spare_pages;  /* table entries past the tokens of a request, summed */
     char complaint[200];  /* the first thing wrong with a batch */
 };
 

@@ -12,6 +12,7 @@ struct kv_seq {
     struct fake_port *p;
     uint64_t root;
     struct fake_chunk *found[MOST];
+    int n_found; /* tokens that may be loaded: what the last lookup said, and nothing after a load */
 };
 
 static uint64_t hash(uint64_t h, uint64_t v)
@@ -83,6 +84,7 @@ static int p_lookup(struct kv_seq *s, const int32_t *tokens, int n)
     struct fake_port *p = s->p;
     p->lookups++;
     p->looked_tokens += n;
+    s->n_found = 0;
     if (roll(p))
         return 0;
     uint64_t key = s->root;
@@ -93,7 +95,7 @@ static int p_lookup(struct kv_seq *s, const int32_t *tokens, int n)
         if (!s->found[c] || !s->found[c]->ready)
             break;
     }
-    return c * p->port.chunk_size;
+    return s->n_found = c * p->port.chunk_size;
 }
 
 static struct fake_ticket *new_ticket(struct fake_port *p, const int32_t *table, int n_table)
@@ -119,6 +121,8 @@ static int p_load(struct kv_seq *s, int from, int to, const int32_t *table, uint
     struct fake_port *p = s->p;
     int B = p->geom.block_size, C = p->port.chunk_size, end = to;
     p->loads++;
+    p->changed |= from >= to || from % B || to % B || to > s->n_found;
+    s->n_found = 0;
     if (p->fail_at_once)
         return KM_EIO;
     if (p->short_at >= 0 && p->short_at * C < end)

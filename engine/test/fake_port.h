@@ -44,7 +44,8 @@ struct fake_port {
     struct fake_ticket *tickets; /* [n_tickets] */
     int n_tickets;
     uint64_t last_ticket;
-    bool attached, changed;      /* changed: a block table moved under an open ticket */
+    bool attached;
+    bool changed;                /* the contract was broken: a block table moved under an open ticket, say */
     int seqs, lookups, loads, stores, kept;
     int64_t looked_tokens, loaded_tokens;
     int last_n, last_n_prompt;   /* of the last store */

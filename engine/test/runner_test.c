@@ -207,16 +207,19 @@ static void a_lost_device_is_told(void **state)
     for (int i = 0; i < N; i++) /* before any is submitted the thread sleeps: nothing else reads these */
         job_init(&j[i], 50, 0, 0, (uint64_t)i, RIG_OUT);
     d.g.m.fail_code = KM_EDEVICE;
-    d.g.m.fail_at = 10;
-    for (int i = 0; i < N; i++)
-        if (desk_submit(&d, &j[i])) { /* the device may be gone by now */
+    d.g.m.fail_at = 3;
+    d.g.m.step_us = 20000;
+    for (int i = 0; i < N; i++) { /* most come while a step runs, the failing one included */
+        if (desk_submit(&d, &j[i])) {
             j[i].finish = ENG_ERROR;
             assert_true(run_failed(d.run, NULL));
         }
+        usleep(2500);
+    }
     desk_run(&d);
     assert_true(run_failed(d.run, &why));
     assert_int_equal(why.code, KM_EDEVICE);
-    assert_non_null(strstr(why.msg, "failed at step 10"));
+    assert_non_null(strstr(why.msg, "failed at step 3"));
     for (int i = 0; i < N; i++) {
         assert_int_equal(j[i].finish, ENG_ERROR);
         job_free(&j[i]);

@@ -1,0 +1,300 @@
+/* The scheduler by itself, step by step: budgets, order, preemption, and pages on their way back. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "engine/sched.h"
+
+#include <string.h>
+
+enum { B = 4 };
+
+static struct mdl_config config = {.vocab = 1000, .max_pos = 1000};
+
+static void open_sched(struct sch *s, int pages, int max_seqs, int max_tokens)
+{
+    memset(s, 0, sizeof *s);
+    s->block_size = B;
+    s->max_seqs = max_seqs;
+    s->max_tokens = s->budget = max_tokens;
+    assert_int_equal(pg_new(&s->pages, pages, NULL), 0);
+    assert_int_equal(px_new(&s->prefix, pages, B, NULL), 0);
+}
+
+static void close_sched(struct sch *s)
+{
+    struct seq_list *const l[] = {&s->waiting, &s->loading, &s->running};
+    for (int i = 0; i < 3; i++)
+        for (struct seq *q; (q = l[i]->head);) {
+            sch_remove(s, q);
+            seq_free(q);
+        }
+    assert_int_equal(pg_available(s->pages), pg_counts(s->pages).pages);
+    pg_free(s->pages);
+    px_free(s->prefix);
+}
+
+/* Tokens are first, first + 1, ... */
+static struct seq *add(struct sch *s, int n, int first, int priority)
+{
+    int32_t prompt[500];
+    for (int i = 0; i < n; i++)
+        prompt[i] = (first + i) % 1000;
+    struct eng_opts o = {.max_model_len = 500, .block_size = B};
+    struct eng_request r = {.prompt = prompt, .n_prompt = n, .max_tokens = 100, .priority = priority,
+                            .sampling = smp_defaults()};
+    struct seq *q;
+    assert_int_equal(seq_new(&q, &r, &o, &config, NULL), 0);
+    sch_add(s, q);
+    return q;
+}
+
+static void sane(const struct sch *s)
+{
+    struct km_err err;
+    if (sch_check(s, &err))
+        fail_msg("%s", err.msg);
+    int rows = 0;
+    for (const struct seq *q = s->running.head; q; q = q->next)
+        rows += q->n_now;
+    assert_int_equal(rows, s->max_tokens - s->budget);
+}
+
+static void plan(struct sch *s)
+{
+    sch_begin(s);
+    for (struct seq *q; (q = sch_next(s));)
+        if (sch_admit(s, q, 0) == SCH_FULL)
+            break;
+    sane(s);
+}
+
+/* All rows ran; who has nothing left to compute gets a token. */
+static void ran(struct sch *s)
+{
+    for (struct seq *q = s->running.head; q; q = q->next)
+        if (q->n_now) {
+            if (q->n_computed + q->n_now == q->n_tokens)
+                q->tokens[q->n_tokens++] = 900;
+            sch_computed(s, q);
+        }
+}
+
+static void step(struct sch *s)
+{
+    plan(s);
+    ran(s);
+}
+
+static void a_budget_is_shared(void **state)
+{
+    (void)state;
+    struct sch s;
+    open_sched(&s, 100, 3, 8);
+    struct seq *a = add(&s, 20, 0, 0), *b = add(&s, 5, 100, 0), *c = add(&s, 30, 200, 0), *d = add(&s, 3, 300, 0);
+    static const int rows[][4] = {{8, 0, 0, 0}, {8, 0, 0, 0}, {4, 4, 0, 0}, {1, 1, 6, 0}, {1, 1, 6, 0}, {1, 1, 6, 0},
+                                  {1, 1, 6, 0}, {1, 1, 6, 0}, {1, 1, 1, 0}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        plan(&s);
+        assert_int_equal(a->n_now, rows[i][0]);
+        assert_int_equal(b->n_now, rows[i][1]);
+        assert_int_equal(c->n_now, rows[i][2]);
+        assert_int_equal(d->n_now, rows[i][3]); /* three run at most */
+        ran(&s);
+    }
+    assert_int_equal(d->state, SEQ_WAITING);
+    sch_remove(&s, a);
+    seq_free(a);
+    plan(&s);
+    assert_int_equal(d->n_now, 3);
+    close_sched(&s);
+}
+
+static void waiting_is_by_priority_then_arrival(void **state)
+{
+    (void)state;
+    struct sch s;
+    open_sched(&s, 100, 8, 100);
+    struct seq *q[] = {add(&s, 5, 0, 1), add(&s, 5, 10, 0), add(&s, 5, 20, 1), add(&s, 5, 30, -1), add(&s, 5, 40, 0)};
+    static const int order[] = {3, 1, 4, 0, 2};
+    const struct seq *at = s.waiting.head;
+    for (int i = 0; i < 5; i++, at = at->next)
+        assert_ptr_equal(at, q[order[i]]);
+    sane(&s);
+    close_sched(&s);
+}
+
+/* Pages run out in a decode: the last in order goes, its rows of this step are given back, nobody is admitted. */
+static void the_last_in_order_pays(void **state)
+{
+    (void)state;
+    struct sch s;
+    open_sched(&s, 6, 8, 20);
+    struct seq *late = add(&s, 7, 0, 5), *a = NULL, *b = NULL;
+    step(&s); /* two pages; runs first in the list */
+    a = add(&s, 7, 100, 0);
+    b = add(&s, 7, 200, 0);
+    step(&s); /* two pages each: the pool is full, all have 7 or 8 computed */
+    assert_int_equal(late->n_computed, 8);
+    struct seq *w = add(&s, 1, 300, 0);
+    plan(&s); /* late needs a third page and is the last in order: it goes itself, and the others are served */
+    assert_int_equal(late->state, SEQ_WAITING);
+    assert_int_equal(late->n_preempted, 1);
+    assert_int_equal(late->n_computed, 0);
+    assert_int_equal(a->n_now, 1);
+    assert_int_equal(b->n_now, 1);
+    assert_int_equal(s.budget, 18);
+    assert_int_equal(w->state, SEQ_WAITING); /* though there is a page for it */
+    assert_true(pg_available(s.pages) > 0);
+    assert_ptr_equal(s.waiting.head, w);
+    ran(&s);
+    plan(&s); /* a and b take the two pages, and so w gets none */
+    assert_int_equal(w->state, SEQ_WAITING);
+    close_sched(&s);
+}
+
+static void rows_of_the_preempted_are_given_back(void **state)
+{
+    (void)state;
+    struct sch s;
+    open_sched(&s, 5, 8, 12);
+    struct seq *late = add(&s, 5, 0, 5);
+    step(&s); /* two pages, room for three tokens more */
+    struct seq *a = add(&s, 11, 100, 0);
+    step(&s); /* three pages, room for one */
+    struct seq *b = add(&s, 3, 200, 0);
+    step(&s);
+    plan(&s); /* late comes first and gets its row, then a needs a page, and late's are taken */
+    assert_int_equal(late->n_preempted, 1);
+    assert_int_equal(late->n_now, 0);
+    assert_int_equal(late->n_tokens, 8); /* what it generated is kept */
+    assert_int_equal(a->n_preempted, 0);
+    assert_int_equal(a->n_now, 1);
+    assert_int_equal(s.budget, 11);
+    assert_int_equal(b->state, SEQ_WAITING); /* there is a page now, but not in this step */
+    ran(&s);
+    plan(&s);
+    assert_int_equal(b->n_now, 3);
+    close_sched(&s);
+}
+
+static void pages_on_their_way_back_are_waited_for(void **state)
+{
+    (void)state;
+    struct sch s;
+    open_sched(&s, 6, 8, 20);
+    struct seq *a = add(&s, 4, 0, 0), *b = add(&s, 4, 100, 0), *c = add(&s, 12, 200, 0);
+    step(&s);
+    assert_int_equal(c->state, SEQ_RUNNING);
+    assert_int_equal(pg_available(s.pages), 1);
+    int32_t held[3];
+    for (int i = 0; i < 3; i++)
+        pg_hold(s.pages, held[i] = c->pages[i]); /* a store of c's pages */
+    sch_remove(&s, c);
+    seq_free(c);
+    c = add(&s, 1, 300, 0);
+    assert_int_equal(pg_counts(s.pages).returning, 3);
+    plan(&s);
+    assert_int_equal(a->n_now, 1);
+    assert_int_equal(b->n_now, 0); /* short of a page, but nobody is preempted for it */
+    assert_int_equal(b->state, SEQ_RUNNING);
+    assert_int_equal(c->state, SEQ_WAITING); /* and nobody new comes before it */
+    assert_int_equal(s.preemptions, 0);
+    ran(&s);
+    for (int i = 0; i < 3; i++)
+        pg_release(s.pages, held[i]);
+    plan(&s);
+    assert_int_equal(b->n_now, 1);
+    assert_int_equal(c->n_now, 1);
+    close_sched(&s);
+}
+
+/* A prefill that gets fewer pages than it wants takes what there is while others come back. */
+static void a_chunk_shrinks_to_what_there_is(void **state)
+{
+    (void)state;
+    struct sch s;
+    open_sched(&s, 8, 8, 10);
+    struct seq *a = add(&s, 30, 0, 0);
+    step(&s); /* three pages, 10 tokens */
+    struct seq *b = add(&s, 12, 100, 0);
+    s.budget = 12;
+    s.closed = false;
+    assert_ptr_equal(sch_next(&s), b);
+    assert_int_equal(sch_admit(&s, b, 0), SCH_RUN);
+    for (int i = 0; i < 3; i++)
+        pg_hold(s.pages, b->pages[i]);
+    int32_t held[3];
+    memcpy(held, b->pages, sizeof held);
+    sch_remove(&s, b);
+    seq_free(b);
+    step(&s); /* two pages free: up to 20 tokens, as wanted */
+    assert_int_equal(a->n_computed, 20);
+    plan(&s);
+    assert_int_equal(a->n_now, 0);
+    pg_release(s.pages, held[0]);
+    plan(&s); /* one page of the three that ten tokens want */
+    assert_int_equal(a->n_now, 4);
+    ran(&s);
+    pg_release(s.pages, held[1]);
+    pg_release(s.pages, held[2]);
+    step(&s);
+    assert_int_equal(a->n_computed, 30);
+    close_sched(&s);
+}
+
+static void loads_take_their_pages_first(void **state)
+{
+    (void)state;
+    struct sch s;
+    open_sched(&s, 8, 8, 10);
+    struct seq *a = add(&s, 17, 0, 0);
+    sch_begin(&s);
+    assert_ptr_equal(sch_next(&s), a);
+    assert_int_equal(sch_admit(&s, a, 17), SCH_LOAD); /* at least one token is computed: 16 */
+    assert_int_equal(a->load_from, 0);
+    assert_int_equal(a->load_to, 16);
+    assert_int_equal(a->n_pages, 4);
+    assert_int_equal(s.budget, 10);
+    sane(&s);
+    struct seq *b = add(&s, 40, 100, 0);
+    assert_ptr_equal(sch_next(&s), b);
+    assert_int_equal(sch_admit(&s, b, 24), SCH_FULL); /* six pages at once are not there */
+    assert_int_equal(b->n_pages, 0);
+    assert_null(sch_next(&s));
+    sch_loaded(&s, a, 11); /* came short: two whole blocks are good */
+    assert_int_equal(a->n_computed, 8);
+    assert_int_equal(a->n_cached, 8);
+    assert_int_equal(a->n_cached_pool, 0);
+    sch_give(&s, a);
+    assert_int_equal(a->n_now, 9);
+    sane(&s);
+    ran(&s);
+    /* what was loaded and computed is found by the next one */
+    struct seq *c = add(&s, 17, 0, -1);
+    sch_begin(&s);
+    assert_ptr_equal(sch_next(&s), c);
+    assert_int_equal(c->n_computed, 16);
+    assert_int_equal(sch_admit(&s, c, 16), SCH_RUN); /* a cache that has no more is not loaded from */
+    assert_int_equal(c->n_now, 1);
+    assert_int_equal(c->pages[3], a->pages[3]);
+    sane(&s);
+    close_sched(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_budget_is_shared),
+        cmocka_unit_test(waiting_is_by_priority_then_arrival),
+        cmocka_unit_test(the_last_in_order_pays),
+        cmocka_unit_test(rows_of_the_preempted_are_given_back),
+        cmocka_unit_test(pages_on_their_way_back_are_waited_for),
+        cmocka_unit_test(a_chunk_shrinks_to_what_there_is),
+        cmocka_unit_test(loads_take_their_pages_first),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
