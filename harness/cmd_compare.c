@@ -163,8 +163,9 @@ const struct cmd cmd_compare = {
     .summary = "Two runs, or two sets of paired runs: change, ratio, 95% interval, verdict",
     .text = "A and B are run folders; or stems such as DIR/cells/TABLE/ROW whose folders ROW-1, ROW-2 ... are the repeats of a suite's\n"
             "row; or folders of run folders. Run k of A and run k of B are a pair. Ratios are B over A. Requests are matched by\n"
-            "conversation and turn; the interval resamples pairs, then conversations (10,000 draws, percentiles), and its part\n"
-            "between pairs is widened by Student's t when pairs are few. Figures per run need at least two pairs for an interval.\n"
+            "conversation and turn; the interval resamples pairs, then conversations (10,000 draws, percentiles), each part\n"
+            "widened by Student's t when there are few of them. Figures per run need two pairs for an interval; a verdict\n"
+            "on one pair knows nothing of what changes from run to run.\n"
             "Percentiles are there only from 6 (p50), 36 (p90), 72 (p95) or 368 (p99) requests a run.\n\n"
             "Verdicts: better, worse, no detectable difference, or too noisy (the interval is wider than 5% each way), corrected over\n"
             "all figures after Holm. Runs of different workloads are refused unless --force.\n\n"

@@ -228,18 +228,18 @@ static double log_ratio(const struct pair *p, int clusters, const int *w, double
     return a > 0 && b > 0 ? log(b / a) : NAN;
 }
 
-/* A mean of few pairs strays further than the normal distribution says, and their spread is itself a guess:
- * deviations between pairs are stretched so that the interval has Student's width. */
-static double stretch(int pairs)
+/* A mean of few pairs (or conversations) strays further than the normal distribution says, and their spread is itself a
+ * guess: deviations are stretched so that the interval has Student's width. */
+static double stretch(int n)
 {
     static const double t975[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
                                   2.145,  2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
                                   2.052,  2.048, 2.045, 2.042};
-    int df = pairs - 1;
+    int df = n - 1;
     if (df < 1)
         return 0;
     double t = df <= (int)(sizeof t975 / sizeof *t975) ? t975[df - 1] : 1.96;
-    return t / 1.96 * sqrt((double)pairs / df);
+    return t / 1.96 * sqrt((double)n / df);
 }
 
 /* Centre, interval and p from the draws (log scale); draws are sorted in place. */
@@ -267,7 +267,7 @@ static void resample_runs(struct hz_delta *d, const double *log_ratios, int pair
     d->ratio = exp(mean);
     d->pairs = pairs;
     if (pairs < 2) {
-        snprintf(d->why, sizeof d->why, "one pair gives no interval for a figure per run");
+        snprintf(d->why, sizeof d->why, "needs two pairs");
         return;
     }
     for (int i = 0; i < o->draws; i++) {
@@ -283,7 +283,8 @@ static void resample_runs(struct hz_delta *d, const double *log_ratios, int pair
 static void resample_requests(struct hz_delta *d, const struct sample *s, const struct hz_compare_opts *o, double *draws, int *w,
                               double *work)
 {
-    double *observed = work, *drawn = work + s->n_pairs, mean = 0, wide = stretch(s->n_pairs), q = d->metric->q;
+    double *observed = work, *drawn = work + s->n_pairs, mean = 0, q = d->metric->q;
+    double wide = stretch(s->n_pairs), wide_within = stretch(s->clusters);
     uint64_t rng = o->seed;
     int n = 0;
     for (int c = 0; c < s->clusters; c++)
@@ -316,7 +317,7 @@ static void resample_requests(struct hz_delta *d, const struct sample *s, const 
             between += observed[k] / s->n_pairs;
             within += (drawn[k] - observed[k]) / s->n_pairs;
         }
-        double v = mean + wide * (between - mean) + within;
+        double v = mean + wide * (between - mean) + wide_within * within;
         if (isfinite(v))
             draws[n++] = v;
     }
@@ -350,6 +351,8 @@ void hz_judge(struct hz_delta *const *d, int n, double noise)
         x->why[0] = 0;
         if (open && (x->lo > 1 || x->hi < 1)) {
             x->verdict = (x->ratio < 1) == x->metric->lower_better ? HZ_BETTER : HZ_WORSE;
+            if (x->pairs == 1) /* the interval knows nothing of what changes from run to run */
+                snprintf(x->why, sizeof x->why, "on one pair");
         } else {
             x->verdict = half > noise ? HZ_TOO_NOISY : HZ_NO_DIFFERENCE;
             snprintf(x->why, sizeof x->why, "detectable from %.1f%%", 100 * half);
@@ -430,7 +433,7 @@ int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const s
         const struct hz_metric *m = o->metrics ? o->metrics[i] : hz_metric_at(i);
         const struct sample *s = &samples[m->sample];
         bool per_request = m->sample != HZ_PER_RUN;
-        if (!o->metrics && per_request && poorest(s) < m->min_n)
+        if (!o->metrics && poorest(&samples[per_request ? m->sample : HZ_TTFT]) < m->min_n)
             continue;
         struct hz_delta *d = &out->deltas[out->n];
         *d = (struct hz_delta){.metric = m, .ratio = NAN, .lo = NAN, .hi = NAN, .p = NAN};

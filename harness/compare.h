@@ -1,11 +1,11 @@
 /* Two configurations against each other: what changed, how sure that is, and the word for it.
  *
  * A side is one run or the repeats of it; run k of A and run k of B are a pair, measured next to each other. Ratios are B
- * over A. For figures over requests, requests are matched by (conversation, turn) within a pair and the 95% interval comes
- * from a hierarchical bootstrap: pairs are drawn, then conversations (whole ones: their turns depend on each other; the
- * same ones in every pair, because every pair ran the same conversations). With few pairs the part of the interval between
- * pairs is widened by Student's t. One figure a run (tokens per second) rests on pairs alone and has no interval with one
- * pair. Percentiles are compared only where the number of requests gives them an interval at all. */
+ * over A. For figures over requests, requests are matched by (conversation, turn) within a pair and the 95% interval
+ * comes from a hierarchical bootstrap: pairs are drawn, then conversations (whole ones: their turns depend on each
+ * other; the same ones in every pair, because every pair ran the same conversations); where there are few of either, its
+ * part of the interval is widened by Student's t. One figure a run (tokens per second) rests on pairs alone and has no
+ * interval with one pair. Percentiles are compared only where the number of requests gives them an interval at all. */
 #ifndef HZ_COMPARE_H
 #define HZ_COMPARE_H
 

@@ -459,7 +459,7 @@ static void make_headline(struct rp_table *t)
         if (d->verdict == HZ_NOT_JUDGED)
             km_buf_puts(b, " (one run each, no interval)");
         else
-            km_buf_printf(b, ", %s", hz_verdict_word(d->verdict));
+            km_buf_printf(b, ", %s%s", hz_verdict_word(d->verdict), d->pairs == 1 ? " (on one pair)" : "");
     }
     km_buf_puts(b, said ? "." : " nothing to compare yet.");
 }
