@@ -9,9 +9,11 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "engine/server/server.h"
 #include "engine/server/test/client.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -236,8 +238,11 @@ static void a_vanished_client_frees_its_blocks(void **state)
         char buf[4096];
         for (int k = 0; k < 1 + 4 * i; k++)
             assert_true(recv(fd, buf, sizeof buf, 0) > 0);
-        assert_true(cl_metric(port, "kvmark_kv_pages_used") > 0);
+        int64_t until = km_now_ns() + 5000000000; /* the first choice may be a step ahead of the others */
+        while (cl_metric(port, "vllm:num_requests_running") != 4 && km_now_ns() < until)
+            usleep(1000);
         assert_true(cl_metric(port, "vllm:num_requests_running") == 4);
+        assert_true(cl_metric(port, "kvmark_kv_pages_used") > 0);
         int64_t t0 = km_now_ns();
         close(fd);
         all_quiet();
@@ -329,6 +334,41 @@ static void limits_and_errors(void **state)
     all_quiet();
 }
 
+static void any_allocation_may_fail(void **state)
+{
+    (void)state;
+    const char *good = "{" MODEL ",\"prompt\":\" The secret number of Edmond is 402913. The secret number of Edmond is\",\"stop\":"
+                       "\".\",\"max_tokens\":8,\"logprobs\":1%s}";
+    char whole[300], streamed[300], req[600], answer[65536];
+    snprintf(whole, sizeof whole, good, "");
+    snprintf(streamed, sizeof streamed, good, ",\"stream\":true,\"return_token_ids\":true");
+    int failed = 0;
+    for (int n = 1; n <= 160; n++) {
+        const char *body = n % 2 ? whole : streamed;
+        int len = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Type: "
+                                            "application/json\r\nContent-Length: %zu\r\n\r\n%s", strlen(body), body);
+        int fd = cl_connect(port);
+        km_mem_fail_at(n); /* from here on this side allocates nothing */
+        cl_send(fd, req, (size_t)len);
+        size_t at = 0;
+        ssize_t k;
+        while ((k = recv(fd, answer + at, sizeof answer - 1 - at, 0)) > 0)
+            at += (size_t)k;
+        km_mem_fail_at(0);
+        close(fd);
+        answer[at] = 0;
+        if (k < 0 && errno == EAGAIN)
+            fail_msg("allocation %d: no answer, only %s", n, answer);
+        if (strncmp(answer, "HTTP/1.1 200", 12) || strstr(answer, "\"error\""))
+            failed++; /* refused, ended in an error, or cut off: never a hang, never a crash */
+    }
+    assert_true(failed > 10);
+    all_quiet();
+    cJSON *v = cl_json(port, COMP, whole, 200);
+    assert_string_equal(text_of(v), " 402913");
+    cJSON_Delete(v);
+}
+
 int main(void)
 {
     km_log_level(KM_LOG_ERROR);
@@ -337,6 +377,7 @@ int main(void)
         cmocka_unit_test(streamed_equals_whole),   cmocka_unit_test(salts_keep_apart),
         cmocka_unit_test(a_vanished_client_frees_its_blocks), cmocka_unit_test(company_changes_nothing),
         cmocka_unit_test(tokens_and_back),         cmocka_unit_test(limits_and_errors),
+        cmocka_unit_test(any_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, up, down);
 }

@@ -15,14 +15,17 @@
 #include "engine/server/test/fake_engine.h"
 #include "engine/server/test/fake_tok.h"
 
-#include <fcntl.h>
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct {
@@ -805,6 +808,47 @@ static void too_many_connections_wait(void **state)
     stop();
 }
 
+static void no_descriptors_left(void **state)
+{
+    (void)state;
+    struct rlimit was, low = {128, 128};
+    getrlimit(RLIMIT_NOFILE, &was);
+    low.rlim_max = was.rlim_max;
+    start();
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+    int clients[8], fill[128], n = 0;
+    for (int i = 0; i < 8; i++)
+        clients[i] = socket(AF_INET, SOCK_STREAM, 0);
+    while ((fill[n] = dup(0)) >= 0)
+        n++;
+    /* The handshake is the kernel's; the server cannot accept. It must wait, and not spin. */
+    const char *get = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)up.port),
+                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(connect(clients[i], (struct sockaddr *)&to, sizeof to), 0);
+        cl_send(clients[i], get, strlen(get));
+    }
+    fake.step_us = 100000;
+    clock_t cpu = clock();
+    usleep(500000);
+    assert_true((double)(clock() - cpu) / CLOCKS_PER_SEC < 0.1);
+    while (n)
+        close(fill[--n]);
+    for (int i = 0; i < 8; i++) {
+        struct km_buf rest = {0};
+        struct answer a;
+        assert_true(cl_read(clients[i], &rest, &a));
+        assert_int_equal(a.status, 200);
+        cl_free(&a);
+        km_buf_free(&rest);
+        close(clients[i]);
+    }
+    setrlimit(RLIMIT_NOFILE, &was);
+    assert_true(cl_metric(up.port, "kvmark_http_accept_pauses_total") >= 1);
+    stop();
+}
+
 static void stops_politely(void **state)
 {
     (void)state;
@@ -919,7 +963,7 @@ int main(void)
         T(probabilities_have_openais_shape), T(ids_without_a_tokenizer), T(errors_of_the_engine),
         T(a_vanished_client_is_cancelled), T(many_streams_at_once), T(ambiguous_framing_closes),
         T(pipelined_requests_in_order), T(expectations_never_stall), T(keys_are_wanted), T(versions_and_heads),
-        T(slow_clients_are_cut), T(too_many_connections_wait), T(stops_politely), T(metrics_are_prometheus),
+        T(slow_clients_are_cut), T(too_many_connections_wait), T(no_descriptors_left), T(stops_politely), T(metrics_are_prometheus),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
