@@ -23,10 +23,12 @@ enum { MAX_FLAGS = 16 };
 static int bench_flags(struct bench_opts *o, struct km_flag *out, int max)
 {
     const struct km_flag table[] = {
-        {"output", 'o', KM_STR, &o->out, "DIR", "result folder (needed); what it holds already is not run again", 0, 0},
+        {"output", 'o', KM_STR, &o->out, "DIR",
+         "result folder (needed); what it holds already is not run again", 0, 0},
         {"device", 0, KM_STR, &o->device, "DEV", "short for --set device=DEV", 0, 0},
         {"url", 'u', KM_STR, &o->url, "URL", "short for --set url=URL: measure a server that is there", 0, 0},
-        {"set", 's', KM_LIST, &o->set, "FLAG=VALUE", "a flag of kvmark run for every row that does not set it itself; may be given again", 0, 0},
+        {"set", 's', KM_LIST, &o->set, "FLAG=VALUE",
+         "a flag of kvmark run for every row that does not set it itself; may be given again", 0, 0},
         {"pairs", 0, KM_INT, &o->pairs, "N", "repeats of each row (default: as the suite says)", 1, 1000},
         {"table", 0, KM_STR, &o->table, "ID", "make this table only", 0, 0},
         {"plan", 0, KM_BOOL, &o->plan, NULL, "print the runs that would be made, and make none", 0, 0},
@@ -87,8 +89,10 @@ static void on_news(void *arg, const struct hz_suite_news *n)
     if (s->tty && (n->what == HZ_CELL_STARTS || n->what == HZ_CELL_RUNS || n->what == HZ_CELL_SAYS)) {
         char line[512];
         struct winsize w = {0};
-        int width = ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20 ? w.ws_col - 1 : 79; /* a wrapped line cannot be redrawn */
-        snprintf(line, sizeof line, "[%d/%d] %s, %s, about %s left%s%s", n->at, n->of, n->cell, spent, left, *s->last ? ": " : "", s->last);
+        bool known = ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20;
+        int width = known ? w.ws_col - 1 : 79; /* a wrapped line cannot be redrawn */
+        snprintf(line, sizeof line, "[%d/%d] %s, %s, about %s left%s%s", n->at, n->of, n->cell, spent, left,
+                 *s->last ? ": " : "", s->last);
         fprintf(stderr, "\r\033[K%.*s", width, line);
     }
 }
@@ -96,7 +100,8 @@ static void on_news(void *arg, const struct hz_suite_news *n)
 /* A word as the shell reads it back. */
 static void put_word(struct km_buf *b, const char *s)
 {
-    bool plain = *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") == strlen(s);
+    bool plain = *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") ==
+                           strlen(s);
     km_buf_puts(b, plain ? " " : " '");
     for (; *s; s++)
         km_buf_printf(b, *s == '\'' ? "'\\''" : "%c", *s);
@@ -142,7 +147,8 @@ static int print_result(const char *dir, struct km_err *err)
     return rc;
 }
 
-static int add_set(struct km_strs *set, struct km_buf *b, const char *flag, const char *value, struct km_err *err)
+static int add_set(struct km_strs *set, struct km_buf *b, const char *flag, const char *value,
+                   struct km_err *err)
 {
     if (!value)
         return 0;
@@ -160,8 +166,14 @@ static int work(const char *file, struct bench_opts *o, const char *command, str
     struct hz_suite *s = NULL;
     struct hz_suite_result res;
     struct screen screen = {.tty = isatty(2) == 1};
-    struct hz_suite_opts so = {.dir = o->out, .exe = o->program, .set = o->set, .pairs = (int)o->pairs, .only = o->table,
-                               .command = command, .news = o->quiet ? NULL : on_news, .arg = &screen};
+    struct hz_suite_opts so = {.dir = o->out,
+                               .exe = o->program,
+                               .set = o->set,
+                               .pairs = (int)o->pairs,
+                               .only = o->table,
+                               .command = command,
+                               .news = o->quiet ? NULL : on_news,
+                               .arg = &screen};
     int rc = hz_suite_read(&s, file, err), status = CMD_USAGE;
     if (!rc && o->plan) {
         rc = print_plan(s, &so, err);
@@ -169,8 +181,9 @@ static int work(const char *file, struct bench_opts *o, const char *command, str
     } else if (!rc && !(rc = hz_suite_run(s, &so, &res, err))) {
         status = CMD_FAILED;
         if (res.failed)
-            km_log(KM_LOG_ERROR, "%d of %d runs failed; %s/logs has what they said, and the same command tries them again", res.failed,
-                   res.failed + res.ran, o->out);
+            km_log(KM_LOG_ERROR,
+                   "%d of %d runs failed; %s/logs has what they said, and the same command tries them again",
+                   res.failed, res.failed + res.ran, o->out);
         if (res.interrupted)
             km_log(KM_LOG_WARN, "interrupted; the same command goes on from here");
         if (res.done)
@@ -227,13 +240,15 @@ const struct cmd cmd_bench = {
     .name = "bench",
     .usage = "SUITE.json -o DIR [FLAGS]",
     .summary = "Run a whole matrix of tables, rows and repeats, and report on it",
-    .text = "A suite says which tables to make; each row is a set of flags for kvmark run, and each run a process of its own. Rows\n"
-            "take turns, repeat by repeat (AB BA BA AB), so that what drifts hits all of them; runs that several tables ask for\n"
-            "are made once. DIR gets a run folder per cell, tables.md, report.html and plots; stdout the tables.\n\n"
-            "A run that DIR holds already is not made again: the same command goes on where it stopped. Ctrl-C ends the running\n"
-            "cell and reports on what there is; a second one kills it. The exit status is 1 when a run failed or was cut short.\n\n"
-            "--set and its short forms replace the suite's defaults and a table's flags, never those of a row: what a table compares\n"
-            "stays as it is.",
+    .text = "A suite says which tables to make; each row is a set of flags for kvmark run, and each run a\n"
+            "process of its own. Rows take turns, repeat by repeat (AB BA BA AB), so that what drifts hits\n"
+            "all of them; runs that several tables ask for are made once. DIR gets a run folder per cell,\n"
+            "tables.md, report.html and plots; stdout the tables.\n\n"
+            "A run that DIR holds already is not made again: the same command goes on where it stopped.\n"
+            "Ctrl-C ends the running cell and reports on what there is; a second one kills it. The exit\n"
+            "status is 1 when a run failed or was cut short.\n\n"
+            "--set and its short forms replace the suite's defaults and a table's flags, never those of a\n"
+            "row: what a table compares stays as it is.",
     .run = run,
     .flags = flags,
 };

@@ -23,9 +23,11 @@ static int run(int argc, char **argv)
     if (!rc && pos.n != 1)
         rc = km_fail(&err, KM_EINVAL, "report takes one folder, of a bench or of a run, not %d", pos.n);
     if (!rc && !(rc = hz_report_write(pos.v[0], &res, &err))) {
-        printf("%s%s%s/tables.md\n%s/report.html\n", res.headline, *res.headline ? "\n" : "", pos.v[0], pos.v[0]);
+        printf("%s%s%s/tables.md\n%s/report.html\n", res.headline, *res.headline ? "\n" : "", pos.v[0],
+               pos.v[0]);
         if (res.missing)
-            km_log(KM_LOG_WARN, "%d of %d runs are missing; the report says which", res.missing, res.missing + res.runs);
+            km_log(KM_LOG_WARN, "%d of %d runs are missing; the report says which", res.missing,
+                   res.missing + res.runs);
         if (res.no_gnuplot)
             km_log(KM_LOG_WARN, "gnuplot is not installed: the report has no pictures");
         status = CMD_OK;
@@ -42,8 +44,9 @@ const struct cmd cmd_report = {
     .name = "report",
     .usage = "DIR",
     .summary = "Make tables.md, report.html and plots from stored runs",
-    .text = "DIR is the result folder of kvmark bench, finished or not, or the folder of one run. Nothing is run and no network is\n"
-            "needed; report.html is one file that holds everything. Pictures need gnuplot; plots/ keeps the data and the script of each.",
+    .text = "DIR is the result folder of kvmark bench, finished or not, or the folder of one run. Nothing is\n"
+            "run and no network is needed; report.html is one file that holds everything. Pictures need\n"
+            "gnuplot; plots/ keeps the data and the script of each.",
     .run = run,
     .flags = flags,
 };

@@ -1,4 +1,5 @@
-/* Matching, resampling, judging. Everything random comes from one seeded generator, so the same runs give the same words. */
+/* Matching, resampling, judging. Everything random comes from one seeded generator, so the same runs give the
+ * same words. */
 #include "harness/compare.h"
 
 #include "base/mem.h"
@@ -12,7 +13,8 @@ enum { MAX_PAIRS = 1000 };
 
 const char *hz_verdict_word(enum hz_verdict v)
 {
-    static const char *const words[] = {"not judged", "better", "worse", "no detectable difference", "too noisy"};
+    static const char *const words[] = {"not judged", "better", "worse", "no detectable difference",
+                                        "too noisy"};
     return words[v];
 }
 
@@ -43,14 +45,14 @@ struct point {
 
 /* The requests that both runs of a pair answered, for one kind of sample. */
 struct pair {
-    struct point *a, *b;     /* [n], each sorted by value */
-    double *sum_a, *sum_b;   /* [clusters] */
-    int *count;              /* [clusters] */
+    struct point *a, *b;   /* [n], each sorted by value */
+    double *sum_a, *sum_b; /* [clusters] */
+    int *count;            /* [clusters] */
     int n;
 };
 
 struct sample {
-    struct pair *pairs;      /* [n_pairs] */
+    struct pair *pairs; /* [n_pairs] */
     int n_pairs, clusters, requests;
 };
 
@@ -67,7 +69,8 @@ static void sample_free(struct sample *s)
     *s = (struct sample){0};
 }
 
-/* The answered requests of a run in order of (conversation, turn): both sides of a pair can then be walked together. */
+/* The answered requests of a run in order of (conversation, turn): both sides of a pair can then be walked
+ * together. */
 struct keyed {
     int conv, turn;
     const struct hz_rec *rec;
@@ -76,7 +79,8 @@ struct keyed {
 static int by_key(const void *x, const void *y)
 {
     const struct keyed *a = x, *b = y;
-    return a->conv != b->conv ? (a->conv > b->conv) - (a->conv < b->conv) : (a->turn > b->turn) - (a->turn < b->turn);
+    return a->conv != b->conv ? (a->conv > b->conv) - (a->conv < b->conv)
+                              : (a->turn > b->turn) - (a->turn < b->turn);
 }
 
 static int by_value(const void *x, const void *y)
@@ -133,8 +137,8 @@ static int *clusters_of(const struct hz_run *const *a, const struct hz_run *cons
 }
 
 /* Fills one pair; *only_a and *only_b count what has no partner. */
-static int match(struct pair *out, const struct hz_run *a, const struct hz_run *b, enum hz_sample what, enum hz_profile profile,
-                 const int *ids, int clusters, int *only_a, int *only_b)
+static int match(struct pair *out, const struct hz_run *a, const struct hz_run *b, enum hz_sample what,
+                 enum hz_profile profile, const int *ids, int clusters, int *only_a, int *only_b)
 {
     int na, nb, i = 0, j = 0;
     struct keyed *ka = keyed_of(&a->trace, &na), *kb = keyed_of(&b->trace, &nb);
@@ -152,7 +156,8 @@ static int match(struct pair *out, const struct hz_run *a, const struct hz_run *
         } else if (side > 0) {
             ++*only_b, j++;
         } else {
-            double va = hz_metric_sample(what, ka[i].rec, a, profile), vb = hz_metric_sample(what, kb[j].rec, b, profile);
+            double va = hz_metric_sample(what, ka[i].rec, a, profile),
+                   vb = hz_metric_sample(what, kb[j].rec, b, profile);
             const int *id = bsearch(&ka[i].conv, ids, (size_t)clusters, sizeof *ids, by_int);
             if (isfinite(va) && isfinite(vb) && id) {
                 int c = (int)(id - ids);
@@ -174,15 +179,17 @@ static int match(struct pair *out, const struct hz_run *a, const struct hz_run *
     return good ? 0 : KM_ENOMEM;
 }
 
-static int sample_make(struct sample *s, const struct hz_run *const *a, const struct hz_run *const *b, int pairs,
-                       enum hz_sample what, enum hz_profile profile, int *only_a, int *only_b, struct km_err *err)
+static int sample_make(struct sample *s, const struct hz_run *const *a, const struct hz_run *const *b,
+                       int pairs, enum hz_sample what, enum hz_profile profile, int *only_a, int *only_b,
+                       struct km_err *err)
 {
     *s = (struct sample){.n_pairs = pairs};
     *only_a = *only_b = 0;
     int *ids = clusters_of(a, b, pairs, &s->clusters), rc = ids ? 0 : KM_ENOMEM;
     s->pairs = km_calloc((size_t)pairs + 1, sizeof *s->pairs);
     for (int p = 0; !rc && p < pairs; p++) {
-        rc = s->pairs ? match(&s->pairs[p], a[p], b[p], what, profile, ids, s->clusters, only_a, only_b) : KM_ENOMEM;
+        rc = s->pairs ? match(&s->pairs[p], a[p], b[p], what, profile, ids, s->clusters, only_a, only_b)
+                      : KM_ENOMEM;
         s->requests += rc ? 0 : s->pairs[p].n;
     }
     km_free(ids);
@@ -228,13 +235,13 @@ static double log_ratio(const struct pair *p, int clusters, const int *w, double
     return a > 0 && b > 0 ? log(b / a) : NAN;
 }
 
-/* A mean of few pairs (or conversations) strays further than the normal distribution says, and their spread is itself a
- * guess: deviations are stretched so that the interval has Student's width. */
+/* A mean of few pairs (or conversations) strays further than the normal distribution says, and their spread is
+ * itself a guess: deviations are stretched so that the interval has Student's width. */
 static double stretch(int n)
 {
-    static const double t975[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-                                  2.145,  2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-                                  2.052,  2.048, 2.045, 2.042};
+    static const double t975[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+                                  2.201,  2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+                                  2.080,  2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042};
     int df = n - 1;
     if (df < 1)
         return 0;
@@ -258,7 +265,8 @@ static void conclude(struct hz_delta *d, double centre, double *draws, int n)
 }
 
 /* One figure a run: the pairs' own ratios are all there is. */
-static void resample_runs(struct hz_delta *d, const double *log_ratios, int pairs, const struct hz_compare_opts *o, double *draws)
+static void resample_runs(struct hz_delta *d, const double *log_ratios, int pairs,
+                          const struct hz_compare_opts *o, double *draws)
 {
     double mean = 0, wide = stretch(pairs);
     uint64_t rng = o->seed;
@@ -280,8 +288,8 @@ static void resample_runs(struct hz_delta *d, const double *log_ratios, int pair
 }
 
 /* A statistic over requests: pairs, then conversations. work: ints [clusters], doubles [3 * pairs]. */
-static void resample_requests(struct hz_delta *d, const struct sample *s, const struct hz_compare_opts *o, double *draws, int *w,
-                              double *work)
+static void resample_requests(struct hz_delta *d, const struct sample *s, const struct hz_compare_opts *o,
+                              double *draws, int *w, double *work)
 {
     double *observed = work, *drawn = work + s->n_pairs, mean = 0, q = d->metric->q;
     double wide = stretch(s->n_pairs), wide_within = stretch(s->clusters);
@@ -296,7 +304,8 @@ static void resample_requests(struct hz_delta *d, const struct sample *s, const 
     d->requests = s->requests;
     d->conversations = s->clusters;
     if (isnan(mean)) {
-        snprintf(d->why, sizeof d->why, "%s", s->requests ? "the figure is 0 on one side" : "no request was answered by both sides");
+        snprintf(d->why, sizeof d->why, "%s",
+                 s->requests ? "the figure is 0 on one side" : "no request was answered by both sides");
         return;
     }
     d->ratio = exp(mean);
@@ -361,8 +370,8 @@ void hz_judge(struct hz_delta *const *d, int n, double noise)
 }
 
 /* Mean or median over the runs of a side, and their spread. */
-static double side_value(const struct hz_metric *m, const struct hz_run *const *runs, int n, const struct hz_compare_opts *o,
-                         double *v, double *lo, double *hi)
+static double side_value(const struct hz_metric *m, const struct hz_run *const *runs, int n,
+                         const struct hz_compare_opts *o, double *v, double *lo, double *hi)
 {
     double sum = 0;
     for (int i = 0; i < n; i++) {
@@ -377,14 +386,15 @@ static double side_value(const struct hz_metric *m, const struct hz_run *const *
     return hz_percentile(v, n, 0.5);
 }
 
-static int check_alike(const struct hz_run *const *a, const struct hz_run *const *b, int pairs, bool force, bool *unlike,
-                       struct km_err *err)
+static int check_alike(const struct hz_run *const *a, const struct hz_run *const *b, int pairs, bool force,
+                       bool *unlike, struct km_err *err)
 {
     const char *first = NULL;
     for (int p = 0; p < 2 * pairs; p++) {
         const struct hz_run *r = p < pairs ? a[p] : b[p - pairs];
         const char *sha = NULL;
-        if (km_json_str(cJSON_GetObjectItemCaseSensitive(r->json, "workload"), "sha256", false, &sha, NULL) || !sha)
+        if (km_json_str(cJSON_GetObjectItemCaseSensitive(r->json, "workload"), "sha256", false, &sha, NULL) ||
+            !sha)
             sha = "";
         if (!first)
             first = sha;
@@ -392,8 +402,10 @@ static int check_alike(const struct hz_run *const *a, const struct hz_run *const
             *unlike = true;
         if (*unlike && !force)
             return km_fail(err, KM_EINVAL,
-                           "%s ran workload %.12s and %s ran %.12s: they did not send the same requests; compare runs of one "
-                           "workload, or give --force", a[0]->dir, *first ? first : "(unknown)", r->dir, *sha ? sha : "(unknown)");
+                           "%s ran workload %.12s and %s ran %.12s: they did not send the same requests; "
+                           "compare runs of one "
+                           "workload, or give --force",
+                           a[0]->dir, *first ? first : "(unknown)", r->dir, *sha ? sha : "(unknown)");
     }
     return 0;
 }
@@ -407,13 +419,15 @@ static int poorest(const struct sample *s)
     return least;
 }
 
-int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const struct hz_run *const *b, int pairs,
-               const struct hz_compare_opts *o, struct km_err *err)
+int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const struct hz_run *const *b,
+               int pairs, const struct hz_compare_opts *o, struct km_err *err)
 {
     *out = (struct hz_comparison){.pairs = pairs};
     if (pairs < 1 || pairs > MAX_PAIRS || o->draws < 100 || o->draws > 10000000)
-        return km_fail(err, KM_EINVAL, "%d pairs and %d draws cannot be compared; there must be 1 to %d pairs and at least 100 draws",
-                       pairs, o->draws, MAX_PAIRS);
+        return km_fail(
+            err, KM_EINVAL,
+            "%d pairs and %d draws cannot be compared; there must be 1 to %d pairs and at least 100 draws",
+            pairs, o->draws, MAX_PAIRS);
     int rc = check_alike(a, b, pairs, o->force, &out->unlike, err);
     if (rc)
         return rc;
@@ -422,9 +436,11 @@ int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const s
         most++;
     struct sample samples[HZ_E2E + 1] = {0};
     for (int k = HZ_TTFT; !rc && k <= HZ_E2E; k++)
-        rc = sample_make(&samples[k], a, b, pairs, (enum hz_sample)k, o->profile, &out->only_a, &out->only_b, err);
+        rc = sample_make(&samples[k], a, b, pairs, (enum hz_sample)k, o->profile, &out->only_a, &out->only_b,
+                         err);
     int *w = km_calloc((size_t)samples[HZ_TTFT].clusters + 1, sizeof *w);
-    double *draws = km_calloc((size_t)o->draws, sizeof *draws), *work = km_calloc((size_t)pairs * 4 + 1, sizeof *work);
+    double *draws = km_calloc((size_t)o->draws, sizeof *draws),
+           *work = km_calloc((size_t)pairs * 4 + 1, sizeof *work);
     out->deltas = km_calloc((size_t)most + 1, sizeof *out->deltas);
     struct hz_delta **family = km_calloc((size_t)most + 1, sizeof *family);
     if (!rc && (!w || !draws || !work || !out->deltas || !family))
@@ -441,11 +457,13 @@ int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const s
         d->b = side_value(m, b, pairs, o, work, &d->b_min, &d->b_max);
         family[out->n++] = d;
         if (isnan(d->a) || isnan(d->b)) {
-            snprintf(d->why, sizeof d->why, "not measured on %s", isnan(d->a) ? isnan(d->b) ? "either side" : "side A" : "side B");
+            snprintf(d->why, sizeof d->why, "not measured on %s",
+                     isnan(d->a) ? isnan(d->b) ? "either side" : "side A" : "side B");
         } else if (!m->min_n) {
             d->ratio = d->a > 0 ? d->b / d->a : NAN;
         } else if (per_request && poorest(s) < m->min_n) {
-            snprintf(d->why, sizeof d->why, "%d requests give %s no interval; %d do", poorest(s), m->name, m->min_n);
+            snprintf(d->why, sizeof d->why, "%d requests give %s no interval; %d do", poorest(s), m->name,
+                     m->min_n);
         } else if (per_request) {
             resample_requests(d, s, o, draws, w, work);
         } else {

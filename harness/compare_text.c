@@ -21,9 +21,11 @@ void hz_put_interval(struct km_buf *out, double lo, double hi)
     }
 }
 
-int hz_comparison_grid(struct hz_grid *g, const struct hz_comparison *c, const char *a, const char *b, struct km_err *err)
+int hz_comparison_grid(struct hz_grid *g, const struct hz_comparison *c, const char *a, const char *b,
+                       struct km_err *err)
 {
-    const char *const head[] = {"Metric", a, b, "Change", "Ratio", "95% interval", "Pairs", "Requests", "Verdict"};
+    const char *const head[] = {"Metric",       a,       b,          "Change", "Ratio",
+                                "95% interval", "Pairs", "Requests", "Verdict"};
     enum { COLS = sizeof head / sizeof *head };
     int rc = hz_grid_new(g, 1 + c->n, COLS, err);
     if (rc)
@@ -52,7 +54,8 @@ int hz_comparison_grid(struct hz_grid *g, const struct hz_comparison *c, const c
         if (judged && d->requests)
             hz_grid_set(g, i + 1, 7, "%d", d->requests);
         if (judged)
-            hz_grid_set(g, i + 1, 8, "%s%s%s%s", hz_verdict_word(d->verdict), *d->why ? " (" : "", d->why, *d->why ? ")" : "");
+            hz_grid_set(g, i + 1, 8, "%s%s%s%s", hz_verdict_word(d->verdict), *d->why ? " (" : "", d->why,
+                        *d->why ? ")" : "");
     }
     if (t.oom)
         g->oom = true;
@@ -83,7 +86,10 @@ cJSON *hz_comparison_json(const struct hz_comparison *c)
         const struct hz_delta *d = &c->deltas[i];
         cJSON *o = cJSON_CreateObject();
         cJSON_AddStringToObject(o, "metric", d->metric->key);
-        cJSON_AddStringToObject(o, "better", !d->metric->min_n ? "neither" : d->metric->lower_better ? "lower" : "higher");
+        cJSON_AddStringToObject(o, "better",
+                                !d->metric->min_n         ? "neither"
+                                : d->metric->lower_better ? "lower"
+                                                          : "higher");
         add_num(o, "a", d->a);
         add_num(o, "b", d->b);
         add_num(o, "a_min", d->a_min);
@@ -116,7 +122,9 @@ int hz_limit_parse(const char *text, struct hz_limit *out, struct km_err *err)
     out->op = text[n];
     out->percent = text[n] ? strtod(text + n + 1, &end) : 0;
     if (!text[n] || end == text + n + 1 || !isfinite(out->percent) || (strcmp(end, "%") && *end))
-        rc = km_fail(err, KM_EINVAL, "\"%s\" is not a limit; write FIGURE>+N%% or FIGURE<-N%%, for example ttft_ms.mean>+5%%", text);
+        rc = km_fail(err, KM_EINVAL,
+                     "\"%s\" is not a limit; write FIGURE>+N%% or FIGURE<-N%%, for example ttft_ms.mean>+5%%",
+                     text);
     else if (!(out->metric = hz_metric_find(key, err)))
         rc = km_context(err, "limit \"%s\"", text);
     km_free(key);
@@ -189,7 +197,8 @@ static int find_runs(const char *path, struct names *l, struct km_err *err)
         return 0;
     DIR *d = opendir(path);
     if (!d)
-        return km_fail(err, KM_ENOENT, "there is no run at %s: no folder with a run.json and no %s-1", path, path);
+        return km_fail(err, KM_ENOENT, "there is no run at %s: no folder with a run.json and no %s-1", path,
+                       path);
     int rc = 0;
     for (struct dirent *e; !rc && (e = readdir(d));) {
         char *p = e->d_name[0] == '.' ? NULL : km_path(path, e->d_name);

@@ -10,23 +10,25 @@ struct entry {
     size_t off; /* of a double in struct hz_summary, or in the struct hz_stat there */
 };
 
-#define RUN(key, title, name, lower, dec, field)                                                                   \
-    {                                                                                                              \
-        {key, title, name, lower, dec, HZ_PER_RUN, -1, 1}, offsetof(struct hz_summary, field)                      \
+#define RUN(key, title, name, lower, dec, field)                                                               \
+    {                                                                                                          \
+        {key, title, name, lower, dec, HZ_PER_RUN, -1, 1}, offsetof(struct hz_summary, field)                  \
     }
 /* Explains, but is not better or worse by itself. */
-#define INFO(key, title, name, dec, field)                                                                         \
-    {                                                                                                              \
-        {key, title, name, false, dec, HZ_PER_RUN, -1, 0}, offsetof(struct hz_summary, field)                      \
+#define INFO(key, title, name, dec, field)                                                                     \
+    {                                                                                                          \
+        {key, title, name, false, dec, HZ_PER_RUN, -1, 0}, offsetof(struct hz_summary, field)                  \
     }
-#define STAT(field, tag, what, sample, stat, word, q, min)                                                         \
-    {                                                                                                              \
-        {field "." #stat, word " " tag " (ms)", what " " tag, true, 2, sample, q, min},                            \
-            offsetof(struct hz_summary, HZ_FIELD.stat)                                                             \
+#define STAT(field, tag, what, sample, stat, word, q, min)                                                     \
+    {                                                                                                          \
+        {field "." #stat, word " " tag " (ms)", what " " tag, true, 2, sample, q, min},                        \
+            offsetof(struct hz_summary, HZ_FIELD.stat)                                                         \
     }
-#define STATS(field, tag, sample)                                                                                  \
-    STAT(field, tag, "mean", sample, mean, "Mean", -1, 2), STAT(field, tag, "median", sample, p50, "P50", 0.50, 6), \
-        STAT(field, tag, "p90", sample, p90, "P90", 0.90, 36), STAT(field, tag, "p95", sample, p95, "P95", 0.95, 72), \
+#define STATS(field, tag, sample)                                                                              \
+    STAT(field, tag, "mean", sample, mean, "Mean", -1, 2),                                                     \
+        STAT(field, tag, "median", sample, p50, "P50", 0.50, 6),                                               \
+        STAT(field, tag, "p90", sample, p90, "P90", 0.90, 36),                                                 \
+        STAT(field, tag, "p95", sample, p95, "P95", 0.95, 72),                                                 \
         STAT(field, tag, "p99", sample, p99, "P99", 0.99, 368)
 
 static const struct entry table[] = {
@@ -72,7 +74,8 @@ const struct hz_metric *hz_metric_find(const char *key, struct km_err *err)
         names[i] = table[i].m.key;
     }
     const char *near = km_nearest(key, names, N);
-    km_fail(err, KM_EINVAL, "there is no figure \"%s\"; %s%s%s", key, near ? "did you mean " : "figures are named as in run.json's summary, for example ",
+    km_fail(err, KM_EINVAL, "there is no figure \"%s\"; %s%s%s", key,
+            near ? "did you mean " : "figures are named as in run.json's summary, for example ",
             near ? near : "ttft_ms.mean", near ? "?" : "");
     return NULL;
 }
@@ -85,10 +88,12 @@ double hz_metric_value(const struct hz_metric *m, const struct hz_summary *s)
     return v;
 }
 
-double hz_metric_sample(enum hz_sample what, const struct hz_rec *r, const struct hz_run *run, enum hz_profile profile)
+double hz_metric_sample(enum hz_sample what, const struct hz_rec *r, const struct hz_run *run,
+                        enum hz_profile profile)
 {
     const char *kind = NULL;
     (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "kind", false, &kind, NULL);
-    struct hz_row row = hz_row_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN, profile);
+    struct hz_row row = hz_row_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN,
+                                  profile);
     return what == HZ_TTFT ? row.ttft_ms : what == HZ_TPOT ? row.tpot_ms : row.e2e_ms;
 }

@@ -1,9 +1,10 @@
-/* Three files a plot, and the picture made fit for a page. Labels come from users: in scripts they stand in single quotes,
- * where gnuplot expands nothing. */
+/* Three files a plot, and the picture made fit for a page. Labels come from users: in scripts they stand in
+ * single quotes, where gnuplot expands nothing. */
 #include "harness/plot.h"
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "harness/asset.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,12 +26,16 @@ static void put_quoted(struct km_buf *out, const char *s)
 
 static int write_script(const struct hz_plot *p, const char *path, struct km_err *err)
 {
-    const char *common = hz_plot_script("common"), *own = hz_plot_script(p->script);
     struct km_buf b = {0};
-    if (!common || !own)
+    km_buf_printf(&b, "%s.gp", p->script);
+    const char *common = hz_asset("common.gp"), *own = hz_asset(km_buf_str(&b));
+    km_buf_clear(&b);
+    if (!common || !own) {
+        km_buf_free(&b);
         return km_fail(err, KM_EINVAL, "there is no plot script \"%s\"", p->script);
-    km_buf_printf(&b, "# gnuplot %s.gp makes %s.svg from %s.dat\ndat = '%s.dat'\nout = '%s.svg'\nn = %d\n", p->name, p->name, p->name,
-                  p->name, p->name, p->n);
+    }
+    km_buf_printf(&b, "# gnuplot %s.gp makes %s.svg from %s.dat\ndat = '%s.dat'\nout = '%s.svg'\nn = %d\n",
+                  p->name, p->name, p->name, p->name, p->name, p->n);
     km_buf_printf(&b, "array label[%d] = [", p->n);
     for (int i = 0; i < p->n; i++) {
         km_buf_puts(&b, i ? ", " : "");
@@ -45,7 +50,8 @@ static int write_script(const struct hz_plot *p, const char *path, struct km_err
     if (p->last)
         km_buf_printf(&b, "last = %d\n", p->last);
     km_buf_printf(&b, "\n%s\n%s", common, own);
-    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err)
+                           : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
     km_buf_free(&b);
     return rc;
 }
@@ -63,7 +69,8 @@ static int write_data(const struct hz_plot *p, const char *path, struct km_err *
             km_buf_puts(&b, "NaN NaN NaN NaN\n"); /* an empty block would shift the ones after it */
         b.oom |= p->series[i].data.oom;
     }
-    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err)
+                           : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
     km_buf_free(&b);
     return rc;
 }
@@ -112,9 +119,11 @@ int hz_plot_write(const struct hz_plot *p, const char *dir, struct km_err *err)
         unlink(svg.data); /* an old picture must not pass for this one */
         int status = gnuplot(dir, name.data);
         if (status == 127)
-            rc = km_fail(err, KM_ENOENT, "gnuplot is not installed; %s and %s are ready for it", script.data, data.data);
+            rc = km_fail(err, KM_ENOENT, "gnuplot is not installed; %s and %s are ready for it", script.data,
+                         data.data);
         else if (status || !km_file_exists(svg.data))
-            rc = km_fail(err, KM_EIO, "gnuplot could not draw %s (exit %d); run it there to see why", script.data, status);
+            rc = km_fail(err, KM_EIO, "gnuplot could not draw %s (exit %d); run it there to see why",
+                         script.data, status);
     }
     km_buf_free(&script);
     km_buf_free(&data);
@@ -141,16 +150,27 @@ static size_t empty_group(const char *s)
     return strncmp(p, "</g>", 4) ? 0 : (size_t)(p + 4 - s);
 }
 
-/* Copies an SVG, changing on the way what depends on the page: ids and references to them get a prefix, ink the page's
- * colour; the groups' titles would show as tooltips and go, and so does what says nothing. */
+/* Copies an SVG, changing on the way what depends on the page: ids and references to them get a prefix, ink the
+ * page's colour; the groups' titles would show as tooltips and go, and so does what says nothing. */
 static void put_svg(struct km_buf *out, const char *s, const char *prefix)
 {
     static const char *const marks[] = {"id='", "id=\"", "xlink:href='#"};
-    static const char *const inks[] = {"\"rgb( 51,  51,  51)\"", "'rgb( 51,  51,  51)'", "\"rgb(51,51,51)\"", "'rgb(51,51,51)'"};
+    static const char *const inks[] = {"\"rgb( 51,  51,  51)\"", "'rgb( 51,  51,  51)'", "\"rgb(51,51,51)\"",
+                                       "'rgb(51,51,51)'"};
     static const char *const idle[] = {" color=\"black\"", /* would make currentColor black inside the group */
-                                       " color=\"white\"", " stroke-width=\"1.00\"", " stroke-linecap=\"butt\"",
-                                       " stroke-linejoin=\"miter\"", " class=\"gridline\"", " font-family=\"sans-serif\"", "\t", "\n\n"};
-    enum { MARKS = sizeof marks / sizeof *marks, INKS = sizeof inks / sizeof *inks, IDLE = sizeof idle / sizeof *idle };
+                                       " color=\"white\"",
+                                       " stroke-width=\"1.00\"",
+                                       " stroke-linecap=\"butt\"",
+                                       " stroke-linejoin=\"miter\"",
+                                       " class=\"gridline\"",
+                                       " font-family=\"sans-serif\"",
+                                       "\t",
+                                       "\n\n"};
+    enum {
+        MARKS = sizeof marks / sizeof *marks,
+        INKS = sizeof inks / sizeof *inks,
+        IDLE = sizeof idle / sizeof *idle
+    };
     while (*s) {
         const char *end = strncmp(s, "<title>", 7) ? NULL : strstr(s, "</title>");
         size_t used = end ? (size_t)(end - s) + strlen("</title>") : empty_group(s);
@@ -177,7 +197,8 @@ int hz_plot_inline(const char *dir, const char *name, const char *alt, struct km
 {
     struct km_buf path = {0}, svg = {0};
     km_buf_printf(&path, "%s/%s.svg", dir, name);
-    int rc = km_buf_ok(&path) ? km_file_read(path.data, 4 << 20, &svg, err) : km_fail(err, KM_ENOMEM, "out of memory");
+    int rc = km_buf_ok(&path) ? km_file_read(path.data, 4 << 20, &svg, err)
+                              : km_fail(err, KM_ENOMEM, "out of memory");
     char *start = rc ? NULL : strstr(km_buf_str(&svg), "<svg"), *end = start ? strchr(start, '>') : NULL;
     char *view = start ? strstr(start, "viewBox=\"") : NULL;
     if (!rc && (!end || !view || view > end))
@@ -185,8 +206,10 @@ int hz_plot_inline(const char *dir, const char *name, const char *alt, struct km
     if (!rc) {
         char *title = strstr(end, "</desc>");
         view += strlen("viewBox=\"");
-        km_buf_printf(out, "<svg role=\"img\" viewBox=\"%.*s\" xmlns=\"http://www.w3.org/2000/svg\" "
-                           "xmlns:xlink=\"http://www.w3.org/1999/xlink\" aria-label=\"", (int)strcspn(view, "\""), view);
+        km_buf_printf(out,
+                      "<svg role=\"img\" viewBox=\"%.*s\" xmlns=\"http://www.w3.org/2000/svg\" "
+                      "xmlns:xlink=\"http://www.w3.org/1999/xlink\" aria-label=\"",
+                      (int)strcspn(view, "\""), view);
         km_buf_put_html(out, alt, strlen(alt));
         km_buf_puts(out, "\">");
         put_svg(out, title ? title + strlen("</desc>") : end + 1, name);

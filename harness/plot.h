@@ -1,7 +1,8 @@
 /* Plots: numbers to NAME.dat, a script to NAME.gp, and gnuplot to NAME.svg, all three kept in one folder.
  *
- * A `hz_plot` is series of rows of numbers for one of the scripts in plots/ (which are compiled in, so that the program
- * needs no folder beside it). Each .gp stands alone: `gnuplot NAME.gp` in its folder makes the picture again. */
+ * A `hz_plot` is series of rows of numbers for one of the scripts in plots/ (which are compiled in, so that the
+ * program needs no folder beside it). Each .gp stands alone: `gnuplot NAME.gp` in its folder makes the picture
+ * again. */
 #ifndef HZ_PLOT_H
 #define HZ_PLOT_H
 
@@ -29,14 +30,13 @@ struct hz_plot {
 /* Whether gnuplot can be run at all. */
 bool hz_gnuplot_there(void);
 
-/* Writes the three files into dir (which must exist). KM_ENOENT: no gnuplot; the .dat and .gp are there even so. */
+/* Writes the three files into dir (which must exist). KM_ENOENT: no gnuplot; the .dat and .gp are there even
+ * so. */
 int hz_plot_write(const struct hz_plot *p, const char *dir, struct km_err *err);
 void hz_plot_free(struct hz_plot *p);
 
-/* The picture as it goes into a page: no prolog, ids made unique by prefix, grey in the page's text colour, alt text. */
+/* The picture as it goes into a page: no prolog, ids made unique by prefix, grey in the page's text colour, alt
+ * text. */
 int hz_plot_inline(const char *dir, const char *name, const char *alt, struct km_buf *out, struct km_err *err);
-
-/* The text of plots/NAME.gp; NULL when there is none. */
-const char *hz_plot_script(const char *name);
 
 #endif

@@ -1,9 +1,11 @@
-/* Reads a result folder and calls the writers. A folder with one run is read as a suite of one table with one row. */
+/* Reads a result folder and calls the writers. A folder with one run is read as a suite of one table with one
+ * row. */
 #include "harness/report_data.h"
 
 #include "base/file.h"
 #include "base/mem.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,15 +16,22 @@ const struct hz_run *rp_run(const struct rp *r, const struct rp_table *t, int ro
     return i >= 0 && r->runs[i].there ? &r->runs[i].run : NULL;
 }
 
+double rp_value(const struct rp *r, const struct hz_run *run, const struct hz_metric *m)
+{
+    return run ? hz_metric_value(m, r->suite->profile == HZ_SEED ? &run->seed : &run->strict) : NAN;
+}
+
 const char *rp_str(const struct hz_run *run, const char *section, const char *key)
 {
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, section), key);
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, section),
+                                                      key);
     return cJSON_IsString(v) ? v->valuestring : "";
 }
 
 bool rp_flag(const struct hz_run *run, const char *section, const char *key)
 {
-    return cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, section), key));
+    return cJSON_IsTrue(
+        cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, section), key));
 }
 
 void rp_put_label(struct km_buf *out, const struct hz_suite_table *t, int row, int arm)
@@ -49,7 +58,8 @@ static int suite_of_run(struct rp *r, const char *path, struct km_err *err)
     (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run, "target"), "model", false, &model, NULL);
     (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run, "target"), "kv", false, &kv, NULL);
     struct km_buf label = {0};
-    km_buf_printf(&label, "%s%s%s", model && *model ? model : "run", kv && *kv ? ", KV cache layer: " : "", kv ? kv : "");
+    km_buf_printf(&label, "%s%s%s", model && *model ? model : "run", kv && *kv ? ", KV cache layer: " : "",
+                  kv ? kv : "");
     s = cJSON_CreateObject();
     cJSON_AddStringToObject(s, "schema", "kvmark.suite.1");
     cJSON_AddStringToObject(s, "title", name && *name ? name : "One run");
@@ -136,7 +146,8 @@ static const char *why_missing(const struct rp *r, const char *dir)
     const char *cell = strncmp(dir, "cells/", 6) ? dir : dir + 6, *name, *message;
     for (const cJSON *f = cJSON_IsArray(failed) ? failed->child : NULL; f; f = f->next) {
         name = message = "";
-        if (!km_json_str(f, "cell", true, &name, NULL) && !strcmp(name, cell) && !km_json_str(f, "message", true, &message, NULL))
+        if (!km_json_str(f, "cell", true, &name, NULL) && !strcmp(name, cell) &&
+            !km_json_str(f, "message", true, &message, NULL))
             return message;
     }
     return "not run";
@@ -199,11 +210,13 @@ int rp_load(struct rp *r, const char *dir, struct km_err *err)
 {
     *r = (struct rp){.dir = dir};
     char *suite = km_path(dir, "suite.json"), *run = km_path(dir, "run.json");
-    int rc = !suite || !run              ? no_memory(err)
-             : km_file_exists(suite)     ? hz_suite_read(&r->suite, suite, err)
-             : km_file_exists(run)       ? suite_of_run(r, run, err)
-                                         : km_fail(err, KM_ENOENT, "%s holds neither suite.json nor run.json; give the folder of a "
-                                                                   "bench or of a run", dir);
+    int rc = !suite || !run          ? no_memory(err)
+             : km_file_exists(suite) ? hz_suite_read(&r->suite, suite, err)
+             : km_file_exists(run)   ? suite_of_run(r, run, err)
+                                     : km_fail(err, KM_ENOENT,
+                                               "%s holds neither suite.json nor run.json; give the folder of a "
+                                                 "bench or of a run",
+                                               dir);
     km_free(suite);
     km_free(run);
     return rc ? rc : sort_runs(r, err);
@@ -289,7 +302,8 @@ int hz_report_write(const char *dir, struct hz_report_result *res, struct km_err
         res->missing += !r.runs[i].there;
     }
     if (!rc && !res->runs)
-        rc = km_fail(err, KM_ENOENT, "%s holds no finished run yet%s%s", dir, r.n_runs ? "; the first one: " : "", r.n_runs ? r.runs[0].why : "");
+        rc = km_fail(err, KM_ENOENT, "%s holds no finished run yet%s%s", dir,
+                     r.n_runs ? "; the first one: " : "", r.n_runs ? r.runs[0].why : "");
     if (!rc)
         rc = rp_make_tables(&r, err);
     if (!rc)

@@ -8,14 +8,14 @@
 #include "harness/suite.h"
 
 struct rp_run {
-    const char *dir;    /* relative to the result folder; "." for a single run */
+    const char *dir; /* relative to the result folder; "." for a single run */
     struct hz_run run;
     bool there;
-    char why[200];      /* when it is not */
+    char why[200]; /* when it is not */
 };
 
 struct rp_plot {
-    char *name;         /* file stem in plots/ */
+    char *name; /* file stem in plots/ */
     char *caption;
     bool drawn;
 };
@@ -28,8 +28,8 @@ struct rp_contrast {
 
 struct rp_table {
     const struct hz_suite_table *t;
-    int reps;           /* most repeats of a row */
-    int *slot;          /* [n_rows][n_arms][reps]: index of the run, -1: none planned */
+    int reps;                      /* most repeats of a row */
+    int *slot;                     /* [n_rows][n_arms][reps]: index of the run, -1: none planned */
     struct rp_contrast *contrasts; /* [n_contrasts] */
     int n_contrasts;
     struct hz_grid grid, evidence, tokens;
@@ -50,6 +50,8 @@ struct rp {
 
 /* The run of a place; NULL when it is missing. */
 const struct hz_run *rp_run(const struct rp *r, const struct rp_table *t, int row, int arm, int rep);
+/* A figure of a run under the suite's definitions; NAN without a run. */
+double rp_value(const struct rp *r, const struct hz_run *run, const struct hz_metric *m);
 /* A run's string at section.key of run.json; "" when there is none. */
 const char *rp_str(const struct hz_run *run, const char *section, const char *key);
 bool rp_flag(const struct hz_run *run, const char *section, const char *key);

@@ -1,61 +1,17 @@
-/* report.html: one file, everything inside. Pictures come first, then the request table takes what is left of 1 MB. */
+/* report.html: one file, everything inside. Pictures come first, then the request table takes what is left of
+ * 1 MB. Its style and its script are report.css and report.js, compiled in. */
 #include "harness/report_data.h"
 
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "harness/asset.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_REQUESTS = 5000, BUDGET = 980000, PICTURES = 600000 };
-
-static const char style[] =
-    ":root{--bg:#fff;--fg:#1c2127;--dim:#5f6b76;--line:#d5dae0;--soft:#f4f6f8;--a:#0072b2;--good:#00795a;--bad:#b8430a}\n"
-    "@media(prefers-color-scheme:dark){:root{--bg:#14181c;--fg:#e4e8ec;--dim:#98a4b0;--line:#39424c;--soft:#1d2329;--a:#56b4e9;"
-    "--good:#3ccfa4;--bad:#ff9360}}\n"
-    "*{box-sizing:border-box}body{margin:0 auto;max-width:70rem;padding:1.5rem 1.2rem 4rem;background:var(--bg);color:var(--fg);"
-    "font:16px/1.5 system-ui,sans-serif}\n"
-    "h1{font-size:1.5rem;margin:0 0 .3rem}h2{font-size:1.2rem;margin:2.6rem 0 .6rem;padding-top:.8rem;border-top:1px solid "
-    "var(--line)}h3{font-size:1rem;margin:1.4rem 0 .4rem}\n"
-    ".lead{font-size:1.15rem;margin:1rem 0;padding:.8rem 1rem;background:var(--soft);border-left:4px solid var(--a)}\n"
-    ".dim,.when,figcaption,.notes{color:var(--dim)}.when,figcaption,.notes{font-size:.88rem}.notes{padding-left:1.2rem}\n"
-    ".warn{color:var(--bad);font-weight:600}\n"
-    ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.4rem 0}\n"
-    "th,td{padding:.28rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}\n"
-    "thead th{border-bottom:2px solid var(--fg);vertical-align:bottom}tr>:first-child{text-align:left}th{font-weight:600}"
-    "tbody th{font-weight:400}\n"
-    ".small{font-size:.85rem}.small th,.small td{padding:.22rem .5rem}td.t,th.t{text-align:left;white-space:normal;"
-    "overflow-wrap:anywhere}.evidence td:last-child,.evidence th:last-child{text-align:left;white-space:normal;min-width:11rem}.diff{background:var(--soft)}\n"
-    ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(22rem,1fr));gap:1.2rem;margin:1rem 0}\n"
-    "figure{margin:0}figure svg{width:100%;height:auto;color:var(--fg)}"
-    "@media(prefers-color-scheme:dark){figure svg{filter:brightness(1.25)}}\n"
-    "summary{cursor:pointer;margin:.5rem 0}pre{background:var(--soft);padding:.6rem .8rem;overflow-x:auto;font-size:.82rem;"
-    "white-space:pre-wrap;overflow-wrap:anywhere}\n"
-    "nav a{color:var(--a);margin-right:1rem}#requests th{cursor:pointer}#requests th[data-dir=\"1\"]::after{content:\" \\2191\"}"
-    "#requests th[data-dir=\"-1\"]::after{content:\" \\2193\"}\n"
-    "@media print{body{max-width:none;padding:0;font-size:11px}nav,#requests{display:none}h2,figure,table{break-inside:avoid}"
-    ".scroll{overflow:visible}}\n";
-
-/* Sorting of the request table; without it the table is in order of completion. */
-static const char script[] =
-    "document.querySelectorAll('#requests thead th').forEach(function (th, col) {\n"
-    "  th.addEventListener('click', function () {\n"
-    "    var dir = th.dataset.dir === '1' ? -1 : 1, body = document.querySelector('#requests tbody');\n"
-    "    document.querySelectorAll('#requests thead th').forEach(function (o) { delete o.dataset.dir; });\n"
-    "    th.dataset.dir = dir;\n"
-    "    var rows = Array.from(body.rows).map(function (row) {\n"
-    "      var text = row.cells[col].textContent, num = parseFloat(text);\n"
-    "      return { row: row, text: text, num: num, isnum: text !== '' && !isNaN(Number(text)) };\n"
-    "    });\n"
-    "    rows.sort(function (x, y) {\n"
-    "      if (x.isnum !== y.isnum) return x.isnum ? -1 : 1; /* what is not there goes last */\n"
-    "      return dir * (x.isnum ? x.num - y.num : x.text.localeCompare(y.text));\n"
-    "    });\n"
-    "    rows.forEach(function (r) { body.appendChild(r.row); });\n"
-    "  });\n"
-    "});\n";
+enum { MAX_REQUESTS = 5000, BUDGET = 980000, PICTURES = 750000 };
 
 static void text(struct km_buf *b, const char *s)
 {
@@ -69,8 +25,8 @@ static void put_notes(struct km_buf *b, const char *notes)
     km_buf_puts(b, "<ul class=\"notes\">\n");
     while (*notes) {
         size_t n = strcspn(notes, "\n");
-        bool loud = memmem(notes, n, "FAILED", 6) || memmem(notes, n, "did NOT", 7) || memmem(notes, n, "missing", 7) ||
-                    memmem(notes, n, "DOUBTFUL", 8);
+        bool loud = memmem(notes, n, "FAILED", 6) || memmem(notes, n, "did NOT", 7) ||
+                    memmem(notes, n, "missing", 7) || memmem(notes, n, "DOUBTFUL", 8);
         km_buf_puts(b, loud ? "<li class=\"warn\">" : "<li>");
         km_buf_put_html(b, notes, n);
         km_buf_puts(b, "</li>\n");
@@ -91,7 +47,8 @@ static void put_plots(const struct rp *r, const struct rp_table *t, size_t *spen
         km_buf_puts(b, any ? "" : "<div class=\"plots\">\n");
         any = true;
         km_buf_puts(b, "<figure>");
-        if (!hz_plot_inline(dir, p->name, p->caption, &svg, NULL) && km_buf_ok(&svg) && *spent + svg.len < PICTURES) {
+        if (!hz_plot_inline(dir, p->name, p->caption, &svg, NULL) && km_buf_ok(&svg) &&
+            *spent + svg.len < PICTURES) {
             *spent += svg.len;
             km_buf_put(b, svg.data, svg.len);
         } else {
@@ -106,7 +63,8 @@ static void put_plots(const struct rp *r, const struct rp_table *t, size_t *spen
     km_free(dir);
 }
 
-static void put_table(const struct rp *r, const struct rp_table *t, const char *lead, size_t *spent, struct km_buf *b)
+static void put_table(const struct rp *r, const struct rp_table *t, const char *lead, size_t *spent,
+                      struct km_buf *b)
 {
     km_buf_printf(b, "<section id=\"%s\"><h2>", t->t->id);
     text(b, t->t->title);
@@ -120,11 +78,13 @@ static void put_table(const struct rp *r, const struct rp_table *t, const char *
     put_plots(r, t, spent, b);
     put_notes(b, km_buf_str(&t->notes));
     if (t->evidence.n_rows > 1) {
-        km_buf_puts(b, "<details open class=\"small evidence\"><summary>Evidence: ratios with their 95% intervals</summary>\n");
+        km_buf_puts(b, "<details open class=\"small evidence\"><summary>Evidence: ratios with their 95% "
+                       "intervals</summary>\n");
         hz_grid_html(&t->evidence, b);
         km_buf_puts(b, "</details>\n");
     }
-    km_buf_puts(b, "<details open class=\"small\"><summary>Tokens per run: what had to be computed</summary>\n");
+    km_buf_puts(b,
+                "<details open class=\"small\"><summary>Tokens per run: what had to be computed</summary>\n");
     hz_grid_html(&t->tokens, b);
     km_buf_puts(b, "</details></section>\n");
 }
@@ -205,7 +165,8 @@ static void put_environment(const struct rp *r, struct km_buf *b)
     read_env(r, side[0], &a);
     if (side[1])
         read_env(r, side[1], &other);
-    km_buf_puts(b, "<section id=\"environment\"><h2>Environment</h2>\n<div class=\"scroll\"><table class=\"small\"><thead><tr><th>");
+    km_buf_puts(b, "<section id=\"environment\"><h2>Environment</h2>\n<div class=\"scroll\"><table "
+                   "class=\"small\"><thead><tr><th>");
     km_buf_puts(b, "</th><th class=\"t\">A: ");
     text(b, side[0]->dir);
     if (side[1]) {
@@ -246,8 +207,11 @@ static void put_health(const struct rp *r, struct km_buf *b)
         there += run != NULL;
         doubtful += run && strcmp(rp_str(run, "health", "verdict"), "good");
     }
-    km_buf_printf(b, "<section id=\"health\"><h2>The client's own health</h2>\n<details%s><summary>%d of %d runs good</summary>\n"
-                     "<div class=\"scroll\"><table class=\"small\"><thead><tr><th>Run</th>", doubtful ? " open" : "", there - doubtful, there);
+    km_buf_printf(b,
+                  "<section id=\"health\"><h2>The client's own health</h2>\n<details%s><summary>%d of %d runs "
+                  "good</summary>\n"
+                  "<div class=\"scroll\"><table class=\"small\"><thead><tr><th>Run</th>",
+                  doubtful ? " open" : "", there - doubtful, there);
     for (const char *p = km_buf_str(&head); *p; p += strcspn(p, "\n"), p += *p == '\n') {
         km_buf_puts(b, "<th>");
         km_buf_put_html(b, p, strcspn(p, "\t"));
@@ -263,7 +227,8 @@ static void put_health(const struct rp *r, struct km_buf *b)
             flatten(cJSON_GetObjectItemCaseSensitive(r->runs[i].run.json, "health"), "", 0, &flat);
         else
             km_buf_puts(b, "<td class=\"warn\">"), text(b, r->runs[i].why), km_buf_puts(b, "</td>");
-        for (const char *p = km_buf_str(&head); *p && r->runs[i].there; p += strcspn(p, "\n"), p += *p == '\n') {
+        for (const char *p = km_buf_str(&head); *p && r->runs[i].there;
+             p += strcspn(p, "\n"), p += *p == '\n') {
             size_t n = 0;
             const char *v = lookup(km_buf_str(&flat), p, strcspn(p, "\t"), &n);
             km_buf_puts(b, "<td>");
@@ -279,7 +244,8 @@ static void put_health(const struct rp *r, struct km_buf *b)
 
 static void put_commands(const struct rp *r, struct km_buf *b)
 {
-    const cJSON *s = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(r->suite->json, "provenance"), "sessions");
+    const cJSON *s = cJSON_GetObjectItemCaseSensitive(
+        cJSON_GetObjectItemCaseSensitive(r->suite->json, "provenance"), "sessions");
     km_buf_puts(b, "<section id=\"again\"><h2>To run it again</h2>\n");
     if (cJSON_IsArray(s) && s->child)
         km_buf_puts(b, "<p>The whole suite:</p>\n<pre>");
@@ -349,12 +315,18 @@ static void put_requests(const struct rp *r, struct km_buf *b)
         total += r->runs[i].there ? r->runs[i].run.trace.n : 0;
     struct km_buf rows = {0};
     for (int i = 0; i < r->n_runs; i++)
-        for (int k = 0; r->runs[i].there && k < r->runs[i].run.trace.n && shown < MAX_REQUESTS && b->len + rows.len < BUDGET - 4000; k++, shown++)
+        for (int k = 0; r->runs[i].there && k < r->runs[i].run.trace.n && shown < MAX_REQUESTS &&
+                        b->len + rows.len < BUDGET - 4000;
+             k++, shown++)
             put_request(r, &r->runs[i], &r->runs[i].run.trace.recs[k], &rows);
-    km_buf_printf(b, "<section><h2>Requests</h2>\n<details><summary>%s%d of %d; every one is in its run's requests.csv</summary>\n"
-                     "<div class=\"scroll\"><table id=\"requests\" class=\"small\"><thead><tr><th>Run<th>Conversation<th>Turn<th>Start (ms)"
-                     "<th>TTFT (ms)<th>TPOT (ms)<th>E2E (ms)<th>Prompt<th>Cached<th>Output<th>Error</thead><tbody>\n",
-                  shown < total ? "The first " : "All ", shown, total);
+    km_buf_printf(
+        b,
+        "<section><h2>Requests</h2>\n<details><summary>%s%d of %d; every one is in its run's "
+        "requests.csv</summary>\n"
+        "<div class=\"scroll\"><table id=\"requests\" "
+        "class=\"small\"><thead><tr><th>Run<th>Conversation<th>Turn<th>Start (ms)"
+        "<th>TTFT (ms)<th>TPOT (ms)<th>E2E (ms)<th>Prompt<th>Cached<th>Output<th>Error</thead><tbody>\n",
+        shown < total ? "The first " : "All ", shown, total);
     km_buf_put(b, km_buf_str(&rows), rows.len);
     km_buf_puts(b, "</tbody></table></div></details></section>\n");
     b->oom |= rows.oom;
@@ -373,11 +345,13 @@ int rp_write_html(const struct rp *r, struct km_err *err)
         runs += r->runs[i].there;
     for (int i = 0; i < r->suite->n_tables && !*lead; i++)
         lead = km_buf_str(&r->tables[i].headline);
-    km_buf_puts(&b, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\n<title>");
+    km_buf_puts(&b, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
+                    "content=\"width=device-width\">\n<title>");
     text(&b, r->suite->title);
-    km_buf_printf(&b, "</title>\n<style>\n%s</style></head><body>\n<h1>", style);
+    km_buf_printf(&b, "</title>\n<style>\n%s</style></head><body>\n<h1>", hz_asset("report.css"));
     text(&b, r->suite->title);
-    km_buf_printf(&b, "</h1>\n<p class=\"when\">kvmark report, made %s from %d run%s</p>\n", now, runs, runs == 1 ? "" : "s");
+    km_buf_printf(&b, "</h1>\n<p class=\"when\">kvmark report, made %s from %d run%s</p>\n", now, runs,
+                  runs == 1 ? "" : "s");
     if (*lead) {
         km_buf_puts(&b, "<p class=\"lead\">");
         text(&b, lead);
@@ -389,7 +363,8 @@ int rp_write_html(const struct rp *r, struct km_err *err)
         km_buf_puts(&b, "</p>\n");
     }
     if (r->no_gnuplot)
-        km_buf_puts(&b, "<p class=\"warn\">gnuplot is not installed here, so there are no pictures. Their data and scripts are in plots/; after "
+        km_buf_puts(&b, "<p class=\"warn\">gnuplot is not installed here, so there are no pictures. Their data "
+                        "and scripts are in plots/; after "
                         "installing gnuplot, kvmark report on this folder adds them.</p>\n");
     km_buf_puts(&b, "<nav>");
     for (int i = 0; i < r->suite->n_tables; i++) {
@@ -399,7 +374,8 @@ int rp_write_html(const struct rp *r, struct km_err *err)
         text(&b, r->tables[i].t->title);
         km_buf_puts(&b, "</a> ");
     }
-    km_buf_puts(&b, "<a href=\"#environment\">Environment</a> <a href=\"#health\">Health</a> <a href=\"#again\">To run it again</a></nav>\n");
+    km_buf_puts(&b, "<a href=\"#environment\">Environment</a> <a href=\"#health\">Health</a> <a "
+                    "href=\"#again\">To run it again</a></nav>\n");
     for (int i = 0; i < r->suite->n_tables; i++)
         if (r->tables[i].reps)
             put_table(r, &r->tables[i], lead, &spent, &b);
@@ -407,9 +383,10 @@ int rp_write_html(const struct rp *r, struct km_err *err)
     put_health(r, &b);
     put_commands(r, &b);
     put_requests(r, &b);
-    km_buf_printf(&b, "<script>\n%s</script>\n</body></html>\n", script);
+    km_buf_printf(&b, "<script>\n%s</script>\n</body></html>\n", hz_asset("report.js"));
     char *path = km_path(r->dir, "report.html");
-    int rc = km_buf_ok(&b) && path ? km_file_write(path, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory making a report");
+    int rc = km_buf_ok(&b) && path ? km_file_write(path, b.data, b.len, err)
+                                   : km_fail(err, KM_ENOMEM, "out of memory making a report");
     km_free(path);
     km_buf_free(&b);
     return rc;

@@ -1,4 +1,5 @@
-/* Which pictures a table gets, and their numbers. A table's rows keep their colours in all of them; the baseline's is the first. */
+/* Which pictures a table gets, and their numbers. A table's rows keep their colours in all of them; the
+ * baseline's is the first. */
 #include "harness/report_data.h"
 
 #include "base/file.h"
@@ -38,14 +39,17 @@ static int by_double(const void *x, const void *y)
 }
 
 /* TTFTs of a place over all its runs, sorted; of one turn, or of all (turn < 0). */
-static void ttfts(const struct rp *r, const struct rp_table *t, int row, int arm, int turn, struct values *out, bool *oom)
+static void ttfts(const struct rp *r, const struct rp_table *t, int row, int arm, int turn, struct values *out,
+                  bool *oom)
 {
     out->n = 0;
     for (int k = 0; k < t->reps; k++) {
         const struct hz_run *run = rp_run(r, t, row, arm, k);
         for (int i = 0; run && i < run->trace.n; i++) {
             const struct hz_rec *rec = &run->trace.recs[i];
-            double v = rec->ok && (turn < 0 || rec->turn == turn) ? hz_metric_sample(HZ_TTFT, rec, run, r->suite->profile) : NAN;
+            double v = rec->ok && (turn < 0 || rec->turn == turn)
+                           ? hz_metric_sample(HZ_TTFT, rec, run, r->suite->profile)
+                           : NAN;
             if (isfinite(v))
                 add(out, v, oom);
         }
@@ -75,7 +79,8 @@ static int places(const struct hz_suite_table *s, struct place *out)
 }
 
 /* Draws p and puts it on the table's list. A picture that cannot be drawn is not an error of the report. */
-static int finish(struct rp *r, struct rp_table *t, struct hz_plot *p, struct km_buf *labels, struct km_buf *caption, struct km_err *err)
+static int finish(struct rp *r, struct rp_table *t, struct hz_plot *p, struct km_buf *labels,
+                  struct km_buf *caption, struct km_err *err)
 {
     struct km_buf name = {0};
     struct km_err why = {0};
@@ -101,8 +106,11 @@ static int finish(struct rp *r, struct rp_table *t, struct hz_plot *p, struct km
             rc = km_fail(err, rc, "%s", why.msg);
         }
         if (!rc) {
-            t->plots[t->n_plots] = (struct rp_plot){.name = km_buf_take(&name), .caption = km_buf_take(caption), .drawn = drawn};
-            rc = t->plots[t->n_plots].name && t->plots[t->n_plots].caption ? 0 : km_fail(err, KM_ENOMEM, "out of memory making a report");
+            t->plots[t->n_plots] = (struct rp_plot){
+                .name = km_buf_take(&name), .caption = km_buf_take(caption), .drawn = drawn};
+            rc = t->plots[t->n_plots].name && t->plots[t->n_plots].caption
+                     ? 0
+                     : km_fail(err, KM_ENOMEM, "out of memory making a report");
             t->n_plots++;
         }
     }
@@ -123,7 +131,9 @@ static int plot_cdf(struct rp *r, struct rp_table *t, struct km_err *err)
     struct values v = {0};
     bool oom = false;
     p.n = places(t->t, at);
-    km_buf_puts(&caption, "Time to first token, all runs together: the share of requests that had theirs by then. Requests: ");
+    km_buf_puts(
+        &caption,
+        "Time to first token, all runs together: the share of requests that had theirs by then. Requests: ");
     for (int s = 0; s < p.n; s++) {
         ttfts(r, t, at[s].row, at[s].arm, -1, &v, &oom);
         rp_put_label(&labels[s], t->t, at[s].row, at[s].arm);
@@ -148,7 +158,8 @@ static int plot_turns(struct rp *r, struct rp_table *t, int turns, struct km_err
     struct values v = {0};
     bool oom = false;
     p.n = places(t->t, at);
-    km_buf_puts(&caption, "Time to first token by turn: median, and the band from the 10th to the 90th percentile. Requests in the first "
+    km_buf_puts(&caption, "Time to first token by turn: median, and the band from the 10th to the 90th "
+                          "percentile. Requests in the first "
                           "and the last turn: ");
     for (int s = 0; s < p.n; s++) {
         int first = 0, last = 0;
@@ -180,12 +191,13 @@ static int plot_repeats(struct rp *r, struct rp_table *t, struct km_err *err)
     p.n = places(t->t, at);
     km_buf_puts(&unit, c->metric->title);
     p.unit = km_buf_str(&unit);
-    km_buf_printf(&caption, "%s of each run; the dashed line is the row's mean over %d runs.", c->metric->title, t->reps);
+    km_buf_printf(&caption, "%s of each run; the dashed line is the row's mean over %d runs.", c->metric->title,
+                  t->reps);
     for (int s = 0; s < p.n; s++) {
         rp_put_label(&labels[s], t->t, at[s].row, at[s].arm);
         for (int k = 0; k < t->reps; k++) {
             const struct hz_run *run = rp_run(r, t, at[s].row, at[s].arm, k);
-            double v = run ? hz_metric_value(c->metric, r->suite->profile == HZ_SEED ? &run->seed : &run->strict) : NAN;
+            double v = rp_value(r, run, c->metric);
             if (isfinite(v))
                 km_buf_printf(&p.series[s].data, "%d %.9g\n", k + 1, v);
         }
@@ -203,7 +215,9 @@ static int plot_bars(struct rp *r, struct rp_table *t, struct km_err *err)
     struct hz_plot p = {.script = "bars", .n = s->n_arms < HZ_MAX_SERIES ? s->n_arms : HZ_MAX_SERIES};
     struct km_buf labels[HZ_MAX_SERIES] = {{0}}, caption = {0};
     p.unit = c->col.gain ? c->metric->title : c->col.title;
-    km_buf_printf(&caption, "%s, from zero: the mean over up to %d runs; the line spans the least and the greatest run.", p.unit, t->reps);
+    km_buf_printf(&caption,
+                  "%s, from zero: the mean over up to %d runs; the line spans the least and the greatest run.",
+                  p.unit, t->reps);
     for (int arm = 0; arm < p.n; arm++) {
         km_buf_puts(&labels[arm], s->arms[arm].label ? s->arms[arm].label : p.unit);
         for (int i = 0; i < s->n_rows; i++) {
@@ -211,7 +225,7 @@ static int plot_bars(struct rp *r, struct rp_table *t, struct km_err *err)
             int n = 0;
             for (int k = 0; k < t->reps; k++) {
                 const struct hz_run *run = rp_run(r, t, i, arm, k);
-                double v = run ? c->scale * hz_metric_value(c->metric, r->suite->profile == HZ_SEED ? &run->seed : &run->strict) : NAN;
+                double v = c->scale * rp_value(r, run, c->metric);
                 if (!isfinite(v))
                     continue;
                 sum += v, n++;

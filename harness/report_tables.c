@@ -1,5 +1,6 @@
-/* Figures into tables, and under each the evidence, the tokens that explain it and what a reader must know about the runs.
- * Ratios rest on pairs of runs and matched requests; the cells above them are means (or medians) over all runs of a row. */
+/* Figures into tables, and under each the evidence, the tokens that explain it and what a reader must know
+ * about the runs. Ratios rest on pairs of runs and matched requests; the cells above them are means (or
+ * medians) over all runs of a row. */
 #include "harness/report_data.h"
 
 #include "base/mem.h"
@@ -8,11 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct hz_summary *figures(const struct rp *r, const struct hz_run *run)
-{
-    return r->suite->profile == HZ_SEED ? &run->seed : &run->strict;
-}
-
 static int by_double(const void *x, const void *y)
 {
     double a = *(const double *)x, b = *(const double *)y;
@@ -20,14 +16,15 @@ static int by_double(const void *x, const void *y)
 }
 
 /* The figure of a place over its runs; *n says over how many. NAN as soon as one run lacks it. */
-static double over_runs(const struct rp *r, const struct rp_table *t, const struct hz_metric *m, int row, int arm, int *n)
+static double over_runs(const struct rp *r, const struct rp_table *t, const struct hz_metric *m, int row,
+                        int arm, int *n)
 {
     double v[1000], sum = 0;
     *n = 0;
     for (int k = 0; k < t->reps && k < 1000; k++) {
         const struct hz_run *run = rp_run(r, t, row, arm, k);
         if (run)
-            sum += v[(*n)++] = hz_metric_value(m, figures(r, run));
+            sum += v[(*n)++] = rp_value(r, run, m);
     }
     if (!*n || isnan(sum) || !r->suite->median)
         return *n ? sum / *n : NAN;
@@ -51,7 +48,8 @@ static int judged_metrics(const struct hz_suite_table *t, const struct hz_metric
     return n;
 }
 
-static int contrast(const struct rp *r, struct rp_table *t, struct rp_contrast *c, bool *made, struct km_err *err)
+static int contrast(const struct rp *r, struct rp_table *t, struct rp_contrast *c, bool *made,
+                    struct km_err *err)
 {
     const struct hz_metric *metrics[32];
     const struct hz_run *a[1000], *b[1000];
@@ -136,7 +134,8 @@ static int make_grid(const struct rp *r, struct rp_table *t, struct km_err *err)
     for (int k = 0; k < t->n_contrasts && !rc; k++)
         for (int i = 0; i < cols; i++) {
             const struct hz_delta *d = delta_of(&t->contrasts[k], s->cols[arms ? 0 : i].metric);
-            unsure[t->contrasts[k].row * cols + i] = d && (d->verdict == HZ_NO_DIFFERENCE || d->verdict == HZ_TOO_NOISY);
+            bool undecided = d && (d->verdict == HZ_NO_DIFFERENCE || d->verdict == HZ_TOO_NOISY);
+            unsure[t->contrasts[k].row * cols + i] = undecided;
         }
     struct hz_table table = {s->shape, s->head, col, cols, labels, s->n_rows, s->base, v, unsure};
     if (!rc)
@@ -168,7 +167,8 @@ static int decimals_of(const struct hz_suite_table *s, const struct hz_metric *m
 
 static int make_evidence(struct rp_table *t, struct km_err *err)
 {
-    const char *const head[] = {t->t->head, "Figure", "Ratio", "95% interval", "Pairs", "Requests", "Runs, A", "Runs, B", "Verdict"};
+    const char *const head[] = {t->t->head, "Figure",  "Ratio",   "95% interval", "Pairs",
+                                "Requests", "Runs, A", "Runs, B", "Verdict"};
     enum { COLS = sizeof head / sizeof *head };
     int rows = 1, at = 1;
     for (int i = 0; i < t->n_contrasts; i++)
@@ -196,7 +196,8 @@ static int make_evidence(struct rp_table *t, struct km_err *err)
                     put_spread(&b, c == 6 ? d->a_min : d->b_min, c == 6 ? d->a_max : d->b_max, runs, dec);
                 hz_grid_set(g, at, c, "%s", km_buf_str(&b));
             }
-            hz_grid_set(g, at, 8, "%s%s%s%s", hz_verdict_word(d->verdict), *d->why ? " (" : "", d->why, *d->why ? ")" : "");
+            hz_grid_set(g, at, 8, "%s%s%s%s", hz_verdict_word(d->verdict), *d->why ? " (" : "", d->why,
+                        *d->why ? ")" : "");
         }
     g->oom |= b.oom;
     km_buf_free(&b);
@@ -206,8 +207,8 @@ static int make_evidence(struct rp_table *t, struct km_err *err)
 /* Why the figures differ: what had to be computed. Means over the runs of a place. */
 static int make_tokens(const struct rp *r, struct rp_table *t, struct km_err *err)
 {
-    static const char *const head[] = {"Runs", "Requests", "Failed", "Prompt tokens", "Cached tokens", "Computed", "Hit rate",
-                                       "Mean input", "Mean output"};
+    static const char *const head[] = {"Runs",     "Requests", "Failed",     "Prompt tokens", "Cached tokens",
+                                       "Computed", "Hit rate", "Mean input", "Mean output"};
     enum { COLS = 1 + sizeof head / sizeof *head };
     const struct hz_suite_table *s = t->t;
     struct hz_grid *g = &t->tokens;
@@ -227,7 +228,13 @@ static int make_tokens(const struct rp *r, struct rp_table *t, struct km_err *er
             double prompt = over_runs(r, t, hz_metric_find("prompt_tokens", NULL), row, arm, &n);
             double cached = over_runs(r, t, hz_metric_find("cached_tokens", NULL), row, arm, &n);
             double hit = over_runs(r, t, hz_metric_find("hit_rate", NULL), row, arm, &n);
-            const double v[] = {n, n ? ok / n : NAN, n ? failed / n : NAN, prompt, cached, prompt - cached, 100 * hit,
+            const double v[] = {n,
+                                n ? ok / n : NAN,
+                                n ? failed / n : NAN,
+                                prompt,
+                                cached,
+                                prompt - cached,
+                                100 * hit,
                                 over_runs(r, t, hz_metric_find("mean_input", NULL), row, arm, &n),
                                 over_runs(r, t, hz_metric_find("mean_output", NULL), row, arm, &n)};
             static const int decimals[] = {0, 0, 0, 0, 0, 0, 1, 1, 1};
@@ -250,8 +257,10 @@ typedef void (*fact_fn)(const struct hz_run *run, struct km_buf *out);
 
 static void fact_setup(const struct hz_run *run, struct km_buf *out)
 {
-    const char *device = rp_str(run, "target", "device"), *dtype = rp_str(run, "target", "dtype"), *url = rp_str(run, "target", "url");
-    const cJSON *n = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "requests");
+    const char *device = rp_str(run, "target", "device"), *dtype = rp_str(run, "target", "dtype"),
+               *url = rp_str(run, "target", "url");
+    const cJSON *n = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, "workload"),
+                                                      "requests");
     if (!strcmp(rp_str(run, "target", "kind"), "external"))
         km_buf_printf(out, "External server%s%s", *url ? " at " : "", url);
     else
@@ -267,14 +276,18 @@ static void fact_setup(const struct hz_run *run, struct km_buf *out)
 static void fact_dummy(const struct hz_run *run, struct km_buf *out)
 {
     if (rp_flag(run, "target", "dummy_weights"))
-        km_buf_puts(out, "Dummy weights: random numbers from a seed. The shapes and so the work are the model's; the answers are not language");
+        km_buf_puts(out, "Dummy weights: random numbers from a seed. The shapes and so the work are the "
+                         "model's; the answers are not language");
 }
 
 static void fact_simulated(const struct hz_run *run, struct km_buf *out)
 {
     const char *device = rp_str(run, "target", "device");
     if (rp_flag(run, "target", "simulated") || !strncmp(device, "sim:", 4))
-        km_buf_printf(out, "Simulated device %s: steps cost what a roofline model says, on a virtual clock; nothing was measured on that hardware", device);
+        km_buf_printf(out,
+                      "Simulated device %s: steps cost what a roofline model says, on a virtual clock; nothing "
+                      "was measured on that hardware",
+                      device);
 }
 
 static void fact_text(const struct hz_run *run, struct km_buf *out)
@@ -285,18 +298,20 @@ static void fact_text(const struct hz_run *run, struct km_buf *out)
 
 static double option(const struct hz_run *run, const char *key)
 {
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, "options"), key);
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, "options"),
+                                                      key);
     return cJSON_IsNumber(v) ? v->valuedouble : 0;
 }
 
 static void fact_memory(const struct hz_run *run, struct km_buf *out)
 {
-    double limit = option(run, "gpu-memory-limit"), blocks = option(run, "num-gpu-blocks-override"), size = option(run, "block-size");
+    double limit = option(run, "gpu-memory-limit"), blocks = option(run, "num-gpu-blocks-override"),
+           size = option(run, "block-size");
     if (limit > 0)
         km_buf_printf(out, "Device memory limited to %.4g GiB", limit / 1073741824);
     if (blocks > 0)
-        km_buf_printf(out, "%s%.0f blocks of %.0f tokens (%.0f tokens of KV)", out->len ? "; KV pool set to " : "KV pool set to ", blocks,
-                      size, blocks * size);
+        km_buf_printf(out, "%s%.0f blocks of %.0f tokens (%.0f tokens of KV)",
+                      out->len ? "; KV pool set to " : "KV pool set to ", blocks, size, blocks * size);
 }
 
 static void fact_count(const struct hz_run *run, struct km_buf *out)
@@ -343,22 +358,26 @@ static void note_health(const struct rp *r, struct rp_table *t)
     int doubtful = 0, runs = 0;
     const char *why = "";
     for (int i = 0; i < t->t->n_rows * t->t->n_arms * t->reps; i++) {
-        const struct hz_run *run = t->slot[i] >= 0 && r->runs[t->slot[i]].there ? &r->runs[t->slot[i]].run : NULL;
+        const struct hz_run *run = t->slot[i] >= 0 && r->runs[t->slot[i]].there ? &r->runs[t->slot[i]].run
+                                                                                : NULL;
         if (!run)
             continue;
         runs++;
         if (strcmp(rp_str(run, "health", "verdict"), "doubtful"))
             continue;
-        const cJSON *list = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, "health"), "doubts");
+        const cJSON *list = cJSON_GetObjectItemCaseSensitive(
+            cJSON_GetObjectItemCaseSensitive(run->json, "health"), "doubts");
         const cJSON *first = cJSON_GetArrayItem(list, 0);
         doubtful++;
         why = cJSON_IsString(first) ? first->valuestring : why;
     }
     if (doubtful)
-        km_buf_printf(&t->notes, "The client's health was DOUBTFUL in %d of %d runs: %s.\n", doubtful, runs, why);
+        km_buf_printf(&t->notes, "The client's health was DOUBTFUL in %d of %d runs: %s.\n", doubtful, runs,
+                      why);
 }
 
-/* Runs that are not there, requests that failed, workloads and programs that differ: what would mislead if unsaid. */
+/* Runs that are not there, requests that failed, workloads and programs that differ: what would mislead if
+ * unsaid. */
 static void note_troubles(const struct rp *r, struct rp_table *t)
 {
     const struct hz_suite_table *s = t->t;
@@ -378,7 +397,8 @@ static void note_troubles(const struct rp *r, struct rp_table *t)
                 }
                 failed += run->seed.requests_failed;
                 asked += run->seed.requests_failed + run->seed.requests_ok;
-                const char *w = rp_str(run, "workload", "sha256"), *b = rp_str(run, "provenance", "binary_sha256");
+                const char *w = rp_str(run, "workload", "sha256"),
+                           *b = rp_str(run, "provenance", "binary_sha256");
                 unlike = unlike || (sha && strcmp(sha, w));
                 binaries = binaries || (binary && strcmp(binary, b));
                 sha = w;
@@ -408,17 +428,23 @@ static void make_notes(const struct rp *r, struct rp_table *t)
     for (size_t i = 0; i < sizeof facts / sizeof *facts; i++)
         note_fact(r, t, facts[i]);
     if (t->reps > 1)
-        km_buf_printf(&t->notes, "Each cell is the %s of %d runs, rows in turn; definitions of the figures: profile %s.\n",
-                      r->suite->median ? "median" : "mean", t->reps, r->suite->profile == HZ_SEED ? "seed" : "strict");
+        km_buf_printf(&t->notes,
+                      "Each cell is the %s of %d runs, rows in turn; definitions of the figures: profile %s.\n",
+                      r->suite->median ? "median" : "mean", t->reps,
+                      r->suite->profile == HZ_SEED ? "seed" : "strict");
     else
-        km_buf_printf(&t->notes, "One run a row: the intervals cover the spread between conversations, not between runs; "
-                                 "definitions of the figures: profile %s.\n", r->suite->profile == HZ_SEED ? "seed" : "strict");
+        km_buf_printf(&t->notes,
+                      "One run a row: the intervals cover the spread between conversations, not between runs; "
+                      "definitions of the figures: profile %s.\n",
+                      r->suite->profile == HZ_SEED ? "seed" : "strict");
     for (int i = 0; i < t->n_contrasts; i++) {
         only_a += t->contrasts[i].cmp.only_a;
         only_b += t->contrasts[i].cmp.only_b;
     }
     if (only_a || only_b)
-        km_buf_printf(&t->notes, "Requests that only one side of a pair answered (%d of A, %d of B) are in the cells but not in the ratios.\n",
+        km_buf_printf(&t->notes,
+                      "Requests that only one side of a pair answered (%d of A, %d of B) are in the cells but "
+                      "not in the ratios.\n",
                       only_a, only_b);
     note_troubles(r, t);
     note_health(r, t);
@@ -433,7 +459,8 @@ static void make_headline(struct rp_table *t)
     const struct rp_contrast *c = &t->contrasts[0]; /* the best of several, by the first figure */
     for (int i = 1; i < t->n_contrasts; i++) {
         const struct hz_delta *a = &c->cmp.deltas[0], *b = &t->contrasts[i].cmp.deltas[0];
-        if (t->contrasts[i].cmp.n && isfinite(b->ratio) && (!isfinite(a->ratio) || (b->ratio < a->ratio) == b->metric->lower_better))
+        if (t->contrasts[i].cmp.n && isfinite(b->ratio) &&
+            (!isfinite(a->ratio) || (b->ratio < a->ratio) == b->metric->lower_better))
             c = &t->contrasts[i];
     }
     struct km_buf *b = &t->headline;

@@ -43,13 +43,15 @@ static int check_keys(const cJSON *obj, const char *const *known, int n, struct 
     }
     return 0;
 }
-#define CHECK_KEYS(obj, err, ...)                                                                                  \
-    check_keys(obj, (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *), err)
+#define CHECK_KEYS(obj, err, ...)                                                                              \
+    check_keys(obj, (const char *const[]){__VA_ARGS__},                                                        \
+               sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *), err)
 
 /* Folder names come from ids: nothing in them may leave the result folder. */
 static bool good_id(const char *s)
 {
-    return *s && *s != '.' && strlen(s) <= 64 && strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789._-") == strlen(s);
+    return *s && *s != '.' && strlen(s) <= 64 &&
+           strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789._-") == strlen(s);
 }
 
 static const char *slug(struct hz_suite *s, const char *label)
@@ -75,12 +77,15 @@ static int read_flags(const cJSON *obj, const char *key, const cJSON **out, stru
         const char *k = f->string;
         bool scalar = cJSON_IsBool(f) || cJSON_IsNumber(f) || cJSON_IsString(f) || cJSON_IsNull(f);
         if (!*k || strspn(k, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(k) || *k == '-')
-            return km_fail(err, KM_EINVAL, "\"%s\" is not a flag; write its name without dashes in front, for example chunk-size", k);
+            return km_fail(
+                err, KM_EINVAL,
+                "\"%s\" is not a flag; write its name without dashes in front, for example chunk-size", k);
         for (const cJSON *e = cJSON_IsArray(f) ? f->child : NULL; e; e = e->next)
             if (!cJSON_IsString(e))
                 return km_fail(err, KM_EINVAL, "flag \"%s\" lists something that is not a string", k);
         if (!scalar && !cJSON_IsArray(f))
-            return km_fail(err, KM_EINVAL, "flag \"%s\" must be a string, a number, true, false, null or a list of strings", k);
+            return km_fail(err, KM_EINVAL,
+                           "flag \"%s\" must be a string, a number, true, false, null or a list of strings", k);
         if (!strcmp(k, "output"))
             return km_fail(err, KM_EINVAL, "flag \"output\" is the suite's own: each cell gets its folder");
     }
@@ -105,7 +110,8 @@ static int read_notes(const cJSON *obj, const char ***out, int *n, struct km_err
 }
 
 /* "rows" or "arms": label, flags and an id each. */
-static int read_rows(struct hz_suite *s, const cJSON *obj, const char *key, struct hz_suite_row **out, int *n, struct km_err *err)
+static int read_rows(struct hz_suite *s, const cJSON *obj, const char *key, struct hz_suite_row **out, int *n,
+                     struct km_err *err)
 {
     const cJSON *list;
     int rc = km_json_item(obj, key, true, cJSON_Array, &list, err), count = rc ? 0 : cJSON_GetArraySize(list);
@@ -131,10 +137,12 @@ static int read_rows(struct hz_suite *s, const cJSON *obj, const char *key, stru
         if (!r->id && !(r->id = slug(s, r->label)))
             return no_memory(err);
         if (!good_id(r->id))
-            return km_fail(err, KM_EINVAL, "id \"%s\" cannot name a folder; use a-z, 0-9, dot, dash, underscore", r->id);
+            return km_fail(err, KM_EINVAL,
+                           "id \"%s\" cannot name a folder; use a-z, 0-9, dot, dash, underscore", r->id);
         for (int i = 0; i < *n; i++)
             if (!strcmp((*out)[i].id, r->id))
-                return km_fail(err, KM_EINVAL, "two entries of \"%s\" have the id \"%s\"; give one another \"id\"", key, r->id);
+                return km_fail(err, KM_EINVAL,
+                               "two entries of \"%s\" have the id \"%s\"; give one another \"id\"", key, r->id);
         ++*n;
     }
     return 0;
@@ -213,7 +221,9 @@ static int read_cols(const cJSON *obj, struct hz_suite_table *t, struct km_err *
                 .metric = hz_metric_find(usual[i].metric, NULL),
                 .scale = usual[i].scale};
     if (t->shape == HZ_BACKENDS && t->n_cols != 1)
-        return km_fail(err, KM_EINVAL, "a table of backends has one column, which its two arms fill; \"columns\" has %d", t->n_cols);
+        return km_fail(err, KM_EINVAL,
+                       "a table of backends has one column, which its two arms fill; \"columns\" has %d",
+                       t->n_cols);
     return 0;
 }
 
@@ -225,33 +235,38 @@ static int read_base(const cJSON *obj, struct hz_suite_table *t, struct km_err *
     if (!v || cJSON_IsNull(v) || t->shape == HZ_BACKENDS)
         return 0;
     for (int i = 0; i < t->n_rows; i++)
-        if (cJSON_IsString(v) ? !strcmp(v->valuestring, t->rows[i].label) || !strcmp(v->valuestring, t->rows[i].id)
-                              : cJSON_IsNumber(v) && v->valuedouble == i) {
+        if (cJSON_IsString(v)
+                ? !strcmp(v->valuestring, t->rows[i].label) || !strcmp(v->valuestring, t->rows[i].id)
+                : cJSON_IsNumber(v) && v->valuedouble == i) {
             t->base = i;
             return 0;
         }
-    return km_fail(err, KM_EINVAL, "\"baseline\" names no row of the table; give a row's label, or null for no baseline");
+    return km_fail(err, KM_EINVAL,
+                   "\"baseline\" names no row of the table; give a row's label, or null for no baseline");
 }
 
-static int read_table(struct hz_suite *s, const cJSON *obj, int64_t pairs, struct hz_suite_table *t, struct km_err *err)
+static int read_table(struct hz_suite *s, const cJSON *obj, int64_t pairs, struct hz_suite_table *t,
+                      struct km_err *err)
 {
     static const char *const heads[] = {"Configuration", "Metric", "Chunk Size", "Backend"};
     const char *shape = "configurations", *workload = NULL;
     if (!cJSON_IsObject(obj))
         return km_fail(err, KM_EINVAL, "a table must be an object");
-    int rc = CHECK_KEYS(obj, err, "id", "title", "shape", "head", "workload", "flags", "rows", "arms", "baseline", "columns", "pairs",
-                        "notes");
+    int rc = CHECK_KEYS(obj, err, "id", "title", "shape", "head", "workload", "flags", "rows", "arms",
+                        "baseline", "columns", "pairs", "notes");
     if (!rc)
         rc = km_json_str(obj, "id", true, &t->id, err);
     if (!rc && !good_id(t->id))
-        rc = km_fail(err, KM_EINVAL, "id \"%s\" cannot name a folder; use a-z, 0-9, dot, dash, underscore", t->id);
+        rc = km_fail(err, KM_EINVAL, "id \"%s\" cannot name a folder; use a-z, 0-9, dot, dash, underscore",
+                     t->id);
     if (!rc)
         rc = km_json_str(obj, "shape", false, &shape, err);
     int k = 0;
     while (!rc && k < N_SHAPES && strcmp(shape, shapes[k]))
         k++;
     if (!rc && k == N_SHAPES)
-        rc = km_fail(err, KM_EINVAL, "\"shape\" is \"%s\"; it must be configurations, metrics, chunks or backends", shape);
+        rc = km_fail(err, KM_EINVAL,
+                     "\"shape\" is \"%s\"; it must be configurations, metrics, chunks or backends", shape);
     if (rc)
         return rc;
     t->shape = (enum hz_shape)k;
@@ -271,7 +286,8 @@ static int read_table(struct hz_suite *s, const cJSON *obj, int64_t pairs, struc
     if (!rc && t->shape == HZ_BACKENDS)
         rc = read_rows(s, obj, "arms", &t->arms, &t->n_arms, err);
     if (!rc && t->shape == HZ_BACKENDS && t->n_arms != 2)
-        rc = km_fail(err, KM_EINVAL, "\"arms\" has %d entries; it must have 2, such as cache miss and cache hit", t->n_arms);
+        rc = km_fail(err, KM_EINVAL,
+                     "\"arms\" has %d entries; it must have 2, such as cache miss and cache hit", t->n_arms);
     if (!rc && t->shape != HZ_BACKENDS && cJSON_HasObjectItem(obj, "arms"))
         rc = km_fail(err, KM_EINVAL, "\"arms\" belongs to tables of shape backends, not %s", shape);
     if (!rc && !t->arms) {
@@ -300,8 +316,8 @@ static int read_suite(struct hz_suite *s, struct km_err *err)
     if (!rc && strcmp(schema, "kvmark.suite.1"))
         rc = km_fail(err, KM_EFORMAT, "\"schema\" is \"%s\"; this program reads kvmark.suite.1", schema);
     if (!rc) /* the second line: what a result folder's copy adds */
-        rc = CHECK_KEYS(s->json, err, "schema", "title", "pairs", "average", "profile", "defaults", "tables", "notes",
-                        "provenance", "cells", "failed", "set");
+        rc = CHECK_KEYS(s->json, err, "schema", "title", "pairs", "average", "profile", "defaults", "tables",
+                        "notes", "provenance", "cells", "failed", "set");
     s->title = "kvmark";
     if (!rc)
         rc = km_json_str(s->json, "title", false, &s->title, err);

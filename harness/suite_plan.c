@@ -75,7 +75,8 @@ static int push(struct hz_cell *c, struct km_buf *arg, struct km_err *err)
     return 0;
 }
 
-static int push_flag(struct hz_cell *c, const char *key, const cJSON *v, const struct names *n, struct km_err *err)
+static int push_flag(struct hz_cell *c, const char *key, const cJSON *v, const struct names *n,
+                     struct km_err *err)
 {
     struct km_buf b = {0};
     int rc = 0;
@@ -100,8 +101,8 @@ static void cell_free(struct hz_cell *c)
     km_free(c->name);
 }
 
-/* The identity of a run: the workload file's bytes, the flags, which repeat it is, and which arm: a miss and the hit
- * after it may well have the same flags. */
+/* The identity of a run: the workload file's bytes, the flags, which repeat it is, and which arm: a miss and
+ * the hit after it may well have the same flags. */
 static int cell_key(struct hz_cell *c, const char *workload_sha, int arm, int repeat, struct km_err *err)
 {
     struct km_sha *h;
@@ -128,11 +129,11 @@ static int parse_set(const struct km_strs *set, cJSON **out, struct km_err *err)
         size_t n = strcspn(set->v[i], "=");
         char *key = km_strndup(set->v[i], n);
         const char *value = set->v[i][n] ? set->v[i] + n + 1 : NULL;
-        cJSON *v = !value || !key                ? NULL
-                   : !strcmp(value, "true")      ? cJSON_CreateTrue()
-                   : !strcmp(value, "false")     ? cJSON_CreateFalse()
-                   : !strcmp(value, "null")      ? cJSON_CreateNull()
-                                                 : cJSON_CreateString(value);
+        cJSON *v = !value || !key            ? NULL
+                   : !strcmp(value, "true")  ? cJSON_CreateTrue()
+                   : !strcmp(value, "false") ? cJSON_CreateFalse()
+                   : !strcmp(value, "null")  ? cJSON_CreateNull()
+                                             : cJSON_CreateString(value);
         bool good = v && n && strspn(key, "abcdefghijklmnopqrstuvwxyz0123456789-") == n && *key != '-';
         if (good) {
             cJSON_DeleteItemFromObjectCaseSensitive(*out, key);
@@ -142,7 +143,8 @@ static int parse_set(const struct km_strs *set, cJSON **out, struct km_err *err)
         }
         km_free(key);
         if (!good)
-            return km_fail(err, KM_EINVAL, "--set %s: write FLAG=VALUE with a flag of kvmark run, for example --set device=cpu",
+            return km_fail(err, KM_EINVAL,
+                           "--set %s: write FLAG=VALUE with a flag of kvmark run, for example --set device=cpu",
                            set->v[i]);
     }
     return *out ? 0 : km_fail(err, KM_ENOMEM, "out of memory planning a suite");
@@ -162,7 +164,8 @@ static int make_cell(const struct planner *p, int t, int r, int a, int k, struct
     struct names n = {p->s->here, p->o->dir, table->id, table->rows[r].id, p->o->nonce ? p->o->nonce : "", k};
     struct merged m = {0};
     struct km_buf b = {0};
-    const cJSON *const layers[] = {p->s->defaults, table->flags, p->set, table->rows[r].flags, table->arms[a].flags};
+    const cJSON *const layers[] = {p->s->defaults, table->flags, p->set, table->rows[r].flags,
+                                   table->arms[a].flags};
     int rc = 0;
     for (int i = 0; i < 5 && !rc; i++)
         rc = merge(&m, layers[i], layers[i] == p->set, err);
@@ -231,7 +234,8 @@ static int plan_repeat(const struct planner *p, int t, int k, struct km_err *err
     return rc ? km_context(err, "table %s", table->id) : 0;
 }
 
-int hz_suite_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_plan *out, struct km_err *err)
+int hz_suite_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_plan *out,
+                  struct km_err *err)
 {
     cJSON *set = NULL;
     *out = (struct hz_plan){0};

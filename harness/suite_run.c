@@ -28,16 +28,16 @@ struct runner {
     const struct hz_suite *s;
     struct hz_suite_opts o;
     struct hz_plan plan;
-    char *exe, *file;    /* DIR/suite.json */
+    char *exe, *file; /* DIR/suite.json */
     char nonce[17];
     char started[32];
-    cJSON *before;       /* DIR/suite.json as it was; NULL: a new folder */
-    cJSON *failed;       /* array */
-    char **dirs;         /* [plan.n] run folders */
-    int lock, signals;   /* file descriptors */
+    cJSON *before;     /* DIR/suite.json as it was; NULL: a new folder */
+    cJSON *failed;     /* array */
+    char **dirs;       /* [plan.n] run folders */
+    int lock, signals; /* file descriptors */
     sigset_t old_mask;
-    int missing, at;     /* cells to run, and which of them is on */
-    double spent;        /* seconds in cells run so far */
+    int missing, at; /* cells to run, and which of them is on */
+    double spent;    /* seconds in cells run so far */
     bool interrupted;
 };
 
@@ -68,7 +68,8 @@ static int open_folder(struct runner *r, struct km_err *err)
     if (r->lock < 0)
         return km_fail(err, KM_EIO, "cannot open %s: %s", r->o.dir, strerror(errno));
     if (flock(r->lock, LOCK_EX | LOCK_NB))
-        return km_fail(err, KM_EINVAL, "another bench is writing to %s; wait for it or choose another folder", r->o.dir);
+        return km_fail(err, KM_EINVAL, "another bench is writing to %s; wait for it or choose another folder",
+                       r->o.dir);
     if (km_file_exists(r->file))
         rc = km_json_file(r->file, 64 << 20, &r->before, err);
     const char *old = str(cJSON_GetObjectItemCaseSensitive(r->before, "provenance"), "nonce");
@@ -90,11 +91,14 @@ static int check_resume(const struct runner *r, struct km_err *err)
     for (const cJSON *c = old ? old->child : NULL; c; c = c->next)
         for (int i = 0; i < r->plan.n; i++) {
             const char *dir = str(c, "dir");
-            if (strncmp(dir, "cells/", 6) || strcmp(dir + 6, r->plan.cells[i].name) || !strcmp(str(c, "key"), r->plan.cells[i].key))
+            if (strncmp(dir, "cells/", 6) || strcmp(dir + 6, r->plan.cells[i].name) ||
+                !strcmp(str(c, "key"), r->plan.cells[i].key))
                 continue;
             if (is_done(r->dirs[i]))
-                return km_fail(err, KM_EINVAL, "%s was run with other flags or another workload; give -o a new folder, or remove this one",
-                               r->dirs[i]);
+                return km_fail(
+                    err, KM_EINVAL,
+                    "%s was run with other flags or another workload; give -o a new folder, or remove this one",
+                    r->dirs[i]);
         }
     return 0;
 }
@@ -146,7 +150,8 @@ static int write_suite(const struct runner *r, struct km_err *err)
     cJSON *v = cJSON_Duplicate(r->s->json, true), *p = cJSON_CreateObject();
     for (int i = 0; v && i < 4; i++)
         cJSON_DeleteItemFromObjectCaseSensitive(v, ours[i]);
-    const cJSON *old = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(r->before, "provenance"), "sessions");
+    const cJSON *old = cJSON_GetObjectItemCaseSensitive(
+        cJSON_GetObjectItemCaseSensitive(r->before, "provenance"), "sessions");
     cJSON *sessions = old ? cJSON_Duplicate(old, true) : cJSON_CreateArray(), *now = cJSON_CreateObject();
     cJSON_AddStringToObject(now, "started", r->started);
     cJSON_AddStringToObject(now, "command", r->o.command ? r->o.command : "");
@@ -171,7 +176,12 @@ static void tell(const struct runner *r, int what, const char *cell, const char 
     bool over = what == HZ_CELL_DONE || what == HZ_CELL_FAILED;
     int finished = over ? r->at : r->at - 1;
     double left = finished > 0 ? r->spent / finished * (r->missing - finished) - (over ? 0 : cell_s) : -1;
-    struct hz_suite_news n = {.what = what, .cell = cell, .line = line, .at = r->at, .of = r->missing, .cell_s = cell_s,
+    struct hz_suite_news n = {.what = what,
+                              .cell = cell,
+                              .line = line,
+                              .at = r->at,
+                              .of = r->missing,
+                              .cell_s = cell_s,
                               .left_s = finished > 0 && left < 0 ? 0 : left};
     r->o.news(r->o.arg, &n);
 }
@@ -179,13 +189,14 @@ static void tell(const struct runner *r, int what, const char *cell, const char 
 /* One child and what comes out of it. */
 struct child {
     pid_t pid;
-    int err;             /* its stderr */
+    int err; /* its stderr */
     int log;
-    struct km_buf line;  /* begun, not ended */
-    char last[300];      /* its last line: the reason when it fails */
+    struct km_buf line; /* begun, not ended */
+    char last[300];     /* its last line: the reason when it fails */
 };
 
-static void child_exec(const struct runner *r, const struct hz_cell *c, const char *dir, int err, int log, pid_t parent)
+static void child_exec(const struct runner *r, const struct hz_cell *c, const char *dir, int err, int log,
+                       pid_t parent)
 {
     /* Only async-signal-safe calls: nothing here allocates. */
     char *argv[4 + 512];
@@ -213,7 +224,8 @@ static void child_exec(const struct runner *r, const struct hz_cell *c, const ch
     _exit(127);
 }
 
-static void split_lines(const struct runner *r, struct child *ch, const char *cell, const char *data, size_t n, double spent)
+static void split_lines(const struct runner *r, struct child *ch, const char *cell, const char *data, size_t n,
+                        double spent)
 {
     for (size_t i = 0; i < n; i++) {
         if (data[i] != '\n' && data[i] != '\r') {
@@ -258,7 +270,8 @@ static int attend(struct runner *r, struct child *ch, const char *cell, double *
     int status = 0;
     bool open = true;
     for (;;) {
-        struct pollfd p[2] = {{.fd = open ? ch->err : -1, .events = POLLIN}, {.fd = r->signals, .events = POLLIN}};
+        struct pollfd p[2] = {{.fd = open ? ch->err : -1, .events = POLLIN},
+                              {.fd = r->signals, .events = POLLIN}};
         poll(p, 2, 1000);
         double spent = (double)(km_now_ns() - begin) / 1e9;
         if (p[0].revents)
@@ -393,7 +406,8 @@ static int prepare(struct runner *r, struct km_err *err)
         full = r->dirs[i] != NULL;
         r->missing += full && !is_done(r->dirs[i]);
         if (r->plan.cells[i].argc > 500)
-            rc = km_fail(err, KM_EINVAL, "cell %s has %d arguments; 500 is the most", r->plan.cells[i].name, r->plan.cells[i].argc);
+            rc = km_fail(err, KM_EINVAL, "cell %s has %d arguments; 500 is the most", r->plan.cells[i].name,
+                         r->plan.cells[i].argc);
     }
     if (!full)
         return km_fail(err, KM_ENOMEM, "out of memory preparing a suite");
@@ -435,7 +449,8 @@ static int run_all(struct runner *r, struct hz_suite_result *res, struct km_err 
     return rc;
 }
 
-int hz_suite_run(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_suite_result *res, struct km_err *err)
+int hz_suite_run(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_suite_result *res,
+                 struct km_err *err)
 {
     struct runner r = {.s = s, .o = *o, .lock = -1, .signals = -1};
     *res = (struct hz_suite_result){0};

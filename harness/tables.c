@@ -99,7 +99,8 @@ static void put_cell(struct hz_grid *g, const struct hz_table *t, int row, int c
         }
     }
     take(g, to_row, to_col, &b);
-    g->dim[to_row * g->n_cols + to_col] = (c->delta || c->gain) && compared && t->unsure && t->unsure[row * t->n_cols + col];
+    g->dim[to_row * g->n_cols + to_col] = (c->delta || c->gain) && compared && t->unsure &&
+                                          t->unsure[row * t->n_cols + col];
 }
 
 static int grid_rows(struct hz_grid *g, const struct hz_table *t, struct km_err *err)
@@ -171,7 +172,8 @@ static int grid_backends(struct hz_grid *g, const struct hz_table *t, struct km_
         if (isfinite(boost))
             km_buf_putc(&b, 'x');
         take(g, r + 1, t->n_cols + 1, &b);
-        g->dim[(r + 1) * g->n_cols + t->n_cols + 1] = t->n_cols > 1 && t->unsure && t->unsure[r * t->n_cols + 1];
+        g->dim[(r + 1) * g->n_cols + t->n_cols + 1] = t->n_cols > 1 && t->unsure &&
+                                                      t->unsure[r * t->n_cols + 1];
     }
     return 0;
 }
@@ -179,7 +181,7 @@ static int grid_backends(struct hz_grid *g, const struct hz_table *t, struct km_
 int hz_table_grid(struct hz_grid *out, const struct hz_table *t, struct km_err *err)
 {
     *out = (struct hz_grid){0};
-    int rc = t->shape == HZ_METRICS ? grid_metrics(out, t, err)
+    int rc = t->shape == HZ_METRICS    ? grid_metrics(out, t, err)
              : t->shape == HZ_BACKENDS ? grid_backends(out, t, err)
                                        : grid_rows(out, t, err);
     if (!rc && (rc = hz_grid_ok(out, err)))
@@ -220,7 +222,10 @@ void hz_grid_html(const struct hz_grid *g, struct km_buf *out)
         km_buf_puts(out, r ? "<tr>" : "<thead><tr>");
         for (int c = 0; c < g->n_cols; c++) {
             const char *s = cell(g, r, c), *tag = !r || !c ? "th" : "td";
-            km_buf_printf(out, "<%s%s%s>", tag, !r ? " scope=\"col\"" : !c ? " scope=\"row\"" : "",
+            km_buf_printf(out, "<%s%s%s>", tag,
+                          !r   ? " scope=\"col\""
+                          : !c ? " scope=\"row\""
+                               : "",
                           g->dim[r * g->n_cols + c] ? " class=\"dim\"" : "");
             km_buf_put_html(out, s, strlen(s));
             km_buf_printf(out, "</%s>", tag);

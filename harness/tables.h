@@ -1,8 +1,9 @@
 /* The write-up's tables: figures in, Markdown out, byte for byte as it prints them.
  *
- * A `hz_table` is figures under titles, one row a configuration, in one of four shapes; a `hz_grid` is the table as text,
- * ready to be written as Markdown, HTML or CSV. Changes are taken from the figures, never from rounded cells; one decimal, sign
- * always, ASCII minus, half away from zero. A figure that is not there prints as "n/a". */
+ * A `hz_table` is figures under titles, one row a configuration, in one of four shapes; a `hz_grid` is the
+ * table as text, ready to be written as Markdown, HTML or CSV. Changes are taken from the figures, never from
+ * rounded cells; one decimal, sign always, ASCII minus, half away from zero. A figure that is not there prints
+ * as "n/a". */
 #ifndef HZ_TABLES_H
 #define HZ_TABLES_H
 
@@ -21,31 +22,32 @@ enum hz_shape {
 struct hz_col {
     const char *title;
     int decimals;
-    bool delta;        /* the change against the baseline follows the figure */
-    bool gain;         /* the change alone: "Performance Gain" */
+    bool delta; /* the change against the baseline follows the figure */
+    bool gain;  /* the change alone: "Performance Gain" */
 };
 
 struct hz_table {
     enum hz_shape shape;
-    const char *head;         /* title of the first column */
+    const char *head; /* title of the first column */
     const struct hz_col *cols;
     int n_cols;
     const char *const *labels; /* [n_rows] */
     int n_rows;
-    int base;                 /* the row that changes refer to; <0: none */
-    const double *v;          /* [n_rows][n_cols]; NAN: not there */
-    const bool *unsure;       /* [n_rows][n_cols]: the change may be chance; NULL: nothing is known */
+    int base;           /* the row that changes refer to; <0: none */
+    const double *v;    /* [n_rows][n_cols]; NAN: not there */
+    const bool *unsure; /* [n_rows][n_cols]: the change may be chance; NULL: nothing is known */
 };
 
 struct hz_grid {
-    int n_rows, n_cols;       /* the head is row 0 */
-    char **text;              /* [n_rows][n_cols], each owned; NULL reads as "" */
-    bool *dim;                /* [n_rows][n_cols]: shown dimmed where that is possible */
-    bool oom;                 /* checked by the writers' callers through hz_grid_ok */
+    int n_rows, n_cols; /* the head is row 0 */
+    char **text;        /* [n_rows][n_cols], each owned; NULL reads as "" */
+    bool *dim;          /* [n_rows][n_cols]: shown dimmed where that is possible */
+    bool oom;           /* checked by the writers' callers through hz_grid_ok */
 };
 
 int hz_grid_new(struct hz_grid *g, int n_rows, int n_cols, struct km_err *err);
-void hz_grid_set(struct hz_grid *g, int row, int col, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+void hz_grid_set(struct hz_grid *g, int row, int col, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
 int hz_grid_ok(const struct hz_grid *g, struct km_err *err); /* KM_ENOMEM when a cell could not be stored */
 void hz_grid_free(struct hz_grid *g);
 

@@ -39,7 +39,8 @@ static void make(struct hz_run *r, const char *sha, int convs, int turns)
     r->trace.begin_ns = 1000;
     for (int i = 0; i < r->trace.n; i++) {
         struct hz_rec *q = &r->trace.recs[i];
-        *q = (struct hz_rec){.conv = i / turns, .turn = i % turns, .start_ns = 1000 + i, .ok = true, .status = 200};
+        *q = (struct hz_rec){
+            .conv = i / turns, .turn = i % turns, .start_ns = 1000 + i, .ok = true, .status = 200};
         q->prompt_tokens = q->local_prompt_tokens = 1000;
         q->output_tokens = q->local_output_tokens = 11;
         q->cached_tokens = 0;
@@ -66,8 +67,8 @@ static void drop(struct hz_run *r, int n)
 }
 
 /* Pairs of runs whose TTFT differs by `ratio`; spread: of conversations, requests and whole runs (log scale). */
-static void make_pairs(struct hz_run *a, struct hz_run *b, int pairs, int convs, int turns, double ratio, double conv_sd, double req_sd,
-                       double run_sd)
+static void make_pairs(struct hz_run *a, struct hz_run *b, int pairs, int convs, int turns, double ratio,
+                       double conv_sd, double req_sd, double run_sd)
 {
     double level[64], effect[64];
     for (int c = 0; c < convs; c++) {
@@ -80,7 +81,8 @@ static void make_pairs(struct hz_run *a, struct hz_run *b, int pairs, int convs,
         make(&b[p], "same", convs, turns);
         for (int i = 0; i < convs * turns; i++) {
             set_ttft(&a[p].trace.recs[i], level[i / turns] * exp(req_sd * normal()));
-            set_ttft(&b[p].trace.recs[i], level[i / turns] * ratio * exp(effect[i / turns] + drift + req_sd * normal()));
+            set_ttft(&b[p].trace.recs[i],
+                     level[i / turns] * ratio * exp(effect[i / turns] + drift + req_sd * normal()));
         }
         finish(&a[p]);
         finish(&b[p]);
@@ -190,7 +192,8 @@ static void one_pair(void **state)
     struct km_buf md = {0};
     assert_int_equal(hz_comparison_grid(&g, &c, "A", "B", NULL), 0);
     hz_grid_md(&g, &md);
-    assert_non_null(strstr(md.data, "| Metric | A | B | Change | Ratio | 95% interval | Pairs | Requests | Verdict |\n"));
+    assert_non_null(
+        strstr(md.data, "| Metric | A | B | Change | Ratio | 95% interval | Pairs | Requests | Verdict |\n"));
     assert_non_null(strstr(md.data, "not judged (needs two pairs) |\n"));
     km_buf_free(&md);
     hz_grid_free(&g);
@@ -281,7 +284,8 @@ static void limits(void **state)
     assert_int_equal(hz_limit_parse("e2e_ms.p99>5%", &l, NULL), 0);
     assert_true(hz_limit_missed(&l, &c, &change));
     assert_true(isnan(change));
-    static const char *const bad[] = {"", "ttft_ms.mean", "ttft_ms.mean>", "ttft_ms.mean>x%", "ttft>5%", "ttft_ms.mean>5%x", ">5%"};
+    static const char *const bad[] = {
+        "", "ttft_ms.mean", "ttft_ms.mean>", "ttft_ms.mean>x%", "ttft>5%", "ttft_ms.mean>5%x", ">5%"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_int_equal(hz_limit_parse(bad[i], &l, &err), KM_EINVAL);
 }
@@ -292,7 +296,8 @@ static void many_figures(void **state)
     (void)state;
     struct hz_delta d[40], *list[40];
     for (int i = 0; i < 40; i++) {
-        d[i] = (struct hz_delta){.metric = hz_metric_find("ttft_ms.mean", NULL), .ratio = 0.98, .lo = 0.97, .hi = 0.999, .p = 0.03};
+        d[i] = (struct hz_delta){
+            .metric = hz_metric_find("ttft_ms.mean", NULL), .ratio = 0.98, .lo = 0.97, .hi = 0.999, .p = 0.03};
         list[i] = &d[i];
     }
     d[7].p = 0.0002;
@@ -311,7 +316,8 @@ static void coverage(void **state)
     static const struct {
         int pairs, convs;
         double conv_sd, run_sd;
-    } cases[] = {{2, 20, 0, 0.05}, {3, 20, 0, 0.05}, {5, 20, 0, 0.05}, {1, 4, 0.2, 0}, {1, 20, 0.2, 0}, {3, 10, 0.2, 0.05}};
+    } cases[] = {{2, 20, 0, 0.05}, {3, 20, 0, 0.05}, {5, 20, 0, 0.05},
+                 {1, 4, 0.2, 0},   {1, 20, 0.2, 0},  {3, 10, 0.2, 0.05}};
     const struct hz_metric *m[] = {hz_metric_find("ttft_ms.mean", NULL)};
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         int pairs = cases[k].pairs, held = 0;
@@ -335,8 +341,9 @@ static void coverage(void **state)
             drop(a, pairs);
             drop(b, pairs);
         }
-        print_message("%d pairs of %d conversations: the interval held the true ratio in %.1f%% of %d experiments\n", pairs, cases[k].convs,
-                      100.0 * held / TRIALS, TRIALS);
+        print_message(
+            "%d pairs of %d conversations: the interval held the true ratio in %.1f%% of %d experiments\n",
+            pairs, cases[k].convs, 100.0 * held / TRIALS, TRIALS);
         assert_true(held >= TRIALS * 88 / 100);
     }
 }
@@ -373,9 +380,15 @@ static void allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_clear_gain), cmocka_unit_test(nothing_and_noise), cmocka_unit_test(one_pair),
-        cmocka_unit_test(matching),     cmocka_unit_test(unlike_workloads),  cmocka_unit_test(limits),
-        cmocka_unit_test(many_figures), cmocka_unit_test(coverage),          cmocka_unit_test(allocation_failures),
+        cmocka_unit_test(a_clear_gain),
+        cmocka_unit_test(nothing_and_noise),
+        cmocka_unit_test(one_pair),
+        cmocka_unit_test(matching),
+        cmocka_unit_test(unlike_workloads),
+        cmocka_unit_test(limits),
+        cmocka_unit_test(many_figures),
+        cmocka_unit_test(coverage),
+        cmocka_unit_test(allocation_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

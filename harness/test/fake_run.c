@@ -50,14 +50,21 @@ static void make_trace(const struct fake *f, struct hz_trace *t)
         struct hz_rec *q = &t->recs[i];
         int turn = i / f->convs, prompt = 4500 + 300 * turn + (i % f->convs) * 37;
         int held = layer && turn ? (prompt - 300) / f->chunk * f->chunk : 0;
-        *q = (struct hz_rec){.conv = i % f->convs, .turn = turn, .sched_ns = now, .start_ns = now, .status = 200, .ok = true, .messages = 2 * turn + 1};
+        *q = (struct hz_rec){.conv = i % f->convs,
+                             .turn = turn,
+                             .sched_ns = now,
+                             .start_ns = now,
+                             .status = 200,
+                             .ok = true,
+                             .messages = 2 * turn + 1};
         q->asked_tokens = q->output_tokens = q->local_output_tokens = f->out;
         q->prompt_tokens = prompt + 12;
         q->local_prompt_tokens = prompt;
         q->cached_tokens = held;
         q->local_first_tokens = 1;
         q->header_ns = now + 1000;
-        q->first_ns = q->first_any_ns = now + (int64_t)(drift * (1 + 0.2 * noise(&rng)) * ((prompt - held) / 5e4 + 0.01) * 1e9);
+        q->first_ns = q->first_any_ns = now + (int64_t)(drift * (1 + 0.2 * noise(&rng)) *
+                                                        ((prompt - held) / 5e4 + 0.01) * 1e9);
         q->tick0 = t->n_ticks;
         q->n_ticks = f->out;
         for (int k = 0; k < f->out; k++)
@@ -68,13 +75,15 @@ static void make_trace(const struct fake *f, struct hz_trace *t)
         now = q->done_ns + 1000;
     }
     t->end_ns = now;
-    t->health = (struct hz_health){.cpu_s = 0.1, .wall_s = 10, .events = t->n_ticks, .reads = t->n_ticks, .kernel_stamps = 1};
+    t->health = (struct hz_health){
+        .cpu_s = 0.1, .wall_s = 10, .events = t->n_ticks, .reads = t->n_ticks, .kernel_stamps = 1};
     snprintf(t->model, sizeof t->model, "fake-model");
 }
 
 int fake_run(int argc, char **argv)
 {
-    struct fake f = {.dir = "", .kv = "none", .device = "cpu", .chunk = 256, .out = 20, .turns = 6, .convs = 12};
+    struct fake f = {
+        .dir = "", .kv = "none", .device = "cpu", .chunk = 256, .out = 20, .turns = 6, .convs = 12};
     cJSON *options = cJSON_CreateObject();
     for (int i = 2; i < argc; i++) {
         const char *a = argv[i], *v = strchr(a, '=');
@@ -99,7 +108,9 @@ int fake_run(int argc, char **argv)
     }
     cJSON_AddNumberToObject(options, "block-size", 16);
     signal(SIGINT, on_signal);
-    fprintf(stderr, "kvmark: %d/%d requests, 1 active, 0 failed, 0:00, ETA 0:01, 100 tok/s in, 5 out, TTFT 90 ms\n", 3, f.turns * f.convs);
+    fprintf(stderr,
+            "kvmark: %d/%d requests, 1 active, 0 failed, 0:00, ETA 0:01, 100 tok/s in, 5 out, TTFT 90 ms\n", 3,
+            f.turns * f.convs);
     for (double spent = 0; spent < f.wait && !stop; spent += 0.01)
         usleep(10000);
     if (f.fail) {
@@ -115,10 +126,24 @@ int fake_run(int argc, char **argv)
     make_trace(&f, &t);
     hz_summarize(&t, WL_MULTI_TURN, HZ_SEED, &seed);
     hz_summarize(&t, WL_MULTI_TURN, HZ_STRICT, &strict);
-    struct hz_run_info info = {.workload = "fake", .workload_sha256 = "feed", .workload_text = "built-in text", .workload_kind = WL_MULTI_TURN,
-                               .workload_requests = t.n, .target_kind = "kvmark", .target_url = "", .device = f.device, .model = "fake-model",
-                               .kv = f.kv, .dtype = "float32", .dummy_weights = true, .simulated = !strncmp(f.device, "sim:", 4),
-                               .command = "kvmark run fake", .commit = "abc", .binary_sha256 = "b1", .started = started, .options = options};
+    struct hz_run_info info = {.workload = "fake",
+                               .workload_sha256 = "feed",
+                               .workload_text = "built-in text",
+                               .workload_kind = WL_MULTI_TURN,
+                               .workload_requests = t.n,
+                               .target_kind = "kvmark",
+                               .target_url = "",
+                               .device = f.device,
+                               .model = "fake-model",
+                               .kv = f.kv,
+                               .dtype = "float32",
+                               .dummy_weights = true,
+                               .simulated = !strncmp(f.device, "sim:", 4),
+                               .command = "kvmark run fake",
+                               .commit = "abc",
+                               .binary_sha256 = "b1",
+                               .started = started,
+                               .options = options};
     int rc = hz_run_write(f.dir, &info, &t, &seed, &strict, &err);
     if (rc)
         fprintf(stderr, "kvmark: error: %s\n", err.msg);

@@ -2,8 +2,8 @@
 #ifndef HZ_FAKE_RUN_H
 #define HZ_FAKE_RUN_H
 
-/* Understands --kv-cache=none|..., --chunk-size=N, --output-len=N, --fail, --wait=SECONDS, --turns=N; ignores others. Writes a run
- * folder whose TTFT is short where a cache layer holds the history. */
+/* Understands --kv-cache=none|..., --chunk-size=N, --output-len=N, --fail, --wait=SECONDS, --turns=N; ignores
+ * others. Writes a run folder whose TTFT is short where a cache layer holds the history. */
 int fake_run(int argc, char **argv);
 
 #endif

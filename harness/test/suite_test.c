@@ -87,12 +87,14 @@ static int count(const char *text, const char *what)
     return n;
 }
 
-#define TWO_ROWS                                                                                                   \
-    "\"rows\":[{\"label\":\"Without\",\"flags\":{\"kv-cache\":\"none\"}},"                                          \
+#define TWO_ROWS                                                                                               \
+    "\"rows\":[{\"label\":\"Without\",\"flags\":{\"kv-cache\":\"none\"}},"                                     \
     "{\"label\":\"With\",\"flags\":{\"kv-cache\":\"dram=1GiB\",\"chunk-size\":256}}]"
 
-static const char basic[] = "{\"schema\":\"kvmark.suite.1\",\"title\":\"A <suite>\",\"pairs\":2,\"defaults\":{\"num-gpu-blocks-override\":400},"
-                            "\"tables\":[{\"id\":\"5k\",\"title\":\"Five thousand\",\"workload\":\"w.json\"," TWO_ROWS "}]}";
+static const char basic[] =
+    "{\"schema\":\"kvmark.suite.1\",\"title\":\"A "
+    "<suite>\",\"pairs\":2,\"defaults\":{\"num-gpu-blocks-override\":400},"
+    "\"tables\":[{\"id\":\"5k\",\"title\":\"Five thousand\",\"workload\":\"w.json\"," TWO_ROWS "}]}";
 
 static struct hz_suite *suite(const char *text)
 {
@@ -114,17 +116,34 @@ static void bad_suites(void **state)
         {"{\"schema\":\"kvmark.suite.1\",\"tables\":[]}", "\"tables\" has 0 entries"},
         {"{\"schema\":\"kvmark.suite.1\",\"pears\":3,\"tables\":[]}", "did you mean \"pairs\""},
         {"{\"schema\":\"kvmark.suite.1\",\"pairs\":0,\"tables\":[]}", "between 1 and"},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"../x\",\"workload\":\"w\"," TWO_ROWS "}]}", "cannot name a folder"},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"../x\",\"workload\":\"w\"," TWO_ROWS "}]}",
+         "cannot name a folder"},
         {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\"," TWO_ROWS "}]}", "\"workload\" is missing"},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"shape\":\"round\"," TWO_ROWS "}]}", "\"round\""},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"rows\":[{\"label\":\"a\"},{\"label\":\"A\"}]}]}", "have the id \"a\""},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"baseline\":\"None\"," TWO_ROWS "}]}", "names no row"},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"columns\":[{\"metric\":\"ttft\"}]," TWO_ROWS "}]}", "no figure \"ttft\""},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"flags\":{\"--seed\":1}," TWO_ROWS "}]}", "is not a flag"},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"flags\":{\"seed\":{}}," TWO_ROWS "}]}", "flag \"seed\" must be"},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"shape\":"
+         "\"round\"," TWO_ROWS "}]}",
+         "\"round\""},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"rows\":[{\"label\":"
+         "\"a\"},{\"label\":\"A\"}]}]}",
+         "have the id \"a\""},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"baseline\":"
+         "\"None\"," TWO_ROWS "}]}",
+         "names no row"},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"columns\":[{\"metric\":"
+         "\"ttft\"}]," TWO_ROWS "}]}",
+         "no figure \"ttft\""},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"flags\":{\"--seed\":1}"
+         "," TWO_ROWS "}]}",
+         "is not a flag"},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"flags\":{\"seed\":{}}"
+         "," TWO_ROWS "}]}",
+         "flag \"seed\" must be"},
         {"{\"schema\":\"kvmark.suite.1\",\"defaults\":{\"output\":\"x\"},\"tables\":[]}", "suite's own"},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"shape\":\"backends\"," TWO_ROWS "}]}", "\"arms\" is missing"},
-        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\"," TWO_ROWS "},{\"id\":\"x\",\"workload\":\"w\"," TWO_ROWS "}]}", "two tables have the id"},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"shape\":"
+         "\"backends\"," TWO_ROWS "}]}",
+         "\"arms\" is missing"},
+        {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\"," TWO_ROWS
+         "},{\"id\":\"x\",\"workload\":\"w\"," TWO_ROWS "}]}",
+         "two tables have the id"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct hz_suite *s = NULL;
@@ -148,12 +167,16 @@ static const char *arg(const struct hz_cell *c, const char *start)
 static void planning(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite(
-        "{\"schema\":\"kvmark.suite.1\",\"pairs\":4,\"defaults\":{\"seed\":1,\"model\":\"{here}/m\",\"early-stop\":false,\"stream\":true,"
-        "\"extra-body\":\"{\\\"a\\\":1}\",\"header\":[\"A=1\",\"B=2\"]},\"tables\":[{\"id\":\"5k\",\"workload\":\"w.json\"," TWO_ROWS "},"
-        "{\"id\":\"chunk\",\"shape\":\"chunks\",\"workload\":\"w.json\",\"pairs\":2,\"flags\":{\"seed\":1,\"max-turns\":null},\"rows\":["
-        "{\"label\":\"none\",\"flags\":{\"kv-cache\":\"none\"}},{\"label\":\"256\",\"flags\":{\"kv-cache\":\"dram=1GiB\",\"chunk-size\":256}},"
-        "{\"label\":\"512\",\"flags\":{\"kv-cache\":\"dram=1GiB\",\"chunk-size\":512,\"model\":null,\"cache-salt\":\"{row}-{repeat}-{nonce}\"}}]}]}");
+    struct hz_suite *s = suite("{\"schema\":\"kvmark.suite.1\",\"pairs\":4,\"defaults\":{\"seed\":1,\"model\":"
+                               "\"{here}/m\",\"early-stop\":false,\"stream\":true,"
+                               "\"extra-body\":\"{\\\"a\\\":1}\",\"header\":[\"A=1\",\"B=2\"]},\"tables\":[{"
+                               "\"id\":\"5k\",\"workload\":\"w.json\"," TWO_ROWS "},"
+                               "{\"id\":\"chunk\",\"shape\":\"chunks\",\"workload\":\"w.json\",\"pairs\":2,"
+                               "\"flags\":{\"seed\":1,\"max-turns\":null},\"rows\":["
+                               "{\"label\":\"none\",\"flags\":{\"kv-cache\":\"none\"}},{\"label\":\"256\","
+                               "\"flags\":{\"kv-cache\":\"dram=1GiB\",\"chunk-size\":256}},"
+                               "{\"label\":\"512\",\"flags\":{\"kv-cache\":\"dram=1GiB\",\"chunk-size\":512,"
+                               "\"model\":null,\"cache-salt\":\"{row}-{repeat}-{nonce}\"}}]}]}");
     const char *sets[] = {"device=sim:rtx4090", "chunk-size=999", "seed=7", "max-turns=3"};
     struct hz_suite_opts o = {.dir = "out", .nonce = "n0", .set = {sets, 3}};
     struct hz_plan p;
@@ -161,14 +184,16 @@ static void planning(void **state)
     /* 5k: 2 rows x 4; chunk: only 512 is new, twice. */
     assert_int_equal(p.n, 10);
     assert_int_equal(p.n_uses, 8 + 6);
-    static const char *const order[] = {"5k/without-1", "5k/with-1", "chunk/512-1", "5k/with-2", "5k/without-2", "chunk/512-2",
-                                        "5k/with-3", "5k/without-3", "5k/without-4", "5k/with-4"};
+    static const char *const order[] = {"5k/without-1", "5k/with-1",   "chunk/512-1", "5k/with-2",
+                                        "5k/without-2", "chunk/512-2", "5k/with-3",   "5k/without-3",
+                                        "5k/without-4", "5k/with-4"};
     for (int i = 0; i < 10; i++)
         assert_string_equal(p.cells[i].name, order[i]);
     /* Table chunk, row 256, repeat 1 is the cell of table 5k, row With. */
     bool shared = false;
     for (int i = 0; i < p.n_uses; i++)
-        shared = shared || (p.uses[i].table == 1 && p.uses[i].row == 1 && p.uses[i].repeat == 0 && p.uses[i].cell == 1);
+        shared = shared ||
+                 (p.uses[i].table == 1 && p.uses[i].row == 1 && p.uses[i].repeat == 0 && p.uses[i].cell == 1);
     assert_true(shared);
     const struct hz_cell *c = &p.cells[2];
     assert_string_equal(c->argv[0], "run");
@@ -187,7 +212,8 @@ static void planning(void **state)
     assert_string_equal(arg(&p.cells[0], "--model"), model);
     hz_plan_free(&p);
 
-    /* A table that removes a flag does not get it back from --set; the rows of the two tables are then no longer the same. */
+    /* A table that removes a flag does not get it back from --set; the rows of the two tables are then no
+     * longer the same. */
     o.set.n = 4;
     assert_int_equal(hz_suite_plan(s, &o, &p, NULL), 0);
     assert_int_equal(p.n, 14);
@@ -208,12 +234,16 @@ static void planning(void **state)
     assert_non_null(strstr(err.msg, "FLAG=VALUE"));
     hz_suite_free(s);
 
-    /* A miss and its hit are two runs, though their flags are the same, in this order also when rows go backwards. */
-    s = suite("{\"schema\":\"kvmark.suite.1\",\"pairs\":2,\"tables\":[{\"id\":\"r\",\"shape\":\"backends\",\"workload\":\"w.json\","
-              "\"rows\":[{\"label\":\"a\"},{\"label\":\"b\",\"flags\":{\"seed\":1}}],\"arms\":[{\"label\":\"miss\"},{\"label\":\"hit\"}]}]}");
+    /* A miss and its hit are two runs, though their flags are the same, in this order also when rows go
+     * backwards. */
+    s = suite("{\"schema\":\"kvmark.suite.1\",\"pairs\":2,\"tables\":[{\"id\":\"r\",\"shape\":\"backends\","
+              "\"workload\":\"w.json\","
+              "\"rows\":[{\"label\":\"a\"},{\"label\":\"b\",\"flags\":{\"seed\":1}}],\"arms\":[{\"label\":"
+              "\"miss\"},{\"label\":\"hit\"}]}]}");
     o = (struct hz_suite_opts){.dir = "out"};
     assert_int_equal(hz_suite_plan(s, &o, &p, NULL), 0);
-    static const char *const arms[] = {"r/a-miss-1", "r/a-hit-1", "r/b-miss-1", "r/b-hit-1", "r/b-miss-2", "r/b-hit-2", "r/a-miss-2", "r/a-hit-2"};
+    static const char *const arms[] = {"r/a-miss-1", "r/a-hit-1", "r/b-miss-1", "r/b-hit-1",
+                                       "r/b-miss-2", "r/b-hit-2", "r/a-miss-2", "r/a-hit-2"};
     assert_int_equal(p.n, 8);
     for (int i = 0; i < 8; i++)
         assert_string_equal(p.cells[i].name, arms[i]);
@@ -265,7 +295,8 @@ static void run_resume_report(void **state)
     assert_int_equal(rep.runs, 6);
     assert_int_equal(rep.missing, 0);
     assert_non_null(strstr(rep.headline, "With against Without: input tokens per second +"));
-    assert_holds("out/tables.md", "| Configuration | Input TPS | Total TPS | Mean TTFT (ms) | Mean TPOT (ms) |\n|---|---|---|---|---|\n| Without | ");
+    assert_holds("out/tables.md", "| Configuration | Input TPS | Total TPS | Mean TTFT (ms) | Mean TPOT (ms) "
+                                  "|\n|---|---|---|---|---|\n| Without | ");
     assert_holds("out/tables.md", "Dummy weights");
     assert_holds("out/tables.md", "built-in text");
     assert_holds("out/tables.md", "KV pool set to 400 blocks of 16 tokens (6400 tokens of KV)");
@@ -318,8 +349,10 @@ static void no_gnuplot(void **state)
 static void failed_cells(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite("{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w.json\",\"rows\":["
-                               "{\"label\":\"A\"},{\"label\":\"B\",\"flags\":{\"fail\":true}},{\"label\":\"C\",\"flags\":{\"kv-cache\":\"dram\"}}]}]}");
+    struct hz_suite *s = suite(
+        "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w.json\",\"rows\":["
+        "{\"label\":\"A\"},{\"label\":\"B\",\"flags\":{\"fail\":true}},{\"label\":\"C\",\"flags\":{\"kv-"
+        "cache\":\"dram\"}}]}]}");
     struct hz_suite_opts o = options();
     struct hz_suite_result res;
     struct hz_report_result rep;
@@ -342,8 +375,10 @@ static void failed_cells(void **state)
 static void interrupted(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite("{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w.json\",\"rows\":["
-                               "{\"label\":\"A\"},{\"label\":\"B\",\"flags\":{\"wait\":30}},{\"label\":\"C\",\"flags\":{\"turns\":2}}]}]}");
+    struct hz_suite *s = suite(
+        "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w.json\",\"rows\":["
+        "{\"label\":\"A\"},{\"label\":\"B\",\"flags\":{\"wait\":30}},{\"label\":\"C\",\"flags\":{\"turns\":2}}]"
+        "}]}");
     struct hz_suite_opts o = options();
     pid_t pid = fork();
     if (!pid) {
@@ -372,13 +407,18 @@ static void interrupted(void **state)
 static void other_shapes(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite(
-        "{\"schema\":\"kvmark.suite.1\",\"pairs\":2,\"average\":\"median\",\"notes\":[\"Said on top.\"],\"tables\":["
-        "{\"id\":\"miss\",\"shape\":\"metrics\",\"workload\":\"w.json\",\"flags\":{\"turns\":1},\"notes\":\"Said below.\"," TWO_ROWS "},"
-        "{\"id\":\"chunk\",\"shape\":\"chunks\",\"workload\":\"w.json\",\"baseline\":\"none\",\"rows\":[{\"label\":\"none\"},"
-        "{\"label\":\"256\",\"flags\":{\"kv-cache\":\"dram\"}},{\"label\":\"1024\",\"flags\":{\"kv-cache\":\"dram\",\"chunk-size\":1024}}]},"
-        "{\"id\":\"remote\",\"shape\":\"backends\",\"workload\":\"w.json\",\"flags\":{\"device\":\"sim:h200\"},\"rows\":[{\"label\":\"Redis\"}],"
-        "\"arms\":[{\"label\":\"Cache miss\"},{\"label\":\"Cache hit\",\"flags\":{\"kv-cache\":\"redis\"}}]}]}");
+    struct hz_suite *s = suite("{\"schema\":\"kvmark.suite.1\",\"pairs\":2,\"average\":\"median\",\"notes\":["
+                               "\"Said on top.\"],\"tables\":["
+                               "{\"id\":\"miss\",\"shape\":\"metrics\",\"workload\":\"w.json\",\"flags\":{"
+                               "\"turns\":1},\"notes\":\"Said below.\"," TWO_ROWS "},"
+                               "{\"id\":\"chunk\",\"shape\":\"chunks\",\"workload\":\"w.json\",\"baseline\":"
+                               "\"none\",\"rows\":[{\"label\":\"none\"},"
+                               "{\"label\":\"256\",\"flags\":{\"kv-cache\":\"dram\"}},{\"label\":\"1024\","
+                               "\"flags\":{\"kv-cache\":\"dram\",\"chunk-size\":1024}}]},"
+                               "{\"id\":\"remote\",\"shape\":\"backends\",\"workload\":\"w.json\",\"flags\":{"
+                               "\"device\":\"sim:h200\"},\"rows\":[{\"label\":\"Redis\"}],"
+                               "\"arms\":[{\"label\":\"Cache miss\"},{\"label\":\"Cache "
+                               "hit\",\"flags\":{\"kv-cache\":\"redis\"}}]}]}");
     struct hz_suite_opts o = options();
     struct hz_suite_result res;
     struct hz_report_result rep;
@@ -388,8 +428,10 @@ static void other_shapes(void **state)
     assert_holds("out/tables.md", "\nSaid on top.\n");
     assert_holds("out/tables.md", "- Said below.\n");
     assert_holds("out/tables.md", "| Metric | Without | With | Change |\n|---|---|---|---|\n| Output TPS | ");
-    assert_holds("out/tables.md", "| Chunk Size | Input TPS | Performance Gain | Mean TTFT (ms) |\n|---|---|---|---|\n| 256 | ");
-    assert_holds("out/tables.md", "| Backend | Cache miss | Cache hit | Boost |\n|---|---|---|---|\n| Redis | 0.");
+    assert_holds("out/tables.md",
+                 "| Chunk Size | Input TPS | Performance Gain | Mean TTFT (ms) |\n|---|---|---|---|\n| 256 | ");
+    assert_holds("out/tables.md",
+                 "| Backend | Cache miss | Cache hit | Boost |\n|---|---|---|---|\n| Redis | 0.");
     assert_holds("out/tables.md", "Each cell is the median of 2 runs");
     assert_holds("out/tables.md", "Simulated device sim:h200");
     hz_suite_free(s);
@@ -401,7 +443,8 @@ static void single_runs(void **state)
     (void)state;
     struct hz_report_result rep;
     struct km_err err = {0};
-    char *args[] = {(char *)"fake", (char *)"run", (char *)"w", (char *)"-o", (char *)(uintptr_t)in_home("one"), NULL};
+    char *args[] = {
+        (char *)"fake", (char *)"run", (char *)"w", (char *)"-o", (char *)(uintptr_t)in_home("one"), NULL};
     assert_int_equal(fake_run(5, args), 0);
     assert_int_equal(hz_report_write(in_home("one"), &rep, &err), 0);
     assert_int_equal(rep.runs, 1);
@@ -409,10 +452,12 @@ static void single_runs(void **state)
     assert_holds("one/tables.md", "| fake-model, KV cache layer: none | ");
     assert_int_equal(hz_report_write(home, &rep, &err), KM_ENOENT);
     assert_non_null(strstr(err.msg, "neither suite.json nor run.json"));
-    put("suite.json", "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w\",\"rows\":[{\"label\":\"A\"}]}],"
+    put("suite.json", "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w\",\"rows\":[{"
+                      "\"label\":\"A\"}]}],"
                       "\"cells\":[{\"table\":\"t\",\"row\":\"a\",\"repeat\":1,\"dir\":\"../../etc\"}]}");
     assert_int_equal(hz_report_write(home, &rep, &err), KM_EFORMAT);
-    put("suite.json", "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w\",\"rows\":[{\"label\":\"A\"}]}],"
+    put("suite.json", "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w\",\"rows\":[{"
+                      "\"label\":\"A\"}]}],"
                       "\"cells\":[{\"table\":\"t\",\"row\":\"a\",\"repeat\":1,\"dir\":\"cells/none\"}]}");
     assert_int_equal(hz_report_write(home, &rep, &err), KM_ENOENT);
     assert_non_null(strstr(err.msg, "no finished run"));
@@ -427,7 +472,8 @@ static int command(const struct cmd *c, struct km_buf *out, const char *words)
     for (char *w = strtok(text, " "); w; w = strtok(NULL, " "))
         argv[n++] = w;
     fflush(stdout);
-    int to = open(in_home("stdout"), O_RDWR | O_CREAT | O_TRUNC, 0600), err = open(in_home("stderr"), O_RDWR | O_CREAT | O_TRUNC, 0600);
+    int to = open(in_home("stdout"), O_RDWR | O_CREAT | O_TRUNC, 0600),
+        err = open(in_home("stderr"), O_RDWR | O_CREAT | O_TRUNC, 0600);
     dup2(to, 1);
     dup2(err, 2);
     int rc = c->run(n, argv);
@@ -449,10 +495,12 @@ static void commands(void **state)
     struct km_buf out = {0};
     char words[1024];
     hz_suite_free(suite(basic));
-    snprintf(words, sizeof words, "%s/s.json -o %s/out --pairs 3 --device cpu --program /proc/self/exe", home, home);
+    snprintf(words, sizeof words, "%s/s.json -o %s/out --pairs 3 --device cpu --program /proc/self/exe", home,
+             home);
     assert_int_equal(command(&cmd_bench, &out, words), CMD_OK);
     assert_non_null(strstr(out.data, "| With | "));
-    assert_true(out.len > 20 && !strcmp(out.data + out.len - strlen("/out/report.html\n"), "/out/report.html\n"));
+    assert_true(out.len > 20 &&
+                !strcmp(out.data + out.len - strlen("/out/report.html\n"), "/out/report.html\n"));
     assert_holds("stderr", "[6/6] 5k/without-3: 3/72 requests");
     assert_holds("out/suite.json", "device=cpu");
 
@@ -463,7 +511,8 @@ static void commands(void **state)
 
     snprintf(words, sizeof words, "%s/out/cells/5k/without %s/out/cells/5k/with", home, home);
     assert_int_equal(command(&cmd_compare, &out, words), CMD_OK);
-    assert_non_null(strstr(out.data, "| Metric | A | B | Change | Ratio | 95% interval | Pairs | Requests | Verdict |\n"));
+    assert_non_null(
+        strstr(out.data, "| Metric | A | B | Change | Ratio | 95% interval | Pairs | Requests | Verdict |\n"));
     assert_non_null(strstr(out.data, " | 3 | 216 | better |\n"));
     strcat(words, " --format json --fail-if input_tps<-3%");
     assert_int_equal(command(&cmd_compare, &out, words), CMD_OK);
@@ -481,7 +530,8 @@ static void commands(void **state)
     assert_int_equal(command(&cmd_bench, &out, words), CMD_OK);
     assert_int_equal(count(out.data, "kvmark run "), 4);
     /* A failed run fails the bench, and the tables come all the same. */
-    snprintf(words, sizeof words, "%s/s.json -o %s/bad --pairs 1 --set fail=true --program /proc/self/exe", home, home);
+    snprintf(words, sizeof words, "%s/s.json -o %s/bad --pairs 1 --set fail=true --program /proc/self/exe",
+             home, home);
     assert_int_equal(command(&cmd_bench, &out, words), CMD_FAILED);
     km_buf_free(&out);
 }

@@ -17,8 +17,8 @@
 
 static const char *const with_without[] = {"Without LMCache", "With LMCache"};
 
-static void put(struct km_buf *out, enum hz_shape shape, const char *head, const struct hz_col *cols, int n_cols,
-                const char *const *labels, int n_rows, int base, const double *v)
+static void put(struct km_buf *out, enum hz_shape shape, const char *head, const struct hz_col *cols,
+                int n_cols, const char *const *labels, int n_rows, int base, const double *v)
 {
     struct hz_table t = {shape, head, cols, n_cols, labels, n_rows, base, v, NULL};
     struct hz_grid g;
@@ -31,21 +31,30 @@ static void put(struct km_buf *out, enum hz_shape shape, const char *head, const
 
 static void put_metrics(struct km_buf *out, const double *v)
 {
-    static const struct hz_col cols[] = {{"Output TPS", 2, true, false}, {"Total TPS", 2, true, false},
-                                         {"Mean TTFT (ms)", 2, true, false}, {"Mean TPOT (ms)", 2, true, false}};
+    static const struct hz_col cols[] = {{"Output TPS", 2, true, false},
+                                         {"Total TPS", 2, true, false},
+                                         {"Mean TTFT (ms)", 2, true, false},
+                                         {"Mean TPOT (ms)", 2, true, false}};
     put(out, HZ_METRICS, "Metric", cols, 4, with_without, 2, 0, v);
 }
 
-/* All tables in the order of the write-up; with the change that it leaves out of 20K + 1 output token, or without. */
+/* All tables in the order of the write-up; with the change that it leaves out of 20K + 1 output token, or
+ * without. */
 static void write_up(struct km_buf *out, bool ttft_change)
 {
-    static const struct hz_col cols5[] = {{"Input TPS", 0, true, false}, {"Total TPS", 0, false, false},
-                                          {"Mean TTFT (ms)", 2, true, false}, {"Mean TPOT (ms)", 2, true, false}};
-    static const struct hz_col cols20[] = {{"Input TPS", 2, true, false}, {"Total TPS", 2, false, false},
-                                           {"Mean TTFT (ms)", 2, true, false}, {"Mean TPOT (ms)", 2, true, false}};
-    const struct hz_col cols1[] = {{"Input TPS", 1, true, false}, {"Total TPS", 1, false, false},
+    static const struct hz_col cols5[] = {{"Input TPS", 0, true, false},
+                                          {"Total TPS", 0, false, false},
+                                          {"Mean TTFT (ms)", 2, true, false},
+                                          {"Mean TPOT (ms)", 2, true, false}};
+    static const struct hz_col cols20[] = {{"Input TPS", 2, true, false},
+                                           {"Total TPS", 2, false, false},
+                                           {"Mean TTFT (ms)", 2, true, false},
+                                           {"Mean TPOT (ms)", 2, true, false}};
+    const struct hz_col cols1[] = {{"Input TPS", 1, true, false},
+                                   {"Total TPS", 1, false, false},
                                    {"Mean TTFT (ms)", 2, ttft_change, false}};
-    static const struct hz_col chunks[] = {{"Input TPS", 1, false, false}, {"Performance Gain", 1, false, true},
+    static const struct hz_col chunks[] = {{"Input TPS", 1, false, false},
+                                           {"Performance Gain", 1, false, true},
                                            {"Mean TTFT (ms)", 2, false, false}};
     static const struct hz_col backends[] = {{"Cache miss", 3, false, false}, {"Cache hit", 3, false, false}};
     static const char *const sizes[] = {"none", "64", "256", "1024"};
@@ -57,14 +66,16 @@ static void write_up(struct km_buf *out, bool ttft_change)
     put(out, HZ_CONFIGURATIONS, "Configuration", cols1, 3, with_without, 2, 0,
         (double[]){7443.2, 7443.6, 4658.66, 33887.9, 33889.8, 980.87});
     put(out, HZ_CHUNKS, "Chunk Size", chunks, 3, sizes, 4, 0,
-        (double[]){7443.2, 7443.2, 4658.66, 33820.3, 33820.3, 985.28, 33887.9, 33887.9, 980.87, 31634.0, 31634.0, 1055.69});
+        (double[]){7443.2, 7443.2, 4658.66, 33820.3, 33820.3, 985.28, 33887.9, 33887.9, 980.87, 31634.0,
+                   31634.0, 1055.69});
     put_metrics(out, (double[]){579.86, 5212.32, 8886.36, 42.08, 561.44, 5046.72, 9242.72, 43.47});
     put_metrics(out, (double[]){77.87, 5060.79, 80610.70, 43.33, 66.77, 4338.96, 92682.22, 42.27});
     put_metrics(out, (double[]){22.97, 3698.09, 277456.13, 31.68, 21.77, 3504.41, 292811.62, 32.80});
     put_metrics(out, (double[]){5954.33, 53589.01, 3052.08, 38.40, 5752.71, 51802.45, 3247.10, 39.04});
     put_metrics(out, (double[]){3676.71, 238986.41, 5060.41, 54.37, 3656.30, 237659.44, 5326.37, 53.86});
     put_metrics(out, (double[]){2213.12, 356312.70, 9649.76, 87.10, 1972.32, 317543.74, 10109.51, 94.26});
-    put(out, HZ_BACKENDS, "Backend", backends, 2, names, 3, -1, (double[]){0.739, 0.324, 0.746, 0.388, 0.759, 0.362});
+    put(out, HZ_BACKENDS, "Backend", backends, 2, names, 3, -1,
+        (double[]){0.739, 0.324, 0.746, 0.388, 0.759, 0.362});
 }
 
 /* Where the write-up's own rounding is off by one in the last digit: what it prints, and what its figures give. */
@@ -81,7 +92,8 @@ static void assert_tables(const char *ours, const char *golden)
         size_t n = strcspn(ours, "\n"), m = strcspn(golden, "\n");
         bool same = n == m && !strncmp(ours, golden, n);
         for (int i = 0; i < 2 && !same; i++)
-            if (strlen(slips[i][0]) == m && !strncmp(golden, slips[i][0], m) && strlen(slips[i][1]) == n && !strncmp(ours, slips[i][1], n))
+            if (strlen(slips[i][0]) == m && !strncmp(golden, slips[i][0], m) && strlen(slips[i][1]) == n &&
+                !strncmp(ours, slips[i][1], n))
                 same = true, used[i]++;
         if (!same)
             fail_msg("ours:   %.*s\ngolden: %.*s", (int)n, ours, (int)m, golden);
@@ -155,10 +167,12 @@ static void missing_figures_and_odd_labels(void **state)
     struct km_buf b = {0};
     assert_int_equal(hz_table_grid(&g, &t, NULL), 0);
     hz_grid_md(&g, &b);
-    assert_string_equal(b.data, "| Configuration | Input TPS |\n|---|---|\n| base | n/a |\n| a\\|b c | 5.0 |\n| no \"base\" < x | 6.0 |\n");
+    assert_string_equal(b.data, "| Configuration | Input TPS |\n|---|---|\n| base | n/a |\n| a\\|b c | 5.0 "
+                                "|\n| no \"base\" < x | 6.0 |\n");
     km_buf_clear(&b);
     hz_grid_csv(&g, &b);
-    assert_string_equal(b.data, "Configuration,Input TPS\nbase,n/a\n\"a|b\nc\",5.0\n\"no \"\"base\"\" < x\",6.0\n");
+    assert_string_equal(b.data,
+                        "Configuration,Input TPS\nbase,n/a\n\"a|b\nc\",5.0\n\"no \"\"base\"\" < x\",6.0\n");
     km_buf_clear(&b);
     hz_grid_html(&g, &b);
     assert_non_null(strstr(b.data, "<th scope=\"row\">no &quot;base&quot; &lt; x</th><td>6.0</td>"));
@@ -221,8 +235,10 @@ static void allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_write_up),          cmocka_unit_test(rounding),
-        cmocka_unit_test(missing_figures_and_odd_labels), cmocka_unit_test(metrics_by_name),
+        cmocka_unit_test(the_write_up),
+        cmocka_unit_test(rounding),
+        cmocka_unit_test(missing_figures_and_odd_labels),
+        cmocka_unit_test(metrics_by_name),
         cmocka_unit_test(allocation_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
