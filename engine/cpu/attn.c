@@ -181,30 +181,29 @@ static void put_out(const struct attn *at, const struct item *it, int head, int 
         out[c] = sum[c] / l;
 }
 
-/* K and V of tokens [from, from + KV_TILE), as far as the request has them, into the scratch panels. */
-static void pack_tile(const struct attn *at, struct scratch *s, int req, int head, int from)
+/* Where K and V of tokens [from, from + KV_TILE) lie, as far as the request has them. */
+struct tile {
+    const void *k[KV_TILE], *v[KV_TILE];
+};
+
+static void find_tile(const struct attn *at, int req, int head, int from, struct tile *t)
 {
     const struct batch *b = at->b;
     const int B = at->kv->g.block_size, n = b->kv_len[req] - from;
     const int32_t *table = b->block_table + (size_t)req * (size_t)b->max_blocks;
     const size_t row = (size_t)at->c->head_dim * km_dtype_size(at->kv->g.dtype);
-    const void *k[KV_TILE], *v[KV_TILE];
-    for (int i = 0; i < KV_TILE;) {
-        if (i >= n) {
-            k[i] = v[i] = at->zeros;
-            i++;
-            continue;
-        }
+    int i = 0;
+    while (i < KV_TILE && i < n) {
         int off = (from + i) % B, run = B - off;
         const char *pk = kv_row(at->kv, table[(from + i) / B], at->layer, 0, head, off);
         const char *pv = kv_row(at->kv, table[(from + i) / B], at->layer, 1, head, off);
         for (; run > 0 && i < KV_TILE && i < n; run--, i++, pk += row, pv += row) {
-            k[i] = pk;
-            v[i] = pv;
+            t->k[i] = pk;
+            t->v[i] = pv;
         }
     }
-    at->k->pack_k(k, at->kv->g.dtype == KM_BF16, at->c->head_dim, s->kt);
-    at->k->pack_v(v, at->kv->g.dtype == KM_BF16, at->c->head_dim, at->dp, s->v);
+    for (; i < KV_TILE; i++)
+        t->k[i] = t->v[i] = at->zeros;
 }
 
 static void run_item(void *ctx, int task, int thread)
@@ -216,6 +215,8 @@ static void run_item(void *ctx, int task, int thread)
     const int n = it->n_q * at->group;
     const int last = at->b->positions[it->q0 + it->n_q - 1];
     const float scale = 1.44269504f / sqrtf((float)d);
+    const bool bf16 = at->kv->g.dtype == KM_BF16;
+    struct tile tiles[2]; /* this one and the next */
     struct attn_rows rows = {.n = n, .dp = dp, .q = s->q, .ldq = (size_t)d + 16, .pos = s->pos, .m = s->m, .l = s->l, .o = s->o};
 
     for (int r = 0; r < n; r++) {
@@ -228,13 +229,19 @@ static void run_item(void *ctx, int task, int thread)
         s->sum_l[r] = 0;
     }
     memset(s->sum, 0, (size_t)n * (size_t)dp * sizeof(float));
+    find_tile(at, it->req, head, it->span0 * SPAN, &tiles[it->span0 * SPAN / KV_TILE % 2]);
     for (int span = it->span0; span < it->span1; span++) {
         for (int r = 0; r < n; r++)
             s->m[r] = M_NONE;
         memset(s->l, 0, (size_t)n * KERN_MAX_VL * sizeof(float));
         memset(s->o, 0, (size_t)n * (size_t)dp * sizeof(float));
-        for (int from = span * SPAN; from < (span + 1) * SPAN && from <= last; from += KV_TILE) {
-            pack_tile(at, s, it->req, head, from);
+        const int end = (span + 1) * SPAN <= last ? (span + 1) * SPAN : last + 1;
+        for (int from = span * SPAN; from < end; from += KV_TILE) {
+            const struct tile *now = &tiles[from / KV_TILE % 2];
+            struct tile *next = &tiles[(from / KV_TILE + 1) % 2];
+            find_tile(at, it->req, head, from + KV_TILE, next);
+            at->k->pack_k(now->k, next->k, bf16, d, s->kt);
+            at->k->pack_v(now->v, next->v, bf16, d, dp, s->v);
             at->k->attend(&rows, d, from, s->kt, s->v);
         }
         for (int r = 0; r < n; r++) {

@@ -131,7 +131,13 @@ V_INLINE float load_one(const void *p, int i, const bool bf16)
     return bf16 ? km_bf16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
-V_INLINE void pack_k_as(const void *const *rows, const bool bf16, int d, float *kt)
+/* Asks for element i of a row into L2. */
+V_INLINE void fetch(const void *row, int i, const bool bf16)
+{
+    __builtin_prefetch((const char *)row + (size_t)i * (bf16 ? 2 : 4), 0, 2);
+}
+
+V_INLINE void pack_k_as(const void *const *rows, const void *const *next, const bool bf16, int d, float *kt)
 {
     for (int t = 0; t < KV_TILE; t += VL) {
         float *dst = kt + (size_t)(t / NR) * (size_t)d * NR + t % NR;
@@ -139,8 +145,10 @@ V_INLINE void pack_k_as(const void *const *rows, const bool bf16, int d, float *
         for (; c + VL <= d; c += VL) {
             vf r[VL];
 #pragma GCC unroll 16
-            for (int i = 0; i < VL; i++)
+            for (int i = 0; i < VL; i++) {
                 r[i] = load_as(rows[t + i], c, bf16);
+                fetch(next[t + i], c, bf16);
+            }
             v_transpose(r);
 #pragma GCC unroll 16
             for (int i = 0; i < VL; i++)
@@ -152,31 +160,33 @@ V_INLINE void pack_k_as(const void *const *rows, const bool bf16, int d, float *
     }
 }
 
-static void pack_k(const void *const *rows, bool bf16, int d, float *kt)
+static void pack_k(const void *const *rows, const void *const *next, bool bf16, int d, float *kt)
 {
     if (bf16)
-        pack_k_as(rows, true, d, kt);
+        pack_k_as(rows, next, true, d, kt);
     else
-        pack_k_as(rows, false, d, kt);
+        pack_k_as(rows, next, false, d, kt);
 }
 
-V_INLINE void pack_v_as(const void *const *rows, const bool bf16, int d, int dp, float *v)
+V_INLINE void pack_v_as(const void *const *rows, const void *const *next, const bool bf16, int d, int dp, float *v)
 {
     for (int t = 0; t < KV_TILE; t++) {
         int c = 0;
-        for (; c + VL <= d; c += VL)
+        for (; c + VL <= d; c += VL) {
             v_store(v + (size_t)(c / NR * KV_TILE + t) * NR + c % NR, load_as(rows[t], c, bf16));
+            fetch(next[t], c, bf16);
+        }
         for (; c < dp; c++)
             v[(size_t)(c / NR * KV_TILE + t) * NR + c % NR] = c < d ? load_one(rows[t], c, bf16) : 0;
     }
 }
 
-static void pack_v(const void *const *rows, bool bf16, int d, int dp, float *v)
+static void pack_v(const void *const *rows, const void *const *next, bool bf16, int d, int dp, float *v)
 {
     if (bf16)
-        pack_v_as(rows, true, d, dp, v);
+        pack_v_as(rows, next, true, d, dp, v);
     else
-        pack_v_as(rows, false, d, dp, v);
+        pack_v_as(rows, next, false, d, dp, v);
 }
 
 /* One row of scores s[KV_TILE], of which the first `seen` count: the new maximum, and probabilities in

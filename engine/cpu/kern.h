@@ -47,9 +47,10 @@ struct kern {
     void (*silu_mul)(float *h, const float *gate, const float *up, int n); /* n a multiple of nr */
 
     /* rows[KV_TILE] point at head_dim elements each, of type f32 or bf16.
-     * kt: K as panels [KV_TILE / nr][d][nr]; v: panels [dp / nr][KV_TILE][nr], zero beyond d. */
-    void (*pack_k)(const void *const *rows, bool bf16, int d, float *kt);
-    void (*pack_v)(const void *const *rows, bool bf16, int d, int dp, float *v);
+     * kt: K as panels [KV_TILE / nr][d][nr]; v: panels [dp / nr][KV_TILE][nr], zero beyond d.
+     * next: the rows after these, fetched on the way; pages lie apart and the hardware cannot guess. */
+    void (*pack_k)(const void *const *rows, const void *const *next, bool bf16, int d, float *kt);
+    void (*pack_v)(const void *const *rows, const void *const *next, bool bf16, int d, int dp, float *v);
     /* The tile that begins at token `at`. */
     void (*attend)(struct attn_rows *r, int d, int at, const float *kt, const float *v);
 };

@@ -170,6 +170,7 @@ V_INLINE void v_transpose(vf r[VL])
 enum { VL = 4, NV = 2, MR = 6 };
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
+typedef uint32_t vu __attribute__((vector_size(16)));
 
 V_INLINE vf v_load(const float *p)
 {
@@ -187,7 +188,7 @@ V_INLINE vf v_set(float x)
 }
 V_INLINE vf v_load_bf16(const uint16_t *p)
 {
-    return (vf)((vi){p[0], p[1], p[2], p[3]} << 16);
+    return (vf)((vu){p[0], p[1], p[2], p[3]} << 16);
 }
 V_INLINE vf v_fma(vf a, vf b, vf c)
 {
@@ -205,8 +206,8 @@ V_INLINE vf v_round(vf x)
 }
 V_INLINE vf v_scale2(vf p, vf n, vf x, float lo)
 {
-    vi e = (vi)(n + 12582912.0f) << 23;
-    return (vf)(((vi)p + e) & (x >= lo));
+    vu e = (vu)(n + 12582912.0f) << 23;
+    return (vf)(((vu)p + e) & (vu)(x >= lo));
 }
 V_INLINE vf v_first(int n, vf a, vf b)
 {
