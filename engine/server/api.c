@@ -23,7 +23,8 @@ enum row {
 /* The fields as they come; what was not given keeps NAN, INT64_MIN or NULL. */
 struct raw {
     const char *model, *cache_salt;
-    int64_t max_tokens, max_completion_tokens, min_tokens, n, seed, top_k, logprobs, top_logprobs, priority, best_of;
+    int64_t max_tokens, max_completion_tokens, min_tokens, n, seed, top_k;
+    int64_t logprobs, top_logprobs, priority, best_of;
     double temperature, top_p, min_p, presence, frequency, repetition;
     bool stream, ignore_eos, echo, include_stop, skip_special, tokens_as_ids, token_ids, chat_logprobs;
     bool generation_prompt, token_strs;
@@ -110,8 +111,7 @@ static const struct field {
 };
 enum { N_FIELDS = sizeof fields / sizeof *fields };
 
-static int refuse(struct api_error *e, const char *param, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-static int refuse(struct api_error *e, const char *param, const char *fmt, ...)
+__attribute__((format(printf, 3, 4))) static int refuse(struct api_error *e, const char *param, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
@@ -240,6 +240,8 @@ static int read_stop(struct api *a, const cJSON *v, const struct api_env *env, s
             return refuse(e, "stop", "\"stop\" holds %s; only strings are allowed", what_is(s));
         if (!*s->valuestring)
             return refuse(e, "stop", "\"stop\" holds an empty string");
+        if (strstr(s->valuestring, "\xC0\x80")) /* how km_json_parse keeps a NUL */
+            return refuse(e, "stop", "\"stop\" holds a NUL character, which no stop string may");
         if (a->n_stop == 4)
             return refuse(e, "stop", "\"stop\" holds more than 4 strings");
         a->stop[a->n_stop++] = s->valuestring;
@@ -259,8 +261,8 @@ static int read_ids(const cJSON *list, const char *param, int vocab, int32_t *ou
             return refuse(e, param, "\"%s\" holds %s at %d where a token id should be", param,
                           cJSON_IsNumber(v) ? "a fraction" : what_is(v), i);
         if (v->valuedouble < 0 || v->valuedouble >= vocab)
-            return refuse(e, param, "\"%s\" holds token id %.0f at %d; ids go from 0 to %d", param, v->valuedouble, i,
-                          vocab - 1);
+            return refuse(e, param, "\"%s\" holds token id %.0f at %d; ids go from 0 to %d", param,
+                          v->valuedouble, i, vocab - 1);
         out[i++] = (int32_t)v->valuedouble;
     }
     return 0;
@@ -274,7 +276,8 @@ static int read_stop_ids(struct api *a, const cJSON *v, const struct api_env *en
         return refuse(e, "stop_token_ids", "\"stop_token_ids\" must be an array of token ids, not %s", what_is(v));
     int n = cJSON_GetArraySize(v);
     if (n > API_MAX_STOP_IDS)
-        return refuse(e, "stop_token_ids", "\"stop_token_ids\" holds %d ids; at most %d are allowed", n, API_MAX_STOP_IDS);
+        return refuse(e, "stop_token_ids", "\"stop_token_ids\" holds %d ids; at most %d are allowed", n,
+                      API_MAX_STOP_IDS);
     a->n_stop_ids = n;
     return read_ids(v, "stop_token_ids", env->vocab, a->stop_ids, e);
 }
@@ -289,16 +292,18 @@ static int read_options(struct api *a, const struct raw *r, bool *thinking, stru
             return refuse(e, "stream_options", "\"stream_options\" is allowed only with \"stream\": true");
         if (km_json_bool(o, "include_usage", false, &a->include_usage, &e->err) ||
             km_json_bool(o, "continuous_usage_stats", false, &a->continuous_usage, &e->err))
-            return refuse(e, "stream_options", "\"stream_options\": include_usage and continuous_usage_stats must be true "
-                                               "or false");
+            return refuse(e, "stream_options", "\"stream_options\": include_usage and continuous_usage_stats "
+                                               "must be true or false");
         a->continuous_usage &= a->include_usage;
     }
     o = r->template_kwargs;
     if (o) {
         if (!cJSON_IsObject(o))
-            return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\" must be an object, not %s", what_is(o));
+            return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\" must be an object, not %s",
+                          what_is(o));
         if (km_json_bool(o, "enable_thinking", false, thinking, &e->err))
-            return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\": enable_thinking must be true or false");
+            return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\": enable_thinking must be true or "
+                                                     "false");
     }
     o = r->response_format;
     if (o) {
@@ -365,7 +370,8 @@ static int prompt_of_text(struct tok_ids *out, const char *text, const char *par
     size_t len = strlen(text);
     struct km_buf tmp = {0};
     const char *whole = km_json_nuls(text, &len, &tmp);
-    int rc = whole ? tok_encode(env->tok, whole, len, true, out, &e->err) : km_fail(&e->err, KM_ENOMEM, "out of memory");
+    int rc = whole ? tok_encode(env->tok, whole, len, true, out, &e->err)
+                   : km_fail(&e->err, KM_ENOMEM, "out of memory");
     km_buf_free(&tmp);
     if (rc) {
         if (e->err.code == KM_ENOMEM)
@@ -382,8 +388,8 @@ static int read_prompts(struct api *a, const cJSON *p, const struct api_env *env
     if (!p)
         return refuse(e, "prompt", "\"prompt\" is missing");
     if (!cJSON_IsString(p) && !cJSON_IsArray(p))
-        return refuse(e, "prompt", "\"prompt\" must be a string, an array of strings, an array of token ids or an array of "
-                                   "such arrays, not %s", what_is(p));
+        return refuse(e, "prompt", "\"prompt\" must be a string, an array of strings, an array of token ids or "
+                                   "an array of such arrays, not %s", what_is(p));
     bool one = cJSON_IsString(p) || all_numbers(p);
     int n = one ? 1 : cJSON_GetArraySize(p);
     if (!n)
@@ -417,8 +423,8 @@ static int read_messages(struct api *a, const struct raw *r, bool thinking, cons
     if (!r->messages)
         return refuse(e, "messages", "\"messages\" is missing");
     if (!env->tok)
-        return refuse(e, "messages", "this model has no tokenizer.json, so it cannot chat: use /v1/completions with token "
-                                     "ids");
+        return refuse(e, "messages", "this model has no tokenizer.json, so it cannot chat: use /v1/completions with "
+                                     "token ids");
     if (!(a->prompts = km_calloc(1, sizeof *a->prompts)))
         return no_memory(e);
     a->n_prompts = 1;
@@ -453,10 +459,12 @@ static int read_echo(struct api *a, const struct api_env *env, struct api_error 
 
 static int settle_lengths(struct api *a, const struct raw *r, const struct api_env *env, struct api_error *e)
 {
-    if (r->max_tokens != INT64_MIN && r->max_completion_tokens != INT64_MIN && r->max_tokens != r->max_completion_tokens)
-        return refuse(e, "max_tokens", "\"max_tokens\" is %lld and \"max_completion_tokens\" is %lld; give one of them",
-                      (long long)r->max_tokens, (long long)r->max_completion_tokens);
-    int64_t asked = r->max_completion_tokens != INT64_MIN ? r->max_completion_tokens : r->max_tokens;
+    int64_t old = r->max_tokens, asked = r->max_completion_tokens;
+    if (old != INT64_MIN && asked != INT64_MIN && old != asked)
+        return refuse(e, "max_tokens", "\"max_tokens\" is %lld and \"max_completion_tokens\" is %lld; give one of "
+                                       "them", (long long)old, (long long)asked);
+    if (asked == INT64_MIN)
+        asked = old;
     size_t longest = 0;
     for (int i = 0; i < a->n_prompts; i++)
         longest = a->prompts[i].n > longest ? a->prompts[i].n : longest;
@@ -464,8 +472,8 @@ static int settle_lengths(struct api *a, const struct raw *r, const struct api_e
     int64_t least = asked == INT64_MIN ? 1 : asked;
     const char *name = a->kind == API_CHAT ? "messages" : "prompt";
     if (room < least || room < 0) {
-        refuse(e, name, "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the %s and "
-                        "%lld to generate; shorten the %s or ask for fewer tokens",
+        refuse(e, name, "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the "
+                        "%s and %lld to generate; shorten the %s or ask for fewer tokens",
                env->max_model_len, (long long)((int64_t)longest + least), longest, name, (long long)least, name);
         e->code = "context_length_exceeded";
         return -1;
@@ -512,8 +520,8 @@ static int read_generation(struct api *a, const struct raw *r, bool thinking, co
     if (a->kind == API_CHAT ? read_messages(a, r, thinking, env, e) : read_prompts(a, r->prompt, env, e))
         return -1;
     if (!env->tok && !a->tokens_as_ids && !a->token_ids)
-        return refuse(e, "return_tokens_as_token_ids", "this model has no tokenizer.json, so it can only answer with token "
-                                                       "ids: set \"return_tokens_as_token_ids\": true");
+        return refuse(e, "return_tokens_as_token_ids", "this model has no tokenizer.json, so it can only answer with "
+                                                       "token ids: set \"return_tokens_as_token_ids\": true");
     if (a->echo && read_echo(a, env, e))
         return -1;
     return settle_lengths(a, r, env, e);

@@ -183,7 +183,7 @@ static int read_content(struct message *m, const cJSON *v, int i, char param[64]
         if (!cJSON_IsString(type) || strcmp(type->valuestring, "text") || !cJSON_IsString(text)) {
             km_buf_free(&b);
             return fail_at(param, i, "content", err,
-                           "has a part that is not {\"type\": \"text\", \"text\": ...}; this model reads text only");
+                           "has a part that is not {\"type\": \"text\", \"text\": ...}: this model reads text only");
         }
         if (n++)
             km_buf_putc(&b, '\n');
@@ -211,7 +211,8 @@ static int read_tool_calls(struct message *m, const cJSON *v, int i, char param[
         if (!cJSON_IsString(cJSON_GetObjectItemCaseSensitive(f, "name")) ||
             !cJSON_IsString(cJSON_GetObjectItemCaseSensitive(f, "arguments")))
             return fail_at(param, i, "tool_calls", err,
-                           "needs {\"function\": {\"name\": a string, \"arguments\": a string of JSON}} in each call");
+                           "needs {\"function\": {\"name\": a string, \"arguments\": a string of JSON}} in "
+                           "each call");
     }
     m->tool_calls = v;
     return 0;
@@ -241,9 +242,11 @@ static int read_message(struct message *m, const cJSON *v, int i, char param[64]
 /* The last message a user really asked with; a tool's answer dressed as the user does not count. */
 static int last_query(const struct message *m, int n)
 {
-    for (int i = n; i-- > 0;)
-        if (m[i].role == USER && !(starts(m[i].content, "<tool_response>") && ends(m[i].content, "</tool_response>")))
+    for (int i = n; i-- > 0;) {
+        bool dressed = starts(m[i].content, "<tool_response>") && ends(m[i].content, "</tool_response>");
+        if (m[i].role == USER && !dressed)
             return i;
+    }
     return n - 1;
 }
 
@@ -338,7 +341,8 @@ static int encode_plain(const struct tok *t, const char *text, size_t len, struc
 {
     struct km_buf tmp = {0};
     const char *whole = km_json_nuls(text, &len, &tmp);
-    int rc = whole ? tok_encode(t, whole, len, false, out, err) : km_fail(err, KM_ENOMEM, "out of memory encoding the messages");
+    int rc = whole ? tok_encode(t, whole, len, false, out, err)
+                   : km_fail(err, KM_ENOMEM, "out of memory encoding the messages");
     km_buf_free(&tmp);
     return rc;
 }

@@ -25,7 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { READ_SIZE = 65536, MAX_PENDING_IN = 65536, MAX_PENDING_OUT = 65536, LINGER_MS = 1000, ACCEPT_PAUSE_MS = 200 };
+enum { READ_SIZE = 65536, MAX_PENDING_IN = 65536, MAX_PENDING_OUT = 65536 };
+enum { LINGER_MS = 1000, ACCEPT_PAUSE_MS = 200 };
 
 enum state {
     C_READ,   /* of a request, or waiting for one */
@@ -549,12 +550,12 @@ static int listen_on(struct http *h, struct km_err *err)
         return km_fail(err, KM_ENET, "cannot listen on host \"%s\": %s", h->o.host, gai_strerror(rc));
     for (struct addrinfo *a = list; a && !h->listener; a = a->ai_next)
         h->listener = evconnlistener_new_bind(h->base, on_accept, h,
-                                              LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, 1024,
-                                              a->ai_addr, (int)a->ai_addrlen);
+                                              LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE,
+                                              1024, a->ai_addr, (int)a->ai_addrlen);
     freeaddrinfo(list);
     if (!h->listener)
-        return km_fail(err, KM_ENET, "cannot listen on %s port %d: %s; choose another with --port", h->o.host, h->o.port,
-                       strerror(errno));
+        return km_fail(err, KM_ENET, "cannot listen on %s port %d: %s; choose another with --port", h->o.host,
+                       h->o.port, strerror(errno));
     evconnlistener_set_error_cb(h->listener, on_accept_error);
     struct sockaddr_storage ss;
     socklen_t len = sizeof ss;

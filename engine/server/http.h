@@ -29,7 +29,8 @@ struct http_opts {
 struct http_calls {
     /* The head is in: answer now to refuse before the body is read, or do nothing. */
     void (*head)(void *arg, struct http_conn *c, const struct hp *r);
-    /* The request is in: answer now, or call http_hold and answer later. r is valid until the answer or the return. */
+    /* The request is in: answer now, or call http_hold and answer later. r is valid until the answer or the
+     * return. */
     void (*request)(void *arg, struct http_conn *c, struct hp *r);
     /* The client of a held request is gone: c must not be used again. */
     void (*gone)(void *arg, void *user);

@@ -128,8 +128,8 @@ void jobs_refuse(struct http_conn *c, int status, const char *headers, const cha
 static void job_fail(struct job *job, int status, const char *why, const char *param)
 {
     if (!job->begun) {
-        jobs_refuse(job->c, status, status == 429 ? "Retry-After: 1\r\n" : status == 503 ? "Retry-After: 5\r\n" : "", why,
-                    param, NULL);
+        const char *wait = status == 429 ? "Retry-After: 1\r\n" : status == 503 ? "Retry-After: 5\r\n" : "";
+        jobs_refuse(job->c, status, wait, why, param, NULL);
     } else {
         struct km_buf *b = &job->all->line;
         km_buf_clear(b);
@@ -351,7 +351,7 @@ void jobs_event(struct jobs *j, const struct eng_event *ev)
 
     bool last = ev->finish == ENG_STOP, go_on = push_token(ch, ev->token.id, last);
     if (job->a.sampling.n_logprobs >= 0)
-        rsp_logprobs_add(&ch->logprobs, job->rsp.chat, j->env.tok, job->a.tokens_as_ids || !j->env.tok, &ev->token);
+        rsp_logprobs_add(&ch->logprobs, job->rsp.chat, j->env.tok, job->a.tokens_as_ids, &ev->token);
     if ((job->a.token_ids && !keep_id(&ch->ids, ev->token.id)) || !km_buf_ok(&ch->txt.text) ||
         !km_buf_ok(&ch->logprobs.tokens)) {
         job_fail(job, 503, "out of memory", NULL);
@@ -448,8 +448,8 @@ static int job_init(struct job *job, struct km_err *err)
     job->n_choices = a->n_prompts * (int)a->n;
     job->n_open = job->n_choices;
     char id[48];
-    snprintf(id, sizeof id, "%s-%016" PRIx64 "%08" PRIx64, a->kind == API_CHAT ? "chatcmpl" : "cmpl", mix(j->id_base),
-             ++j->n_started);
+    const char *prefix = a->kind == API_CHAT ? "chatcmpl" : "cmpl";
+    snprintf(id, sizeof id, "%s-%016" PRIx64 "%08" PRIx64, prefix, mix(j->id_base), ++j->n_started);
     rsp_init(&job->rsp, a->kind == API_CHAT, a->stream, id, (int64_t)time(NULL), j->env.model);
     job->choices = km_calloc((size_t)job->n_choices, sizeof *job->choices);
     if (!job->choices || !km_buf_ok(&job->rsp.head)) {

@@ -6,9 +6,14 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define SECONDS_SHORT {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560}
-#define SECONDS_TOKEN {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80}
-#define SECONDS_LONG {0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680}
+/* vLLM's bucket edges, so that its dashboards and queries mean the same here. */
+#define SECONDS_SHORT                                                                                              \
+    {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,                                              \
+     1,     2.5,   5,    7.5,  10,   20,   40,   80,  160,  640, 2560}
+#define SECONDS_TOKEN                                                                                              \
+    {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80}
+#define SECONDS_LONG                                                                                               \
+    {0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680}
 #define TOKENS {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000}
 
 static const struct {
@@ -64,7 +69,8 @@ static void put_hist(struct km_buf *b, const struct met *m, enum met_kind k, con
     int64_t sum = 0;
     for (int i = 0; i < MET_MAX_EDGES && hists[k].edges[i] > 0; i++) {
         sum += m->hist[k].at[i];
-        km_buf_printf(b, "%s_bucket{model_name=\"%s\",le=\"%g\"} %" PRId64 "\n", name, model, hists[k].edges[i], sum);
+        km_buf_printf(b, "%s_bucket{model_name=\"%s\",le=\"%g\"} %" PRId64 "\n", name, model,
+                      hists[k].edges[i], sum);
     }
     km_buf_printf(b, "%s_bucket{model_name=\"%s\",le=\"+Inf\"} %" PRId64 "\n", name, model, m->hist[k].n);
     km_buf_printf(b, "%s_sum{model_name=\"%s\"} %.9g\n", name, model, m->hist[k].sum);
@@ -167,8 +173,10 @@ void met_write(const struct met *m, const struct met_facts *f, struct km_buf *ou
                       s->finished[i]);
     name = "vllm:cache_config_info";
     head(out, name, "How the KV pool is set up.", "gauge");
-    km_buf_printf(out, "%s{model_name=\"%s\",block_size=\"%d\",num_gpu_blocks=\"%d\",enable_prefix_caching=\"%s\",kv=\"", name,
-                  model, f->opts->block_size, s->pages, f->opts->prefix_caching ? "True" : "False");
+    km_buf_printf(out,
+                  "%s{model_name=\"%s\",block_size=\"%d\",num_gpu_blocks=\"%d\",enable_prefix_caching=\"%s\","
+                  "kv=\"",
+                  name, model, f->opts->block_size, s->pages, f->opts->prefix_caching ? "True" : "False");
     put_label(out, f->kv);
     km_buf_puts(out, "\",device=\"");
     put_label(out, f->device);

@@ -243,7 +243,7 @@ static enum hp_event chunk_size(struct hp *p, const char *s)
     uint64_t v = 0;
     int digits = 0;
     for (;; s++, digits++) {
-        int d = *s >= '0' && *s <= '9' ? *s - '0' : (*s | 32) >= 'a' && (*s | 32) <= 'f' ? (*s | 32) - 'a' + 10 : -1;
+        int low = *s | 32, d = *s >= '0' && *s <= '9' ? *s - '0' : low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
         if (d < 0)
             break;
         if (v >> 56)
@@ -264,8 +264,8 @@ static enum hp_event chunk_size(struct hp *p, const char *s)
 
 /* Moves bytes up to a line's end into b. 1: the line is whole (its CR LF replaced by a NUL), 0: more is needed,
  * -1: HP_BAD was set. */
-static int take_line(struct hp *p, struct km_buf *b, size_t start, size_t max, int too_long, const char *data, size_t n,
-                     size_t *used)
+static int take_line(struct hp *p, struct km_buf *b, size_t start, size_t max, int too_long, const char *data,
+                     size_t n, size_t *used)
 {
     const char *lf = memchr(data, '\n', n);
     size_t len = lf ? (size_t)(lf - data) + 1 : n;

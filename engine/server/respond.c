@@ -80,8 +80,8 @@ static void put_rest(struct km_buf *b, const struct rsp *r, const struct rsp_par
 static void put_usage(struct km_buf *b, const struct rsp_usage *u)
 {
     km_buf_printf(b,
-                  ",\"usage\":{\"prompt_tokens\":%" PRId64 ",\"total_tokens\":%" PRId64 ",\"completion_tokens\":%" PRId64
-                  ",\"prompt_tokens_details\":{\"cached_tokens\":%" PRId64 "}}",
+                  ",\"usage\":{\"prompt_tokens\":%" PRId64 ",\"total_tokens\":%" PRId64
+                  ",\"completion_tokens\":%" PRId64 ",\"prompt_tokens_details\":{\"cached_tokens\":%" PRId64 "}}",
                   u->prompt, u->prompt + u->completion, u->completion, u->cached);
 }
 
@@ -103,8 +103,8 @@ void rsp_choice(struct km_buf *b, const struct rsp *r, const struct rsp_part *p)
 {
     if (p->index)
         km_buf_putc(b, ',');
-    km_buf_printf(b, r->chat ? "{\"index\":%d,\"message\":{\"role\":\"assistant\",\"content\":" : "{\"index\":%d,\"text\":",
-                  p->index);
+    km_buf_printf(b, "{\"index\":%d,%s:", p->index,
+                  r->chat ? "\"message\":{\"role\":\"assistant\",\"content\"" : "\"text\"");
     put_string(b, p->text, p->n_text);
     if (r->chat)
         km_buf_puts(b, ",\"refusal\":null}");
@@ -132,7 +132,7 @@ void rsp_event(struct km_buf *b, const struct rsp *r, const struct rsp_part *p, 
 {
     km_buf_puts(b, "data: ");
     put_head(b, r, r->chat ? NULL : p);
-    km_buf_printf(b, r->chat ? "{\"index\":%d,\"delta\":{\"content\":" : "{\"index\":%d,\"text\":", p->index);
+    km_buf_printf(b, "{\"index\":%d,%s:", p->index, r->chat ? "\"delta\":{\"content\"" : "\"text\"");
     put_string(b, p->text, p->n_text);
     if (r->chat)
         km_buf_putc(b, '}');

@@ -101,7 +101,11 @@ static void get_version(struct srv *s, struct http_conn *c, struct hp *r)
     put_field(&b, "model", mdl_name(m));
     put_field(&b, "fingerprint", hex);
     put_field(&b, "dtype", km_dtype_name(eng_options(s->eng)->dtype));
-    km_buf_printf(&b, ",\"dummy_weights\":%s}", mdl_is_dummy(m) ? "true" : "false");
+    const struct eng_opts *o = eng_options(s->eng);
+    km_buf_printf(&b, ",\"dummy_weights\":%s,\"num_gpu_blocks\":%d,\"block_size\":%d,\"max_model_len\":%d,"
+                      "\"max_num_seqs\":%d,\"max_num_batched_tokens\":%d}",
+                  mdl_is_dummy(m) ? "true" : "false", o->num_blocks, o->block_size, o->max_model_len, o->max_num_seqs,
+                  o->max_num_batched_tokens);
     reply_json(c, &b);
 }
 
@@ -185,7 +189,8 @@ static void post_tokenize(struct srv *s, struct http_conn *c, struct hp *r)
         return;
     struct km_buf b = {0};
     const struct tok_ids *ids = &a.prompts[0];
-    km_buf_printf(&b, "{\"count\":%zu,\"max_model_len\":%d,\"tokens\":[", ids->n, eng_options(s->eng)->max_model_len);
+    km_buf_printf(&b, "{\"count\":%zu,\"max_model_len\":%d,\"tokens\":[", ids->n,
+                  eng_options(s->eng)->max_model_len);
     for (size_t i = 0; i < ids->n; i++)
         km_buf_printf(&b, i ? ",%d" : "%d", ids->v[i]);
     km_buf_puts(&b, "],\"token_strs\":");
@@ -297,8 +302,8 @@ static void on_head(void *arg, struct http_conn *c, const struct hp *r)
     struct srv *s = arg;
     const struct route *route = find_route(r->path);
     if (s->o.api_key && !(route && route->answer == get_health) && !key_ok(s, r)) {
-        jobs_refuse(c, 401, "WWW-Authenticate: Bearer\r\n", "Incorrect API key: send the server's --api-key as a Bearer token",
-                    NULL, "invalid_api_key");
+        jobs_refuse(c, 401, "WWW-Authenticate: Bearer\r\n",
+                    "Incorrect API key: send the server's --api-key as a Bearer token", NULL, "invalid_api_key");
         return;
     }
     if (!route) {

@@ -1,0 +1,29 @@
+/* A server on a thread of its own for the tests, over the scripted engine and the byte tokenizer. One at a time. */
+#ifndef SRV_TEST_STAGE_H
+#define SRV_TEST_STAGE_H
+
+#include "engine/server/server.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define MODEL "\"model\":\"fake-1\""
+#define COMP "/v1/completions"
+#define CHAT "/v1/chat/completions"
+
+struct stage {
+    struct srv *s;
+    pthread_t thread;
+    int port;
+    bool signals;
+    int rc;
+};
+extern struct stage up;
+
+void start(void); /* with the defaults */
+void start_with(struct srv_opts o, const struct tok *t, bool signals);
+void stop(void);
+int each(void **state);                   /* before each test */
+void wait_for(atomic_int *v, int want);   /* at most 5 s */
+
+#endif
