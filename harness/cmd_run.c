@@ -196,10 +196,35 @@ struct job {
     struct hz_trace trace;
     struct hz_summary seed, strict;
     cJSON *options, *metrics;
+    cJSON *engine; /* what our engine says of itself (GET /version); NULL for other servers */
     struct km_buf command, url;
     char started[32];
-    pid_t engine; /* 0: none of ours */
+    pid_t pid; /* of our engine; 0: none */
 };
+
+/* What our engine resolved its options to: a result names the pool it ran with, not "auto". */
+static cJSON *engine_facts(const struct hz_target *target)
+{
+    struct km_buf body = {0};
+    cJSON *v = NULL;
+    if (hz_get(target, "/version", 10, &body, NULL) == 200 && km_buf_ok(&body))
+        km_json_parse(body.data, body.len, &v, NULL);
+    km_buf_free(&body);
+    return v;
+}
+
+/* The limits the engine ran under, for the "limits" of run.json. */
+static cJSON *engine_limits(const cJSON *engine)
+{
+    static const char *const keys[][2] = {{"num_gpu_blocks", "kv_blocks"}, {"block_size", "kv_block_tokens"}, {"max_model_len", "context"}};
+    cJSON *out = engine ? cJSON_CreateObject() : NULL;
+    for (size_t i = 0; out && i < sizeof keys / sizeof *keys; i++) {
+        const cJSON *v = cJSON_GetObjectItemCaseSensitive(engine, keys[i][0]);
+        if (cJSON_IsNumber(v))
+            cJSON_AddNumberToObject(out, keys[i][1], v->valuedouble);
+    }
+    return out;
+}
 
 static int store(const struct run_opts *o, const struct job *j, struct km_err *err)
 {
@@ -208,6 +233,9 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
     if (!km_sha_file("/proc/self/exe", &exe, NULL))
         km_hex(&exe, exe_hex);
     bool own = !o->url;
+    const char *dtype = o->host.dtype;
+    km_json_str(j->engine, "dtype", false, &dtype, NULL);
+    cJSON *limits = engine_limits(j->engine);
     struct hz_run_info info = {.workload = j->set->name,
                                .workload_sha256 = j->set->sha256,
                                .workload_text = j->set->text,
@@ -218,7 +246,7 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
                                .device = own ? j->facts.device : "",
                                .model = j->trace.model,
                                .kv = own ? j->facts.kv : "",
-                               .dtype = own ? o->host.dtype : "",
+                               .dtype = own ? dtype : "",
                                .dummy_weights = own && j->facts.dummy_weights,
                                .command = km_buf_str(&j->command),
                                .commit = KVMARK_COMMIT,
@@ -226,8 +254,11 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
                                .started = j->started,
                                .options = j->options,
                                .server_metrics = j->metrics,
+                               .limits = limits,
                                .set = j->set};
-    return hz_run_write(o->out, &info, &j->trace, &j->seed, &j->strict, err);
+    int rc = hz_run_write(o->out, &info, &j->trace, &j->seed, &j->strict, err);
+    cJSON_Delete(limits);
+    return rc;
 }
 
 /* The measured part, once options are known to be good. */
@@ -242,7 +273,7 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
     if (!rc)
         rc = wlf_generate(&o->workload, path, j->tok, &j->set, err);
     int port = 0;
-    if (!rc && !o->url && !(rc = host_spawn(&o->host, &j->engine, &port, err)))
+    if (!rc && !o->url && !(rc = host_spawn(&o->host, &j->pid, &port, err)))
         km_buf_printf(&j->url, "http://127.0.0.1:%d", port);
     if (!rc) {
         j->target = (struct hz_target){.url = o->url ? o->url : km_buf_str(&j->url),
@@ -259,6 +290,8 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
     if (rc)
         return rc;
 
+    if (!o->url)
+        j->engine = engine_facts(&j->target);
     km_wall_iso(j->started, sizeof j->started);
     cJSON *before = scrape_metrics(&j->target);
     struct progress bar;
@@ -313,9 +346,9 @@ static int run(int argc, char **argv)
         quote_command(argc, argv, &j.command);
         rc = measure(&o, pos.v[0], &j, &err);
     }
-    if (j.engine) {
+    if (j.pid) {
         struct km_err died;
-        if (host_stop(j.engine, &died) && !rc)
+        if (host_stop(j.pid, &died) && !rc)
             rc = km_fail(&err, died.code, "%s", died.msg);
     }
     if (!rc && !(rc = store(&o, &j, &err))) {
@@ -333,6 +366,7 @@ static int run(int argc, char **argv)
     tok_free(j.tok);
     cJSON_Delete(j.options);
     cJSON_Delete(j.metrics);
+    cJSON_Delete(j.engine);
     km_buf_free(&j.command);
     km_buf_free(&j.url);
     km_free(o.headers.v);
