@@ -101,9 +101,9 @@ def chats(c):
     with c.chat.completions.stream(**{**ask, "n": 2}) as s:
         try:
             final = s.get_final_completion()
-        except openai.LengthFinishReasonError as e:  # how the helper says finish_reason "length"
+        except openai.LengthFinishReasonError as e:  # its way to say finish_reason "length"
             final = e.completion
-        check([x.message.content for x in final.choices] == [joined, joined], "the streaming helper with n=2")
+        check([x.message.content for x in final.choices] == [joined, joined], "the accumulated stream with n=2")
     off = c.chat.completions.create(**ask, extra_body={"chat_template_kwargs": {"enable_thinking": False}})
     check(off.usage.prompt_tokens > whole.usage.prompt_tokens, "the empty think block is there")
 
