@@ -51,7 +51,9 @@ struct backend {
     int (*poll)(struct be *b, uint64_t ticket); /* 1 complete, 0 not yet, <0 failed */
     void *(*host_alloc)(struct be *b, size_t size); /* memory that copies are fastest to; NULL: none */
     void (*host_free)(struct be *b, void *p, size_t size);
-    int64_t (*now)(struct be *b); /* ns; NULL: km_now_ns. A simulated card keeps its own clock */
+    /* ns; NULL: km_now_ns. A simulated card keeps its own clock, which must run on when polls come with no step
+     * between them: then the engine has nothing to do but wait for a copy. */
+    int64_t (*now)(struct be *b);
     void (*stats)(struct be *b, struct be_stats *out);
 };
 
