@@ -31,15 +31,16 @@ struct st_file {
 struct st {
     struct st_file *files; /* [n_files] */
     int n_files;
-    struct st_tensor *v;   /* [n], sorted by name; names are owned */
+    struct st_tensor *v; /* [n], sorted by name; names are owned */
     int n, cap;
 };
 
 static const struct {
     const char *name;
     int size;
-} dtypes[] = {{"BF16", 2}, {"F16", 2}, {"F32", 4}, {"F64", 8}, {"I64", 8}, {"I32", 4}, {"I16", 2},     {"I8", 1},
-              {"U64", 8},  {"U32", 4}, {"U16", 2}, {"U8", 1},  {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
+} dtypes[] = {{"BF16", 2}, {"F16", 2}, {"F32", 4},  {"F64", 8},     {"I64", 8},
+              {"I32", 4},  {"I16", 2}, {"I8", 1},   {"U64", 8},     {"U32", 4},
+              {"U16", 2},  {"U8", 1},  {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
 
 /* A whole number from 0 to 2^53, or false. */
 static bool whole(const cJSON *v, uint64_t *out)
@@ -54,13 +55,13 @@ static int parse_shape(const cJSON *shape, struct st_tensor *t, uint64_t *bytes,
 {
     uint64_t product = (uint64_t)t->elem_size;
     const cJSON *dim;
-    cJSON_ArrayForEach(dim, shape)
-    {
+    cJSON_ArrayForEach (dim, shape) {
         uint64_t d;
         if (t->n_dims == ST_MAX_DIMS)
             return km_fail(err, KM_EFORMAT, "its shape has more than %d dimensions", ST_MAX_DIMS);
         if (!whole(dim, &d))
-            return km_fail(err, KM_EFORMAT, "dimension %d of its shape is not a whole number in [0, 2^53]", t->n_dims);
+            return km_fail(err, KM_EFORMAT, "dimension %d of its shape is not a whole number in [0, 2^53]",
+                           t->n_dims);
         if (__builtin_mul_overflow(product, d, &product))
             return km_fail(err, KM_EFORMAT, "the product of its shape does not fit 64 bits");
         t->dims[t->n_dims++] = (int64_t)d;
@@ -77,8 +78,7 @@ static int parse_tensor(const cJSON *item, struct st_tensor *t, uint64_t data_by
     int seen[3] = {0};
     const char *const keys[3] = {"dtype", "shape", "data_offsets"};
     const cJSON *val[3] = {NULL}, *kid;
-    cJSON_ArrayForEach(kid, item)
-    {
+    cJSON_ArrayForEach (kid, item) {
         int k = 0;
         while (k < 3 && strcmp(kid->string, keys[k]))
             k++;
@@ -136,13 +136,15 @@ static int check_tiling(struct st_tensor *v, int n, uint64_t data_bytes, struct 
     uint64_t at = 0;
     for (int i = 0; i < n; i++) {
         if (v[i].begin != at)
-            return km_fail(err, KM_EFORMAT, "tensor %.100s begins at data byte %llu, %s (the one before ends at %llu)",
-                           v[i].name, (unsigned long long)v[i].begin,
+            return km_fail(err, KM_EFORMAT,
+                           "tensor %.100s begins at data byte %llu, %s (the one before ends at %llu)", v[i].name,
+                           (unsigned long long)v[i].begin,
                            v[i].begin > at ? "leaving a hole" : "overlapping another", (unsigned long long)at);
         at = v[i].end;
     }
     if (at != data_bytes)
-        return km_fail(err, KM_EFORMAT, "%llu bytes follow the last tensor", (unsigned long long)(data_bytes - at));
+        return km_fail(err, KM_EFORMAT, "%llu bytes follow the last tensor",
+                       (unsigned long long)(data_bytes - at));
     return 0;
 }
 
@@ -151,8 +153,7 @@ static int check_metadata(const cJSON *meta, struct km_err *err)
     const cJSON *kid;
     if (!cJSON_IsObject(meta))
         return km_fail(err, KM_EFORMAT, "__metadata__ is not an object");
-    cJSON_ArrayForEach(kid, meta)
-    {
+    cJSON_ArrayForEach (kid, meta) {
         if (!cJSON_IsString(kid))
             return km_fail(err, KM_EFORMAT, "__metadata__ holds \"%.40s\", which is not a string", kid->string);
     }
@@ -167,8 +168,7 @@ static int add_tensors(struct st *s, int file, const cJSON *header, uint64_t dat
     uint64_t data_bytes = s->files[file].size - data_at;
     int first = s->n, rc = 0, metas = 0;
     const cJSON *item;
-    cJSON_ArrayForEach(item, header)
-    {
+    cJSON_ArrayForEach (item, header) {
         if (!strcmp(item->string, "__metadata__")) {
             rc = metas++ ? km_fail(err, KM_EFORMAT, "__metadata__ appears twice") : check_metadata(item, err);
             if (rc)
@@ -226,14 +226,16 @@ static int read_header(struct st *s, int file, struct km_err *err)
     struct st_file *f = &s->files[file];
     uint8_t le[8];
     if (f->size < 8)
-        return km_fail(err, KM_EFORMAT, "%llu bytes are too short for a safetensors file", (unsigned long long)f->size);
+        return km_fail(err, KM_EFORMAT, "%llu bytes are too short for a safetensors file",
+                       (unsigned long long)f->size);
     if (!pread_all(f->fd, le, 8, 0))
         return km_fail(err, KM_EIO, "cannot be read: %s", errno ? strerror(errno) : "it became shorter");
     uint64_t len = 0;
     for (int i = 7; i >= 0; i--)
         len = len << 8 | le[i];
     if (len < 2 || len > HEADER_MAX)
-        return km_fail(err, KM_EFORMAT, "header length %llu is not between 2 and %d", (unsigned long long)len, HEADER_MAX);
+        return km_fail(err, KM_EFORMAT, "header length %llu is not between 2 and %d", (unsigned long long)len,
+                       HEADER_MAX);
     if (len > f->size - 8)
         return km_fail(err, KM_EFORMAT, "header length %llu reaches past the file's %llu bytes",
                        (unsigned long long)len, (unsigned long long)f->size);
@@ -299,12 +301,13 @@ static int add_shards(struct st *s, const char *dir, const cJSON *map, struct km
         return km_fail(err, KM_ENOMEM, "out of memory");
     const cJSON *kid;
     int i = 0, distinct = 0;
-    cJSON_ArrayForEach(kid, map)
-    {
+    cJSON_ArrayForEach (kid, map) {
         if (!cJSON_IsString(kid) || !plain_name(kid->valuestring)) {
-            rc = km_fail(err, KM_EFORMAT,
-                         "tensor %.100s is mapped to \"%.60s\"; a shard must be the name of a .safetensors file in the "
-                         "same folder", kid->string, cJSON_IsString(kid) ? kid->valuestring : "(not a string)");
+            rc = km_fail(
+                err, KM_EFORMAT,
+                "tensor %.100s is mapped to \"%.60s\"; a shard must be the name of a .safetensors file in the "
+                "same folder",
+                kid->string, cJSON_IsString(kid) ? kid->valuestring : "(not a string)");
             break;
         }
         names[i++] = kid->valuestring;
@@ -332,12 +335,12 @@ static int check_names(struct st *s, const cJSON *map, struct km_err *err)
     for (int i = 1; i < s->n; i++)
         if (!strcmp(s->v[i - 1].name, s->v[i].name)) {
             const char *a = st_path(s, &s->v[i - 1]), *b = st_path(s, &s->v[i]);
-            return a == b ? km_fail(err, KM_EFORMAT, "%s: tensor %.100s appears twice", a, s->v[i].name)
-                          : km_fail(err, KM_EFORMAT, "tensor %.100s appears in both %s and %s", s->v[i].name, a, b);
+            return a == b
+                       ? km_fail(err, KM_EFORMAT, "%s: tensor %.100s appears twice", a, s->v[i].name)
+                       : km_fail(err, KM_EFORMAT, "tensor %.100s appears in both %s and %s", s->v[i].name, a, b);
         }
     const cJSON *kid;
-    cJSON_ArrayForEach(kid, map)
-    {
+    cJSON_ArrayForEach (kid, map) {
         const struct st_tensor *t = st_find(s, kid->string);
         const char *path = t ? st_path(s, t) : "", *base = strrchr(path, '/');
         if (!t || strcmp(base ? base + 1 : path, kid->valuestring))
@@ -433,8 +436,8 @@ int st_read(const struct st *s, const struct st_tensor *t, uint64_t off, size_t 
 {
     const struct st_file *f = &s->files[t->file];
     if (off > t->end - t->begin || n > t->end - t->begin - off)
-        return km_fail(err, KM_EINVAL, "read of %zu bytes at %llu is outside tensor %.100s", n, (unsigned long long)off,
-                       t->name);
+        return km_fail(err, KM_EINVAL, "read of %zu bytes at %llu is outside tensor %.100s", n,
+                       (unsigned long long)off, t->name);
     if (!pread_all(f->fd, dst, n, t->begin + off))
         return km_fail(err, KM_EIO, "%s: tensor %.100s cannot be read: %s", f->path, t->name,
                        errno ? strerror(errno) : "the file became shorter since it was opened");

@@ -1,3 +1,5 @@
+/* Dividing a batch into items, running them, merging spans. Everything an item needs lies in its thread's scratch;
+ * items write nothing that another one reads, except records that the merge picks up after all are done. */
 #include "engine/cpu/attn.h"
 
 #include <math.h>
@@ -15,20 +17,20 @@ _Static_assert(SPAN % KV_TILE == 0, "a span is whole tiles");
 #define M_NONE (-1e30f)
 
 struct item {
-    int req, q0, n_q;      /* query tokens [q0, q0 + n_q) of the batch */
-    int span0, span1;      /* spans to do; of a merge item: all */
-    size_t part;           /* first record in parts; see record() */
+    int req, q0, n_q; /* query tokens [q0, q0 + n_q) of the batch */
+    int span0, span1; /* spans to do; of a merge item: all */
+    size_t part;      /* first record in parts; see record() */
     double cost;
 };
 
 /* What a thread needs for one item. */
 struct scratch {
-    float *q;              /* [rows][d + 16] */
-    float *o, *sum;        /* [rows][dp] of the span; of the spans so far */
-    float *l;              /* [rows][KERN_MAX_VL] */
+    float *q;                 /* [rows][d + 16] */
+    float *o, *sum;           /* [rows][dp] of the span; of the spans so far */
+    float *l;                 /* [rows][KERN_MAX_VL] */
     float *m, *sum_m, *sum_l; /* [rows] */
-    int32_t *pos;          /* [rows] */
-    float *kt, *v;         /* [KV_TILE][d], [KV_TILE][dp], as panels */
+    int32_t *pos;             /* [rows] */
+    float *kt, *v;            /* [KV_TILE][d], [KV_TILE][dp], as panels */
 };
 
 struct attn {
@@ -37,7 +39,7 @@ struct attn {
     struct pool *pool;
     const struct kv_pool *kv;
     int group, q_block, rows, dp, ld_part, threads, max_items, max_parts_items;
-    struct scratch *scratch; /* [threads] */
+    struct scratch *scratch;     /* [threads] */
     struct item *items, *merges; /* [n_items], [n_merges]; without merges every item is whole */
     int n_items, n_merges;
     float *parts; /* records of ld_part floats: o[dp], m, l */
@@ -55,14 +57,16 @@ static int up(int n, int to)
     return (n + to - 1) / to * to;
 }
 
-struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kern *k, int threads, int max_tokens,
-                         int max_reqs, int max_model_len)
+struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kern *k, int threads,
+                         int max_tokens, int max_reqs, int max_model_len)
 {
     const int group = c->n_heads / c->n_kv_heads, d = c->head_dim, dp = up(d, k->nr);
-    const int q_block = ROWS / group ? ROWS / group : 1, rows = q_block * group, spans = (max_model_len + SPAN - 1) / SPAN;
+    const int q_block = ROWS / group ? ROWS / group : 1, rows = q_block * group,
+              spans = (max_model_len + SPAN - 1) / SPAN;
     const size_t r = (size_t)rows;
     struct attn *at = arena_take(a, 1, sizeof *at);
-    struct attn tmp = {.group = group, .q_block = q_block, .rows = rows, .dp = dp, .ld_part = dp + 16, .threads = threads};
+    struct attn tmp = {
+        .group = group, .q_block = q_block, .rows = rows, .dp = dp, .ld_part = dp + 16, .threads = threads};
     tmp.max_items = max_reqs + max_tokens / q_block + 1;
     tmp.max_parts_items = 4 * threads * (spans + 1);
     struct scratch *s = tmp.scratch = arena_take(a, (size_t)threads, sizeof *s);
@@ -161,8 +165,8 @@ static float *record(const struct attn *at, const struct item *it, int span, int
 }
 
 /* Adds a span's result (o, m, l) to the sum of the spans before it. */
-static __attribute__((noinline)) void merge_row(float *sum, float *sum_m, float *sum_l, const float *o, float m, float l,
-                                                int dp)
+static __attribute__((noinline)) void merge_row(float *sum, float *sum_m, float *sum_l, const float *o, float m,
+                                                float l, int dp)
 {
     if (l == 0) /* the row sees nothing of this span */
         return;
@@ -217,7 +221,8 @@ static void run_item(void *ctx, int task, int thread)
     const float scale = 1.44269504f / sqrtf((float)d);
     const bool bf16 = at->kv->g.dtype == KM_BF16;
     struct tile tiles[2]; /* this one and the next */
-    struct attn_rows rows = {.n = n, .dp = dp, .q = s->q, .ldq = (size_t)d + 16, .pos = s->pos, .m = s->m, .l = s->l, .o = s->o};
+    struct attn_rows rows = {
+        .n = n, .dp = dp, .q = s->q, .ldq = (size_t)d + 16, .pos = s->pos, .m = s->m, .l = s->l, .o = s->o};
 
     for (int r = 0; r < n; r++) {
         int t = it->q0 + r / at->group, h = head * at->group + r % at->group;

@@ -24,15 +24,17 @@ struct kv_pool {
 static inline void *kv_row(const struct kv_pool *kv, int32_t page, int layer, int which, int head, int off)
 {
     const struct kv_geom *g = &kv->g;
-    size_t row = (((size_t)layer * 2 + (size_t)which) * (size_t)g->n_kv_heads + (size_t)head) * (size_t)g->block_size;
-    return kv->pages + (size_t)page * g->page_bytes + (row + (size_t)off) * (size_t)g->head_dim * km_dtype_size(g->dtype);
+    size_t row =
+        (((size_t)layer * 2 + (size_t)which) * (size_t)g->n_kv_heads + (size_t)head) * (size_t)g->block_size;
+    return kv->pages + (size_t)page * g->page_bytes +
+           (row + (size_t)off) * (size_t)g->head_dim * km_dtype_size(g->dtype);
 }
 
 struct attn;
 
 /* Where the arrays of an attn of these limits go; with a->base NULL only their size is counted. */
-struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kern *k, int threads, int max_tokens,
-                         int max_reqs, int max_model_len);
+struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kern *k, int threads,
+                         int max_tokens, int max_reqs, int max_model_len);
 void attn_open(struct attn *at, const struct mdl_config *c, const struct kern *k, struct pool *pool,
                const struct kv_pool *kv);
 

@@ -24,7 +24,7 @@ struct be {
     struct smp_result *results[2]; /* [max_tokens] of step i in results[i % 2] */
     int n_results[2];
     uint64_t steps;
-    uint8_t *marks;                /* [max_tokens] scratch of check_batch */
+    uint8_t *marks; /* [max_tokens] scratch of check_batch */
     struct be_stats st;
 };
 
@@ -57,16 +57,18 @@ static int check_opts(const struct be_opts *o, const struct mdl_config *c, struc
         {"memory limit", o->memory_limit, 0, INT64_MAX},
     };
     if (o->dtype != KM_F32 && o->dtype != KM_BF16)
-        return km_fail(err, KM_EINVAL, "the CPU backend computes with float32 or bfloat16 weights, not %s", km_dtype_name(o->dtype));
+        return km_fail(err, KM_EINVAL, "the CPU backend computes with float32 or bfloat16 weights, not %s",
+                       km_dtype_name(o->dtype));
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].v < rows[i].lo || rows[i].v > rows[i].hi)
-            return km_fail(err, KM_EINVAL, "%s is %lld; it must be between %lld and %lld", rows[i].name, (long long)rows[i].v,
-                           (long long)rows[i].lo, (long long)rows[i].hi);
+            return km_fail(err, KM_EINVAL, "%s is %lld; it must be between %lld and %lld", rows[i].name,
+                           (long long)rows[i].v, (long long)rows[i].lo, (long long)rows[i].hi);
     return 0;
 }
 
 /* How many pages the pool gets. Stated limits are kept to the byte; without one, eight requests of full
- * length, but no more than a quarter of the memory that is free. */
+ * length, but no more than a quarter of the memory that is free: memory_utilization is for cards, which nobody
+ * else needs to use. */
 static int plan_pages(const struct be_opts *o, int64_t fixed, int64_t page, int *out, struct km_err *err)
 {
     const int64_t free_now = host_available(), most = INT32_MAX / o->block_size;
@@ -81,15 +83,16 @@ static int plan_pages(const struct be_opts *o, int64_t fixed, int64_t page, int 
     n = n > most ? most : n;
     const int64_t need = fixed + (n > 0 ? n : 1) * page;
     if (n < 1 || n * page > room)
-        return km_fail(err, KM_ELIMIT,
-                       "weights and work space take %lld bytes and a page %lld: %lld bytes are needed for %lld pages, but %s "
-                       "%lld; raise the limit, ask for fewer pages, or lower the model length",
-                       (long long)fixed, (long long)page, (long long)need, (long long)(n > 0 ? n : 1),
-                       o->memory_limit ? "the memory limit is" : "the memory available is",
-                       (long long)(o->memory_limit ? o->memory_limit : free_now));
+        return km_fail(
+            err, KM_ELIMIT,
+            "weights and work space take %lld bytes and a page %lld: %lld bytes are needed for %lld pages, but %s "
+            "%lld; raise the limit, ask for fewer pages, or lower the model length",
+            (long long)fixed, (long long)page, (long long)need, (long long)(n > 0 ? n : 1),
+            o->memory_limit ? "the memory limit is" : "the memory available is",
+            (long long)(o->memory_limit ? o->memory_limit : free_now));
     if (need > free_now)
-        return km_fail(err, KM_ELIMIT, "%lld bytes are needed but only %lld are available on this machine", (long long)need,
-                       (long long)free_now);
+        return km_fail(err, KM_ELIMIT, "%lld bytes are needed but only %lld are available on this machine",
+                       (long long)need, (long long)free_now);
     *out = (int)n;
     return 0;
 }
@@ -105,9 +108,14 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
     const int threads = pool_threads(b->threads);
     b->st.weight_bytes = (int64_t)wts_bytes(b->c, o->dtype, b->kern);
     b->st.work_bytes = (int64_t)fwd_bytes(b->c, b->kern, threads, &lim);
-    *g = (struct kv_geom){.n_layers = b->c->n_layers, .n_kv_heads = b->c->n_kv_heads, .head_dim = b->c->head_dim,
-                          .block_size = o->block_size, .dtype = o->dtype, .layout = LAYOUT,
-                          .rope_theta = (double)b->c->rope_theta, .model = mdl_fingerprint(m)};
+    *g = (struct kv_geom){.n_layers = b->c->n_layers,
+                          .n_kv_heads = b->c->n_kv_heads,
+                          .head_dim = b->c->head_dim,
+                          .block_size = o->block_size,
+                          .dtype = o->dtype,
+                          .layout = LAYOUT,
+                          .rope_theta = (double)b->c->rope_theta,
+                          .model = mdl_fingerprint(m)};
     g->page_bytes = (size_t)g->n_layers * 2 * (size_t)g->n_kv_heads * (size_t)g->block_size * (size_t)g->head_dim *
                     km_dtype_size(g->dtype);
     rc = plan_pages(o, b->st.weight_bytes + b->st.work_bytes, (int64_t)g->page_bytes, &g->n_pages, err);
@@ -158,23 +166,29 @@ static int check_request(const struct be *b, const struct batch *in, int r, stru
     const int B = b->kv.g.block_size, n_pages = b->kv.g.n_pages, first = in->q_start[r], end = in->q_start[r + 1];
     const int len = in->kv_len[r], blocks = len > 0 ? (len - 1) / B + 1 : 0;
     if (first >= end || end > in->n_tokens)
-        return km_fail(err, KM_EINVAL, "request %d of the step has rows [%d, %d) of %d", r, first, end, in->n_tokens);
+        return km_fail(err, KM_EINVAL, "request %d of the step has rows [%d, %d) of %d", r, first, end,
+                       in->n_tokens);
     if (len < 1 || len > b->o.max_model_len || blocks > in->max_blocks)
-        return km_fail(err, KM_EINVAL, "request %d of the step has a length of %d; at most %d and %d blocks are possible", r, len,
+        return km_fail(err, KM_EINVAL,
+                       "request %d of the step has a length of %d; at most %d and %d blocks are possible", r, len,
                        b->o.max_model_len, in->max_blocks);
     for (int i = 0; i < blocks; i++) {
         int32_t page = in->block_table[(size_t)r * (size_t)in->max_blocks + (size_t)i];
         if (page < 0 || page >= n_pages)
-            return km_fail(err, KM_EINVAL, "request %d of the step has page %d at block %d; the pool has %d", r, page, i, n_pages);
+            return km_fail(err, KM_EINVAL, "request %d of the step has page %d at block %d; the pool has %d", r,
+                           page, i, n_pages);
     }
     for (int i = first; i < end; i++) {
         if (in->tokens[i] < 0 || in->tokens[i] >= b->c->vocab)
-            return km_fail(err, KM_EINVAL, "row %d of the step is token %d; the vocabulary has %d", i, in->tokens[i], b->c->vocab);
-        if (in->positions[i] != in->positions[first] + (i - first) || in->positions[i] < 0 || in->positions[i] >= len)
-            return km_fail(err, KM_EINVAL, "row %d of the step is at position %d of a request of length %d", i, in->positions[i],
-                           len);
+            return km_fail(err, KM_EINVAL, "row %d of the step is token %d; the vocabulary has %d", i,
+                           in->tokens[i], b->c->vocab);
+        if (in->positions[i] != in->positions[first] + (i - first) || in->positions[i] < 0 ||
+            in->positions[i] >= len)
+            return km_fail(err, KM_EINVAL, "row %d of the step is at position %d of a request of length %d", i,
+                           in->positions[i], len);
         if (in->slots[i] < 0 || in->slots[i] >= n_pages * B)
-            return km_fail(err, KM_EINVAL, "row %d of the step goes to slot %d; the pool has %d", i, in->slots[i], n_pages * B);
+            return km_fail(err, KM_EINVAL, "row %d of the step goes to slot %d; the pool has %d", i, in->slots[i],
+                           n_pages * B);
     }
     return 0;
 }
@@ -183,11 +197,12 @@ static int check_batch(struct be *b, const struct batch *in, struct km_err *err)
 {
     if (in->n_tokens < 1 || in->n_tokens > b->o.max_tokens || in->n_reqs < 1 || in->n_reqs > b->o.max_reqs ||
         in->n_samples < 0 || in->n_samples > in->n_tokens)
-        return km_fail(err, KM_EINVAL, "a step of %d tokens, %d requests and %d samples; at most %d and %d are possible",
+        return km_fail(err, KM_EINVAL,
+                       "a step of %d tokens, %d requests and %d samples; at most %d and %d are possible",
                        in->n_tokens, in->n_reqs, in->n_samples, b->o.max_tokens, b->o.max_reqs);
     if (in->q_start[0] || in->q_start[in->n_reqs] != in->n_tokens)
-        return km_fail(err, KM_EINVAL, "the step's requests cover rows [%d, %d) of %d", in->q_start[0], in->q_start[in->n_reqs],
-                       in->n_tokens);
+        return km_fail(err, KM_EINVAL, "the step's requests cover rows [%d, %d) of %d", in->q_start[0],
+                       in->q_start[in->n_reqs], in->n_tokens);
     for (int r = 0; r < in->n_reqs; r++) {
         int rc = check_request(b, in, r, err);
         if (rc)
@@ -197,7 +212,8 @@ static int check_batch(struct be *b, const struct batch *in, struct km_err *err)
     for (int s = 0; s < in->n_samples; s++) {
         int row = in->samples[s].row;
         if (row < 0 || row >= in->n_tokens || b->marks[row]++)
-            return km_fail(err, KM_EINVAL, "sample %d is of row %d, which is outside the step's %d rows or sampled twice", s, row,
+            return km_fail(err, KM_EINVAL,
+                           "sample %d is of row %d, which is outside the step's %d rows or sampled twice", s, row,
                            in->n_tokens);
     }
     return 0;
@@ -245,11 +261,13 @@ static void copy_one(void *ctx, int task, int thread)
         memcpy(page, j->c[task].host, n);
 }
 
-static int be_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
+static int be_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+                   struct km_err *err)
 {
     for (int i = 0; i < n; i++)
         if (c[i].page < 0 || c[i].page >= b->kv.g.n_pages || !c[i].host)
-            return km_fail(err, KM_EINVAL, "copy %d is of page %d; the pool has %d", i, c[i].page, b->kv.g.n_pages);
+            return km_fail(err, KM_EINVAL, "copy %d is of page %d; the pool has %d", i, c[i].page,
+                           b->kv.g.n_pages);
     struct copying j = {.b = b, .dir = dir, .c = c};
     pool_for(b->threads, n, copy_one, &j);
     *ticket = 0;

@@ -67,13 +67,14 @@ static void twin_task(void *ctx, int task, int thread)
     const int m = x->twin.m, n = x->twin.n, k = x->twin.k;
     (void)thread;
     if (x->twin.heads) {
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1, x->a, k, x->b, k, 0, x->o + (size_t)task * (size_t)m * (size_t)n, n);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1, x->a, k, x->b, k, 0,
+                    x->o + (size_t)task * (size_t)m * (size_t)n, n);
         return;
     }
     int from = m * task / x->threads, to = m * (task + 1) / x->threads;
     if (to > from)
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, to - from, n, k, 1, x->a + (size_t)from * (size_t)k, k, x->b, k, 0,
-                    x->o + (size_t)from * (size_t)n, n);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, to - from, n, k, 1, x->a + (size_t)from * (size_t)k,
+                    k, x->b, k, 0, x->o + (size_t)from * (size_t)n, n);
 }
 
 static double twin_product(struct bench *x, int m, int n, int k, int heads)
@@ -123,9 +124,17 @@ static void prefill_chunk(struct bench *x, int from, int m, bool last)
     x->q_start[1] = m;
     x->kv_len[0] = from + m;
     struct smp_row row = {.p = smp_defaults(), .row = m - 1};
-    struct batch b = {.n_tokens = m, .tokens = x->tokens, .positions = x->positions, .slots = x->slots, .n_reqs = 1,
-                      .q_start = x->q_start, .kv_len = x->kv_len, .block_table = x->table, .max_blocks = x->g.n_pages,
-                      .n_samples = last, .samples = &row};
+    struct batch b = {.n_tokens = m,
+                      .tokens = x->tokens,
+                      .positions = x->positions,
+                      .slots = x->slots,
+                      .n_reqs = 1,
+                      .q_start = x->q_start,
+                      .kv_len = x->kv_len,
+                      .block_table = x->table,
+                      .max_blocks = x->g.n_pages,
+                      .n_samples = last,
+                      .samples = &row};
     row.p.temperature = 0;
     step(x, &b);
 }
@@ -155,10 +164,10 @@ static void bench_prefill(struct bench *x, int n)
             rate[r] = n / time[0] * 1e9;
         }
     }
-    struct spread o = spread_of(ours, x->repeats), t = spread_of(twins, x->repeats), q = spread_of(ratio, x->repeats),
-                  s = spread_of(rate, x->repeats);
-    printf("%6d  %7.0f (%6.0f-%6.0f)  %6.1f (%5.1f-%5.1f)  %6.1f (%5.1f-%5.1f)  %5.2f (%.2f-%.2f)\n", n, s.mid, s.lo, s.hi, o.mid,
-           o.lo, o.hi, t.mid, t.lo, t.hi, q.mid, q.lo, q.hi);
+    struct spread o = spread_of(ours, x->repeats), t = spread_of(twins, x->repeats),
+                  q = spread_of(ratio, x->repeats), s = spread_of(rate, x->repeats);
+    printf("%6d  %7.0f (%6.0f-%6.0f)  %6.1f (%5.1f-%5.1f)  %6.1f (%5.1f-%5.1f)  %5.2f (%.2f-%.2f)\n", n, s.mid,
+           s.lo, s.hi, o.mid, o.lo, o.hi, t.mid, t.lo, t.hi, q.mid, q.lo, q.hi);
     fflush(stdout);
 }
 
@@ -176,7 +185,8 @@ static void read_task(void *ctx, int task, int thread)
     struct reading *r = ctx;
     uint64_t s[8] = {0};
     (void)thread;
-    const size_t pieces = (size_t)r->threads * 8, from = r->n * (size_t)task / pieces / 8 * 8, to = r->n * (size_t)(task + 1) / pieces / 8 * 8;
+    const size_t pieces = (size_t)r->threads * 8, from = r->n * (size_t)task / pieces / 8 * 8,
+                 to = r->n * (size_t)(task + 1) / pieces / 8 * 8;
     for (size_t i = from; i < to; i += 8)
         for (int j = 0; j < 8; j++)
             s[j] += r->p[i + (size_t)j];
@@ -200,9 +210,17 @@ static void bench_decode(struct bench *x, int batch, int ctx)
         rows[r].p.temperature = 0;
     }
     x->q_start[batch] = batch;
-    struct batch b = {.n_tokens = batch, .tokens = x->tokens, .positions = x->positions, .slots = x->slots, .n_reqs = batch,
-                      .q_start = x->q_start, .kv_len = x->kv_len, .block_table = x->table, .max_blocks = blocks,
-                      .n_samples = batch, .samples = rows};
+    struct batch b = {.n_tokens = batch,
+                      .tokens = x->tokens,
+                      .positions = x->positions,
+                      .slots = x->slots,
+                      .n_reqs = batch,
+                      .q_start = x->q_start,
+                      .kv_len = x->kv_len,
+                      .block_table = x->table,
+                      .max_blocks = blocks,
+                      .n_samples = batch,
+                      .samples = rows};
     struct be_stats st;
     be_cpu.stats(x->be, &st);
     double bytes = (double)st.weight_bytes + (double)x->g.page_bytes / B * (double)(ctx + 1) * batch;
@@ -229,8 +247,8 @@ static void bench_decode(struct bench *x, int batch, int ctx)
     km_free(buf);
     struct spread m = spread_of(ms, x->repeats), g = spread_of(gbs, x->repeats), y = spread_of(read, x->repeats),
                   q = spread_of(ratio, x->repeats);
-    printf("%6d  %7.2f (%6.2f-%6.2f)  %6.1f (%5.1f-%5.1f)  %6.1f (%5.1f-%5.1f)  %5.2f (%.2f-%.2f)\n", batch, m.mid, m.lo, m.hi,
-           g.mid, g.lo, g.hi, y.mid, y.lo, y.hi, q.mid, q.lo, q.hi);
+    printf("%6d  %7.2f (%6.2f-%6.2f)  %6.1f (%5.1f-%5.1f)  %6.1f (%5.1f-%5.1f)  %5.2f (%.2f-%.2f)\n", batch, m.mid,
+           m.lo, m.hi, g.mid, g.lo, g.hi, y.mid, y.lo, y.hi, q.mid, q.lo, q.hi);
     fflush(stdout);
 }
 
@@ -259,13 +277,19 @@ static void open_all(struct bench *x, const struct mdl *m, enum km_dtype dtype, 
     struct km_err err = {0};
     const struct mdl_config *c = x->c = mdl_config(m);
     const int most = longest > ctx + 1 ? longest : ctx + 1, blocks = batch * (ctx / 16 + 1);
-    struct be_opts o = {.dtype = dtype, .block_size = 16, .max_tokens = CHUNK, .max_reqs = 64, .max_model_len = most,
+    struct be_opts o = {.dtype = dtype,
+                        .block_size = 16,
+                        .max_tokens = CHUNK,
+                        .max_reqs = 64,
+                        .max_model_len = most,
                         .n_threads = x->threads};
     o.n_pages = blocks > (most + 15) / 16 ? blocks : (most + 15) / 16;
     if (be_cpu.open(&x->be, &o, m, &x->g, &err) || pool_open(&x->pool, x->threads, &err))
         die(&err);
     x->threads = pool_threads(x->pool);
-    const size_t wide = (size_t)(c->ffn * 2 > c->n_heads * c->head_dim * 3 ? c->ffn * 2 : c->n_heads * c->head_dim * 3) + (size_t)most;
+    const size_t wide =
+        (size_t)(c->ffn * 2 > c->n_heads * c->head_dim * 3 ? c->ffn * 2 : c->n_heads * c->head_dim * 3) +
+        (size_t)most;
     x->table = must(km_calloc((size_t)x->g.n_pages, sizeof(int32_t)));
     x->tokens = must(km_calloc(CHUNK, sizeof(int32_t)));
     x->positions = must(km_calloc(CHUNK, sizeof(int32_t)));
@@ -301,7 +325,8 @@ int main(int argc, char **argv)
         {"threads", 't', KM_INT, &threads, "N", "threads (default: one a core)", 0, 1024},
         {"repeats", 'r', KM_INT, &repeats, "N", "turns of each measurement (default: 7)", 1, MAX_REPEATS},
         {"context", 'c', KM_INT, &ctx, "N", "tokens that decode attends to (default: 5000)", 1, 1 << 20},
-        {"batch", 'b', KM_INT, &batch, "N", "largest decode batch, of 1, 4, 16, 64 (default: 16; 0: no decode)", 0, 64},
+        {"batch", 'b', KM_INT, &batch, "N", "largest decode batch, of 1, 4, 16, 64 (default: 16; 0: no decode)", 0,
+         64},
     };
     const int n_flags = (int)(sizeof flags / sizeof *flags);
     struct km_err err = {0};
@@ -336,7 +361,9 @@ int main(int argc, char **argv)
     for (int i = 0; i < n_lens; i++)
         bench_prefill(&x, lens[i]);
     if (batch) {
-        printf("\n batch  ms a step                GB/s                   plain read GB/s        ratio   at %lld tokens\n", (long long)ctx);
+        printf("\n batch  ms a step                GB/s                   plain read GB/s        ratio   at %lld "
+               "tokens\n",
+               (long long)ctx);
         for (int b = 1; b <= batch; b *= 4)
             bench_decode(&x, b, (int)ctx);
     }

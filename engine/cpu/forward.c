@@ -1,3 +1,5 @@
+/* The layers in order. Each phase is one loop over tasks in the thread pool; a phase begins when the one before is
+ * through, and within a phase no task writes what another one touches. */
 #include "engine/cpu/forward.h"
 
 #include "base/mem.h"
@@ -6,11 +8,11 @@
 #include <string.h>
 
 enum {
-    ROW_BLOCK = 96,        /* rows of a product's task: they stay in L2 while panels pass */
-    TASK_COLS = 64,        /* columns of a product's task */
-    BLOCK_FLOATS = 8192,   /* of a panel, used for all rows before the next: half of an L1 */
-    LOGIT_FLOATS = 16 << 20, /* logits held at a time */
-    EASY_ROWS = 16         /* rows of an elementwise task */
+    ROW_BLOCK = 96,         /* rows of a product's task: they stay in L2 while panels pass */
+    TASK_COLS = 64,         /* columns of a product's task */
+    BLOCK_FLOATS = 8192,    /* of a panel, used for all rows before the next: half of an L1 */
+    LOGIT_FLOATS = 4 << 20, /* logits held at a time */
+    EASY_ROWS = 16          /* rows of an elementwise task */
 };
 
 struct fwd {
@@ -21,20 +23,20 @@ struct fwd {
     const struct kv_pool *kv;
     struct attn *attn;
     void *block;
-    int logit_rows;                         /* rows of logits that fit LOGIT_FLOATS */
+    int logit_rows;                          /* rows of logits that fit LOGIT_FLOATS */
     size_t ld_d, ld_qkv, ld_att, ld_f, ld_v; /* row strides */
-    float *x, *xn;                          /* [T][ld_d] residual stream; its normalised copy */
-    float *qkv;                             /* [T][ld_qkv] H query, G key, G value heads */
-    float *att;                             /* [T][ld_att] */
-    float *h;                               /* [T][ld_f] */
-    float *cs;                              /* [T][d] cosines, then sines, of each token's position */
-    float *logits;                          /* [logit_rows][ld_v] */
-    float *tile;                            /* [threads][BLOCK_FLOATS + ROW_BLOCK * 2 * nr] */
-    float *pick;                            /* [threads][V] for the sampler */
-    float *inv_freq;                        /* [d / 2] */
-    int32_t *sel;                           /* [T] rows that survive into the last layer's attention */
-    int32_t *sel_pos, *sel_start;           /* [T], [max_reqs + 1] of the batch they make */
-    int32_t *row_of;                        /* [T] row -> its place among the survivors */
+    float *x, *xn;                           /* [T][ld_d] residual stream; its normalised copy */
+    float *qkv;                              /* [T][ld_qkv] H query, G key, G value heads */
+    float *att;                              /* [T][ld_att] */
+    float *h;                                /* [T][ld_f] */
+    float *cs;                               /* [T][d] cosines, then sines, of each token's position */
+    float *logits;                           /* [logit_rows][ld_v] */
+    float *tile;                             /* [threads][BLOCK_FLOATS + ROW_BLOCK * 2 * nr] */
+    float *pick;                             /* [threads][V] for the sampler */
+    float *inv_freq;                         /* [d / 2] */
+    int32_t *sel;                            /* [T] rows that survive into the last layer's attention */
+    int32_t *sel_pos, *sel_start;            /* [T], [max_reqs + 1] of the batch they make */
+    int32_t *row_of;                         /* [T] row -> its place among the survivors */
 };
 
 static size_t stride(int n, int nr)
@@ -119,7 +121,8 @@ struct product {
 
 /* m rows against one panel, in blocks of k that stay in L1 for all the rows. bf16 weights are widened once
  * for many rows, on the fly for few. */
-static void panel_rows(const struct product *p, int m, const float *a, int panel, float *c, size_t ldc, float *wide)
+static void panel_rows(const struct product *p, int m, const float *a, int panel, float *c, size_t ldc,
+                       float *wide)
 {
     const struct kern *k = p->f->k;
     const int K = p->w->k, step = BLOCK_FLOATS / k->nr;
@@ -147,7 +150,8 @@ static void product_task(void *ctx, int task, int thread)
     const int m = p->m - row0 < ROW_BLOCK ? p->m - row0 : ROW_BLOCK;
     const float *a = p->a + (size_t)row0 * p->lda;
     float *c = p->c + (size_t)row0 * p->ldc;
-    float *wide = f->tile + (size_t)thread * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR), *pair = wide + BLOCK_FLOATS;
+    float *wide = f->tile + (size_t)thread * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR),
+          *pair = wide + BLOCK_FLOATS;
     for (int i = first; i < first + p->per && i < p->w->n_panels; i += p->swiglu ? 2 : 1) {
         if (!p->swiglu) {
             panel_rows(p, m, a, i, c + (size_t)i * (size_t)nr, p->ldc, wide);
@@ -156,15 +160,17 @@ static void product_task(void *ctx, int task, int thread)
         panel_rows(p, m, a, i, pair, (size_t)nr, wide);
         panel_rows(p, m, a, i + 1, pair + m * nr, (size_t)nr, wide);
         for (int r = 0; r < m; r++)
-            f->k->silu_mul(c + (size_t)r * p->ldc + (size_t)(i / 2) * (size_t)nr, pair + r * nr, pair + (m + r) * nr, nr);
+            f->k->silu_mul(c + (size_t)r * p->ldc + (size_t)(i / 2) * (size_t)nr, pair + r * nr,
+                           pair + (m + r) * nr, nr);
     }
 }
 
 /* c[m] = a[m] W^T, or c += with add; with swiglu, W is gate and up and c is silu(gate) * up. */
-static void product(struct fwd *f, const struct wts_mat *w, int m, const float *a, size_t lda, float *c, size_t ldc,
-                    bool add, bool swiglu)
+static void product(struct fwd *f, const struct wts_mat *w, int m, const float *a, size_t lda, float *c,
+                    size_t ldc, bool add, bool swiglu)
 {
-    struct product p = {.f = f, .w = w, .a = a, .lda = lda, .c = c, .ldc = ldc, .m = m, .add = add, .swiglu = swiglu};
+    struct product p = {
+        .f = f, .w = w, .a = a, .lda = lda, .c = c, .ldc = ldc, .m = m, .add = add, .swiglu = swiglu};
     p.per = TASK_COLS / f->k->nr * (swiglu ? 2 : 1);
     p.groups = (w->n_panels + p.per - 1) / p.per;
     pool_for(f->pool, (m + ROW_BLOCK - 1) / ROW_BLOCK * p.groups, product_task, &p);
@@ -185,7 +191,7 @@ static void each_rows(struct rows *r, pool_fn *fn)
     pool_for(r->f->pool, (r->n + EASY_ROWS - 1) / EASY_ROWS, fn, r);
 }
 
-#define FOR_ROWS(i, r, task) \
+#define FOR_ROWS(i, r, task)                                                                                      \
     for (int i = (task) * EASY_ROWS, end_ = i + EASY_ROWS < (r)->n ? i + EASY_ROWS : (r)->n; i < end_; i++)
 
 static void begin_rows(void *ctx, int task, int thread)
@@ -194,8 +200,7 @@ static void begin_rows(void *ctx, int task, int thread)
     struct fwd *f = r->f;
     const int half = f->c->head_dim / 2;
     (void)thread;
-    FOR_ROWS(i, r, task)
-    {
+    FOR_ROWS (i, r, task) {
         wts_embed(f->w, r->b->tokens[i], f->x + (size_t)i * f->ld_d);
         float *cs = f->cs + (size_t)i * 2 * (size_t)half, pos = (float)r->b->positions[i];
         for (int j = 0; j < half; j++) {
@@ -210,8 +215,9 @@ static void norm_rows(void *ctx, int task, int thread)
     struct rows *r = ctx;
     struct fwd *f = r->f;
     (void)thread;
-    FOR_ROWS(i, r, task)
-        f->k->rms_norm(f->xn + (size_t)i * f->ld_d, f->x + (size_t)i * f->ld_d, r->weight, f->c->hidden, f->c->rms_eps);
+    FOR_ROWS (i, r, task)
+        f->k->rms_norm(f->xn + (size_t)i * f->ld_d, f->x + (size_t)i * f->ld_d, r->weight, f->c->hidden,
+                       f->c->rms_eps);
 }
 
 static void norm(struct fwd *f, int n, const float *weight)
@@ -229,8 +235,7 @@ static void heads_rows(void *ctx, int task, int thread)
     const struct wts_layer *w = &f->w->layers[r->layer];
     const int H = c->n_heads, G = c->n_kv_heads, d = c->head_dim, B = f->kv->g.block_size;
     (void)thread;
-    FOR_ROWS(i, r, task)
-    {
+    FOR_ROWS (i, r, task) {
         float *q = f->qkv + (size_t)i * f->ld_qkv;
         const float *cs = f->cs + (size_t)i * (size_t)d;
         for (int h = 0; h < H + G; h++)
@@ -273,7 +278,8 @@ static int survivors(struct fwd *f, const struct batch *b, struct batch *out)
 
 static void keep_rows(struct fwd *f, int n)
 {
-    const size_t x = (size_t)f->c->hidden * sizeof(float), q = (size_t)(f->c->n_heads * f->c->head_dim) * sizeof(float);
+    const size_t x = (size_t)f->c->hidden * sizeof(float),
+                 q = (size_t)(f->c->n_heads * f->c->head_dim) * sizeof(float);
     for (int i = 0; i < n; i++)
         if (f->sel[i] != i) {
             memcpy(f->x + (size_t)i * f->ld_d, f->x + (size_t)f->sel[i] * f->ld_d, x);
@@ -295,8 +301,8 @@ static void sample_task(void *ctx, int task, int thread)
     const struct smp_row *row = &s->b->samples[task];
     int at = f->row_of[row->row] - s->first;
     if (at >= 0 && at < s->n)
-        smp_sample(row, f->logits + (size_t)at * f->ld_v, f->c->vocab, f->pick + (size_t)thread * (size_t)f->c->vocab,
-                   &s->out[task]);
+        smp_sample(row, f->logits + (size_t)at * f->ld_v, f->c->vocab,
+                   f->pick + (size_t)thread * (size_t)f->c->vocab, &s->out[task]);
 }
 
 static void logits_and_samples(struct fwd *f, const struct batch *b, int n, struct smp_result *out)

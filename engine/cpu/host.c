@@ -1,3 +1,4 @@
+/* Reads /proc and the cgroup; what cannot be read is unknown, not an error. */
 #include "engine/cpu/host.h"
 
 #include "base/buf.h"

@@ -4,8 +4,8 @@
 #if defined(__x86_64__)
 static bool has_avx512(void)
 {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 static bool has_avx2(void)
 {
@@ -17,9 +17,12 @@ const struct kern *const *kern_all(void)
 {
     static const struct kern *const tables[] = {
 #if defined(__x86_64__)
-        &kern_avx512, &kern_avx2,
+        &kern_avx512,
+        &kern_avx2,
 #endif
-        &kern_portable, NULL};
+        &kern_portable,
+        NULL
+    };
     int first = 0;
 #if defined(__x86_64__)
     first = has_avx512() ? 0 : has_avx2() ? 1 : 2;

@@ -11,7 +11,8 @@ void *arena_block(size_t size)
 {
     const size_t huge = 2u << 20;
     size_t rounded = (size + huge - 1) / huge * huge;
-    void *p = rounded < size ? NULL : km_aligned(size < huge ? 64 : huge, size < huge ? (size + 63) / 64 * 64 : rounded);
+    void *p =
+        rounded < size ? NULL : km_aligned(size < huge ? 64 : huge, size < huge ? (size + 63) / 64 * 64 : rounded);
     if (p && size >= huge)
         madvise(p, rounded, MADV_HUGEPAGE); /* only a hint: without it everything works, slower */
     return p;
@@ -103,8 +104,10 @@ static void load_panel(void *ctx, int panel, int thread)
     struct km_err err = {0};
     if (atomic_load(&j->failed))
         return;
-    struct load one = {.m = j->m, .w = j->w, .mat = j->mat, .parts = {j->parts[panel % 2]}, .n_parts = 1, .layer = j->layer};
-    int rc = j->interleave ? read_joined(&one, panel / 2 * nr, nr, rows, &err) : read_joined(j, panel * nr, nr, rows, &err);
+    struct load one = {
+        .m = j->m, .w = j->w, .mat = j->mat, .parts = {j->parts[panel % 2]}, .n_parts = 1, .layer = j->layer};
+    int rc = j->interleave ? read_joined(&one, panel / 2 * nr, nr, rows, &err)
+                           : read_joined(j, panel * nr, nr, rows, &err);
     if (rc) {
         if (!atomic_exchange(&j->failed, true) && j->err)
             *j->err = err;
@@ -113,9 +116,11 @@ static void load_panel(void *ctx, int panel, int thread)
     for (int t = 0; t < k; t++)
         for (int i = 0; i < nr; i++)
             if (size == 4)
-                ((uint32_t *)dst)[(size_t)t * (size_t)nr + (size_t)i] = ((uint32_t *)rows)[(size_t)i * (size_t)k + (size_t)t];
+                ((uint32_t *)dst)[(size_t)t * (size_t)nr + (size_t)i] =
+                    ((uint32_t *)rows)[(size_t)i * (size_t)k + (size_t)t];
             else
-                ((uint16_t *)dst)[(size_t)t * (size_t)nr + (size_t)i] = ((uint16_t *)rows)[(size_t)i * (size_t)k + (size_t)t];
+                ((uint16_t *)dst)[(size_t)t * (size_t)nr + (size_t)i] =
+                    ((uint16_t *)rows)[(size_t)i * (size_t)k + (size_t)t];
 }
 
 static int load_mat(struct load *j, struct pool *pool, const struct wts_mat *mat, int layer, int n_parts,
@@ -143,7 +148,10 @@ static int load_all(struct load *j, const struct wts *w, struct pool *pool)
         const struct {
             enum mdl_tensor t;
             float *dst;
-        } norms[] = {{MDL_NORM_ATTN, y->norm_attn}, {MDL_NORM_FFN, y->norm_ffn}, {MDL_Q_NORM, y->q_norm}, {MDL_K_NORM, y->k_norm}};
+        } norms[] = {{MDL_NORM_ATTN, y->norm_attn},
+                     {MDL_NORM_FFN, y->norm_ffn},
+                     {MDL_Q_NORM, y->q_norm},
+                     {MDL_K_NORM, y->k_norm}};
         for (int i = 0; i < 4 && !rc; i++) {
             int rows, cols;
             mdl_shape(c, norms[i].t, &rows, &cols);
@@ -172,7 +180,8 @@ int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const stru
     w->block = arena_block(w->bytes);
     struct km_err first = {0};
     struct load j = {.m = m, .w = w, .err = &first};
-    j.rows = km_reallocarray(NULL, (size_t)pool_threads(pool) * (size_t)kern->nr, (size_t)widest * km_dtype_size(dtype));
+    j.rows = km_reallocarray(NULL, (size_t)pool_threads(pool) * (size_t)kern->nr,
+                             (size_t)widest * km_dtype_size(dtype));
     int rc;
     if (!w->block || !j.rows) {
         rc = km_fail(err, KM_ENOMEM, "out of memory for weights of %zu bytes", w->bytes);

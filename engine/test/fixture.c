@@ -1,3 +1,5 @@
+/* Writes the files byte by byte, apart from engine/safetensors.c, so that a shared mistake cannot hide. A failure
+ * ends the test program. */
 #include "engine/test/fixture.h"
 
 #include "base/file.h"

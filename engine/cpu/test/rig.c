@@ -1,3 +1,4 @@
+/* Builds the arrays of a step anew each time, with -1 behind the last page, as the contract says. */
 #include "engine/cpu/test/rig.h"
 
 #include <stdio.h>
