@@ -32,6 +32,15 @@ struct cu_item {
     int32_t first, parts; /* the request's items are first .. first + parts */
 };
 
+/* How a row is sampled: smp_params as the kernels want it. */
+struct cu_draw {
+    uint64_t key;
+    float scale;        /* logits are divided by it */
+    float min_p, top_p;
+    int32_t top_k;
+    bool greedy, filtered;
+};
+
 /* The step's arrays on the device, all inside one allocation that one copy fills. */
 struct cu_meta {
     int32_t *tokens, *positions, *slots; /* [T] */
@@ -42,6 +51,7 @@ struct cu_meta {
     int32_t *tile_req, *tile_row; /* [n_tiles] prefill attention: request, and first query row within it */
     struct cu_item *items; /* decode attention: the requests with one query token */
     int32_t *sample_row;  /* [S] */
+    struct cu_draw *draws; /* [S] */
     int32_t *ban_start;   /* [S + 1] into ban */
     int32_t *ban;         /* ids that may not come */
 };
@@ -119,18 +129,8 @@ int cu_gemm_bucket(int M); /* the largest M whose algorithm is also M's */
 int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32, cudaStream_t s,
             struct km_err *err);
 
-/* sample.cu: greedy choice and log-probability of each row of logits [S][V]. */
-enum { CU_PICK_PARTS = 32 };
-struct cu_pick {
-    int32_t id;
-    float logprob;
-};
-struct alignas(16) cu_best { /* of a part of a row */
-    float top, allowed; /* maximum of all, and of the ids that may come */
-    int32_t id;         /* of allowed; the lowest among equals */
-    float sum;          /* of exp(logit - top) */
-};
-size_t cu_argmax_work(int rows); /* bytes, zeroed once by the caller */
-void cu_argmax(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, cu_pick *out, cudaStream_t s);
+/* sample.cu: the id each row of logits [S][V] gives; -1: the reference sampler must choose. */
+size_t cu_sample_work(int rows); /* bytes, zeroed once by the caller */
+void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out, cudaStream_t s);
 
 #endif

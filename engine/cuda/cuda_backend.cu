@@ -58,7 +58,7 @@ struct be {
 
     arrays wide, narrow;                      /* any step; steps of a graph, a tenth of the bytes */
     int32_t *decoding;                        /* [max_reqs] requests of the step with one query token */
-    cu_pick *picks;                           /* [max_reqs], pinned: the last kernel writes it */
+    int32_t *picks;                           /* [max_reqs], pinned: the last kernel writes it */
     float *logits_host, *scratch;             /* one row each, for rows that the reference sampler takes */
 
     graph graphs[MAX_GRAPHS];
@@ -116,7 +116,7 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
             cu_skinny_logits(b->h_out, b->w.lm_head, S, m.V, m.D, b->logits, s);
         else
             rc = cu_gemm(b->lt, b->h_out, b->w.lm_head, S, m.V, m.D, false, b->logits, true, s, err);
-        cu_argmax(b->logits, S, m.V, in, b->max_reqs, b->pick_work, b->picks, s);
+        cu_sample(b->logits, S, m.V, in, b->max_reqs, b->pick_work, b->picks, s);
     }
     if (rc)
         return rc;
@@ -135,6 +135,7 @@ static void pad_row(const struct be *b, const cu_meta &h, int i)
     h.kv_len[i] = 1;
     h.table_start[i] = 0;
     h.sample_row[i] = i;
+    h.draws[i] = cu_draw{0, 1, 0, 1, 0, true, false};
     h.ban_start[i + 1] = h.ban_start[i];
 }
 
@@ -208,11 +209,20 @@ static int warm_gemms(struct be *b, struct km_err *err)
 
 /* ---- a step ---- */
 
-/* True when the greedy kernel gives what the row asks for. */
-static bool greedy(const struct smp_row *r)
+/* True when the kernels of sample.cu give what the row asks for; else its logits go to the reference sampler. */
+static bool on_card(const struct smp_row *r)
+{
+    return r->p.n_logprobs < 0 && !r->n_history && r->n_banned <= MAX_BANNED;
+}
+
+static cu_draw draw_of(const struct smp_row *r)
 {
     const struct smp_params *p = &r->p;
-    return p->temperature == 0 && p->n_logprobs <= 0 && !r->n_history && r->n_banned <= MAX_BANNED;
+    if (p->temperature == 0)
+        return cu_draw{0, 1, 0, 1, 0, true, false};
+    float scale = (float)fmax(p->temperature, 0.01); /* as in smp_sample */
+    return cu_draw{smp_key(p->seed, r->step), scale, (float)p->min_p, (float)p->top_p, p->top_k, false,
+                   p->min_p > 0 || p->top_k > 0 || p->top_p < 1};
 }
 
 /* What of a step is what: counted while its arrays are filled. */
@@ -247,6 +257,7 @@ static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *s = &in->samples[i];
         h.sample_row[i] = s->row;
+        h.draws[i] = draw_of(s);
         for (int k = 0; k < s->n_banned && s->n_banned <= MAX_BANNED; k++)
             h.ban[banned++] = s->banned[k];
         h.ban_start[i + 1] = banned;
@@ -321,10 +332,9 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
     CU_TRY(cudaEventSynchronize(b->step_done));
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *r = &in->samples[i];
-        if (greedy(r)) {
+        if (on_card(r) && b->picks[i] >= 0) {
             memset(&out[i], 0, sizeof out[i]);
-            out[i].id = b->picks[i].id;
-            out[i].logprob = b->picks[i].logprob;
+            out[i].id = b->picks[i];
             continue;
         }
         CU_TRY(cudaMemcpy(b->logits_host, b->logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V, cudaMemcpyDeviceToHost));
@@ -493,6 +503,7 @@ static size_t carve(const struct be *b, size_t T, size_t R, char *base, cu_meta 
     out->tile_row = next(tiles);
     out->items = reinterpret_cast<cu_item *>(next((size_t)cu_items_max(b->m, (int)R) * (sizeof(cu_item) / sizeof(int32_t))));
     out->sample_row = next(R);
+    out->draws = reinterpret_cast<cu_draw *>(next(R * (sizeof(cu_draw) / sizeof(int32_t))));
     out->ban_start = next(R + 1);
     out->ban = next(R * MAX_BANNED);
     out->table = next(R * (size_t)b->max_blocks);
@@ -555,7 +566,7 @@ static int make_work(struct be *b, struct km_err *err)
     rc = rc ? rc : take(b, &b->logits, R * (size_t)m.V, err);
     rc = rc ? rc : take(b, &b->inv_freq, (size_t)m.d / 2, err);
     rc = rc ? rc : take(b, &b->attn_work, cu_attn_decode_work(m), err);
-    rc = rc ? rc : take(b, &b->pick_work, cu_argmax_work(b->max_reqs), err);
+    rc = rc ? rc : take(b, &b->pick_work, cu_sample_work(b->max_reqs), err);
     rc = rc ? rc : make_arrays(b, &b->wide, T, R, err);
     rc = rc ? rc : make_arrays(b, &b->narrow, few, few, err);
     rc = rc ? rc : pin(&b->picks, R, err);

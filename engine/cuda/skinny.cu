@@ -21,7 +21,7 @@ template <mode MODE> __device__ __forceinline__ int w_row(int tile, int g, int h
 }
 
 template <mode MODE, int COLS> /* COLS: 8-column tiles of x rows, 1 or 2 */
-__global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const bf16 *__restrict__ x, const bf16 *__restrict__ w, int M, int N,
+__global__ void __launch_bounds__(WARPS * 32, COLS == 1 ? 3 : 2) skinny_kernel(const bf16 *__restrict__ x, const bf16 *__restrict__ w, int M, int N,
                                                             int K, void *__restrict__ y)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const bf16 *__restri
     int per_warp = (steps + WARPS - 1) / WARPS;
     int s0 = warp * per_warp, s1 = min(steps, s0 + per_warp);
 
-    /* The first weights may be fetched before the kernel that makes x has ended. */
+    /* Weights may be fetched before the kernel that makes x has ended: the first into registers, as many again into L2. */
+    grid_release();
     uint4 a0[UNROLL], a1[UNROLL];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++)
@@ -45,6 +46,9 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const bf16 *__restri
             a0[u] = ld_stream(w0 + (s0 + u) * 32);
             a1[u] = ld_stream(w1 + (s0 + u) * 32);
         }
+    int line = s0 + UNROLL + (t & 1) * (UNROLL / 2);
+    if (line < s1)
+        prefetch_l2((t & 2 ? w1 : w0) + line * 32 - 8 * t);
     grid_wait();
     for (int s = s0; s < s1; s += UNROLL) {
         uint4 b[UNROLL][COLS];
@@ -72,7 +76,6 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const bf16 *__restri
             }
         }
     }
-    grid_release();
 
     __shared__ float part[WARPS][COLS][4][32];
 #pragma unroll

@@ -3,6 +3,10 @@
  *   kernels_check [check|time|all] [seed]        exit 1 when a kernel is wrong */
 #include "engine/cuda/cu.h"
 
+extern "C" {
+#include "engine/sample.h"
+}
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,10 +82,11 @@ struct judge {
     explicit judge(const char *what) : name(what)
     {
     }
-    void add(double got, double want)
+    /* size: of what was added up to give `want`, where that is more than its own */
+    void add(double got, double want, double size = 0)
     {
         double d = fabs(got - want);
-        if (!(d <= 1e-3 + 1.6e-2 * fabs(want)))
+        if (!(d <= 1e-3 + 1.6e-2 * fmax(fabs(want), size)))
             bad++;
         if (!(d <= worst))
             worst = d;
@@ -371,7 +376,7 @@ static void check_products()
                         b += f(x.h[(size_t)m * K + k]) * f(w.h[(size_t)(N + n) * K + k]);
                 }
                 double want = mode == 2 ? a / (1 + exp(-a)) * b : mode == 1 ? a + f(y0.h[i]) : a;
-                j.add(mode == 3 ? (double)yf.h[i] : f(y.h[i]), want);
+                j.add(mode == 3 ? (double)yf.h[i] : f(y.h[i]), want, mode == 1 ? fmax(fabs(a), fabs(f(y0.h[i]))) : 0);
             }
         }
     }
@@ -418,40 +423,76 @@ static void check_small()
                 j.add(f(act.h[(size_t)r * m.F + i]), g / (1 + exp(-g)) * u);
             }
     }
-    int V = 151936, S = 3;
+}
+
+/* Rows of every kind of sampling against the reference sampler. Equal but for draws that differ in the last bits of a
+ * logarithm: none are expected among so few. */
+static void check_sampling()
+{
+    struct kind {
+        double temperature, top_p, min_p;
+        int top_k, n_banned;
+        float spread;
+    };
+    static const kind kinds[] = {{0, 1, 0, 0, 0, 3},     {0, 1, 0, 0, 2, 3},    {1, 1, 0, 0, 0, 3},     {1, 1, 0, 0, 2, 3},        {0.6, 0.95, 0, 20, 0, 3},
+                 {1.5, 0.9, 0, 0, 0, 3}, {0.8, 1, 0.05, 0, 0, 3}, {1, 1, 0, 1, 0, 3},   {2, 0.3, 0.001, 50, 0, 3}, {1, 0.5, 0, 1000, 1, 3},
+                 {1, 0.01, 0, 0, 0, 3},  {0.01, 0.9, 0, 5, 0, 3}, {1, 0.9, 0, 0, 0, 30}, {1, 0.9, 0, 40, 0, 0},     {1, 1, 0, 151936, 0, 3}};
+    constexpr int KINDS = sizeof(kinds) / sizeof(kind), DRAWS = 6, S = KINDS * DRAWS;
+    int V = 151936, left = 0;
     both<float> logits((size_t)S * V);
-    for (size_t i = 0; i < logits.n; i++)
-        logits.h[i] = normal() * 3;
-    logits.h[77] = logits.h[99] = 50;                /* a tie: the lower id */
-    logits.h[(size_t)V + 5] = 60;                    /* banned below */
-    logits.up();
-    both<int32_t> bans(8);
-    bans.h[0] = 0, bans.h[1] = 0, bans.h[2] = 1, bans.h[3] = 1, bans.h[4] = 5;
-    bans.up();
-    cu_meta meta = {};
-    meta.ban_start = bans.d;
-    meta.ban = bans.d + 4;
-    both<cu_pick> picks((size_t)S);
-    both<char> work(cu_argmax_work(S));
+    both<cu_draw> draws(S);
+    both<int32_t> bans(S * 3 + 1), ids(S);
+    both<char> work(cu_sample_work(S));
+    struct smp_row *rows = static_cast<struct smp_row *>(calloc(S, sizeof *rows));
+    float *scratch = static_cast<float *>(malloc(sizeof(float) * (size_t)V));
     work.up();
-    for (int again = 0; again < 2; again++) {
-        picks.poison();
-        cu_argmax(logits.d, S, V, meta, S, work.d, picks.d, 0);
-    }
-    picks.down();
-    judge j("argmax and log-probability");
-    for (int s = 0; s < S; s++) {
-        double sum = 0;
-        int best = -1;
-        for (int i = 0; i < V; i++) {
-            float x = logits.h[(size_t)s * V + i];
-            sum += exp((double)x - 60);
-            if (!(s == 1 && i == 5) && (best < 0 || x > logits.h[(size_t)s * V + best]))
-                best = i;
+    for (int i = 0; i < S; i++) {
+        auto &k = kinds[i / DRAWS];
+        float *x = logits.h + (size_t)i * V;
+        int32_t *ban = bans.h + S + 1 + 2 * i, top = 0;
+        for (int j = 0; j < V; j++) {
+            x[j] = normal() * k.spread;
+            top = x[j] > x[top] ? j : top;
         }
-        j.add(picks.h[s].id == best ? 0 : 1, 0);
-        j.add(picks.h[s].logprob, (double)logits.h[(size_t)s * V + best] - 60 - log(sum));
+        if (i % 2) /* ties at the top, and all over */
+            for (int j = 0; j < V; j += 3)
+                x[j] = x[j + 1 < V ? j + 1 : 0];
+        ban[0] = top, ban[1] = (top + 77) % V;
+        bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + k.n_banned;
+        struct smp_row &r = rows[i];
+        r.p = smp_defaults();
+        r.p.temperature = k.temperature, r.p.top_p = k.top_p, r.p.min_p = k.min_p, r.p.top_k = k.top_k;
+        r.p.seed = (uint64_t)i * 977 + 5;
+        r.step = (uint64_t)(i % 5);
+        r.banned = ban, r.n_banned = k.n_banned;
+        draws.h[i] = cu_draw{smp_key(r.p.seed, r.step), k.temperature == 0 ? 1 : (float)k.temperature, (float)k.min_p, (float)k.top_p, k.top_k,
+                             k.temperature == 0, k.temperature > 0 && (k.min_p > 0 || k.top_k > 0 || k.top_p < 1)};
     }
+    logits.up(), draws.up();
+    judge j("sampled ids");
+    for (int i = 0; i < S; i++) { /* a launch a row: ban_start of neighbours overlap */
+        bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / DRAWS].n_banned;
+        bans.up();
+        cu_meta meta = {};
+        meta.ban_start = bans.d + i, meta.ban = bans.d + S + 1, meta.draws = draws.d + i;
+        for (int again = 0; again < 2; again++) { /* twice: the arrival counters must be back at zero */
+            OK(cudaMemset(ids.d + i, 0x7F, sizeof(int32_t)));
+            cu_sample(logits.d + (size_t)i * V, 1, V, meta, S, work.d, ids.d + i, 0);
+        }
+        OK(cudaDeviceSynchronize());
+    }
+    ids.down();
+    for (int i = 0; i < S; i++) {
+        struct smp_result want;
+        smp_sample(&rows[i], logits.h + (size_t)i * V, V, scratch, &want);
+        left += ids.h[i] < 0;
+        j.add(ids.h[i] == want.id || ids.h[i] < 0 ? 0 : 1, 0);
+        if (ids.h[i] >= 0 && ids.h[i] != want.id)
+            printf("     kind %d: %d, not %d\n", i / DRAWS, ids.h[i], want.id);
+    }
+    printf("     %d of %d rows were left to the reference sampler\n", left, (int)S);
+    free(rows);
+    free(scratch);
 }
 
 /* ---- speed ---- */
@@ -559,6 +600,7 @@ int main(int argc, char **argv)
     rng = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
     if (strcmp(what, "time")) {
         check_small();
+        check_sampling();
         check_products();
         for (int d : {32, 64, 128})
             check_qk_rope(d);

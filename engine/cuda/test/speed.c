@@ -1,11 +1,13 @@
 /* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random prompts.
  *   speed [MODEL] [OUT.json]      MODEL: qwen3-8b by default
+ *   speed MODEL profile           one prefill of 5,000 tokens and a few decodes of 64, between cudaProfilerStart and Stop
  * Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal where there is one. */
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "engine/engine.h"
 
+#include <cuda_profiler_api.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -165,6 +167,28 @@ static void decode(struct eng *e, int n, double temperature, double goal, double
     row(key, what, &host, host_goal);
 }
 
+/* A short stretch for a profiler that was told to wait for it (ncu --profile-from-start off). */
+static void profile(struct eng *e)
+{
+    struct eng_events v;
+    struct km_err err;
+    prefill(e, "", 5000, 1, 0);
+    cudaProfilerStart();
+    submit(e, 5000, 1, 0, 3);
+    drain(e);
+    cudaProfilerStop();
+    for (int i = 0; i < 64; i++)
+        submit(e, CONTEXT, 8, 0, (uint32_t)(7 * i + 1));
+    for (int steps = 0; !eng_idle(e);) {
+        must(eng_step(e, &v, &err), &err);
+        steps = v.n == 64 ? steps + 1 : 0;
+        if (steps == 2)
+            cudaProfilerStart();
+        if (steps == 3)
+            cudaProfilerStop();
+    }
+}
+
 int main(int argc, char **argv)
 {
     int64_t t0 = km_now_ns();
@@ -193,6 +217,12 @@ int main(int argc, char **argv)
            (double)st.be.kv_bytes / (1 << 30), st.pages, opened);
     rows = cJSON_CreateArray();
     printf("| what | median | 10%% to 90%% | samples | goal | |\n|---|---|---|---|---|---|\n");
+    if (out && !strcmp(out, "profile")) {
+        profile(e);
+        eng_close(e);
+        mdl_free(m);
+        return 0;
+    }
     row("start_s", "start to first token, s", &start, big ? 20 : 0);
     prefill(e, "first_token_128_ms", 128, 15, 0);
     prefill(e, "first_token_1024_ms", 1024, 9, 0);

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Programs with the shared libraries they need, in a folder that can be carried to a machine without packages:
+#   scripts/bundle.sh DIR PROGRAM...
+# libc and the GPU's own libraries (CUDA, cuBLAS) stay the target machine's.
+set -eu
+[ $# -ge 2 ] || { echo "usage: bundle.sh DIR PROGRAM..." >&2; exit 2; }
+dir=$1
+shift
+mkdir -p "$dir/lib"
+for p in "$@"; do
+    cp "$p" "$dir/"
+    strip "$dir/$(basename "$p")"
+    ldd "$p" | awk '$3 ~ /^\// { print $3 }' | while read -r lib; do
+        case "$(basename "$lib")" in
+        libc.so*|libm.so*|libdl.so*|librt.so*|libpthread.so*|libresolv.so*|ld-linux*|libcuda.so*|libcudart.so*|libcublas*|libnv*) ;;
+        *) cp -L "$lib" "$dir/lib/" && chmod 644 "$dir/lib/$(basename "$lib")" ;;
+        esac
+    done
+done
+strip "$dir"/lib/*.so* 2>/dev/null || true
+du -sh "$dir" | cut -f1

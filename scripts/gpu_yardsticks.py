@@ -1,0 +1,100 @@
+"""What others reach on this card at the shapes of Qwen3-8B: cuBLAS, cuDNN's attention, transformers. Needs PyTorch.
+
+    gpu_yardsticks.py [MODEL_DIR]       transformers is timed when a folder is given
+
+Prints a Markdown table: median, 10th and 90th percentile."""
+import sys
+import time
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def times(call, n=15, warm=3):
+    for _ in range(warm):
+        call()
+    out = []
+    for _ in range(n):
+        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        a.record()
+        call()
+        b.record()
+        torch.cuda.synchronize()
+        out.append(a.elapsed_time(b))
+    out.sort()
+    return out
+
+
+def row(what, values, unit):
+    n = len(values) - 1
+    print(f"| {what} | {values[n // 2]:.3f} | {values[n // 10]:.3f} to {values[n - n // 10]:.3f} | {unit} |", flush=True)
+
+
+def rates(ms, amount):
+    return sorted(amount / v for v in ms)
+
+
+def main():
+    torch.manual_seed(1)
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}\n")
+    print("| yardstick | median | 10% to 90% | unit |\n|---|---|---|---|")
+    shapes = [(6144, 4096), (4096, 4096), (24576, 4096), (4096, 12288)]
+    ws = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) * 0.02 for n, k in shapes]
+    for m in (1, 64, 256, 5000, 8192):
+        xs = [torch.randn(m, k, device="cuda", dtype=torch.bfloat16) for _, k in shapes]
+        copies = [[w] + [w.clone() for _ in range(3)] for w in ws] if m <= 256 else [[w] for w in ws]
+
+        def layers():
+            for c in range(len(copies[0])):
+                for x, w in zip(xs, copies):
+                    torch.matmul(x, w[c].T)
+
+        ms = [v / len(copies[0]) for v in times(layers)]
+        del copies
+        flops = 2.0 * m * sum(n * k for n, k in shapes)
+        if m <= 256:
+            row(f"cuBLAS, the four products of a layer, M = {m}", rates(ms, 2e-9 * sum(n * k for n, k in shapes)), "TB/s of weights")
+        else:
+            row(f"cuBLAS, the four products of a layer, M = {m}", rates(ms, flops / 1e9), "TFLOP/s")
+    a = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+    b = torch.empty_like(a)
+    row("device copy, read and write", rates(times(lambda: b.copy_(a)), 2 * a.numel() / 1e9), "TB/s")
+    del a, b
+    for n in (2048, 5000, 8192, 20480):
+        q = torch.randn(1, 32, n, 128, device="cuda", dtype=torch.bfloat16)
+        k = torch.randn(1, 8, n, 128, device="cuda", dtype=torch.bfloat16)
+        v = torch.randn(1, 8, n, 128, device="cuda", dtype=torch.bfloat16)
+        for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("FlashAttention-2", SDPBackend.FLASH_ATTENTION)):
+            try:
+                with sdpa_kernel(backend):
+                    ms = times(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+                row(f"{name}, causal attention, {n} tokens, contiguous", rates(ms, 2.0 * 32 * 128 * n * n / 1e9), "TFLOP/s")
+            except RuntimeError as e:
+                print(f"| {name}, {n} tokens | not available: {str(e).splitlines()[0][:80]} | | |")
+    if len(sys.argv) > 1:
+        transformers_rows(sys.argv[1])
+
+
+@torch.no_grad()
+def transformers_rows(path):
+    import transformers
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="sdpa", device_map="cuda").eval()
+    name = f"transformers {transformers.__version__}"
+    for n in (128, 5000, 20000):
+        ids = torch.randint(0, model.config.vocab_size, (1, n), device="cuda")
+        row(f"{name}, prefill of {n} tokens", times(lambda: model(ids, logits_to_keep=1, use_cache=True), n=5, warm=2), "ms")
+    for batch in (1, 64):
+        ids = torch.randint(0, model.config.vocab_size, (batch, 640), device="cuda")
+        out = model(ids, logits_to_keep=1, use_cache=True)
+        cache, token, steps = out.past_key_values, out.logits[:, -1:].argmax(-1), []
+        for i in range(14):
+            torch.cuda.synchronize()
+            t = time.perf_counter()
+            out = model(token, past_key_values=cache, use_cache=True)
+            token = out.logits[:, -1:].argmax(-1)
+            torch.cuda.synchronize()
+            steps += [(time.perf_counter() - t) * 1e3] if i > 3 else []
+        row(f"{name}, decode, batch {batch}, context 640", sorted(steps), "ms a step")
+
+
+main()

@@ -1,0 +1,63 @@
+"""What transformers computes from a model folder, as vectors for engine_check (engine/test/golden-*.json have the same form).
+
+    hf_logits.py MODEL_DIR OUT.json [--lengths 1,17,300,2000] [--steps 16]
+
+Prompts are random token ids. The reference is float32 arithmetic on the stored weights; how far transformers' own bfloat16 is
+from it is printed, as a measure for others' distance."""
+import argparse
+import json
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+def load(path, dtype):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").cuda().eval()
+
+
+@torch.no_grad()
+def last_logprobs(model, ids):
+    logits = model(torch.tensor([ids], device="cuda"), logits_to_keep=1).logits[0, -1]
+    return torch.log_softmax(logits.double(), -1)
+
+
+@torch.no_grad()
+def vector(model, ids, steps):
+    at = last_logprobs(model, ids)
+    top = at.topk(8)
+    out = {"prompt_ids": ids, "last_top8": [[i, v] for i, v in zip(top.indices.tolist(), top.values.tolist())], "greedy_ids": [], "greedy_gap": []}
+    now = list(ids)
+    for _ in range(steps):
+        two = at.topk(2)
+        now.append(int(two.indices[0]))
+        out["greedy_ids"].append(now[-1])
+        out["greedy_gap"].append(float(two.values[0] - two.values[1]))
+        at = last_logprobs(model, now)
+    return out
+
+
+def main():
+    a = argparse.ArgumentParser()
+    a.add_argument("model")
+    a.add_argument("out")
+    a.add_argument("--lengths", default="1,17,300,2000")
+    a.add_argument("--steps", type=int, default=16)
+    a = a.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = load(a.model, torch.float32)
+    draw = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(0, model.config.vocab_size, (int(n),), generator=draw).tolist() for n in a.lengths.split(",")]
+    vectors = [vector(model, p, a.steps) for p in prompts]
+    del model
+    torch.cuda.empty_cache()
+    model = load(a.model, torch.bfloat16)
+    worst = 0.0
+    for v in vectors:
+        at = last_logprobs(model, v["prompt_ids"])
+        worst = max([worst] + [abs(float(at[i]) - x) for i, x in v["last_top8"]])
+    print(f"transformers in bfloat16 is within {worst:.4f} of its float32 on these {len(vectors)} prompts")
+    with open(a.out, "w") as f:
+        json.dump({"source": "transformers, float32", "bfloat16_worst": worst, "vectors": vectors}, f)
+
+
+main()
