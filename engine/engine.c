@@ -76,7 +76,7 @@ static int copier_poll(void *self, uint64_t ticket)
 static void *copier_alloc(void *self, size_t size)
 {
     struct eng *e = self;
-    return e->backend->host_alloc ? e->backend->host_alloc(e->be, size) : NULL;
+    return e->backend->host_alloc(e->be, size);
 }
 
 static void copier_free(void *self, void *p, size_t size)
@@ -208,7 +208,7 @@ static int open_parts(struct eng *e, struct km_err *err)
     if (!e->port)
         return 0;
     xf_init(&e->xf, e->port, &e->sched, e->max_blocks);
-    e->copier = (struct kv_copier){e, copier_copy, copier_poll, copier_alloc, copier_free};
+    e->copier = (struct kv_copier){e, copier_copy, copier_poll, e->backend->host_alloc ? copier_alloc : NULL, copier_free};
     rc = e->port->attach(e->port->self, &e->geom, &e->copier, err);
     e->attached = !rc;
     return rc;

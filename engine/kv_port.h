@@ -42,7 +42,7 @@ struct kv_copier {
     void *self;
     int (*copy)(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);
     int (*poll)(void *self, uint64_t ticket);
-    void *(*host_alloc)(void *self, size_t size);
+    void *(*host_alloc)(void *self, size_t size); /* NULL: the device has none of its own, any memory serves */
     void (*host_free)(void *self, void *p, size_t size);
 };
 
@@ -68,7 +68,7 @@ struct kv_port {
     int (*lookup)(struct kv_seq *s, const int32_t *tokens, int n);
     /* Fill the pages of tokens [from, to), multiples of the block size within the last lookup.
      * block_table[i] is the page of tokens [i*B, (i+1)*B), readable until the ticket is finished. ticket 0:
-     * already complete, *good is set. */
+     * already complete, *good is set. from == to: nothing is wanted after all, the lookup's pins may go. */
     int (*load)(struct kv_seq *s, int from, int to, const int32_t *block_table, uint64_t *ticket, int *good);
     /* Tokens [0, n) are computed and lie in the pages: keep the whole chunks among them that are not yet
      * kept. The first n_prompt of the request came as its prompt, the others it generated; the cache decides

@@ -87,10 +87,14 @@ static void loaded(struct xf *x, struct seq *q, int good)
 void xf_admitted(struct xf *x, struct seq *q)
 {
     q->n_offered = q->n_computed / x->port->chunk_size * x->port->chunk_size;
-    if (q->state != SEQ_LOADING)
-        return;
-    struct xf_ticket *t = prepare(x, q, q->load_from, q->load_to);
     int good = q->load_from;
+    if (q->state != SEQ_LOADING) {
+        uint64_t none;
+        if (q->n_external > 0) /* the pool had as much: an empty load drops the pins */
+            x->port->load(q->kv, 0, 0, NULL, &none, &good);
+        return;
+    }
+    struct xf_ticket *t = prepare(x, q, q->load_from, q->load_to);
     if (t && x->port->load(q->kv, q->load_from, q->load_to, t->pages, &t->ticket, &good) < 0)
         t->ticket = 0;
     if (t && t->ticket) {

@@ -839,6 +839,31 @@ static void memory_runs_out(void **state)
     assert_true(refused >= 2);
 }
 
+/* The pool has as much as the cache: nothing is loaded, and the cache is told so that it can drop its pins. */
+static void a_useless_lookup_is_given_back(void **state)
+{
+    (void)state;
+    struct fake_port p;
+    struct rig g;
+    struct job a, b;
+    fake_port_init(&p, 32);
+    struct eng_opts o = rig_opts(64, 512, 8);
+    rig_open(&g, &o, &p);
+    job_init(&a, 97, 97, 3, 1, 2);
+    job_init(&b, 140, 97, 3, 2, 2);
+    rig_one(&g, &a);
+    rig_one(&g, &b);
+    assert_int_equal(b.last.n_cached, 96);
+    assert_int_equal(b.last.n_cached_pool, 96);
+    assert_int_equal(p.lookups, 2);
+    assert_int_equal(p.loads, 0);
+    assert_int_equal(p.dropped, 1);
+    job_free(&a);
+    job_free(&b);
+    rig_close(&g);
+    fake_port_free(&p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -865,6 +890,7 @@ int main(void)
         cmocka_unit_test(the_cache_is_asked_sparingly),
         cmocka_unit_test(steady_steps_allocate_nothing),
         cmocka_unit_test(memory_runs_out),
+        cmocka_unit_test(a_useless_lookup_is_given_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -46,7 +46,7 @@ struct fake_port {
     uint64_t last_ticket;
     bool attached;
     bool changed;                /* the contract was broken: a block table moved under an open ticket, say */
-    int seqs, lookups, loads, stores, kept;
+    int seqs, lookups, loads, dropped, stores, kept;
     int64_t looked_tokens, loaded_tokens;
     int last_n, last_n_prompt;   /* of the last store */
 };
