@@ -62,7 +62,7 @@ static const struct field {
     {"presence_penalty", GEN, R_NUM, AT(presence), -2, 2, 0},
     {"frequency_penalty", GEN, R_NUM, AT(frequency), -2, 2, 0},
     {"repetition_penalty", GEN, R_NUM, AT(repetition), 1e-3, 1e3, 0},
-    {"logprobs", API_COMPLETION, R_INT, AT(logprobs), 0, 5, 0},
+    {"logprobs", API_COMPLETION, R_INT, AT(logprobs), 0, SMP_MAX_TOP, 0},
     {"logprobs", API_CHAT, R_BOOL, AT(chat_logprobs), 0, 0, 0},
     {"top_logprobs", API_CHAT, R_INT, AT(top_logprobs), 0, SMP_MAX_TOP, 0},
     {"stop", GEN, R_ITEM, AT(stop), 0, 0, 0},
@@ -486,11 +486,10 @@ static int settle_lengths(struct api *a, const struct raw *r, const struct api_e
     return 0;
 }
 
-static int read_model(const char *model, bool need, const struct api_env *env, struct api_error *e)
+/* No name, or an empty one, means the model there is, as with vLLM. */
+static int read_model(const char *model, const struct api_env *env, struct api_error *e)
 {
-    if (!model)
-        return need ? refuse(e, "model", "\"model\" is missing; this server has \"%s\"", env->model) : 0;
-    if (!strcmp(model, env->model))
+    if (!model || !*model || !strcmp(model, env->model))
         return 0;
     refuse(e, "model", "The model \"%.100s\" does not exist; this server has \"%s\"", model, env->model);
     e->status = 404;
@@ -569,7 +568,7 @@ int api_parse(struct api *a, enum api_kind kind, const char *body, size_t len, c
     int rc;
     if (!cJSON_IsObject(a->root))
         rc = refuse(e, "", "the body must be a JSON object, not %s", what_is(a->root));
-    else if (read_fields(a->root, kind, &r, e) || read_model(r.model, kind & GEN, env, e) ||
+    else if (read_fields(a->root, kind, &r, e) || read_model(r.model, env, e) ||
              read_options(a, &r, &thinking, e))
         rc = -1;
     else if (kind & GEN)

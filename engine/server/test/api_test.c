@@ -66,7 +66,7 @@ static const struct number {
     {"presence_penalty", 3, {"-2", "0", "2"}, {"-2.1", "2.1"}},
     {"frequency_penalty", 3, {"-2", "0", "2"}, {"-2.1", "2.1"}},
     {"repetition_penalty", 3, {"1", "0.5", "2"}, {"0", "-1", "1e4"}},
-    {"logprobs", API_COMPLETION, {"0", "5", "null"}, {"-1", "6", "1.5"}},
+    {"logprobs", API_COMPLETION, {"0", "20", "null"}, {"-1", "21", "1.5"}},
     {"priority", 3, {"0", "-5", "2147483647"}, {"2147483648", "0.5"}},
 };
 
@@ -257,8 +257,10 @@ static void whole_bodies(void **state)
         {API_COMPLETION, "{" M ",\"prompt\":[4294967297]}", 400, "prompt"},
         {API_COMPLETION, "{" M ",\"prompt\":[1.5]}", 400, "prompt"},
         {API_COMPLETION, "{" M ",\"prompt\":[1e999]}", 400, "prompt"},
-        {API_COMPLETION, "{\"prompt\":\"hi\"}", 400, "model"},
-        {API_COMPLETION, "{\"model\":null,\"prompt\":\"hi\"}", 400, "model"},
+        {API_COMPLETION, "{\"prompt\":\"hi\"}", 200, ""}, /* the model there is */
+        {API_COMPLETION, "{\"model\":null,\"prompt\":\"hi\"}", 200, ""},
+        {API_COMPLETION, "{\"model\":\"\",\"prompt\":\"hi\"}", 200, ""},
+        {API_CHAT, "{" MSG "}", 200, ""},
         {API_COMPLETION, "{\"model\":5,\"prompt\":\"hi\"}", 400, "model"},
         {API_COMPLETION, "{\"model\":\"other\",\"prompt\":\"hi\"}", 404, "model"},
         {API_COMPLETION, "{" M "," M ",\"prompt\":\"hi\"}", 400, "model"},
