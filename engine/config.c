@@ -90,7 +90,8 @@ static int rope_precision(struct mdl_config *c, const char *stated, bool new_for
     enum { QWEN3_VOCAB = 151936 };
     if (stated && strcmp(stated, "float32") && strcmp(stated, "bfloat16"))
         return km_fail(err, KM_EINVAL, "\"inv_freq_dtype\" is \"%.40s\"; it must be float32 or bfloat16", stated);
-    c->rope_bf16 = stated ? stated[0] == 'b' : new_form && c->dtype == KM_BF16 && c->vocab != QWEN3_VOCAB;
+    c->rope_guessed = !stated && new_form && c->dtype == KM_BF16 && c->vocab != QWEN3_VOCAB;
+    c->rope_bf16 = stated ? stated[0] == 'b' : c->rope_guessed;
     return 0;
 }
 

@@ -22,6 +22,7 @@ struct mdl_config {
     int n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_pos;
     float rope_theta, rms_eps;
     bool rope_bf16;       /* rotary frequencies are rounded to bf16; see mdl_inv_freq */
+    bool rope_guessed;    /* rope_bf16 was inferred, not stated by the config: whoever opens the model says so */
     bool tied;            /* lm_head is the embedding */
     enum km_dtype dtype; /* what the checkpoint stores; --dtype auto */
     int32_t eos[8];       /* [n_eos] ids that end a generation: generation_config.json, else config.json */

@@ -109,15 +109,17 @@ static void get_version(struct srv *s, struct http_conn *c, struct hp *r)
     reply_json(c, &b);
 }
 
+/* "root" is where the model was read from: clients on this machine find the tokenizer there, as with vLLM. */
 static void put_model(struct srv *s, struct km_buf *b)
 {
+    const struct mdl *m = eng_model(s->eng);
     struct km_buf o = {0};
     km_buf_putc(&o, '{');
     put_field(&o, "id", s->model);
     put_field(&o, "object", "model");
     km_buf_printf(&o, ",\"created\":%lld", (long long)s->created);
     put_field(&o, "owned_by", "kvmark");
-    put_field(&o, "root", mdl_name(eng_model(s->eng)));
+    put_field(&o, "root", mdl_dir(m) ? mdl_dir(m) : mdl_name(m));
     km_buf_printf(&o, ",\"parent\":null,\"max_model_len\":%d}", eng_options(s->eng)->max_model_len);
     km_buf_put(b, km_buf_str(&o), o.len);
     b->oom |= o.oom;
@@ -360,7 +362,8 @@ static void begin_drain(struct srv *s)
     }
     s->draining = true;
     s->drain_until = km_now_ns() + (int64_t)GRACE_S * 1000000000;
-    km_log(KM_LOG_INFO, "stopping: %d requests in work get %d s", jobs_live(s->jobs), GRACE_S);
+    if (jobs_live(s->jobs))
+        km_log(KM_LOG_INFO, "stopping: %d requests in work get %d s", jobs_live(s->jobs), GRACE_S);
     http_drain(s->http);
     event_active(s->drain_timer, EV_TIMEOUT, 0);
 }
