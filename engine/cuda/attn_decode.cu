@@ -164,16 +164,14 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
     int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
     int head = blockIdx.x, group = H / G;
     cu_item it = meta.items[blockIdx.y];
-    grid_release();
     if (it.req < 0) { /* a captured graph has room for more items than this step needs */
         grid_wait();
         return;
     }
-    int row_q = meta.q_start[it.req], len = meta.kv_len[it.req];
 
     stream<DH> in;
     in.kv = pool + layer_at + ((size_t)head << B_log2) * DH;
-    in.table = meta.table + meta.table_start[it.req];
+    in.table = meta.table + it.table;
     in.page_elems = page_elems;
     in.v_off = ((size_t)G << B_log2) * DH;
     in.B_log2 = B_log2;
@@ -187,14 +185,15 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         int tok = first + i * WARPS * TILE;
-        if (tok < it.end && tok + TILE < len)
+        if (tok < it.end && tok + TILE < it.len)
             in.fetch(tok, i);
     }
     grid_wait();
+    grid_release();
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         int tok = first + i * WARPS * TILE;
-        if (tok < it.end && tok + TILE >= len)
+        if (tok < it.end && tok + TILE >= it.len)
             in.fetch(tok, i);
         cp_async_commit();
     }
@@ -207,7 +206,7 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             int r = g + 8 * h;
-            v[h] = r < group ? *reinterpret_cast<const uint4 *>(qkv + ((size_t)row_q * (H + 2 * G) + head * group + r) * DH + 32 * i + 8 * t)
+            v[h] = r < group ? *reinterpret_cast<const uint4 *>(qkv + ((size_t)it.row * (H + 2 * G) + head * group + r) * DH + 32 * i + 8 * t)
                              : make_uint4(0, 0, 0, 0);
         }
         qa[2 * i][0] = v[0].x, qa[2 * i][1] = v[1].x, qa[2 * i][2] = v[0].y, qa[2 * i][3] = v[1].y;
@@ -249,7 +248,7 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
             }
     }
     __syncthreads();
-    bf16 *out = o + ((size_t)row_q * H + head * group) * DH;
+    bf16 *out = o + ((size_t)it.row * H + head * group) * DH;
     float *po = part.o + ((size_t)blockIdx.y * G + head) * group * DH;
     float2 *pml = part.ml + ((size_t)blockIdx.y * G + head) * 16;
     for (int i = tid; i < group * DH; i += WARPS * 32) {
@@ -284,18 +283,35 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
     if (!last)
         return;
     __threadfence();
-    const float *src = part.o + ((size_t)it.first * G + head) * group * DH;
-    const float2 *ml = part.ml + ((size_t)it.first * G + head) * 16;
-    for (int i = tid; i < group * DH; i += WARPS * 32) {
-        float m = -INFINITY, v = 0, l = 0;
-        for (int k = 0; k < it.parts; k++) {
-            float2 e = __ldcg(&ml[(size_t)k * G * 16 + i / DH]);
-            float x = __ldcg(&src[(size_t)k * G * group * DH + i]), to = fmaxf(m, e.x), old = exp2_fast(m - to), f = exp2_fast(e.x - to);
-            v = v * old + f * x;
-            l = l * old + f * e.y;
-            m = to;
+    /* The weight of each part in each row, a warp a row, then the weighted sum: loads that wait for none before them. */
+    float *weight = reinterpret_cast<float *>(smem); /* [parts][group] */
+    for (int r = warp; r < group; r += WARPS) {
+        const float2 *ml = part.ml + ((size_t)it.first * G + head) * 16 + r;
+        float m = -INFINITY, l = 0;
+        for (int k = lane; k < it.parts; k += 32)
+            m = fmaxf(m, __ldcg(&ml[(size_t)k * G * 16]).x);
+        for (int x = 16; x; x >>= 1)
+            m = fmaxf(m, __shfl_xor_sync(~0u, m, x));
+        for (int k = lane; k < it.parts; k += 32) {
+            float2 e = __ldcg(&ml[(size_t)k * G * 16]);
+            float f = exp2_fast(e.x - m);
+            weight[k * group + r] = f;
+            l += f * e.y;
         }
-        out[i] = __float2bfloat16(v / l);
+        for (int x = 16; x; x >>= 1)
+            l += __shfl_xor_sync(~0u, l, x);
+        if (lane == 0)
+            sml[0][r].y = 1 / l;
+    }
+    __syncthreads();
+    const float *src = part.o + ((size_t)it.first * G + head) * group * DH;
+    size_t step = (size_t)G * group * DH;
+    for (int i = tid; i < group * DH; i += WARPS * 32) {
+        float v = 0;
+#pragma unroll 8
+        for (int k = 0; k < it.parts; k++)
+            v += weight[k * group + i / DH] * __ldcg(&src[k * step + i]);
+        out[i] = __float2bfloat16(v * sml[0][i / DH].y);
     }
     if (tid == 0)
         *arrived = 0;
@@ -332,20 +348,44 @@ int cu_items_max(const cu_dims &m, int reqs)
     return reqs + wave(m);
 }
 
-int cu_items(const cu_dims &m, const int32_t *kv_len, const int32_t *reqs, int n, struct cu_item *out)
+/* Tokens of an item of a request when none may be longer than `most`: equal parts, whole tiles. */
+static int part_len(int len, int most)
 {
-    enum { LEAST = WARPS * TILE };
-    long all = 0, share;
-    int used = 0;
+    int parts = (len + most - 1) / most;
+    return ((len + parts - 1) / parts + TILE - 1) / TILE * TILE;
+}
+
+/* The longest an item may be: of a few candidates the one that ends first, counted in waves of blocks times their length. The
+ * least of them makes at most n + wave items. */
+static int longest_item(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n)
+{
+    enum { LEAST = WARPS * TILE, START = 64 }; /* what starting a block costs, in tokens */
+    long all = 0, slots = (long)BLOCKS_PER_SM * m.n_sms, best_cost = INT64_MAX;
     for (int i = 0; i < n; i++)
-        all += kv_len[reqs[i]];
-    share = (all / wave(m) + LEAST) / LEAST * LEAST; /* above all / wave, so that at most n + wave items come out */
+        all += h.kv_len[reqs[i]];
+    int least = (int)((all / wave(m) + LEAST) / LEAST * LEAST), best = least;
+    for (int quarters = 4; quarters <= 16; quarters += quarters < 8 ? 1 : 4) {
+        int most = (int)((long)least * quarters / 4), longest = 0;
+        long items = 0;
+        for (int i = 0; i < n; i++) {
+            int len = h.kv_len[reqs[i]], each = part_len(len, most);
+            items += (len + each - 1) / each;
+            longest = each > longest ? each : longest;
+        }
+        long cost = (items * m.G + slots - 1) / slots * (longest + START);
+        if (cost < best_cost)
+            best_cost = cost, best = most;
+    }
+    return best;
+}
+
+int cu_items(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n, struct cu_item *out)
+{
+    int used = 0, most = n ? longest_item(m, h, reqs, n) : 0;
     for (int i = 0; i < n; i++) {
-        int len = kv_len[reqs[i]], parts = (int)((len + share - 1) / share), first = used;
-        int each = ((len + parts - 1) / parts + TILE - 1) / TILE * TILE;
-        parts = (len + each - 1) / each;
+        int r = reqs[i], len = h.kv_len[r], each = part_len(len, most), first = used, parts = (len + each - 1) / each;
         for (int k = 0; k < parts; k++)
-            out[used++] = cu_item{reqs[i], k * each, (k + 1) * each < len ? (k + 1) * each : len, first, parts};
+            out[used++] = cu_item{r, h.q_start[r], len, h.table_start[r], k * each, k + 1 < parts ? (k + 1) * each : len, first, parts};
     }
     return used;
 }

@@ -25,9 +25,11 @@ struct cu_dims {
     size_t page_elems; /* L * 2 * G * B * d */
 };
 
-/* A stretch of one decoding request's KV, for one block a kv head. */
-struct cu_item {
+/* A stretch of one decoding request's KV, for one block a kv head, with what the block must know of the request. */
+struct alignas(16) cu_item {
     int32_t req;          /* -1: none */
+    int32_t row, len;     /* its query row, all of its tokens */
+    int32_t table;        /* where its pages begin in the table */
     int32_t begin, end;   /* tokens */
     int32_t first, parts; /* the request's items are first .. first + parts */
 };
@@ -108,16 +110,19 @@ void cu_attn_prefill_sm90(const cu_dims &m, const void *map128, const bf16 *qkv,
 
 /* attn_decode.cu: requests with one query token, their KV cut into items. */
 int cu_items_max(const cu_dims &m, int reqs); /* most items of so many requests */
-/* Items of the n requests reqs[] of a step, on the host; returns their number. */
-int cu_items(const cu_dims &m, const int32_t *kv_len, const int32_t *reqs, int n, struct cu_item *out);
+/* Items of the n requests reqs[] of a step whose arrays h are filled, on the host; returns their number. */
+int cu_items(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n, struct cu_item *out);
 size_t cu_attn_decode_work(const cu_dims &m); /* bytes, zeroed once by the caller */
 void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o, void *work,
                     cudaStream_t s);
 
-/* skinny.cu: y[M][N] (+)= x[M][K] w[N][K]^T for M <= CU_SKINNY_M, at the speed of reading w. */
+/* skinny.cu: y[M][N] (+)= h[M][K] w[N][K]^T for M <= CU_SKINNY_M, at the speed of reading w. h is x, or rmsnorm(x) * norm where a
+ * norm is given. */
 enum { CU_SKINNY_M = 16 };
 void cu_skinny(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf16 *y, cudaStream_t s);
-void cu_skinny_swiglu(const bf16 *x, const bf16 *w_gate_up, int M, int F, int K, bf16 *act, cudaStream_t s); /* w [2F][K], gate first */
+void cu_skinny_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y, cudaStream_t s);
+/* act[M][F] = silu(gate) * up of w_gate_up [2F][K], gate first. */
+void cu_skinny_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K, bf16 *act, cudaStream_t s);
 void cu_skinny_logits(const bf16 *x, const bf16 *w, int M, int N, int K, float *y, cudaStream_t s);
 
 /* gemm.cu: the same for any M, by cuBLASLt, the algorithm timed once a shape bucket. */

@@ -71,13 +71,34 @@ struct be {
 
 /* ---- the forward pass ---- */
 
-static int product(struct be *b, const bf16 *x, const bf16 *w, int T, int N, int K, bool add, bf16 *y, struct km_err *err)
+/* y (+)= h w^T; with a norm, h is rmsnorm(x) * norm: for few rows inside the product, else by way of b->h. */
+static int product(struct be *b, const bf16 *x, const bf16 *norm, const bf16 *w, int T, int N, int K, bool add, bf16 *y, struct km_err *err)
 {
-    if (T <= CU_SKINNY_M) {
-        cu_skinny(x, w, T, N, K, add, y, b->steps);
-        return 0;
+    cudaStream_t s = b->steps;
+    if (T <= CU_SKINNY_M && norm)
+        cu_skinny_norm(x, norm, b->m.eps, w, T, N, K, y, s);
+    else if (T <= CU_SKINNY_M)
+        cu_skinny(x, w, T, N, K, add, y, s);
+    else {
+        if (norm)
+            cu_rmsnorm(b->m, x, norm, nullptr, T, b->h, s);
+        return cu_gemm(b->lt, norm ? b->h : x, w, T, N, K, add, y, false, s, err);
     }
-    return cu_gemm(b->lt, x, w, T, N, K, add, y, false, b->steps, err);
+    return 0;
+}
+
+static int feed_forward(struct be *b, const cu_layer &w, int T, struct km_err *err)
+{
+    const cu_dims &m = b->m;
+    if (T <= CU_SKINNY_M)
+        cu_skinny_swiglu(b->x, w.norm_ffn, m.eps, w.gate_up, T, m.F, m.D, b->act, b->steps);
+    else {
+        int rc = product(b, b->x, w.norm_ffn, w.gate_up, T, 2 * m.F, m.D, false, b->gu, err);
+        if (rc)
+            return rc;
+        cu_swiglu(m, b->gu, T, b->act, b->steps);
+    }
+    return product(b, b->act, nullptr, w.down, T, m.D, m.F, true, b->x, err);
 }
 
 /* Enqueues everything between the arrays' arrival and the picks, for T tokens, S sampled rows. */
@@ -89,8 +110,7 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
     cu_embed(m, b->w.embed, in.tokens, T, b->x, s);
     for (int l = 0; l < m.L && !rc; l++) {
         const cu_layer &w = b->w.layers[l];
-        cu_rmsnorm(m, b->x, w.norm_attn, nullptr, T, b->h, s);
-        rc = product(b, b->h, w.qkv, T, width, m.D, false, b->qkv, err);
+        rc = product(b, b->x, w.norm_attn, w.qkv, T, width, m.D, false, b->qkv, err);
         cu_qk_rope_store(m, b->qkv, w.q_norm, w.k_norm, b->inv_freq, in, T, l, b->pool, s);
         if (n_items)
             cu_attn_decode(m, b->qkv, in, n_items, l, b->pool, b->o, b->attn_work, s);
@@ -98,17 +118,8 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
             cu_attn_prefill_sm90(m, b->map, b->qkv, in, n_tiles, l, b->o, s);
         else if (n_tiles)
             cu_attn_prefill(m, b->qkv, in, n_tiles, l, b->pool, b->o, s);
-        if (!rc)
-            rc = product(b, b->o, w.o, T, m.D, m.H * m.d, true, b->x, err);
-        cu_rmsnorm(m, b->x, w.norm_ffn, nullptr, T, b->h, s);
-        if (T <= CU_SKINNY_M) {
-            cu_skinny_swiglu(b->h, w.gate_up, T, m.F, m.D, b->act, s);
-        } else if (!rc) {
-            rc = cu_gemm(b->lt, b->h, w.gate_up, T, 2 * m.F, m.D, false, b->gu, false, s, err);
-            cu_swiglu(m, b->gu, T, b->act, s);
-        }
-        if (!rc)
-            rc = product(b, b->act, w.down, T, m.D, m.F, true, b->x, err);
+        rc = rc ? rc : product(b, b->o, nullptr, w.o, T, m.D, m.H * m.d, true, b->x, err);
+        rc = rc ? rc : feed_forward(b, w, T, err);
     }
     if (!rc && S) {
         cu_rmsnorm(m, b->x, b->w.norm_out, in.sample_row, S, b->h_out, s);
@@ -251,7 +262,7 @@ static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *
             h.tile_row[n->n_tiles++] = row;
         }
     }
-    n->n_items = cu_items(b->m, in->kv_len, b->decoding, n->n_dec, h.items);
+    n->n_items = cu_items(b->m, h, b->decoding, n->n_dec, h.items);
     int banned = 0;
     h.ban_start[0] = 0;
     for (int i = 0; i < in->n_samples; i++) {

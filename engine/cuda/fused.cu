@@ -19,8 +19,8 @@ __device__ __forceinline__ float warp_sum(float v)
 
 __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, int D, bf16 *x)
 {
-    grid_release();
     grid_wait();
+    grid_release();
     const uint4 *src = reinterpret_cast<const uint4 *>(embed + (size_t)tokens[blockIdx.x] * D);
     uint4 *dst = reinterpret_cast<uint4 *>(x + (size_t)blockIdx.x * D);
     for (int i = threadIdx.x; i < D / 8; i += blockDim.x)
@@ -31,8 +31,8 @@ __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, int D, bf
 template <int PER> __global__ void __launch_bounds__(128) rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps,
                                                                          bf16 *out)
 {
-    grid_release();
     grid_wait();
+    grid_release();
     size_t row = rows ? (size_t)rows[blockIdx.x] : blockIdx.x;
     const uint4 *src = reinterpret_cast<const uint4 *>(x + row * D);
     bf16x8 v[PER];
@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(256) qk_rope_store_kernel(bf16 *qkv, const bf1
                                                             const int32_t *positions, const int32_t *slots, int T, int H, int G,
                                                             int B_log2, size_t page_elems, size_t layer_at, float eps, bf16 *pool)
 {
-    grid_release();
     grid_wait();
+    grid_release();
     constexpr int N = DH / 32, HALF = N / 2;
     int heads = H + 2 * G, lane = threadIdx.x % 32;
     long unit = (long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -131,8 +131,8 @@ __global__ void __launch_bounds__(256) qk_rope_store_kernel(bf16 *qkv, const bf1
 
 __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 {
-    grid_release();
     grid_wait();
+    grid_release();
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total8)
         return;

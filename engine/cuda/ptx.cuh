@@ -68,11 +68,6 @@ __device__ __forceinline__ uint4 ld_stream(const void *p)
     return v;
 }
 
-__device__ __forceinline__ void prefetch_l2(const void *p)
-{
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
 /* Programmatic dependent launch: wait for the kernel before us; let the one after us start. No-ops before sm_90
  * and in launches without the attribute. */
 __device__ __forceinline__ void grid_wait()

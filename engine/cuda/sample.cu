@@ -243,8 +243,8 @@ __device__ cut find_cut(shared &s, const values &row, int V, const cu_draw &d)
 __global__ void __launch_bounds__(CUT_THREADS, 1) cut_kernel(const float *logits, int V, cu_meta meta, cut *out)
 {
     extern __shared__ __align__(16) char smem[];
-    grid_release();
     grid_wait();
+    grid_release();
     int row = blockIdx.x;
     const cu_draw d = meta.draws[row];
     cut c = {-FLT_MAX, INT32_MAX};
@@ -266,8 +266,8 @@ __device__ __forceinline__ float noise(uint64_t key, int id)
 __global__ void __launch_bounds__(RACE_THREADS) race_kernel(const float *logits, int V, cu_meta meta, const cut *cuts, best *found, int *arrived,
                                                             int32_t *out)
 {
-    grid_release();
     grid_wait();
+    grid_release();
     int row = blockIdx.y, part = blockIdx.x, per = (V + PARTS - 1) / PARTS, end = min(V, (part + 1) * per);
     const cu_draw d = meta.draws[row];
     const values v(logits, V, meta, row);

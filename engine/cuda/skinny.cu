@@ -20,10 +20,34 @@ template <mode MODE> __device__ __forceinline__ int w_row(int tile, int g, int h
     return MODE == SWIGLU ? tile * 8 + g + half * N : tile * 16 + g + half * 8;
 }
 
-template <mode MODE, int COLS> /* COLS: 8-column tiles of x rows, 1 or 2 */
-__global__ void __launch_bounds__(WARPS * 32, COLS == 1 ? 3 : 2) skinny_kernel(const bf16 *__restrict__ x, const bf16 *__restrict__ w, int M, int N,
-                                                            int K, void *__restrict__ y)
+/* 16 bytes of x times 16 of the norm's weight; their squares are added up on the way. */
+__device__ __forceinline__ uint4 normed(uint4 x, uint4 weight, float &squares)
 {
+    uint4 out;
+    const __nv_bfloat162 *a = reinterpret_cast<const __nv_bfloat162 *>(&x), *b = reinterpret_cast<const __nv_bfloat162 *>(&weight);
+    __nv_bfloat162 *o = reinterpret_cast<__nv_bfloat162 *>(&out);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 f = __bfloat1622float2(a[i]);
+        squares += f.x * f.x + f.y * f.y;
+        o[i] = __hmul2(a[i], b[i]);
+    }
+    return out;
+}
+
+struct params {
+    const bf16 *x, *w, *norm; /* norm: [K], used by NORM kernels */
+    int M, N, K;
+    float eps;
+    void *y;
+};
+
+template <mode MODE, int COLS, bool NORM> /* COLS: 8-column tiles of x rows, 1 or 2 */
+__global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const params P)
+{
+    const bf16 *__restrict__ x = P.x, *__restrict__ w = P.w;
+    const int M = P.M, N = P.N, K = P.K;
+    void *y = P.y;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     int tile = blockIdx.x;
     int out_rows = MODE == SWIGLU ? 8 : 16;
@@ -37,8 +61,7 @@ __global__ void __launch_bounds__(WARPS * 32, COLS == 1 ? 3 : 2) skinny_kernel(c
     int per_warp = (steps + WARPS - 1) / WARPS;
     int s0 = warp * per_warp, s1 = min(steps, s0 + per_warp);
 
-    /* Weights may be fetched before the kernel that makes x has ended: the first into registers, as many again into L2. */
-    grid_release();
+    /* The first weights may be fetched before the kernel that makes x has ended. */
     uint4 a0[UNROLL], a1[UNROLL];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++)
@@ -46,20 +69,22 @@ __global__ void __launch_bounds__(WARPS * 32, COLS == 1 ? 3 : 2) skinny_kernel(c
             a0[u] = ld_stream(w0 + (s0 + u) * 32);
             a1[u] = ld_stream(w1 + (s0 + u) * 32);
         }
-    int line = s0 + UNROLL + (t & 1) * (UNROLL / 2);
-    if (line < s1)
-        prefetch_l2((t & 2 ? w1 : w0) + line * 32 - 8 * t);
     grid_wait();
+    grid_release();
+    float squares[COLS] = {};
     for (int s = s0; s < s1; s += UNROLL) {
-        uint4 b[UNROLL][COLS];
+        uint4 b[UNROLL][COLS], n[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++)
+        for (int u = 0; u < UNROLL; u++) {
+            if (NORM)
+                n[u] = s + u < s1 ? *reinterpret_cast<const uint4 *>(P.norm + (s + u) * 32 + 8 * t) : make_uint4(0, 0, 0, 0);
 #pragma unroll
             for (int c = 0; c < COLS; c++) {
                 bool ok = s + u < s1 && c * 8 + g < M;
                 b[u][c] = ok ? *reinterpret_cast<const uint4 *>(x + (size_t)(c * 8 + g) * K + (s + u) * 32 + 8 * t)
                              : make_uint4(0, 0, 0, 0);
             }
+        }
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             if (s + u >= s1)
@@ -67,6 +92,8 @@ __global__ void __launch_bounds__(WARPS * 32, COLS == 1 ? 3 : 2) skinny_kernel(c
             uint32_t lo[4] = {a0[u].x, a1[u].x, a0[u].y, a1[u].y}, hi[4] = {a0[u].z, a1[u].z, a0[u].w, a1[u].w};
 #pragma unroll
             for (int c = 0; c < COLS; c++) {
+                if (NORM)
+                    b[u][c] = normed(b[u][c], n[u], squares[c]);
                 mma_bf16(acc[c], lo, b[u][c].x, b[u][c].y);
                 mma_bf16(acc[c], hi, b[u][c].z, b[u][c].w);
             }
@@ -77,12 +104,19 @@ __global__ void __launch_bounds__(WARPS * 32, COLS == 1 ? 3 : 2) skinny_kernel(c
         }
     }
 
-    __shared__ float part[WARPS][COLS][4][32];
+    __shared__ float part[WARPS][COLS][4][32], part_squares[WARPS][COLS][8];
 #pragma unroll
     for (int c = 0; c < COLS; c++)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             part[warp][c][i][lane] = acc[c][i];
+#pragma unroll
+    for (int c = 0; NORM && c < COLS; c++) {
+        squares[c] += __shfl_xor_sync(~0u, squares[c], 1);
+        squares[c] += __shfl_xor_sync(~0u, squares[c], 2);
+        if (t == 0)
+            part_squares[warp][c][g] = squares[c];
+    }
     __syncthreads();
     if (warp >= COLS)
         return;
@@ -98,6 +132,14 @@ __global__ void __launch_bounds__(WARPS * 32, COLS == 1 ? 3 : 2) skinny_kernel(c
         int m = c * 8 + 2 * t + j;
         if (m >= M)
             continue;
+        if (NORM) { /* the norm's scale is the row's: it may come last */
+            float sum = 0;
+            for (int k = 0; k < WARPS; k++)
+                sum += part_squares[k][c][2 * t + j];
+            float scale = rsqrtf(sum / K + P.eps);
+            v[j] *= scale;
+            v[2 + j] *= scale;
+        }
         if (MODE == SWIGLU) {
             int n = tile * out_rows + g;
             float gate = v[j];
@@ -119,29 +161,35 @@ __global__ void __launch_bounds__(WARPS * 32, COLS == 1 ? 3 : 2) skinny_kernel(c
     }
 }
 
-template <mode MODE> void launch(const bf16 *x, const bf16 *w, int M, int N, int K, void *y, cudaStream_t s)
+template <mode MODE, bool NORM> void launch(const params &p, cudaStream_t s)
 {
     int rows = MODE == SWIGLU ? 8 : 16;
-    dim3 grid((unsigned)((N + rows - 1) / rows));
-    cu_launch(M <= 8 ? skinny_kernel<MODE, 1> : skinny_kernel<MODE, 2>, grid, WARPS * 32, 0, s, x, w, M, N, K, y);
+    dim3 grid((unsigned)((p.N + rows - 1) / rows));
+    cu_launch(p.M <= 8 ? skinny_kernel<MODE, 1, NORM> : skinny_kernel<MODE, 2, NORM>, grid, WARPS * 32, 0, s, p);
 }
 
 } // namespace
 
 void cu_skinny(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf16 *y, cudaStream_t s)
 {
+    params p = {x, w, nullptr, M, N, K, 0, y};
     if (add)
-        launch<ADD>(x, w, M, N, K, y, s);
+        launch<ADD, false>(p, s);
     else
-        launch<STORE>(x, w, M, N, K, y, s);
+        launch<STORE, false>(p, s);
 }
 
-void cu_skinny_swiglu(const bf16 *x, const bf16 *w_gate_up, int M, int F, int K, bf16 *act, cudaStream_t s)
+void cu_skinny_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y, cudaStream_t s)
 {
-    launch<SWIGLU>(x, w_gate_up, M, F, K, act, s);
+    launch<STORE, true>(params{x, w, norm, M, N, K, eps, y}, s);
+}
+
+void cu_skinny_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K, bf16 *act, cudaStream_t s)
+{
+    launch<SWIGLU, true>(params{x, w_gate_up, norm, M, F, K, eps, act}, s);
 }
 
 void cu_skinny_logits(const bf16 *x, const bf16 *w, int M, int N, int K, float *y, cudaStream_t s)
 {
-    launch<LOGITS>(x, w, M, N, K, y, s);
+    launch<LOGITS, false>(params{x, w, nullptr, M, N, K, 0, y}, s);
 }

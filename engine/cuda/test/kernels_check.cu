@@ -1,6 +1,7 @@
 /* Every kernel against a plain loop in double precision on fresh random inputs, outputs poisoned first; then its speed at the
  * shapes of Qwen3-8B beside the limit it lives under. A program, not a unit test: it needs a GPU.
- *   kernels_check [check|time|all] [seed]        exit 1 when a kernel is wrong */
+ *   kernels_check [check|small|time|attention|all] [seed]        exit 1 when a kernel is wrong
+ * small: few and little shapes, for compute-sanitizer; attention: times that alone. */
 #include "engine/cuda/cu.h"
 
 extern "C" {
@@ -111,8 +112,9 @@ struct scene {
     both<int32_t> *meta;
     cu_meta hm = {}, dm = {};
 
-    /* sms: pretend this many, since they decide how decode attention is cut; 0: the card's own */
-    scene(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len, int sms = 0) : R(n)
+    /* sms: pretend this many, since they decide how decode attention is cut; 0: the card's own. timing: numbers everywhere,
+     * and only a few thousand different ones, which is quick to make. */
+    scene(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len, int sms = 0, bool timing = false) : R(n)
     {
         m.L = L, m.H = H, m.G = G, m.d = d, m.B = B, m.B_log2 = __builtin_ctz((unsigned)B), m.max_reqs = n, m.eps = 1e-6f;
         m.page_elems = (size_t)L * 2 * G * B * d;
@@ -126,7 +128,7 @@ struct scene {
         pool = new both<bf16>((size_t)n_pages * m.page_elems);
         qkv = new both<bf16>((size_t)T * (H + 2 * G) * d);
         o = new both<bf16>((size_t)T * H * d);
-        meta = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64 + 5 * cu_items_max(m, n)));
+        meta = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64 + 8 * cu_items_max(m, n) + 4));
         int32_t *at = meta->h;
         auto next = [&](int32_t *&host, int32_t *&dev, size_t count) {
             host = at, dev = meta->d + (at - meta->h), at += count;
@@ -136,7 +138,8 @@ struct scene {
         next(hm.table_start, dm.table_start, (size_t)n);
         next(hm.table, dm.table, (size_t)blocks);
         int32_t *host_items, *dev_items, *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)n)), n_dec = 0;
-        next(host_items, dev_items, 5 * (size_t)cu_items_max(m, n));
+        at += (meta->h - at) & 3; /* items are 16-byte things */
+        next(host_items, dev_items, 8 * (size_t)cu_items_max(m, n));
         hm.items = reinterpret_cast<cu_item *>(host_items), dm.items = reinterpret_cast<cu_item *>(dev_items);
         next(hm.tile_req, dm.tile_req, (size_t)T);
         next(hm.tile_row, dm.tile_row, (size_t)T);
@@ -167,9 +170,19 @@ struct scene {
                 hm.tile_req[n_tiles] = r, hm.tile_row[n_tiles++] = i;
         }
         free(perm);
-        n_items = cu_items(m, hm.kv_len, decoding, n_dec, hm.items);
+        n_items = cu_items(m, hm, decoding, n_dec, hm.items);
         free(decoding);
         meta->up();
+        randomize(*qkv, 1);
+        if (timing) {
+            size_t some = pool->n < 65536 ? pool->n : 65536;
+            for (size_t i = 0; i < some; i++)
+                pool->h[i] = __float2bfloat16(normal());
+            for (size_t i = some; i < pool->n; i += some)
+                memcpy(pool->h + i, pool->h, sizeof(bf16) * (pool->n - i < some ? pool->n - i : some));
+            pool->up();
+            return;
+        }
         /* Pages hold numbers where a request has tokens and NaN everywhere else. */
         memset((void *)pool->h, 0xFF, pool->n * sizeof(bf16));
         for (int r = 0; r < n; r++)
@@ -180,7 +193,6 @@ struct scene {
                             for (int e = 0; e < d; e++)
                                 *at_kv(r, k, l, kv, g, e) = __float2bfloat16(normal() * (kv ? 0.25f : 1));
         pool->up();
-        randomize(*qkv, 1);
     }
     ~scene()
     {
@@ -322,7 +334,7 @@ static void check_qk_rope(int d)
             }
 }
 
-static void check_products()
+static void check_products(int most)
 {
     struct cu_lt *lt = nullptr;
     struct km_err err;
@@ -334,14 +346,17 @@ static void check_products()
     static const int shapes[][3] = {{1, 4096, 4096}, {3, 6144, 4096}, {8, 256, 768}, {9, 4096, 1024}, {16, 1000, 320}, {17, 512, 256}, {100, 768, 256}};
     for (auto &sh : shapes) {
         int M = sh[0], N = sh[1], K = sh[2];
-        both<bf16> x((size_t)M * K), w((size_t)2 * N * K), y((size_t)M * N);
+        if (K > most)
+            continue;
+        both<bf16> x((size_t)M * K), w((size_t)2 * N * K), y((size_t)M * N), norm((size_t)K);
         both<float> yf((size_t)M * N);
         randomize(x, 1);
         randomize(w, 0.05f);
+        randomize(norm, 1);
         both<bf16> y0(y.n);
         char name[96];
-        for (int mode = 0; mode < 4; mode++) {
-            static const char *const what[] = {"store", "add", "swiglu", "logits"};
+        for (int mode = 0; mode < 5; mode++) {
+            static const char *const what[] = {"store", "add", "norm, swiglu", "logits", "norm, store"};
             bool skinny = M <= CU_SKINNY_M;
             if (mode == 1) {
                 randomize(y, 1);
@@ -350,11 +365,14 @@ static void check_products()
                 y.poison();
                 yf.poison();
             }
-            if (mode == 2 && !skinny)
+            bool normed = mode == 2 || mode == 4;
+            if (normed && !skinny)
                 continue;
             int rc = 0;
             if (mode == 2)
-                cu_skinny_swiglu(x.d, w.d, M, N, K, y.d, 0);
+                cu_skinny_swiglu(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
+            else if (mode == 4)
+                cu_skinny_norm(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
             else if (mode == 3 && skinny)
                 cu_skinny_logits(x.d, w.d, M, N, K, yf.d, 0);
             else if (skinny)
@@ -369,12 +387,17 @@ static void check_products()
             judge j(name);
             for (int i = 0; i < M * N; i += 1 + M * N / 20000) {
                 int m = i / N, n = i % N;
-                double a = 0, b = 0;
+                double a = 0, b = 0, ss = 0;
                 for (int k = 0; k < K; k++) {
-                    a += f(x.h[(size_t)m * K + k]) * f(w.h[(size_t)n * K + k]);
+                    double v = f(x.h[(size_t)m * K + k]);
+                    ss += v * v;
+                    v *= normed ? f(norm.h[k]) : 1;
+                    a += v * f(w.h[(size_t)n * K + k]);
                     if (mode == 2)
-                        b += f(x.h[(size_t)m * K + k]) * f(w.h[(size_t)(N + n) * K + k]);
+                        b += v * f(w.h[(size_t)(N + n) * K + k]);
                 }
+                if (normed)
+                    a /= sqrt(ss / K + 1e-6), b /= sqrt(ss / K + 1e-6);
                 double want = mode == 2 ? a / (1 + exp(-a)) * b : mode == 1 ? a + f(y0.h[i]) : a;
                 j.add(mode == 3 ? (double)yf.h[i] : f(y.h[i]), want, mode == 1 ? fmax(fabs(a), fabs(f(y0.h[i]))) : 0);
             }
@@ -427,7 +450,7 @@ static void check_small()
 
 /* Rows of every kind of sampling against the reference sampler. Equal but for draws that differ in the last bits of a
  * logarithm: none are expected among so few. */
-static void check_sampling()
+static void check_sampling(int V)
 {
     struct kind {
         double temperature, top_p, min_p;
@@ -438,7 +461,7 @@ static void check_sampling()
                  {1.5, 0.9, 0, 0, 0, 3}, {0.8, 1, 0.05, 0, 0, 3}, {1, 1, 0, 1, 0, 3},   {2, 0.3, 0.001, 50, 0, 3}, {1, 0.5, 0, 1000, 1, 3},
                  {1, 0.01, 0, 0, 0, 3},  {0.01, 0.9, 0, 5, 0, 3}, {1, 0.9, 0, 0, 0, 30}, {1, 0.9, 0, 40, 0, 0},     {1, 1, 0, 151936, 0, 3}};
     constexpr int KINDS = sizeof(kinds) / sizeof(kind), DRAWS = 6, S = KINDS * DRAWS;
-    int V = 151936, left = 0;
+    int left = 0;
     both<float> logits((size_t)S * V);
     both<cu_draw> draws(S);
     both<int32_t> bans(S * 3 + 1), ids(S);
@@ -531,7 +554,7 @@ template <typename F> static float time_ms(F call, int inner)
 static void time_prefill(int len)
 {
     int q[] = {len}, kv[] = {len};
-    scene s(32, 8, 128, 16, 1, 1, q, kv);
+    scene s(32, 8, 128, 16, 1, 1, q, kv, 0, true);
     double flops = 2.0 * 32 * 128 * (double)len * len; /* 4 * H * d * len^2 / 2 */
     float ms = time_ms([&] { cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 0, s.pool->d, s.o->d, 0); }, 2);
     printf("prefill attention %6d tokens  mma.sync %8.3f ms %6.0f TFLOP/s", len, ms, flops / ms / 1e9);
@@ -549,8 +572,8 @@ static void time_decode(int reqs, int len)
     int *q = new int[(size_t)reqs], *kv = new int[(size_t)reqs];
     for (int i = 0; i < reqs; i++)
         q[i] = 1, kv[i] = len;
-    int L = reqs * len > 100000 ? 1 : 8; /* rotate over layers, so that no cache holds the KV */
-    scene s(32, 8, 128, 16, L, reqs, q, kv);
+    int L = reqs * len > 100000 ? 2 : 8; /* rotate over layers, so that no cache holds the KV */
+    scene s(32, 8, 128, 16, L, reqs, q, kv, 0, true);
     void *work;
     OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
     OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
@@ -573,8 +596,8 @@ static void time_products()
     for (auto &sh : shapes) {
         int N = sh[0], K = sh[1], copies = 1 + (int)(600e6 / ((double)N * K * 2)); /* more than the L2 holds */
         both<bf16> w((size_t)N * K * copies), x((size_t)4096 * K), y((size_t)4096 * (N > 30000 ? 1 : N) + 16 * (size_t)N);
-        for (size_t i = 0; i < w.n; i++)
-            w.h[i] = __float2bfloat16(0.02f * (uniform() - 0.5f));
+        for (size_t i = 0, some = (size_t)N * K; i < w.n; i++)
+            w.h[i] = i < some ? __float2bfloat16(0.02f * (uniform() - 0.5f)) : w.h[i - some];
         w.up();
         randomize(x, 1);
         for (int M : {1, 4, 8, 16, 64, 256, 1024, 2048, 4096}) {
@@ -597,11 +620,19 @@ static void time_products()
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "all";
+    setvbuf(stdout, nullptr, _IOLBF, 0);
     rng = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
-    if (strcmp(what, "time")) {
+    bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small");
+    if (small) {
         check_small();
-        check_sampling();
-        check_products();
+        check_sampling(3000);
+        check_products(320);
+        check_qk_rope(128);
+        check_attention(4, 2, 128, 16);
+    } else if (strcmp(what, "time") && !attention) {
+        check_small();
+        check_sampling(151936);
+        check_products(1 << 20);
         for (int d : {32, 64, 128})
             check_qk_rope(d);
         check_attention(8, 2, 128, 16);
@@ -609,9 +640,10 @@ int main(int argc, char **argv)
         check_attention(8, 4, 64, 8);
         check_attention(4, 2, 128, 64);
         check_attention(4, 4, 128, 256);
-        printf("%s: %d failures\n", failures ? "FAILED" : "all kernels agree", failures);
     }
-    if (strcmp(what, "check")) {
+    if (strcmp(what, "time") && !attention)
+        printf("%s: %d failures\n", failures ? "FAILED" : "all kernels agree", failures);
+    if (strcmp(what, "check") && !small) {
         for (int n : {2048, 5000, 8192, 20480})
             time_prefill(n);
         time_decode(1, 640);
@@ -619,7 +651,8 @@ int main(int argc, char **argv)
         time_decode(64, 640);
         time_decode(256, 640);
         time_decode(16, 8192);
-        time_products();
+        if (!attention)
+            time_products();
     }
     return failures != 0;
 }

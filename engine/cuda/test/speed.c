@@ -1,5 +1,6 @@
 /* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random prompts.
  *   speed [MODEL] [OUT.json]      MODEL: qwen3-8b by default
+ *   speed MODEL decode            only the decodes of 1, 64 and 256
  *   speed MODEL profile           one prefill of 5,000 tokens and a few decodes of 64, between cudaProfilerStart and Stop
  * Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal where there is one. */
 #include "base/clock.h"
@@ -215,10 +216,18 @@ int main(int argc, char **argv)
     printf("%s%s on %s: weights %.2f GiB, work space %.2f GiB, KV %.2f GiB in %d blocks; opened in %.2f s\n\n", mdl_name(m),
            mdl_is_dummy(m) ? " (dummy weights)" : "", st.be.device, (double)st.be.weight_bytes / (1 << 30), (double)st.be.work_bytes / (1 << 30),
            (double)st.be.kv_bytes / (1 << 30), st.pages, opened);
-    rows = cJSON_CreateArray();
     printf("| what | median | 10%% to 90%% | samples | goal | |\n|---|---|---|---|---|---|\n");
+    rows = cJSON_CreateArray();
     if (out && !strcmp(out, "profile")) {
         profile(e);
+        eng_close(e);
+        mdl_free(m);
+        return 0;
+    }
+    if (out && !strcmp(out, "decode")) {
+        decode(e, 1, 0, 0, 0);
+        decode(e, 64, 0, 0, 0);
+        decode(e, 256, 0, 0, 0);
         eng_close(e);
         mdl_free(m);
         return 0;
