@@ -46,6 +46,12 @@ const struct mdl_config *mdl_config(const struct mdl *m)
     return &config;
 }
 
+const char *mdl_dir(const struct mdl *m)
+{
+    (void)m;
+    return NULL;
+}
+
 const char *mdl_name(const struct mdl *m)
 {
     (void)m;
