@@ -261,30 +261,47 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
     return rc;
 }
 
+/* --tokenizer's, or the model's: the folder given, or the one that a server on this machine says it serves from. */
+static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
+{
+    const char *path = o->host.tokenizer ? o->host.tokenizer : o->host.model;
+    int rc = path ? tok_open(&j->tok, path, err) : KM_ENOENT;
+    if (rc == KM_ENOENT && o->url && !o->host.tokenizer) {
+        struct km_buf root = {0};
+        rc = hz_wait_ready(&j->target, o->ready_timeout, err);
+        if (!rc && !(rc = hz_model_root(&j->target, &root, err)))
+            rc = tok_open(&j->tok, km_buf_str(&root), err);
+        if (!rc)
+            km_log(KM_LOG_INFO, "counting with the tokenizer in %s, where the server has its model", km_buf_str(&root));
+        km_buf_free(&root);
+    }
+    return rc != KM_ENOENT ? rc
+                           : km_fail(err, KM_EINVAL,
+                                     "no tokenizer %s%s; give --tokenizer DIR to make and count the workload's tokens",
+                                     path ? "at " : "", path ? path : "is known");
+}
+
 /* The measured part, once options are known to be good. */
 static int measure(struct run_opts *o, const char *path, struct job *j, struct km_err *err)
 {
-    const char *tok_path = o->host.tokenizer ? o->host.tokenizer : o->host.model;
-    int rc = 0;
-    if (!tok_path || (rc = tok_open(&j->tok, tok_path, err)) == KM_ENOENT)
-        rc = km_fail(err, KM_EINVAL, "no tokenizer %s%s; give --tokenizer DIR to make and count the workload's tokens",
-                     tok_path ? "at " : "", tok_path ? tok_path : "is known");
+    j->target = (struct hz_target){.url = o->url,
+                                   .model = !o->url                     ? NULL
+                                            : o->host.served_model_name ? o->host.served_model_name
+                                                                        : o->host.model,
+                                   .api_key = o->host.api_key,
+                                   .headers = o->headers,
+                                   .extra_body = o->extra_body};
+    int rc = open_tokenizer(o, j, err);
     o->workload.seed = o->host.seed;
     if (!rc)
         rc = wlf_generate(&o->workload, path, j->tok, &j->set, err);
     int port = 0;
-    if (!rc && !o->url && !(rc = host_spawn(&o->host, &j->pid, &port, err)))
+    if (!rc && !o->url && !(rc = host_spawn(&o->host, &j->pid, &port, err))) {
         km_buf_printf(&j->url, "http://127.0.0.1:%d", port);
-    if (!rc) {
-        j->target = (struct hz_target){.url = o->url ? o->url : km_buf_str(&j->url),
-                                       .model = o->url ? o->host.served_model_name : NULL,
-                                       .api_key = o->host.api_key,
-                                       .headers = o->headers,
-                                       .extra_body = o->extra_body};
-        if (o->url && !j->target.model)
-            j->target.model = o->host.model;
-        rc = hz_wait_ready(&j->target, o->ready_timeout, err);
+        j->target.url = km_buf_str(&j->url);
     }
+    if (!rc)
+        rc = hz_wait_ready(&j->target, o->ready_timeout, err);
     if (!rc)
         rc = preflight(&j->target, j->set, &o->load.load, err);
     if (rc)
@@ -381,7 +398,8 @@ const struct cmd cmd_run = {
     .text = "Without --url every flag of kvmark serve is accepted: the engine runs in a process of its own on a free port of\n"
             "127.0.0.1 and is measured over HTTP, by the same client that measures any other server.\n\n"
             "With --url, --model names the model to ask for (default: the first that the server lists) and --tokenizer the folder\n"
-            "whose tokenizer makes and counts the workload's tokens. Ctrl-C once ends the run and keeps what is complete.",
+            "whose tokenizer makes and counts the workload's tokens (default: where a server on this machine has its model).\n"
+            "Ctrl-C once ends the run and keeps what is complete.",
     .run = run,
     .flags = flags,
 };

@@ -130,6 +130,9 @@ void hz_trace_free(struct hz_trace *t);
 int hz_wait_ready(const struct hz_target *target, double timeout_s, struct km_err *err);
 /* GET url + path into out; the HTTP status, or <0. For /metrics, /version, /health. */
 int hz_get(const struct hz_target *target, const char *path, double timeout_s, struct km_buf *out, struct km_err *err);
+/* Where the server read its model (target->model, or the first), as vLLM and ours say in /v1/models: a folder, if
+ * the server is on this machine, and its tokenizer is there. KM_ENOENT when the server does not say. */
+int hz_model_root(const struct hz_target *target, struct km_buf *out, struct km_err *err);
 int hz_post(const struct hz_target *target, const char *path, const char *body, double timeout_s, struct km_buf *out,
             struct km_err *err);
 

@@ -188,6 +188,32 @@ int rest_model(const struct hz_target *t, char *out, size_t size, struct km_err 
     return rc;
 }
 
+int hz_model_root(const struct hz_target *target, struct km_buf *out, struct km_err *err)
+{
+    struct km_buf body = {0};
+    cJSON *v = NULL;
+    const cJSON *m;
+    const char *root = NULL;
+    int status = hz_get(target, "/v1/models", 10, &body, err);
+    if (status == 200 && km_buf_ok(&body))
+        km_json_parse(body.data, body.len, &v, NULL);
+    cJSON_ArrayForEach(m, cJSON_GetObjectItemCaseSensitive(v, "data"))
+    {
+        const char *id = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(m, "id"));
+        if (!root && id && (!target->model || !strcmp(id, target->model)))
+            root = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(m, "root"));
+    }
+    if (root)
+        km_buf_puts(out, root);
+    cJSON_Delete(v);
+    km_buf_free(&body);
+    if (status < 0)
+        return status;
+    if (!root || !*root)
+        return km_fail(err, KM_ENOENT, "%s does not say where its model is", target->url);
+    return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "no memory for the path of a model");
+}
+
 void rest_version(const struct hz_target *t, char *out, size_t size)
 {
     struct km_buf body = {0};

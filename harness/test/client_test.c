@@ -709,6 +709,28 @@ static void senseless_asks_are_refused(void **state)
     end(&b);
 }
 
+/* The root of the model asked for, of the first when none is named, and of no other. */
+static void where_the_model_is(void **state)
+{
+    (void)state;
+    static struct bench b;
+    workload(&b, (int[]){2}, 1, 3, WL_MULTI_TURN);
+    serve(&b, (struct mock_opts){.cached = 0});
+    const char *const asked[] = {NULL, "mock", "other", "absent"};
+    for (int i = 0; i < 4; i++) {
+        struct km_buf root = {0};
+        b.target.model = asked[i];
+        assert_int_equal(hz_model_root(&b.target, &root, &b.err), i < 2 ? 0 : KM_ENOENT);
+        assert_string_equal(km_buf_str(&root), i < 2 ? "/models/mock" : "");
+        km_buf_free(&root);
+    }
+    struct km_buf root = {0};
+    b.target.url = "http://127.0.0.1:1";
+    assert_int_equal(hz_model_root(&b.target, &root, &b.err), KM_ENET);
+    km_buf_free(&root);
+    end(&b);
+}
+
 static void no_memory_leaves_nothing_behind(void **state)
 {
     (void)state;
@@ -757,6 +779,7 @@ int main(void)
         cmocka_unit_test(many_connections_before_the_clock),
         cmocka_unit_test(counts_by_our_own_tokenizer),
         cmocka_unit_test(senseless_asks_are_refused),
+        cmocka_unit_test(where_the_model_is),
         cmocka_unit_test(no_memory_leaves_nothing_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -230,7 +230,7 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
         simple(&a, "200 OK", "application/json", "{\"version\":\"mock-1\"}");
     else if (!strcmp(path, "/v1/models"))
         simple(&a, "200 OK", "application/json",
-               "{\"object\":\"list\",\"data\":[{\"id\":\"mock\"},{\"id\":\"other\"}]}");
+               "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"root\":\"/models/mock\"},{\"id\":\"other\"}]}");
     else if (!strstr(path, "completions"))
         simple(&a, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
     else {

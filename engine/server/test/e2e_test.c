@@ -319,7 +319,9 @@ static void limits_and_errors(void **state)
 {
     (void)state;
     cJSON *v = cl_json(port, "/v1/models", NULL, 200);
-    int max = cJSON_GetObjectItem(cJSON_GetArrayItem(cJSON_GetObjectItem(v, "data"), 0), "max_model_len")->valueint;
+    const cJSON *m = cJSON_GetArrayItem(cJSON_GetObjectItem(v, "data"), 0);
+    int max = cJSON_GetObjectItem(m, "max_model_len")->valueint;
+    assert_string_equal(cJSON_GetObjectItem(m, "root")->valuestring, KVM_SOURCE_DIR "/models/qwen3-tiny-lm");
     cJSON_Delete(v);
     assert_true(max > 1000 && max <= 600 * 16);
     char body[300];
