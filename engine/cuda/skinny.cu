@@ -70,7 +70,6 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const params P)
             a1[u] = ld_stream(w1 + (s0 + u) * 32);
         }
     grid_wait();
-    grid_release();
     float squares[COLS] = {};
     for (int s = s0; s < s1; s += UNROLL) {
         uint4 b[UNROLL][COLS], n[UNROLL];
@@ -103,6 +102,7 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const params P)
             }
         }
     }
+    grid_release();
 
     __shared__ float part[WARPS][COLS][4][32], part_squares[WARPS][COLS][8];
 #pragma unroll

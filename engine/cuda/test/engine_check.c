@@ -4,7 +4,8 @@
  *   engine_check self MODEL [TIE]                  everything else
  * MODEL is a folder or a preset with dummy weights, seed 7. TIE (0.2): two tokens whose log-probabilities are this near may
  * change places. A log-probability may be off by TIE, or by that share of itself where it is below -1: bf16 has 8 bits, and an
- * id 20 below the top carries their error in a logit of 20. Exit 1 when a check fails. */
+ * id 20 below the top carries their error in a logit of 20. Two results that are both in bf16 may be 1.5 TIE apart. Exit 1 when a
+ * check fails. */
 #include "base/json.h"
 #include "base/mem.h"
 #include "engine/cuda/test/rig.h"
@@ -179,7 +180,7 @@ static void chunks(struct rig *r, const int32_t *ids, double tie)
         }
         rig_seq_close(&q);
         if (c)
-            say(same && worst <= tie, "prefill of %d tokens in chunks of %d, %d decodes: within %.4f of the whole prompt at once", N, sizes[c], STEPS, worst);
+            say(same && worst <= 1.5 * tie, "prefill of %d tokens in chunks of %d, %d decodes: within %.4f of the whole prompt at once", N, sizes[c], STEPS, worst);
     }
 }
 
@@ -225,7 +226,7 @@ static void batches(struct rig *r, const int32_t *ids, int n, double tie)
         for (int i = 0; i < n; i++)
             rig_seq_close(&q[i]);
     }
-    say(same && worst <= tie, "%d requests in one batch, prefills beside decodes: within %.4f of each alone", n, worst);
+    say(same && worst <= 1.5 * tie, "%d requests in one batch, prefills beside decodes: within %.4f of each alone", n, worst);
 }
 
 /* KV to the host, its pages poisoned, KV back into other pages: the next token is the same to the bit. */
@@ -287,7 +288,7 @@ static void against_cpu(struct rig *r, const struct mdl *m, const int32_t *ids, 
         rig_seq_close(&a);
         rig_seq_close(&b);
     }
-    say(same && worst <= tie, "prompts of 1 to 700 tokens and %d decodes each: within %.4f of the CPU backend in bf16", STEPS, worst);
+    say(same && worst <= 1.5 * tie, "prompts of 1 to 700 tokens and %d decodes each: within %.4f of the CPU backend in bf16", STEPS, worst);
     rig_close(&cpu);
 }
 
@@ -377,7 +378,7 @@ static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
             break;
         until++;
     }
-    say(same && worst <= tie && cold.n_cached == 0 && warm.n_cached == WARM, "cold and warm (%d of %d tokens cached): %d of %d tokens the same, within %.4f",
+    say(same && worst <= 1.5 * tie && cold.n_cached == 0 && warm.n_cached == WARM, "cold and warm (%d of %d tokens cached): %d of %d tokens the same, within %.4f",
         warm.n_cached, N, until, OUT, worst);
     say(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids), "cold again after a reset: the same tokens");
     must(eng_check(e, &err), &err);

@@ -391,7 +391,8 @@ static void check_products(int most)
                 for (int k = 0; k < K; k++) {
                     double v = f(x.h[(size_t)m * K + k]);
                     ss += v * v;
-                    v *= normed ? f(norm.h[k]) : 1;
+                    if (normed) /* the product's operand is in bf16, here as everywhere */
+                        v = f(__float2bfloat16((float)(v * f(norm.h[k]))));
                     a += v * f(w.h[(size_t)n * K + k]);
                     if (mode == 2)
                         b += v * f(w.h[(size_t)(N + n) * K + k]);
