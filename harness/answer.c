@@ -1,8 +1,8 @@
 /* The reader of responses behind answer.h.
  *
  * A failure is anything that a user of the server would call one: a status, a page in place of a stream, an
- * error event, damage, an end without [DONE], no token at all. Its record keeps the reason and what had come
- * by then, and takes no part in any latency. */
+ * error event, damage, an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]),
+ * no token at all. Its record keeps the reason and what had come by then, and takes no part in any latency. */
 #include "harness/answer.h"
 
 #include "base/mem.h"
@@ -247,8 +247,8 @@ static void judge(struct ans *a, const struct ans_close *end)
     } else if (a->stream && !a->events)
         WHY(a, "HTTP 200 but no event stream (%.40s): %.80s", end->type ? end->type : "no content type",
             beginning(a));
-    else if (a->stream && !a->done)
-        WHY(a, "the stream ended without [DONE] after %d tokens", a->tokens);
+    else if (a->stream && !a->done && !r->finish[0])
+        WHY(a, "the stream ended without a finish_reason or [DONE] after %d tokens", a->tokens);
     else if (!a->tokens)
         WHY(a, "no token in the answer");
     else

@@ -361,7 +361,7 @@ static void every_way_to_fail(void **state)
         const char *why;
         int tokens; /* seen before the failure */
     } t[] = {
-        {{.mode = MOCK_NO_DONE, .cached = 0}, "the stream ended without [DONE] after 6 tokens", 6},
+        {{.mode = MOCK_NO_END, .cached = 0}, "the stream ended without a finish_reason or [DONE] after 6 tokens", 6},
         {{.mode = MOCK_TRUNCATED, .cached = 0}, "connection lost after 3 tokens: ", 3},
         {{.mode = MOCK_HTML, .cached = 0},
          "HTTP 200 but no event stream (text/html): <html><body>Please log in",
@@ -414,6 +414,7 @@ static void shapes_of_good_streams(void **state)
         {.mode = MOCK_NORMAL, .piece = 1, .cached = 0},
         {.mode = MOCK_CRLF, .piece = 3, .cached = 0},
         {.mode = MOCK_CLOSE, .cached = 0},
+        {.mode = MOCK_NO_DONE, .cached = 0},
     };
     static struct bench b;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {

@@ -199,15 +199,16 @@ static void stream(struct answer *a, int tokens, int messages, const char *usage
         token_event(a, i, per < tokens - i ? per : tokens - i, messages,
                     a->mode == MOCK_REASONING && i < tokens / 2);
     }
-    event(a, a->chat ? "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}"
-                     : "{\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"length\"}]}");
+    if (a->mode != MOCK_NO_END)
+        event(a, a->chat ? "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}"
+                         : "{\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"length\"}]}");
     if (!o->no_usage) {
         struct km_buf j = {0};
         km_buf_printf(&j, "{\"choices\":[],%s}", usage);
         event(a, j.data);
         km_buf_free(&j);
     }
-    if (a->mode != MOCK_NO_DONE)
+    if (a->mode != MOCK_NO_DONE && a->mode != MOCK_NO_END)
         event(a, "[DONE]");
     put(a, "0\r\n\r\n", 5);
     if (o->split_at && !a->gone) {

@@ -13,7 +13,8 @@ enum mock_mode {
     MOCK_REASONING,   /* the first half of the tokens as reasoning_content */
     MOCK_COMMENTS,    /* pings and other fields between the events */
     MOCK_CRLF,
-    MOCK_NO_DONE,
+    MOCK_NO_DONE,     /* ends in order, but sends no [DONE] */
+    MOCK_NO_END,      /* neither finish_reason nor [DONE] */
     MOCK_TRUNCATED,   /* closes in the middle of an event */
     MOCK_HTML,        /* 200, but a page */
     MOCK_500,
