@@ -173,6 +173,9 @@ static int parts_open(const struct host_opts *o, struct parts *p, struct km_err 
     struct kvc_config c;
     bool off;
     int rc = backend_pick(o->device, &be, err);
+    struct km_err why;
+    if (!rc && backend_fell_back(o->device, be, &why))
+        km_log(KM_LOG_WARN, "running on the CPU: %s", why.msg);
     if (!rc)
         rc = cache_config(o, &c, &off, true, err);
     if (!rc)

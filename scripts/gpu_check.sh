@@ -61,8 +61,7 @@ fi
 wants speed && part speed ours speed "$model" "$out/speed.json"
 if wants yardsticks; then
     if [ -n "$have_torch" ]; then
-        if [ -n "$model" ]; then ours kvmark weights "$model" --seed 1 -o "$tmp/model"; fi
-        part yardsticks python3 "$here/scripts/gpu_yardsticks.py" ${model:+"$tmp/model"}
+        part yardsticks python3 "$here/scripts/gpu_yardsticks.py"
     else
         echo "== yardsticks: skipped, PyTorch and transformers are not installed"
     fi
