@@ -7,7 +7,6 @@
 #include "harness/cmd.h"
 #include "harness/runfolder.h"
 
-#include <cblas.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -42,21 +41,37 @@ static double seconds_since(int64_t t0)
     return (double)(km_now_ns() - t0) / 1e9;
 }
 
-/* GFLOP/s of a 1024-cubed sgemm, with the threads OpenBLAS takes by itself. */
-static double probe_gemm(void)
+/* GFLOP/s of the CPU engine itself: one prefill step of a small preset, by the model's arithmetic. */
+static double probe_prefill(void)
 {
-    enum { N = 1024, TIMES = 4 };
-    float *m = km_aligned(64, 3 * sizeof(float) * N * N);
-    if (!m)
-        return -1;
-    for (int i = 0; i < 3 * N * N; i++)
-        m[i] = (float)(i % 97) / 97 - 0.5f;
-    int64_t t0 = km_now_ns();
-    for (int i = 0; i < TIMES; i++)
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, N, N, N, 1, m, N, m + N * N, N, 0, m + 2 * N * N, N);
-    double s = seconds_since(t0);
-    km_free(m);
-    return TIMES * 2.0 * N * N * N / s / 1e9;
+    enum { T = 1024, BLOCK = 16 };
+    struct be_opts o = {.dtype = KM_F32, .block_size = BLOCK, .n_pages = T / BLOCK, .max_tokens = T, .max_reqs = 1, .max_model_len = T};
+    struct mdl *m = NULL;
+    struct be *be = NULL;
+    struct kv_geom geom;
+    int32_t tokens[T], positions[T], slots[T], blocks[T / BLOCK], q_start[2] = {0, T}, len = T;
+    for (int i = 0; i < T; i++) {
+        tokens[i] = 1 + i * 7 % 4000;
+        positions[i] = slots[i] = i;
+        blocks[i / BLOCK] = i / BLOCK;
+    }
+    struct batch b = {.n_tokens = T, .tokens = tokens, .positions = positions, .slots = slots, .n_reqs = 1, .q_start = q_start,
+                      .kv_len = &len, .block_table = blocks, .max_blocks = T / BLOCK};
+    double rate = -1;
+    uint64_t ticket;
+    if (!mdl_open(&m, "qwen3-tiny", true, 0, NULL) && !be_cpu.open(&be, &o, m, &geom, NULL)) {
+        struct be_stats st;
+        int64_t t0 = km_now_ns();
+        if (!be_cpu.step(be, &b, &ticket, NULL) && !be_cpu.wait(be, ticket, NULL, NULL)) {
+            double s = seconds_since(t0);
+            be_cpu.stats(be, &st);
+            rate = st.flops / s / 1e9;
+        }
+    }
+    if (be)
+        be_cpu.close(be);
+    mdl_free(m);
+    return rate;
 }
 
 /* GB/s of memcpy over a buffer far larger than the caches, one thread; bytes copied, not bytes moved. */
@@ -150,7 +165,7 @@ static const struct {
     const char *key, *what, *unit;
     double (*probe)(void);
 } limits[] = {
-    {"gemm_gflops", "sgemm 1024 x 1024 x 1024", "GFLOP/s", probe_gemm},
+    {"cpu_prefill_gflops", "the CPU engine, 1,024 tokens of qwen3-tiny, float32", "GFLOP/s", probe_prefill},
     {"memcpy_gbps", "memcpy, one thread", "GB/s", probe_memcpy},
     {"loopback_gbps", "TCP on loopback, one connection", "GB/s", probe_loopback},
     {"disk_write_gbps", "file write and fsync, this folder", "GB/s", probe_disk},
@@ -165,19 +180,28 @@ static int flags(struct km_flag *out, int max)
     return max > 0;
 }
 
-static void print_lines(const cJSON *all)
+/* Groups as headings, members as lines; arrays of words on one line. */
+static void print_lines(const cJSON *group, int depth)
 {
-    const cJSON *group, *item;
-    cJSON_ArrayForEach(group, all)
+    const cJSON *item, *word;
+    cJSON_ArrayForEach(item, group)
     {
-        printf("%s\n", group->string);
-        cJSON_ArrayForEach(item, group)
+        printf("%*s%-*s", 2 * depth, "", 28 - 2 * depth, item->string);
+        if (cJSON_IsString(item))
+            fputs(item->valuestring, stdout);
+        else if (cJSON_IsNumber(item))
+            printf("%.10g", item->valuedouble);
+        else if (cJSON_IsBool(item))
+            fputs(cJSON_IsTrue(item) ? "yes" : "no", stdout);
+        else if (cJSON_IsNull(item))
+            fputs("-", stdout);
+        cJSON_ArrayForEach(word, cJSON_IsArray(item) ? item : NULL)
         {
-            if (cJSON_IsString(item))
-                printf("  %-24s %s\n", item->string, item->valuestring);
-            else if (cJSON_IsNumber(item))
-                printf("  %-24s %.6g\n", item->string, item->valuedouble);
+            printf("%s ", cJSON_IsString(word) ? word->valuestring : "");
         }
+        putchar('\n');
+        if (cJSON_IsObject(item))
+            print_lines(item, depth + 1);
     }
 }
 
@@ -216,7 +240,7 @@ static int run(int argc, char **argv)
     if (text)
         puts(text);
     else
-        print_lines(all);
+        print_lines(all, 0);
     for (size_t i = 0; !as_json && i < sizeof limits / sizeof *limits; i++)
         printf("  # %s: %s, in %s, median of %d\n", limits[i].key, limits[i].what, limits[i].unit, REPEATS);
     cJSON_free(text);
