@@ -195,7 +195,8 @@ static void print_lines(const cJSON *group, int depth)
             fputs(cJSON_IsTrue(item) ? "yes" : "no", stdout);
         else if (cJSON_IsNull(item))
             fputs("-", stdout);
-        cJSON_ArrayForEach(word, cJSON_IsArray(item) ? item : NULL)
+        const cJSON *words = cJSON_IsArray(item) ? item : NULL;
+        cJSON_ArrayForEach(word, words)
         {
             printf("%s ", cJSON_IsString(word) ? word->valuestring : "");
         }
