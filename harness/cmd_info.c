@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -186,11 +187,11 @@ static void print_lines(const cJSON *group, int depth)
     const cJSON *item, *word;
     cJSON_ArrayForEach(item, group)
     {
-        printf("%*s%-*s", 2 * depth, "", 28 - 2 * depth, item->string);
+        printf("%*s%s%*s", 2 * depth, "", item->string, cJSON_IsObject(item) ? 0 : 28 - 2 * depth - (int)strlen(item->string), "");
         if (cJSON_IsString(item))
             fputs(item->valuestring, stdout);
         else if (cJSON_IsNumber(item))
-            printf("%.10g", item->valuedouble);
+            printf(item->valuedouble == floor(item->valuedouble) ? "%.0f" : "%.4g", item->valuedouble);
         else if (cJSON_IsBool(item))
             fputs(cJSON_IsTrue(item) ? "yes" : "no", stdout);
         else if (cJSON_IsNull(item))
