@@ -163,6 +163,15 @@ static void print_stat(struct km_buf *out, const char *name, const struct hz_sta
     km_buf_putc(out, '\n');
 }
 
+/* True when every good answer came with the server's own count of its prompt. */
+static bool server_counts(const struct hz_trace *t)
+{
+    for (int i = 0; i < t->n; i++)
+        if (t->recs[i].ok && t->recs[i].prompt_tokens < 0)
+            return false;
+    return true;
+}
+
 static void print_summary(const struct hz_summary *s, const struct hz_trace *t, const cJSON *metrics, const char *dir)
 {
     struct km_buf out = {0};
@@ -170,7 +179,8 @@ static void print_summary(const struct hz_summary *s, const struct hz_trace *t, 
                   s->requests_failed, t->abandoned, s->duration_s, s->profile == HZ_SEED ? "seed" : "strict");
     km_buf_printf(&out, "throughput   input %.2f tok/s, output %.2f tok/s, total %.2f tok/s, %.3f requests/s\n", s->input_tps,
                   s->output_tps, s->total_tps, s->request_rate);
-    km_buf_printf(&out, "prompts      %.0f tokens by the server's count", s->prompt_tokens);
+    km_buf_printf(&out, "prompts      %.0f tokens by %s", s->prompt_tokens,
+                  server_counts(t) ? "the server's count" : "our own count, the server gives none");
     if (!isnan(s->cached_tokens))
         km_buf_printf(&out, ", %.0f of them cached (%.1f%%)", s->cached_tokens, 100 * s->hit_rate);
     const cJSON *computed = cJSON_GetObjectItemCaseSensitive(metrics, "kvmark_computed_tokens_total");
