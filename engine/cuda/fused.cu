@@ -72,61 +72,54 @@ template <int PER> __global__ void __launch_bounds__(128) rmsnorm_kernel(const b
     }
 }
 
-/* A warp a (token, head): lane i holds elements i, i + 32 ... of the head, so that an element's rotary partner, d / 2 away, is
- * in the same lane. Heads 0..H-1 are q, then G of k, then G of v. */
+/* A token's blocks share its heads, a warp one at a time: the angles are the token's and are computed once. Lane i holds DH / 32 neighbours, whose
+ * rotary partners, DH / 2 away, are those of lane i ^ 16. Heads 0..H-1 are q, then G of k, then G of v. */
 template <int DH>
 __global__ void __launch_bounds__(256) qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq,
-                                                            const int32_t *positions, const int32_t *slots, int T, int H, int G,
-                                                            int B_log2, size_t page_elems, size_t layer_at, float eps, bf16 *pool)
+                                                            const int32_t *positions, const int32_t *slots, int H, int G, int B_log2,
+                                                            size_t page_elems, size_t layer_at, float eps, bf16 *pool)
 {
+    constexpr int N = DH / 32;
+    struct alignas(2 * N) piece {
+        bf16 v[N];
+    };
     grid_wait();
     grid_release();
-    constexpr int N = DH / 32, HALF = N / 2;
-    int heads = H + 2 * G, lane = threadIdx.x % 32;
-    long unit = (long)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (unit >= (long)T * heads)
-        return;
-    int token = (int)(unit / heads), head = (int)(unit % heads);
-    bf16 *p = qkv + unit * DH;
-    float v[N];
+    int token = blockIdx.x, heads = H + 2 * G, lane = threadIdx.x % 32;
+    int slot = slots[token], off = slot & ((1 << B_log2) - 1);
+    bf16 *page = pool + (size_t)(slot >> B_log2) * page_elems + layer_at;
+    float sn[N], cs[N], wq[N], wk[N], pos = (float)positions[token];
 #pragma unroll
-    for (int i = 0; i < N; i++)
-        v[i] = __bfloat162float(p[lane + 32 * i]);
-    if (head < H + G) {
-        float sum = 0;
+    for (int i = 0; i < N; i++) {
+        sincosf(pos * inv_freq[N * (lane % 16) + i], &sn[i], &cs[i]);
+        sn[i] = lane < 16 ? -sn[i] : sn[i];
+        wq[i] = __bfloat162float(q_norm[N * lane + i]);
+        wk[i] = __bfloat162float(k_norm[N * lane + i]);
+    }
+    for (int head = blockIdx.y * 8 + threadIdx.x / 32; head < heads; head += 8 * gridDim.y) {
+        bf16 *p = qkv + ((size_t)token * heads + head) * DH;
+        piece x = reinterpret_cast<const piece *>(p)[lane];
+        if (head < H + G) {
+            float v[N], sum = 0;
 #pragma unroll
-        for (int i = 0; i < N; i++)
-            sum += v[i] * v[i];
-        float scale = rsqrtf(warp_sum(sum) / DH + eps);
-        const bf16 *w = head < H ? q_norm : k_norm;
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            v[i] *= scale * __bfloat162float(w[lane + 32 * i]);
-        float pos = (float)positions[token];
-        if (HALF) {
-#pragma unroll
-            for (int i = 0; i < HALF; i++) {
-                float sn, cs;
-                sincosf(pos * inv_freq[lane + 32 * i], &sn, &cs);
-                float a = v[i], b = v[i + HALF];
-                v[i] = a * cs - b * sn;
-                v[i + HALF] = b * cs + a * sn;
+            for (int i = 0; i < N; i++) {
+                v[i] = __bfloat162float(x.v[i]);
+                sum += v[i] * v[i];
             }
-        } else { /* DH = 32: partners are 16 lanes apart */
-            float sn, cs, other = __shfl_xor_sync(~0u, v[0], 16);
-            sincosf(pos * inv_freq[lane % 16], &sn, &cs);
-            v[0] = lane < 16 ? v[0] * cs - other * sn : v[0] * cs + other * sn;
-        }
-    }
-    bf16 *dst = p;
-    if (head >= H) {
-        int slot = slots[token], kv = head >= H + G, g = kv ? head - H - G : head - H;
-        int page = slot >> B_log2, off = slot & ((1 << B_log2) - 1);
-        dst = pool + (size_t)page * page_elems + layer_at + ((((size_t)kv * G + g) << B_log2) + off) * DH;
-    }
+            float scale = rsqrtf(warp_sum(sum) / DH + eps);
 #pragma unroll
-    for (int i = 0; i < N; i++)
-        dst[lane + 32 * i] = __float2bfloat16(v[i]);
+            for (int i = 0; i < N; i++) {
+                v[i] *= scale * (head < H ? wq[i] : wk[i]);
+                x.v[i] = __float2bfloat16(v[i] * cs[i] + __shfl_xor_sync(~0u, v[i], 16) * sn[i]);
+            }
+        }
+        bf16 *dst = p;
+        if (head >= H) {
+            int kv = head >= H + G, g = kv ? head - H - G : head - H;
+            dst = page + ((((size_t)kv * G + g) << B_log2) + off) * DH;
+        }
+        reinterpret_cast<piece *>(dst)[lane] = x;
+    }
 }
 
 __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
@@ -164,12 +157,11 @@ void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *r
 void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq, const cu_meta &meta,
                       int T, int layer, bf16 *pool, cudaStream_t s)
 {
-    long units = (long)T * (m.H + 2 * m.G);
-    unsigned blocks = (unsigned)((units + 7) / 8);
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * m.d;
     auto kernel = m.d == 128 ? qk_rope_store_kernel<128> : m.d == 64 ? qk_rope_store_kernel<64> : qk_rope_store_kernel<32>;
-    cu_launch(kernel, dim3(blocks), 256, 0, s, qkv, q_norm, k_norm, inv_freq, meta.positions, meta.slots, T, m.H, m.G, m.B_log2, m.page_elems, layer_at,
-                                  m.eps, pool);
+    unsigned share = T < 512 ? (unsigned)(m.H + 2 * m.G + 7) / 8 : 1; /* few tokens: every head at once */
+    cu_launch(kernel, dim3((unsigned)T, share), 256, 0, s, qkv, q_norm, k_norm, inv_freq, meta.positions, meta.slots, m.H, m.G, m.B_log2, m.page_elems,
+              layer_at, m.eps, pool);
 }
 
 void cu_swiglu(const cu_dims &m, const bf16 *gu, int T, bf16 *act, cudaStream_t s)

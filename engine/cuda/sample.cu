@@ -15,7 +15,7 @@
 
 namespace {
 
-enum { PARTS = 32, RACE_THREADS = 256 };
+enum { PARTS = 32, RACE_THREADS = 256, AHEAD = 4 };
 enum { CUT_THREADS = 1024, BINS = 1024, BINS_A_NAT = 32, LIST = 4096 };
 
 struct best {
@@ -48,7 +48,11 @@ struct values {
     }
     __device__ __forceinline__ float at(int i) const
     {
-        float v = __fdiv_rn(logits[i], scale);
+        return of(i, logits[i]);
+    }
+    __device__ __forceinline__ float of(int i, float logit) const
+    {
+        float v = __fdiv_rn(logit, scale);
         for (int k = 0; k < n_ban; k++)
             if (ban[k] == i)
                 v = -INFINITY;
@@ -273,14 +277,24 @@ __global__ void __launch_bounds__(RACE_THREADS) race_kernel(const float *logits,
     const values v(logits, V, meta, row);
     const cut c = cuts[row];
     best mine = {-INFINITY, INT32_MAX};
-    for (int i = part * per + threadIdx.x; i < end; i += RACE_THREADS) {
-        float x = v.at(i);
-        if (!d.greedy) {
-            if (!(x >= c.least) || (x == c.least && i > c.last) || x + 23 <= mine.score) /* noise is at most 22.9 */
+    for (int from = part * per + threadIdx.x; from < end; from += AHEAD * RACE_THREADS) {
+        float logit[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            logit[k] = from + k * RACE_THREADS < end ? v.logits[from + k * RACE_THREADS] : -INFINITY;
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            int i = from + k * RACE_THREADS;
+            float x = v.of(i, logit[k]);
+            if (!(x > -INFINITY))
                 continue;
-            x += noise(d.key, i);
+            if (!d.greedy) {
+                if (!(x >= c.least) || (x == c.least && i > c.last) || x + 23 <= mine.score) /* noise is at most 22.9 */
+                    continue;
+                x += noise(d.key, i);
+            }
+            mine = better(mine, best{x, i});
         }
-        mine = better(mine, best{x, x > -INFINITY ? i : INT32_MAX});
     }
     __shared__ best of_warp[RACE_THREADS / 32];
     __shared__ bool last;
