@@ -203,13 +203,14 @@ int hz_model_root(const struct hz_target *target, struct km_buf *out, struct km_
         if (!root && id && (!target->model || !strcmp(id, target->model)))
             root = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(m, "root"));
     }
-    if (root)
+    bool said = root && *root;
+    if (said)
         km_buf_puts(out, root);
     cJSON_Delete(v);
     km_buf_free(&body);
     if (status < 0)
         return status;
-    if (!root || !*root)
+    if (!said)
         return km_fail(err, KM_ENOENT, "%s does not say where its model is", target->url);
     return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "no memory for the path of a model");
 }
