@@ -452,7 +452,7 @@ static void check_small()
 
 /* Rows of every kind of sampling against the reference sampler. Equal but for draws that differ in the last bits of a
  * logarithm: none are expected among so few. */
-static void check_sampling(int V)
+static void check_sampling(int V, int draws_a_kind)
 {
     struct kind {
         double temperature, top_p, min_p;
@@ -462,17 +462,17 @@ static void check_sampling(int V)
     static const kind kinds[] = {{0, 1, 0, 0, 0, 3},     {0, 1, 0, 0, 2, 3},    {1, 1, 0, 0, 0, 3},     {1, 1, 0, 0, 2, 3},        {0.6, 0.95, 0, 20, 0, 3},
                  {1.5, 0.9, 0, 0, 0, 3}, {0.8, 1, 0.05, 0, 0, 3}, {1, 1, 0, 1, 0, 3},   {2, 0.3, 0.001, 50, 0, 3}, {1, 0.5, 0, 1000, 1, 3},
                  {1, 0.01, 0, 0, 0, 3},  {0.01, 0.9, 0, 5, 0, 3}, {1, 0.9, 0, 0, 0, 30}, {1, 0.9, 0, 40, 0, 0},     {1, 1, 0, 151936, 0, 3}};
-    constexpr int KINDS = sizeof(kinds) / sizeof(kind), DRAWS = 6, S = KINDS * DRAWS;
+    const int KINDS = sizeof(kinds) / sizeof(kind), S = KINDS * draws_a_kind;
     int left = 0;
     both<float> logits((size_t)S * V);
-    both<cu_draw> draws(S);
-    both<int32_t> bans(S * 3 + 1), ids(S);
+    both<cu_draw> draws((size_t)S);
+    both<int32_t> bans((size_t)S * 3 + 1), ids((size_t)S);
     both<char> work(cu_sample_work(S));
-    struct smp_row *rows = static_cast<struct smp_row *>(calloc(S, sizeof *rows));
+    struct smp_row *rows = static_cast<struct smp_row *>(calloc((size_t)S, sizeof *rows));
     float *scratch = static_cast<float *>(malloc(sizeof(float) * (size_t)V));
     work.up();
     for (int i = 0; i < S; i++) {
-        auto &k = kinds[i / DRAWS];
+        auto &k = kinds[i / draws_a_kind];
         float *x = logits.h + (size_t)i * V;
         int32_t *ban = bans.h + S + 1 + 2 * i, top = 0;
         for (int j = 0; j < V; j++) {
@@ -496,7 +496,7 @@ static void check_sampling(int V)
     logits.up(), draws.up();
     judge j("sampled ids");
     for (int i = 0; i < S; i++) { /* a launch a row: ban_start of neighbours overlap */
-        bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / DRAWS].n_banned;
+        bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / draws_a_kind].n_banned;
         bans.up();
         cu_meta meta = {};
         meta.ban_start = bans.d + i, meta.ban = bans.d + S + 1, meta.draws = draws.d + i;
@@ -513,9 +513,9 @@ static void check_sampling(int V)
         left += ids.h[i] < 0;
         j.add(ids.h[i] == want.id || ids.h[i] < 0 ? 0 : 1, 0);
         if (ids.h[i] >= 0 && ids.h[i] != want.id)
-            printf("     kind %d: %d, not %d\n", i / DRAWS, ids.h[i], want.id);
+            printf("     kind %d: %d, not %d\n", i / draws_a_kind, ids.h[i], want.id);
     }
-    printf("     %d of %d rows were left to the reference sampler\n", left, (int)S);
+    printf("     %d of %d rows were left to the reference sampler\n", left, S);
     free(rows);
     free(scratch);
 }
@@ -627,13 +627,13 @@ int main(int argc, char **argv)
     bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small");
     if (small) {
         check_small();
-        check_sampling(3000);
+        check_sampling(3000, 1);
         check_products(320);
         check_qk_rope(128);
         check_attention(4, 2, 128, 16);
     } else if (strcmp(what, "time") && !attention) {
         check_small();
-        check_sampling(151936);
+        check_sampling(151936, 6);
         check_products(1 << 20);
         for (int d : {32, 64, 128})
             check_qk_rope(d);
