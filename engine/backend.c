@@ -9,7 +9,9 @@ static int find_cuda(struct km_err *err)
 #ifdef KVMARK_WITH_CUDA
     return be_cuda_probe(err);
 #else
-    return km_fail(err, KM_EDEVICE, "this build has no CUDA backend (no CUDA toolkit was found when it was built): use --device cpu");
+    return km_fail(
+        err, KM_EDEVICE,
+        "this build has no CUDA backend (no CUDA toolkit was found when it was built): use --device cpu");
 #endif
 }
 

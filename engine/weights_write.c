@@ -1,8 +1,8 @@
 /* Writing a model as a Hugging Face folder.
  *
- * Where every byte goes is settled first: tensors in order, a new shard whenever one would grow too long. Then threads take
- * blocks of rows from one shared counter and write each at its offset; their order does not matter. The folder is built
- * under a temporary name beside its own and renamed last. */
+ * Where every byte goes is settled first: tensors in order, a new shard whenever one would grow too long. Then
+ * threads take blocks of rows from one shared counter and write each at its offset; their order does not matter.
+ * The folder is built under a temporary name beside its own and renamed last. */
 #include "engine/weights_write.h"
 
 #include "base/buf.h"
@@ -22,15 +22,15 @@ enum { BLOCK = 8 << 20, MAX_SHARDS = 1000, MAX_THREADS = 64 };
 struct piece { /* one tensor */
     enum mdl_tensor t;
     int layer, rows, cols, shard;
-    int64_t at;        /* within the shard's data */
-    int next;          /* first row that no thread has taken */
+    int64_t at; /* within the shard's data */
+    int next;   /* first row that no thread has taken */
 };
 
 struct writer {
     const struct mdl *m;
-    const char *dir;   /* the temporary one */
-    struct piece *v;   /* [n] */
-    int n, taking;     /* taking: first tensor with rows left */
+    const char *dir; /* the temporary one */
+    struct piece *v; /* [n] */
+    int n, taking;   /* taking: first tensor with rows left */
     int n_shards, fd[MAX_SHARDS];
     int64_t data_at[MAX_SHARDS], data_bytes[MAX_SHARDS];
     pthread_mutex_t lock;
@@ -60,8 +60,9 @@ static int place_all(struct writer *w, int64_t shard_bytes, struct km_err *err)
             int s = w->n_shards - 1;
             if (w->data_bytes[s] && w->data_bytes[s] + bytes_of(p) > shard_bytes) {
                 if (++w->n_shards > MAX_SHARDS)
-                    return km_fail(err, KM_ELIMIT, "shards of %lld bytes would be more than %d files: allow larger ones", (long long)shard_bytes,
-                                   MAX_SHARDS);
+                    return km_fail(err, KM_ELIMIT,
+                                   "shards of %lld bytes would be more than %d files: allow larger ones",
+                                   (long long)shard_bytes, MAX_SHARDS);
                 s++;
             }
             p->shard = s;
@@ -104,8 +105,8 @@ static int begin_shard(struct writer *w, int s, struct km_err *err)
     uint64_t len = head.len;
     if (!path || !km_buf_ok(&head))
         rc = km_fail(err, KM_ENOMEM, "out of memory");
-    else if ((w->fd[s] = open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644)) < 0 || pwrite(w->fd[s], &len, 8, 0) != 8 ||
-             pwrite(w->fd[s], head.data, head.len, 8) != (ssize_t)head.len)
+    else if ((w->fd[s] = open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644)) < 0 ||
+             pwrite(w->fd[s], &len, 8, 0) != 8 || pwrite(w->fd[s], head.data, head.len, 8) != (ssize_t)head.len)
         rc = km_fail(err, KM_EIO, "cannot write %s: %s", path, strerror(errno));
     w->data_at[s] = 8 + (int64_t)head.len;
     km_free(path);
@@ -134,7 +135,8 @@ static bool take(struct writer *w, struct piece **out, int *row0, int *n)
 static void write_block(struct writer *w, const struct piece *p, int row0, int n, char *buf)
 {
     struct km_err err = {0};
-    int64_t size = (int64_t)n * p->cols * 2, at = w->data_at[p->shard] + p->at + (int64_t)row0 * p->cols * 2, done = 0;
+    int64_t size = (int64_t)n * p->cols * 2, at = w->data_at[p->shard] + p->at + (int64_t)row0 * p->cols * 2,
+            done = 0;
     mdl_read(w->m, p->t, p->layer, row0, n, KM_BF16, buf, &err);
     while (!err.code && done < size) {
         ssize_t k = pwrite(w->fd[p->shard], buf + done, (size_t)(size - done), at + done);
@@ -205,9 +207,14 @@ static cJSON *config_json(const struct mdl_config *c)
     const struct {
         const char *key;
         double v;
-    } numbers[] = {{"vocab_size", c->vocab},           {"hidden_size", c->hidden},           {"intermediate_size", c->ffn},
-                   {"num_hidden_layers", c->n_layers}, {"num_attention_heads", c->n_heads}, {"num_key_value_heads", c->n_kv_heads},
-                   {"head_dim", c->head_dim},          {"max_position_embeddings", c->max_pos}};
+    } numbers[] = {{"vocab_size", c->vocab},
+                   {"hidden_size", c->hidden},
+                   {"intermediate_size", c->ffn},
+                   {"num_hidden_layers", c->n_layers},
+                   {"num_attention_heads", c->n_heads},
+                   {"num_key_value_heads", c->n_kv_heads},
+                   {"head_dim", c->head_dim},
+                   {"max_position_embeddings", c->max_pos}};
     cJSON *o = cJSON_CreateObject(), *arch = cJSON_AddArrayToObject(o, "architectures");
     cJSON_AddItemToArray(arch, cJSON_CreateString("Qwen3ForCausalLM"));
     cJSON_AddStringToObject(o, "model_type", "qwen3");
@@ -245,7 +252,8 @@ static cJSON *generation_json(const struct mdl_config *c)
 static cJSON *index_json(const struct writer *w)
 {
     char file[64], name[128];
-    cJSON *o = cJSON_CreateObject(), *meta = cJSON_AddObjectToObject(o, "metadata"), *map = cJSON_AddObjectToObject(o, "weight_map");
+    cJSON *o = cJSON_CreateObject(), *meta = cJSON_AddObjectToObject(o, "metadata"),
+          *map = cJSON_AddObjectToObject(o, "weight_map");
     int64_t all = 0;
     for (int s = 0; s < w->n_shards; s++)
         all += w->data_bytes[s];

@@ -42,7 +42,8 @@ static int run(int argc, char **argv)
     bool help;
     int rc = km_args_parse(table, weights_flags(&o, table, 4), argc, argv, &pos, &help, &err);
     if (!rc && pos.n != 1)
-        rc = km_fail(&err, KM_EINVAL, "weights takes one model, a preset or a folder with config.json, not %d", pos.n);
+        rc = km_fail(&err, KM_EINVAL, "weights takes one model, a preset or a folder with config.json, not %d",
+                     pos.n);
     if (!rc && !o.out)
         rc = km_fail(&err, KM_EINVAL, "-o is missing; give the name of the folder to make");
     int status = rc ? CMD_USAGE : CMD_FAILED;
@@ -51,7 +52,8 @@ static int run(int argc, char **argv)
     if (!rc)
         rc = wts_write(m, o.out, o.shard_bytes, (int)o.threads, &err);
     if (!rc) {
-        printf("%s: %s, %.3f billion bf16 parameters of seed %lld\n", o.out, mdl_name(m), (double)mdl_params(m) / 1e9, (long long)o.seed);
+        printf("%s: %s, %.3f billion bf16 parameters of seed %lld\n", o.out, mdl_name(m),
+               (double)mdl_params(m) / 1e9, (long long)o.seed);
         status = CMD_OK;
     } else {
         km_log(KM_LOG_ERROR, "%s", err.msg);
@@ -65,7 +67,8 @@ const struct cmd cmd_weights = {
     .name = "weights",
     .usage = "MODEL -o DIR [--seed N]",
     .summary = "Write a preset's dummy weights as a Hugging Face folder, for another engine to load",
-    .text = "The numbers are those that serve --model PRESET --seed N computes with, bit for bit, on any device. MODEL may also be a\n"
+    .text = "The numbers are those that serve --model PRESET --seed N computes with, bit for bit, on any device. "
+            "MODEL may also be a\n"
             "folder with a config.json. There is no tokenizer in the folder: send token ids.",
     .run = run,
     .flags = flags,

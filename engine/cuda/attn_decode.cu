@@ -1,13 +1,14 @@
 /* Attention of requests with one query token: reading the KV once, as fast as memory gives it.
  *
- * The host cuts every request's KV into items of about equal length, so that the card is full whatever the batch looks like
- * (cu_items). A block takes one item of one kv head; its warps take tiles of 16 tokens in turn, each through a ring of its own
- * in shared memory that cp.async keeps STAGES - 1 tiles ahead. A lane copies exactly the pieces it will use, so the ring needs
- * no barrier and no swizzle: it is a queue per lane.
+ * The host cuts every request's KV into items of about equal length, so that the card is full whatever the batch
+ * looks like (cu_items). A block takes one item of one kv head; its warps take tiles of 16 tokens in turn, each
+ * through a ring of its own in shared memory that cp.async keeps STAGES - 1 tiles ahead. A lane copies exactly the
+ * pieces it will use, so the ring needs no barrier and no swizzle: it is a queue per lane.
  *
- * The query heads of the group are the rows of the mma tile (up to 16). A lane's 16-byte pieces are B fragments as they lie: for
- * QK^T the contraction index d is permuted, q alike; for PV the output columns are permuted instead, and two token rows
- * are zipped in registers. The parts of a request meet in global memory: the last block to arrive adds them up (flash decoding). */
+ * The query heads of the group are the rows of the mma tile (up to 16). A lane's 16-byte pieces are B fragments as
+ * they lie: for QK^T the contraction index d is permuted, q alike; for PV the output columns are permuted instead,
+ * and two token rows are zipped in registers. The parts of a request meet in global memory: the last block to
+ * arrive adds them up (flash decoding). */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 
@@ -25,9 +26,10 @@ struct partial {
 };
 
 template <int DH> struct shape {
-    enum { KI = DH / 32, VI = DH >= 64 ? DH / 64 : 1, NT = VI * 8 }; /* 16-byte pieces of a key row and a value row a lane; 8-column output tiles */
-    enum { PIECES = 2 * KI + 4 * VI, RING = STAGES * PIECES * 32 * 16 };
-    enum { MERGE = 16 * (DH + 4) * 4, SMEM = WARPS * (RING > MERGE ? RING : MERGE) }; /* the merge reuses the rings */
+    enum { KI = DH / 32, VI = DH >= 64 ? DH / 64 : 1 };                /* a lane's pieces of a key row, a value row */
+    enum { NT = VI * 8, PIECES = 2 * KI + 4 * VI };                    /* output tiles of 8 columns; pieces of a tile */
+    enum { RING = STAGES * PIECES * 32 * 16, MERGE = 16 * (DH + 4) * 4 }; /* bytes a warp: the merge reuses the ring */
+    enum { SMEM = WARPS * ((int)RING > (int)MERGE ? (int)RING : (int)MERGE) };
 };
 
 __device__ __forceinline__ uint32_t zip_lo(uint32_t a, uint32_t b) /* low halves of a and b */
@@ -41,24 +43,28 @@ __device__ __forceinline__ uint32_t zip_hi(uint32_t a, uint32_t b)
 __device__ __forceinline__ uint4 ld_shared16(uint32_t addr)
 {
     uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(addr) : "memory");
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(addr)
+                 : "memory");
     return v;
 }
 
 /* One item of one kv head as its lanes see it: where the pieces of a tile lie, and how they travel to the ring. */
 template <int DH> struct stream {
-    const bf16 *kv;       /* keys of this layer and head within a page */
+    const bf16 *kv; /* keys of this layer and head within a page */
     const int32_t *table;
     size_t page_elems, v_off;
-    int B_log2, end;      /* tokens from `end` on count as nothing */
-    uint32_t ring;        /* this lane's */
+    int B_log2, end; /* tokens from `end` on count as nothing */
+    uint32_t ring;   /* this lane's */
     int g, t;
 
     __device__ __forceinline__ void fetch(int tok, int slot) const
     {
         using S = shape<DH>;
         int mask = (1 << B_log2) - 1, last = (end - 1) >> B_log2;
-        const bf16 *half[2] = {kv + (size_t)table[tok >> B_log2] * page_elems, kv + (size_t)table[min((tok + 8) >> B_log2, last)] * page_elems};
+        const bf16 *half[2] = {kv + (size_t)table[tok >> B_log2] * page_elems,
+                               kv + (size_t)table[min((tok + 8) >> B_log2, last)] * page_elems};
         uint32_t dst = ring + slot * S::PIECES * 512;
 #pragma unroll
         for (int n = 0; n < 2; n++) { /* tokens past the end give keys that are masked later */
@@ -70,7 +76,8 @@ template <int DH> struct stream {
 #pragma unroll
         for (int r = 0; r < 4; r++) { /* tokens 2t, 2t+1, 2t+8, 2t+9; past the end zeros, since 0 * NaN is NaN */
             int i = 2 * t + (r & 1) + 8 * (r >> 1);
-            const bf16 *p = half[r >> 1] + v_off + (size_t)((tok + i) & mask) * DH + (DH >= 64 || g < DH / 8 ? 8 * g : 0);
+            const bf16 *p =
+                half[r >> 1] + v_off + (size_t)((tok + i) & mask) * DH + (DH >= 64 || g < DH / 8 ? 8 * g : 0);
 #pragma unroll
             for (int j = 0; j < S::VI; j++)
                 cp_async16(dst + (2 * S::KI + r * S::VI + j) * 512, p + 64 * j, tok + i < end);
@@ -91,7 +98,8 @@ template <int DH> struct sums {
     float acc[shape<DH>::NT][4] = {};
     float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
-    __device__ __forceinline__ void add_tile(const stream<DH> &in, int slot, int tok, const uint32_t (&qa)[2 * shape<DH>::KI][4], float scale_log2)
+    __device__ __forceinline__ void add_tile(const stream<DH> &in, int slot, int tok,
+                                             const uint32_t (&qa)[2 * shape<DH>::KI][4], float scale_log2)
     {
         using S = shape<DH>;
         float s[2][4] = {};
@@ -154,8 +162,9 @@ template <int DH> struct sums {
 
 template <int DH>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
-attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G, int B_log2, size_t page_elems,
-                   size_t layer_at, float scale_log2, partial part, bf16 *__restrict__ o)
+    attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G,
+                       int B_log2, size_t page_elems, size_t layer_at, float scale_log2, partial part,
+                       bf16 *__restrict__ o)
 {
     using S = shape<DH>;
     extern __shared__ __align__(128) char smem[];
@@ -179,8 +188,8 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
     in.ring = smem_u32(smem) + warp * S::RING + lane * 16;
     in.g = g, in.t = t;
 
-    /* Everything but the request's newest token was written by steps before this one: it may travel while the kernel that
-     * writes the newest one still runs. */
+    /* Everything but the request's newest token was written by steps before this one: it may travel while the
+     * kernel that writes the newest one still runs. */
     int first = it.begin + warp * TILE;
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
@@ -206,7 +215,8 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             int r = g + 8 * h;
-            v[h] = r < group ? *reinterpret_cast<const uint4 *>(qkv + ((size_t)it.row * (H + 2 * G) + head * group + r) * DH + 32 * i + 8 * t)
+            v[h] = r < group ? *reinterpret_cast<const uint4 *>(
+                                   qkv + ((size_t)it.row * (H + 2 * G) + head * group + r) * DH + 32 * i + 8 * t)
                              : make_uint4(0, 0, 0, 0);
         }
         qa[2 * i][0] = v[0].x, qa[2 * i][1] = v[1].x, qa[2 * i][2] = v[0].y, qa[2 * i][3] = v[1].y;
@@ -283,7 +293,8 @@ attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, 
     if (!last)
         return;
     __threadfence();
-    /* The weight of each part in each row, a warp a row, then the weighted sum: loads that wait for none before them. */
+    /* The weight of each part in each row, a warp a row, then the weighted sum: loads that wait for none before
+     * them. */
     float *weight = reinterpret_cast<float *>(smem); /* [parts][group] */
     for (int r = warp; r < group; r += WARPS) {
         const float2 *ml = part.ml + ((size_t)it.first * G + head) * 16 + r;
@@ -330,15 +341,15 @@ int wave(const cu_dims &m)
 }
 
 template <int DH>
-void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o, const partial &part,
-            cudaStream_t s)
+void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool,
+            bf16 *o, const partial &part, cudaStream_t s)
 {
     float scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * DH;
     int size = shape<DH>::SMEM;
     cudaFuncSetAttribute(attn_decode_kernel<DH>, cudaFuncAttributeMaxDynamicSharedMemorySize, size);
-    cu_launch(attn_decode_kernel<DH>, dim3((unsigned)m.G, (unsigned)n_items), WARPS * 32, (size_t)size, s, qkv, pool, meta, m.H, m.G, m.B_log2,
-              m.page_elems, layer_at, scale_log2, part, o);
+    cu_launch(attn_decode_kernel<DH>, dim3((unsigned)m.G, (unsigned)n_items), WARPS * 32, (size_t)size, s, qkv,
+              pool, meta, m.H, m.G, m.B_log2, m.page_elems, layer_at, scale_log2, part, o);
 }
 
 } // namespace
@@ -355,8 +366,8 @@ static int part_len(int len, int most)
     return ((len + parts - 1) / parts + TILE - 1) / TILE * TILE;
 }
 
-/* The longest an item may be: of a few candidates the one that ends first, counted in waves of blocks times their length. The
- * least of them makes at most n + wave items. */
+/* The longest an item may be: of a few candidates the one that ends first, counted in waves of blocks times their
+ * length. The least of them makes at most n + wave items. */
 static int longest_item(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n)
 {
     enum { LEAST = WARPS * TILE, START = 64 }; /* what starting a block costs, in tokens */
@@ -383,9 +394,12 @@ int cu_items(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n, str
 {
     int used = 0, most = n ? longest_item(m, h, reqs, n) : 0;
     for (int i = 0; i < n; i++) {
-        int r = reqs[i], len = h.kv_len[r], each = part_len(len, most), first = used, parts = (len + each - 1) / each;
-        for (int k = 0; k < parts; k++)
-            out[used++] = cu_item{r, h.q_start[r], len, h.table_start[r], k * each, k + 1 < parts ? (k + 1) * each : len, first, parts};
+        int r = reqs[i], len = h.kv_len[r], each = part_len(len, most), first = used,
+            parts = (len + each - 1) / each;
+        for (int k = 0; k < parts; k++) {
+            int end = k + 1 < parts ? (k + 1) * each : len;
+            out[used++] = cu_item{r, h.q_start[r], len, h.table_start[r], k * each, end, first, parts};
+        }
     }
     return used;
 }
@@ -396,8 +410,8 @@ size_t cu_attn_decode_work(const cu_dims &m)
     return counters(m) * sizeof(int) + cells * ((size_t)(m.H / m.G) * m.d * sizeof(float) + 16 * sizeof(float2));
 }
 
-void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o, void *work,
-                    cudaStream_t s)
+void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer,
+                    const bf16 *pool, bf16 *o, void *work, cudaStream_t s)
 {
     partial part;
     part.arrived = static_cast<int *>(work);

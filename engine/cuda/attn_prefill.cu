@@ -1,8 +1,9 @@
 /* Causal attention of prefill chunks over paged KV, by mma.sync: every card from sm_80 on.
  *
  * A block takes 128 query rows of one head; four warps of 32 rows walk the keys in tiles of 64 tokens. Tiles come
- * through shared memory by cp.async, two deep, in 16-byte pieces swizzled so that ldmatrix meets no bank conflict; online
- * softmax in registers (FlashAttention-2, Dao 2023). Long tiles are started first: the diagonal makes late rows heavy. */
+ * through shared memory by cp.async, two deep, in 16-byte pieces swizzled so that ldmatrix meets no bank conflict;
+ * online softmax in registers (FlashAttention-2, Dao 2023). Long tiles are started first: the diagonal makes late
+ * rows heavy. */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 
@@ -25,8 +26,8 @@ template <int DH> struct smem_layout {
 
 template <int DH>
 __global__ void __launch_bounds__(WARPS * 32, 2)
-attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G, int B_log2, size_t page_elems,
-                    size_t layer_at, float scale_log2, bf16 *__restrict__ o)
+    attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G,
+                        int B_log2, size_t page_elems, size_t layer_at, float scale_log2, bf16 *__restrict__ o)
 {
     grid_wait();
     extern __shared__ __align__(128) char smem[];
@@ -38,28 +39,30 @@ attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool,
     int req = meta.tile_req[tile], row0 = meta.tile_row[tile];
     int q0 = meta.q_start[req], q_len = meta.q_start[req + 1] - q0, len = meta.kv_len[req];
     int rows = min(ROWS, q_len - row0), pos0 = len - q_len + row0; /* position of the tile's first row */
-    int stop = pos0 + rows;                                      /* keys that any row of the tile sees */
+    int stop = pos0 + rows;                                        /* keys that any row of the tile sees */
     int n_tiles = (stop + TILE_K - 1) / TILE_K;
     const int32_t *table = meta.table + meta.table_start[req];
     size_t q_stride = (size_t)(H + 2 * G) * DH;
 
     for (int i = tid; i < ROWS * PIECES; i += WARPS * 32) {
         int r = i / PIECES, c = i % PIECES;
-        cp_async16(base + lay::Q + at<DH>(r, c), qkv + (size_t)(q0 + row0 + min(r, rows - 1)) * q_stride + head * DH + c * 8, r < rows);
+        cp_async16(base + lay::Q + at<DH>(r, c),
+                   qkv + (size_t)(q0 + row0 + min(r, rows - 1)) * q_stride + head * DH + c * 8, r < rows);
     }
     const bf16 *kv = pool + layer_at + ((size_t)kvh << B_log2) * DH;
     size_t v_off = ((size_t)G << B_log2) * DH;
     int mask = (1 << B_log2) - 1;
     auto load = [&](int j, int buf) { /* K and V of tile j; tokens past the end become zeros */
-        for (int i = tid; i < TILE_K * PIECES; i += WARPS * 32) {
-            int r = i / PIECES, c = i % PIECES, tok = j * TILE_K + r;
-            bool in = tok < stop;
-            int k = in ? tok : 0;
-            const bf16 *src = kv + (size_t)table[k >> B_log2] * page_elems + (size_t)(k & mask) * DH + c * 8;
-            uint32_t dst = at<DH>(r, c) + buf * TILE_K * DH * 2;
-            cp_async16(base + lay::K + dst, src, in);
-            cp_async16(base + lay::V + dst, src + v_off, in);
-        }
+                                      for (int i = tid; i < TILE_K * PIECES; i += WARPS * 32) {
+                                          int r = i / PIECES, c = i % PIECES, tok = j * TILE_K + r;
+                                          bool in = tok < stop;
+                                          int k = in ? tok : 0;
+                                          const bf16 *src = kv + (size_t)table[k >> B_log2] * page_elems +
+                                                            (size_t)(k & mask) * DH + c * 8;
+                                          uint32_t dst = at<DH>(r, c) + buf * TILE_K * DH * 2;
+                                          cp_async16(base + lay::K + dst, src, in);
+                                          cp_async16(base + lay::V + dst, src + v_off, in);
+                                      }
     };
     load(0, 0);
     cp_async_commit();
@@ -120,7 +123,8 @@ attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool,
                 top[m][h] = mx;
 #pragma unroll
                 for (int n = 0; n < TILE_K / 8; n++) {
-                    float a = exp2_fast(s[m][n][2 * h] * scale_log2 - off), b = exp2_fast(s[m][n][2 * h + 1] * scale_log2 - off);
+                    float a = exp2_fast(s[m][n][2 * h] * scale_log2 - off),
+                          b = exp2_fast(s[m][n][2 * h + 1] * scale_log2 - off);
                     add += a + b;
                     p[m][n / 2][(n % 2) * 2 + h] = pack_bf16(a, b);
                 }
@@ -160,25 +164,27 @@ attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool,
             bf16 *dst = o + ((size_t)(q0 + row0 + r) * H + head) * DH + 2 * t;
 #pragma unroll
             for (int c = 0; c < NT; c++)
-                *reinterpret_cast<uint32_t *>(dst + c * 8) = pack_bf16(acc[m][c][2 * h] * inv, acc[m][c][2 * h + 1] * inv);
+                *reinterpret_cast<uint32_t *>(dst + c * 8) =
+                    pack_bf16(acc[m][c][2 * h] * inv, acc[m][c][2 * h + 1] * inv);
         }
 }
 
 template <int DH>
-void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer, const bf16 *pool, bf16 *o, cudaStream_t s)
+void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer, const bf16 *pool,
+            bf16 *o, cudaStream_t s)
 {
     float scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * DH;
     int size = smem_layout<DH>::SIZE;
     cudaFuncSetAttribute(attn_prefill_kernel<DH>, cudaFuncAttributeMaxDynamicSharedMemorySize, size);
-    cu_launch(attn_prefill_kernel<DH>, dim3((unsigned)m.H, (unsigned)n_tiles), WARPS * 32, (size_t)size, s, qkv, pool, meta, m.H, m.G, m.B_log2, m.page_elems,
-                                                                                            layer_at, scale_log2, o);
+    cu_launch(attn_prefill_kernel<DH>, dim3((unsigned)m.H, (unsigned)n_tiles), WARPS * 32, (size_t)size, s, qkv,
+              pool, meta, m.H, m.G, m.B_log2, m.page_elems, layer_at, scale_log2, o);
 }
 
 } // namespace
 
-void cu_attn_prefill(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer, const bf16 *pool, bf16 *o,
-                     cudaStream_t s)
+void cu_attn_prefill(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer,
+                     const bf16 *pool, bf16 *o, cudaStream_t s)
 {
     auto go = m.d == 128 ? launch<128> : m.d == 64 ? launch<64> : launch<32>;
     go(m, qkv, meta, n_tiles, layer, pool, o, s);

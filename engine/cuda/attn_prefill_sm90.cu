@@ -1,13 +1,14 @@
 /* Causal attention of prefill chunks over paged KV on Hopper: wgmma for the products, TMA for the pages.
  *
- * A block takes 128 query rows of one head of 128 elements: two consumer warpgroups of 64 rows, and a producer warp that
- * keeps two tiles of 128 keys and values in flight. The whole KV pool is one two-dimensional tensor of rows of 128 elements, so a page's
- * keys of one head are one box, whatever page it is; boxes of 64 elements by up to 128 tokens land in shared memory in
- * the 128-byte swizzle that wgmma reads. Tiles are walked from the diagonal back to the start, so that only the first ones
- * need masks. While the tensor cores multiply P and V of a tile, the softmax of the next runs (FlashAttention-3, Shah et
- * al. 2024, section 3.2).
+ * A block takes 128 query rows of one head of 128 elements: two consumer warpgroups of 64 rows, and a producer warp
+ * that keeps two tiles of 128 keys and values in flight. The whole KV pool is one two-dimensional tensor of rows of
+ * 128 elements, so a page's keys of one head are one box, whatever page it is; boxes of 64 elements by up to 128
+ * tokens land in shared memory in the 128-byte swizzle that wgmma reads. Tiles are walked from the diagonal back to
+ * the start, so that only the first ones need masks. While the tensor cores multiply P and V of a tile, the softmax
+ * of the next runs (FlashAttention-3, Shah et al. 2024, section 3.2).
  *
- * Values past the last key a tile may see are zeroed in shared memory: 0 * NaN of a stale page must not reach a sum. */
+ * Values past the last key a tile may see are zeroed in shared memory: 0 * NaN of a stale page must not reach a
+ * sum. */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 
@@ -21,7 +22,13 @@ enum { DH = 128, TILE_K = 128, ROWS = CU_TILE_Q, STAGES = 2, THREADS = 384 };
 enum { HALF_BYTES = TILE_K * 128, TILE_BYTES = 2 * HALF_BYTES }; /* half: 64 elements of every token */
 
 struct smem_layout {
-    enum { Q = 0, K = Q + ROWS * DH * 2, V = K + STAGES * TILE_BYTES, BARS = V + STAGES * TILE_BYTES, SIZE = BARS + 8 * 16 };
+    enum {
+        Q = 0,
+        K = Q + ROWS * DH * 2,
+        V = K + STAGES * TILE_BYTES,
+        BARS = V + STAGES * TILE_BYTES,
+        SIZE = BARS + 8 * 16
+    };
 };
 
 __device__ __forceinline__ void bar_init(uint32_t bar, int count)
@@ -38,21 +45,25 @@ __device__ __forceinline__ void bar_arrive(uint32_t bar)
 }
 __device__ __forceinline__ void bar_wait(uint32_t bar, int phase)
 {
-    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra done;\nbra again;\ndone:\n}" ::"r"(bar),
+    asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra "
+                 "done;\nbra again;\ndone:\n}" ::"r"(bar),
                  "r"(phase)
                  : "memory");
 }
 __device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(dst), "l"(map),
-                 "r"(col), "r"(row), "r"(bar)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
+            "r"(dst),
+        "l"(map), "r"(col), "r"(row), "r"(bar)
+        : "memory");
 }
 
 /* Shared-memory matrix descriptor, 128-byte swizzle; byte strides (PTX ISA, "matrix descriptor format"). */
 __device__ __forceinline__ uint64_t desc(uint32_t addr, int lead, int stride)
 {
-    return (uint64_t)((addr & 0x3FFFF) >> 4) | (uint64_t)(lead >> 4) << 16 | (uint64_t)(stride >> 4) << 32 | (uint64_t)1 << 62;
+    return (uint64_t)((addr & 0x3FFFF) >> 4) | (uint64_t)(lead >> 4) << 16 | (uint64_t)(stride >> 4) << 32 |
+           (uint64_t)1 << 62;
 }
 
 __device__ __forceinline__ void wg_fence()
@@ -71,9 +82,11 @@ template <int N> __device__ __forceinline__ void wg_wait()
 #define R4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define R16(d, i) R4(d, i), R4(d, i + 4), R4(d, i + 8), R4(d, i + 12)
 #define R64(d) R16(d, 0), R16(d, 16), R16(d, 32), R16(d, 48)
-#define D64                                                                                                                          \
-    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"         \
-    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
+#define D64                                                                                                        \
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%" \
+    "29,%30,%31,"                                                                                                  \
+    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58," \
+    "%59,%60,%61,%62,%63}"
 
 /* d[64 x 128] (+)= q k^T of one k-step of 16: both from shared memory, both K-major. */
 __device__ __forceinline__ void wgmma_ss(float (&d)[64], uint64_t a, uint64_t b, int keep)
@@ -86,7 +99,8 @@ __device__ __forceinline__ void wgmma_ss(float (&d)[64], uint64_t a, uint64_t b,
 /* d[64 x 128] += p v of 16 keys: p from registers, v from shared memory with its columns contiguous. */
 __device__ __forceinline__ void wgmma_rs(float (&d)[64], const uint32_t *a, uint64_t b)
 {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " D64 ", {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " D64
+                 ", {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"
                  : R64(d)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
@@ -99,7 +113,8 @@ struct params {
     float scale_log2;
 };
 
-__device__ __forceinline__ void produce(const params &P, const CUtensorMap *map, uint32_t base, int lane, int req, int kvh, int stop, int n_tiles)
+__device__ __forceinline__ void produce(const params &P, const CUtensorMap *map, uint32_t base, int lane, int req,
+                                        int kvh, int stop, int n_tiles)
 {
     const int32_t *table = P.meta.table + P.meta.table_start[req];
     int B = 1 << P.B_log2, boxes = TILE_K / P.box_rows, k_row = P.layer_row + kvh * B, v_row = k_row + P.G * B;
@@ -125,8 +140,8 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *map,
 }
 
 /* Online softmax of one tile's scores: s becomes probabilities; fix is what the sums so far must be scaled by. */
-__device__ __forceinline__ void softmax(float (&s)[64], float (&top)[2], float (&sum)[2], float (&fix)[2], float scale, bool edge, int key0, int pos,
-                                        int t)
+__device__ __forceinline__ void softmax(float (&s)[64], float (&top)[2], float (&sum)[2], float (&fix)[2],
+                                        float scale, bool edge, int key0, int pos, int t)
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -176,7 +191,8 @@ __device__ __forceinline__ void scores(float (&s)[64], uint32_t q, uint32_t k)
 #pragma unroll
     for (int i = 0; i < DH / 16; i++) {
         int half = i / 4, in = i % 4 * 32;
-        wgmma_ss(s, desc(q + half * (ROWS * 128) + in, 16, 1024), desc(k + half * HALF_BYTES + in, 16, 1024), i > 0);
+        wgmma_ss(s, desc(q + half * (ROWS * 128) + in, 16, 1024), desc(k + half * HALF_BYTES + in, 16, 1024),
+                 i > 0);
     }
     wg_commit();
 }
@@ -194,20 +210,25 @@ __device__ __forceinline__ void values(float (&acc)[64], const uint32_t (&p)[32]
 __device__ __forceinline__ void zero_tail(char *v, int from, int tid)
 {
     for (int i = tid; i < (TILE_K - from) * 16; i += 256)
-        *reinterpret_cast<uint4 *>(v + (i & 1) * HALF_BYTES + (from + i / 16) * 128 + (i / 2 % 8) * 16) = make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4 *>(v + (i & 1) * HALF_BYTES + (from + i / 16) * 128 + (i / 2 % 8) * 16) =
+            make_uint4(0, 0, 0, 0);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     asm volatile("bar.sync 1, 256;" ::: "memory");
 }
 
-__device__ __forceinline__ void consume(const params &P, char *smem, uint32_t base, int tid, int head, int q0, int row0, int rows, int pos0, int stop,
-                                        int n_tiles)
+__device__ __forceinline__ void consume(const params &P, char *smem, uint32_t base, int tid, int head, int q0,
+                                        int row0, int rows, int pos0, int stop, int n_tiles)
 {
     int wg = tid / 128, lane = tid % 32, g = lane / 4, t = lane % 4, warp = tid % 128 / 32;
     size_t q_stride = (size_t)(P.H + 2 * P.G) * DH;
     for (int i = tid; i < ROWS * 16; i += 256) { /* 16-byte pieces of q, swizzled as TMA would */
         int r = i / 16, c = i % 16;
-        uint4 v = r < rows ? *reinterpret_cast<const uint4 *>(P.qkv + (size_t)(q0 + row0 + r) * q_stride + head * DH + c * 8) : make_uint4(0, 0, 0, 0);
-        *reinterpret_cast<uint4 *>(smem + smem_layout::Q + c / 8 * (ROWS * 128) + r * 128 + ((c % 8) ^ (r & 7)) * 16) = v;
+        uint4 v =
+            r < rows
+                ? *reinterpret_cast<const uint4 *>(P.qkv + (size_t)(q0 + row0 + r) * q_stride + head * DH + c * 8)
+                : make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4 *>(smem + smem_layout::Q + c / 8 * (ROWS * 128) + r * 128 +
+                                   ((c % 8) ^ (r & 7)) * 16) = v;
     }
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     asm volatile("bar.sync 1, 256;" ::: "memory");
@@ -274,23 +295,26 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
         bf16 *dst = P.o + ((size_t)(q0 + row0 + r) * P.H + head) * DH + 2 * t;
 #pragma unroll
         for (int n = 0; n < 16; n++)
-            *reinterpret_cast<uint32_t *>(dst + n * 8) = pack_bf16(acc[4 * n + 2 * h] * inv, acc[4 * n + 2 * h + 1] * inv);
+            *reinterpret_cast<uint32_t *>(dst + n * 8) =
+                pack_bf16(acc[4 * n + 2 * h] * inv, acc[4 * n + 2 * h + 1] * inv);
     }
 }
 
-__global__ void __launch_bounds__(THREADS, 1) attn_prefill_sm90_kernel(const params P, const __grid_constant__ CUtensorMap map)
+__global__ void __launch_bounds__(THREADS, 1)
+    attn_prefill_sm90_kernel(const params P, const __grid_constant__ CUtensorMap map)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) char smem[];
     uint32_t base = smem_u32(smem), bars = base + smem_layout::BARS;
     grid_wait();
     int head = blockIdx.x, tile = gridDim.y - 1 - blockIdx.y;
-    int req = P.meta.tile_req[tile], row0 = P.meta.tile_row[tile], q0 = P.meta.q_start[req], q_len = P.meta.q_start[req + 1] - q0;
+    int req = P.meta.tile_req[tile], row0 = P.meta.tile_row[tile], q0 = P.meta.q_start[req],
+        q_len = P.meta.q_start[req + 1] - q0;
     int rows = min((int)ROWS, q_len - row0), pos0 = P.meta.kv_len[req] - q_len + row0, stop = pos0 + rows;
     int n_tiles = (stop + TILE_K - 1) / TILE_K;
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2 * STAGES; i++) {
-            bar_init(bars + 8 * i, 1);              /* full: the producer, and its bytes */
+            bar_init(bars + 8 * i, 1);                /* full: the producer, and its bytes */
             bar_init(bars + 8 * (2 * STAGES + i), 8); /* empty: one lane of each consumer warp */
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -320,22 +344,25 @@ int cu_attn_map(const cu_dims &m, const bf16 *pool, int n_pages, void *map128, s
     cudaDriverEntryPointQueryResult found;
     CU_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &fn, 12000, cudaEnableDefault, &found));
     if (!fn || found != cudaDriverEntryPointSuccess)
-        return km_fail(err, KM_EDEVICE, "the driver has no cuTensorMapEncodeTiled; update it to one for CUDA 12 or newer");
+        return km_fail(err, KM_EDEVICE,
+                       "the driver has no cuTensorMapEncodeTiled; update it to one for CUDA 12 or newer");
     CUtensorMap map;
     cuuint64_t dims[2] = {DH, (cuuint64_t)n_pages * m.L * 2 * m.G * m.B}, strides[1] = {DH * 2};
     cuuint32_t box[2] = {64, (cuuint32_t)(m.B < TILE_K ? m.B : TILE_K)}, ones[2] = {1, 1};
     auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(fn);
-    CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<bf16 *>(pool), dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                         CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<bf16 *>(pool), dims, strides, box,
+                         ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (rc != CUDA_SUCCESS)
-        return km_fail(err, KM_EDEVICE, "cannot describe the KV pool to the copy engine (cuTensorMapEncodeTiled: %d)", (int)rc);
+        return km_fail(err, KM_EDEVICE,
+                       "cannot describe the KV pool to the copy engine (cuTensorMapEncodeTiled: %d)", (int)rc);
     static_assert(sizeof map == 128, "tensor map");
     memcpy(map128, &map, sizeof map);
     return 0;
 }
 
-void cu_attn_prefill_sm90(const cu_dims &m, const void *map128, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer, bf16 *o,
-                          cudaStream_t s)
+void cu_attn_prefill_sm90(const cu_dims &m, const void *map128, const bf16 *qkv, const cu_meta &meta, int n_tiles,
+                          int layer, bf16 *o, cudaStream_t s)
 {
     CUtensorMap map;
     memcpy(&map, map128, sizeof map);

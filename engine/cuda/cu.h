@@ -18,7 +18,7 @@ typedef __nv_bfloat16 bf16;
 
 struct cu_dims {
     int L, D, H, G, d, F, V;
-    int B, B_log2;     /* tokens of a page, a power of two */
+    int B, B_log2; /* tokens of a page, a power of two */
     float eps;
     int max_reqs;
     int n_sms, arch;   /* 80, 86, 89, 90 ... */
@@ -37,7 +37,7 @@ struct alignas(16) cu_item {
 /* How a row is sampled: smp_params as the kernels want it. */
 struct cu_draw {
     uint64_t key;
-    float scale;        /* logits are divided by it */
+    float scale; /* logits are divided by it */
     float min_p, top_p;
     int32_t top_k;
     bool greedy, filtered;
@@ -46,16 +46,16 @@ struct cu_draw {
 /* The step's arrays on the device, all inside one allocation that one copy fills. */
 struct cu_meta {
     int32_t *tokens, *positions, *slots; /* [T] */
-    int32_t *q_start;     /* [R + 1] */
-    int32_t *kv_len;      /* [R] */
-    int32_t *table_start; /* [R] first entry of the request in table */
-    int32_t *table;       /* ragged: page ids */
-    int32_t *tile_req, *tile_row; /* [n_tiles] prefill attention: request, and first query row within it */
-    struct cu_item *items; /* decode attention: the requests with one query token */
-    int32_t *sample_row;  /* [S] */
-    struct cu_draw *draws; /* [S] */
-    int32_t *ban_start;   /* [S + 1] into ban */
-    int32_t *ban;         /* ids that may not come */
+    int32_t *q_start;                    /* [R + 1] */
+    int32_t *kv_len;                     /* [R] */
+    int32_t *table_start;                /* [R] first entry of the request in table */
+    int32_t *table;                      /* ragged: page ids */
+    int32_t *tile_req, *tile_row;        /* [n_tiles] prefill attention: request, and first query row within it */
+    struct cu_item *items;               /* decode attention: the requests with one query token */
+    int32_t *sample_row;                 /* [S] */
+    struct cu_draw *draws;               /* [S] */
+    int32_t *ban_start;                  /* [S + 1] into ban */
+    int32_t *ban;                        /* ids that may not come */
 };
 
 /* Converts a CUDA failure to the library's error rule. */
@@ -63,17 +63,18 @@ static inline int cu_fail(struct km_err *err, cudaError_t rc, const char *what)
 {
     return km_fail(err, KM_EDEVICE, "%.80s failed: %s", what, cudaGetErrorString(rc));
 }
-#define CU_TRY(call)                                                                                                   \
-    do {                                                                                                               \
-        cudaError_t cu_rc_ = (call);                                                                                   \
-        if (cu_rc_ != cudaSuccess)                                                                                     \
-            return cu_fail(err, cu_rc_, #call);                                                                        \
+#define CU_TRY(call)                                                                                               \
+    do {                                                                                                           \
+        cudaError_t cu_rc_ = (call);                                                                               \
+        if (cu_rc_ != cudaSuccess)                                                                                 \
+            return cu_fail(err, cu_rc_, #call);                                                                    \
     } while (0)
 
-/* Launches with programmatic dependent launch allowed: the kernel may start while the one before it drains, and must
- * call grid_wait (ptx.cuh) before it touches anything another kernel writes. */
+/* Launches with programmatic dependent launch allowed: the kernel may start while the one before it drains, and
+ * must call grid_wait (ptx.cuh) before it touches anything another kernel writes. */
 template <typename... P, typename... A>
-static inline void cu_launch(void (*kernel)(P...), dim3 grid, unsigned block, size_t smem, cudaStream_t s, A... args)
+static inline void cu_launch(void (*kernel)(P...), dim3 grid, unsigned block, size_t smem, cudaStream_t s,
+                             A... args)
 {
     cudaLaunchAttribute pdl = {};
     pdl.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -91,7 +92,8 @@ static inline void cu_launch(void (*kernel)(P...), dim3 grid, unsigned block, si
 /* fused.cu: everything between the GEMMs. */
 void cu_embed(const cu_dims &m, const bf16 *embed, const int32_t *tokens, int T, bf16 *x, cudaStream_t s);
 /* out[T][D] = rmsnorm(x) * w; rows: NULL, or gather x[rows[i]] */
-void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out, cudaStream_t s);
+void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out,
+                cudaStream_t s);
 /* In qkv[T][(H + 2G) * d]: q and k normalised per head and rotated; k and v written to their pages of `layer`. */
 void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq,
                       const cu_meta &meta, int T, int layer, bf16 *pool, cudaStream_t s);
@@ -100,29 +102,31 @@ void cu_swiglu(const cu_dims &m, const bf16 *gu, int T, bf16 *act, cudaStream_t 
 
 /* attn_prefill.cu (mma.sync, sm_80 and up) and attn_prefill_sm90.cu (wgmma, TMA): o[T][H * d] of the rows in tiles. */
 enum { CU_TILE_Q = 128 };
-void cu_attn_prefill(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer, const bf16 *pool,
-                     bf16 *o, cudaStream_t s);
+void cu_attn_prefill(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer,
+                     const bf16 *pool, bf16 *o, cudaStream_t s);
 bool cu_attn_prefill_sm90_usable(const cu_dims &m);
 /* map: made once by cu_attn_map over the pool. */
 int cu_attn_map(const cu_dims &m, const bf16 *pool, int n_pages, void *map128, struct km_err *err);
-void cu_attn_prefill_sm90(const cu_dims &m, const void *map128, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer,
-                          bf16 *o, cudaStream_t s);
+void cu_attn_prefill_sm90(const cu_dims &m, const void *map128, const bf16 *qkv, const cu_meta &meta, int n_tiles,
+                          int layer, bf16 *o, cudaStream_t s);
 
 /* attn_decode.cu: requests with one query token, their KV cut into items. */
 int cu_items_max(const cu_dims &m, int reqs); /* most items of so many requests */
 /* Items of the n requests reqs[] of a step whose arrays h are filled, on the host; returns their number. */
 int cu_items(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n, struct cu_item *out);
 size_t cu_attn_decode_work(const cu_dims &m); /* bytes, zeroed once by the caller */
-void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o, void *work,
-                    cudaStream_t s);
+void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer,
+                    const bf16 *pool, bf16 *o, void *work, cudaStream_t s);
 
-/* skinny.cu: y[M][N] (+)= h[M][K] w[N][K]^T for M <= CU_SKINNY_M, at the speed of reading w. h is x, or rmsnorm(x) * norm where a
- * norm is given. */
+/* skinny.cu: y[M][N] (+)= h[M][K] w[N][K]^T for M <= CU_SKINNY_M, at the speed of reading w. h is x, or rmsnorm(x)
+ * * norm where a norm is given. */
 enum { CU_SKINNY_M = 16 };
 void cu_skinny(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf16 *y, cudaStream_t s);
-void cu_skinny_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y, cudaStream_t s);
+void cu_skinny_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y,
+                    cudaStream_t s);
 /* act[M][F] = silu(gate) * up of w_gate_up [2F][K], gate first. */
-void cu_skinny_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K, bf16 *act, cudaStream_t s);
+void cu_skinny_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K,
+                      bf16 *act, cudaStream_t s);
 void cu_skinny_logits(const bf16 *x, const bf16 *w, int M, int N, int K, float *y, cudaStream_t s);
 
 /* gemm.cu: the same for any M, by cuBLASLt, the algorithm timed once a shape bucket. */
@@ -131,11 +135,12 @@ int cu_gemm_open(struct cu_lt **out, struct km_err *err);
 void cu_gemm_close(struct cu_lt *g);
 int cu_gemm_bucket(int M); /* the largest M whose algorithm is also M's */
 /* y is bf16, or f32 when y_f32; add: y += */
-int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32, cudaStream_t s,
-            struct km_err *err);
+int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
+            cudaStream_t s, struct km_err *err);
 
 /* sample.cu: the id each row of logits [S][V] gives; -1: the reference sampler must choose. */
 size_t cu_sample_work(int rows); /* bytes, zeroed once by the caller */
-void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out, cudaStream_t s);
+void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out,
+               cudaStream_t s);
 
 #endif

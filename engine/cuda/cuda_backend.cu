@@ -1,8 +1,8 @@
 /* The CUDA backend: one stream of steps, one of copies, and a graph per padded batch size for decode.
  *
- * A step is: its arrays to the card in one copy, the forward pass, the picks written to pinned memory. Steps in which every
- * request has one query token replay a captured graph of the next larger batch size; the surplus rows belong to a page of
- * their own that nobody reads. Everything is allocated at open. The host waits in `wait` only. */
+ * A step is: its arrays to the card in one copy, the forward pass, the picks written to pinned memory. Steps in
+ * which every request has one query token replay a captured graph of the next larger batch size; the surplus rows
+ * belong to a page of their own that nobody reads. Everything is allocated at open. The host waits in `wait` only. */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/weights.h"
 
@@ -56,10 +56,10 @@ struct be {
     char *pick_work;
     size_t work_bytes;
 
-    arrays wide, narrow;                      /* any step; steps of a graph, a tenth of the bytes */
-    int32_t *decoding;                        /* [max_reqs] requests of the step with one query token */
-    int32_t *picks;                           /* [max_reqs], pinned: the last kernel writes it */
-    float *logits_host, *scratch;             /* one row each, for rows that the reference sampler takes */
+    arrays wide, narrow;          /* any step; steps of a graph, a tenth of the bytes */
+    int32_t *decoding;            /* [max_reqs] requests of the step with one query token */
+    int32_t *picks;               /* [max_reqs], pinned: the last kernel writes it */
+    float *logits_host, *scratch; /* one row each, for rows that the reference sampler takes */
 
     graph graphs[MAX_GRAPHS];
     int n_graphs;
@@ -72,7 +72,8 @@ struct be {
 /* ---- the forward pass ---- */
 
 /* y (+)= h w^T; with a norm, h is rmsnorm(x) * norm: for few rows inside the product, else by way of b->h. */
-static int product(struct be *b, const bf16 *x, const bf16 *norm, const bf16 *w, int T, int N, int K, bool add, bf16 *y, struct km_err *err)
+static int product(struct be *b, const bf16 *x, const bf16 *norm, const bf16 *w, int T, int N, int K, bool add,
+                   bf16 *y, struct km_err *err)
 {
     cudaStream_t s = b->steps;
     if (T <= CU_SKINNY_M && norm)
@@ -213,7 +214,8 @@ static int warm_gemms(struct be *b, struct km_err *err)
         rc = rc ? rc : cu_gemm(b->lt, b->h, w.gate_up, T, 2 * m.F, m.D, false, b->gu, false, b->steps, err);
         rc = rc ? rc : cu_gemm(b->lt, b->act, w.down, T, m.D, m.F, true, b->x, false, b->steps, err);
         if (!rc && M <= b->max_reqs)
-            rc = cu_gemm(b->lt, b->h_out, b->w.lm_head, T < b->max_reqs ? T : b->max_reqs, m.V, m.D, false, b->logits, true, b->steps, err);
+            rc = cu_gemm(b->lt, b->h_out, b->w.lm_head, T < b->max_reqs ? T : b->max_reqs, m.V, m.D, false,
+                         b->logits, true, b->steps, err);
     }
     return rc;
 }
@@ -232,7 +234,12 @@ static cu_draw draw_of(const struct smp_row *r)
     if (p->temperature == 0)
         return cu_draw{0, 1, 0, 1, 0, true, false};
     float scale = (float)fmax(p->temperature, 0.01); /* as in smp_sample */
-    return cu_draw{smp_key(p->seed, r->step), scale, (float)p->min_p, (float)p->top_p, p->top_k, false,
+    return cu_draw{smp_key(p->seed, r->step),
+                   scale,
+                   (float)p->min_p,
+                   (float)p->top_p,
+                   p->top_k,
+                   false,
                    p->min_p > 0 || p->top_k > 0 || p->top_p < 1};
 }
 
@@ -291,12 +298,13 @@ static int check_step(const struct be *b, const struct batch *in, struct km_err 
     if (b->pending)
         return km_fail(err, KM_EINVAL, "step %llu was not waited for", (unsigned long long)b->n_steps);
     if (in->n_tokens < 1 || in->n_tokens > b->max_tokens || in->n_reqs > b->max_reqs || in->n_samples > in->n_reqs)
-        return km_fail(err, KM_EINVAL, "a step of %d tokens of %d requests, %d sampled, is over the backend's %d and %d", in->n_tokens,
-                       in->n_reqs, in->n_samples, b->max_tokens, b->max_reqs);
+        return km_fail(err, KM_EINVAL,
+                       "a step of %d tokens of %d requests, %d sampled, is over the backend's %d and %d",
+                       in->n_tokens, in->n_reqs, in->n_samples, b->max_tokens, b->max_reqs);
     for (int r = 0; r < in->n_reqs; r++)
         if ((in->kv_len[r] + b->m.B - 1) >> b->m.B_log2 > b->max_blocks)
-            return km_fail(err, KM_EINVAL, "request %d of a step has %d tokens, over the backend's %d blocks of %d", r, in->kv_len[r], b->max_blocks,
-                           b->m.B);
+            return km_fail(err, KM_EINVAL, "request %d of a step has %d tokens, over the backend's %d blocks of %d",
+                           r, in->kv_len[r], b->max_blocks, b->m.B);
     return 0;
 }
 
@@ -312,7 +320,8 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     fill(b, in, a.host, &n);
     if (g)
         pad(b, a.host, n.n_dec, n.n_items, g->reqs);
-    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base, a.table_at + n.n_table * sizeof(int32_t), cudaMemcpyHostToDevice, b->steps));
+    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base, a.table_at + n.n_table * sizeof(int32_t),
+                           cudaMemcpyHostToDevice, b->steps));
     if (g)
         CU_TRY(cudaGraphLaunch(g->exec, b->steps));
     else if ((rc = forward(b, a.dev, in->n_tokens, n.n_items, n.n_tiles, in->n_samples, err)))
@@ -348,7 +357,8 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
             out[i].id = b->picks[i];
             continue;
         }
-        CU_TRY(cudaMemcpy(b->logits_host, b->logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V, cudaMemcpyDeviceToHost));
+        CU_TRY(cudaMemcpy(b->logits_host, b->logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V,
+                          cudaMemcpyDeviceToHost));
         smp_sample(r, b->logits_host, b->m.V, b->scratch, &out[i]);
     }
     count_flops(b, in);
@@ -359,23 +369,26 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
 /* ---- copies ---- */
 
 /* Enqueues n copies, given as parallel arrays. */
-static cudaError_t copy_batch(struct be *b, enum kv_dir dir, void *const *dst, const void *const *src, const size_t *size, size_t n)
+static cudaError_t copy_batch(struct be *b, enum kv_dir dir, void *const *dst, const void *const *src,
+                              const size_t *size, size_t n)
 {
     cudaMemcpyAttributes how = {};
     /* A store must come after the kernels that write the page; a load's source lies still from the call on. */
     how.srcAccessOrder = dir == KV_TO_HOST ? cudaMemcpySrcAccessOrderStream : cudaMemcpySrcAccessOrderAny;
     size_t from = 0;
 #if CUDART_VERSION >= 13000
-    return cudaMemcpyBatchAsync(const_cast<const void **>(reinterpret_cast<const void *const *>(dst)), const_cast<const void **>(src),
-                                const_cast<size_t *>(size), n, &how, &from, 1, b->copies);
+    return cudaMemcpyBatchAsync(const_cast<const void **>(reinterpret_cast<const void *const *>(dst)),
+                                const_cast<const void **>(src), const_cast<size_t *>(size), n, &how, &from, 1,
+                                b->copies);
 #else
     size_t failed;
-    return cudaMemcpyBatchAsync(const_cast<void **>(dst), const_cast<void **>(src), const_cast<size_t *>(size), n, &how, &from, 1, &failed,
-                                b->copies);
+    return cudaMemcpyBatchAsync(const_cast<void **>(dst), const_cast<void **>(src), const_cast<size_t *>(size), n,
+                                &how, &from, 1, &failed, b->copies);
 #endif
 }
 
-static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
+static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+                     struct km_err *err)
 {
     size_t page = b->m.page_elems * sizeof(bf16);
     for (int i = 0; i < n; i++)
@@ -442,8 +455,20 @@ static void cuda_close(struct be *b)
     cudaDeviceSynchronize();
     for (int i = 0; i < b->n_graphs; i++)
         cudaGraphExecDestroy(b->graphs[i].exec);
-    void *const device[] = {b->pool, b->x, b->h, b->qkv, b->o, b->gu, b->act, b->h_out, b->logits, b->inv_freq, b->attn_work, b->pick_work,
-                            b->wide.dev_base, b->narrow.dev_base};
+    void *const device[] = {b->pool,
+                            b->x,
+                            b->h,
+                            b->qkv,
+                            b->o,
+                            b->gu,
+                            b->act,
+                            b->h_out,
+                            b->logits,
+                            b->inv_freq,
+                            b->attn_work,
+                            b->pick_work,
+                            b->wide.dev_base,
+                            b->narrow.dev_base};
     for (void *p : device)
         if (p)
             cudaFree(p);
@@ -474,7 +499,9 @@ template <typename T> static int take(struct be *b, T **out, size_t n, struct km
     void *p;
     cudaError_t rc = cudaMalloc(&p, n * sizeof(T));
     if (rc != cudaSuccess)
-        return km_fail(err, KM_EDEVICE, "no %.2f GiB of work space on the card: %s; a smaller --max-num-batched-tokens or --max-num-seqs needs less",
+        return km_fail(err, KM_EDEVICE,
+                       "no %.2f GiB of work space on the card: %s; a smaller --max-num-batched-tokens or "
+                       "--max-num-seqs needs less",
                        (double)(n * sizeof(T)) / (1 << 30), cudaGetErrorString(rc));
     *out = static_cast<T *>(p);
     b->work_bytes += n * sizeof(T);
@@ -512,7 +539,8 @@ static size_t carve(const struct be *b, size_t T, size_t R, char *base, cu_meta 
     out->table_start = next(R);
     out->tile_req = next(tiles);
     out->tile_row = next(tiles);
-    out->items = reinterpret_cast<cu_item *>(next((size_t)cu_items_max(b->m, (int)R) * (sizeof(cu_item) / sizeof(int32_t))));
+    out->items =
+        reinterpret_cast<cu_item *>(next((size_t)cu_items_max(b->m, (int)R) * (sizeof(cu_item) / sizeof(int32_t))));
     out->sample_row = next(R);
     out->draws = reinterpret_cast<cu_draw *>(next(R * (sizeof(cu_draw) / sizeof(int32_t))));
     out->ban_start = next(R + 1);
@@ -525,15 +553,21 @@ static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_e
 {
     const struct mdl_config *c = mdl_config(m);
     if (o->dtype != KM_BF16)
-        return km_fail(err, KM_EINVAL, "--dtype float32 runs on the CPU only; the CUDA engine computes in bfloat16");
+        return km_fail(err, KM_EINVAL,
+                       "--dtype float32 runs on the CPU only; the CUDA engine computes in bfloat16");
     if (o->block_size < 8 || (o->block_size & (o->block_size - 1)))
-        return km_fail(err, KM_EINVAL, "--block-size is %d; on CUDA it must be a power of two, 8 or more", o->block_size);
+        return km_fail(err, KM_EINVAL, "--block-size is %d; on CUDA it must be a power of two, 8 or more",
+                       o->block_size);
     if (c->head_dim != 32 && c->head_dim != 64 && c->head_dim != 128)
-        return km_fail(err, KM_EINVAL, "head_dim of %s is %d; the CUDA engine has kernels for 32, 64 and 128", mdl_name(m), c->head_dim);
+        return km_fail(err, KM_EINVAL, "head_dim of %s is %d; the CUDA engine has kernels for 32, 64 and 128",
+                       mdl_name(m), c->head_dim);
     if (c->n_heads / c->n_kv_heads > 16)
-        return km_fail(err, KM_EINVAL, "%s has %d query heads on a key head; the CUDA engine goes to 16", mdl_name(m), c->n_heads / c->n_kv_heads);
+        return km_fail(err, KM_EINVAL, "%s has %d query heads on a key head; the CUDA engine goes to 16",
+                       mdl_name(m), c->n_heads / c->n_kv_heads);
     if (c->hidden % 32 || c->ffn % 32 || c->hidden > 8192)
-        return km_fail(err, KM_EINVAL, "hidden size %d and ffn %d of %s must be multiples of 32, hidden at most 8192", c->hidden, c->ffn, mdl_name(m));
+        return km_fail(err, KM_EINVAL,
+                       "hidden size %d and ffn %d of %s must be multiples of 32, hidden at most 8192", c->hidden,
+                       c->ffn, mdl_name(m));
     return 0;
 }
 
@@ -545,7 +579,8 @@ static int pick_device(struct be *b, struct km_err *err)
     b->m.arch = p.major * 10 + p.minor;
     b->m.n_sms = p.multiProcessorCount;
     if (b->m.arch < 80)
-        return km_fail(err, KM_EDEVICE, "%s has compute capability %d.%d; the CUDA engine needs 8.0 or newer", p.name, p.major, p.minor);
+        return km_fail(err, KM_EDEVICE, "%s has compute capability %d.%d; the CUDA engine needs 8.0 or newer",
+                       p.name, p.major, p.minor);
     snprintf(b->st.device, sizeof b->st.device, "%.60s, %.0f GiB", p.name, (double)p.totalGlobalMem / (1 << 30));
     return 0;
 }
@@ -566,7 +601,8 @@ static int make_arrays(struct be *b, arrays *a, size_t T, size_t R, struct km_er
 static int make_work(struct be *b, struct km_err *err)
 {
     const cu_dims &m = b->m;
-    size_t T = (size_t)b->max_tokens, R = (size_t)b->max_reqs, D = (size_t)m.D, few = R < GRAPH_REQS ? R : (size_t)GRAPH_REQS;
+    size_t T = (size_t)b->max_tokens, R = (size_t)b->max_reqs, D = (size_t)m.D,
+           few = R < GRAPH_REQS ? R : (size_t)GRAPH_REQS;
     int rc = take(b, &b->x, T * D, err);
     rc = rc ? rc : take(b, &b->h, T * D, err);
     rc = rc ? rc : take(b, &b->qkv, T * (size_t)(m.H + 2 * m.G) * m.d, err);
@@ -612,8 +648,11 @@ static int make_pool(struct be *b, const struct be_opts *o, struct km_err *err)
     long fit = room > 0 ? (long)(room / (double)page) - 1 : 0;
     b->n_pages = o->n_pages ? o->n_pages : (int)(fit < INT32_MAX / b->m.B ? fit : INT32_MAX / b->m.B);
     if (b->n_pages < 1 || b->n_pages > fit)
-        return km_fail(err, KM_ELIMIT, "no room for KV: %.2f GiB may be used, weights and work space hold %.2f, and %d pages of %.2f MiB do not fit in the rest",
-                       limit / (1 << 30), (double)held / (1 << 30), o->n_pages ? o->n_pages : 1, (double)page / (1 << 20));
+        return km_fail(err, KM_ELIMIT,
+                       "no room for KV: %.2f GiB may be used, weights and work space hold %.2f, and %d pages of "
+                       "%.2f MiB do not fit in the rest",
+                       limit / (1 << 30), (double)held / (1 << 30), o->n_pages ? o->n_pages : 1,
+                       (double)page / (1 << 20));
     size_t work = b->work_bytes;
     int rc = take(b, &b->pool, (size_t)(b->n_pages + 1) * b->m.page_elems, err);
     if (rc)
@@ -630,7 +669,8 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     if (rc || (rc = pick_device(b, err)))
         return rc;
     cu_dims &d = b->m;
-    d.L = c->n_layers, d.D = c->hidden, d.H = c->n_heads, d.G = c->n_kv_heads, d.d = c->head_dim, d.F = c->ffn, d.V = c->vocab;
+    d.L = c->n_layers, d.D = c->hidden, d.H = c->n_heads, d.G = c->n_kv_heads, d.d = c->head_dim, d.F = c->ffn,
+    d.V = c->vocab;
     d.eps = c->rms_eps;
     d.B = o->block_size;
     d.B_log2 = __builtin_ctz((unsigned)o->block_size);
@@ -658,7 +698,8 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     return rc;
 }
 
-static int cuda_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom, struct km_err *err)
+static int cuda_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
+                     struct km_err *err)
 {
     struct be *b = static_cast<be *>(km_calloc(1, sizeof *b));
     if (!b)
@@ -688,5 +729,6 @@ static void cuda_stats(struct be *b, struct be_stats *out)
     *out = b->st;
 }
 
-extern "C" const struct backend be_cuda = {"cuda",    cuda_open,      cuda_close,     cuda_step, cuda_wait, cuda_copy,
-                                           cuda_poll, cuda_host_alloc, cuda_host_free, nullptr,   cuda_stats};
+extern "C" const struct backend be_cuda = {"cuda",         cuda_open, cuda_close, cuda_step,
+                                           cuda_wait,      cuda_copy, cuda_poll,  cuda_host_alloc,
+                                           cuda_host_free, nullptr,   cuda_stats};

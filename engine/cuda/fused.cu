@@ -1,4 +1,5 @@
-/* Everything between the GEMMs, one kernel a boundary. All of them are limited by memory: 16-byte accesses, one pass. */
+/* Everything between the GEMMs, one kernel a boundary. All of them are limited by memory: 16-byte accesses, one
+ * pass. */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 
@@ -28,8 +29,9 @@ __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, int D, bf
 }
 
 /* One block a row; the row stays in registers between the two uses (D <= 8 * 128 * PER). */
-template <int PER> __global__ void __launch_bounds__(128) rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps,
-                                                                         bf16 *out)
+template <int PER>
+__global__ void __launch_bounds__(128)
+    rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps, bf16 *out)
 {
     grid_wait();
     grid_release();
@@ -72,12 +74,14 @@ template <int PER> __global__ void __launch_bounds__(128) rmsnorm_kernel(const b
     }
 }
 
-/* A token's blocks share its heads, a warp one at a time: the angles are the token's and are computed once. Lane i holds DH / 32 neighbours, whose
- * rotary partners, DH / 2 away, are those of lane i ^ 16. Heads 0..H-1 are q, then G of k, then G of v. */
+/* A token's blocks share its heads, a warp one at a time: the angles are the token's and are computed once. Lane i
+ * holds DH / 32 neighbours, whose rotary partners, DH / 2 away, are those of lane i ^ 16. Heads 0..H-1 are q, then
+ * G of k, then G of v. */
 template <int DH>
-__global__ void __launch_bounds__(256) qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq,
-                                                            const int32_t *positions, const int32_t *slots, int H, int G, int B_log2,
-                                                            size_t page_elems, size_t layer_at, float eps, bf16 *pool)
+__global__ void __launch_bounds__(256)
+    qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq,
+                         const int32_t *positions, const int32_t *slots, int H, int G, int B_log2,
+                         size_t page_elems, size_t layer_at, float eps, bf16 *pool)
 {
     constexpr int N = DH / 32;
     struct alignas(2 * N) piece {
@@ -148,20 +152,23 @@ void cu_embed(const cu_dims &m, const bf16 *embed, const int32_t *tokens, int T,
     cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, tokens, m.D, x);
 }
 
-void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out, cudaStream_t s)
+void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out,
+                cudaStream_t s)
 {
     auto kernel = m.D <= 1024 ? rmsnorm_kernel<1> : m.D <= 4096 ? rmsnorm_kernel<4> : rmsnorm_kernel<8>;
     cu_launch(kernel, dim3((unsigned)T), 128, 0, s, x, w, rows, m.D, m.eps, out);
 }
 
-void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq, const cu_meta &meta,
-                      int T, int layer, bf16 *pool, cudaStream_t s)
+void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq,
+                      const cu_meta &meta, int T, int layer, bf16 *pool, cudaStream_t s)
 {
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * m.d;
-    auto kernel = m.d == 128 ? qk_rope_store_kernel<128> : m.d == 64 ? qk_rope_store_kernel<64> : qk_rope_store_kernel<32>;
+    auto kernel = m.d == 128  ? qk_rope_store_kernel<128>
+                  : m.d == 64 ? qk_rope_store_kernel<64>
+                              : qk_rope_store_kernel<32>;
     unsigned share = T < 512 ? (unsigned)(m.H + 2 * m.G + 7) / 8 : 1; /* few tokens: every head at once */
-    cu_launch(kernel, dim3((unsigned)T, share), 256, 0, s, qkv, q_norm, k_norm, inv_freq, meta.positions, meta.slots, m.H, m.G, m.B_log2, m.page_elems,
-              layer_at, m.eps, pool);
+    cu_launch(kernel, dim3((unsigned)T, share), 256, 0, s, qkv, q_norm, k_norm, inv_freq, meta.positions,
+              meta.slots, m.H, m.G, m.B_log2, m.page_elems, layer_at, m.eps, pool);
 }
 
 void cu_swiglu(const cu_dims &m, const bf16 *gu, int T, bf16 *act, cudaStream_t s)

@@ -1,6 +1,7 @@
-/* y = x w^T by cuBLASLt, bf16 in, f32 sums. The library's first choice is not always its fastest: the first time a shape
- * bucket is met, its candidates are timed on scratch memory and the winner is remembered. M is bucketed to powers of two (and
- * halves between them), since the choice depends on it weakly; N and K come from the model and are few. */
+/* y = x w^T by cuBLASLt, bf16 in, f32 sums. The library's first choice is not always its fastest: the first time a
+ * shape bucket is met, its candidates are timed on scratch memory and the winner is remembered. M is bucketed to
+ * powers of two (and halves between them), since the choice depends on it weakly; N and K come from the model and
+ * are few. */
 #include "engine/cuda/cu.h"
 
 extern "C" {
@@ -35,11 +36,11 @@ static int lt_fail(struct km_err *err, cublasStatus_t rc, const char *what)
 {
     return km_fail(err, KM_EDEVICE, "%s failed: %s", what, cublasLtGetStatusString(rc));
 }
-#define LT_TRY(call)                                                                                                   \
-    do {                                                                                                               \
-        cublasStatus_t lt_rc_ = (call);                                                                                \
-        if (lt_rc_ != CUBLAS_STATUS_SUCCESS)                                                                           \
-            return lt_fail(err, lt_rc_, #call);                                                                        \
+#define LT_TRY(call)                                                                                               \
+    do {                                                                                                           \
+        cublasStatus_t lt_rc_ = (call);                                                                            \
+        if (lt_rc_ != CUBLAS_STATUS_SUCCESS)                                                                       \
+            return lt_fail(err, lt_rc_, #call);                                                                    \
     } while (0)
 
 int cu_gemm_open(struct cu_lt **out, struct km_err *err)
@@ -53,10 +54,12 @@ int cu_gemm_open(struct cu_lt **out, struct km_err *err)
     cublasOperation_t trans = CUBLAS_OP_T;
     LT_TRY(cublasLtMatmulDescSetAttribute(g->op, CUBLASLT_MATMUL_DESC_TRANSA, &trans, sizeof trans));
     LT_TRY(cublasLtMatmulPreferenceCreate(&g->pref));
-    LT_TRY(cublasLtMatmulPreferenceSetAttribute(g->pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE, sizeof WORKSPACE));
+    LT_TRY(cublasLtMatmulPreferenceSetAttribute(g->pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE,
+                                                sizeof WORKSPACE));
     /* Partial sums of split K are added in f32, never in the output's bf16. */
     uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    LT_TRY(cublasLtMatmulPreferenceSetAttribute(g->pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions));
+    LT_TRY(cublasLtMatmulPreferenceSetAttribute(g->pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
+                                                sizeof reductions));
     CU_TRY(cudaMalloc(&g->workspace, WORKSPACE));
     km_mem_note(KM_MEM_DEVICE, (int64_t)WORKSPACE);
     CU_TRY(cudaEventCreate(&g->t0));
@@ -109,19 +112,22 @@ static cublasStatus_t layouts_make(layouts *l, int M, int N, int K, bool y_f32)
     return rc;
 }
 
-static cublasStatus_t run(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x, const bf16 *w, bool add, void *y,
-                          cudaStream_t s)
+static cublasStatus_t run(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x,
+                          const bf16 *w, bool add, void *y, cudaStream_t s)
 {
     float one = 1, beta = add ? 1.f : 0.f;
-    return cublasLtMatmul(g->lt, g->op, &one, w, &l->w, x, &l->x, &beta, y, &l->y, y, &l->y, algo, g->workspace, WORKSPACE, s);
+    return cublasLtMatmul(g->lt, g->op, &one, w, &l->w, x, &l->x, &beta, y, &l->y, y, &l->y, algo, g->workspace,
+                          WORKSPACE, s);
 }
 
 /* Times the candidates on scratch output, each from a cold L2 as in a model, where other weights come between. */
-static int choose(struct cu_lt *g, plan *p, layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s, struct km_err *err)
+static int choose(struct cu_lt *g, plan *p, layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s,
+                  struct km_err *err)
 {
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     int n = 0;
-    LT_TRY(cublasLtMatmulAlgoGetHeuristic(g->lt, g->op, &l->w, &l->x, &l->y, &l->y, g->pref, CANDIDATES, found, &n));
+    LT_TRY(
+        cublasLtMatmulAlgoGetHeuristic(g->lt, g->op, &l->w, &l->x, &l->y, &l->y, g->pref, CANDIDATES, found, &n));
     if (!n)
         return km_fail(err, KM_EDEVICE, "cuBLASLt has no algorithm for a %d x %d x %d product", M, p->N, p->K);
     p->algo = found[0].algo;
@@ -158,7 +164,8 @@ static int choose(struct cu_lt *g, plan *p, layouts *l, int M, const bf16 *x, co
     return 0;
 }
 
-int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32, cudaStream_t s, struct km_err *err)
+int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
+            cudaStream_t s, struct km_err *err)
 {
     int b = cu_gemm_bucket(M);
     plan *p = nullptr;

@@ -1,5 +1,5 @@
-/* Is there a card this build can run on? Asked in a child process: initialising CUDA here would forbid the caller to fork
- * its engine later, since a forked process cannot use its parent's CUDA. */
+/* Is there a card this build can run on? Asked in a child process: initialising CUDA here would forbid the caller
+ * to fork its engine later, since a forked process cannot use its parent's CUDA. */
 #include "engine/cuda/cu.h"
 
 #include <errno.h>
@@ -13,20 +13,24 @@ static int look(struct km_err *err)
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     if (!driver)
-        return km_fail(err, KM_EDEVICE, "no CUDA device: this machine has no NVIDIA driver; --device cpu runs without");
+        return km_fail(err, KM_EDEVICE,
+                       "no CUDA device: this machine has no NVIDIA driver; --device cpu runs without");
     if (driver / 1000 < runtime / 1000)
-        return km_fail(err, KM_EDEVICE, "the NVIDIA driver knows CUDA %d.%d, but this build needs %d.0 or newer: update the driver", driver / 1000,
-                       driver % 1000 / 10, runtime / 1000);
+        return km_fail(err, KM_EDEVICE,
+                       "the NVIDIA driver knows CUDA %d.%d, but this build needs %d.0 or newer: update the driver",
+                       driver / 1000, driver % 1000 / 10, runtime / 1000);
     cudaError_t rc = cudaGetDeviceCount(&n);
     if (rc != cudaSuccess || !n)
-        return km_fail(err, KM_EDEVICE, "no CUDA device: %s; --device cpu runs without", n ? "none answers" : cudaGetErrorString(rc));
+        return km_fail(err, KM_EDEVICE, "no CUDA device: %s; --device cpu runs without",
+                       n ? "none answers" : cudaGetErrorString(rc));
     cudaDeviceProp p;
     rc = cudaGetDeviceProperties(&p, 0);
     if (rc != cudaSuccess)
         return km_fail(err, KM_EDEVICE, "CUDA device 0 does not answer: %s", cudaGetErrorString(rc));
     if (p.major < 8)
-        return km_fail(err, KM_EDEVICE, "%s has compute capability %d.%d; the CUDA engine needs 8.0 or newer: use --device cpu", p.name, p.major,
-                       p.minor);
+        return km_fail(err, KM_EDEVICE,
+                       "%s has compute capability %d.%d; the CUDA engine needs 8.0 or newer: use --device cpu",
+                       p.name, p.major, p.minor);
     return 0;
 }
 
@@ -54,6 +58,7 @@ extern "C" int be_cuda_probe(struct km_err *err)
     while (waitpid(pid, nullptr, 0) < 0 && errno == EINTR)
         ;
     if (n != (ssize_t)sizeof answer)
-        return km_fail(err, KM_EDEVICE, "the NVIDIA driver crashed while it was asked for its devices; --device cpu runs without");
+        return km_fail(err, KM_EDEVICE,
+                       "the NVIDIA driver crashed while it was asked for its devices; --device cpu runs without");
     return answer.code ? km_fail(err, answer.code, "%s", answer.msg) : 0;
 }

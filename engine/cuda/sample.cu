@@ -1,12 +1,12 @@
-/* The next token of each row, as the reference sampler chooses it (engine/sample.h): the largest logit, or the winner of the
- * race among the ids that the filters leave. Two kernels, four bytes a row come back.
+/* The next token of each row, as the reference sampler chooses it (engine/sample.h): the largest logit, or the
+ * winner of the race among the ids that the filters leave. Two kernels, four bytes a row come back.
  *
- * cut_kernel, a block a row that has filters, finds the smallest value that may win. A histogram of how far each value is below
- * the largest, counts and masses, tells in which bin top_k and top_p fall; that bin alone is sorted. A bin too full to
- * sort (nearly flat logits) leaves the row to the reference sampler on the host.
+ * cut_kernel, a block a row that has filters, finds the smallest value that may win. A histogram of how far each
+ * value is below the largest, counts and masses, tells in which bin top_k and top_p fall; that bin alone is sorted.
+ * A bin too full to sort (nearly flat logits) leaves the row to the reference sampler on the host.
  *
- * race_kernel, several blocks a row since one would read 600 KB for longer than a layer takes, finds the best score; the last
- * block of a row merges. */
+ * race_kernel, several blocks a row since one would read 600 KB for longer than a layer takes, finds the best
+ * score; the last block of a row merges. */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 
@@ -65,7 +65,7 @@ struct values {
 struct shared {
     unsigned long long mass[BINS]; /* of exp(v - top), in units of 2^-32; then sums from bin 0 on */
     int count[BINS];
-    float2 list[LIST];             /* value, id; best first once sorted */
+    float2 list[LIST]; /* value, id; best first once sorted */
     int n_list;
     float part[32];
     unsigned long long sums[32];
@@ -113,7 +113,8 @@ template <typename T> __device__ T block_scan(T v, T *part)
     return v;
 }
 
-/* The values of one bin into the list, the largest first, the lower id first among equals; false when they are too many. */
+/* The values of one bin into the list, the largest first, the lower id first among equals; false when they are too
+ * many. */
 __device__ bool sort_bin(shared &s, const values &row, int V, float top, float least, int bin)
 {
     __syncthreads();
@@ -267,8 +268,8 @@ __device__ __forceinline__ float noise(uint64_t key, int id)
     return -logf(-log1pf(-fminf(u, 0x1.fffffep-1f)));
 }
 
-__global__ void __launch_bounds__(RACE_THREADS) race_kernel(const float *logits, int V, cu_meta meta, const cut *cuts, best *found, int *arrived,
-                                                            int32_t *out)
+__global__ void __launch_bounds__(RACE_THREADS)
+    race_kernel(const float *logits, int V, cu_meta meta, const cut *cuts, best *found, int *arrived, int32_t *out)
 {
     grid_wait();
     grid_release();
@@ -289,7 +290,8 @@ __global__ void __launch_bounds__(RACE_THREADS) race_kernel(const float *logits,
             if (!(x > -INFINITY))
                 continue;
             if (!d.greedy) {
-                if (!(x >= c.least) || (x == c.least && i > c.last) || x + 23 <= mine.score) /* noise is at most 22.9 */
+                if (!(x >= c.least) || (x == c.least && i > c.last) ||
+                    x + 23 <= mine.score) /* noise is at most 22.9 */
                     continue;
                 x += noise(d.key, i);
             }
@@ -335,12 +337,14 @@ size_t cu_sample_work(int rows)
     return (size_t)rows * (PARTS * sizeof(best) + sizeof(cut) + sizeof(int));
 }
 
-void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out, cudaStream_t s)
+void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out,
+               cudaStream_t s)
 {
     best *found = static_cast<best *>(work);
     cut *cuts = reinterpret_cast<cut *>(found + (size_t)max_rows * PARTS);
     int *arrived = reinterpret_cast<int *>(cuts + max_rows);
     cudaFuncSetAttribute(cut_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
     cu_launch(cut_kernel, dim3((unsigned)S), CUT_THREADS, sizeof(shared), s, logits, V, meta, cuts);
-    cu_launch(race_kernel, dim3(PARTS, (unsigned)S), RACE_THREADS, 0, s, logits, V, meta, cuts, found, arrived, out);
+    cu_launch(race_kernel, dim3(PARTS, (unsigned)S), RACE_THREADS, 0, s, logits, V, meta, cuts, found, arrived,
+              out);
 }

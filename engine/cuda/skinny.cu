@@ -1,9 +1,10 @@
 /* Products with few rows (decode with small batches): limited by reading the weights, so built around the loads.
  *
- * A warp owns 16 rows of w and a slice of K. Each lane loads 16 bytes of row g and of row g + 8 (g = lane / 4) straight
- * into the registers of an mma A fragment: the contraction index may be permuted freely as long as x is permuted the
- * same way, so lane t = lane % 4 takes elements 8t .. 8t+7 of every 32 and no shared memory is needed for w. The warps of a
- * block split K and meet once, in shared memory. x (B fragment, up to 8 columns a tile) is read with the same permutation.
+ * A warp owns 16 rows of w and a slice of K. Each lane loads 16 bytes of row g and of row g + 8 (g = lane / 4)
+ * straight into the registers of an mma A fragment: the contraction index may be permuted freely as long as x is
+ * permuted the same way, so lane t = lane % 4 takes elements 8t .. 8t+7 of every 32 and no shared memory is needed
+ * for w. The warps of a block split K and meet once, in shared memory. x (B fragment, up to 8 columns a tile) is
+ * read with the same permutation.
  *
  * Every weight byte is read once, with 16-byte loads, UNROLL of them in flight a lane. */
 #include "engine/cuda/cu.h"
@@ -24,7 +25,8 @@ template <mode MODE> __device__ __forceinline__ int w_row(int tile, int g, int h
 __device__ __forceinline__ uint4 normed(uint4 x, uint4 weight, float &squares)
 {
     uint4 out;
-    const __nv_bfloat162 *a = reinterpret_cast<const __nv_bfloat162 *>(&x), *b = reinterpret_cast<const __nv_bfloat162 *>(&weight);
+    const __nv_bfloat162 *a = reinterpret_cast<const __nv_bfloat162 *>(&x),
+                         *b = reinterpret_cast<const __nv_bfloat162 *>(&weight);
     __nv_bfloat162 *o = reinterpret_cast<__nv_bfloat162 *>(&out);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -53,7 +55,8 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const params P)
     int out_rows = MODE == SWIGLU ? 8 : 16;
     int r0 = w_row<MODE>(tile, g, 0, N), r1 = w_row<MODE>(tile, g, 1, N);
     int limit = MODE == SWIGLU ? 2 * N : N;
-    bool ok0 = r0 < limit && (MODE != SWIGLU || tile * 8 + g < N), ok1 = r1 < limit && (MODE != SWIGLU || tile * 8 + g < N);
+    bool ok0 = r0 < limit && (MODE != SWIGLU || tile * 8 + g < N),
+         ok1 = r1 < limit && (MODE != SWIGLU || tile * 8 + g < N);
     const bf16 *w0 = w + (size_t)(ok0 ? r0 : 0) * K + 8 * t, *w1 = w + (size_t)(ok1 ? r1 : 0) * K + 8 * t;
 
     float acc[COLS][4] = {};
@@ -76,7 +79,8 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const params P)
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             if (NORM)
-                n[u] = s + u < s1 ? *reinterpret_cast<const uint4 *>(P.norm + (s + u) * 32 + 8 * t) : make_uint4(0, 0, 0, 0);
+                n[u] = s + u < s1 ? *reinterpret_cast<const uint4 *>(P.norm + (s + u) * 32 + 8 * t)
+                                  : make_uint4(0, 0, 0, 0);
 #pragma unroll
             for (int c = 0; c < COLS; c++) {
                 bool ok = s + u < s1 && c * 8 + g < M;
@@ -179,12 +183,14 @@ void cu_skinny(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf16
         launch<STORE, false>(p, s);
 }
 
-void cu_skinny_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y, cudaStream_t s)
+void cu_skinny_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y,
+                    cudaStream_t s)
 {
     launch<STORE, true>(params{x, w, norm, M, N, K, eps, y}, s);
 }
 
-void cu_skinny_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K, bf16 *act, cudaStream_t s)
+void cu_skinny_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K,
+                      bf16 *act, cudaStream_t s)
 {
     launch<SWIGLU, true>(params{x, w_gate_up, norm, M, F, K, eps, act}, s);
 }

@@ -1,5 +1,5 @@
-/* Weights to the card. Dummy ones are made there, value by value as engine/dummy.h says, so that an 8B model starts in a
- * fraction of a second; files are read and converted in blocks of rows through two pinned buffers. */
+/* Weights to the card. Dummy ones are made there, value by value as engine/dummy.h says, so that an 8B model starts
+ * in a fraction of a second; files are read and converted in blocks of rows through two pinned buffers. */
 #include "engine/cuda/weights.h"
 
 extern "C" {
@@ -30,7 +30,8 @@ size_t aligned(size_t elements)
 }
 
 /* Tensors of a layer, in the order they lie; some share an allocation because a GEMM takes them as one. */
-const mdl_tensor layer_order[] = {MDL_Q, MDL_K, MDL_V, MDL_O, MDL_GATE, MDL_UP, MDL_DOWN, MDL_NORM_ATTN, MDL_NORM_FFN, MDL_Q_NORM, MDL_K_NORM};
+const mdl_tensor layer_order[] = {MDL_Q,    MDL_K,         MDL_V,        MDL_O,      MDL_GATE,  MDL_UP,
+                                  MDL_DOWN, MDL_NORM_ATTN, MDL_NORM_FFN, MDL_Q_NORM, MDL_K_NORM};
 
 bool joined_to_previous(mdl_tensor t)
 {
@@ -74,7 +75,8 @@ int put_tensor(loader *l, mdl_tensor t, int layer, bf16 *dst, km_err *err)
         int rc = mdl_read(l->m, t, layer, r, n, KM_BF16, l->stage[i], err);
         if (rc)
             return rc;
-        CU_TRY(cudaMemcpyAsync(dst + (size_t)r * cols, l->stage[i], (size_t)n * cols * sizeof(bf16), cudaMemcpyHostToDevice, 0));
+        CU_TRY(cudaMemcpyAsync(dst + (size_t)r * cols, l->stage[i], (size_t)n * cols * sizeof(bf16),
+                               cudaMemcpyHostToDevice, 0));
         CU_TRY(cudaEventRecord(l->free[i], 0));
     }
     return 0;
@@ -144,7 +146,8 @@ void loader_close(loader *l)
 
 size_t cu_weights_size(const struct mdl_config *c)
 {
-    size_t ends = aligned(elems(c, MDL_EMBED)) + aligned(elems(c, MDL_NORM_OUT)) + (c->tied ? 0 : aligned(elems(c, MDL_LM_HEAD)));
+    size_t ends = aligned(elems(c, MDL_EMBED)) + aligned(elems(c, MDL_NORM_OUT)) +
+                  (c->tied ? 0 : aligned(elems(c, MDL_LM_HEAD)));
     return ends + (size_t)c->n_layers * layer_size(c);
 }
 
@@ -158,8 +161,8 @@ int cu_weights_load(struct cu_weights *w, const struct mdl *m, struct km_err *er
     void *p;
     cudaError_t rc = cudaMalloc(&p, w->bytes);
     if (rc != cudaSuccess)
-        return km_fail(err, KM_EDEVICE, "the weights of %s need %.1f GiB on the card, which has less free: %s", mdl_name(m),
-                       (double)w->bytes / (1 << 30), cudaGetErrorString(rc));
+        return km_fail(err, KM_EDEVICE, "the weights of %s need %.1f GiB on the card, which has less free: %s",
+                       mdl_name(m), (double)w->bytes / (1 << 30), cudaGetErrorString(rc));
     w->base = static_cast<char *>(p);
     km_mem_note(KM_MEM_DEVICE, (int64_t)w->bytes);
     loader l = {};

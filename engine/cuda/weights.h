@@ -5,19 +5,19 @@
 #include "engine/cuda/cu.h"
 
 struct cu_layer {
-    bf16 *qkv;               /* [(H + 2G) * d][D] */
-    bf16 *o;                 /* [D][H * d] */
-    bf16 *gate_up;           /* [2F][D], gate first */
-    bf16 *down;              /* [D][F] */
+    bf16 *qkv;                  /* [(H + 2G) * d][D] */
+    bf16 *o;                    /* [D][H * d] */
+    bf16 *gate_up;              /* [2F][D], gate first */
+    bf16 *down;                 /* [D][F] */
     bf16 *norm_attn, *norm_ffn; /* [D] */
-    bf16 *q_norm, *k_norm;   /* [d] */
+    bf16 *q_norm, *k_norm;      /* [d] */
 };
 
 struct cu_weights {
     char *base;
     size_t bytes;
     bf16 *embed, *norm_out, *lm_head; /* lm_head is embed when tied */
-    struct cu_layer *layers; /* [L] */
+    struct cu_layer *layers;          /* [L] */
 };
 
 size_t cu_weights_size(const struct mdl_config *c);

@@ -1,11 +1,11 @@
-/* The CUDA backend as a whole: against vectors made by another implementation, against the CPU backend, and against itself
- * (chunked, batched, copied, cold and warm). A program, not a unit test: it needs a card. Pools are filled with NaN first.
- *   engine_check golden MODEL VECTORS.json [TIE]   vectors only: top log-probabilities and greedy ids, teacher-forced
- *   engine_check self MODEL [TIE]                  everything else
- * MODEL is a folder or a preset with dummy weights, seed 7. TIE (0.2): two tokens whose log-probabilities are this near may
- * change places. A log-probability may be off by TIE, or by that share of itself where it is below -1: bf16 has 8 bits, and an
- * id 20 below the top carries their error in a logit of 20. Two results that are both in bf16 may be 1.5 TIE apart. Exit 1 when a
- * check fails. */
+/* The CUDA backend as a whole: against vectors made by another implementation, against the CPU backend, and against
+ * itself (chunked, batched, copied, cold and warm). A program, not a unit test: it needs a card. Pools are filled
+ * with NaN first. engine_check golden MODEL VECTORS.json [TIE]   vectors only: top log-probabilities and greedy
+ * ids, teacher-forced engine_check self MODEL [TIE]                  everything else MODEL is a folder or a preset
+ * with dummy weights, seed 7. TIE (0.2): two tokens whose log-probabilities are this near may change places. A
+ * log-probability may be off by TIE, or by that share of itself where it is below -1: bf16 has 8 bits, and an id 20
+ * below the top carries their error in a logit of 20. Two results that are both in bf16 may be 1.5 TIE apart. Exit
+ * 1 when a check fails. */
 #include "base/json.h"
 #include "base/mem.h"
 #include "engine/cuda/test/rig.h"
@@ -43,8 +43,13 @@ static void must(int rc, const struct km_err *err)
 
 static struct be_opts options(int n_pages)
 {
-    return (struct be_opts){.dtype = KM_BF16, .block_size = 16, .n_pages = n_pages, .max_tokens = 4096, .max_reqs = 64,
-                            .max_model_len = 8192, .memory_utilization = 0.9};
+    return (struct be_opts){.dtype = KM_BF16,
+                            .block_size = 16,
+                            .n_pages = n_pages,
+                            .max_tokens = 4096,
+                            .max_reqs = 64,
+                            .max_model_len = 8192,
+                            .memory_utilization = 0.9};
 }
 
 static void some_tokens(int32_t *t, int n, int vocab, uint32_t seed)
@@ -109,7 +114,8 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
     struct rig_seq q;
     struct smp_params greedy = rig_greedy();
     struct smp_result res = {0};
-    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt, MAX_PROMPT), n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want, MAX_GREEDY);
+    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt, MAX_PROMPT),
+        n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want, MAX_GREEDY);
     must(rig_seq_open(r, &q, n + n_want, &err), &err);
     must(rig_prefill(r, &q, prompt, n, 4096, &res, &err), &err);
     const cJSON *top, *gap = cJSON_GetObjectItem(v, "greedy_gap")->child;
@@ -118,7 +124,8 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
         int id = cJSON_GetArrayItem(top, 0)->valueint, i = 0;
         while (i < res.n_top && res.top_id[i] != id)
             i++;
-        s->worst = fmax(s->worst, i < res.n_top ? off(res.top_logprob[i], cJSON_GetArrayItem(top, 1)->valuedouble) : 99);
+        s->worst =
+            fmax(s->worst, i < res.n_top ? off(res.top_logprob[i], cJSON_GetArrayItem(top, 1)->valuedouble) : 99);
     }
     for (int i = 0; i < n_want && gap; i++, gap = gap->next) {
         bool top5 = false;
@@ -148,8 +155,9 @@ static void golden(const struct mdl *m, const char *path, double tie)
     must(rig_open(&r, &be_cuda, &o, m, &err), &err);
     cJSON_ArrayForEach(v, cJSON_GetObjectItem(file, "vectors")) play(&r, v, tie, &s);
     say(s.steps && s.worst <= tie && s.agreed + s.ties == s.steps && s.in_top5 == s.steps,
-        "%s against %s: log-probabilities of the top 8 within %.3f; greedy %d of %d, %d near-ties (gap <= %.2f); in our top 5: %d of %d", mdl_name(m),
-        path, s.worst, s.agreed, s.steps - s.ties, s.ties, tie, s.in_top5, s.steps);
+        "%s against %s: log-probabilities of the top 8 within %.3f; greedy %d of %d, %d near-ties (gap <= %.2f); "
+        "in our top 5: %d of %d",
+        mdl_name(m), path, s.worst, s.agreed, s.steps - s.ties, s.ties, tie, s.in_top5, s.steps);
     rig_close(&r);
     cJSON_Delete(file);
 }
@@ -180,11 +188,14 @@ static void chunks(struct rig *r, const int32_t *ids, double tie)
         }
         rig_seq_close(&q);
         if (c)
-            say(same && worst <= 1.5 * tie, "prefill of %d tokens in chunks of %d, %d decodes: within %.4f of the whole prompt at once", N, sizes[c], STEPS, worst);
+            say(same && worst <= 1.5 * tie,
+                "prefill of %d tokens in chunks of %d, %d decodes: within %.4f of the whole prompt at once", N,
+                sizes[c], STEPS, worst);
     }
 }
 
-/* Sequences of many lengths, each alone, then all together: prefills beside decodes, then decodes of a padded batch. */
+/* Sequences of many lengths, each alone, then all together: prefills beside decodes, then decodes of a padded
+ * batch. */
 static void batches(struct rig *r, const int32_t *ids, int n, double tie)
 {
     enum { MOST = 48, STEPS = 4 };
@@ -207,7 +218,8 @@ static void batches(struct rig *r, const int32_t *ids, int n, double tie)
             else
                 parts[i] = (struct rig_part){&q[i], ids + i, len, &greedy};
             for (int k = 1; !pass && k < STEPS; k++)
-                must(rig_step(r, &(struct rig_part){&q[i], &alone[i][k - 1].id, 1, &greedy}, 1, &alone[i][k], &err), &err);
+                must(rig_step(r, &(struct rig_part){&q[i], &alone[i][k - 1].id, 1, &greedy}, 1, &alone[i][k], &err),
+                     &err);
         }
         for (int k = 0; pass && k < STEPS; k++) {
             int late = k == 0; /* the first mixed step: even ones prefill, odd ones decode their first token */
@@ -226,7 +238,8 @@ static void batches(struct rig *r, const int32_t *ids, int n, double tie)
         for (int i = 0; i < n; i++)
             rig_seq_close(&q[i]);
     }
-    say(same && worst <= 1.5 * tie, "%d requests in one batch, prefills beside decodes: within %.4f of each alone", n, worst);
+    say(same && worst <= 1.5 * tie, "%d requests in one batch, prefills beside decodes: within %.4f of each alone",
+        n, worst);
 }
 
 /* KV to the host, its pages poisoned, KV back into other pages: the next token is the same to the bit. */
@@ -253,7 +266,8 @@ static void copies(struct rig *r, const int32_t *ids)
         "%d pages to the host and back into other pages: the next step is the same to the bit", a.blocks);
     struct kv_copy wrong = {r->g.n_pages, host};
     uint64_t ticket;
-    say(r->backend->copy(r->b, KV_TO_HOST, &wrong, 1, &ticket, &err) == KM_EINVAL, "a page past the pool is refused: %s", err.msg);
+    say(r->backend->copy(r->b, KV_TO_HOST, &wrong, 1, &ticket, &err) == KM_EINVAL,
+        "a page past the pool is refused: %s", err.msg);
     r->backend->host_free(r->b, host, size);
     km_free(nan);
     rig_seq_close(&a);
@@ -288,7 +302,8 @@ static void against_cpu(struct rig *r, const struct mdl *m, const int32_t *ids, 
         rig_seq_close(&a);
         rig_seq_close(&b);
     }
-    say(same && worst <= 1.5 * tie, "prompts of 1 to 700 tokens and %d decodes each: within %.4f of the CPU backend in bf16", STEPS, worst);
+    say(same && worst <= 1.5 * tie,
+        "prompts of 1 to 700 tokens and %d decodes each: within %.4f of the CPU backend in bf16", STEPS, worst);
     rig_close(&cpu);
 }
 
@@ -299,7 +314,8 @@ static void sampling(struct rig *r, const int32_t *ids)
     static const struct {
         double temperature, top_p, min_p;
         int top_k;
-    } kinds[] = {{0, 1, 0, 0}, {1, 1, 0, 0}, {0.6, 0.95, 0, 20}, {1.5, 0.9, 0, 0}, {0.8, 1, 0.05, 0}, {1, 1, 0, 1}, {2, 0.3, 0.001, 50}};
+    } kinds[] = {{0, 1, 0, 0},      {1, 1, 0, 0}, {0.6, 0.95, 0, 20}, {1.5, 0.9, 0, 0},
+                 {0.8, 1, 0.05, 0}, {1, 1, 0, 1}, {2, 0.3, 0.001, 50}};
     enum { KINDS = sizeof kinds / sizeof *kinds };
     struct km_err err;
     int same = 0, all = 0;
@@ -307,7 +323,8 @@ static void sampling(struct rig *r, const int32_t *ids)
         struct rig_seq a, b;
         struct smp_params p = smp_defaults();
         struct smp_result x = {0}, y = {0};
-        p.temperature = kinds[k].temperature, p.top_p = kinds[k].top_p, p.min_p = kinds[k].min_p, p.top_k = kinds[k].top_k;
+        p.temperature = kinds[k].temperature, p.top_p = kinds[k].top_p, p.min_p = kinds[k].min_p,
+        p.top_k = kinds[k].top_k;
         p.seed = (uint64_t)k + 99;
         struct smp_params explained = p;
         explained.n_logprobs = 1;
@@ -339,7 +356,8 @@ static struct answer ask(struct eng *e, const int32_t *prompt, int n, int n_out)
 {
     struct answer a = {0};
     struct smp_params greedy = rig_greedy();
-    struct eng_request q = {.prompt = prompt, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = greedy};
+    struct eng_request q = {
+        .prompt = prompt, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = greedy};
     struct eng_events v;
     struct km_err err;
     uint64_t id;
@@ -378,9 +396,11 @@ static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
             break;
         until++;
     }
-    say(same && worst <= 1.5 * tie && cold.n_cached == 0 && warm.n_cached == WARM, "cold and warm (%d of %d tokens cached): %d of %d tokens the same, within %.4f",
-        warm.n_cached, N, until, OUT, worst);
-    say(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids), "cold again after a reset: the same tokens");
+    say(same && worst <= 1.5 * tie && cold.n_cached == 0 && warm.n_cached == WARM,
+        "cold and warm (%d of %d tokens cached): %d of %d tokens the same, within %.4f", warm.n_cached, N, until,
+        OUT, worst);
+    say(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids),
+        "cold again after a reset: the same tokens");
     must(eng_check(e, &err), &err);
     eng_close(e);
 }

@@ -1,5 +1,5 @@
-/* Every kernel against a plain loop in double precision on fresh random inputs, outputs poisoned first; then its speed at the
- * shapes of Qwen3-8B beside the limit it lives under. A program, not a unit test: it needs a GPU.
+/* Every kernel against a plain loop in double precision on fresh random inputs, outputs poisoned first; then its
+ * speed at the shapes of Qwen3-8B beside the limit it lives under. A program, not a unit test: it needs a GPU.
  *   kernels_check [check|small|time|attention|all] [seed]        exit 1 when a kernel is wrong
  * small: few and little shapes, for compute-sanitizer; attention: times that alone. */
 #include "engine/cuda/cu.h"
@@ -99,7 +99,8 @@ struct judge {
     {
         bool good = bad == 0 && sqrt(rel2 / (ref2 + 1e-30)) < 1e-2;
         failures += !good;
-        printf("%-4s %-46s n %8ld  over tolerance %6ld  worst %.2e  rel %.2e\n", good ? "ok" : "BAD", name, n, bad, worst, sqrt(rel2 / (ref2 + 1e-30)));
+        printf("%-4s %-46s n %8ld  over tolerance %6ld  worst %.2e  rel %.2e\n", good ? "ok" : "BAD", name, n, bad,
+               worst, sqrt(rel2 / (ref2 + 1e-30)));
         fflush(stdout);
     }
 };
@@ -112,11 +113,14 @@ struct scene {
     both<int32_t> *meta;
     cu_meta hm = {}, dm = {};
 
-    /* sms: pretend this many, since they decide how decode attention is cut; 0: the card's own. timing: numbers everywhere,
-     * and only a few thousand different ones, which is quick to make. */
-    scene(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len, int sms = 0, bool timing = false) : R(n)
+    /* sms: pretend this many, since they decide how decode attention is cut; 0: the card's own. timing: numbers
+     * everywhere, and only a few thousand different ones, which is quick to make. */
+    scene(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len, int sms = 0,
+          bool timing = false)
+        : R(n)
     {
-        m.L = L, m.H = H, m.G = G, m.d = d, m.B = B, m.B_log2 = __builtin_ctz((unsigned)B), m.max_reqs = n, m.eps = 1e-6f;
+        m.L = L, m.H = H, m.G = G, m.d = d, m.B = B, m.B_log2 = __builtin_ctz((unsigned)B), m.max_reqs = n,
+        m.eps = 1e-6f;
         m.page_elems = (size_t)L * 2 * G * B * d;
         cudaDeviceProp p;
         OK(cudaGetDeviceProperties(&p, 0));
@@ -137,7 +141,8 @@ struct scene {
         next(hm.kv_len, dm.kv_len, (size_t)n);
         next(hm.table_start, dm.table_start, (size_t)n);
         next(hm.table, dm.table, (size_t)blocks);
-        int32_t *host_items, *dev_items, *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)n)), n_dec = 0;
+        int32_t *host_items, *dev_items, *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)n)),
+                                         n_dec = 0;
         at += (meta->h - at) & 3; /* items are 16-byte things */
         next(host_items, dev_items, 8 * (size_t)cu_items_max(m, n));
         hm.items = reinterpret_cast<cu_item *>(host_items), dm.items = reinterpret_cast<cu_item *>(dev_items);
@@ -209,7 +214,8 @@ struct scene {
     /* Attention of one row of one head, in double. */
     void reference(int r, int row, int layer, int head, double *out)
     {
-        int q0 = hm.q_start[r], n = hm.q_start[r + 1] - q0, seen = hm.kv_len[r] - n + row + 1, g = head / (m.H / m.G);
+        int q0 = hm.q_start[r], n = hm.q_start[r + 1] - q0, seen = hm.kv_len[r] - n + row + 1,
+            g = head / (m.H / m.G);
         const bf16 *q = qkv->h + ((size_t)(q0 + row) * (m.H + 2 * m.G) + head) * m.d;
         double *s = static_cast<double *>(malloc(sizeof(double) * (size_t)seen)), top = -1e300, sum = 0;
         for (int k = 0; k < seen; k++) {
@@ -272,7 +278,8 @@ static void check_attention_sm90(scene &s)
 
 static void check_attention(int H, int G, int d, int B)
 {
-    static const int q[] = {1, 2, 127, 128, 129, 1, 257, 1, 64, 1}, kv[] = {1, 2, 127, 128, 129, 17, 300, 777, 64, 2049};
+    static const int q[] = {1, 2, 127, 128, 129, 1, 257, 1, 64, 1},
+                     kv[] = {1, 2, 127, 128, 129, 17, 300, 777, 64, 2049};
     char name[96];
     for (int sms : {1, 8, 132}) {
         scene s(H, G, d, B, 2, 10, q, kv, sms);
@@ -315,7 +322,8 @@ static void check_qk_rope(int d)
         for (int i = 0; i < q[r]; i++)
             for (int h = 0; h < s.m.H + 2 * s.m.G; h++) {
                 int tok = s.hm.q_start[r] + i, pos = s.hm.positions[tok];
-                const bf16 *v = before.h + ((size_t)tok * (s.m.H + 2 * s.m.G) + h) * d, *w = h < s.m.H ? qn.h : kn.h;
+                const bf16 *v = before.h + ((size_t)tok * (s.m.H + 2 * s.m.G) + h) * d,
+                           *w = h < s.m.H ? qn.h : kn.h;
                 double ss = 0, x[128];
                 for (int e = 0; e < d; e++)
                     ss += f(v[e]) * f(v[e]);
@@ -325,7 +333,8 @@ static void check_qk_rope(int d)
                     double want = x[e];
                     if (h < s.m.H + s.m.G) {
                         double a = (double)((float)pos * inv.h[e % (d / 2)]);
-                        want = e < d / 2 ? x[e] * cos(a) - x[e + d / 2] * sin(a) : x[e] * cos(a) + x[e - d / 2] * sin(a);
+                        want = e < d / 2 ? x[e] * cos(a) - x[e + d / 2] * sin(a)
+                                         : x[e] * cos(a) + x[e - d / 2] * sin(a);
                     }
                     double got = h < s.m.H ? f(s.qkv->h[((size_t)tok * (s.m.H + 2 * s.m.G) + h) * d + e])
                                            : f(*s.at_kv(r, pos, 1, h >= s.m.H + s.m.G, (h - s.m.H) % s.m.G, e));
@@ -344,7 +353,8 @@ static void check_products(int most)
         failures++;
         return;
     }
-    static const int shapes[][3] = {{1, 4096, 4096}, {3, 6144, 4096}, {8, 256, 768}, {9, 4096, 1024}, {16, 1000, 320}, {17, 512, 256}, {100, 768, 256}};
+    static const int shapes[][3] = {{1, 4096, 4096}, {3, 6144, 4096}, {8, 256, 768},  {9, 4096, 1024},
+                                    {16, 1000, 320}, {17, 512, 256},  {100, 768, 256}};
     for (auto &sh : shapes) {
         int M = sh[0], N = sh[1], K = sh[2];
         if (K > most || (most < 1 << 20 && M > CU_SKINNY_M))
@@ -379,12 +389,14 @@ static void check_products(int most)
             else if (skinny)
                 cu_skinny(x.d, w.d, M, N, K, mode == 1, y.d, 0);
             else
-                rc = cu_gemm(lt, x.d, w.d, M, N, K, mode == 1, mode == 3 ? (void *)yf.d : (void *)y.d, mode == 3, 0, &err);
+                rc = cu_gemm(lt, x.d, w.d, M, N, K, mode == 1, mode == 3 ? (void *)yf.d : (void *)y.d, mode == 3, 0,
+                             &err);
             if (rc)
                 printf("BAD  %s\n", err.msg), failures++;
             y.down();
             yf.down();
-            snprintf(name, sizeof name, "%s %s M %d N %d K %d", skinny ? "skinny" : "cublasLt", what[mode], M, N, K);
+            snprintf(name, sizeof name, "%s %s M %d N %d K %d", skinny ? "skinny" : "cublasLt", what[mode], M, N,
+                     K);
             judge j(name);
             for (int i = 0; i < M * N; i += 1 + M * N / 20000) {
                 int m = i / N, n = i % N;
@@ -401,7 +413,8 @@ static void check_products(int most)
                 if (normed)
                     a /= sqrt(ss / K + 1e-6), b /= sqrt(ss / K + 1e-6);
                 double want = mode == 2 ? a / (1 + exp(-a)) * b : mode == 1 ? a + f(y0.h[i]) : a;
-                j.add(mode == 3 ? (double)yf.h[i] : f(y.h[i]), want, mode == 1 ? fmax(fabs(a), fabs(f(y0.h[i]))) : 0);
+                j.add(mode == 3 ? (double)yf.h[i] : f(y.h[i]), want,
+                      mode == 1 ? fmax(fabs(a), fabs(f(y0.h[i]))) : 0);
             }
         }
     }
@@ -431,7 +444,8 @@ static void check_small()
             for (int i = 0; i < D; i++)
                 ss += f(x.h[(size_t)rows.h[r] * D + i]) * f(x.h[(size_t)rows.h[r] * D + i]);
             for (int i = 0; i < D; i++)
-                j.add(f(y.h[(size_t)r * D + i]), f(x.h[(size_t)rows.h[r] * D + i]) / sqrt(ss / D + 1e-6) * f(w.h[i]));
+                j.add(f(y.h[(size_t)r * D + i]),
+                      f(x.h[(size_t)rows.h[r] * D + i]) / sqrt(ss / D + 1e-6) * f(w.h[i]));
         }
     }
     m.F = 768;
@@ -450,8 +464,8 @@ static void check_small()
     }
 }
 
-/* Rows of every kind of sampling against the reference sampler. Equal but for draws that differ in the last bits of a
- * logarithm: none are expected among so few. */
+/* Rows of every kind of sampling against the reference sampler. Equal but for draws that differ in the last bits of
+ * a logarithm: none are expected among so few. */
 static void check_sampling(int V, int draws_a_kind)
 {
     struct kind {
@@ -459,9 +473,11 @@ static void check_sampling(int V, int draws_a_kind)
         int top_k, n_banned;
         float spread;
     };
-    static const kind kinds[] = {{0, 1, 0, 0, 0, 3},     {0, 1, 0, 0, 2, 3},    {1, 1, 0, 0, 0, 3},     {1, 1, 0, 0, 2, 3},        {0.6, 0.95, 0, 20, 0, 3},
-                 {1.5, 0.9, 0, 0, 0, 3}, {0.8, 1, 0.05, 0, 0, 3}, {1, 1, 0, 1, 0, 3},   {2, 0.3, 0.001, 50, 0, 3}, {1, 0.5, 0, 1000, 1, 3},
-                 {1, 0.01, 0, 0, 0, 3},  {0.01, 0.9, 0, 5, 0, 3}, {1, 0.9, 0, 0, 0, 30}, {1, 0.9, 0, 40, 0, 0},     {1, 1, 0, 151936, 0, 3}};
+    static const kind kinds[] = {{0, 1, 0, 0, 0, 3},      {0, 1, 0, 0, 2, 3},       {1, 1, 0, 0, 0, 3},
+                                 {1, 1, 0, 0, 2, 3},      {0.6, 0.95, 0, 20, 0, 3}, {1.5, 0.9, 0, 0, 0, 3},
+                                 {0.8, 1, 0.05, 0, 0, 3}, {1, 1, 0, 1, 0, 3},       {2, 0.3, 0.001, 50, 0, 3},
+                                 {1, 0.5, 0, 1000, 1, 3}, {1, 0.01, 0, 0, 0, 3},    {0.01, 0.9, 0, 5, 0, 3},
+                                 {1, 0.9, 0, 0, 0, 30},   {1, 0.9, 0, 40, 0, 0},    {1, 1, 0, 151936, 0, 3}};
     const int KINDS = sizeof(kinds) / sizeof(kind), S = KINDS * draws_a_kind;
     int left = 0;
     both<float> logits((size_t)S * V);
@@ -490,8 +506,13 @@ static void check_sampling(int V, int draws_a_kind)
         r.p.seed = (uint64_t)i * 977 + 5;
         r.step = (uint64_t)(i % 5);
         r.banned = ban, r.n_banned = k.n_banned;
-        draws.h[i] = cu_draw{smp_key(r.p.seed, r.step), k.temperature == 0 ? 1 : (float)k.temperature, (float)k.min_p, (float)k.top_p, k.top_k,
-                             k.temperature == 0, k.temperature > 0 && (k.min_p > 0 || k.top_k > 0 || k.top_p < 1)};
+        draws.h[i] = cu_draw{smp_key(r.p.seed, r.step),
+                             k.temperature == 0 ? 1 : (float)k.temperature,
+                             (float)k.min_p,
+                             (float)k.top_p,
+                             k.top_k,
+                             k.temperature == 0,
+                             k.temperature > 0 && (k.min_p > 0 || k.top_k > 0 || k.top_p < 1)};
     }
     logits.up(), draws.up();
     judge j("sampled ids");
@@ -581,7 +602,8 @@ static void time_decode(int reqs, int len)
     OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
     double bytes = (double)reqs * len * 2 * 8 * 128 * 2;
     int layer = 0;
-    float ms = time_ms([&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
+    float ms = time_ms(
+        [&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
     printf("decode attention %4d x %6d  %8.1f us %6.2f TB/s\n", reqs, len, ms * 1e3, bytes / ms / 1e9);
     cudaFree(work);
     delete[] q;
@@ -597,7 +619,8 @@ static void time_products()
     static const int shapes[][2] = {{6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}, {151936, 4096}};
     for (auto &sh : shapes) {
         int N = sh[0], K = sh[1], copies = 1 + (int)(600e6 / ((double)N * K * 2)); /* more than the L2 holds */
-        both<bf16> w((size_t)N * K * copies), x((size_t)4096 * K), y((size_t)4096 * (N > 30000 ? 1 : N) + 16 * (size_t)N);
+        both<bf16> w((size_t)N * K * copies), x((size_t)4096 * K),
+            y((size_t)4096 * (N > 30000 ? 1 : N) + 16 * (size_t)N);
         for (size_t i = 0, some = (size_t)N * K; i < w.n; i++)
             w.h[i] = i < some ? __float2bfloat16(0.02f * (uniform() - 0.5f)) : w.h[i - some];
         w.up();
@@ -612,8 +635,10 @@ static void time_products()
                 float ms = time_ms([&] { cu_skinny(x.d, next(), M, N, K, false, y.d, 0); }, 20);
                 printf("  skinny %8.1f us %.2f TB/s", ms * 1e3, 2.0 * N * K / ms / 1e9);
             }
-            float ms = time_ms([&] { cu_gemm(lt, x.d, next(), M, N, K, false, y.d, false, 0, &err); }, M > 256 ? 4 : 20);
-            printf("  cublasLt %8.1f us %.2f TB/s %6.0f TFLOP/s\n", ms * 1e3, 2.0 * N * K / ms / 1e9, 2.0 * M * N * K / ms / 1e9);
+            float ms =
+                time_ms([&] { cu_gemm(lt, x.d, next(), M, N, K, false, y.d, false, 0, &err); }, M > 256 ? 4 : 20);
+            printf("  cublasLt %8.1f us %.2f TB/s %6.0f TFLOP/s\n", ms * 1e3, 2.0 * N * K / ms / 1e9,
+                   2.0 * M * N * K / ms / 1e9);
         }
     }
     cu_gemm_close(lt);

@@ -38,7 +38,8 @@ static int poison(struct rig *r, struct km_err *err)
     return rc;
 }
 
-int rig_open(struct rig *r, const struct backend *backend, const struct be_opts *o, const struct mdl *m, struct km_err *err)
+int rig_open(struct rig *r, const struct backend *backend, const struct be_opts *o, const struct mdl *m,
+             struct km_err *err)
 {
     *r = (struct rig){.backend = backend};
     int rc = backend->open(&r->b, o, m, &r->g, err);
@@ -101,8 +102,17 @@ int rig_step(struct rig *r, const struct rig_part *parts, int n, struct smp_resu
             rows[n_samples++].row = t - 1;
         }
     }
-    struct batch b = {.n_tokens = T, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = n, .q_start = q_start,
-                      .kv_len = kv_len, .block_table = table, .max_blocks = max_blocks, .n_samples = n_samples, .samples = rows};
+    struct batch b = {.n_tokens = T,
+                      .tokens = tokens,
+                      .positions = pos,
+                      .slots = slots,
+                      .n_reqs = n,
+                      .q_start = q_start,
+                      .kv_len = kv_len,
+                      .block_table = table,
+                      .max_blocks = max_blocks,
+                      .n_samples = n_samples,
+                      .samples = rows};
     uint64_t ticket;
     if (!rc)
         rc = r->backend->step(r->b, &b, &ticket, err);
@@ -116,7 +126,8 @@ int rig_step(struct rig *r, const struct rig_part *parts, int n, struct smp_resu
     return rc;
 }
 
-int rig_prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, int chunk, struct smp_result *out, struct km_err *err)
+int rig_prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, int chunk, struct smp_result *out,
+                struct km_err *err)
 {
     struct smp_params p = rig_greedy();
     int rc = 0;

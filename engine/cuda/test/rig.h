@@ -1,4 +1,5 @@
-/* A backend and sequences on it, for programs that check one backend against another: what the engine does, without it. */
+/* A backend and sequences on it, for programs that check one backend against another: what the engine does, without
+ * it. */
 #ifndef CUDA_RIG_H
 #define CUDA_RIG_H
 
@@ -30,7 +31,8 @@ struct rig_part {
 struct smp_params rig_greedy(void); /* with RIG_TOP alternatives */
 
 /* Every page of the pool is filled with NaN bytes first. The number of pages must not be a multiple of 7. */
-int rig_open(struct rig *r, const struct backend *backend, const struct be_opts *o, const struct mdl *m, struct km_err *err);
+int rig_open(struct rig *r, const struct backend *backend, const struct be_opts *o, const struct mdl *m,
+             struct km_err *err);
 void rig_close(struct rig *r);
 int rig_seq_open(struct rig *r, struct rig_seq *s, int max_len, struct km_err *err);
 void rig_seq_close(struct rig_seq *s);
@@ -38,7 +40,8 @@ void rig_seq_close(struct rig_seq *s);
 /* One step; out[n], untouched where nothing was sampled. */
 int rig_step(struct rig *r, const struct rig_part *parts, int n, struct smp_result *out, struct km_err *err);
 /* The whole prompt in steps of `chunk` tokens, the last one sampled. */
-int rig_prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, int chunk, struct smp_result *out, struct km_err *err);
+int rig_prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, int chunk, struct smp_result *out,
+                struct km_err *err);
 /* All pages of a sequence to host[blocks] pages, or back. */
 int rig_copy(struct rig *r, const struct rig_seq *s, enum kv_dir dir, char *host, struct km_err *err);
 

@@ -1,8 +1,8 @@
-/* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random prompts.
- *   speed [MODEL] [OUT.json]      MODEL: qwen3-8b by default
- *   speed MODEL decode            only the decodes of 1, 64 and 256
- *   speed MODEL profile           one prefill of 5,000 tokens and a few decodes of 64, between cudaProfilerStart and Stop
- * Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal where there is one. */
+/* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random
+ * prompts. speed [MODEL] [OUT.json]      MODEL: qwen3-8b by default speed MODEL decode            only the decodes
+ * of 1, 64 and 256 speed MODEL profile           one prefill of 5,000 tokens and a few decodes of 64, between
+ * cudaProfilerStart and Stop Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal
+ * where there is one. */
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
@@ -102,7 +102,8 @@ static void submit(struct eng *e, int n, int n_out, double temperature, uint32_t
     struct km_err err;
     uint64_t id;
     int32_t *p = prompt_of(n, mdl_config(eng_model(e))->vocab, seed);
-    struct eng_request q = {.prompt = p, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = smp_defaults()};
+    struct eng_request q = {
+        .prompt = p, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = smp_defaults()};
     q.sampling.temperature = temperature;
     q.sampling.top_p = temperature > 0 ? 0.95 : 1;
     q.sampling.top_k = temperature > 0 ? 20 : 0;
@@ -213,8 +214,9 @@ int main(int argc, char **argv)
     add(&start, (double)(km_now_ns() - t0) / 1e9);
     struct eng_stats st;
     eng_stats(e, &st);
-    printf("%s%s on %s: weights %.2f GiB, work space %.2f GiB, KV %.2f GiB in %d blocks; opened in %.2f s\n\n", mdl_name(m),
-           mdl_is_dummy(m) ? " (dummy weights)" : "", st.be.device, (double)st.be.weight_bytes / (1 << 30), (double)st.be.work_bytes / (1 << 30),
+    printf("%s%s on %s: weights %.2f GiB, work space %.2f GiB, KV %.2f GiB in %d blocks; opened in %.2f s\n\n",
+           mdl_name(m), mdl_is_dummy(m) ? " (dummy weights)" : "", st.be.device,
+           (double)st.be.weight_bytes / (1 << 30), (double)st.be.work_bytes / (1 << 30),
            (double)st.be.kv_bytes / (1 << 30), st.pages, opened);
     printf("| what | median | 10%% to 90%% | samples | goal | |\n|---|---|---|---|---|---|\n");
     rows = cJSON_CreateArray();
