@@ -309,9 +309,9 @@ static void the_closed_loop_over_sockets(void **state)
     assert_int_equal(b.trace.abandoned, 1);
     km_buf_free(&order);
 
-    /* Two clients: the second is in its second turn when the first runs out of work, and ends it. */
+    /* Two clients: the second is somewhere in its 20 turns when the first runs out of work, and ends the turn. */
     end(&b);
-    workload(&b, (int[]){2, 12}, 2, 2, WL_MULTI_TURN);
+    workload(&b, (int[]){2, 40}, 2, 2, WL_MULTI_TURN);
     serve(&b, (struct mock_opts){.cached = 0});
     b.load.num_clients = 2;
     assert_int_equal(run(&b), 0);
@@ -321,11 +321,11 @@ static void the_closed_loop_over_sockets(void **state)
         of[b.trace.recs[i].client]++;
     }
     assert_int_equal(of[0], 1);
-    assert_in_range(of[1], 1, 2);
-    assert_int_equal(b.trace.abandoned, 7 - b.trace.n);
+    assert_in_range(of[1], 1, 19); /* how far depends on the machine's load */
+    assert_int_equal(b.trace.abandoned, 21 - b.trace.n);
     b.load.early_stop = false;
     assert_int_equal(run(&b), 0);
-    assert_int_equal(b.trace.n, 7);
+    assert_int_equal(b.trace.n, 21);
     end(&b);
 }
 
