@@ -41,7 +41,7 @@ int wlf_generate(const struct wlf_opts *o, const char *path, const struct tok *t
     if (!rc)
         rc = wl_generate(out, spec, &g, tok, err);
     if (rc == KM_ENOENT && !strcmp(o->text, "auto")) {
-        km_log(KM_LOG_INFO, "%s; using the built-in text", err->msg);
+        km_log(KM_LOG_INFO, "the built-in text stands in for the workload's own (`make data` fetches the novel)");
         g.builtin_text = true;
         rc = wl_generate(out, spec, &g, tok, err);
     }
