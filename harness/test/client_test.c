@@ -20,7 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_CONVS = 32, MAX_MSGS = 12 };
+enum { MAX_CONVS = 32, MAX_MSGS = 40 };
 
 /* Workloads made by hand: user message m of conversation c is "c.m", with an odd character or two. */
 struct bench {
