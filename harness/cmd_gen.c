@@ -15,7 +15,8 @@ static int gen_flags(struct gen_opts *o, struct km_flag *out, int max)
 {
     int n = wlf_flags(&o->w, out, max);
     const struct km_flag mine[] = {
-        {"tokenizer", 't', KM_STR, &o->w.tokenizer, "DIR", "folder or tokenizer.json to count tokens with (needed)", 0, 0},
+        {"tokenizer", 't', KM_STR, &o->w.tokenizer, "DIR", "folder or tokenizer.json to count tokens with (needed)", 0,
+         0},
         {"seed", 0, KM_INT, &o->w.seed, "N", "of the random draws (default 0)", 0, 4294967295.0},
         {"output", 'o', KM_STR, &o->out, "FILE.json", "write the conversations here, in vLLM's format", 0, 0},
     };
@@ -72,7 +73,8 @@ const struct cmd cmd_gen = {
     .name = "gen",
     .usage = "WORKLOAD.json --tokenizer DIR [--seed N] [-o conversations.json]",
     .summary = "Make the conversations or prompts of a workload, and print their statistics",
-    .text = "WORKLOAD.json may be vLLM's generate_multi_turn.json, unchanged: the same seed, text and tokenizer give the same\n"
+    .text = "WORKLOAD.json may be vLLM's generate_multi_turn.json, unchanged: the same seed, text and tokenizer give "
+            "the same\n"
             "conversations, draw for draw.",
     .run = run,
     .flags = flags,

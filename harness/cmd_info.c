@@ -46,7 +46,8 @@ static double seconds_since(int64_t t0)
 static double probe_prefill(void)
 {
     enum { T = 1024, BLOCK = 16 };
-    struct be_opts o = {.dtype = KM_F32, .block_size = BLOCK, .n_pages = T / BLOCK, .max_tokens = T, .max_reqs = 1, .max_model_len = T};
+    struct be_opts o = {
+        .dtype = KM_F32, .block_size = BLOCK, .n_pages = T / BLOCK, .max_tokens = T, .max_reqs = 1, .max_model_len = T};
     struct mdl *m = NULL;
     struct be *be = NULL;
     struct kv_geom geom;
@@ -56,8 +57,15 @@ static double probe_prefill(void)
         positions[i] = slots[i] = i;
         blocks[i / BLOCK] = i / BLOCK;
     }
-    struct batch b = {.n_tokens = T, .tokens = tokens, .positions = positions, .slots = slots, .n_reqs = 1, .q_start = q_start,
-                      .kv_len = &len, .block_table = blocks, .max_blocks = T / BLOCK};
+    struct batch b = {.n_tokens = T,
+                      .tokens = tokens,
+                      .positions = positions,
+                      .slots = slots,
+                      .n_reqs = 1,
+                      .q_start = q_start,
+                      .kv_len = &len,
+                      .block_table = blocks,
+                      .max_blocks = T / BLOCK};
     double rate = -1;
     uint64_t ticket;
     if (!mdl_open(&m, "qwen3-tiny", true, 0, NULL) && !be_cpu.open(&be, &o, m, &geom, NULL)) {
@@ -187,7 +195,8 @@ static void print_lines(const cJSON *group, int depth)
     const cJSON *item, *word;
     cJSON_ArrayForEach(item, group)
     {
-        printf("%*s%s%*s", 2 * depth, "", item->string, cJSON_IsObject(item) ? 0 : 28 - 2 * depth - (int)strlen(item->string), "");
+        printf("%*s%s%*s", 2 * depth, "", item->string,
+               cJSON_IsObject(item) ? 0 : 28 - 2 * depth - (int)strlen(item->string), "");
         if (cJSON_IsString(item))
             fputs(item->valuestring, stdout);
         else if (cJSON_IsNumber(item))

@@ -40,12 +40,15 @@ static struct run_opts run_defaults(void)
 static int run_flags(struct run_opts *o, struct km_flag *out, int max)
 {
     const struct km_flag mine[] = {
-        {"url", 'u', KM_STR, &o->url, "URL", "an OpenAI-compatible server, e.g. http://127.0.0.1:8000 (default: start an engine)", 0, 0},
+        {"url", 'u', KM_STR, &o->url, "URL",
+         "an OpenAI-compatible server, e.g. http://127.0.0.1:8000 (default: start an engine)", 0, 0},
         {"output", 'o', KM_STR, &o->out, "DIR", "the run folder to write (needed; must not hold a run)", 0, 0},
-        {"profile", 0, KM_STR, &o->profile, "seed|strict", "definitions of the figures printed; both are stored (default seed)", 0, 0},
+        {"profile", 0, KM_STR, &o->profile, "seed|strict",
+         "definitions of the figures printed; both are stored (default seed)", 0, 0},
         {"header", 0, KM_LIST, &o->headers, "K=V", "extra request header; may be given again", 0, 0},
         {"extra-body", 0, KM_STR, &o->extra_body, "JSON", "object merged into each request", 0, 0},
-        {"ready-check-timeout-sec", 0, KM_NUM, &o->ready_timeout, "S", "how long to wait for the server (default 600)", 0, 1e6},
+        {"ready-check-timeout-sec", 0, KM_NUM, &o->ready_timeout, "S", "how long to wait for the server (default 600)",
+         0, 1e6},
         {"quiet", 'q', KM_BOOL, &o->quiet, NULL, "no progress lines", 0, 0},
     };
     int n = 0;
@@ -71,7 +74,9 @@ static cJSON *options_json(const struct km_flag *f, int n)
     cJSON *out = cJSON_CreateObject();
     for (int i = 0; i < n; i++) {
         switch (f[i].type) {
-        case KM_BOOL: cJSON_AddBoolToObject(out, f[i].name, *(bool *)f[i].dst); break;
+        case KM_BOOL:
+            cJSON_AddBoolToObject(out, f[i].name, *(bool *)f[i].dst);
+            break;
         case KM_NUM:
             if (isinf(*(double *)f[i].dst))
                 cJSON_AddStringToObject(out, f[i].name, "inf");
@@ -79,7 +84,9 @@ static cJSON *options_json(const struct km_flag *f, int n)
                 cJSON_AddNumberToObject(out, f[i].name, *(double *)f[i].dst);
             break;
         case KM_INT:
-        case KM_SIZE: cJSON_AddNumberToObject(out, f[i].name, (double)*(int64_t *)f[i].dst); break;
+        case KM_SIZE:
+            cJSON_AddNumberToObject(out, f[i].name, (double)*(int64_t *)f[i].dst);
+            break;
         case KM_STR: {
             const char *s = *(const char **)f[i].dst;
             if (s && strcmp(f[i].name, "api-key"))
@@ -103,7 +110,8 @@ static void quote_command(int argc, char **argv, struct km_buf *out)
     for (int i = 0; i < argc; i++) {
         bool secret = i && !strcmp(argv[i - 1], "--api-key");
         const char *s = secret ? "***" : strncmp(argv[i], "--api-key=", 10) ? argv[i] : "--api-key=***";
-        bool plain = *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") == strlen(s);
+        bool plain =
+            *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") == strlen(s);
         km_buf_puts(out, plain ? " " : " '");
         for (const char *p = s; *p; p++)
             km_buf_printf(out, *p == '\'' ? "'\\''" : "%c", *p);
@@ -131,19 +139,23 @@ static int longest_request(const struct wl_set *set, const struct hz_load *l)
 }
 
 /* Refuses a workload that cannot fit before the clock runs: the server's own word on its context. */
-static int preflight(const struct hz_target *target, const struct wl_set *set, const struct hz_load *l, struct km_err *err)
+static int preflight(const struct hz_target *target, const struct wl_set *set, const struct hz_load *l,
+                     struct km_err *err)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
     int rc = 0;
-    if (hz_get(target, "/v1/models", 10, &body, NULL) == 200 && km_buf_ok(&body) && !km_json_parse(body.data, body.len, &v, NULL)) {
+    if (hz_get(target, "/v1/models", 10, &body, NULL) == 200 && km_buf_ok(&body) &&
+        !km_json_parse(body.data, body.len, &v, NULL)) {
         const cJSON *first = cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(v, "data"), 0);
         int64_t context = 0;
         int longest = longest_request(set, l);
         if (!km_json_int(first, "max_model_len", false, 1, 1 << 30, &context, NULL) && context && longest > context)
             rc = km_fail(err, KM_EINVAL,
-                         "the longest request of %s needs %d tokens but the server's context is %d; give the pool more room or a "
-                         "shorter workload", set->name, longest, (int)context);
+                         "the longest request of %s needs %d tokens but the server's context is %d; give the pool more "
+                         "room or a "
+                         "shorter workload",
+                         set->name, longest, (int)context);
     }
     cJSON_Delete(v);
     km_buf_free(&body);
@@ -175,10 +187,11 @@ static bool server_counts(const struct hz_trace *t)
 static void print_summary(const struct hz_summary *s, const struct hz_trace *t, const cJSON *metrics, const char *dir)
 {
     struct km_buf out = {0};
-    km_buf_printf(&out, "requests     %d ok, %d failed, %d left out by early stop, in %.2f s (%s definitions)\n", s->requests_ok,
-                  s->requests_failed, t->abandoned, s->duration_s, s->profile == HZ_SEED ? "seed" : "strict");
-    km_buf_printf(&out, "throughput   input %.2f tok/s, output %.2f tok/s, total %.2f tok/s, %.3f requests/s\n", s->input_tps,
-                  s->output_tps, s->total_tps, s->request_rate);
+    km_buf_printf(&out, "requests     %d ok, %d failed, %d left out by early stop, in %.2f s (%s definitions)\n",
+                  s->requests_ok, s->requests_failed, t->abandoned, s->duration_s,
+                  s->profile == HZ_SEED ? "seed" : "strict");
+    km_buf_printf(&out, "throughput   input %.2f tok/s, output %.2f tok/s, total %.2f tok/s, %.3f requests/s\n",
+                  s->input_tps, s->output_tps, s->total_tps, s->request_rate);
     km_buf_printf(&out, "prompts      %.0f tokens by %s", s->prompt_tokens,
                   server_counts(t) ? "the server's count" : "our own count, the server gives none");
     if (!isnan(s->cached_tokens))
@@ -186,8 +199,8 @@ static void print_summary(const struct hz_summary *s, const struct hz_trace *t, 
     const cJSON *computed = cJSON_GetObjectItemCaseSensitive(metrics, "kvmark_computed_tokens_total");
     if (computed)
         km_buf_printf(&out, "; %.0f tokens computed by the engine, answers included", computed->valuedouble);
-    km_buf_printf(&out, "\n\n%-12s %8s %11s %11s %11s %11s %11s %11s %11s %11s\n", "", "count", "mean", "std", "min", "50%", "90%",
-                  "95%", "99%", "max");
+    km_buf_printf(&out, "\n\n%-12s %8s %11s %11s %11s %11s %11s %11s %11s %11s\n", "", "count", "mean", "std", "min",
+                  "50%", "90%", "95%", "99%", "max");
     print_stat(&out, "ttft_ms", &s->ttft_ms);
     print_stat(&out, "tpot_ms", &s->tpot_ms);
     print_stat(&out, "itl_ms", &s->itl_ms);
@@ -226,7 +239,8 @@ static cJSON *engine_facts(const struct hz_target *target)
 /* The limits the engine ran under, for the "limits" of run.json. */
 static cJSON *engine_limits(const cJSON *engine)
 {
-    static const char *const keys[][2] = {{"num_gpu_blocks", "kv_blocks"}, {"block_size", "kv_block_tokens"}, {"max_model_len", "context"}};
+    static const char *const keys[][2] = {
+        {"num_gpu_blocks", "kv_blocks"}, {"block_size", "kv_block_tokens"}, {"max_model_len", "context"}};
     cJSON *out = engine ? cJSON_CreateObject() : NULL;
     for (size_t i = 0; out && i < sizeof keys / sizeof *keys; i++) {
         const cJSON *v = cJSON_GetObjectItemCaseSensitive(engine, keys[i][0]);
@@ -384,7 +398,8 @@ static int run(int argc, char **argv)
         for (int i = 0, said = 0; i < j.trace.n && said < 3; i++)
             if (!j.trace.recs[i].ok)
                 km_log(KM_LOG_WARN, "conversation %d turn %d failed: %s", j.trace.recs[i].conv, j.trace.recs[i].turn,
-                       j.trace.recs[i].error), said++;
+                       j.trace.recs[i].error),
+                    said++;
     }
     if (rc)
         km_log(KM_LOG_ERROR, "%s", err.msg);
@@ -405,10 +420,13 @@ const struct cmd cmd_run = {
     .name = "run",
     .usage = "WORKLOAD.json [--url URL] -o DIR [FLAGS]",
     .summary = "One measured run, against --url or against an engine it starts itself",
-    .text = "Without --url every flag of kvmark serve is accepted: the engine runs in a process of its own on a free port of\n"
+    .text = "Without --url every flag of kvmark serve is accepted: the engine runs in a process of its own on a free "
+            "port of\n"
             "127.0.0.1 and is measured over HTTP, by the same client that measures any other server.\n\n"
-            "With --url, --model names the model to ask for (default: the first that the server lists) and --tokenizer the folder\n"
-            "whose tokenizer makes and counts the workload's tokens (default: where a server on this machine has its model).\n"
+            "With --url, --model names the model to ask for (default: the first that the server lists) and --tokenizer "
+            "the folder\n"
+            "whose tokenizer makes and counts the workload's tokens (default: where a server on this machine has its "
+            "model).\n"
             "Ctrl-C once ends the run and keeps what is complete.",
     .run = run,
     .flags = flags,

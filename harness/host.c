@@ -39,27 +39,37 @@ struct host_opts host_defaults(void)
 int host_flags(struct host_opts *o, struct km_flag *out, int max)
 {
     const struct km_flag table[] = {
-        {"model", 'm', KM_STR, &o->model, "DIR", "Hugging Face folder, or a preset such as qwen3-8b (dummy weights)", 0, 0},
+        {"model", 'm', KM_STR, &o->model, "DIR", "Hugging Face folder, or a preset such as qwen3-8b (dummy weights)", 0,
+         0},
         {"tokenizer", 0, KM_STR, &o->tokenizer, "DIR", "folder or tokenizer.json (default: the model's)", 0, 0},
-        {"load-format", 0, KM_STR, &o->load_format, "auto|dummy", "dummy: weights from --seed instead of the files", 0, 0},
-        {"dtype", 0, KM_STR, &o->dtype, "auto|float32|bfloat16", "weights and KV (default auto: the checkpoint's)", 0, 0},
+        {"load-format", 0, KM_STR, &o->load_format, "auto|dummy", "dummy: weights from --seed instead of the files", 0,
+         0},
+        {"dtype", 0, KM_STR, &o->dtype, "auto|float32|bfloat16", "weights and KV (default auto: the checkpoint's)", 0,
+         0},
         {"device", 0, KM_STR, &o->device, "DEV", "auto, cpu, cuda or sim:NAME (default auto)", 0, 0},
         {"threads", 0, KM_INT, &o->threads, "N", "CPU threads (default: one a core)", 0, 1024},
         {"host", 0, KM_STR, &o->host, "ADDR", "address to bind (default 127.0.0.1)", 0, 0},
         {"port", 0, KM_INT, &o->port, "N", "port to bind, 0 for any free one (default 8000)", 0, 65535},
         {"served-model-name", 0, KM_STR, &o->served_model_name, "NAME", "name in the API (default: the model's)", 0, 0},
         {"api-key", 0, KM_STR, &o->api_key, "KEY", "bearer token that requests must bring", 0, 0},
-        {"max-model-len", 0, KM_INT, &o->max_model_len, "N", "longest request in tokens (default: the model's, or what the pool holds)", 1, 1 << 24},
+        {"max-model-len", 0, KM_INT, &o->max_model_len, "N",
+         "longest request in tokens (default: the model's, or what the pool holds)", 1, 1 << 24},
         {"max-num-seqs", 0, KM_INT, &o->max_num_seqs, "N", "requests running at once (default 256)", 1, 4096},
-        {"max-num-batched-tokens", 0, KM_INT, &o->max_num_batched_tokens, "N", "tokens of one step (default 2048)", 1, 1 << 20},
+        {"max-num-batched-tokens", 0, KM_INT, &o->max_num_batched_tokens, "N", "tokens of one step (default 2048)", 1,
+         1 << 20},
         {"block-size", 0, KM_INT, &o->block_size, "N", "tokens of a KV block (default 16)", 1, 1024},
-        {"num-gpu-blocks-override", 0, KM_INT, &o->num_gpu_blocks_override, "N", "KV blocks in the pool, on any device (default: from memory)", 1, 1 << 28},
-        {"gpu-memory-utilization", 0, KM_NUM, &o->gpu_memory_utilization, "X", "share of the device's memory to use (default 0.9)", 0.01, 1},
-        {"gpu-memory-limit", 0, KM_SIZE, &o->gpu_memory_limit, "SIZE", "weights, work space and KV together, e.g. 24GiB", 0, 0},
-        {"enable-prefix-caching", 0, KM_BOOL, &o->enable_prefix_caching, NULL, "reuse KV blocks still in the pool (default on)", 0, 0},
+        {"num-gpu-blocks-override", 0, KM_INT, &o->num_gpu_blocks_override, "N",
+         "KV blocks in the pool, on any device (default: from memory)", 1, 1 << 28},
+        {"gpu-memory-utilization", 0, KM_NUM, &o->gpu_memory_utilization, "X",
+         "share of the device's memory to use (default 0.9)", 0.01, 1},
+        {"gpu-memory-limit", 0, KM_SIZE, &o->gpu_memory_limit, "SIZE",
+         "weights, work space and KV together, e.g. 24GiB", 0, 0},
+        {"enable-prefix-caching", 0, KM_BOOL, &o->enable_prefix_caching, NULL,
+         "reuse KV blocks still in the pool (default on)", 0, 0},
         {"kv-cache", 0, KM_STR, &o->kv_cache, "SPEC", "cache layer: none or dram=50GiB (default none)", 0, 0},
         {"kv-config", 0, KM_STR, &o->kv_config, "FILE.yaml", "cache layer from LMCache's configuration file", 0, 0},
-        {"chunk-size", 0, KM_INT, &o->chunk_size, "N", "tokens of a chunk of the cache layer (default 256)", 1, 1 << 20},
+        {"chunk-size", 0, KM_INT, &o->chunk_size, "N", "tokens of a chunk of the cache layer (default 256)", 1,
+         1 << 20},
         {"kv-role", 0, KM_STR, &o->kv_role, "kv_both|kv_producer|kv_consumer", "only kv_both in this version", 0, 0},
         {"batch-invariant", 0, KM_BOOL, &o->batch_invariant, NULL, "bit-exact mode: not in this version", 0, 0},
         {"seed", 0, KM_INT, &o->seed, "N", "dummy weights, sampling and generated workloads (default 0)", 0, 9e15},
@@ -98,8 +108,8 @@ static int cache_config(const struct host_opts *o, struct kvc_config *c, bool *o
     if (!rc && o->chunk_size)
         c->chunk_size = (int)o->chunk_size;
     if (!rc && !*off && c->chunk_size % o->block_size)
-        rc = km_fail(err, KM_EINVAL, "--chunk-size is %d; it must be a multiple of --block-size, which is %d", c->chunk_size,
-                     (int)o->block_size);
+        rc = km_fail(err, KM_EINVAL, "--chunk-size is %d; it must be a multiple of --block-size, which is %d",
+                     c->chunk_size, (int)o->block_size);
     return rc;
 }
 
@@ -157,13 +167,15 @@ static int open_tokenizer(const struct host_opts *o, struct parts *p, struct km_
     const char *path = o->tokenizer ? o->tokenizer : mdl_dir(p->mdl);
     int rc = path ? tok_open(&p->tok, path, err) : KM_ENOENT;
     if (rc == KM_ENOENT && !o->tokenizer) {
-        km_log(KM_LOG_WARN, "no tokenizer.json with model %s: only token ids are served (--tokenizer DIR gives one)", o->model);
+        km_log(KM_LOG_WARN, "no tokenizer.json with model %s: only token ids are served (--tokenizer DIR gives one)",
+               o->model);
         return 0;
     }
     int32_t ids = rc ? 0 : tok_total(p->tok), vocab = mdl_config(p->mdl)->vocab;
     if (ids > vocab)
-        return km_fail(err, KM_EINVAL, "tokenizer %s has %d ids but model %s has a vocabulary of %d; they do not belong together",
-                       path, ids, o->model, vocab);
+        return km_fail(err, KM_EINVAL,
+                       "tokenizer %s has %d ids but model %s has a vocabulary of %d; they do not belong together", path,
+                       ids, o->model, vocab);
     return rc;
 }
 
@@ -197,13 +209,15 @@ static int parts_open(const struct host_opts *o, struct parts *p, struct km_err 
     e.memory_utilization = o->gpu_memory_utilization;
     e.prefix_caching = o->enable_prefix_caching;
     e.n_threads = (int)o->threads;
-    e.dtype = !strcmp(o->dtype, "float32")    ? KM_F32
-              : !strcmp(o->dtype, "bfloat16") ? KM_BF16
+    e.dtype = !strcmp(o->dtype, "float32")          ? KM_F32
+              : !strcmp(o->dtype, "bfloat16")       ? KM_BF16
               : mdl_config(p->mdl)->dtype == KM_F32 ? KM_F32
                                                     : KM_BF16;
     if (mdl_config(p->mdl)->rope_guessed)
-        km_log(KM_LOG_WARN, "%s does not say how its rotary frequencies were rounded; taking bfloat16, as a model has them that was "
-               "cast whole; \"inv_freq_dtype\" in the config's rope_parameters settles it (float32 or bfloat16)", o->model);
+        km_log(KM_LOG_WARN,
+               "%s does not say how its rotary frequencies were rounded; taking bfloat16, as a model has them that was "
+               "cast whole; \"inv_freq_dtype\" in the config's rope_parameters settles it (float32 or bfloat16)",
+               o->model);
     rc = eng_open(&p->eng, &e, p->mdl, be, off ? NULL : &p->port, err);
     if (rc)
         return rc;
@@ -226,9 +240,9 @@ static int parts_open(const struct host_opts *o, struct parts *p, struct km_err 
         struct eng_stats st;
         const struct eng_opts *r = eng_options(p->eng);
         eng_stats(p->eng, &st);
-        km_log(KM_LOG_INFO, "%s%s, %s, on %s: %d blocks of %d tokens (%d tokens of KV), context %d, kv cache %s", mdl_name(p->mdl),
-               mdl_is_dummy(p->mdl) ? " (dummy weights)" : "", km_dtype_name(r->dtype), st.be.device, r->num_blocks, r->block_size,
-               r->num_blocks * r->block_size, r->max_model_len, km_buf_str(&kv));
+        km_log(KM_LOG_INFO, "%s%s, %s, on %s: %d blocks of %d tokens (%d tokens of KV), context %d, kv cache %s",
+               mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "", km_dtype_name(r->dtype), st.be.device,
+               r->num_blocks, r->block_size, r->num_blocks * r->block_size, r->max_model_len, km_buf_str(&kv));
     }
     km_buf_free(&kv);
     return rc;
@@ -312,7 +326,8 @@ int host_spawn(const struct host_opts *o, pid_t *pid, int *port, struct km_err *
     if (n == (ssize_t)sizeof h)
         return km_fail(err, h.err.code, "%s", h.err.msg);
     return km_fail(err, KM_EIO, "the engine's process ended before it was ready (%s %d)",
-                   WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+                   WIFSIGNALED(status) ? "signal" : "status",
+                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 }
 
 int host_stop(pid_t pid, struct km_err *err)
@@ -326,6 +341,7 @@ int host_stop(pid_t pid, struct km_err *err)
     }
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && !was_dead)
         return 0;
-    return km_fail(err, KM_EIO, "the engine's process %s (%s %d)", was_dead ? "died during the run" : "did not end cleanly",
-                   WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    return km_fail(err, KM_EIO, "the engine's process %s (%s %d)",
+                   was_dead ? "died during the run" : "did not end cleanly", WIFSIGNALED(status) ? "signal" : "status",
+                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 }

@@ -29,8 +29,8 @@ int host_flags(struct host_opts *o, struct km_flag *out, int max);
 
 /* What of the options ends up in results; text buffers owned by the caller. */
 struct host_facts {
-    char kv[128];            /* "none", "dram=5GiB, chunk 256" */
-    char device[16];         /* cpu or cuda: what auto came to */
+    char kv[128];    /* "none", "dram=5GiB, chunk 256" */
+    char device[16]; /* cpu or cuda: what auto came to */
     bool dummy_weights;
 };
 /* Checks everything that can be checked without loading weights. */

@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct cmd *const commands[] = {&cmd_bench, &cmd_run,    &cmd_serve, &cmd_gen,
+static const struct cmd *const commands[] = {&cmd_bench,   &cmd_run,    &cmd_serve,   &cmd_gen,
                                              &cmd_compare, &cmd_report, &cmd_weights, &cmd_info};
 enum { N_COMMANDS = sizeof commands / sizeof *commands, MAX_FLAGS = 128 };
 
@@ -26,14 +26,15 @@ static int unknown(const char *name)
     for (int i = 0; i < N_COMMANDS; i++)
         names[i] = commands[i]->name;
     const char *near = km_nearest(name, names, N_COMMANDS);
-    km_log(KM_LOG_ERROR, "unknown command \"%s\"; %s%s%s", name, near ? "did you mean \"" : "kvmark help lists the commands",
-           near ? near : "", near ? "\"?" : "");
+    km_log(KM_LOG_ERROR, "unknown command \"%s\"; %s%s%s", name,
+           near ? "did you mean \"" : "kvmark help lists the commands", near ? near : "", near ? "\"?" : "");
     return CMD_USAGE;
 }
 
 static void help_overview(FILE *to)
 {
-    fprintf(to, "kvmark %s: what a KV-cache layer saves in LLM serving, measured.\n\nusage: kvmark COMMAND [ARGUMENTS]\n\n",
+    fprintf(to,
+            "kvmark %s: what a KV-cache layer saves in LLM serving, measured.\n\nusage: kvmark COMMAND [ARGUMENTS]\n\n",
             KVMARK_VERSION);
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(to, "  %-9s %s\n", commands[i]->name, commands[i]->summary);
@@ -58,8 +59,8 @@ static void man_command(const struct cmd *c)
 {
     struct km_flag flags[MAX_FLAGS];
     struct km_buf out = {0};
-    km_buf_printf(&out, ".TH KVMARK-%s 1 \"\" \"kvmark %s\"\n.SH NAME\nkvmark\\-%s \\- %s\n", c->name, KVMARK_VERSION, c->name,
-                  c->summary);
+    km_buf_printf(&out, ".TH KVMARK-%s 1 \"\" \"kvmark %s\"\n.SH NAME\nkvmark\\-%s \\- %s\n", c->name, KVMARK_VERSION,
+                  c->name, c->summary);
     km_buf_printf(&out, ".SH SYNOPSIS\n.B kvmark %s\n%s\n", c->name, c->usage);
     km_buf_printf(&out, ".SH DESCRIPTION\n%s.\n.PP\n", c->summary);
     for (const char *p = c->text; *p; p++) {

@@ -53,8 +53,8 @@ bool progress_update(void *arg, const struct hz_progress *now)
         clock_text(finished ? s * (now->total - finished) / finished : -1, left, sizeof left);
         fprintf(stderr, "%s%d/%d requests, %d active, %d failed, %s, ETA %s, %.0f tok/s in, %.0f out, TTFT %.0f ms%s",
                 p->tty ? "\r\033[K" : "kvmark: ", now->done, now->total, now->active, now->failed, spent, left,
-                s > 0 ? (double)now->prompt_tokens / s : 0, s > 0 ? (double)now->output_tokens / s : 0, now->ttft_mean_ms,
-                p->tty ? "" : "\n");
+                s > 0 ? (double)now->prompt_tokens / s : 0, s > 0 ? (double)now->output_tokens / s : 0,
+                now->ttft_mean_ms, p->tty ? "" : "\n");
         p->last_ns = t;
         p->drawn = p->tty;
     }

@@ -54,7 +54,8 @@ cJSON *scrape_difference(const cJSON *before, const cJSON *after)
     cJSON_ArrayForEach(item, after)
     {
         const cJSON *was = cJSON_GetObjectItemCaseSensitive(before, item->string);
-        bool counter = ends_with(item->string, "_total") || ends_with(item->string, "_sum") || ends_with(item->string, "_count");
+        bool counter =
+            ends_with(item->string, "_total") || ends_with(item->string, "_sum") || ends_with(item->string, "_count");
         cJSON_AddNumberToObject(out, item->string, item->valuedouble - (counter && was ? was->valuedouble : 0));
     }
     return out;

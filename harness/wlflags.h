@@ -12,7 +12,9 @@ struct wlf_opts {
 struct wlf_opts wlf_defaults(void);
 int wlf_flags(struct wlf_opts *o, struct km_flag *out, int max); /* without tokenizer and seed */
 
-/* Reads and generates. With --text auto, a missing text file is replaced by the built-in text and a line on stderr says so. */
-int wlf_generate(const struct wlf_opts *o, const char *path, const struct tok *tok, struct wl_set **out, struct km_err *err);
+/* Reads and generates. With --text auto, a missing text file is replaced by the built-in text and a line on stderr says
+ * so. */
+int wlf_generate(const struct wlf_opts *o, const char *path, const struct tok *tok, struct wl_set **out,
+                 struct km_err *err);
 
 #endif
