@@ -160,7 +160,7 @@ int km_json_file(const char *path, size_t max, cJSON **out, struct km_err *err)
     return rc;
 }
 
-static const char *kind_name(const cJSON *v)
+const char *km_json_kind(const cJSON *v)
 {
     return cJSON_IsString(v)   ? "a string"
            : cJSON_IsNumber(v) ? "a number"
@@ -182,7 +182,7 @@ static const cJSON *find(const cJSON *obj, const char *key, bool need, int *rc, 
 
 static int wrong(const cJSON *v, const char *key, const char *want, struct km_err *err)
 {
-    return km_fail(err, KM_EINVAL, "\"%s\" must be %s, not %s", key, want, kind_name(v));
+    return km_fail(err, KM_EINVAL, "\"%s\" must be %s, not %s", key, want, km_json_kind(v));
 }
 
 int km_json_str(const cJSON *obj, const char *key, bool need, const char **out, struct km_err *err)

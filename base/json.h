@@ -30,6 +30,9 @@ int km_json_bool(const cJSON *obj, const char *key, bool need, bool *out, struct
 /* The item itself when it has the wanted kind (cJSON_Array, cJSON_Object), NULL in *out when absent. */
 int km_json_item(const cJSON *obj, const char *key, bool need, int kind, const cJSON **out, struct km_err *err);
 
+/* What v is, for messages: "a string", "an array", "true or false", "null" ... */
+const char *km_json_kind(const cJSON *v);
+
 /* Indented text with a trailing newline, keys in the order they were added; NaN and Inf are never written
  * (cJSON prints null). Written atomically. */
 int km_json_write(const char *path, const cJSON *v, struct km_err *err);

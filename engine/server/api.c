@@ -129,16 +129,6 @@ static int no_memory(struct api_error *e)
     return -1;
 }
 
-static const char *what_is(const cJSON *v)
-{
-    return cJSON_IsString(v)   ? "a string"
-           : cJSON_IsNumber(v) ? "a number"
-           : cJSON_IsBool(v)   ? "true or false"
-           : cJSON_IsArray(v)  ? "an array"
-           : cJSON_IsObject(v) ? "an object"
-                               : "null";
-}
-
 /* Whole and within 64 bits. */
 static bool is_whole(const cJSON *v)
 {
@@ -148,7 +138,7 @@ static bool is_whole(const cJSON *v)
 static int read_number(const struct field *f, const cJSON *v, struct raw *raw, struct api_error *e)
 {
     if (!cJSON_IsNumber(v))
-        return refuse(e, f->name, "\"%s\" must be a number, not %s", f->name, what_is(v));
+        return refuse(e, f->name, "\"%s\" must be a number, not %s", f->name, km_json_kind(v));
     double d = v->valuedouble;
     if (!(d >= f->lo && d <= f->hi)) {
         if (f->hi == INT_ANY)
@@ -188,12 +178,12 @@ static int read_field(const struct field *f, const cJSON *v, struct raw *raw, st
         return read_number(f, v, raw, e);
     case R_BOOL:
         if (!cJSON_IsBool(v))
-            return refuse(e, f->name, "\"%s\" must be true or false, not %s", f->name, what_is(v));
+            return refuse(e, f->name, "\"%s\" must be true or false, not %s", f->name, km_json_kind(v));
         *(bool *)dst = cJSON_IsTrue(v);
         return 0;
     case R_STR:
         if (!cJSON_IsString(v))
-            return refuse(e, f->name, "\"%s\" must be a string, not %s", f->name, what_is(v));
+            return refuse(e, f->name, "\"%s\" must be a string, not %s", f->name, km_json_kind(v));
         memcpy(dst, &v->valuestring, sizeof v->valuestring);
         return 0;
     case R_ITEM:
@@ -233,11 +223,11 @@ static int read_stop(struct api *a, const cJSON *v, const struct api_env *env, s
     if (!v)
         return 0;
     if (!cJSON_IsString(v) && !cJSON_IsArray(v))
-        return refuse(e, "stop", "\"stop\" must be a string or an array of strings, not %s", what_is(v));
+        return refuse(e, "stop", "\"stop\" must be a string or an array of strings, not %s", km_json_kind(v));
     const cJSON *s = cJSON_IsArray(v) ? v->child : v;
     for (; s; s = cJSON_IsArray(v) ? s->next : NULL) {
         if (!cJSON_IsString(s))
-            return refuse(e, "stop", "\"stop\" holds %s; only strings are allowed", what_is(s));
+            return refuse(e, "stop", "\"stop\" holds %s; only strings are allowed", km_json_kind(s));
         if (!*s->valuestring)
             return refuse(e, "stop", "\"stop\" holds an empty string");
         if (strstr(s->valuestring, "\xC0\x80")) /* how km_json_parse keeps a NUL */
@@ -259,7 +249,7 @@ static int read_ids(const cJSON *list, const char *param, int vocab, int32_t *ou
     {
         if (!is_whole(v))
             return refuse(e, param, "\"%s\" holds %s at %d where a token id should be", param,
-                          cJSON_IsNumber(v) ? "a fraction" : what_is(v), i);
+                          cJSON_IsNumber(v) ? "a fraction" : km_json_kind(v), i);
         if (v->valuedouble < 0 || v->valuedouble >= vocab)
             return refuse(e, param, "\"%s\" holds token id %.0f at %d; ids go from 0 to %d", param,
                           v->valuedouble, i, vocab - 1);
@@ -273,7 +263,7 @@ static int read_stop_ids(struct api *a, const cJSON *v, const struct api_env *en
     if (!v)
         return 0;
     if (!cJSON_IsArray(v))
-        return refuse(e, "stop_token_ids", "\"stop_token_ids\" must be an array of token ids, not %s", what_is(v));
+        return refuse(e, "stop_token_ids", "\"stop_token_ids\" must be an array of token ids, not %s", km_json_kind(v));
     int n = cJSON_GetArraySize(v);
     if (n > API_MAX_STOP_IDS)
         return refuse(e, "stop_token_ids", "\"stop_token_ids\" holds %d ids; at most %d are allowed", n,
@@ -287,7 +277,7 @@ static int read_options(struct api *a, const struct raw *r, bool *thinking, stru
     const cJSON *o = r->stream_options;
     if (o) {
         if (!cJSON_IsObject(o))
-            return refuse(e, "stream_options", "\"stream_options\" must be an object, not %s", what_is(o));
+            return refuse(e, "stream_options", "\"stream_options\" must be an object, not %s", km_json_kind(o));
         if (!r->stream)
             return refuse(e, "stream_options", "\"stream_options\" is allowed only with \"stream\": true");
         if (km_json_bool(o, "include_usage", false, &a->include_usage, &e->err) ||
@@ -300,7 +290,7 @@ static int read_options(struct api *a, const struct raw *r, bool *thinking, stru
     if (o) {
         if (!cJSON_IsObject(o))
             return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\" must be an object, not %s",
-                          what_is(o));
+                          km_json_kind(o));
         if (km_json_bool(o, "enable_thinking", false, thinking, &e->err))
             return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\": enable_thinking must be true or "
                                                      "false");
@@ -389,7 +379,7 @@ static int read_prompts(struct api *a, const cJSON *p, const struct api_env *env
         return refuse(e, "prompt", "\"prompt\" is missing");
     if (!cJSON_IsString(p) && !cJSON_IsArray(p))
         return refuse(e, "prompt", "\"prompt\" must be a string, an array of strings, an array of token ids or "
-                                   "an array of such arrays, not %s", what_is(p));
+                                   "an array of such arrays, not %s", km_json_kind(p));
     bool one = cJSON_IsString(p) || all_numbers(p);
     int n = one ? 1 : cJSON_GetArraySize(p);
     if (!n)
@@ -408,7 +398,7 @@ static int read_prompts(struct api *a, const cJSON *p, const struct api_env *env
         else if (cJSON_IsArray(v))
             rc = prompt_of_ids(&a->prompts[i], v, "prompt", env, e);
         else
-            rc = refuse(e, "prompt", "\"prompt\" holds %s at %d beside prompts", what_is(v), i);
+            rc = refuse(e, "prompt", "\"prompt\" holds %s at %d beside prompts", km_json_kind(v), i);
         if (rc)
             return -1;
         if (!a->prompts[i].n)
@@ -567,7 +557,7 @@ int api_parse(struct api *a, enum api_kind kind, const char *body, size_t len, c
     bool thinking = true;
     int rc;
     if (!cJSON_IsObject(a->root))
-        rc = refuse(e, "", "the body must be a JSON object, not %s", what_is(a->root));
+        rc = refuse(e, "", "the body must be a JSON object, not %s", km_json_kind(a->root));
     else if (read_fields(a->root, kind, &r, e) || read_model(r.model, env, e) ||
              read_options(a, &r, &thinking, e))
         rc = -1;
