@@ -20,9 +20,10 @@ struct cu_dims {
     int L, D, H, G, d, F, V;
     int B, B_log2; /* tokens of a page, a power of two */
     float eps;
-    int max_reqs;
-    int n_sms, arch;   /* 80, 86, 89, 90 ... */
-    size_t page_elems; /* L * 2 * G * B * d */
+    int max_tokens, max_reqs; /* of a step */
+    int max_blocks;           /* of a request */
+    int n_sms, arch;          /* 80, 86, 89, 90 ... */
+    size_t page_elems;        /* L * 2 * G * B * d */
 };
 
 /* A stretch of one decoding request's KV, for one block a kv head, with what the block must know of the request. */

@@ -3,12 +3,11 @@
  * A step is: its arrays to the card in one copy, the forward pass, the picks written to pinned memory. Steps in
  * which every request has one query token replay a captured graph of the next larger batch size; the surplus rows
  * belong to a page of their own that nobody reads. Everything is allocated at open. The host waits in `wait` only. */
-#include "engine/cuda/cu.h"
+#include "engine/cuda/room.h"
 #include "engine/cuda/weights.h"
 
 extern "C" {
 #include "base/clock.h"
-#include "base/mem.h"
 }
 
 #include <math.h>
@@ -17,18 +16,11 @@ extern "C" {
 
 namespace {
 
-enum { MAX_GRAPHS = 64, GRAPH_REQS = 256, COPY_EVENTS = 64, COPY_BATCH = 256, MAX_BANNED = 8 };
+enum { MAX_GRAPHS = 64, COPY_EVENTS = 64, COPY_BATCH = 256 };
 
 struct graph {
     int reqs;
     cudaGraphExec_t exec;
-};
-
-/* A step's arrays, the same layout twice. The table comes last: only its used part travels. */
-struct arrays {
-    cu_meta dev, host;
-    char *dev_base, *host_base;
-    size_t bytes, table_at;
 };
 
 } // namespace
@@ -42,24 +34,9 @@ struct be {
     cudaEvent_t step_done, copy_done[COPY_EVENTS];
     uint64_t n_steps, n_copies;
 
-    int n_pages;
-    bf16 *pool; /* [n_pages + 1]: the last page takes the surplus rows of padded batches */
+    cu_room room; /* work space, step arrays, KV pool */
     alignas(64) char map[128];
     bool sm90;
-
-    /* Work space, T = max_tokens rows. gu also holds attention's q, k, v: they are never alive together. */
-    int max_tokens, max_reqs, max_blocks;
-    bf16 *x, *h, *qkv, *o, *gu, *act, *h_out; /* h_out: [max_reqs][D] */
-    float *logits;                            /* [max_reqs][V] */
-    float *inv_freq;                          /* [d / 2] */
-    char *attn_work;
-    char *pick_work;
-    size_t work_bytes;
-
-    arrays wide, narrow;          /* any step; steps of a graph, a tenth of the bytes */
-    int32_t *decoding;            /* [max_reqs] requests of the step with one query token */
-    int32_t *picks;               /* [max_reqs], pinned: the last kernel writes it */
-    float *logits_host, *scratch; /* one row each, for rows that the reference sampler takes */
 
     graph graphs[MAX_GRAPHS];
     int n_graphs;
@@ -71,7 +48,7 @@ struct be {
 
 /* ---- the forward pass ---- */
 
-/* y (+)= h w^T; with a norm, h is rmsnorm(x) * norm: for few rows inside the product, else by way of b->h. */
+/* y (+)= h w^T; with a norm, h is rmsnorm(x) * norm: for few rows inside the product, else by way of h. */
 static int product(struct be *b, const bf16 *x, const bf16 *norm, const bf16 *w, int T, int N, int K, bool add,
                    bf16 *y, struct km_err *err)
 {
@@ -82,8 +59,8 @@ static int product(struct be *b, const bf16 *x, const bf16 *norm, const bf16 *w,
         cu_skinny(x, w, T, N, K, add, y, s);
     else {
         if (norm)
-            cu_rmsnorm(b->m, x, norm, nullptr, T, b->h, s);
-        return cu_gemm(b->lt, norm ? b->h : x, w, T, N, K, add, y, false, s, err);
+            cu_rmsnorm(b->m, x, norm, nullptr, T, b->room.h, s);
+        return cu_gemm(b->lt, norm ? b->room.h : x, w, T, N, K, add, y, false, s, err);
     }
     return 0;
 }
@@ -92,14 +69,14 @@ static int feed_forward(struct be *b, const cu_layer &w, int T, struct km_err *e
 {
     const cu_dims &m = b->m;
     if (T <= CU_SKINNY_M)
-        cu_skinny_swiglu(b->x, w.norm_ffn, m.eps, w.gate_up, T, m.F, m.D, b->act, b->steps);
+        cu_skinny_swiglu(b->room.x, w.norm_ffn, m.eps, w.gate_up, T, m.F, m.D, b->room.act, b->steps);
     else {
-        int rc = product(b, b->x, w.norm_ffn, w.gate_up, T, 2 * m.F, m.D, false, b->gu, err);
+        int rc = product(b, b->room.x, w.norm_ffn, w.gate_up, T, 2 * m.F, m.D, false, b->room.gu, err);
         if (rc)
             return rc;
-        cu_swiglu(m, b->gu, T, b->act, b->steps);
+        cu_swiglu(m, b->room.gu, T, b->room.act, b->steps);
     }
-    return product(b, b->act, nullptr, w.down, T, m.D, m.F, true, b->x, err);
+    return product(b, b->room.act, nullptr, w.down, T, m.D, m.F, true, b->room.x, err);
 }
 
 /* Enqueues everything between the arrays' arrival and the picks, for T tokens, S sampled rows. */
@@ -108,27 +85,27 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
     const cu_dims &m = b->m;
     cudaStream_t s = b->steps;
     int rc = 0, width = (m.H + 2 * m.G) * m.d;
-    cu_embed(m, b->w.embed, in.tokens, T, b->x, s);
+    cu_embed(m, b->w.embed, in.tokens, T, b->room.x, s);
     for (int l = 0; l < m.L && !rc; l++) {
         const cu_layer &w = b->w.layers[l];
-        rc = product(b, b->x, w.norm_attn, w.qkv, T, width, m.D, false, b->qkv, err);
-        cu_qk_rope_store(m, b->qkv, w.q_norm, w.k_norm, b->inv_freq, in, T, l, b->pool, s);
+        rc = product(b, b->room.x, w.norm_attn, w.qkv, T, width, m.D, false, b->room.qkv, err);
+        cu_qk_rope_store(m, b->room.qkv, w.q_norm, w.k_norm, b->room.inv_freq, in, T, l, b->room.pool, s);
         if (n_items)
-            cu_attn_decode(m, b->qkv, in, n_items, l, b->pool, b->o, b->attn_work, s);
+            cu_attn_decode(m, b->room.qkv, in, n_items, l, b->room.pool, b->room.o, b->room.attn_work, s);
         if (n_tiles && b->sm90)
-            cu_attn_prefill_sm90(m, b->map, b->qkv, in, n_tiles, l, b->o, s);
+            cu_attn_prefill_sm90(m, b->map, b->room.qkv, in, n_tiles, l, b->room.o, s);
         else if (n_tiles)
-            cu_attn_prefill(m, b->qkv, in, n_tiles, l, b->pool, b->o, s);
-        rc = rc ? rc : product(b, b->o, nullptr, w.o, T, m.D, m.H * m.d, true, b->x, err);
+            cu_attn_prefill(m, b->room.qkv, in, n_tiles, l, b->room.pool, b->room.o, s);
+        rc = rc ? rc : product(b, b->room.o, nullptr, w.o, T, m.D, m.H * m.d, true, b->room.x, err);
         rc = rc ? rc : feed_forward(b, w, T, err);
     }
     if (!rc && S) {
-        cu_rmsnorm(m, b->x, b->w.norm_out, in.sample_row, S, b->h_out, s);
+        cu_rmsnorm(m, b->room.x, b->w.norm_out, in.sample_row, S, b->room.h_out, s);
         if (S <= CU_SKINNY_M)
-            cu_skinny_logits(b->h_out, b->w.lm_head, S, m.V, m.D, b->logits, s);
+            cu_skinny_logits(b->room.h_out, b->w.lm_head, S, m.V, m.D, b->room.logits, s);
         else
-            rc = cu_gemm(b->lt, b->h_out, b->w.lm_head, S, m.V, m.D, false, b->logits, true, s, err);
-        cu_sample(b->logits, S, m.V, in, b->max_reqs, b->pick_work, b->picks, s);
+            rc = cu_gemm(b->lt, b->room.h_out, b->w.lm_head, S, m.V, m.D, false, b->room.logits, true, s, err);
+        cu_sample(b->room.logits, S, m.V, in, b->m.max_reqs, b->room.pick_work, b->room.picks, s);
     }
     if (rc)
         return rc;
@@ -142,7 +119,7 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
 static void pad_row(const struct be *b, const cu_meta &h, int i)
 {
     h.tokens[i] = h.positions[i] = 0;
-    h.slots[i] = b->n_pages << b->m.B_log2;
+    h.slots[i] = b->room.n_pages << b->m.B_log2;
     h.q_start[i + 1] = i + 1;
     h.kv_len[i] = 1;
     h.table_start[i] = 0;
@@ -162,7 +139,7 @@ static void pad(const struct be *b, const cu_meta &h, int n, int n_items, int re
 
 static int capture(struct be *b, int reqs, struct km_err *err)
 {
-    const arrays &a = b->narrow;
+    const cu_arrays &a = b->room.narrow;
     a.host.q_start[0] = a.host.ban_start[0] = 0;
     pad(b, a.host, 0, 0, reqs);
     CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base, a.table_at, cudaMemcpyHostToDevice, b->steps));
@@ -190,9 +167,9 @@ static int capture(struct be *b, int reqs, struct km_err *err)
 
 static int capture_all(struct be *b, struct km_err *err)
 {
-    int most = b->max_reqs < b->max_tokens ? b->max_reqs : b->max_tokens;
-    if (most > GRAPH_REQS)
-        most = GRAPH_REQS;
+    int most = b->m.max_reqs < b->m.max_tokens ? b->m.max_reqs : b->m.max_tokens;
+    if (most > CU_GRAPH_REQS)
+        most = CU_GRAPH_REQS;
     for (int n = 1; b->n_graphs < MAX_GRAPHS; n = n < 8 ? 2 * n : n + 8) {
         int rc = capture(b, n < most ? n : most, err);
         if (rc || n >= most)
@@ -207,15 +184,15 @@ static int warm_gemms(struct be *b, struct km_err *err)
     const cu_dims &m = b->m;
     const cu_layer &w = b->w.layers[0];
     int rc = 0;
-    for (int M = CU_SKINNY_M + 1; !rc && M <= b->max_tokens; M = cu_gemm_bucket(M) + 1) {
-        int T = cu_gemm_bucket(M) < b->max_tokens ? cu_gemm_bucket(M) : b->max_tokens;
-        rc = cu_gemm(b->lt, b->h, w.qkv, T, (m.H + 2 * m.G) * m.d, m.D, false, b->qkv, false, b->steps, err);
-        rc = rc ? rc : cu_gemm(b->lt, b->o, w.o, T, m.D, m.H * m.d, true, b->x, false, b->steps, err);
-        rc = rc ? rc : cu_gemm(b->lt, b->h, w.gate_up, T, 2 * m.F, m.D, false, b->gu, false, b->steps, err);
-        rc = rc ? rc : cu_gemm(b->lt, b->act, w.down, T, m.D, m.F, true, b->x, false, b->steps, err);
-        if (!rc && M <= b->max_reqs)
-            rc = cu_gemm(b->lt, b->h_out, b->w.lm_head, T < b->max_reqs ? T : b->max_reqs, m.V, m.D, false,
-                         b->logits, true, b->steps, err);
+    for (int M = CU_SKINNY_M + 1; !rc && M <= b->m.max_tokens; M = cu_gemm_bucket(M) + 1) {
+        int T = cu_gemm_bucket(M) < b->m.max_tokens ? cu_gemm_bucket(M) : b->m.max_tokens;
+        rc = cu_gemm(b->lt, b->room.h, w.qkv, T, (m.H + 2 * m.G) * m.d, m.D, false, b->room.qkv, false, b->steps, err);
+        rc = rc ? rc : cu_gemm(b->lt, b->room.o, w.o, T, m.D, m.H * m.d, true, b->room.x, false, b->steps, err);
+        rc = rc ? rc : cu_gemm(b->lt, b->room.h, w.gate_up, T, 2 * m.F, m.D, false, b->room.gu, false, b->steps, err);
+        rc = rc ? rc : cu_gemm(b->lt, b->room.act, w.down, T, m.D, m.F, true, b->room.x, false, b->steps, err);
+        if (!rc && M <= b->m.max_reqs)
+            rc = cu_gemm(b->lt, b->room.h_out, b->w.lm_head, T < b->m.max_reqs ? T : b->m.max_reqs, m.V, m.D, false,
+                         b->room.logits, true, b->steps, err);
     }
     return rc;
 }
@@ -225,7 +202,7 @@ static int warm_gemms(struct be *b, struct km_err *err)
 /* True when the kernels of sample.cu give what the row asks for; else its logits go to the reference sampler. */
 static bool on_card(const struct smp_row *r)
 {
-    return r->p.n_logprobs < 0 && !r->n_history && r->n_banned <= MAX_BANNED;
+    return r->p.n_logprobs < 0 && !r->n_history && r->n_banned <= CU_MAX_BANNED;
 }
 
 static cu_draw draw_of(const struct smp_row *r)
@@ -263,20 +240,20 @@ static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *
         n->n_table += blocks;
         int q_len = in->q_start[r + 1] - in->q_start[r];
         if (q_len == 1)
-            b->decoding[n->n_dec++] = r;
+            b->room.decoding[n->n_dec++] = r;
         for (int row = 0; q_len > 1 && row < q_len; row += CU_TILE_Q) {
             h.tile_req[n->n_tiles] = r;
             h.tile_row[n->n_tiles++] = row;
         }
     }
-    n->n_items = cu_items(b->m, h, b->decoding, n->n_dec, h.items);
+    n->n_items = cu_items(b->m, h, b->room.decoding, n->n_dec, h.items);
     int banned = 0;
     h.ban_start[0] = 0;
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *s = &in->samples[i];
         h.sample_row[i] = s->row;
         h.draws[i] = draw_of(s);
-        for (int k = 0; k < s->n_banned && s->n_banned <= MAX_BANNED; k++)
+        for (int k = 0; k < s->n_banned && s->n_banned <= CU_MAX_BANNED; k++)
             h.ban[banned++] = s->banned[k];
         h.ban_start[i + 1] = banned;
     }
@@ -297,14 +274,14 @@ static int check_step(const struct be *b, const struct batch *in, struct km_err 
 {
     if (b->pending)
         return km_fail(err, KM_EINVAL, "step %llu was not waited for", (unsigned long long)b->n_steps);
-    if (in->n_tokens < 1 || in->n_tokens > b->max_tokens || in->n_reqs > b->max_reqs || in->n_samples > in->n_reqs)
+    if (in->n_tokens < 1 || in->n_tokens > b->m.max_tokens || in->n_reqs > b->m.max_reqs || in->n_samples > in->n_reqs)
         return km_fail(err, KM_EINVAL,
                        "a step of %d tokens of %d requests, %d sampled, is over the backend's %d and %d",
-                       in->n_tokens, in->n_reqs, in->n_samples, b->max_tokens, b->max_reqs);
+                       in->n_tokens, in->n_reqs, in->n_samples, b->m.max_tokens, b->m.max_reqs);
     for (int r = 0; r < in->n_reqs; r++)
-        if ((in->kv_len[r] + b->m.B - 1) >> b->m.B_log2 > b->max_blocks)
+        if ((in->kv_len[r] + b->m.B - 1) >> b->m.B_log2 > b->m.max_blocks)
             return km_fail(err, KM_EINVAL, "request %d of a step has %d tokens, over the backend's %d blocks of %d",
-                           r, in->kv_len[r], b->max_blocks, b->m.B);
+                           r, in->kv_len[r], b->m.max_blocks, b->m.B);
     return 0;
 }
 
@@ -316,7 +293,7 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
         return rc;
     parts n = {};
     const graph *g = graph_for(b, in);
-    const arrays &a = g ? b->narrow : b->wide;
+    const cu_arrays &a = g ? b->room.narrow : b->room.wide;
     fill(b, in, a.host, &n);
     if (g)
         pad(b, a.host, n.n_dec, n.n_items, g->reqs);
@@ -352,14 +329,14 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
     CU_TRY(cudaEventSynchronize(b->step_done));
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *r = &in->samples[i];
-        if (on_card(r) && b->picks[i] >= 0) {
+        if (on_card(r) && b->room.picks[i] >= 0) {
             memset(&out[i], 0, sizeof out[i]);
-            out[i].id = b->picks[i];
+            out[i].id = b->room.picks[i];
             continue;
         }
-        CU_TRY(cudaMemcpy(b->logits_host, b->logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V,
+        CU_TRY(cudaMemcpy(b->room.logits_host, b->room.logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V,
                           cudaMemcpyDeviceToHost));
-        smp_sample(r, b->logits_host, b->m.V, b->scratch, &out[i]);
+        smp_sample(r, b->room.logits_host, b->m.V, b->room.scratch, &out[i]);
     }
     count_flops(b, in);
     b->st.busy_ns += km_now_ns() - b->step_began;
@@ -392,8 +369,8 @@ static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int
 {
     size_t page = b->m.page_elems * sizeof(bf16);
     for (int i = 0; i < n; i++)
-        if (c[i].page < 0 || c[i].page >= b->n_pages)
-            return km_fail(err, KM_EINVAL, "page %d to copy is not in [0, %d)", c[i].page, b->n_pages);
+        if (c[i].page < 0 || c[i].page >= b->room.n_pages)
+            return km_fail(err, KM_EINVAL, "page %d to copy is not in [0, %d)", c[i].page, b->room.n_pages);
     if (b->n_steps) /* behind the steps given so far, which may still be writing or reading these pages */
         CU_TRY(cudaStreamWaitEvent(b->copies, b->step_done, 0));
     for (int at = 0; at < n;) {
@@ -405,7 +382,7 @@ static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int
             while (at + run < n && c[at + run].page == c[at].page + run &&
                    static_cast<char *>(c[at + run].host) == static_cast<char *>(c[at].host) + (size_t)run * page)
                 run++;
-            void *on_card = b->pool + (size_t)c[at].page * b->m.page_elems;
+            void *on_card = b->room.pool + (size_t)c[at].page * b->m.page_elems;
             dst[k] = dir == KV_TO_HOST ? c[at].host : on_card;
             src[k] = dir == KV_TO_HOST ? on_card : c[at].host;
             size[k++] = (size_t)run * page;
@@ -455,28 +432,7 @@ static void cuda_close(struct be *b)
     cudaDeviceSynchronize();
     for (int i = 0; i < b->n_graphs; i++)
         cudaGraphExecDestroy(b->graphs[i].exec);
-    void *const device[] = {b->pool,
-                            b->x,
-                            b->h,
-                            b->qkv,
-                            b->o,
-                            b->gu,
-                            b->act,
-                            b->h_out,
-                            b->logits,
-                            b->inv_freq,
-                            b->attn_work,
-                            b->pick_work,
-                            b->wide.dev_base,
-                            b->narrow.dev_base};
-    for (void *p : device)
-        if (p)
-            cudaFree(p);
-    km_mem_note(KM_MEM_DEVICE, -(int64_t)(b->work_bytes + (size_t)b->st.kv_bytes));
-    void *const pinned[] = {b->wide.host_base, b->narrow.host_base, b->picks, b->logits_host};
-    for (void *p : pinned)
-        if (p)
-            cudaFreeHost(p);
+    cu_room_free(&b->room);
     cu_gemm_close(b->lt);
     cu_weights_free(&b->w);
     for (cudaEvent_t e : b->copy_done)
@@ -488,65 +444,7 @@ static void cuda_close(struct be *b)
         cudaStreamDestroy(b->steps);
     if (b->copies)
         cudaStreamDestroy(b->copies);
-    km_free(b->decoding);
-    km_free(b->scratch);
     km_free(b);
-}
-
-/* Zeroed memory on the card. */
-template <typename T> static int take(struct be *b, T **out, size_t n, struct km_err *err)
-{
-    void *p;
-    cudaError_t rc = cudaMalloc(&p, n * sizeof(T));
-    if (rc != cudaSuccess)
-        return km_fail(err, KM_EDEVICE,
-                       "no %.2f GiB of work space on the card: %s; a smaller --max-num-batched-tokens or "
-                       "--max-num-seqs needs less",
-                       (double)(n * sizeof(T)) / (1 << 30), cudaGetErrorString(rc));
-    *out = static_cast<T *>(p);
-    b->work_bytes += n * sizeof(T);
-    km_mem_note(KM_MEM_DEVICE, (int64_t)(n * sizeof(T)));
-    CU_TRY(cudaMemset(p, 0, n * sizeof(T)));
-    return 0;
-}
-
-template <typename T> static int pin(T **out, size_t n, struct km_err *err)
-{
-    void *p;
-    cudaError_t rc = cudaHostAlloc(&p, n * sizeof(T), cudaHostAllocDefault);
-    if (rc != cudaSuccess)
-        return km_fail(err, KM_ENOMEM, "no %zu bytes of pinned memory: %s", n * sizeof(T), cudaGetErrorString(rc));
-    memset(p, 0, n * sizeof(T));
-    *out = static_cast<T *>(p);
-    return 0;
-}
-
-/* The arrays of cu_meta for T tokens of R requests, carved from one block; returns its size. */
-static size_t carve(const struct be *b, size_t T, size_t R, char *base, cu_meta *out)
-{
-    size_t at = 0;
-    auto next = [&](size_t n) {
-        int32_t *p = reinterpret_cast<int32_t *>(base + at);
-        at += (n * sizeof(int32_t) + 63) / 64 * 64;
-        return p;
-    };
-    size_t tiles = T / 2 + 1; /* a tile has at least two rows */
-    out->tokens = next(T);
-    out->positions = next(T);
-    out->slots = next(T);
-    out->q_start = next(R + 1);
-    out->kv_len = next(R);
-    out->table_start = next(R);
-    out->tile_req = next(tiles);
-    out->tile_row = next(tiles);
-    out->items =
-        reinterpret_cast<cu_item *>(next((size_t)cu_items_max(b->m, (int)R) * (sizeof(cu_item) / sizeof(int32_t))));
-    out->sample_row = next(R);
-    out->draws = reinterpret_cast<cu_draw *>(next(R * (sizeof(cu_draw) / sizeof(int32_t))));
-    out->ban_start = next(R + 1);
-    out->ban = next(R * MAX_BANNED);
-    out->table = next(R * (size_t)b->max_blocks);
-    return at;
 }
 
 static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_err *err)
@@ -585,80 +483,28 @@ static int pick_device(struct be *b, struct km_err *err)
     return 0;
 }
 
-static int make_arrays(struct be *b, arrays *a, size_t T, size_t R, struct km_err *err)
-{
-    a->bytes = carve(b, T, R, nullptr, &a->dev);
-    int rc = take(b, &a->dev_base, a->bytes, err);
-    rc = rc ? rc : pin(&a->host_base, a->bytes, err);
-    if (rc)
-        return rc;
-    carve(b, T, R, a->dev_base, &a->dev);
-    carve(b, T, R, a->host_base, &a->host);
-    a->table_at = (size_t)(reinterpret_cast<char *>(a->host.table) - a->host_base);
-    return 0;
-}
-
-static int make_work(struct be *b, struct km_err *err)
+static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
 {
     const cu_dims &m = b->m;
-    size_t T = (size_t)b->max_tokens, R = (size_t)b->max_reqs, D = (size_t)m.D,
-           few = R < GRAPH_REQS ? R : (size_t)GRAPH_REQS;
-    int rc = take(b, &b->x, T * D, err);
-    rc = rc ? rc : take(b, &b->h, T * D, err);
-    rc = rc ? rc : take(b, &b->qkv, T * (size_t)(m.H + 2 * m.G) * m.d, err);
-    rc = rc ? rc : take(b, &b->o, T * (size_t)m.H * m.d, err);
-    rc = rc ? rc : take(b, &b->gu, T * 2 * (size_t)m.F, err);
-    rc = rc ? rc : take(b, &b->act, T * (size_t)m.F, err);
-    rc = rc ? rc : take(b, &b->h_out, R * D, err);
-    rc = rc ? rc : take(b, &b->logits, R * (size_t)m.V, err);
-    rc = rc ? rc : take(b, &b->inv_freq, (size_t)m.d / 2, err);
-    rc = rc ? rc : take(b, &b->attn_work, cu_attn_decode_work(m), err);
-    rc = rc ? rc : take(b, &b->pick_work, cu_sample_work(b->max_reqs), err);
-    rc = rc ? rc : make_arrays(b, &b->wide, T, R, err);
-    rc = rc ? rc : make_arrays(b, &b->narrow, few, few, err);
-    rc = rc ? rc : pin(&b->picks, R, err);
-    rc = rc ? rc : pin(&b->logits_host, (size_t)m.V, err);
+    cu_room *r = &b->room;
+    cu_room_list(r, m);
+    int rc = cu_room_take(r, m, err);
     if (rc)
         return rc;
-    b->scratch = static_cast<float *>(km_calloc((size_t)m.V, sizeof(float)));
-    b->decoding = static_cast<int32_t *>(km_calloc(R, sizeof(int32_t)));
-    if (!b->scratch || !b->decoding)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+    cu_room_card card;
+    b->st.work_bytes = (int64_t)cu_room_bytes(r, KM_MEM_DEVICE);
+    CU_TRY(cudaMemGetInfo(&card.avail, &card.total));
+    rc = cu_room_pool(r, m, o, b->w.bytes, &card, err);
+    rc = rc ? rc : cu_room_take(r, m, err);
+    if (rc)
+        return rc;
+    b->st.kv_bytes = (int64_t)cu_room_bytes(r, KM_MEM_DEVICE) - b->st.work_bytes;
 
     float freq[64];
     double theta = mdl_config(b->mdl)->rope_theta;
     for (int i = 0; i < m.d / 2; i++)
         freq[i] = (float)(1.0 / pow(theta, 2.0 * i / m.d));
-    CU_TRY(cudaMemcpy(b->inv_freq, freq, sizeof(float) * (size_t)m.d / 2, cudaMemcpyHostToDevice));
-    return 0;
-}
-
-/* Room for captured graphs, cuBLAS and the driver, left free when the pool is sized. */
-static const size_t RESERVE = 512u << 20;
-
-static int make_pool(struct be *b, const struct be_opts *o, struct km_err *err)
-{
-    size_t page = b->m.page_elems * sizeof(bf16), avail = 0, total = 0;
-    CU_TRY(cudaMemGetInfo(&avail, &total));
-    size_t held = b->w.bytes + b->work_bytes + RESERVE;
-    double limit = o->memory_limit ? (double)o->memory_limit : (double)total * o->memory_utilization;
-    double room = limit - (double)held;
-    if (room > (double)avail - (double)RESERVE)
-        room = (double)avail - (double)RESERVE;
-    long fit = room > 0 ? (long)(room / (double)page) - 1 : 0;
-    b->n_pages = o->n_pages ? o->n_pages : (int)(fit < INT32_MAX / b->m.B ? fit : INT32_MAX / b->m.B);
-    if (b->n_pages < 1 || b->n_pages > fit)
-        return km_fail(err, KM_ELIMIT,
-                       "no room for KV: %.2f GiB may be used, weights and work space hold %.2f, and %d pages of "
-                       "%.2f MiB do not fit in the rest",
-                       limit / (1 << 30), (double)held / (1 << 30), o->n_pages ? o->n_pages : 1,
-                       (double)page / (1 << 20));
-    size_t work = b->work_bytes;
-    int rc = take(b, &b->pool, (size_t)(b->n_pages + 1) * b->m.page_elems, err);
-    if (rc)
-        return rc;
-    b->st.kv_bytes = (int64_t)(b->work_bytes - work);
-    b->work_bytes = work;
+    CU_TRY(cudaMemcpy(r->inv_freq, freq, sizeof(float) * (size_t)m.d / 2, cudaMemcpyHostToDevice));
     return 0;
 }
 
@@ -674,11 +520,11 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     d.eps = c->rms_eps;
     d.B = o->block_size;
     d.B_log2 = __builtin_ctz((unsigned)o->block_size);
-    d.max_reqs = b->max_reqs = o->max_reqs;
+    d.max_tokens = o->max_tokens;
+    d.max_reqs = o->max_reqs;
+    d.max_blocks = (o->max_model_len + d.B - 1) / d.B;
     d.page_elems = (size_t)d.L * 2 * d.G * d.B * d.d;
     b->mdl = m;
-    b->max_tokens = o->max_tokens;
-    b->max_blocks = (o->max_model_len + d.B - 1) / d.B;
     CU_TRY(cudaStreamCreateWithFlags(&b->steps, cudaStreamNonBlocking));
     CU_TRY(cudaStreamCreateWithFlags(&b->copies, cudaStreamNonBlocking));
     CU_TRY(cudaEventCreateWithFlags(&b->step_done, cudaEventDisableTiming));
@@ -686,15 +532,13 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
         CU_TRY(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
     rc = cu_weights_load(&b->w, m, err);
     rc = rc ? rc : cu_gemm_open(&b->lt, err);
-    rc = rc ? rc : make_work(b, err);
-    rc = rc ? rc : make_pool(b, o, err);
+    rc = rc ? rc : make_room(b, o, err);
     b->sm90 = cu_attn_prefill_sm90_usable(d);
     if (!rc && b->sm90)
-        rc = cu_attn_map(d, b->pool, b->n_pages + 1, b->map, err);
+        rc = cu_attn_map(d, b->room.pool, b->room.n_pages + 1, b->map, err);
     rc = rc ? rc : warm_gemms(b, err);
     rc = rc ? rc : capture_all(b, err);
     b->st.weight_bytes = (int64_t)b->w.bytes;
-    b->st.work_bytes = (int64_t)b->work_bytes;
     return rc;
 }
 
@@ -717,7 +561,7 @@ static int cuda_open(struct be **out, const struct be_opts *o, const struct mdl 
     geom->dtype = KM_BF16;
     geom->layout = 1;
     geom->page_bytes = b->m.page_elems * sizeof(bf16);
-    geom->n_pages = b->n_pages;
+    geom->n_pages = b->room.n_pages;
     geom->rope_theta = mdl_config(m)->rope_theta;
     geom->model = mdl_fingerprint(m);
     *out = b;

@@ -1,0 +1,164 @@
+/* The list of what the CUDA backend holds, and the two things done with it: taking it and adding it up. */
+#include "engine/cuda/room.h"
+
+#include <string.h>
+
+/* Room for captured graphs, cuBLAS and the driver, left free when the pool is sized. */
+static const size_t RESERVE = 512u << 20;
+
+/* n elements that *at will point to. */
+template <typename T> static void add(struct cu_room *r, const char *name, enum km_mem_kind where, T **at, size_t n)
+{
+    r->rows[r->n_rows++] = cu_room_row{name, where, n * sizeof(T), reinterpret_cast<void **>(at)};
+}
+
+/* The arrays of cu_meta for T tokens of R requests, carved from one block; returns its size. */
+static size_t carve(const cu_dims &m, size_t T, size_t R, char *base, cu_meta *out)
+{
+    size_t at = 0;
+    auto next = [&](size_t n) {
+        int32_t *p = reinterpret_cast<int32_t *>(base + at);
+        at += (n * sizeof(int32_t) + 63) / 64 * 64;
+        return p;
+    };
+    size_t tiles = T / 2 + 1; /* a tile has at least two rows */
+    out->tokens = next(T);
+    out->positions = next(T);
+    out->slots = next(T);
+    out->q_start = next(R + 1);
+    out->kv_len = next(R);
+    out->table_start = next(R);
+    out->tile_req = next(tiles);
+    out->tile_row = next(tiles);
+    out->items =
+        reinterpret_cast<cu_item *>(next((size_t)cu_items_max(m, (int)R) * (sizeof(cu_item) / sizeof(int32_t))));
+    out->sample_row = next(R);
+    out->draws = reinterpret_cast<cu_draw *>(next(R * (sizeof(cu_draw) / sizeof(int32_t))));
+    out->ban_start = next(R + 1);
+    out->ban = next(R * CU_MAX_BANNED);
+    out->table = next(R * (size_t)m.max_blocks);
+    return at;
+}
+
+/* The most requests of a step that replays a graph. */
+static size_t few(const cu_dims &m)
+{
+    return (size_t)(m.max_reqs < CU_GRAPH_REQS ? m.max_reqs : (int)CU_GRAPH_REQS);
+}
+
+static void add_arrays(struct cu_room *r, const cu_dims &m, const char *name, cu_arrays *a, size_t T, size_t R)
+{
+    cu_meta none;
+    size_t bytes = carve(m, T, R, nullptr, &none);
+    add(r, name, KM_MEM_DEVICE, &a->dev_base, bytes);
+    add(r, name, KM_MEM_PINNED, &a->host_base, bytes);
+}
+
+void cu_room_list(struct cu_room *r, const cu_dims &m)
+{
+    size_t T = (size_t)m.max_tokens, R = (size_t)m.max_reqs, D = (size_t)m.D, F = (size_t)m.F, V = (size_t)m.V;
+    add(r, "residual stream", KM_MEM_DEVICE, &r->x, T * D);
+    add(r, "normalised rows", KM_MEM_DEVICE, &r->h, T * D);
+    add(r, "queries, keys, values", KM_MEM_DEVICE, &r->qkv, T * (size_t)(m.H + 2 * m.G) * m.d);
+    add(r, "attention output", KM_MEM_DEVICE, &r->o, T * (size_t)m.H * m.d);
+    add(r, "gate and up", KM_MEM_DEVICE, &r->gu, T * 2 * F);
+    add(r, "activation", KM_MEM_DEVICE, &r->act, T * F);
+    add(r, "rows to sample", KM_MEM_DEVICE, &r->h_out, R * D);
+    add(r, "logits", KM_MEM_DEVICE, &r->logits, R * V);
+    add(r, "rotary frequencies", KM_MEM_DEVICE, &r->inv_freq, (size_t)m.d / 2);
+    add(r, "attention scratch", KM_MEM_DEVICE, &r->attn_work, cu_attn_decode_work(m));
+    add(r, "sampling scratch", KM_MEM_DEVICE, &r->pick_work, cu_sample_work(m.max_reqs));
+    add_arrays(r, m, "step arrays", &r->wide, T, R);
+    add_arrays(r, m, "step arrays of graphs", &r->narrow, few(m), few(m));
+    add(r, "sampled tokens", KM_MEM_PINNED, &r->picks, R);
+    add(r, "logits of one row", KM_MEM_PINNED, &r->logits_host, V);
+    add(r, "sampler's scratch", KM_MEM_HOST, &r->scratch, V);
+    add(r, "decoding requests", KM_MEM_HOST, &r->decoding, R);
+}
+
+int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
+                 const cu_room_card *card, struct km_err *err)
+{
+    size_t page = m.page_elems * sizeof(bf16), held = weight_bytes + cu_room_bytes(r, KM_MEM_DEVICE) + RESERVE;
+    double limit = o->memory_limit ? (double)o->memory_limit : (double)card->total * o->memory_utilization;
+    double room = limit - (double)held;
+    if (room > (double)card->avail - (double)RESERVE)
+        room = (double)card->avail - (double)RESERVE;
+    long fit = room > 0 ? (long)(room / (double)page) - 1 : 0;
+    r->n_pages = o->n_pages ? o->n_pages : (int)(fit < INT32_MAX / m.B ? fit : INT32_MAX / m.B);
+    if (r->n_pages < 1 || r->n_pages > fit)
+        return km_fail(err, KM_ELIMIT,
+                       "no room for KV: %.2f GiB may be used, weights and work space hold %.2f, and %d pages of "
+                       "%.2f MiB do not fit in the rest",
+                       limit / (1 << 30), (double)held / (1 << 30), o->n_pages ? o->n_pages : 1,
+                       (double)page / (1 << 20));
+    add(r, "KV pool", KM_MEM_DEVICE, &r->pool, (size_t)(r->n_pages + 1) * m.page_elems);
+    return 0;
+}
+
+static int take(cu_room_row *row, struct km_err *err)
+{
+    void *p = nullptr;
+    cudaError_t rc = cudaSuccess;
+    if (row->where == KM_MEM_DEVICE) {
+        if ((rc = cudaMalloc(&p, row->bytes)) != cudaSuccess)
+            return km_fail(err, KM_EDEVICE,
+                           "no %.2f GiB of work space on the card: %s; a smaller --max-num-batched-tokens or "
+                           "--max-num-seqs needs less",
+                           (double)row->bytes / (1 << 30), cudaGetErrorString(rc));
+    } else if (row->where == KM_MEM_PINNED) {
+        if ((rc = cudaHostAlloc(&p, row->bytes, cudaHostAllocDefault)) != cudaSuccess)
+            return km_fail(err, KM_ENOMEM, "no %zu bytes of pinned memory: %s", row->bytes, cudaGetErrorString(rc));
+        memset(p, 0, row->bytes);
+    } else if (!(p = km_calloc(row->bytes, 1)))
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    *row->at = p;
+    if (row->where == KM_MEM_HOST)
+        return 0; /* km_calloc has counted it */
+    km_mem_note(row->where, (int64_t)row->bytes);
+    if (row->where == KM_MEM_DEVICE)
+        CU_TRY(cudaMemset(p, 0, row->bytes));
+    return 0;
+}
+
+static void place(const cu_dims &m, cu_arrays *a, size_t T, size_t R)
+{
+    carve(m, T, R, a->dev_base, &a->dev);
+    carve(m, T, R, a->host_base, &a->host);
+    a->table_at = (size_t)(reinterpret_cast<char *>(a->host.table) - a->host_base);
+}
+
+int cu_room_take(struct cu_room *r, const cu_dims &m, struct km_err *err)
+{
+    for (int i = 0; i < r->n_rows; i++) {
+        int rc = *r->rows[i].at ? 0 : take(&r->rows[i], err);
+        if (rc)
+            return rc;
+    }
+    place(m, &r->wide, (size_t)m.max_tokens, (size_t)m.max_reqs);
+    place(m, &r->narrow, few(m), few(m));
+    return 0;
+}
+
+void cu_room_free(struct cu_room *r)
+{
+    for (int i = 0; i < r->n_rows; i++) {
+        cu_room_row *row = &r->rows[i];
+        void *p = *row->at;
+        *row->at = nullptr;
+        if (p && row->where == KM_MEM_HOST)
+            km_free(p);
+        else if (p) {
+            row->where == KM_MEM_DEVICE ? cudaFree(p) : cudaFreeHost(p);
+            km_mem_note(row->where, -(int64_t)row->bytes);
+        }
+    }
+}
+
+size_t cu_room_bytes(const struct cu_room *r, enum km_mem_kind where)
+{
+    size_t n = 0;
+    for (int i = 0; i < r->n_rows; i++)
+        n += r->rows[i].where == where ? r->rows[i].bytes : 0;
+    return n;
+}

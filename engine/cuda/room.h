@@ -1,0 +1,64 @@
+/* What the CUDA backend holds beside the weights: one list of names, sizes and places.
+ *
+ * cu_room_list makes the list of the shapes alone, without a card; cu_room_take allocates what is on it and a plan
+ * only adds it up, so that a plan cannot differ from what is taken. The KV pool is the last entry: cu_room_pool gives
+ * it what the limit leaves. A room is zeroed before its first use, and does not move: the list points into it. */
+#ifndef CU_ROOM_H
+#define CU_ROOM_H
+
+#include "engine/cuda/cu.h"
+
+extern "C" {
+#include "base/mem.h"
+}
+
+enum { CU_GRAPH_REQS = 256, CU_MAX_BANNED = 8, CU_ROOM_ROWS = 24 };
+
+/* A step's arrays, the same layout on the card and in pinned memory. The table comes last: only its used part
+ * travels. */
+struct cu_arrays {
+    cu_meta dev, host;
+    char *dev_base, *host_base;
+    size_t table_at;
+};
+
+struct cu_room_row {
+    const char *name;
+    enum km_mem_kind where;
+    size_t bytes;
+    void **at; /* the member of cu_room that points to it; NULL until taken */
+};
+
+struct cu_room {
+    bf16 *x, *h, *qkv, *o, *gu, *act; /* [T = max_tokens][...] */
+    bf16 *h_out;                      /* [max_reqs][D] */
+    float *logits;                    /* [max_reqs][V] */
+    float *inv_freq;                  /* [d / 2] */
+    char *attn_work, *pick_work;
+    cu_arrays wide, narrow;       /* any step; steps of a graph, a tenth of the bytes */
+    int32_t *decoding;            /* [max_reqs] requests of the step with one query token */
+    int32_t *picks;               /* [max_reqs], pinned: the last kernel writes it */
+    float *logits_host, *scratch; /* one row each, for rows that the reference sampler takes */
+    bf16 *pool;                   /* [n_pages + 1]: the last page takes the surplus rows of padded batches */
+    int n_pages;
+    cu_room_row rows[CU_ROOM_ROWS];
+    int n_rows;
+};
+
+/* Bytes the limit is compared with: what a card has in all, and what is free once weights and work space are held. */
+struct cu_room_card {
+    size_t total, avail;
+};
+
+/* Everything but the pool. m needs max_tokens, max_reqs and max_blocks too. */
+void cu_room_list(struct cu_room *r, const cu_dims &m);
+/* Adds the pool: o->n_pages, or as many as the limit leaves beside the weights, the list and a reserve. KM_ELIMIT. */
+int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
+                 const cu_room_card *card, struct km_err *err);
+/* Allocates, zeroed, what is listed and not yet there. KM_EDEVICE, KM_ENOMEM. */
+int cu_room_take(struct cu_room *r, const cu_dims &m, struct km_err *err);
+void cu_room_free(struct cu_room *r);
+/* Bytes on the list that lie in one kind of memory. */
+size_t cu_room_bytes(const struct cu_room *r, enum km_mem_kind where);
+
+#endif
