@@ -32,6 +32,17 @@ int backend_pick(const char *want, const struct backend **out, struct km_err *er
     return 0;
 }
 
+int backend_pick_plan(const char *want, const struct backend **out, struct km_err *err)
+{
+#ifdef KVMARK_WITH_CUDA
+    if (!strcmp(want, "cuda")) {
+        *out = &be_cuda;
+        return 0;
+    }
+#endif
+    return backend_pick(want, out, err);
+}
+
 bool backend_fell_back(const char *want, const struct backend *got, struct km_err *why)
 {
 #ifdef KVMARK_WITH_CUDA

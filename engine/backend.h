@@ -11,6 +11,7 @@
 #include "engine/batch.h"
 #include "engine/kv_port.h"
 #include "engine/model.h"
+#include "engine/plan.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -39,6 +40,9 @@ struct be_stats {
 
 struct backend {
     const char *name;         /* cpu, cuda, sim */
+    /* What open would take with these options, nothing taken; it fails as open would. The rows are there even when
+     * KM_ELIMIT says that they leave no room for KV. Needs no device when o->memory_limit is stated. NULL: none. */
+    int (*plan)(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err);
     int (*open)(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
                 struct km_err *err);
     void (*close)(struct be *b);
@@ -63,6 +67,8 @@ int be_cuda_probe(struct km_err *err);  /* 0, or why no card can be used. Leaves
 
 /* want: "auto", "cpu", "cuda". KM_EDEVICE when it was named and is not here; auto falls back to the CPU. */
 int backend_pick(const char *want, const struct backend **out, struct km_err *err);
+/* Likewise for a plan: a backend of this build that was named needs no card. */
+int backend_pick_plan(const char *want, const struct backend **out, struct km_err *err);
 /* True when `want` was auto and the build could use a card but found none: *why says why not. */
 bool backend_fell_back(const char *want, const struct backend *got, struct km_err *why);
 

@@ -126,23 +126,22 @@ static int min_int(int a, int b)
 }
 
 /* The context against the pool that the backend could make. */
-static int settle_lengths(struct eng *e, const struct mdl_config *c, struct km_err *err)
+static int settle_lengths(struct eng_opts *o, const struct kv_geom *g, const struct mdl_config *c, struct km_err *err)
 {
-    int64_t room = (int64_t)e->geom.n_pages * e->o.block_size;
-    if (e->geom.n_pages < 1 || room > INT_MAX)
+    int64_t room = (int64_t)g->n_pages * o->block_size;
+    if (g->n_pages < 1 || room > INT_MAX)
         return km_fail(err, KM_ELIMIT, "the KV pool has %d blocks of %d tokens: allow it more memory, or set "
-                       "--num-gpu-blocks-override", e->geom.n_pages, e->o.block_size);
-    if (e->o.max_model_len > room)
+                       "--num-gpu-blocks-override", g->n_pages, o->block_size);
+    if (o->max_model_len > room)
         return km_fail(err, KM_ELIMIT, "--max-model-len is %d, but the KV pool holds %lld tokens (%d blocks of %d): lower "
-                       "it, or allow the pool more memory", e->o.max_model_len, (long long)room, e->geom.n_pages,
-                       e->o.block_size);
-    if (!e->o.max_model_len)
-        e->o.max_model_len = min_int(c->max_pos, (int)room);
-    if (e->o.max_model_len < 2)
+                       "it, or allow the pool more memory", o->max_model_len, (long long)room, g->n_pages,
+                       o->block_size);
+    if (!o->max_model_len)
+        o->max_model_len = min_int(c->max_pos, (int)room);
+    if (o->max_model_len < 2)
         return km_fail(err, KM_ELIMIT, "the context is %d token: one for the prompt and one for the answer are the least",
-                       e->o.max_model_len);
-    e->o.num_blocks = e->geom.n_pages;
-    e->max_blocks = (e->o.max_model_len + e->o.block_size - 1) / e->o.block_size;
+                       o->max_model_len);
+    o->num_blocks = g->n_pages;
     return 0;
 }
 
@@ -172,30 +171,53 @@ static int take_memory(struct eng *e, struct km_err *err)
     return 0;
 }
 
+/* What the backend is asked for; settles what of o does not depend on the pool. */
+static struct be_opts backend_options(struct eng_opts *o, const struct mdl_config *c)
+{
+    o->max_num_seqs = min_int(o->max_num_seqs, o->max_num_batched_tokens); /* a decode is a row at least */
+    int longest = o->max_model_len ? o->max_model_len : c->max_pos;
+    if (!o->max_model_len && o->num_blocks)
+        longest = min_int(longest, o->num_blocks * o->block_size);
+    return (struct be_opts){.dtype = o->dtype,
+                            .block_size = o->block_size,
+                            .n_pages = o->num_blocks,
+                            .memory_limit = o->memory_limit,
+                            .memory_utilization = o->memory_utilization,
+                            .max_tokens = o->max_num_batched_tokens,
+                            .max_reqs = o->max_num_seqs,
+                            .max_model_len = longest,
+                            .n_threads = o->n_threads};
+}
+
+int eng_plan(struct plan *out, struct eng_opts *o, const struct mdl *m, const struct backend *backend,
+             struct km_err *err)
+{
+    const struct mdl_config *c = mdl_config(m);
+    *out = (struct plan){0};
+    int rc = check_options(o, c, NULL, err);
+    if (rc)
+        return rc;
+    if (!backend->plan)
+        return km_fail(err, KM_EINVAL, "the %s backend does not plan", backend->name);
+    struct be_opts b = backend_options(o, c);
+    rc = backend->plan(out, &b, m, err);
+    return rc ? rc : settle_lengths(o, &out->geom, c, err);
+}
+
 static int open_parts(struct eng *e, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(e->m);
     int rc = check_options(&e->o, c, e->port, err);
     if (rc)
         return rc;
-    e->o.max_num_seqs = min_int(e->o.max_num_seqs, e->o.max_num_batched_tokens); /* a decode is a row at least */
-    int longest = e->o.max_model_len ? e->o.max_model_len : c->max_pos;
-    if (!e->o.max_model_len && e->o.num_blocks)
-        longest = min_int(longest, e->o.num_blocks * e->o.block_size);
-    struct be_opts b = {.dtype = e->o.dtype,
-                        .block_size = e->o.block_size,
-                        .n_pages = e->o.num_blocks,
-                        .memory_limit = e->o.memory_limit,
-                        .memory_utilization = e->o.memory_utilization,
-                        .max_tokens = e->o.max_num_batched_tokens,
-                        .max_reqs = e->o.max_num_seqs,
-                        .max_model_len = longest,
-                        .n_threads = e->o.n_threads};
+    struct be_opts b = backend_options(&e->o, c);
     rc = e->backend->open(&e->be, &b, e->m, &e->geom, err);
     if (!rc)
-        rc = settle_lengths(e, c, err);
-    if (!rc)
-        rc = take_memory(e, err);
+        rc = settle_lengths(&e->o, &e->geom, c, err);
+    if (rc)
+        return rc;
+    e->max_blocks = (e->o.max_model_len + e->o.block_size - 1) / e->o.block_size;
+    rc = take_memory(e, err);
     if (!rc)
         rc = pg_new(&e->sched.pages, e->geom.n_pages, err);
     if (!rc && e->o.prefix_caching)

@@ -31,6 +31,11 @@ struct eng_opts {
 };
 struct eng_opts eng_defaults(void);
 
+/* What an engine of these options would take on this backend, without opening one; o becomes what eng_options would
+ * say of it. Fails as eng_open would. KM_ELIMIT: the plan's rows are there, but they leave too little for KV. */
+int eng_plan(struct plan *out, struct eng_opts *o, const struct mdl *m, const struct backend *backend,
+             struct km_err *err);
+
 enum eng_finish { ENG_RUNNING, ENG_STOP, ENG_LENGTH, ENG_ABORT, ENG_ERROR };
 
 struct eng_request {

@@ -66,12 +66,13 @@ static int check_opts(const struct be_opts *o, const struct mdl_config *c, struc
     return 0;
 }
 
-/* How many pages the pool gets. Stated limits are kept to the byte; without one, eight requests of full
- * length, but no more than a quarter of the memory that is free: memory_utilization is for cards, which nobody
+/* How many pages the pool gets, given what is free. Stated limits are kept to the byte; without one, eight requests of
+ * full length, but no more than a quarter of the memory that is free: memory_utilization is for cards, which nobody
  * else needs to use. */
-static int plan_pages(const struct be_opts *o, int64_t fixed, int64_t page, int *out, struct km_err *err)
+static int plan_pages(const struct be_opts *o, int64_t free_now, int64_t fixed, int64_t page, int *out,
+                      struct km_err *err)
 {
-    const int64_t free_now = host_available(), most = INT32_MAX / o->block_size;
+    const int64_t most = INT32_MAX / o->block_size;
     const int64_t room = (o->memory_limit ? o->memory_limit : free_now) - fixed;
     int64_t n = o->n_pages;
     if (!n && o->memory_limit)
@@ -97,31 +98,60 @@ static int plan_pages(const struct be_opts *o, int64_t fixed, int64_t page, int 
     return 0;
 }
 
-static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
+static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
-    const struct be_opts *o = &b->o;
-    struct kv_geom *g = &b->kv.g;
+    const struct mdl_config *c = mdl_config(m);
+    const struct kern *kern = kern_pick();
     const struct fwd_limits lim = {o->max_tokens, o->max_reqs, o->max_model_len, o->block_size};
-    int rc = pool_open(&b->threads, o->n_threads, err);
+    const int threads = o->n_threads ? o->n_threads : pool_usable_cores();
+    struct kv_geom *g = &out->geom;
+    char name[64];
+    *out = (struct plan){.limited = KM_MEM_HOST, .limit_stated = o->memory_limit != 0};
+    int rc = check_opts(o, c, err);
     if (rc)
         return rc;
-    const int threads = pool_threads(b->threads);
-    b->st.weight_bytes = (int64_t)wts_bytes(b->c, o->dtype, b->kern);
-    b->st.work_bytes = (int64_t)fwd_bytes(b->c, b->kern, threads, &lim);
-    *g = (struct kv_geom){.n_layers = b->c->n_layers,
-                          .n_kv_heads = b->c->n_kv_heads,
-                          .head_dim = b->c->head_dim,
+    host_cpu_name(name, sizeof name);
+    snprintf(out->device, sizeof out->device, "%.60s, %d thread%s, %s", name, threads, threads > 1 ? "s" : "",
+             kern->name);
+    wts_bytes(c, o->dtype, kern, out);
+    fwd_bytes(c, kern, threads, &lim, out);
+    plan_add(out, PLAN_WORK, "results of two steps", KM_MEM_HOST,
+             2 * (int64_t)o->max_tokens * (int64_t)sizeof(struct smp_result));
+    plan_add(out, PLAN_WORK, "step arrays", KM_MEM_HOST, o->max_tokens); /* marks */
+    *g = (struct kv_geom){.n_layers = c->n_layers,
+                          .n_kv_heads = c->n_kv_heads,
+                          .head_dim = c->head_dim,
                           .block_size = o->block_size,
                           .dtype = o->dtype,
                           .layout = LAYOUT,
-                          .rope_theta = (double)b->c->rope_theta,
+                          .rope_theta = (double)c->rope_theta,
                           .model = mdl_fingerprint(m)};
     g->page_bytes = (size_t)g->n_layers * 2 * (size_t)g->n_kv_heads * (size_t)g->block_size * (size_t)g->head_dim *
                     km_dtype_size(g->dtype);
-    rc = plan_pages(o, b->st.weight_bytes + b->st.work_bytes, (int64_t)g->page_bytes, &g->n_pages, err);
+    const int64_t free_now = host_available();
+    out->limit = o->memory_limit ? o->memory_limit : free_now;
+    rc = plan_pages(o, free_now, plan_total(out, KM_MEM_HOST), (int64_t)g->page_bytes, &g->n_pages, err);
+    if (!rc)
+        plan_add(out, PLAN_KV, "KV pool", KM_MEM_HOST, (int64_t)g->n_pages * (int64_t)g->page_bytes);
+    return rc;
+}
+
+static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
+{
+    const struct be_opts *o = &b->o;
+    const struct fwd_limits lim = {o->max_tokens, o->max_reqs, o->max_model_len, o->block_size};
+    struct plan plan;
+    int rc = be_plan(&plan, o, m, err);
     if (rc)
         return rc;
-    b->st.kv_bytes = (int64_t)g->n_pages * (int64_t)g->page_bytes;
+    b->kv.g = plan.geom;
+    b->st.weight_bytes = plan_sum(&plan, PLAN_WEIGHTS, KM_MEM_HOST);
+    b->st.work_bytes = plan_sum(&plan, PLAN_WORK, KM_MEM_HOST);
+    b->st.kv_bytes = plan_sum(&plan, PLAN_KV, KM_MEM_HOST);
+    memcpy(b->st.device, plan.device, sizeof b->st.device);
+    rc = pool_open(&b->threads, o->n_threads, err);
+    if (rc)
+        return rc;
     b->kv.pages = arena_block((size_t)b->st.kv_bytes);
     b->results[0] = km_calloc((size_t)o->max_tokens, sizeof *b->results[0]);
     b->results[1] = km_calloc((size_t)o->max_tokens, sizeof *b->results[1]);
@@ -131,26 +161,19 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
     rc = wts_load(&b->weights, m, o->dtype, b->kern, b->threads, err);
     if (!rc)
         rc = fwd_open(&b->fwd, b->c, &b->weights, b->threads, &b->kv, &lim, err);
-    char name[64];
-    host_cpu_name(name, sizeof name);
-    snprintf(b->st.device, sizeof b->st.device, "%.60s, %d thread%s, %s", name, threads, threads > 1 ? "s" : "",
-             b->kern->name);
     return rc;
 }
 
 static int be_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
                    struct km_err *err)
 {
-    int rc = check_opts(o, mdl_config(m), err);
-    if (rc)
-        return rc;
     struct be *b = km_calloc(1, sizeof *b);
     if (!b)
         return km_fail(err, KM_ENOMEM, "out of memory");
     b->c = mdl_config(m);
     b->o = *o;
     b->kern = kern_pick();
-    rc = open_parts(b, m, err);
+    int rc = open_parts(b, m, err);
     if (rc) {
         be_close(b);
         return rc;
@@ -300,6 +323,7 @@ static void be_stats_get(struct be *b, struct be_stats *out)
 
 const struct backend be_cpu = {
     .name = "cpu",
+    .plan = be_plan,
     .open = be_open,
     .close = be_close,
     .step = be_step,

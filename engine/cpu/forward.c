@@ -58,25 +58,36 @@ static void layout(struct fwd *f, struct arena *a, int threads, const struct fwd
     f->logit_rows = f->logit_rows < 1 ? 1 : f->logit_rows > lim->max_tokens ? lim->max_tokens : f->logit_rows;
     f->x = arena_take(a, T * f->ld_d, sizeof(float));
     f->xn = arena_take(a, T * f->ld_d, sizeof(float));
+    arena_row(a, PLAN_WORK, "residual stream, normalised");
     f->qkv = arena_take(a, T * f->ld_qkv, sizeof(float));
+    arena_row(a, PLAN_WORK, "queries, keys, values");
     f->att = arena_take(a, T * f->ld_att, sizeof(float));
+    arena_row(a, PLAN_WORK, "attention output");
     f->h = arena_take(a, T * f->ld_f, sizeof(float));
+    arena_row(a, PLAN_WORK, "activation");
     f->cs = arena_take(a, T * d, sizeof(float));
+    arena_row(a, PLAN_WORK, "rotary angles");
     f->logits = arena_take(a, (size_t)f->logit_rows * f->ld_v, sizeof(float));
+    arena_row(a, PLAN_WORK, "logits");
     f->tile = arena_take(a, (size_t)threads * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR), sizeof(float));
+    arena_row(a, PLAN_WORK, "tiles of products");
     f->pick = arena_take(a, (size_t)threads * (size_t)c->vocab, sizeof(float));
+    arena_row(a, PLAN_WORK, "sampling scratch");
     f->inv_freq = arena_take(a, d / 2, sizeof(float));
     f->sel = arena_take(a, T, sizeof(int32_t));
     f->sel_pos = arena_take(a, T, sizeof(int32_t));
     f->sel_start = arena_take(a, (size_t)lim->max_reqs + 1, sizeof(int32_t));
     f->row_of = arena_take(a, T, sizeof(int32_t));
+    arena_row(a, PLAN_WORK, "step arrays");
     f->attn = attn_layout(a, c, f->k, threads, lim->max_tokens, lim->max_reqs, lim->max_model_len);
+    arena_row(a, PLAN_WORK, "attention scratch");
 }
 
-size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, const struct fwd_limits *lim)
+size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, const struct fwd_limits *lim,
+                 struct plan *rows)
 {
     struct fwd f = {.c = c, .k = k};
-    struct arena a = {0};
+    struct arena a = {.plan = rows};
     layout(&f, &a, threads, lim);
     return a.used;
 }
@@ -86,7 +97,7 @@ int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, 
 {
     const int threads = pool_threads(pool);
     struct fwd *f = km_calloc(1, sizeof *f);
-    size_t bytes = fwd_bytes(c, w->kern, threads, lim);
+    size_t bytes = fwd_bytes(c, w->kern, threads, lim, NULL);
     struct arena a = {.base = f ? arena_block(bytes) : NULL};
     if (!a.base) {
         km_free(f);

@@ -120,7 +120,7 @@ void pool_for(struct pool *p, int n, pool_fn *fn, void *ctx)
     }
 }
 
-static int usable_cores(void)
+int pool_usable_cores(void)
 {
     cpu_set_t set;
     int n = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
@@ -130,7 +130,7 @@ static int usable_cores(void)
 int pool_open(struct pool **out, int n_threads, struct km_err *err)
 {
     if (n_threads <= 0)
-        n_threads = usable_cores();
+        n_threads = pool_usable_cores();
     struct pool *p = km_aligned(64, sizeof *p);
     if (!p)
         return km_fail(err, KM_ENOMEM, "out of memory");

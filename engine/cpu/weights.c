@@ -35,30 +35,37 @@ static void layout(struct wts *w, const struct mdl_config *c, struct arena *a)
     const int nr = w->kern->nr, d = c->head_dim, D = c->hidden, q = c->n_heads * d, kv = c->n_kv_heads * d;
     struct wts_layer *layers = arena_take(a, (size_t)c->n_layers, sizeof *layers);
     w->norm_out = arena_take(a, (size_t)D, sizeof(float));
+    arena_row(a, PLAN_WEIGHTS, "norms");
     take_mat(a, &w->head, w, panels_of(c->vocab, nr), D);
+    arena_row(a, PLAN_WEIGHTS, c->tied ? "embedding and head" : "head");
     w->embed = w->head;
-    if (!c->tied)
+    if (!c->tied) {
         take_mat(a, &w->embed, w, panels_of(c->vocab, nr), D);
+        arena_row(a, PLAN_WEIGHTS, "embedding");
+    }
     for (int l = 0; l < c->n_layers; l++) {
         struct wts_layer one;
         one.norm_attn = arena_take(a, (size_t)D, sizeof(float));
         one.norm_ffn = arena_take(a, (size_t)D, sizeof(float));
         one.q_norm = arena_take(a, (size_t)d, sizeof(float));
         one.k_norm = arena_take(a, (size_t)d, sizeof(float));
+        arena_row(a, PLAN_WEIGHTS, "norms");
         take_mat(a, &one.qkv, w, panels_of(q + 2 * kv, nr), D);
         take_mat(a, &one.o, w, panels_of(D, nr), q);
+        arena_row(a, PLAN_WEIGHTS, "layers' attention");
         take_mat(a, &one.gate_up, w, 2 * panels_of(c->ffn, nr), D);
         take_mat(a, &one.down, w, panels_of(D, nr), c->ffn);
+        arena_row(a, PLAN_WEIGHTS, "layers' feed-forward");
         if (layers)
             layers[l] = one;
     }
     w->layers = layers;
 }
 
-size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kern *kern)
+size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kern *kern, struct plan *rows)
 {
     struct wts w = {.dtype = dtype, .kern = kern};
-    struct arena a = {0};
+    struct arena a = {.plan = rows};
     layout(&w, c, &a);
     return a.used;
 }
@@ -176,7 +183,7 @@ int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const stru
     int widest = c->hidden > c->ffn ? c->hidden : c->ffn;
     if (c->n_heads * c->head_dim > widest)
         widest = c->n_heads * c->head_dim;
-    *w = (struct wts){.dtype = dtype, .kern = kern, .bytes = wts_bytes(c, dtype, kern)};
+    *w = (struct wts){.dtype = dtype, .kern = kern, .bytes = wts_bytes(c, dtype, kern, NULL)};
     w->block = arena_block(w->bytes);
     struct km_err first = {0};
     struct load j = {.m = m, .w = w, .err = &first};

@@ -31,8 +31,8 @@ struct wts {
     size_t bytes;
 };
 
-/* Bytes that wts_load will allocate. */
-size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kern *kern);
+/* Bytes that wts_load will allocate; rows (may be NULL) gets them by name. */
+size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kern *kern, struct plan *rows);
 int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kern *kern, struct pool *pool,
              struct km_err *err);
 void wts_free(struct wts *w);

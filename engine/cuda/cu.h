@@ -26,6 +26,13 @@ struct cu_dims {
     size_t page_elems;        /* L * 2 * G * B * d */
 };
 
+/* What of a card the engine depends on. */
+struct cu_card {
+    char name[64];
+    int arch, n_sms;
+    size_t total, avail; /* bytes; avail: free for more than what is held already */
+};
+
 /* A stretch of one decoding request's KV, for one block a kv head, with what the block must know of the request. */
 struct alignas(16) cu_item {
     int32_t req;          /* -1: none */
@@ -70,6 +77,16 @@ static inline int cu_fail(struct km_err *err, cudaError_t rc, const char *what)
         if (cu_rc_ != cudaSuccess)                                                                                 \
             return cu_fail(err, cu_rc_, #call);                                                                    \
     } while (0)
+
+/* probe.cu: the first card, looked at in this process (avail stays 0: asking would make a context), or asked in a
+ * child, which leaves this process free to fork. KM_EDEVICE: none that the engine can use. */
+int cu_card_look(struct cu_card *out, struct km_err *err);
+int cu_card_ask(struct cu_card *out, struct km_err *err);
+
+/* plan.cu: shapes from options and model; KM_EINVAL for what has no kernel. The pool's shape. The backend's verb. */
+int cu_dims_make(cu_dims *out, const struct be_opts *o, const struct mdl *m, const cu_card *card, struct km_err *err);
+struct kv_geom cu_geom(const cu_dims &m, const struct mdl *mdl, int n_pages);
+int cu_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err);
 
 /* Launches with programmatic dependent launch allowed: the kernel may start while the one before it drains, and
  * must call grid_wait (ptx.cuh) before it touches anything another kernel writes. */
@@ -132,6 +149,7 @@ void cu_skinny_logits(const bf16 *x, const bf16 *w, int M, int N, int K, float *
 
 /* gemm.cu: the same for any M, by cuBLASLt, the algorithm timed once a shape bucket. */
 struct cu_lt;
+enum { CU_GEMM_WORKSPACE = 32 << 20 }; /* bytes on the card, from open to close */
 int cu_gemm_open(struct cu_lt **out, struct km_err *err);
 void cu_gemm_close(struct cu_lt *g);
 int cu_gemm_bucket(int M); /* the largest M whose algorithm is also M's */

@@ -447,42 +447,6 @@ static void cuda_close(struct be *b)
     km_free(b);
 }
 
-static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_err *err)
-{
-    const struct mdl_config *c = mdl_config(m);
-    if (o->dtype != KM_BF16)
-        return km_fail(err, KM_EINVAL,
-                       "--dtype float32 runs on the CPU only; the CUDA engine computes in bfloat16");
-    if (o->block_size < 8 || (o->block_size & (o->block_size - 1)))
-        return km_fail(err, KM_EINVAL, "--block-size is %d; on CUDA it must be a power of two, 8 or more",
-                       o->block_size);
-    if (c->head_dim != 32 && c->head_dim != 64 && c->head_dim != 128)
-        return km_fail(err, KM_EINVAL, "head_dim of %s is %d; the CUDA engine has kernels for 32, 64 and 128",
-                       mdl_name(m), c->head_dim);
-    if (c->n_heads / c->n_kv_heads > 16)
-        return km_fail(err, KM_EINVAL, "%s has %d query heads on a key head; the CUDA engine goes to 16",
-                       mdl_name(m), c->n_heads / c->n_kv_heads);
-    if (c->hidden % 32 || c->ffn % 32 || c->hidden > 8192)
-        return km_fail(err, KM_EINVAL,
-                       "hidden size %d and ffn %d of %s must be multiples of 32, hidden at most 8192", c->hidden,
-                       c->ffn, mdl_name(m));
-    return 0;
-}
-
-static int pick_device(struct be *b, struct km_err *err)
-{
-    cudaDeviceProp p;
-    CU_TRY(cudaSetDevice(0));
-    CU_TRY(cudaGetDeviceProperties(&p, 0));
-    b->m.arch = p.major * 10 + p.minor;
-    b->m.n_sms = p.multiProcessorCount;
-    if (b->m.arch < 80)
-        return km_fail(err, KM_EDEVICE, "%s has compute capability %d.%d; the CUDA engine needs 8.0 or newer",
-                       p.name, p.major, p.minor);
-    snprintf(b->st.device, sizeof b->st.device, "%.60s, %.0f GiB", p.name, (double)p.totalGlobalMem / (1 << 30));
-    return 0;
-}
-
 static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
 {
     const cu_dims &m = b->m;
@@ -491,14 +455,15 @@ static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
     int rc = cu_room_take(r, m, err);
     if (rc)
         return rc;
-    cu_room_card card;
-    b->st.work_bytes = (int64_t)cu_room_bytes(r, KM_MEM_DEVICE);
+    size_t listed = cu_room_bytes(r, KM_MEM_DEVICE);
+    cu_card card;
     CU_TRY(cudaMemGetInfo(&card.avail, &card.total));
     rc = cu_room_pool(r, m, o, b->w.bytes, &card, err);
     rc = rc ? rc : cu_room_take(r, m, err);
     if (rc)
         return rc;
-    b->st.kv_bytes = (int64_t)cu_room_bytes(r, KM_MEM_DEVICE) - b->st.work_bytes;
+    b->st.work_bytes = (int64_t)listed + CU_GEMM_WORKSPACE;
+    b->st.kv_bytes = (int64_t)(cu_room_bytes(r, KM_MEM_DEVICE) - listed);
 
     float freq[64];
     double theta = mdl_config(b->mdl)->rope_theta;
@@ -510,20 +475,13 @@ static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
 
 static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
-    const struct mdl_config *c = mdl_config(m);
-    int rc = check_shape(o, m, err);
-    if (rc || (rc = pick_device(b, err)))
+    cu_card card;
+    CU_TRY(cudaSetDevice(0));
+    int rc = cu_card_look(&card, err);
+    rc = rc ? rc : cu_dims_make(&b->m, o, m, &card, err);
+    if (rc)
         return rc;
-    cu_dims &d = b->m;
-    d.L = c->n_layers, d.D = c->hidden, d.H = c->n_heads, d.G = c->n_kv_heads, d.d = c->head_dim, d.F = c->ffn,
-    d.V = c->vocab;
-    d.eps = c->rms_eps;
-    d.B = o->block_size;
-    d.B_log2 = __builtin_ctz((unsigned)o->block_size);
-    d.max_tokens = o->max_tokens;
-    d.max_reqs = o->max_reqs;
-    d.max_blocks = (o->max_model_len + d.B - 1) / d.B;
-    d.page_elems = (size_t)d.L * 2 * d.G * d.B * d.d;
+    snprintf(b->st.device, sizeof b->st.device, "%.60s, %.0f GiB", card.name, (double)card.total / (1 << 30));
     b->mdl = m;
     CU_TRY(cudaStreamCreateWithFlags(&b->steps, cudaStreamNonBlocking));
     CU_TRY(cudaStreamCreateWithFlags(&b->copies, cudaStreamNonBlocking));
@@ -533,9 +491,9 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     rc = cu_weights_load(&b->w, m, err);
     rc = rc ? rc : cu_gemm_open(&b->lt, err);
     rc = rc ? rc : make_room(b, o, err);
-    b->sm90 = cu_attn_prefill_sm90_usable(d);
+    b->sm90 = cu_attn_prefill_sm90_usable(b->m);
     if (!rc && b->sm90)
-        rc = cu_attn_map(d, b->room.pool, b->room.n_pages + 1, b->map, err);
+        rc = cu_attn_map(b->m, b->room.pool, b->room.n_pages + 1, b->map, err);
     rc = rc ? rc : warm_gemms(b, err);
     rc = rc ? rc : capture_all(b, err);
     b->st.weight_bytes = (int64_t)b->w.bytes;
@@ -553,17 +511,7 @@ static int cuda_open(struct be **out, const struct be_opts *o, const struct mdl 
         cuda_close(b);
         return rc;
     }
-    memset(geom, 0, sizeof *geom);
-    geom->n_layers = b->m.L;
-    geom->n_kv_heads = b->m.G;
-    geom->head_dim = b->m.d;
-    geom->block_size = b->m.B;
-    geom->dtype = KM_BF16;
-    geom->layout = 1;
-    geom->page_bytes = b->m.page_elems * sizeof(bf16);
-    geom->n_pages = b->room.n_pages;
-    geom->rope_theta = mdl_config(m)->rope_theta;
-    geom->model = mdl_fingerprint(m);
+    *geom = cu_geom(b->m, m, b->room.n_pages);
     *out = b;
     return 0;
 }
@@ -573,6 +521,6 @@ static void cuda_stats(struct be *b, struct be_stats *out)
     *out = b->st;
 }
 
-extern "C" const struct backend be_cuda = {"cuda",         cuda_open, cuda_close, cuda_step,
-                                           cuda_wait,      cuda_copy, cuda_poll,  cuda_host_alloc,
-                                           cuda_host_free, nullptr,   cuda_stats};
+extern "C" const struct backend be_cuda = {"cuda",          cu_plan,        cuda_open, cuda_close,
+                                           cuda_step,       cuda_wait,      cuda_copy, cuda_poll,
+                                           cuda_host_alloc, cuda_host_free, nullptr,   cuda_stats};

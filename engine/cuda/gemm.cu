@@ -12,10 +12,10 @@ extern "C" {
 #include <string.h>
 
 namespace {
-enum { CANDIDATES = 16, MAX_PLANS = 256, TIMED_RUNS = 5 };
-const size_t WORKSPACE = 32u << 20, L2_FLUSH = 96u << 20;
+enum { CANDIDATES = 16, MAX_CHOICES = 256, TIMED_RUNS = 5 };
+const size_t WORKSPACE = CU_GEMM_WORKSPACE, L2_FLUSH = 96u << 20;
 
-struct plan {
+struct choice {
     int bucket, N, K;
     bool add, y_f32, timed;
     cublasLtMatmulAlgo_t algo;
@@ -28,8 +28,8 @@ struct cu_lt {
     cublasLtMatmulPreference_t pref;
     void *workspace;
     cudaEvent_t t0, t1;
-    plan plans[MAX_PLANS];
-    int n_plans;
+    choice choices[MAX_CHOICES];
+    int n_choices;
 };
 
 static int lt_fail(struct km_err *err, cublasStatus_t rc, const char *what)
@@ -121,7 +121,7 @@ static cublasStatus_t run(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_
 }
 
 /* Times the candidates on scratch output, each from a cold L2 as in a model, where other weights come between. */
-static int choose(struct cu_lt *g, plan *p, layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s,
+static int choose(struct cu_lt *g, choice *p, layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s,
                   struct km_err *err)
 {
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
@@ -168,9 +168,9 @@ int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, 
             cudaStream_t s, struct km_err *err)
 {
     int b = cu_gemm_bucket(M);
-    plan *p = nullptr;
-    for (int i = 0; i < g->n_plans && !p; i++) {
-        plan *q = &g->plans[i];
+    choice *p = nullptr;
+    for (int i = 0; i < g->n_choices && !p; i++) {
+        choice *q = &g->choices[i];
         if (q->bucket == b && q->N == N && q->K == K && q->add == add && q->y_f32 == y_f32)
             p = q;
     }
@@ -178,11 +178,11 @@ int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, 
     cublasStatus_t rc = layouts_make(&l, M, N, K, y_f32);
     int failed = 0;
     if (rc == CUBLAS_STATUS_SUCCESS && !p) {
-        p = &g->plans[g->n_plans < MAX_PLANS ? g->n_plans : MAX_PLANS - 1];
-        *p = plan{b, N, K, add, y_f32, false, {}};
+        p = &g->choices[g->n_choices < MAX_CHOICES ? g->n_choices : MAX_CHOICES - 1];
+        *p = choice{b, N, K, add, y_f32, false, {}};
         failed = choose(g, p, &l, M, x, w, s, err);
-        if (!failed && g->n_plans < MAX_PLANS)
-            g->n_plans++;
+        if (!failed && g->n_choices < MAX_CHOICES)
+            g->n_choices++;
     }
     if (rc == CUBLAS_STATUS_SUCCESS && !failed)
         rc = run(g, &l, &p->algo, x, w, add, y, s);

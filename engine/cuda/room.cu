@@ -3,9 +3,6 @@
 
 #include <string.h>
 
-/* Room for captured graphs, cuBLAS and the driver, left free when the pool is sized. */
-static const size_t RESERVE = 512u << 20;
-
 /* n elements that *at will point to. */
 template <typename T> static void add(struct cu_room *r, const char *name, enum km_mem_kind where, T **at, size_t n)
 {
@@ -76,14 +73,18 @@ void cu_room_list(struct cu_room *r, const cu_dims &m)
     add(r, "decoding requests", KM_MEM_HOST, &r->decoding, R);
 }
 
-int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
-                 const cu_room_card *card, struct km_err *err)
+int64_t cu_room_limit(const struct be_opts *o, const cu_card *card)
 {
-    size_t page = m.page_elems * sizeof(bf16), held = weight_bytes + cu_room_bytes(r, KM_MEM_DEVICE) + RESERVE;
-    double limit = o->memory_limit ? (double)o->memory_limit : (double)card->total * o->memory_utilization;
-    double room = limit - (double)held;
-    if (room > (double)card->avail - (double)RESERVE)
-        room = (double)card->avail - (double)RESERVE;
+    return o->memory_limit ? o->memory_limit : (int64_t)((double)card->total * o->memory_utilization);
+}
+
+int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
+                 const cu_card *card, struct km_err *err)
+{
+    size_t page = m.page_elems * sizeof(bf16), held = weight_bytes + cu_room_bytes(r, KM_MEM_DEVICE) + CU_RESERVE;
+    double limit = (double)cu_room_limit(o, card), room = limit - (double)held;
+    if (room > (double)card->avail - (double)CU_RESERVE)
+        room = (double)card->avail - (double)CU_RESERVE;
     long fit = room > 0 ? (long)(room / (double)page) - 1 : 0;
     r->n_pages = o->n_pages ? o->n_pages : (int)(fit < INT32_MAX / m.B ? fit : INT32_MAX / m.B);
     if (r->n_pages < 1 || r->n_pages > fit)
@@ -92,7 +93,7 @@ int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, s
                        "%.2f MiB do not fit in the rest",
                        limit / (1 << 30), (double)held / (1 << 30), o->n_pages ? o->n_pages : 1,
                        (double)page / (1 << 20));
-    add(r, "KV pool", KM_MEM_DEVICE, &r->pool, (size_t)(r->n_pages + 1) * m.page_elems);
+    add(r, "KV pool and a spare block", KM_MEM_DEVICE, &r->pool, (size_t)(r->n_pages + 1) * m.page_elems);
     return 0;
 }
 

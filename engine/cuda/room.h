@@ -13,6 +13,7 @@ extern "C" {
 }
 
 enum { CU_GRAPH_REQS = 256, CU_MAX_BANNED = 8, CU_ROOM_ROWS = 24 };
+enum { CU_RESERVE = 512 << 20 }; /* left free beside weights and list: graphs, cuBLAS and its workspace, the driver */
 
 /* A step's arrays, the same layout on the card and in pinned memory. The table comes last: only its used part
  * travels. */
@@ -45,16 +46,13 @@ struct cu_room {
     int n_rows;
 };
 
-/* Bytes the limit is compared with: what a card has in all, and what is free once weights and work space are held. */
-struct cu_room_card {
-    size_t total, avail;
-};
-
 /* Everything but the pool. m needs max_tokens, max_reqs and max_blocks too. */
 void cu_room_list(struct cu_room *r, const cu_dims &m);
-/* Adds the pool: o->n_pages, or as many as the limit leaves beside the weights, the list and a reserve. KM_ELIMIT. */
+/* Bytes that weights, list, pool and reserve may take together. */
+int64_t cu_room_limit(const struct be_opts *o, const cu_card *card);
+/* Adds the pool: o->n_pages, or as many as the limit and the card, with the rest in place, leave. KM_ELIMIT. */
 int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
-                 const cu_room_card *card, struct km_err *err);
+                 const cu_card *card, struct km_err *err);
 /* Allocates, zeroed, what is listed and not yet there. KM_EDEVICE, KM_ENOMEM. */
 int cu_room_take(struct cu_room *r, const cu_dims &m, struct km_err *err);
 void cu_room_free(struct cu_room *r);

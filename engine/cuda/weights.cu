@@ -144,11 +144,16 @@ void loader_close(loader *l)
 
 } // namespace
 
+struct cu_weights_parts cu_weights_sizes(const struct mdl_config *c)
+{
+    return {aligned(elems(c, MDL_EMBED)), aligned(elems(c, MDL_NORM_OUT)),
+            c->tied ? 0 : aligned(elems(c, MDL_LM_HEAD)), (size_t)c->n_layers * layer_size(c)};
+}
+
 size_t cu_weights_size(const struct mdl_config *c)
 {
-    size_t ends = aligned(elems(c, MDL_EMBED)) + aligned(elems(c, MDL_NORM_OUT)) +
-                  (c->tied ? 0 : aligned(elems(c, MDL_LM_HEAD)));
-    return ends + (size_t)c->n_layers * layer_size(c);
+    cu_weights_parts p = cu_weights_sizes(c);
+    return p.embed + p.norm_out + p.lm_head + p.layers;
 }
 
 int cu_weights_load(struct cu_weights *w, const struct mdl *m, struct km_err *err)

@@ -20,6 +20,11 @@ struct cu_weights {
     struct cu_layer *layers;          /* [L] */
 };
 
+/* Bytes on the card by part, and together. */
+struct cu_weights_parts {
+    size_t embed, norm_out, lm_head, layers; /* lm_head 0 when tied */
+};
+struct cu_weights_parts cu_weights_sizes(const struct mdl_config *c);
 size_t cu_weights_size(const struct mdl_config *c);
 /* Allocates and fills: from files through pinned staging by several threads, or by a kernel from the seed. */
 int cu_weights_load(struct cu_weights *w, const struct mdl *m, struct km_err *err);

@@ -1,0 +1,131 @@
+/* From options and model to shapes, and from shapes to the plan. Nothing here touches a card: where the card matters,
+ * a child process is asked (probe.cu), and without one its place is taken by an H100's numbers. */
+#include "engine/cuda/room.h"
+#include "engine/cuda/weights.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_err *err)
+{
+    const struct mdl_config *c = mdl_config(m);
+    if (o->dtype != KM_BF16)
+        return km_fail(err, KM_EINVAL,
+                       "--dtype float32 runs on the CPU only; the CUDA engine computes in bfloat16");
+    if (o->block_size < 8 || (o->block_size & (o->block_size - 1)))
+        return km_fail(err, KM_EINVAL, "--block-size is %d; on CUDA it must be a power of two, 8 or more",
+                       o->block_size);
+    if (c->head_dim != 32 && c->head_dim != 64 && c->head_dim != 128)
+        return km_fail(err, KM_EINVAL, "head_dim of %s is %d; the CUDA engine has kernels for 32, 64 and 128",
+                       mdl_name(m), c->head_dim);
+    if (c->n_heads / c->n_kv_heads > 16)
+        return km_fail(err, KM_EINVAL, "%s has %d query heads on a key head; the CUDA engine goes to 16",
+                       mdl_name(m), c->n_heads / c->n_kv_heads);
+    if (c->hidden % 32 || c->ffn % 32 || c->hidden > 8192)
+        return km_fail(err, KM_EINVAL,
+                       "hidden size %d and ffn %d of %s must be multiples of 32, hidden at most 8192", c->hidden,
+                       c->ffn, mdl_name(m));
+    return 0;
+}
+
+int cu_dims_make(cu_dims *d, const struct be_opts *o, const struct mdl *m, const cu_card *card, struct km_err *err)
+{
+    const struct mdl_config *c = mdl_config(m);
+    *d = cu_dims{};
+    int rc = check_shape(o, m, err);
+    if (rc)
+        return rc;
+    d->L = c->n_layers, d->D = c->hidden, d->H = c->n_heads, d->G = c->n_kv_heads, d->d = c->head_dim, d->F = c->ffn,
+    d->V = c->vocab;
+    d->eps = c->rms_eps;
+    d->B = o->block_size;
+    d->B_log2 = __builtin_ctz((unsigned)o->block_size);
+    d->max_tokens = o->max_tokens;
+    d->max_reqs = o->max_reqs;
+    d->max_blocks = (o->max_model_len + d->B - 1) / d->B;
+    d->page_elems = (size_t)d->L * 2 * d->G * d->B * d->d;
+    d->arch = card->arch;
+    d->n_sms = card->n_sms;
+    return 0;
+}
+
+struct kv_geom cu_geom(const cu_dims &d, const struct mdl *m, int n_pages)
+{
+    struct kv_geom g = {};
+    g.n_layers = d.L;
+    g.n_kv_heads = d.G;
+    g.head_dim = d.d;
+    g.block_size = d.B;
+    g.dtype = KM_BF16;
+    g.layout = 1;
+    g.page_bytes = d.page_elems * sizeof(bf16);
+    g.n_pages = n_pages;
+    g.rope_theta = mdl_config(m)->rope_theta;
+    g.model = mdl_fingerprint(m);
+    return g;
+}
+
+/* The card to plan for: the one that is here, else, under a stated limit, one that has room for it. */
+static int pick_card(cu_card *card, const struct be_opts *o, struct plan *out, struct km_err *err)
+{
+    struct km_err why = {};
+    if (!cu_card_ask(card, &why)) {
+        snprintf(out->device, sizeof out->device, "%.60s, %.0f GiB", card->name, (double)card->total / (1 << 30));
+        return 0;
+    }
+    if (!o->memory_limit)
+        return km_fail(err, KM_EDEVICE,
+                       "%s; to plan without a card, state what it may use, for example --gpu-memory-limit 24GiB",
+                       why.msg);
+    *card = cu_card{"", 90, 132, SIZE_MAX, SIZE_MAX};
+    snprintf(out->device, sizeof out->device, "no card here; scratch as on an H100, %d multiprocessors", card->n_sms);
+    return 0;
+}
+
+static void add_weights(struct plan *out, const struct mdl_config *c)
+{
+    cu_weights_parts w = cu_weights_sizes(c);
+    plan_add(out, PLAN_WEIGHTS, c->tied ? "embedding and head" : "embedding", KM_MEM_DEVICE, (int64_t)w.embed);
+    if (!c->tied)
+        plan_add(out, PLAN_WEIGHTS, "head", KM_MEM_DEVICE, (int64_t)w.lm_head);
+    plan_add(out, PLAN_WEIGHTS, "final norm", KM_MEM_DEVICE, (int64_t)w.norm_out);
+    plan_add(out, PLAN_WEIGHTS, "layers", KM_MEM_DEVICE, (int64_t)w.layers);
+}
+
+static void add_rows(struct plan *out, const struct cu_room *r, int from, enum plan_group group)
+{
+    for (int i = from; i < r->n_rows; i++)
+        plan_add(out, group, r->rows[i].name, r->rows[i].where, (int64_t)r->rows[i].bytes);
+}
+
+int cu_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err)
+{
+    cu_card card;
+    cu_dims d;
+    struct cu_room room = {};
+    *out = {};
+    int rc = pick_card(&card, o, out, err);
+    rc = rc ? rc : cu_dims_make(&d, o, m, &card, err);
+    if (rc)
+        return rc;
+    out->limited = KM_MEM_DEVICE;
+    out->limit_stated = o->memory_limit != 0;
+    out->limit = cu_room_limit(o, &card);
+    out->geom = cu_geom(d, m, 0);
+    add_weights(out, mdl_config(m));
+    cu_room_list(&room, d);
+    add_rows(out, &room, 0, PLAN_WORK);
+    plan_add(out, PLAN_WORK, "cuBLASLt workspace", KM_MEM_DEVICE, CU_GEMM_WORKSPACE);
+    plan_add(out, PLAN_RESERVE, "graphs, libraries, driver", KM_MEM_DEVICE, CU_RESERVE - CU_GEMM_WORKSPACE);
+    int listed = room.n_rows;
+    size_t weights = cu_weights_size(mdl_config(m)),
+           held = weights + cu_room_bytes(&room, KM_MEM_DEVICE) + CU_GEMM_WORKSPACE;
+    if (card.avail != SIZE_MAX)
+        card.avail -= held < card.avail ? held : card.avail;
+    rc = cu_room_pool(&room, d, o, weights, &card, err);
+    if (rc)
+        return rc;
+    add_rows(out, &room, listed, PLAN_KV);
+    out->geom.n_pages = room.n_pages;
+    return 0;
+}
