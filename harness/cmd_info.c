@@ -1,10 +1,13 @@
-/* kvmark info: what this machine is, and the limits that any result on it lives under, measured now. */
+/* kvmark info: what this machine is, and the limits that any result on it lives under, measured now; or, with --plan,
+ * where an engine's memory would go. */
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "engine/backend.h"
 #include "harness/cmd.h"
+#include "harness/host.h"
+#include "harness/plan.h"
 #include "harness/runfolder.h"
 
 #include <errno.h>
@@ -180,13 +183,29 @@ static const struct {
     {"disk_write_gbps", "file write and fsync, this folder", "GB/s", probe_disk},
 };
 
-static bool as_json;
+struct info_opts {
+    bool json, plan;
+    struct host_opts engine; /* for the plan */
+};
+
+enum { OWN_FLAGS = 2, MAX_FLAGS = 64 };
+
+static int info_flags(struct info_opts *o, struct km_flag *out, int max)
+{
+    const struct km_flag own[OWN_FLAGS] = {
+        {"json", 0, KM_BOOL, &o->json, NULL, "one JSON object instead of lines", 0, 0},
+        {"plan", 0, KM_BOOL, &o->plan, NULL, "where the memory of an engine with serve's flags would go", 0, 0}};
+    o->engine = host_defaults();
+    for (int i = 0; i < OWN_FLAGS && i < max; i++)
+        out[i] = own[i];
+    return max <= OWN_FLAGS ? max : OWN_FLAGS + host_flags(&o->engine, out + OWN_FLAGS, max - OWN_FLAGS);
+}
+
+static struct info_opts shown; /* for help only: the table needs somewhere to point */
 
 static int flags(struct km_flag *out, int max)
 {
-    if (max > 0)
-        out[0] = (struct km_flag){"json", 0, KM_BOOL, &as_json, NULL, "one JSON object instead of lines", 0, 0};
-    return max > 0;
+    return info_flags(&shown, out, max);
 }
 
 /* Groups as headings, members as lines; arrays of words on one line. */
@@ -216,23 +235,40 @@ static void print_lines(const cJSON *group, int depth)
     }
 }
 
-static int run(int argc, char **argv)
+static void print(const cJSON *v, bool json)
 {
-    struct km_flag table[1];
-    struct km_strs pos = {0};
+    char *text = json ? cJSON_Print(v) : NULL;
+    if (text)
+        puts(text);
+    else
+        print_lines(v, 0);
+    cJSON_free(text);
+}
+
+static int run_plan(const struct info_opts *o)
+{
+    struct host_plan p;
     struct km_err err = {0};
-    bool help;
-    as_json = false;
-    int rc = km_args_parse(table, flags(table, 1), argc, argv, &pos, &help, &err);
-    if (!rc && pos.n)
-        rc = km_fail(&err, KM_EINVAL, "info takes no arguments, only --json");
-    km_free(pos.v);
-    if (rc) {
-        km_log(KM_LOG_ERROR, "%s", err.msg);
-        return CMD_USAGE;
+    int rc = host_plan(&o->engine, &p, &err);
+    if ((!rc || rc == KM_ELIMIT) && o->json) {
+        cJSON *all = hz_plan_json(&p, &o->engine);
+        print(all, true);
+        cJSON_Delete(all);
+    } else if (!rc || rc == KM_ELIMIT) {
+        hz_plan_print(&p, &o->engine, stdout);
     }
+    if (!rc)
+        return CMD_OK;
+    fflush(stdout);
+    km_log(KM_LOG_ERROR, "%s", err.msg);
+    return rc == KM_EINVAL ? CMD_USAGE : CMD_FAILED;
+}
+
+static int run_probes(bool json)
+{
     cJSON *all = cJSON_CreateObject();
     cJSON_AddItemToObject(all, "machine", hz_environment());
+    struct km_err err;
     cJSON *devices = cJSON_AddObjectToObject(all, "devices");
     static const char *const names[] = {"cpu", "cuda"};
     for (int i = 0; i < 2; i++) {
@@ -247,23 +283,46 @@ static int run(int argc, char **argv)
         else
             cJSON_AddNumberToObject(measured, limits[i].key, v);
     }
-    char *text = as_json ? cJSON_Print(all) : NULL;
-    if (text)
-        puts(text);
-    else
-        print_lines(all, 0);
-    for (size_t i = 0; !as_json && i < sizeof limits / sizeof *limits; i++)
+    print(all, json);
+    for (size_t i = 0; !json && i < sizeof limits / sizeof *limits; i++)
         printf("  # %s: %s, in %s, median of %d\n", limits[i].key, limits[i].what, limits[i].unit, REPEATS);
-    cJSON_free(text);
     cJSON_Delete(all);
     return CMD_OK;
 }
 
+static int run(int argc, char **argv)
+{
+    struct info_opts o = {0};
+    struct km_flag table[MAX_FLAGS];
+    struct km_strs pos = {0};
+    struct km_err err = {0};
+    bool help;
+    int rc = km_args_parse(table, info_flags(&o, table, MAX_FLAGS), argc, argv, &pos, &help, &err);
+    if (!rc && o.plan && pos.n == 1 && !o.engine.model) /* as serve takes it */
+        o.engine.model = pos.v[0];
+    else if (!rc && pos.n)
+        rc = km_fail(&err, KM_EINVAL,
+                     o.plan ? "info --plan takes one model; \"%s\" is left over"
+                            : "\"%s\" is left over: info takes a model only with --plan",
+                     pos.v[pos.n - 1]);
+    if (!rc && !o.plan && argc > o.json)
+        rc = km_fail(&err, KM_EINVAL, "serve's flags belong to info --plan; without --plan, info takes only --json");
+    km_free(pos.v);
+    if (rc) {
+        km_log(KM_LOG_ERROR, "%s", err.msg);
+        return CMD_USAGE;
+    }
+    return o.plan ? run_plan(&o) : run_probes(o.json);
+}
+
 const struct cmd cmd_info = {
     .name = "info",
-    .usage = "[--json]",
-    .summary = "This machine, its devices, and its limits, measured now",
-    .text = "",
+    .usage = "[--json] | --plan --model DIR|PRESET [--json] [FLAGS OF SERVE]",
+    .summary = "This machine, its devices and limits, measured now; or where an engine's memory would go",
+    .text = "--plan takes serve's flags and prints, without loading weights, what serve would allocate with them:\n"
+            "weights, work space by buffer, what is left free for the driver, the KV pool, and what that pool holds:\n"
+            "tokens, requests of some lengths, the longest context. --device cuda --gpu-memory-limit SIZE needs no\n"
+            "card. Exit 1, with serve's message, when it does not fit.",
     .run = run,
     .flags = flags,
 };

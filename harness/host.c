@@ -113,22 +113,20 @@ static int cache_config(const struct host_opts *o, struct kvc_config *c, bool *o
     return rc;
 }
 
-int host_check(const struct host_opts *o, struct host_facts *facts, struct km_err *err)
+static int check_flags(const struct host_opts *o, struct km_err *err)
 {
-    const struct backend *be;
-    struct kvc_config c;
-    bool off;
     if (!o->model)
         return km_fail(err, KM_EINVAL, "--model is missing; give a Hugging Face folder or a preset such as qwen3-tiny");
     if (strcmp(o->kv_role, "kv_both"))
         return km_fail(err, KM_EINVAL, "--kv-role %s is not available in this version; only kv_both is", o->kv_role);
     if (o->batch_invariant)
         return km_fail(err, KM_EINVAL, "--batch-invariant is not available in this version");
-    int rc = backend_pick(o->device, &be, err);
-    if (!rc)
-        rc = cache_config(o, &c, &off, false, err);
-    if (rc)
-        return rc;
+    return 0;
+}
+
+static void state_facts(const struct host_opts *o, const struct backend *be, const struct kvc_config *c, bool off,
+                        struct host_facts *facts)
+{
     facts->dummy_weights = !strcmp(o->load_format, "dummy");
     for (const char *const *p = mdl_presets(); *p; p++)
         facts->dummy_weights |= !strcmp(*p, o->model);
@@ -136,11 +134,89 @@ int host_check(const struct host_opts *o, struct host_facts *facts, struct km_er
     snprintf(facts->kv, sizeof facts->kv, "none");
     if (!off) {
         struct km_buf text = {0};
-        kvc_describe(&c, &text);
+        kvc_describe(c, &text);
         snprintf(facts->kv, sizeof facts->kv, "%s", km_buf_str(&text));
         km_buf_free(&text);
     }
+}
+
+int host_check(const struct host_opts *o, struct host_facts *facts, struct km_err *err)
+{
+    const struct backend *be;
+    struct kvc_config c;
+    bool off;
+    int rc = check_flags(o, err);
+    if (!rc)
+        rc = backend_pick(o->device, &be, err);
+    if (!rc)
+        rc = cache_config(o, &c, &off, false, err);
+    if (!rc)
+        state_facts(o, be, &c, off, facts);
+    return rc;
+}
+
+static struct eng_opts engine_options(const struct host_opts *o, const struct mdl_config *c)
+{
+    struct eng_opts e = eng_defaults();
+    e.max_model_len = (int)o->max_model_len;
+    e.max_num_seqs = (int)o->max_num_seqs;
+    e.max_num_batched_tokens = (int)o->max_num_batched_tokens;
+    e.block_size = (int)o->block_size;
+    e.num_blocks = (int)o->num_gpu_blocks_override;
+    e.memory_limit = o->gpu_memory_limit;
+    e.memory_utilization = o->gpu_memory_utilization;
+    e.prefix_caching = o->enable_prefix_caching;
+    e.n_threads = (int)o->threads;
+    e.dtype = !strcmp(o->dtype, "float32")    ? KM_F32
+              : !strcmp(o->dtype, "bfloat16") ? KM_BF16
+              : c->dtype == KM_F32            ? KM_F32
+                                              : KM_BF16;
+    return e;
+}
+
+/* The cache layer's part of the plan. */
+static int plan_cache(struct host_plan *out, const struct kvc_config *c, bool off, struct km_err *err)
+{
+    out->token_bytes = (int64_t)out->mem.geom.page_bytes / out->engine.block_size;
+    out->chunk_size = off ? kvc_defaults().chunk_size : c->chunk_size;
+    int64_t chunk = out->token_bytes * out->chunk_size;
+    out->cache_chunks = off ? 0 : c->max_local_cpu / chunk;
+    if (!off && !out->cache_chunks)
+        return km_fail(err, KM_EINVAL,
+                       "the cache layer may take %.6g MiB, but one chunk of %d tokens of this model is %.6g MiB; allow "
+                       "it more or lower --chunk-size",
+                       (double)c->max_local_cpu / (1 << 20), out->chunk_size, (double)chunk / (1 << 20));
     return 0;
+}
+
+int host_plan(const struct host_opts *o, struct host_plan *out, struct km_err *err)
+{
+    const struct backend *be;
+    struct kvc_config c;
+    struct mdl *m = NULL;
+    struct km_err why;
+    bool off;
+    memset(out, 0, sizeof *out);
+    int rc = check_flags(o, err);
+    if (!rc)
+        rc = backend_pick_plan(o->device, &be, err);
+    if (!rc && backend_fell_back(o->device, be, &why))
+        km_log(KM_LOG_WARN, "planning for the CPU: %s", why.msg);
+    if (!rc)
+        rc = cache_config(o, &c, &off, true, err);
+    if (!rc)
+        rc = mdl_open(&m, o->model, !strcmp(o->load_format, "dummy"), (uint64_t)o->seed, err);
+    if (!rc) {
+        state_facts(o, be, &c, off, &out->facts);
+        snprintf(out->model, sizeof out->model, "%s", mdl_name(m));
+        out->engine = engine_options(o, mdl_config(m));
+        rc = eng_plan(&out->mem, &out->engine, m, be, err);
+    }
+    if (!rc)
+        rc = plan_cache(out, &c, off, err);
+    out->fits = !rc;
+    mdl_free(m);
+    return rc;
 }
 
 /* Everything a serving process holds; freed in reverse order by host_close. */
@@ -199,20 +275,7 @@ static int parts_open(const struct host_opts *o, struct parts *p, struct km_err 
     if (rc)
         return rc;
 
-    struct eng_opts e = eng_defaults();
-    e.max_model_len = (int)o->max_model_len;
-    e.max_num_seqs = (int)o->max_num_seqs;
-    e.max_num_batched_tokens = (int)o->max_num_batched_tokens;
-    e.block_size = (int)o->block_size;
-    e.num_blocks = (int)o->num_gpu_blocks_override;
-    e.memory_limit = o->gpu_memory_limit;
-    e.memory_utilization = o->gpu_memory_utilization;
-    e.prefix_caching = o->enable_prefix_caching;
-    e.n_threads = (int)o->threads;
-    e.dtype = !strcmp(o->dtype, "float32")          ? KM_F32
-              : !strcmp(o->dtype, "bfloat16")       ? KM_BF16
-              : mdl_config(p->mdl)->dtype == KM_F32 ? KM_F32
-                                                    : KM_BF16;
+    struct eng_opts e = engine_options(o, mdl_config(p->mdl));
     if (mdl_config(p->mdl)->rope_guessed)
         km_log(KM_LOG_WARN,
                "%s does not say how its rotary frequencies were rounded; taking bfloat16, as a model has them that was "
@@ -240,8 +303,12 @@ static int parts_open(const struct host_opts *o, struct parts *p, struct km_err 
         struct eng_stats st;
         const struct eng_opts *r = eng_options(p->eng);
         eng_stats(p->eng, &st);
-        km_log(KM_LOG_INFO, "%s%s, %s, on %s: %d blocks of %d tokens (%d tokens of KV), context %d, kv cache %s",
+        const double gib = 1 << 30;
+        km_log(KM_LOG_INFO,
+               "%s%s, %s, on %s: weights %.2f GiB, work space %.2f, KV %.2f in %d blocks of %d tokens (%d tokens of "
+               "KV), context %d, kv cache %s",
                mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "", km_dtype_name(r->dtype), st.be.device,
+               (double)st.be.weight_bytes / gib, (double)st.be.work_bytes / gib, (double)st.be.kv_bytes / gib,
                r->num_blocks, r->block_size, r->num_blocks * r->block_size, r->max_model_len, km_buf_str(&kv));
     }
     km_buf_free(&kv);

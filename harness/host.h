@@ -8,6 +8,7 @@
 
 #include "base/args.h"
 #include "base/err.h"
+#include "engine/engine.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -35,6 +36,21 @@ struct host_facts {
 };
 /* Checks everything that can be checked without loading weights. */
 int host_check(const struct host_opts *o, struct host_facts *facts, struct km_err *err);
+
+/* What host_serve would take, nothing of it taken: no weights read, and no card needed where --gpu-memory-limit says
+ * what one may use. */
+struct host_plan {
+    struct host_facts facts;
+    char model[96];
+    struct plan mem;
+    struct eng_opts engine; /* as resolved */
+    int64_t token_bytes;    /* of KV */
+    int chunk_size;         /* tokens, of the cache layer; the usual 256 without one */
+    int64_t cache_chunks;   /* that the cache layer holds in host memory */
+    bool fits;              /* else only mem.rows, mem.limit and what stands above them count */
+};
+/* KM_EINVAL: flags. KM_ELIMIT: it does not fit, in serve's words. */
+int host_plan(const struct host_opts *o, struct host_plan *out, struct km_err *err);
 
 /* Serves in this process until SIGTERM or SIGINT. ready (may be NULL) is called once the port is bound. */
 int host_serve(const struct host_opts *o, void (*ready)(void *arg, int port), void *arg, struct km_err *err);
