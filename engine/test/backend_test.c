@@ -56,6 +56,52 @@ static void auto_agrees_with_cuda(void **state)
         assert_non_null(strstr(err.msg, "this build has no CUDA backend"));
 }
 
+/* A plan under a stated limit needs no card: only a build without CUDA refuses it. */
+static void plans_need_no_card(void **state)
+{
+    (void)state;
+    const struct backend *b = NULL, *real = NULL;
+    struct km_err err = {0}, why = {0};
+    struct plan p;
+    struct mdl *m;
+    struct be_opts o = {.dtype = KM_BF16,
+                        .block_size = 16,
+                        .memory_limit = (int64_t)24 << 30,
+                        .max_tokens = 2048,
+                        .max_reqs = 256,
+                        .max_model_len = 40960};
+    assert_int_equal(backend_pick_plan("cpu", &b, &err), 0);
+    assert_ptr_equal(b, &be_cpu);
+    assert_int_equal(backend_pick_plan("gpu", &b, &err), KM_EINVAL);
+    int no_card = backend_pick("cuda", &real, &why);
+    if (backend_pick_plan("cuda", &b, &err)) {
+        assert_string_equal(err.msg, why.msg);
+        assert_non_null(strstr(err.msg, "this build has no CUDA backend"));
+        return;
+    }
+    assert_string_equal(b->name, "cuda");
+    if (!no_card) /* engine_check holds plans against a real card */
+        return;
+    assert_int_equal(mdl_open(&m, "qwen3-8b", true, 0, &err), 0);
+    if (b->plan(&p, &o, m, &err))
+        fail_msg("%s", err.msg);
+    int64_t page = (int64_t)p.geom.page_bytes, total = plan_total(&p, KM_MEM_DEVICE);
+    assert_int_equal(page, 36 * 2 * 8 * 16 * 128 * 2);
+    assert_int_equal(plan_sum(&p, PLAN_KV, KM_MEM_DEVICE), (p.geom.n_pages + 1) * page);
+    assert_true(total <= o.memory_limit && total > o.memory_limit - page);
+    int64_t padding = plan_sum(&p, PLAN_WEIGHTS, KM_MEM_DEVICE) - 2 * mdl_params(m);
+    assert_in_range(padding, 0, 256 * 9 * 36);
+    o.n_pages = p.geom.n_pages;
+    assert_int_equal(b->plan(&p, &o, m, &err), 0);
+    o.n_pages++;
+    assert_int_equal(b->plan(&p, &o, m, &err), KM_ELIMIT);
+    assert_int_equal(plan_sum(&p, PLAN_KV, KM_MEM_DEVICE), 0);
+    o.memory_limit = 0;
+    assert_int_equal(b->plan(&p, &o, m, &err), KM_EDEVICE);
+    assert_non_null(strstr(err.msg, "--gpu-memory-limit"));
+    mdl_free(m);
+}
+
 /* Asking must leave the process free to fork its engine: a child sees what the parent saw. */
 static void a_child_sees_the_same(void **state)
 {
@@ -79,6 +125,7 @@ int main(void)
         cmocka_unit_test(cpu_is_always_there),
         cmocka_unit_test(unknown_names_are_refused),
         cmocka_unit_test(auto_agrees_with_cuda),
+        cmocka_unit_test(plans_need_no_card),
         cmocka_unit_test(a_child_sees_the_same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -143,6 +143,39 @@ static void cold_equals_warm(void **state)
     eng_close(e);
 }
 
+/* eng_plan says what eng_open makes of the same options, and refuses in the same words. */
+static void plans_agree_with_engines(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t limit;
+        int num_blocks, max_model_len, budget;
+    } asked[] = {{0, 64, 0, 256},     {0, 0, 0, 256},       {200 << 20, 0, 2000, 300},
+                 {0, 64, 1024, 16},   {0, 64, 1025, 256},   {30 << 20, 0, 0, 4096}};
+    for (int i = 0; i < 6; i++) {
+        struct eng_opts o = eng_defaults(), planned;
+        struct km_err why = {0}, err = {0};
+        struct plan p;
+        struct eng *e;
+        o.memory_limit = asked[i].limit;
+        o.num_blocks = asked[i].num_blocks;
+        o.max_model_len = asked[i].max_model_len;
+        o.max_num_batched_tokens = asked[i].budget;
+        planned = o;
+        int rc = eng_plan(&p, &planned, model, &be_cpu, &why);
+        assert_int_equal(eng_open(&e, &o, model, &be_cpu, NULL, &err), rc);
+        assert_int_equal(rc, i < 4 ? 0 : KM_ELIMIT);
+        assert_string_equal(why.msg, err.msg);
+        if (rc)
+            continue;
+        const struct eng_opts *real = eng_options(e);
+        assert_int_equal(planned.num_blocks, real->num_blocks);
+        assert_int_equal(planned.max_model_len, real->max_model_len);
+        assert_int_equal(planned.max_num_seqs, real->max_num_seqs);
+        eng_close(e);
+    }
+}
+
 /* Ten requests, each alone on one engine, then all at once: with room for all, and with room for two. */
 static void company_changes_nothing(void **state)
 {
@@ -192,6 +225,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_equal_the_reference),
         cmocka_unit_test(cold_equals_warm),
+        cmocka_unit_test(plans_agree_with_engines),
         cmocka_unit_test(company_changes_nothing),
         cmocka_unit_test(backends_have_names),
     };

@@ -570,6 +570,76 @@ static void budgets_are_kept(void **state)
     mdl_free(m);
 }
 
+/* Rows add up to the blocks that are allocated, to the byte; and what the allocator counts over an open is the plan,
+ * each of its three blocks rounded up to huge pages and placed by at most one more, and a few small things beside. */
+static void plans_are_what_open_takes(void **state)
+{
+    (void)state;
+    enum { HUGE_PAGE = 2 << 20, SMALL = 64 << 10 };
+    static const char *const names[] = {TINY, "qwen3-tiny"};
+    for (int i = 0; i < 4; i++) {
+        struct mdl *m = open_model(names[i / 2]);
+        struct be_opts o = rig_opts(i % 2 ? KM_BF16 : KM_F32);
+        o.max_tokens = 16384 - i; /* the bounds must be small beside a row */
+        o.n_pages = i < 2 ? 333 : 0;
+        o.memory_limit = i < 2 ? 0 : (int64_t)700 << 20;
+        const struct fwd_limits lim = {o.max_tokens, o.max_reqs, o.max_model_len, o.block_size};
+        struct plan plan, weights = {0}, work = {0};
+        struct km_err err;
+        struct be *b;
+        struct kv_geom g;
+        struct be_stats st;
+        size_t weight_block = wts_bytes(mdl_config(m), o.dtype, kern_pick(), &weights),
+               work_block = fwd_bytes(mdl_config(m), kern_pick(), 2, &lim, &work);
+        assert_int_equal(weight_block, plan_total(&weights, KM_MEM_HOST));
+        assert_int_equal(work_block, plan_total(&work, KM_MEM_HOST));
+        assert_int_equal(be_cpu.plan(&plan, &o, m, &err), 0);
+        int64_t before = km_mem_stats(KM_MEM_HOST).current;
+        assert_int_equal(be_cpu.open(&b, &o, m, &g, &err), 0);
+        int64_t took = km_mem_stats(KM_MEM_HOST).current - before, rounded = 0;
+        be_cpu.stats(b, &st);
+        be_cpu.close(b);
+        assert_memory_equal(&g, &plan.geom, sizeof g);
+        assert_string_equal(st.device, plan.device);
+        int64_t blocks[3] = {plan_total(&weights, KM_MEM_HOST), plan_total(&work, KM_MEM_HOST),
+                             (int64_t)g.n_pages * (int64_t)g.page_bytes};
+        int64_t results = 2 * (int64_t)o.max_tokens * (int64_t)sizeof(struct smp_result) + o.max_tokens;
+        assert_int_equal(plan_total(&plan, KM_MEM_HOST), blocks[0] + blocks[1] + blocks[2] + results);
+        assert_int_equal(st.weight_bytes, blocks[0]);
+        assert_int_equal(st.work_bytes, blocks[1] + results);
+        assert_int_equal(st.kv_bytes, blocks[2]);
+        for (int k = 0; k < 3; k++)
+            rounded += (blocks[k] + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+        assert_in_range(took - rounded - results, 0, 3 * HUGE_PAGE + SMALL);
+        assert_true(!o.memory_limit || (plan_total(&plan, KM_MEM_HOST) <= o.memory_limit &&
+                                        plan_total(&plan, KM_MEM_HOST) > o.memory_limit - (int64_t)g.page_bytes));
+        mdl_free(m);
+    }
+}
+
+/* Too little memory: the words of open, and the rows all the same. */
+static void plans_that_do_not_fit(void **state)
+{
+    (void)state;
+    struct mdl *m = open_model(TINY);
+    struct be_opts o = rig_opts(KM_F32);
+    struct km_err planned = {0}, opened = {0};
+    struct plan plan;
+    struct be *b;
+    struct kv_geom g;
+    o.n_pages = 0;
+    o.memory_limit = 32 << 20;
+    assert_int_equal(be_cpu.plan(&plan, &o, m, &planned), KM_ELIMIT);
+    assert_int_equal(be_cpu.open(&b, &o, m, &g, &opened), KM_ELIMIT);
+    assert_string_equal(planned.msg, opened.msg);
+    assert_true(plan_total(&plan, KM_MEM_HOST) > o.memory_limit);
+    assert_int_equal(plan_sum(&plan, PLAN_KV, KM_MEM_HOST), 0);
+    assert_int_equal(plan.limit, o.memory_limit);
+    o.block_size = 0;
+    assert_int_equal(be_cpu.plan(&plan, &o, m, &planned), KM_EINVAL);
+    mdl_free(m);
+}
+
 static void bad_batches_are_refused(void **state)
 {
     (void)state;
@@ -658,6 +728,8 @@ int main(void)
         cmocka_unit_test(pages_go_out_and_come_back),
         cmocka_unit_test(every_instruction_set_agrees),
         cmocka_unit_test(budgets_are_kept),
+        cmocka_unit_test(plans_are_what_open_takes),
+        cmocka_unit_test(plans_that_do_not_fit),
         cmocka_unit_test(bad_batches_are_refused),
         cmocka_unit_test(failed_allocations_are_survived),
     };
