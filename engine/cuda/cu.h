@@ -157,6 +157,26 @@ int cu_gemm_bucket(int M); /* the largest M whose algorithm is also M's */
 int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
             cudaStream_t s, struct km_err *err);
 
+/* tensor_map.cu: a matrix [rows][cols], rows contiguous, as Hopper's copy engine is told of it: boxes of 64 columns and
+ * box_rows rows (at most 256) in the 128-byte swizzle; what lies outside reads as zero. cols % 8 == 0. KM_EDEVICE. */
+int cu_tensor_map(void *map128, const bf16 *base, int cols, size_t rows, int box_rows, struct km_err *err);
+
+/* gemm_sm90.cu: y[M][N] (+)= x[M][K] w[N][K]^T for many rows, by kernels of our own. A plan names x (of as many rows as
+ * will ever be used) and w, is made once and may be copied; it borrows both. */
+struct cu_gemm_plan {
+    char x_map[128], w_map[128];
+    int N, K, n_sms;
+    int cluster; /* blocks that share what they read of w: 1 or 2 */
+    int group;   /* row tiles of 128 whose products are made while they stay in L2 */
+    int lag;     /* stages (at most 4) that one half of a block starts behind the other */
+};
+bool cu_gemm_sm90_usable(const cu_dims &m, int N, int K);
+int cu_gemm_sm90_plan(struct cu_gemm_plan *out, const cu_dims &m, const bf16 *x, int rows, const bf16 *w, int N, int K,
+                      struct km_err *err);
+void cu_gemm_sm90(const struct cu_gemm_plan &g, int M, bool add, bf16 *y, cudaStream_t s);
+/* act[M][N / 2] = silu(gate) * up: the first half of w's rows gives gate, the second up. */
+void cu_gemm_sm90_swiglu(const struct cu_gemm_plan &g, int M, bf16 *act, cudaStream_t s);
+
 /* sample.cu: the id each row of logits [S][V] gives; -1: the reference sampler must choose. */
 size_t cu_sample_work(int rows); /* bytes, zeroed once by the caller */
 void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out,
