@@ -72,6 +72,34 @@ expect 0 "| A |" "$kvmark" bench "$dir/suite.json" -o "$dir/s"
 [ -s "$dir/s/tables.md" ] && [ -s "$dir/s/report.html" ] || fail "bench left no tables or no report"
 expect 0 "| B |" "$kvmark" bench "$dir/suite.json" -o "$dir/s" # nothing left to do: only the tables again
 
+# Plans: what serve would take, and serve's own words where it would not start.
+plan="$kvmark info --plan --model $model --device cpu"
+expect 0 "80 blocks of 16 tokens" $plan --num-gpu-blocks-override 80 --max-model-len 512 --kv-cache dram=64MiB --chunk-size 64
+grep -q "total  *[0-9]" "$dir/out" || fail "a plan without a total"
+grep -q "chunks, .* MiB of host memory" "$dir/out" || fail "a plan without the cache layer's memory"
+expect 0 '"fits":	true' $plan --gpu-memory-limit 300MiB --json
+total=$(number "$dir/out" host) limit=$((300 << 20)) block=$(number "$dir/out" block_bytes)
+[ "${total:-0}" -le $limit ] && [ $((${total:-0} + ${block:-0})) -gt $limit ] || fail "a plan of ${total:-no} bytes for $limit"
+expect 1 '"fits":	false' $plan --gpu-memory-limit 20MiB --json
+expect 1 "limit       --gpu-memory-limit" $plan --gpu-memory-limit 20MiB
+planned=$(grep "error:" "$dir/out")
+expect 1 "the memory limit is 20971520" "$kvmark" serve --model "$model" --device cpu --gpu-memory-limit 20MiB
+[ "$planned" = "$(grep "error:" "$dir/out")" ] || fail "info --plan and serve refuse in different words"
+expect 1 "it, or allow the pool more memory" $plan --num-gpu-blocks-override 8 --max-model-len 129
+expect 2 "one chunk of 256 tokens" $plan --gpu-memory-limit 300MiB --kv-cache dram=1MiB
+expect 2 "must be auto, cpu or cuda" "$kvmark" info --plan --model "$model" --device gpu
+expect 2 "--model is missing" "$kvmark" info --plan
+expect 2 "belong to info --plan" "$kvmark" info --model "$model"
+expect 1 'no model "nowhere"' "$kvmark" info --plan nowhere
+"$kvmark" info --plan qwen3-8b --device cuda >"$dir/out" 2>&1
+if grep -q "this build has no CUDA" "$dir/out"; then
+    expect 1 "this build has no CUDA" "$kvmark" info --plan qwen3-8b --device cuda --gpu-memory-limit 24GiB
+elif grep -q "to plan without a card" "$dir/out"; then
+    expect 1 "--gpu-memory-limit 24GiB" "$kvmark" info --plan qwen3-8b --device cuda
+    expect 0 "Context      40960 tokens" "$kvmark" info --plan qwen3-8b --device cuda --gpu-memory-limit 24GiB
+    expect 1 "no room for KV: 12.00 GiB" "$kvmark" info --plan qwen3-8b --device cuda --gpu-memory-limit 12GiB
+fi
+
 expect 2 'did you mean "serve"' "$kvmark" serv
 expect 2 "did you mean --num-clients?" "$kvmark" run x.json --num-client 3
 expect 2 "already holds a run" "$kvmark" run "$dir/small.json" $common -o "$dir/a"
@@ -82,6 +110,8 @@ expect 1 "but the server's context is" "$kvmark" run "$dir/small.json" --model "
 expect 1 "no server is ready" "$kvmark" run "$dir/small.json" --url http://127.0.0.1:9 --tokenizer "$model" --text builtin --ready-check-timeout-sec 0.2 -o "$dir/none"
 [ ! -e "$dir/none" ] || fail "a refused run left something behind"
 expect 0 "Serve a Qwen3 model" "$kvmark" help serve
+expect 0 "--gpu-memory-limit SIZE needs no" "$kvmark" help info
+expect 0 "plan" "$kvmark" help info --man
 
 [ $bad = 0 ] && echo "the program behaves"
 exit $bad
