@@ -1,19 +1,24 @@
 /* Which backend a name means. */
 #include "engine/backend.h"
 
+#include "engine/rates.h"
+
 #include <string.h>
 
-/* Whether the CUDA backend is in this build and a card answers. */
-static int find_cuda(struct km_err *err)
+#ifndef KVMARK_WITH_CUDA /* else engine/cuda/probe.cu asks the card */
+int be_cuda_probe(struct km_err *err)
 {
-#ifdef KVMARK_WITH_CUDA
-    return be_cuda_probe(err);
-#else
     return km_fail(
         err, KM_EDEVICE,
         "this build has no CUDA backend (no CUDA toolkit was found when it was built): use --device cpu");
-#endif
 }
+
+int rates_measure(struct rates *out, struct km_err *err)
+{
+    (void)out;
+    return be_cuda_probe(err);
+}
+#endif
 
 int backend_pick(const char *want, const struct backend **out, struct km_err *err)
 {
@@ -22,7 +27,7 @@ int backend_pick(const char *want, const struct backend **out, struct km_err *er
         return km_fail(err, KM_EINVAL, "--device is \"%s\": it must be auto, cpu or cuda", want);
     *out = &be_cpu;
     struct km_err why;
-    int rc = any || cuda ? find_cuda(&why) : KM_EDEVICE;
+    int rc = any || cuda ? be_cuda_probe(&why) : KM_EDEVICE;
     if (cuda && rc)
         return km_fail(err, rc, "%s", why.msg);
 #ifdef KVMARK_WITH_CUDA
@@ -46,7 +51,7 @@ int backend_pick_plan(const char *want, const struct backend **out, struct km_er
 bool backend_fell_back(const char *want, const struct backend *got, struct km_err *why)
 {
 #ifdef KVMARK_WITH_CUDA
-    return !strcmp(want, "auto") && got == &be_cpu && find_cuda(why);
+    return !strcmp(want, "auto") && got == &be_cpu && be_cuda_probe(why);
 #else
     (void)want, (void)got, (void)why;
     return false;

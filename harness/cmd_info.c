@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "engine/backend.h"
+#include "engine/rates.h"
 #include "harness/cmd.h"
 #include "harness/host.h"
 #include "harness/plan.h"
@@ -15,6 +16,7 @@
 #include <math.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -183,6 +185,18 @@ static const struct {
     {"disk_write_gbps", "file write and fsync, this folder", "GB/s", probe_disk},
 };
 
+/* What the card gives, in the order of `struct rates`. */
+static const struct {
+    const char *key, *what, *unit;
+    size_t at;
+} card_limits[] = {
+    {"card_copy_gbps", "the card's memory, read plus written", "GB/s", offsetof(struct rates, copy_gbps)},
+    {"to_card_gbps", "pinned memory to the card", "GB/s", offsetof(struct rates, to_card_gbps)},
+    {"to_host_gbps", "the card to pinned memory", "GB/s", offsetof(struct rates, to_host_gbps)},
+    {"gemm_tflops", "cuBLASLt, bf16, 4096 x 4096 x 4096", "TFLOP/s", offsetof(struct rates, gemm_tflops)},
+};
+enum { CARD_LIMITS = sizeof card_limits / sizeof *card_limits };
+
 struct info_opts {
     bool json, plan;
     struct host_opts engine; /* for the plan */
@@ -264,16 +278,38 @@ static int run_plan(const struct info_opts *o)
     return rc == KM_EINVAL ? CMD_USAGE : CMD_FAILED;
 }
 
+/* Adds the card and its rates, or why they could not be measured; true when they were. */
+static bool add_card(cJSON *all)
+{
+    struct rates r = {0};
+    struct km_err err;
+    if (rates_measure(&r, &err)) {
+        cJSON_AddStringToObject(all, "card", err.msg);
+        return false;
+    }
+    cJSON *card = cJSON_AddObjectToObject(all, "card");
+    cJSON_AddStringToObject(card, "name", r.device);
+    cJSON_AddNumberToObject(card, "memory_bytes", (double)r.memory);
+    for (int i = 0; i < CARD_LIMITS; i++) {
+        double v;
+        memcpy(&v, (const char *)&r + card_limits[i].at, sizeof v);
+        cJSON_AddNumberToObject(card, card_limits[i].key, v);
+    }
+    return true;
+}
+
 static int run_probes(bool json)
 {
     cJSON *all = cJSON_CreateObject();
     cJSON_AddItemToObject(all, "machine", hz_environment());
-    struct km_err err;
     cJSON *devices = cJSON_AddObjectToObject(all, "devices");
     static const char *const names[] = {"cpu", "cuda"};
+    bool here[2];
     for (int i = 0; i < 2; i++) {
         const struct backend *be;
-        cJSON_AddStringToObject(devices, names[i], backend_pick(names[i], &be, &err) ? err.msg : "available");
+        struct km_err err;
+        here[i] = !backend_pick(names[i], &be, &err);
+        cJSON_AddStringToObject(devices, names[i], here[i] ? "available" : err.msg);
     }
     cJSON *measured = cJSON_AddObjectToObject(all, "limits");
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
@@ -283,9 +319,13 @@ static int run_probes(bool json)
         else
             cJSON_AddNumberToObject(measured, limits[i].key, v);
     }
+    bool card = here[1] && add_card(all);
     print(all, json);
     for (size_t i = 0; !json && i < sizeof limits / sizeof *limits; i++)
         printf("  # %s: %s, in %s, median of %d\n", limits[i].key, limits[i].what, limits[i].unit, REPEATS);
+    for (int i = 0; !json && card && i < CARD_LIMITS; i++)
+        printf("  # %s: %s, in %s, median of %d\n", card_limits[i].key, card_limits[i].what, card_limits[i].unit,
+               REPEATS);
     cJSON_Delete(all);
     return CMD_OK;
 }
