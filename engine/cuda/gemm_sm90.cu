@@ -22,8 +22,7 @@
 #include <cuda.h>
 #include <string.h>
 
-namespace
-{
+namespace {
 
 enum { ROWS = 128, COLS = 128, STEP = 64, STAGES = 4, THREADS = 384, CONSUMERS = 2 };
 enum { BOX_BYTES = 128 * STEP * 2, STAGE_BYTES = 3 * BOX_BYTES };
@@ -204,6 +203,7 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
         if (row >= P.M) { /* no rows: stages must still be released */
             for (int k = 0; k < P.steps; k++, at.next()) {
                 bar_wait(full + 8 * at.stage, at.parity);
+                __syncwarp(); /* as wgmma would: no lane may miss a phase */
                 release<CLUSTER>(empty + 8 * at.stage, lane);
             }
             continue;
