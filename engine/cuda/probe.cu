@@ -1,5 +1,5 @@
-/* Is there a card this build can run on, what is it, and how fast? Asked in a child process: initialising CUDA here would forbid
- * the caller to fork its engine later, since a forked process cannot use its parent's CUDA. */
+/* Is there a card this build can run on, what is it, and how fast? Asked in a child process: initialising CUDA here
+ * would forbid the caller to fork its engine later, since a forked process cannot use its parent's CUDA. */
 #include "engine/cuda/cu.h"
 
 extern "C" {

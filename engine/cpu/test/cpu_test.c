@@ -599,7 +599,9 @@ static void plans_are_what_open_takes(void **state)
         int64_t took = km_mem_stats(KM_MEM_HOST).current - before, rounded = 0;
         be_cpu.stats(b, &st);
         be_cpu.close(b);
-        assert_memory_equal(&g, &plan.geom, sizeof g);
+        assert_int_equal(g.n_pages, plan.geom.n_pages);
+        assert_int_equal(g.page_bytes, plan.geom.page_bytes);
+        assert_memory_equal(&g.model, &plan.geom.model, sizeof g.model);
         assert_string_equal(st.device, plan.device);
         int64_t blocks[3] = {plan_total(&weights, KM_MEM_HOST), plan_total(&work, KM_MEM_HOST),
                              (int64_t)g.n_pages * (int64_t)g.page_bytes};

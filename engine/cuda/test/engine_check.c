@@ -432,7 +432,8 @@ static void plan_is_kept(const struct mdl *m, const struct be_opts *o, const str
         o->max_reqs, (long long)taken, (long long)plan_total(p, KM_MEM_PINNED), (long long)device, (long long)pinned);
     say(st.weight_bytes == plan_sum(p, PLAN_WEIGHTS, KM_MEM_DEVICE) &&
             st.work_bytes == plan_sum(p, PLAN_WORK, KM_MEM_DEVICE) &&
-            st.kv_bytes == plan_sum(p, PLAN_KV, KM_MEM_DEVICE) && !memcmp(&g, &p->geom, sizeof g) &&
+            st.kv_bytes == plan_sum(p, PLAN_KV, KM_MEM_DEVICE) && g.n_pages == p->geom.n_pages &&
+            g.page_bytes == p->geom.page_bytes && !memcmp(&g.model, &p->geom.model, sizeof g.model) &&
             !strcmp(st.device, p->device) && total <= p->limit &&
             (o->n_pages || total > p->limit - (int64_t)g.page_bytes),
         "its weights, work space, KV and pool of %d blocks are the backend's, within the limit", g.n_pages);
