@@ -41,7 +41,8 @@ struct be_stats {
 struct backend {
     const char *name;         /* cpu, cuda, sim */
     /* What open would take with these options, nothing taken; it fails as open would. The rows are there even when
-     * KM_ELIMIT says that they leave no room for KV. Needs no device when o->memory_limit is stated. NULL: none. */
+     * KM_ELIMIT says that they leave no room for KV. Needs no device when o->memory_limit is stated; a card is asked in
+     * a child process, so plan before this one opens it. NULL: none. */
     int (*plan)(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err);
     int (*open)(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
                 struct km_err *err);
