@@ -169,6 +169,7 @@ struct cu_gemm_plan {
     int cluster; /* blocks that share what they read of w: 1 or 2 */
     int group;   /* row tiles of 128 whose products are made while they stay in L2 */
     int lag;     /* stages (at most 4) that one half of a block starts behind the other */
+    int hint;    /* 1: L2 is told to keep x and to let go of w */
 };
 bool cu_gemm_sm90_usable(const cu_dims &m, int N, int K);
 int cu_gemm_sm90_plan(struct cu_gemm_plan *out, const cu_dims &m, const bf16 *x, int rows, const bf16 *w, int N, int K,

@@ -48,6 +48,7 @@ struct params {
     int units, across; /* row tiles / CLUSTER and tiles of columns */
     int group;         /* units walked together, column by column, while their x stays in L2 */
     int lag;           /* stages that the second warpgroup starts behind the first */
+    int hint;          /* L2 shall keep x and let go of w */
 };
 
 /* d[64 x 256] (+)= x w^T of 16 along K: both from shared memory, both K-major. */
@@ -85,6 +86,7 @@ template <int CLUSTER, after THEN>
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *x, const CUtensorMap *w, uint32_t base)
 {
     int rank = (int)blockIdx.x % CLUSTER;
+    uint64_t x_policy = P.hint ? l2_keep() : l2_normal(), w_policy = P.hint ? l2_pass() : l2_normal();
     cursor at;
     for (int i = (int)blockIdx.x / CLUSTER; i < P.units * P.across; i += (int)gridDim.x / CLUSTER) {
         tile t(P, i);
@@ -93,13 +95,13 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *x, c
             uint32_t full = base + smem_layout::FULL + 8 * at.stage, dst = base + at.stage * STAGE_BYTES;
             bar_wait(base + smem_layout::EMPTY + 8 * at.stage, at.parity ^ 1);
             bar_expect(full, STAGE_BYTES);
-            tma_box(dst + smem_layout::X, x, k * STEP, x_row, full);
+            tma_box(dst + smem_layout::X, x, k * STEP, x_row, full, x_policy);
             if (CLUSTER == 2) {
                 tma_box_multicast(dst + smem_layout::W + rank * BOX_BYTES, w, k * STEP, w_row + rank * P.second_box,
-                                  full, 3);
+                                  full, w_policy, 3);
             } else {
-                tma_box(dst + smem_layout::W, w, k * STEP, w_row, full);
-                tma_box(dst + smem_layout::W + BOX_BYTES, w, k * STEP, w_row + P.second_box, full);
+                tma_box(dst + smem_layout::W, w, k * STEP, w_row, full, w_policy);
+                tma_box(dst + smem_layout::W + BOX_BYTES, w, k * STEP, w_row + P.second_box, full, w_policy);
             }
         }
     }
@@ -282,6 +284,7 @@ template <int CLUSTER, after THEN> void launch(const cu_gemm_plan &g, int M, bf1
     int most = g.group > CLUSTER ? g.group / CLUSTER : 1, groups = (P.units + most - 1) / most;
     P.group = (P.units + groups - 1) / groups;
     P.lag = g.lag;
+    P.hint = g.hint;
     int clusters = g.n_sms / CLUSTER < P.units * P.across ? g.n_sms / CLUSTER : P.units * P.across;
     auto kernel = gemm_sm90_kernel<CLUSTER, THEN>;
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_layout::SIZE);
@@ -304,6 +307,7 @@ int cu_gemm_sm90_plan(struct cu_gemm_plan *out, const cu_dims &m, const bf16 *x,
     out->cluster = 2;
     out->group = 16;
     out->lag = 2;
+    out->hint = 0;
     int rc = cu_tensor_map(out->x_map, x, K, (size_t)rows, ROWS, err);
     return rc ? rc : cu_tensor_map(out->w_map, w, K, (size_t)N, COLS, err);
 }

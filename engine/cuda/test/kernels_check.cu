@@ -427,9 +427,10 @@ static void check_products(int most)
 static void check_gemm_sm90(int most)
 {
     struct how {
-        int cluster, n_sms, group, lag;
+        int cluster, n_sms, group, lag, hint;
     };
-    static const how hows[] = {{1, 132, 16, 0}, {1, 3, 2, 2}, {2, 132, 16, 2}, {2, 4, 1, 0}, {2, 2, 4, 4}};
+    static const how hows[] = {
+        {1, 132, 16, 0, 0}, {1, 3, 2, 2, 1}, {2, 132, 16, 2, 0}, {2, 4, 1, 0, 1}, {2, 2, 4, 4, 0}};
     static const int rows[] = {1, 63, 64, 65, 127, 129, 300};
     enum { MOST = 300 };
     cu_dims m = {};
@@ -469,7 +470,7 @@ static void check_gemm_sm90(int most)
                             failures++;
                             continue;
                         }
-                        g.cluster = h.cluster, g.n_sms = h.n_sms, g.group = h.group, g.lag = h.lag;
+                        g.cluster = h.cluster, g.n_sms = h.n_sms, g.group = h.group, g.lag = h.lag, g.hint = h.hint;
                         int width = mode == 2 ? F : N;
                         y.poison();
                         if (mode == 1)
@@ -732,8 +733,13 @@ struct contender {
  * that no cache holds; then as many launches in a row as three prefills make, where the power limit counts. */
 static void time_gemm_sm90(struct cu_lt *lt, const char *what, int N, int K, bool add, bool swiglu)
 {
-    enum { COPIES = 3, ROUNDS = 11, IN_ROW = 36 * 3, MOST = 8192, CONTENDERS = 16 };
-    static const int groups[] = {8, 16, 24}, lags[] = {0, 2};
+    enum { COPIES = 3, ROUNDS = 11, IN_ROW = 36 * 3, MOST = 8192, CONTENDERS = 24 };
+    static const int ways[][4] = {/* cluster, group, lag, hint; the first few for every product */
+                                  {2, 8, 0, 0},  {2, 16, 0, 0}, {2, 16, 2, 0}, {2, 24, 2, 0}, {2, 16, 2, 1},
+                                  {1, 16, 0, 0}, {1, 16, 2, 0}, {1, 8, 2, 0},  {1, 24, 2, 0}, {2, 8, 2, 0},
+                                  {2, 24, 0, 0}, {2, 40, 0, 0}, {2, 40, 2, 0}, {2, 16, 1, 0}, {2, 16, 3, 0},
+                                  {2, 24, 2, 1}, {2, 8, 2, 1}};
+    const int n_ways = swiglu ? (int)(sizeof ways / sizeof *ways) : 7;
     cu_dims m = {};
     struct km_err err;
     cudaDeviceProp card;
@@ -768,26 +774,28 @@ static void time_gemm_sm90(struct cu_lt *lt, const char *what, int N, int K, boo
         snprintf(c[n].name, sizeof c[n].name, "cuBLASLt, swiglu");
         c[n++].ours = false;
     }
-    for (int cluster = 1; cluster <= 2; cluster++)
-        for (int group : groups)
-            for (int lag : lags) {
-                snprintf(c[n].name, sizeof c[n].name, "ours, cluster %d group %2d lag %d", cluster, group, lag);
-                c[n].ours = true;
-                for (int i = 0; i < COPIES; i++) {
-                    cu_gemm_plan &g = c[n].plan[i];
-                    if (cu_gemm_sm90_plan(&g, m, x, MOST, w + i * one, N, K, &err)) {
-                        printf("%s\n", err.msg);
-                        return;
-                    }
-                    g.cluster = cluster, g.group = group, g.lag = lag;
-                }
-                n++;
+    for (int v = 0; v < n_ways; v++, n++) {
+        const int *way = ways[v];
+        snprintf(c[n].name, sizeof c[n].name, "ours, cluster %d group %2d lag %d hint %d", way[0], way[1], way[2],
+                 way[3]);
+        c[n].ours = true;
+        for (int i = 0; i < COPIES; i++) {
+            cu_gemm_plan &g = c[n].plan[i];
+            if (cu_gemm_sm90_plan(&g, m, x, MOST, w + i * one, N, K, &err)) {
+                printf("BAD  %s\n", err.msg);
+                failures++;
+                return;
             }
+            g.cluster = way[0], g.group = way[1], g.lag = way[2], g.hint = way[3];
+        }
+    }
     cudaEvent_t t0, t1;
     OK(cudaEventCreate(&t0));
     OK(cudaEventCreate(&t1));
     int turn = 0;
     for (int M : {256, 512, 1024, 2048, 4096, 5000, (int)MOST}) {
+        if (M < 2048 && !swiglu)
+            continue;
         auto call = [&](int who) {
             int copy = turn++ % COPIES;
             if (c[who].ours && swiglu)
@@ -822,7 +830,7 @@ static void time_gemm_sm90(struct cu_lt *lt, const char *what, int N, int K, boo
             double flops = 2.0 * M * N * K;
             qsort(c[who].alone, ROUNDS, sizeof(float), by_value);
             qsort(c[who].row, 3, sizeof(float), by_value);
-            printf("gemm %-8s M %4d  %-32s %8.1f us %5.0f TFLOP/s   in a row %8.1f us %5.0f TFLOP/s\n", what, M,
+            printf("gemm %-8s M %4d  %-39s %8.1f us %5.0f TFLOP/s   in a row %8.1f us %5.0f TFLOP/s\n", what, M,
                    c[who].name, c[who].alone[ROUNDS / 2] * 1e3, flops / c[who].alone[ROUNDS / 2] / 1e9,
                    c[who].row[1] * 1e3, flops / c[who].row[1] / 1e9);
             if (c[who].ours && (best < 0 || c[who].row[1] < c[best].row[1]))
