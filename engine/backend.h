@@ -3,7 +3,7 @@
  * A backend owns its copy of the weights and the KV pool; the engine owns which page belongs to whom. It
  * is step-level, not operator-level, so that CUDA may fuse and graph while the CPU loops over layers. All
  * calls come from the engine's thread. Steps run in the order given; a copy issued after a step sees that
- * step's KV, and a step issued after a copy was polled complete sees the copied KV. */
+ * step's KV and writes no page before it, and a step issued after a copy was polled complete sees the copied KV. */
 #ifndef ENG_BACKEND_H
 #define ENG_BACKEND_H
 
@@ -40,6 +40,9 @@ struct be_stats {
 
 struct backend {
     const char *name;         /* cpu, cuda, sim */
+    /* Takes one step more while one is in flight, with tokens of -(k + 1): the id that the device chooses for sample k
+     * of the step in flight. Waits come in order. */
+    bool ahead;
     /* What open would take with these options, nothing taken; it fails as open would. The rows are there even when
      * KM_ELIMIT says that they leave no room for KV. Needs no device when o->memory_limit is stated; a card is asked in
      * a child process, so plan before this one opens it. NULL: none. */
@@ -49,7 +52,9 @@ struct backend {
     void (*close)(struct be *b);
     /* Enqueues a step; ticket is handed to wait. Argument arrays stay the caller's until then. */
     int (*step)(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err);
-    /* Blocks until the step is done; out[n_samples] of that step. */
+    /* Blocks until the step is done; out[n_samples] of that step. An id of -1: the host had to choose it, for which the
+     * step given behind leaves no logits. What that step made of it is wrong too, and both are to be given again, the
+     * first with no step behind. */
     int (*wait)(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err);
     /* Pages <-> host, all of them one ticket. 0 in *ticket: already complete. */
     int (*copy)(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);

@@ -1,7 +1,7 @@
 /* One step of the engine as plain arrays: the only thing a backend sees of the requests.
  *
  * A prefill chunk and a decode are the same thing with different query lengths, so mixed batches need
- * no second path. Every array belongs to the scheduler and stays as it is until the step was waited for. */
+ * no second path. Every array belongs to the engine and stays as it is until the step was waited for. */
 #ifndef ENG_BATCH_H
 #define ENG_BATCH_H
 
@@ -11,7 +11,7 @@
 
 struct batch {
     int n_tokens;               /* T, over all requests of the step */
-    const int32_t *tokens;      /* [T] */
+    const int32_t *tokens;      /* [T]; -(k + 1): what sample k of the step in flight will choose */
     const int32_t *positions;   /* [T], from 0 within the request */
     const int32_t *slots;       /* [T] where K and V of the token go: page * B + offset */
 

@@ -1,5 +1,8 @@
 /* The life of a request and the step loop: poll transfers, schedule, run the backend, report.
  *
+ * At most one step is in flight between calls, and within eng_step two: the next is given before the older is waited
+ * for.
+ *
  * All memory is taken at eng_open, one block more for each request at submit: a step allocates nothing. The engine
  * itself decides little: sched.c owns pages and queues, xfer.c the cache layer, the backend the arithmetic. */
 #include "engine/engine.h"
@@ -7,7 +10,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/engine_internal.h"
-#include "engine/sched.h"
+#include "engine/flight.h"
 #include "engine/xfer.h"
 
 #include <limits.h>
@@ -32,11 +35,11 @@ struct eng {
     uint64_t by_id_mask;
 
     int max_blocks;                /* of one request */
-    int32_t *tokens, *positions, *slots; /* [max_num_batched_tokens] */
-    int32_t *q_start;              /* [max_num_seqs + 1] */
-    int32_t *kv_len, *filled;      /* [max_num_seqs]; filled: entries of the table's row that are not -1 */
-    int32_t *table;                /* [max_num_seqs][max_blocks] */
-    struct smp_row *rows;          /* [max_num_seqs] */
+    struct flight flights[2];      /* the second is for backends that run ahead */
+    int oldest, n_flying;          /* those in flight: flights[oldest], and the other behind it */
+    struct seq *ended;             /* requests that ended in flight: the step's arrays point into them */
+    struct fl_pace pace;
+    int64_t ended_ns;              /* when the last step was seen to end */
     struct smp_result *results;    /* [max_num_seqs] */
     struct eng_events events;
 
@@ -147,27 +150,22 @@ static int settle_lengths(struct eng_opts *o, const struct kv_geom *g, const str
 
 static int take_memory(struct eng *e, struct km_err *err)
 {
-    size_t t = (size_t)e->o.max_num_batched_tokens, r = (size_t)e->o.max_num_seqs;
-    size_t alive = r + (size_t)e->o.max_waiting, ids = 16;
+    size_t r = (size_t)e->o.max_num_seqs, alive = r + (size_t)e->o.max_waiting, ids = 16;
     while (ids < alive)
         ids *= 2;
     e->by_id_mask = ids - 1;
     e->by_id = km_calloc(ids, sizeof *e->by_id);
-    e->tokens = km_calloc(t, sizeof *e->tokens);
-    e->positions = km_calloc(t, sizeof *e->positions);
-    e->slots = km_calloc(t, sizeof *e->slots);
-    e->q_start = km_calloc(r + 1, sizeof *e->q_start);
-    e->kv_len = km_calloc(r, sizeof *e->kv_len);
-    e->filled = km_calloc(r, sizeof *e->filled);
-    e->table = km_calloc(r, (size_t)e->max_blocks * sizeof *e->table);
-    e->rows = km_calloc(r, sizeof *e->rows);
     e->results = km_calloc(r, sizeof *e->results);
     e->events.v = km_calloc(alive, sizeof *e->events.v);
     e->events.cap = (int)alive;
-    if (!e->by_id || !e->tokens || !e->positions || !e->slots || !e->q_start || !e->kv_len || !e->filled || !e->table ||
-        !e->rows || !e->results || !e->events.v)
-        return km_fail(err, KM_ENOMEM, "no memory for steps of %zu tokens and %zu requests", t, r);
-    memset(e->table, 0xff, r * (size_t)e->max_blocks * sizeof *e->table);
+    if (!e->by_id || !e->results || !e->events.v)
+        return km_fail(err, KM_ENOMEM, "no memory for %zu requests", alive);
+    for (int i = 0; i <= e->backend->ahead; i++) {
+        int rc = fl_take(&e->flights[i], e->o.max_num_batched_tokens, e->o.max_num_seqs, e->max_blocks, e->o.block_size,
+                         err);
+        if (rc)
+            return rc;
+    }
     return 0;
 }
 
@@ -268,9 +266,15 @@ static void end(struct eng *e, struct seq *q, enum eng_finish finish)
     e->n.finished[finish]++;
     if (e->port)
         xf_end(&e->xf, q);
+    bool flies = q->n_now && e->n_flying;
     sch_remove(&e->sched, q);
     *place_of(e, q->id) = q->chain;
-    seq_free(q);
+    if (flies) {
+        q->next = e->ended;
+        e->ended = q;
+    } else {
+        seq_free(q);
+    }
 }
 
 static void end_list(struct eng *e, struct seq_list *l)
@@ -284,10 +288,26 @@ static void nap(void)
     nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
 }
 
+/* Waits for the oldest step in flight, which then is in none. */
+static int wait_oldest(struct eng *e, struct km_err *err)
+{
+    struct flight *f = &e->flights[e->oldest];
+    int rc = e->backend->wait(e->be, f->ticket, e->results, err);
+    e->oldest ^= e->backend->ahead;
+    e->n_flying--;
+    for (struct seq *q; (q = e->ended);) { /* nobody has ended since a step was given behind this one */
+        e->ended = q->next;
+        seq_free(q);
+    }
+    return rc;
+}
+
 void eng_close(struct eng *e)
 {
     if (!e)
         return;
+    while (e->n_flying)
+        wait_oldest(e, NULL);
     end_list(e, &e->sched.running);
     end_list(e, &e->sched.loading);
     end_list(e, &e->sched.waiting);
@@ -302,14 +322,8 @@ void eng_close(struct eng *e)
     pg_free(e->sched.pages);
     px_free(e->sched.prefix);
     km_free(e->by_id);
-    km_free(e->tokens);
-    km_free(e->positions);
-    km_free(e->slots);
-    km_free(e->q_start);
-    km_free(e->kv_len);
-    km_free(e->filled);
-    km_free(e->table);
-    km_free(e->rows);
+    fl_free(&e->flights[0]);
+    fl_free(&e->flights[1]);
     km_free(e->results);
     km_free(e->events.v);
     km_free(e);
@@ -392,50 +406,22 @@ static void admit(struct eng *e)
     }
 }
 
-/* The scheduled rows of q as row r of the batch. */
-static void lay_out(struct eng *e, const struct seq *q, struct batch *b)
+/* Schedules a step and gives it to the backend, if it has rows. */
+static int give(struct eng *e, struct km_err *err)
 {
-    int block = e->o.block_size, r = b->n_reqs++, upto = q->n_computed + q->n_now;
-    memcpy(e->tokens + b->n_tokens, q->tokens + q->n_computed, (size_t)q->n_now * sizeof *e->tokens);
-    for (int pos = q->n_computed; pos < upto; pos++, b->n_tokens++) {
-        e->positions[b->n_tokens] = pos;
-        e->slots[b->n_tokens] = q->pages[pos / block] * block + pos % block;
-    }
-    e->q_start[b->n_reqs] = b->n_tokens;
-    e->kv_len[r] = upto;
-    int32_t *row = e->table + (size_t)r * (size_t)e->max_blocks;
-    memcpy(row, q->pages, (size_t)q->n_pages * sizeof *row);
-    for (int i = q->n_pages; i < e->filled[r]; i++)
-        row[i] = -1;
-    e->filled[r] = q->n_pages;
-    if (upto < q->n_tokens)
-        return;
-    const struct smp_params *p = &q->sampling;
-    bool history = p->presence != 0 || p->frequency != 0 || p->repetition != 1;
-    e->rows[b->n_samples++] = (struct smp_row){.p = *p,
-                                               .row = b->n_tokens - 1,
-                                               .step = (uint64_t)seq_output(q),
-                                               .history = history ? q->tokens : NULL,
-                                               .n_history = history ? q->n_tokens : 0,
-                                               .n_prompt = q->n_prompt,
-                                               .banned = q->ends,
-                                               .n_banned = seq_output(q) < q->min_tokens ? q->n_ends : 0};
-}
-
-static struct batch build(struct eng *e)
-{
-    struct batch b = {.tokens = e->tokens,
-                      .positions = e->positions,
-                      .slots = e->slots,
-                      .q_start = e->q_start,
-                      .kv_len = e->kv_len,
-                      .block_table = e->table,
-                      .max_blocks = e->max_blocks,
-                      .samples = e->rows};
-    for (const struct seq *q = e->sched.running.head; q; q = q->next)
-        if (q->n_now)
-            lay_out(e, q, &b);
-    return b;
+    sch_begin(&e->sched);
+    admit(e);
+    struct flight *f = &e->flights[(e->oldest + e->n_flying) % 2];
+    fl_fill(f, &e->sched);
+    if (!f->in.n_tokens)
+        return 0;
+    f->began = now(e);
+    int rc = e->backend->step(e->be, &f->in, &f->ticket, err);
+    if (rc)
+        return rc;
+    e->n.ahead_steps += e->n_flying;
+    e->n_flying++;
+    return 0;
 }
 
 /* Whether the newest token ends q. An end token, which below min_tokens was banned, wins over the length, as in vLLM. */
@@ -447,46 +433,87 @@ static enum eng_finish verdict(const struct seq *q, int32_t token)
     return seq_output(q) >= q->max_tokens ? ENG_LENGTH : ENG_RUNNING;
 }
 
-/* The step ran: progress for all of its requests, and an event for each that was sampled. */
-static void collect(struct eng *e)
+/* A row of q ran that nobody could sample: it counts for nothing, nor does what a step behind made of it. */
+static void again(struct eng *e, struct seq *q)
 {
-    const struct smp_result *result = e->results;
+    if (q->n_now && e->n_flying)
+        e->flights[e->oldest].ids[q->at] = 0;
+    q->by_host = true;
+    sch_discard(q);
+}
+
+/* q was sampled: an event, and perhaps its end. */
+static void take_token(struct eng *e, struct seq *q, const struct smp_result *result, int64_t at)
+{
+    enum eng_finish finish = verdict(q, result->id);
+    struct eng_event *v = report(e, q, finish, at);
+    v->has_token = true;
+    v->token = *result;
+    v->stop_id = finish == ENG_STOP ? result->id : -1;
+    e->n.generated_tokens++;
+    if (v->n_output == 1)
+        e->n.prompt_tokens += q->n_prompt;
+    if (finish != ENG_RUNNING)
+        end(e, q, finish);
+}
+
+/* The step ran: progress for those of its requests that are still there, and an event for each that was sampled. */
+static void collect(struct eng *e, const struct flight *f)
+{
+    const struct batch *b = &f->in;
     int64_t at = now(e);
-    for (struct seq *q = e->sched.running.head, *next; q; q = next) {
-        next = q->next;
-        if (!q->n_now)
+    for (int r = 0, sample = 0; r < b->n_reqs; r++) {
+        int rows = b->q_start[r + 1] - b->q_start[r];
+        bool sampled = sample < b->n_samples && b->samples[sample].row == b->q_start[r + 1] - 1;
+        const struct smp_result *result = sampled ? &e->results[sample++] : NULL;
+        struct seq *q = f->ids[r] ? *place_of(e, f->ids[r]) : NULL;
+        if (!q || (result && result->id < 0)) {
+            e->n.wasted_rows += rows;
+            if (q)
+                again(e, q);
             continue;
-        bool sampled = q->n_computed + q->n_now == q->n_tokens;
-        if (sampled)
+        }
+        e->n.computed_tokens += rows;
+        if (result) {
             q->tokens[q->n_tokens++] = result->id;
+            q->by_host = result->by_host;
+        }
         sch_computed(&e->sched, q);
         if (e->port)
             xf_store(&e->xf, q);
-        if (!sampled)
-            continue;
-        enum eng_finish finish = verdict(q, result->id);
-        struct eng_event *v = report(e, q, finish, at);
-        v->has_token = true;
-        v->token = *result++;
-        v->stop_id = finish == ENG_STOP ? v->token.id : -1;
-        e->n.generated_tokens++;
-        if (v->n_output == 1)
-            e->n.prompt_tokens += q->n_prompt;
-        if (finish != ENG_RUNNING)
-            end(e, q, finish);
+        if (result)
+            take_token(e, q, result, at);
     }
 }
 
-/* The step failed: its requests end with an error, and with the device gone all others too. */
-static void fail_step(struct eng *e, int rc)
+/* The oldest step in flight ends: how long it took, and what came of it. */
+static int land(struct eng *e, struct km_err *err)
 {
+    const struct flight *f = &e->flights[e->oldest];
+    int rc = wait_oldest(e, err);
+    if (rc)
+        return rc;
+    int64_t at = now(e);
+    if (f->plain)
+        fl_note(&e->pace, f, at - (f->began > e->ended_ns ? f->began : e->ended_ns));
+    e->ended_ns = at;
+    e->n.steps++;
+    collect(e, f);
+    return 0;
+}
+
+/* A step failed: the requests of all in flight end with an error, and with the device gone all others too. */
+static void fail_steps(struct eng *e, int rc)
+{
+    while (e->n_flying)
+        wait_oldest(e, NULL);
     int64_t at = now(e);
     e->dead = rc == KM_EDEVICE;
     struct seq_list *const lists[] = {&e->sched.running, &e->sched.loading, &e->sched.waiting};
     for (int i = 0; i < 3; i++)
         for (struct seq *q = lists[i]->head, *next; q; q = next) {
             next = q->next;
-            if (!q->n_now && !e->dead)
+            if (!q->n_now && !q->n_before && !e->dead)
                 continue;
             report(e, q, ENG_ERROR, at);
             end(e, q, ENG_ERROR);
@@ -497,32 +524,30 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
 {
     e->events.n = 0;
     e->events.stalled = false;
+    e->events.busy_until_ns = 0;
     if (e->port && e->xf.n_open)
         xf_poll(&e->xf);
     if (e->dead) {
-        fail_step(e, KM_EDEVICE);
+        fail_steps(e, KM_EDEVICE);
         e->events.stalled = !eng_idle(e);
         *out = e->events;
         return km_fail(err, KM_EDEVICE, "the %s device failed: start the engine again", e->backend->name);
     }
-    sch_begin(&e->sched);
-    admit(e);
-    struct batch b = build(e);
-    if (!b.n_tokens) {
+    bool flying = e->n_flying;
+    const struct flight *f = &e->flights[e->oldest];
+    int rc = 0;
+    if (!flying || (f->plain && sch_can_follow(&e->sched)))
+        rc = give(e, err);
+    if (!rc && !e->n_flying)
         e->events.stalled = !eng_idle(e);
-        *out = e->events;
-        return 0;
-    }
-    uint64_t ticket;
-    int rc = e->backend->step(e->be, &b, &ticket, err);
-    if (!rc)
-        rc = e->backend->wait(e->be, ticket, e->results, err);
+    else if (!rc && (flying || !f->plain || !e->backend->ahead))
+        rc = land(e, err);
     if (rc)
-        fail_step(e, rc);
-    else {
-        e->n.steps++;
-        e->n.computed_tokens += b.n_tokens;
-        collect(e);
+        fail_steps(e, rc);
+    f = &e->flights[e->oldest];
+    if (e->n_flying && f->plain && !e->backend->now) {
+        int64_t takes = fl_guess(&e->pace, f);
+        e->events.busy_until_ns = takes ? (f->began > e->ended_ns ? f->began : e->ended_ns) + takes : 0;
     }
     *out = e->events;
     return rc;
@@ -530,7 +555,7 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
 
 bool eng_idle(const struct eng *e)
 {
-    return !sch_alive(&e->sched) && !e->xf.n_open;
+    return !sch_alive(&e->sched) && !e->xf.n_open && !e->n_flying;
 }
 
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
@@ -585,9 +610,27 @@ const struct mdl *eng_model(const struct eng *e)
     return e->m;
 }
 
+/* The rows that requests have in a step are those of the step in flight. */
+static int check_flight(const struct eng *e, struct km_err *err)
+{
+    const struct flight *f = &e->flights[e->oldest];
+    if (e->n_flying > 1)
+        return km_fail(err, KM_EINVAL, "%d steps are in flight between calls", e->n_flying);
+    for (const struct seq *q = e->sched.running.head; q; q = q->next) {
+        bool in = e->n_flying && q->at < f->in.n_reqs && f->ids[q->at] == q->id;
+        int rows = in ? f->in.q_start[q->at + 1] - f->in.q_start[q->at] : 0;
+        if (q->n_before || q->n_now != rows)
+            return km_fail(err, KM_EINVAL, "request %llu counts %d and %d rows in flight, the step has %d",
+                           (unsigned long long)q->id, q->n_before, q->n_now, rows);
+    }
+    return 0;
+}
+
 int eng_check(const struct eng *e, struct km_err *err)
 {
     int rc = sch_check(&e->sched, err), n = 0;
+    if (!rc)
+        rc = check_flight(e, err);
     if (!rc && e->port)
         rc = xf_check(&e->xf, err);
     for (uint64_t b = 0; b <= e->by_id_mask && !rc; b++)

@@ -3,7 +3,10 @@
  * An `eng` is one loaded model on one backend; a request is one sequence to continue. The engine is
  * single-threaded: submit, cancel and step come from one thread (engine/runner.h puts it on a thread of its
  * own for servers). Each step schedules, runs the backend, samples, and reports what happened as events;
- * the caller may not know about pages, batches or the cache. */
+ * the caller may not know about pages, batches or the cache.
+ *
+ * On a backend that takes it, the engine runs a step ahead: while a decode is under way the next step is scheduled and
+ * given, so that the device never waits for the host. Such a decode is in flight when eng_step returns. */
 #ifndef ENG_ENGINE_H
 #define ENG_ENGINE_H
 
@@ -71,6 +74,9 @@ struct eng_events {
     struct eng_event *v; /* [n]; valid until the next eng_step */
     int n, cap;
     bool stalled; /* no rows ran, all work waits for transfers: stepping again at once gains nothing */
+    /* When the step in flight should end (km_now_ns). The next one is scheduled by the call that waits for it: called
+     * much earlier, it is without those who come meanwhile. 0: nothing to wait for, or not known. */
+    int64_t busy_until_ns;
 };
 
 struct eng_stats {
@@ -78,6 +84,8 @@ struct eng_stats {
     int pages, pages_used, pages_cached; /* used: referenced; cached: free but findable */
     int64_t steps, prompt_tokens, generated_tokens;
     int64_t computed_tokens;           /* rows the backend ran: what the cache saves shows here */
+    int64_t ahead_steps;               /* given while the step before was running */
+    int64_t wasted_rows;               /* ahead, for a request that had ended or on a wrong token; in no other count */
     int64_t prefix_queries, prefix_hits; /* tokens asked of and found in the pool */
     int64_t preemptions, finished[5];  /* by enum eng_finish */
     struct kv_port_stats kv;           /* zeros without a port */

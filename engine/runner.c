@@ -1,17 +1,23 @@
 /* One thread, one mutex, two directions: requests and cancels go in, events come out.
  *
- * The thread holds the mutex except while it steps. A submitted request is validated and copied on the caller's thread
- * and travels as the object the engine will use, so that the thread allocates nothing but room for events; when there is
- * no memory for those either, it waits until the owner has taken what is there. Only the thread touches the engine
+ * The thread holds the mutex except while it steps or sleeps. With a step in flight it sleeps until that one is about to
+ * end, so that what comes in is part of the next. A submitted request is validated and copied on the caller's thread
+ * and travels as the object the engine will use, so that the thread allocates nothing but room for events; when there
+ * is no memory for those either, it waits until the owner has taken what is there. Only the thread touches the engine
  * after run_start. */
 #include "engine/runner.h"
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "engine/engine_internal.h"
 
 #include <pthread.h>
 #include <string.h>
 #include <time.h>
+
+/* How long before the step in flight should end the next one is scheduled: time to wake up, schedule and hand over,
+ * several times over. Requests that come later than this miss it. */
+enum { HEAD_START_NS = 300000 };
 
 struct cancel {
     uint64_t id;
@@ -38,6 +44,7 @@ struct run {
     struct eng_event *events;       /* [n_events] */
     int n_events, cap_events;
     struct eng_stats stats;
+    int64_t busy_until_ns;          /* as the last step said */
     bool failed;
     struct km_err why;
 };
@@ -101,6 +108,12 @@ static void drain(struct run *r)
     pthread_cond_broadcast(&r->done);
 }
 
+/* What is left until the next step should be scheduled; not above 0: now. Lock held. */
+static int64_t time_left(const struct run *r)
+{
+    return r->busy_until_ns ? r->busy_until_ns - HEAD_START_NS - km_now_ns() : 0;
+}
+
 /* A step outside the lock; its events are the owner's when it returns. */
 static void step(struct run *r)
 {
@@ -116,6 +129,7 @@ static void step(struct run *r)
     }
     eng_stats(r->e, &r->stats);
     r->n_inside = r->stats.waiting;
+    r->busy_until_ns = ev.busy_until_ns;
     if (ev.n) {
         make_room(r, ev.n);
         if (!r->stop) {
@@ -136,8 +150,11 @@ static void *thread_main(void *arg)
     while (!r->stop) {
         if (r->first || r->n_cancels || r->reset)
             drain(r);
+        int64_t left = time_left(r);
         if (eng_idle(r->e))
             pthread_cond_wait(&r->work, &r->lock);
+        else if (left > 0)
+            sleep_for(r, (long)left);
         else
             step(r);
     }

@@ -225,6 +225,7 @@ void smp_sample(const struct smp_row *r, const float *logits, int vocab, float *
     bool greedy = p->temperature == 0, adjusted = !greedy || r->n_history || r->n_banned;
     out->logprob = 0;
     out->rank = out->n_top = 0;
+    out->by_host = false;
     if (adjusted)
         adjust(r, logits, vocab, scratch);
     if (greedy)

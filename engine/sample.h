@@ -46,6 +46,7 @@ struct smp_result {
     int32_t id;
     float logprob;                    /* of id, of the unmodified distribution (vLLM's raw_logprobs) */
     int rank;                         /* of id among all, 1 = most likely; 0 when not asked for */
+    bool by_host;                     /* the reference sampler chose on the host, for a device that could not */
     int n_top;
     int32_t top_id[SMP_MAX_TOP];      /* by falling probability */
     float top_logprob[SMP_MAX_TOP];

@@ -97,15 +97,40 @@ static int min_int(int a, int b)
     return a < b ? a : b;
 }
 
+/* The decode in flight, whose rows of q are `rows`, makes q's last token. */
+static bool is_last(const struct seq *q, int rows)
+{
+    return rows && seq_output(q) + 1 >= q->max_tokens;
+}
+
+bool sch_can_follow(const struct sch *s)
+{
+    int need = 0;
+    for (const struct seq *q = s->running.head; q; q = q->next) {
+        if (is_last(q, q->n_now)) {
+            if (s->waiting.n)
+                return false;
+            continue;
+        }
+        int upto = q->n_computed + q->n_now + min_int(q->n_tokens - q->n_computed, s->max_tokens);
+        int more = (upto + s->block_size - 1) / s->block_size - q->n_pages;
+        need += more > 0 ? more : 0;
+    }
+    return need <= pg_available(s->pages);
+}
+
 /* Rows for a running request, at the cost of those after it in order. False: it is the last itself, and short. */
 static bool serve(struct sch *s, struct seq *q)
 {
-    int want = min_int(q->n_tokens - q->n_computed, s->budget);
-    while (!grow(s, q, q->n_computed + want)) {
+    if (is_last(q, q->n_before))
+        return true;
+    /* As many as before the row in flight, which adds a token. */
+    int from = q->n_computed + q->n_before, want = min_int(q->n_tokens - q->n_computed, s->budget);
+    while (!grow(s, q, from + want)) {
         struct seq *last = last_running(s);
         if (pg_counts(s->pages).returning || (last == q && s->loading.n)) {
             /* Take what there is, which leaves none to anybody else; the rest comes back when transfers end. */
-            int room = (q->n_pages + pg_available(s->pages)) * s->block_size - q->n_computed;
+            int room = (q->n_pages + pg_available(s->pages)) * s->block_size - from;
             want = min_int(want, room);
         } else if (last == q) {
             return false;
@@ -122,8 +147,10 @@ void sch_begin(struct sch *s)
 {
     s->budget = s->max_tokens;
     s->closed = false;
-    for (struct seq *q = s->running.head; q; q = q->next)
+    for (struct seq *q = s->running.head; q; q = q->next) {
+        q->n_before = q->n_now; /* 0 when no step is in flight */
         q->n_now = 0;
+    }
     for (struct seq *q = s->running.head, *next; q && s->budget; q = next) {
         bool served = serve(s, q);
         next = q->next; /* only now: whom it preempted may have been next */
@@ -227,15 +254,21 @@ void sch_give(struct sch *s, struct seq *q)
 
 void sch_computed(struct sch *s, struct seq *q)
 {
-    q->n_computed += q->n_now;
-    q->n_now = 0;
+    int *rows = q->n_before ? &q->n_before : &q->n_now;
+    q->n_computed += *rows;
+    *rows = 0;
     publish(s, q);
+}
+
+void sch_discard(struct seq *q)
+{
+    q->n_now = q->n_before = 0;
 }
 
 void sch_remove(struct sch *s, struct seq *q)
 {
     take_out(list_of(s, q), q);
-    q->n_now = 0;
+    sch_discard(q);
     drop(s, q);
 }
 
@@ -260,6 +293,8 @@ static int check_list(const struct sch *s, const struct seq_list *l, enum seq_st
                            state, q->state);
         if (state == SEQ_WAITING && prev && seq_before(q, prev))
             return km_fail(err, KM_EINVAL, "request %llu waits behind one that should come later", id);
+        if (state != SEQ_RUNNING && q->n_now + q->n_before)
+            return km_fail(err, KM_EINVAL, "request %llu of state %d has rows in a step", id, state);
         if (state == SEQ_WAITING && (q->n_pages || q->n_computed))
             return km_fail(err, KM_EINVAL, "request %llu waits but holds %d pages", id, q->n_pages);
         if (q->n_computed >= q->n_tokens || q->n_computed > q->n_pages * block || q->n_pages > q->cap_pages)

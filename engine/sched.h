@@ -8,6 +8,9 @@
  *     [the step runs rows n_now of every running request]
  *     sch_computed, sch_remove     progress, and the end of a request
  *
+ * When that step is a decode, each request's one row sampled, the next may be scheduled while it runs, if
+ * sch_can_follow says so: sch_begin then counts its rows as done, and sch_computed is for the older of the two.
+ *
  * Rules are those of vLLM's V1 scheduler: a token budget a step shared by decodes and prefill chunks; when pages run
  * out, the running request last in (priority, arrival) is preempted: it gives up its pages, which stay findable
  * until reused, and computes again what it must; after a preemption nobody is admitted in that step. So the first in
@@ -16,7 +19,8 @@
  * One rule is ours: while transfers to a cache layer hold pages that nobody else uses, a request in need of pages
  * waits for those instead of preempting, for they come back by themselves.
  *
- * Invariant: a page below n_computed may be shared and is never written; all others of a request are its own. */
+ * Invariant: a page below n_computed may be shared and is never written; all others of a request are its own. Rows in
+ * flight write to those alone, so pages let go of may be given on at once: later steps and copies come later. */
 #ifndef SCH_SCHED_H
 #define SCH_SCHED_H
 
@@ -41,6 +45,9 @@ struct sch {
 };
 
 void sch_add(struct sch *s, struct seq *q);
+/* Whether sch_begin may come while a decode is in flight: nobody would be preempted, and nobody waits for what the
+ * requests that end with it by length hold. */
+bool sch_can_follow(const struct sch *s);
 void sch_begin(struct sch *s);
 
 /* The waiting request that may be admitted now, or NULL. Its longest beginning in the pool is already referenced:
@@ -57,8 +64,10 @@ enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external);
 void sch_loaded(struct sch *s, struct seq *q, int good);
 void sch_give(struct sch *s, struct seq *q);
 
-/* The step ran q's n_now rows: full pages become findable. */
+/* The oldest step in flight has run q's rows: full pages become findable. */
 void sch_computed(struct sch *s, struct seq *q);
+/* Nothing of q in flight counts: all of it is to be scheduled again. */
+void sch_discard(struct seq *q);
 /* q ends: off its list, its pages let go. */
 void sch_remove(struct sch *s, struct seq *q);
 /* Makes the pool forget all findable pages that nobody uses. */

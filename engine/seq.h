@@ -5,8 +5,8 @@
  * scheduling part belong to engine/sched.c, the kv part to engine/xfer.c.
  *
  * Invariant: tokens [0, n_computed) have their KV in pages [0, n_computed / B], and n_computed < n_tokens between
- * steps: the newest token is always still to be computed. Generated tokens are kept through a preemption and
- * are recomputed like a prompt. */
+ * steps: the newest token is always still to be computed. Rows in flight change neither before their step was
+ * waited for. Generated tokens are kept through a preemption and are recomputed like a prompt. */
 #ifndef SEQ_SEQ_H
 #define SEQ_SEQ_H
 
@@ -37,7 +37,10 @@ struct seq {
     int n_keys;
     int n_computed;           /* tokens whose KV is in the pages */
     int n_published;          /* leading pages already offered to the prefix index */
-    int n_now;                /* rows in the current step */
+    int n_now;                /* rows in the newest step */
+    int n_before;             /* rows in the step before it, while both are in flight: 1 or none */
+    int at;                   /* which request of the newest step it is */
+    bool by_host;             /* the host had to choose its last token: the device could not */
 
     struct kv_seq *kv;        /* the cache layer's view; NULL without one */
     int n_external;           /* what the cache layer said it has; -1: not asked since the last admission */

@@ -521,6 +521,6 @@ static void cuda_stats(struct be *b, struct be_stats *out)
     *out = b->st;
 }
 
-extern "C" const struct backend be_cuda = {"cuda",          cu_plan,        cuda_open, cuda_close,
-                                           cuda_step,       cuda_wait,      cuda_copy, cuda_poll,
-                                           cuda_host_alloc, cuda_host_free, nullptr,   cuda_stats};
+extern "C" const struct backend be_cuda = {"cuda",    false,     cu_plan,   cuda_open,       cuda_close,     cuda_step,
+                                           cuda_wait, cuda_copy, cuda_poll, cuda_host_alloc, cuda_host_free, nullptr,
+                                           cuda_stats};

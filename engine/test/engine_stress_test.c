@@ -1,5 +1,6 @@
-/* Random traffic over every setting at once: arrivals, cancels, resets, priorities, salts, preemptions, a cache layer that
- * is slow, forgets and comes short. After every step all invariants hold; every answer equals the straight-line one.
+/* Random traffic over every setting at once: arrivals, cancels, resets, priorities, salts, preemptions, a backend that
+ * runs a step ahead or not, a cache layer that is slow, forgets and comes short. After every step all invariants hold;
+ * every answer equals the straight-line one.
  * The seed is printed; as the program's argument it is replayed. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -61,7 +62,8 @@ static void one_run(int round, long steps)
     p.fail = below(2);
     p.keep_nothing = below(8) == 0;
     p.rng = fake_random(&rng);
-    rig_open(&g, &o, port ? &p : NULL);
+    rig_open_on(&g, &o, port ? &p : NULL, below(2) ? &be_fake_ahead : &be_fake);
+    g.m.unchosen = below(3) ? 0 : below(30);
     g.m.copy_polls = below(2) * below(5);
     int longest = eng_options(g.e)->max_model_len, live = 0, done = 0, cancelled = 0, resets = 0;
     if (longest > 300)
@@ -99,8 +101,9 @@ static void one_run(int round, long steps)
     rig_run(&g);
     struct eng_stats st;
     eng_stats(g.e, &st);
-    print_message("round %2d: %3d requests, %2d cancelled, %4lld preemptions, %5lld pool hits, %3d loads, %d resets\n", round,
-                  done, cancelled, (long long)st.preemptions, (long long)st.prefix_hits, p.loads, resets);
+    print_message("round %2d: %3d requests, %2d cancelled, %4lld of %4lld steps ahead, %4lld preemptions, "
+                  "%5lld pool hits, %3d loads, %d resets\n", round, done, cancelled, (long long)st.ahead_steps,
+                  (long long)st.steps, (long long)st.preemptions, (long long)st.prefix_hits, p.loads, resets);
     rig_close(&g);
     fake_port_free(&p);
 }

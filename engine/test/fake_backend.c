@@ -1,20 +1,35 @@
 /* The pool is one word a token; everything else is bookkeeping that complains. */
 #include "fake_backend.h"
 
+#include "base/clock.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+enum { LONG_BAN = 8, STEPS = 3 };
+
+struct step {
+    const struct batch *in;
+    int n_samples;            /* in's, which is the engine's again after the wait */
+    uint64_t ticket;
+    long number;
+    int64_t ends;             /* ns */
+    bool flying, ran;
+    struct smp_result *results; /* [max_reqs], what the row should give */
+    bool *unchosen;           /* [max_reqs], the device did not choose it: it goes on with token 0 */
+};
+
 struct be {
     struct mdl *m;
+    bool ahead;
     struct be_opts o;
     int n_pages;
     uint64_t *pool;  /* [n_pages][block_size] */
     long *written;   /* [n_pages * block_size], the step that wrote the slot last */
-    struct smp_result *results;
-    int n_results;
-    uint64_t ticket, waited;
+    struct step step[STEPS];  /* two in flight and the one before, by number */
+    uint64_t ticket;
     struct fake_copy *copies; /* [n_copies] */
     int n_copies;
 };
@@ -91,13 +106,14 @@ const struct mdl_config *mdl_config(const struct mdl *m)
     return &m->c;
 }
 
-static int fake_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
-                     struct km_err *err)
+static int open_one(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom, bool ahead,
+                    struct km_err *err)
 {
     if (o->memory_limit == 1)
         return km_fail(err, KM_ELIMIT, "the fake device has no room");
     struct be *b = calloc(1, sizeof *b);
     b->m = (struct mdl *)m;
+    b->ahead = ahead;
     b->o = *o;
     b->n_pages = o->n_pages ? o->n_pages : 64;
     size_t n = (size_t)b->n_pages * (size_t)o->block_size;
@@ -105,38 +121,80 @@ static int fake_open(struct be **out, const struct be_opts *o, const struct mdl 
     for (size_t i = 0; i < n; i++)
         b->pool[i] = 0xDEADDEADDEADDEADu;
     b->written = calloc(n, sizeof *b->written);
-    b->results = calloc((size_t)o->max_reqs, sizeof *b->results);
+    for (int i = 0; i < STEPS; i++) {
+        b->step[i].results = calloc((size_t)o->max_reqs, sizeof *b->step[i].results);
+        b->step[i].unchosen = calloc((size_t)o->max_reqs, sizeof *b->step[i].unchosen);
+    }
     *geom = (struct kv_geom){.n_layers = 1, .n_kv_heads = 1, .head_dim = 1, .block_size = o->block_size, .dtype = o->dtype,
                              .layout = 1, .page_bytes = (size_t)o->block_size * sizeof *b->pool, .n_pages = b->n_pages};
     *out = b;
     return 0;
 }
 
+static int fake_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
+                     struct km_err *err)
+{
+    return open_one(out, o, m, geom, false, err);
+}
+
+static int ahead_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
+                      struct km_err *err)
+{
+    return open_one(out, o, m, geom, true, err);
+}
+
 static void fake_close(struct be *b)
 {
     for (int i = 0; i < b->n_copies; i++)
         free(b->copies[i].c);
-    if (b->n_copies)
-        snprintf(b->m->complaint, sizeof b->m->complaint, "closed with %d copies open", b->n_copies);
+    if (b->n_copies || b->m->in_flight)
+        snprintf(b->m->complaint, sizeof b->m->complaint, "closed with %d copies and %ld steps open", b->n_copies,
+                 b->m->in_flight);
     free(b->copies);
     free(b->pool);
     free(b->written);
-    free(b->results);
+    for (int i = 0; i < STEPS; i++) {
+        free(b->step[i].results);
+        free(b->step[i].unchosen);
+    }
     free(b);
 }
 
-static void complain(struct be *b, const char *what, int r, int i)
+static void complain(struct be *b, long step, const char *what, int r, int i)
 {
     if (!b->m->complaint[0])
-        snprintf(b->m->complaint, sizeof b->m->complaint, "step %ld, request %d, row %d: %s", b->m->steps, r, i, what);
+        snprintf(b->m->complaint, sizeof b->m->complaint, "step %ld, request %d, row %d: %s", step, r, i, what);
 }
 
-static void run_request(struct be *b, const struct batch *in, int r, int *sample)
+/* The id of row i, which the step before may have chosen. */
+static int32_t token_of(struct be *b, const struct step *s, int r, int i)
 {
+    const struct step *before = &b->step[(s->number - 1) % STEPS];
+    int32_t id = s->in->tokens[i];
+    if (id >= 0)
+        return id;
+    if (!before->ran || before->number != s->number - 1 || -(id + 1) >= before->n_samples) {
+        complain(b, s->number, "a token that no step in flight chooses", r, i);
+        return 0;
+    }
+    return before->unchosen[-(id + 1)] ? 0 : before->results[-(id + 1)].id;
+}
+
+static void sample(struct be *b, struct step *s, int at, uint64_t fold)
+{
+    const struct smp_row *row = &s->in->samples[at];
+    s->results[at] = (struct smp_result){.id = pick(fold, row, b->m->c.vocab)};
+    s->unchosen[at] = b->ahead && (row->p.n_logprobs >= 0 || row->n_history || row->n_banned > LONG_BAN ||
+                                   mix2(fold, (uint64_t)s->number) % 100 < (uint64_t)b->m->unchosen);
+}
+
+static void run_request(struct be *b, struct step *s, int r, int *sampled)
+{
+    const struct batch *in = s->in;
     int B = b->o.block_size, from = in->q_start[r], to = in->q_start[r + 1], start = in->kv_len[r] - (to - from);
     const int32_t *table = in->block_table + (size_t)r * (size_t)in->max_blocks;
     if (to <= from || start < 0 || in->kv_len[r] > b->o.max_model_len || in->kv_len[r] > in->max_blocks * B) {
-        complain(b, "a request of no rows or too many tokens", r, from);
+        complain(b, s->number, "a request of no rows or too many tokens", r, from);
         return;
     }
     bool last = false;
@@ -144,7 +202,7 @@ static void run_request(struct be *b, const struct batch *in, int r, int *sample
         last |= table[i] < 0;
         b->m->spare_pages += !last && i * B >= in->kv_len[r];
         if (table[i] >= b->n_pages || (last && table[i] != -1) || (last && i * B < in->kv_len[r])) {
-            complain(b, "a broken block table", r, i);
+            complain(b, s->number, "a broken block table", r, i);
             return;
         }
     }
@@ -154,56 +212,89 @@ static void run_request(struct be *b, const struct batch *in, int r, int *sample
     for (int i = from; i < to; i++) {
         int pos = start + i - from, slot = table[pos / B] * B + pos % B;
         if (in->positions[i] != pos || in->slots[i] != slot)
-            complain(b, "position or slot do not fit the block table", r, i);
-        if (b->written[slot] == b->m->steps)
-            complain(b, "a slot written twice in one step", r, i);
-        b->written[slot] = b->m->steps;
-        b->pool[slot] = kv_of(in->tokens[i], pos, fold);
+            complain(b, s->number, "position or slot do not fit the block table", r, i);
+        if (b->written[slot] == s->number)
+            complain(b, s->number, "a slot written twice in one step", r, i);
+        b->written[slot] = s->number;
+        b->pool[slot] = kv_of(token_of(b, s, r, i), pos, fold);
         fold = mix2(fold, b->pool[slot]);
     }
-    if (*sample < in->n_samples && in->samples[*sample].row == to - 1) {
-        struct smp_result *out = &b->results[*sample];
-        memset(out, 0, sizeof *out);
-        out->id = pick(fold, &in->samples[*sample], b->m->c.vocab);
-        (*sample)++;
+    if (*sampled < in->n_samples && in->samples[*sampled].row == to - 1)
+        sample(b, s, (*sampled)++, fold);
+}
+
+/* Runs what was given up to step `number`, in order. */
+static void run_until(struct be *b, long number)
+{
+    for (long n = number - 1; n <= number; n++) {
+        struct step *s = &b->step[n % STEPS];
+        if (n < 1 || s->number != n || s->ran)
+            continue;
+        int sampled = 0;
+        for (int r = 0; r < s->in->n_reqs; r++)
+            run_request(b, s, r, &sampled);
+        if (sampled != s->in->n_samples)
+            complain(b, n, "sampled rows that end no request", 0, sampled);
+        s->ran = true;
     }
 }
 
 static int failure(const struct be *b, struct km_err *err)
 {
-    return km_fail(err, b->m->fail_code, "the fake device failed at step %ld", b->m->steps);
+    return km_fail(err, b->m->fail_code, "the fake device failed at step %ld", b->m->fail_at);
 }
 
 static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err)
 {
-    b->m->steps++;
-    if (b->m->step_us)
-        usleep((useconds_t)b->m->step_us);
+    long number = ++b->m->steps;
     b->m->clock += 1000;
-    if (b->m->fail_at == b->m->steps && !b->m->fail_in_wait)
+    if (b->m->fail_at == number && !b->m->fail_in_wait)
         return failure(b, err);
-    int sample = 0;
+    struct step *s = &b->step[number % STEPS];
     if (in->n_tokens < 1 || in->n_tokens > b->o.max_tokens || in->n_reqs < 1 || in->n_reqs > b->o.max_reqs ||
-        in->q_start[0] != 0 || in->q_start[in->n_reqs] != in->n_tokens || b->ticket != b->waited)
-        complain(b, "sizes out of bounds", in->n_reqs, in->n_tokens);
-    else
-        for (int r = 0; r < in->n_reqs; r++)
-            run_request(b, in, r, &sample);
-    if (sample != in->n_samples)
-        complain(b, "sampled rows that end no request", 0, sample);
+        in->q_start[0] != 0 || in->q_start[in->n_reqs] != in->n_tokens || b->m->in_flight > b->ahead) {
+        complain(b, number, "sizes out of bounds, or too many steps in flight", in->n_reqs, in->n_tokens);
+        return km_fail(err, KM_EINVAL, "a bad step");
+    }
+    int64_t began = km_now_ns(), before = b->m->in_flight ? b->step[(number - 1) % STEPS].ends : 0;
+    s->in = in;
+    s->n_samples = in->n_samples;
+    s->number = number;
+    s->ends = (before > began ? before : began) + b->m->step_us * (int64_t)1000;
+    s->ran = false;
+    s->flying = true;
+    *ticket = s->ticket = ++b->ticket;
+    b->m->in_flight++;
     b->m->rows += in->n_tokens;
-    b->n_results = in->n_samples;
-    *ticket = ++b->ticket;
+    if (in->n_tokens > in->n_reqs)
+        b->m->prefill_at = number;
+    if (!b->ahead || smp_mix((uint64_t)number) % 3 == 0)
+        run_until(b, number);
     return 0;
 }
 
 static int fake_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
 {
-    if (ticket != b->ticket)
-        complain(b, "waited for another ticket", 0, 0);
-    b->waited = b->ticket;
-    memcpy(out, b->results, (size_t)b->n_results * sizeof *out);
-    return b->m->fail_at == b->m->steps && b->m->fail_in_wait ? failure(b, err) : 0;
+    struct step *s = NULL;
+    for (int i = 0; i < STEPS; i++)
+        if (b->step[i].flying && (!s || b->step[i].number < s->number))
+            s = &b->step[i];
+    if (!s || s->ticket != ticket) {
+        complain(b, b->m->steps, "waited for another ticket", 0, 0);
+        return km_fail(err, KM_EINVAL, "a bad wait");
+    }
+    for (int64_t left; b->m->step_us && (left = s->ends - km_now_ns()) > 0;)
+        usleep((useconds_t)(left / 1000 + 1));
+    run_until(b, s->number);
+    bool behind = b->m->in_flight-- > 1;
+    s->flying = false;
+    memcpy(out, s->results, (size_t)s->in->n_samples * sizeof *out);
+    for (int i = 0; i < s->in->n_samples; i++) {
+        out[i].by_host = s->unchosen[i];
+        if (s->unchosen[i] && behind)
+            out[i].id = -1;
+    }
+    return b->m->fail_at == s->number && b->m->fail_in_wait ? failure(b, err) : 0;
 }
 
 static void move_bytes(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n)
@@ -223,6 +314,7 @@ static int fake_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int
     (void)err;
     *ticket = 0;
     if (!b->m->copy_polls) {
+        run_until(b, b->m->steps);
         move_bytes(b, dir, c, n);
         return 0;
     }
@@ -230,10 +322,9 @@ static int fake_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int
         for (int i = 0; i < n; i++)
             memset(b->pool + (size_t)c[i].page * (size_t)b->o.block_size, 0x5A, (size_t)b->o.block_size * sizeof *b->pool);
     *ticket = ++b->ticket;
-    b->waited = b->ticket;
     b->copies = realloc(b->copies, (size_t)(b->n_copies + 1) * sizeof *b->copies);
     struct fake_copy *t = &b->copies[b->n_copies++];
-    *t = (struct fake_copy){*ticket, dir, malloc((size_t)n * sizeof *c), n, b->m->copy_polls};
+    *t = (struct fake_copy){*ticket, dir, malloc((size_t)n * sizeof *c), n, b->m->copy_polls, b->m->steps};
     memcpy(t->c, c, (size_t)n * sizeof *c);
     return 0;
 }
@@ -246,12 +337,13 @@ static int fake_poll(struct be *b, uint64_t ticket)
             continue;
         if (--t->polls > 0)
             return 0;
+        run_until(b, t->behind);
         move_bytes(b, t->dir, t->c, t->n);
         free(t->c);
         *t = b->copies[--b->n_copies];
         return 1;
     }
-    complain(b, "a poll of an unknown ticket", 0, 0);
+    complain(b, b->m->steps, "a poll of an unknown ticket", 0, 0);
     return KM_EINVAL;
 }
 
@@ -268,6 +360,9 @@ static void fake_stats(struct be *b, struct be_stats *out)
 
 const struct backend be_fake = {.name = "fake", .open = fake_open, .close = fake_close, .step = fake_step,
                                 .wait = fake_wait, .copy = fake_copy, .poll = fake_poll, .stats = fake_stats};
+const struct backend be_fake_ahead = {.name = "fake", .ahead = true, .open = ahead_open, .close = fake_close,
+                                      .step = fake_step, .wait = fake_wait, .copy = fake_copy, .poll = fake_poll,
+                                      .stats = fake_stats};
 const struct backend be_fake_clock = {.name = "fake", .open = fake_open, .close = fake_close, .step = fake_step,
                                       .wait = fake_wait, .copy = fake_copy, .poll = fake_poll, .now = fake_now,
                                       .stats = fake_stats};

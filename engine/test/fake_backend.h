@@ -3,7 +3,11 @@
  * The "KV" of a token is one hash over the token, its position and the KV of all tokens before it, read through the
  * block table; a sampled id is a hash over all of that and the sampling row. A wrong page, slot, position, a stale or
  * missing load: all change what comes out, and fake_answer says what should. Copies happen at the last moment, when
- * their ticket is seen complete, and pages being filled hold garbage until then. */
+ * their ticket is seen complete, and pages being filled hold garbage until then.
+ *
+ * The one that runs ahead keeps steps in flight: some run when given, some only when they are waited for or a copy must
+ * come after them, and what they read is read then. Its device chooses no token that needs a history, log-probabilities
+ * or a long ban, nor some others. */
 #ifndef TEST_FAKE_BACKEND_H
 #define TEST_FAKE_BACKEND_H
 
@@ -14,6 +18,7 @@ struct fake_copy {
     enum kv_dir dir;
     struct kv_copy *c; /* [n] */
     int n, polls;
+    long behind; /* the step it comes after */
 };
 
 /* The test's stand-in for a model carries the backend's switches and counters. */
@@ -23,8 +28,10 @@ struct mdl {
     long fail_at;         /* the step that fails, from 1; 0: none */
     int fail_code;
     bool fail_in_wait;
-    long steps;
-    int step_us;          /* how long a step sleeps */
+    _Atomic long steps;   /* given so far */
+    int step_us;          /* how long a step takes */
+    int unchosen;         /* ahead: of 100 tokens the device leaves so many to the host, at random */
+    _Atomic long in_flight, prefill_at; /* steps; the last one given with more rows than requests */
     int64_t rows, clock;
     int64_t spare_pages;  /* table entries past the tokens of a request, summed */
     char complaint[200];  /* the first thing wrong with a batch */
@@ -32,6 +39,7 @@ struct mdl {
 
 extern const struct backend be_fake;       /* wall clock */
 extern const struct backend be_fake_clock; /* mdl.clock, 1000 a step */
+extern const struct backend be_fake_ahead; /* wall clock, a step ahead */
 
 struct mdl fake_model(int vocab, int max_pos);
 

@@ -21,9 +21,14 @@ struct eng_opts rig_opts(int num_blocks, int budget, int max_seqs)
 
 void rig_open(struct rig *g, const struct eng_opts *o, struct fake_port *port)
 {
+    rig_open_on(g, o, port, &be_fake);
+}
+
+void rig_open_on(struct rig *g, const struct eng_opts *o, struct fake_port *port, const struct backend *backend)
+{
     *g = (struct rig){.m = fake_model(997, 4096), .port = port};
     struct km_err err;
-    if (eng_open(&g->e, o, &g->m, &be_fake, port ? &port->port : NULL, &err))
+    if (eng_open(&g->e, o, &g->m, backend, port ? &port->port : NULL, &err))
         fail_msg("%s", err.msg);
 }
 
@@ -35,9 +40,11 @@ void rig_close(struct rig *g)
     assert_int_equal(s.running + s.waiting + s.loading, 0);
     eng_close(g->e);
     assert_string_equal(g->m.complaint, "");
-    if (!g->port)
-        assert_int_equal(g->m.spare_pages, 0); /* only loads that came short leave some */
-    else {
+    if (!g->m.fail_at)
+        assert_int_equal(s.computed_tokens + s.wasted_rows, g->m.rows);
+    if (!g->port && !s.wasted_rows)
+        assert_int_equal(g->m.spare_pages, 0); /* only loads that came short and rows that are run again leave some */
+    if (g->port) {
         assert_int_equal(g->port->seqs, 0);
         assert_int_equal(g->port->n_tickets, 0);
         assert_false(g->port->attached);

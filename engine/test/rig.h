@@ -28,6 +28,7 @@ struct rig {
 
 struct eng_opts rig_opts(int num_blocks, int budget, int max_seqs);
 void rig_open(struct rig *g, const struct eng_opts *o, struct fake_port *port);
+void rig_open_on(struct rig *g, const struct eng_opts *o, struct fake_port *port, const struct backend *backend);
 /* Asserts that nothing is held, closes, asserts that the backend had no complaint. */
 void rig_close(struct rig *g);
 

@@ -1,0 +1,566 @@
+/* The engine a step ahead of its backend: the same answers as one step at a time, whatever ends, fails, arrives or
+ * cannot be chosen while a step is in flight. The seed of the random part is printed; as the program's argument it is
+ * replayed. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/flight.h"
+#include "rig.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static uint64_t seed, rng;
+
+static int below(int n)
+{
+    return (int)(fake_random(&rng) % (uint64_t)n);
+}
+
+static struct eng_stats stats(const struct rig *g)
+{
+    struct eng_stats s;
+    eng_stats(g->e, &s);
+    return s;
+}
+
+static void open_ahead(struct rig *g, int num_blocks, int budget, int max_seqs)
+{
+    struct eng_opts o = rig_opts(num_blocks, budget, max_seqs);
+    rig_open_on(g, &o, NULL, &be_fake_ahead);
+}
+
+/* ---- one thing at a time ---- */
+
+static void decodes_run_ahead(void **state)
+{
+    (void)state;
+    struct rig g;
+    struct job j[3];
+    open_ahead(&g, 64, 64, 8);
+    job_init(&j[0], 20, 0, 0, 1, 10);
+    rig_one(&g, &j[0]);
+    assert_int_equal(stats(&g).steps, 10);
+    assert_int_equal(stats(&g).ahead_steps, 8); /* behind the prefill nothing, then all but the first */
+    for (int i = 1; i < 3; i++) {
+        job_init(&j[i], 20, 0, 0, (uint64_t)i + 1, 10 * i);
+        rig_submit(&g, &j[i]);
+    }
+    rig_run(&g);
+    assert_int_equal(stats(&g).steps, 30); /* the shorter one's last token was known to be its last */
+    assert_int_equal(stats(&g).ahead_steps, 8 + 18);
+    assert_int_equal(stats(&g).wasted_rows, 0);
+    assert_int_equal(stats(&g).generated_tokens, 40);
+    for (int i = 0; i < 3; i++) {
+        rig_verify(&g, &j[i]);
+        job_free(&j[i]);
+    }
+    rig_close(&g);
+}
+
+/* An end token is seen when the next row runs already: that row is nobody's. */
+static void an_end_token_wastes_a_row(void **state)
+{
+    (void)state;
+    struct rig g;
+    struct job j, stopped;
+    struct eng_events ev;
+    struct km_err err;
+    open_ahead(&g, 64, 64, 8);
+    job_init(&j, 31, 0, 0, 1, 20);
+    rig_one(&g, &j);
+    for (int n = 1; n < 20; n++) { /* over the edge of a block too */
+        int32_t end = j.out[n - 1];
+        int first = 0;
+        while (j.out[first] != end)
+            first++;
+        int64_t wasted = stats(&g).wasted_rows, computed = stats(&g).computed_tokens;
+        assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
+        job_init(&stopped, 31, 0, 0, 1, 20);
+        stopped.r.stop_ids = &end;
+        stopped.r.n_stop = 1;
+        stopped.r.min_tokens = n % 2 ? first : 0; /* allowed from there on */
+        rig_submit(&g, &stopped);
+        while (stopped.finish == ENG_RUNNING)
+            rig_step(&g);
+        assert_int_equal(stats(&g).pages_used, 0);
+        assert_int_equal(eng_idle(g.e), first == 0); /* its prefill has nothing behind it */
+        rig_run(&g);
+        rig_verify(&g, &stopped);
+        assert_int_equal(stopped.n_out, first + 1);
+        assert_int_equal(stats(&g).wasted_rows - wasted, first > 0);
+        assert_int_equal(stats(&g).computed_tokens - computed, 31 + first);
+        assert_int_equal(eng_step(g.e, &ev, &err), 0);
+        assert_int_equal(ev.n, 0);
+        job_free(&stopped);
+    }
+    job_free(&j);
+    rig_close(&g);
+}
+
+/* Pages of the cancelled go to the next at once, while the step that writes them is still to run. */
+static void cancelled_in_flight(void **state)
+{
+    (void)state;
+    for (int again = 0; again < 12; again++) { /* both kinds of step: run when given, and late */
+        struct rig g;
+        struct job j, k;
+        struct km_err err;
+        open_ahead(&g, 4, 64, 8);
+        job_init(&j, 40, 0, 0, 1, 20);
+        job_init(&k, 50, 0, 0, 2, 14);
+        rig_submit(&g, &j);
+        for (int i = 0; i < 3 + again; i++)
+            rig_step(&g);
+        assert_int_equal(g.m.in_flight, 1);
+        eng_cancel(g.e, j.id, ENG_ABORT);
+        j.cancelled = true;
+        assert_int_equal(eng_check(g.e, &err), 0);
+        assert_int_equal(stats(&g).pages_used, 0);
+        assert_false(eng_idle(g.e));
+        if (again % 2)
+            assert_int_equal(eng_reset_cache(g.e, true, &err), 0);
+        rig_one(&g, &k);
+        assert_int_equal(stats(&g).wasted_rows, 1);
+        rig_verify(&g, &j);
+        job_free(&j);
+        job_free(&k);
+        rig_close(&g);
+    }
+}
+
+static void closing_waits_for_the_step(void **state)
+{
+    (void)state;
+    struct rig g;
+    struct job j;
+    open_ahead(&g, 64, 64, 8);
+    job_init(&j, 40, 0, 0, 1, 20);
+    rig_submit(&g, &j);
+    for (int i = 0; i < 4; i++)
+        rig_step(&g);
+    assert_int_equal(g.m.in_flight, 1);
+    eng_close(g.e);
+    assert_int_equal(g.m.in_flight, 0);
+    assert_string_equal(g.m.complaint, "");
+    job_free(&j);
+}
+
+/* What only the host can choose is waited for. */
+static void some_tokens_are_the_hosts(void **state)
+{
+    (void)state;
+    static const int32_t ends[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
+    for (int kind = 0; kind < 5; kind++) {
+        struct rig g;
+        struct job j[2];
+        open_ahead(&g, 64, 64, 8);
+        for (int i = 0; i < 2; i++)
+            job_init(&j[i], 20, 0, 0, (uint64_t)i, 30);
+        if (kind == 0)
+            j[0].r.sampling.n_logprobs = 0;
+        else if (kind == 1)
+            j[0].r.sampling.frequency = 0.5;
+        else if (kind == 2)
+            j[0].r.stop_ids = ends, j[0].r.n_stop = 12, j[0].r.min_tokens = 20; /* more than the device bans */
+        else
+            g.m.unchosen = kind == 3 ? 10 : 100;
+        for (int i = 0; i < 2; i++)
+            rig_submit(&g, &j[i]);
+        rig_run(&g);
+        struct eng_stats s = stats(&g);
+        if (kind < 2) {
+            assert_int_equal(s.ahead_steps + s.wasted_rows, 0);
+            assert_int_equal(s.steps, 30);
+        } else if (kind == 2) {
+            assert_int_equal(s.wasted_rows, 0); /* its first token, behind which nothing was, said it */
+            assert_in_range(s.ahead_steps, 1, 10);
+        } else if (kind == 3) {
+            assert_in_range(s.wasted_rows, 2, 20);
+            assert_in_range(s.ahead_steps, 10, s.steps - 5);
+        } else {
+            assert_int_equal(s.wasted_rows + s.ahead_steps, 0);
+        }
+        for (int i = 0; i < 2; i++) {
+            rig_verify(&g, &j[i]);
+            job_free(&j[i]);
+        }
+        rig_close(&g);
+    }
+}
+
+/* Whoever comes before the next step is given is in it. */
+static void an_arrival_is_in_the_next_step(void **state)
+{
+    (void)state;
+    struct rig g;
+    struct job j, k;
+    struct eng_events ev;
+    struct km_err err;
+    open_ahead(&g, 64, 64, 8);
+    g.m.step_us = 20000;
+    job_init(&j, 20, 0, 0, 1, 12);
+    job_init(&k, 30, 0, 0, 2, 2);
+    rig_submit(&g, &j);
+    for (int i = 0; i < 6; i++)
+        rig_step(&g);
+    assert_int_equal(g.m.in_flight, 1);
+    int64_t before = km_now_ns();
+    assert_int_equal(eng_step(g.e, &ev, &err), 0);
+    int64_t after = km_now_ns();
+    j.out[j.n_out++] = ev.v[0].token.id;
+    assert_in_range(ev.busy_until_ns, before + 20000000, after + 30000000);
+    long given = g.m.steps;
+    rig_submit(&g, &k);
+    rig_step(&g);
+    assert_int_equal(g.m.prefill_at, given + 1);
+    rig_step(&g);
+    assert_int_equal(k.n_out, 1);
+    rig_run(&g);
+    rig_verify(&g, &j);
+    rig_verify(&g, &k);
+    job_free(&j);
+    job_free(&k);
+    rig_close(&g);
+}
+
+/* A place or pages that the step in flight will free are worth the wait: who waits for them is in the step after it. */
+static void a_place_is_taken_as_soon_as_it_is_free(void **state)
+{
+    (void)state;
+    for (int pages = 0; pages < 2; pages++) {
+        struct rig g;
+        struct job j[3];
+        open_ahead(&g, pages ? 9 : 64, 128, pages ? 8 : 2); /* 9: five for the long one, four for another */
+        for (int i = 0; i < 3; i++) {
+            job_init(&j[i], i ? 50 : 20, 0, 0, (uint64_t)i, i ? 10 : 50);
+            rig_submit(&g, &j[i]);
+        }
+        while (j[1].finish == ENG_RUNNING)
+            rig_step(&g);
+        assert_int_equal(g.m.in_flight, 0);
+        assert_int_equal(j[0].n_out, 10);
+        rig_step(&g);
+        assert_int_equal(j[2].n_out, 1);
+        assert_int_equal(stats(&g).steps, 11);
+        rig_run(&g);
+        assert_int_equal(stats(&g).steps, 50);
+        assert_int_equal(stats(&g).preemptions, 0);
+        assert_int_equal(stats(&g).wasted_rows, 0);
+        assert_in_range(stats(&g).ahead_steps, 40, 46);
+        for (int i = 0; i < 3; i++) {
+            rig_verify(&g, &j[i]);
+            job_free(&j[i]);
+        }
+        rig_close(&g);
+    }
+}
+
+static void a_failure_ends_both_steps(void **state)
+{
+    (void)state;
+    for (int in_wait = 0; in_wait < 2; in_wait++)
+        for (int at = 1; at < 12; at++)
+            for (int lost = 0; lost < 4; lost++) {
+                int n = 2 + lost / 2; /* the third waits for the first to end */
+                struct rig g;
+                struct job j[3];
+                struct km_err err;
+                open_ahead(&g, 64, 64, 2);
+                for (int i = 0; i < n; i++) { /* the first ends with step 8, so that 9 is without it */
+                    job_init(&j[i], 20, 0, 0, (uint64_t)i, i == 1 ? 20 : 8);
+                    rig_submit(&g, &j[i]);
+                }
+                g.m.fail_at = at;
+                g.m.fail_code = lost % 2 ? KM_EDEVICE : KM_ENOMEM;
+                g.m.fail_in_wait = in_wait;
+                int rc = 0;
+                for (int i = 0; !rc && !eng_idle(g.e) && i < 100; i++)
+                    rc = rig_step(&g);
+                assert_int_equal(rc, g.m.fail_code);
+                assert_int_equal(g.m.in_flight, 0);
+                assert_int_equal(j[1].finish, ENG_ERROR);
+                assert_int_equal(stats(&g).pages_used, 0);
+                if (lost % 2) {
+                    assert_true(eng_idle(g.e));
+                    assert_int_equal(rig_step(&g), KM_EDEVICE);
+                } else {
+                    rig_run(&g);
+                    int64_t errors = stats(&g).finished[ENG_ERROR];
+                    for (int i = 0; i < n; i++)
+                        if (j[i].finish == ENG_LENGTH) {
+                            rig_verify(&g, &j[i]);
+                            errors++;
+                        }
+                    assert_int_equal(errors, n);
+                }
+                assert_int_equal(eng_check(g.e, &err), 0);
+                for (int i = 0; i < n; i++)
+                    job_free(&j[i]);
+                rig_close(&g);
+            }
+}
+
+/* A backend with a clock of its own cannot be waited for by the wall clock. */
+static void simulated_clocks_are_not_waited_for(void **state)
+{
+    (void)state;
+    struct backend clocked = be_fake_ahead;
+    struct rig g;
+    struct job j;
+    struct eng_events ev;
+    struct km_err err;
+    struct eng_opts o = rig_opts(64, 64, 8);
+    clocked.now = be_fake_clock.now;
+    rig_open_on(&g, &o, NULL, &clocked);
+    job_init(&j, 20, 0, 0, 1, 12);
+    rig_submit(&g, &j);
+    while (!eng_idle(g.e)) {
+        assert_int_equal(eng_step(g.e, &ev, &err), 0);
+        assert_int_equal(ev.busy_until_ns, 0);
+        assert_false(ev.stalled);
+        for (int i = 0; i < ev.n; i++) {
+            j.out[j.n_out++] = ev.v[i].token.id;
+            j.finish = ev.v[i].finish;
+        }
+    }
+    assert_int_equal(stats(&g).ahead_steps, 10);
+    rig_verify(&g, &j);
+    job_free(&j);
+    rig_close(&g);
+}
+
+static void steps_are_guessed_rather_short(void **state)
+{
+    (void)state;
+    struct fl_pace p = {0};
+    struct flight f = {.in.n_reqs = 8, .kv = 1000};
+    assert_int_equal(fl_guess(&p, &f), 0);
+    fl_note(&p, &f, 9000);
+    assert_int_equal(fl_guess(&p, &f), 0); /* one alone may be far off */
+    fl_note(&p, &f, 500000);
+    assert_int_equal(fl_guess(&p, &f), 9000);
+    fl_note(&p, &f, 8000);
+    assert_int_equal(fl_guess(&p, &f), 8000);
+    f.in.n_reqs = 9;
+    f.kv = 1100;
+    assert_int_equal(fl_guess(&p, &f), 8000);
+    f.in.n_reqs = 4;
+    assert_int_equal(fl_guess(&p, &f), 4000);
+    f.kv = 250;
+    assert_int_equal(fl_guess(&p, &f), 2000);
+}
+
+static void steady_steps_allocate_nothing(void **state)
+{
+    (void)state;
+    enum { N = 6 };
+    struct eng_opts o = rig_opts(40, 64, 4);
+    struct fake_port p;
+    struct rig g;
+    static struct job j[2 * N];
+    struct eng_events ev;
+    struct km_err err;
+    fake_port_init(&p, 32);
+    p.slow = 2;
+    rig_open_on(&g, &o, &p, &be_fake_ahead);
+    g.m.unchosen = 5;
+    for (int i = 0; i < 2 * N; i++) {
+        job_init(&j[i], 100 + 9 * (i % N), 50, i % 2, (uint64_t)(i % N), 60);
+        rig_submit(&g, &j[i]);
+        if (i == N - 1)
+            rig_run(&g); /* warms up */
+    }
+    int64_t ahead = stats(&g).ahead_steps;
+    km_mem_fail_at(1);
+    while (!eng_idle(g.e))
+        assert_int_equal(eng_step(g.e, &ev, &err), 0);
+    assert_null(km_malloc(1)); /* the failure is still there */
+    assert_int_equal(stats(&g).finished[ENG_LENGTH], 2 * N);
+    assert_true(stats(&g).ahead_steps > ahead + 50);
+    for (int i = 0; i < 2 * N; i++)
+        job_free(&j[i]);
+    rig_close(&g);
+    fake_port_free(&p);
+}
+
+static void no_memory_for_the_second_step(void **state)
+{
+    (void)state;
+    int64_t before = km_mem_stats(KM_MEM_HOST).current;
+    struct mdl m = fake_model(997, 4096);
+    struct eng_opts o = rig_opts(64, 64, 4);
+    struct eng *e;
+    struct km_err err;
+    int rc = KM_ENOMEM;
+    for (long n = 1; rc; n++) {
+        km_mem_fail_at(n);
+        rc = eng_open(&e, &o, &m, &be_fake_ahead, NULL, &err);
+        assert_true(!rc || rc == KM_ENOMEM);
+    }
+    km_mem_fail_at(0);
+    eng_close(e);
+    assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
+}
+
+/* ---- everything at once ---- */
+
+enum { JOBS = 60 };
+
+/* A random scene, the same for both engines: who comes and goes after which step. */
+struct scene {
+    struct eng_opts o;
+    bool port;
+    int chunk, slow, lossy, short_at, fail, copy_polls, unchosen;
+    uint64_t port_rng;
+    struct job jobs[JOBS]; /* as they are asked */
+    int comes[JOBS], goes[JOBS]; /* goes 0: stays */
+};
+
+static void write_scene(struct scene *s)
+{
+    static int32_t stops[24]; /* enough of them to be met */
+    static const char *const salts[] = {NULL, NULL, NULL, "", "x"};
+    for (int i = 0; i < 24; i++)
+        stops[i] = 40 * i;
+    s->o = rig_opts(14 + below(90), 1 + below(150), 1 + below(16));
+    s->o.block_size = below(3) ? 16 : below(2) ? 1 : 7;
+    s->o.num_blocks = s->o.num_blocks * 16 / s->o.block_size;
+    s->o.prefix_caching = below(5) > 0;
+    s->port = below(4) > 0;
+    s->chunk = s->o.block_size * (1 + below(6));
+    s->slow = below(3) * below(5);
+    s->lossy = below(3) * 20;
+    s->short_at = below(3) ? -1 : below(4);
+    s->fail = below(2);
+    s->copy_polls = below(2) * below(5);
+    s->unchosen = below(3) ? 0 : below(2) ? 3 : 40;
+    s->port_rng = fake_random(&rng);
+    int longest = s->o.num_blocks * s->o.block_size, strange = below(3);
+    longest = longest > 250 ? 250 : longest - 1;
+    for (int i = 0; i < JOBS; i++) {
+        struct job *j = &s->jobs[i];
+        int n = 1 + below(longest), out = 1 + below(RIG_OUT);
+        job_init(j, n, below(3) ? below(n + 1) : n, below(4), (uint64_t)below(1000), out);
+        j->r.cache_salt = salts[below(5)];
+        j->r.priority = below(6) ? 0 : below(3) - 1;
+        j->r.ignore_eos = below(2);
+        j->r.stop_ids = stops;
+        j->r.n_stop = below(3) ? 0 : below(25);
+        j->r.min_tokens = below(4) ? 0 : below(out + 1);
+        j->r.sampling.seed = (uint64_t)below(3);
+        if (strange && !below(10))
+            j->r.sampling.repetition = 1.1;
+        if (strange && !below(10))
+            j->r.sampling.n_logprobs = 1;
+        s->comes[i] = below(250);
+        s->goes[i] = below(5) ? 0 : s->comes[i] + below(40);
+    }
+}
+
+/* Plays it; what each job got is in jobs. */
+static struct eng_stats play(const struct scene *s, const struct backend *backend, struct job *jobs)
+{
+    struct fake_port p;
+    struct rig g;
+    fake_port_init(&p, s->chunk);
+    p.slow = s->slow;
+    p.lossy = s->lossy;
+    p.short_at = s->short_at;
+    p.fail = s->fail;
+    p.rng = s->port_rng;
+    rig_open_on(&g, &s->o, s->port ? &p : NULL, backend);
+    g.m.copy_polls = s->copy_polls;
+    g.m.unchosen = s->unchosen;
+    for (int i = 0; i < JOBS; i++) {
+        jobs[i] = s->jobs[i];
+        jobs[i].r.user = &jobs[i];
+        jobs[i].prompt = malloc(sizeof *jobs[i].prompt * (size_t)jobs[i].r.n_prompt);
+        memcpy(jobs[i].prompt, s->jobs[i].prompt, sizeof *jobs[i].prompt * (size_t)jobs[i].r.n_prompt);
+        jobs[i].r.prompt = jobs[i].prompt;
+    }
+    for (int step = 0; step < 300 || !eng_idle(g.e); step++) {
+        for (int i = 0; i < JOBS; i++) {
+            if (s->comes[i] == step)
+                rig_submit(&g, &jobs[i]);
+            if (s->goes[i] && s->goes[i] == step && jobs[i].finish == ENG_RUNNING) {
+                eng_cancel(g.e, jobs[i].id, ENG_ABORT);
+                jobs[i].cancelled = true;
+            }
+        }
+        assert_int_equal(rig_step(&g), 0);
+        if (step > 100000)
+            fail_msg("no end");
+    }
+    for (int i = 0; i < JOBS; i++)
+        rig_verify(&g, &jobs[i]);
+    struct eng_stats st = stats(&g);
+    rig_close(&g);
+    fake_port_free(&p);
+    return st;
+}
+
+static void the_same_answers_as_one_at_a_time(void **state)
+{
+    (void)state;
+    static struct scene s;
+    static struct job one[JOBS], ahead[JOBS];
+    int64_t steps = 0, n_ahead = 0, wasted = 0, computed = 0, preempted = 0;
+    print_message("seed %llu\n", (unsigned long long)seed);
+    rng = seed;
+    for (int round = 0; round < 40; round++) {
+        write_scene(&s);
+        struct eng_stats a = play(&s, &be_fake, one), b = play(&s, &be_fake_ahead, ahead);
+        assert_int_equal(a.ahead_steps + a.wasted_rows, 0);
+        steps += b.steps;
+        n_ahead += b.ahead_steps;
+        wasted += b.wasted_rows;
+        computed += b.computed_tokens;
+        preempted += b.preemptions;
+        for (int i = 0; i < JOBS; i++) {
+            int n = one[i].n_out < ahead[i].n_out ? one[i].n_out : ahead[i].n_out;
+            if (!one[i].cancelled && !ahead[i].cancelled) {
+                assert_int_equal(one[i].n_out, ahead[i].n_out);
+                assert_int_equal(one[i].finish, ahead[i].finish);
+                assert_int_equal(one[i].last.stop_id, ahead[i].last.stop_id);
+            }
+            assert_memory_equal(one[i].out, ahead[i].out, sizeof *one[i].out * (size_t)n);
+            job_free(&one[i]);
+            job_free(&ahead[i]);
+            job_free(&s.jobs[i]);
+        }
+    }
+    print_message("%lld of %lld steps ran ahead, %lld rows were wasted beside %lld computed, %lld preemptions\n",
+                  (long long)n_ahead, (long long)steps, (long long)wasted, (long long)computed, (long long)preempted);
+    assert_true(n_ahead > steps / 10);
+    assert_true(wasted > 100 && wasted < computed / 10);
+    assert_true(preempted > 50);
+}
+
+int main(int argc, char **argv)
+{
+    seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(decodes_run_ahead),
+        cmocka_unit_test(an_end_token_wastes_a_row),
+        cmocka_unit_test(cancelled_in_flight),
+        cmocka_unit_test(closing_waits_for_the_step),
+        cmocka_unit_test(some_tokens_are_the_hosts),
+        cmocka_unit_test(an_arrival_is_in_the_next_step),
+        cmocka_unit_test(a_place_is_taken_as_soon_as_it_is_free),
+        cmocka_unit_test(a_failure_ends_both_steps),
+        cmocka_unit_test(simulated_clocks_are_not_waited_for),
+        cmocka_unit_test(steps_are_guessed_rather_short),
+        cmocka_unit_test(steady_steps_allocate_nothing),
+        cmocka_unit_test(no_memory_for_the_second_step),
+        cmocka_unit_test(the_same_answers_as_one_at_a_time),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
