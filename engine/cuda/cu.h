@@ -108,7 +108,9 @@ static inline void cu_launch(void (*kernel)(P...), dim3 grid, unsigned block, si
 }
 
 /* fused.cu: everything between the GEMMs. */
-void cu_embed(const cu_dims &m, const bf16 *embed, const int32_t *tokens, int T, bf16 *x, cudaStream_t s);
+/* A token of -(k + 1) is chosen[k], or 0 where that is negative. */
+void cu_embed(const cu_dims &m, const bf16 *embed, const int32_t *tokens, const int32_t *chosen, int T, bf16 *x,
+              cudaStream_t s);
 /* out[T][D] = rmsnorm(x) * w; rows: NULL, or gather x[rows[i]] */
 void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out,
                 cudaStream_t s);

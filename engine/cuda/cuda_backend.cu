@@ -1,8 +1,11 @@
 /* The CUDA backend: one stream of steps, one of copies, and a graph per padded batch size for decode.
  *
- * A step is: its arrays to the card in one copy, the forward pass, the picks written to pinned memory. Steps in
+ * A step is: its arrays to the card in one copy, the forward pass, the picks copied to pinned memory. Steps in
  * which every request has one query token replay a captured graph of the next larger batch size; the surplus rows
- * belong to a page of their own that nobody reads. Everything is allocated at open. The host waits in `wait` only. */
+ * belong to a page of their own that nobody reads. Everything is allocated at open. The host waits in `wait` only.
+ *
+ * Two steps may be in flight: what the host fills or reads is there twice, step n's in [n % 2]; what the card uses is
+ * there once, and the stream keeps the order. The logits are the newest step's. */
 #include "engine/cuda/room.h"
 #include "engine/cuda/weights.h"
 
@@ -23,6 +26,12 @@ struct graph {
     cudaGraphExec_t exec;
 };
 
+struct flying {
+    const struct batch *in; /* NULL: none */
+    int64_t began;
+    cudaEvent_t done;
+};
+
 } // namespace
 
 struct be {
@@ -31,8 +40,9 @@ struct be {
     cu_weights w;
     struct cu_lt *lt;
     cudaStream_t steps, copies;
-    cudaEvent_t step_done, copy_done[COPY_EVENTS];
+    cudaEvent_t copy_done[COPY_EVENTS];
     uint64_t n_steps, n_copies;
+    flying flight[2]; /* step n in [n % 2] */
 
     cu_room room; /* work space, step arrays, KV pool */
     alignas(64) char map[128];
@@ -41,8 +51,7 @@ struct be {
     graph graphs[MAX_GRAPHS];
     int n_graphs;
 
-    const struct batch *pending;
-    int64_t step_began;
+    int64_t ended; /* when the last step was seen to end */
     struct be_stats st;
 };
 
@@ -85,7 +94,7 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
     const cu_dims &m = b->m;
     cudaStream_t s = b->steps;
     int rc = 0, width = (m.H + 2 * m.G) * m.d;
-    cu_embed(m, b->w.embed, in.tokens, T, b->room.x, s);
+    cu_embed(m, b->w.embed, in.tokens, b->room.chosen, T, b->room.x, s);
     for (int l = 0; l < m.L && !rc; l++) {
         const cu_layer &w = b->w.layers[l];
         rc = product(b, b->room.x, w.norm_attn, w.qkv, T, width, m.D, false, b->room.qkv, err);
@@ -105,7 +114,7 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
             cu_skinny_logits(b->room.h_out, b->w.lm_head, S, m.V, m.D, b->room.logits, s);
         else
             rc = cu_gemm(b->lt, b->room.h_out, b->w.lm_head, S, m.V, m.D, false, b->room.logits, true, s, err);
-        cu_sample(b->room.logits, S, m.V, in, b->m.max_reqs, b->room.pick_work, b->room.picks, s);
+        cu_sample(b->room.logits, S, m.V, in, b->m.max_reqs, b->room.pick_work, b->room.chosen, s);
     }
     if (rc)
         return rc;
@@ -140,9 +149,9 @@ static void pad(const struct be *b, const cu_meta &h, int n, int n_items, int re
 static int capture(struct be *b, int reqs, struct km_err *err)
 {
     const cu_arrays &a = b->room.narrow;
-    a.host.q_start[0] = a.host.ban_start[0] = 0;
-    pad(b, a.host, 0, 0, reqs);
-    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base, a.table_at, cudaMemcpyHostToDevice, b->steps));
+    a.host[0].q_start[0] = a.host[0].ban_start[0] = 0;
+    pad(b, a.host[0], 0, 0, reqs);
+    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base[0], a.table_at, cudaMemcpyHostToDevice, b->steps));
     int items = cu_items_max(b->m, reqs);
     int rc = forward(b, a.dev, reqs, items, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
     if (rc)
@@ -272,8 +281,9 @@ static const graph *graph_for(const struct be *b, const struct batch *in)
 
 static int check_step(const struct be *b, const struct batch *in, struct km_err *err)
 {
-    if (b->pending)
-        return km_fail(err, KM_EINVAL, "step %llu was not waited for", (unsigned long long)b->n_steps);
+    const struct batch *before = b->flight[b->n_steps % 2].in;
+    if (b->flight[(b->n_steps + 1) % 2].in)
+        return km_fail(err, KM_EINVAL, "step %llu was not waited for", (unsigned long long)b->n_steps - 1);
     if (in->n_tokens < 1 || in->n_tokens > b->m.max_tokens || in->n_reqs > b->m.max_reqs || in->n_samples > in->n_reqs)
         return km_fail(err, KM_EINVAL,
                        "a step of %d tokens of %d requests, %d sampled, is over the backend's %d and %d",
@@ -282,29 +292,38 @@ static int check_step(const struct be *b, const struct batch *in, struct km_err 
         if ((in->kv_len[r] + b->m.B - 1) >> b->m.B_log2 > b->m.max_blocks)
             return km_fail(err, KM_EINVAL, "request %d of a step has %d tokens, over the backend's %d blocks of %d",
                            r, in->kv_len[r], b->m.max_blocks, b->m.B);
+    for (int i = 0; i < in->n_tokens; i++)
+        if (in->tokens[i] < 0 && (!before || -(in->tokens[i] + 1) >= before->n_samples))
+            return km_fail(err, KM_EINVAL, "row %d of a step is token %d: the step before does not choose that", i,
+                           in->tokens[i]);
     return 0;
 }
 
 static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err)
 {
-    b->step_began = km_now_ns();
-    int rc = check_step(b, in, err);
+    int64_t began = km_now_ns();
+    int rc = check_step(b, in, err), side = (b->n_steps + 1) % 2;
     if (rc)
         return rc;
     parts n = {};
     const graph *g = graph_for(b, in);
     const cu_arrays &a = g ? b->room.narrow : b->room.wide;
-    fill(b, in, a.host, &n);
+    fill(b, in, a.host[side], &n);
     if (g)
-        pad(b, a.host, n.n_dec, n.n_items, g->reqs);
-    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base, a.table_at + n.n_table * sizeof(int32_t),
+        pad(b, a.host[side], n.n_dec, n.n_items, g->reqs);
+    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base[side], a.table_at + n.n_table * sizeof(int32_t),
                            cudaMemcpyHostToDevice, b->steps));
     if (g)
         CU_TRY(cudaGraphLaunch(g->exec, b->steps));
     else if ((rc = forward(b, a.dev, in->n_tokens, n.n_items, n.n_tiles, in->n_samples, err)))
         return rc;
-    CU_TRY(cudaEventRecord(b->step_done, b->steps));
-    b->pending = in;
+    if (in->n_samples)
+        CU_TRY(cudaMemcpyAsync(b->room.picks + side * b->m.max_reqs, b->room.chosen,
+                               sizeof(int32_t) * (size_t)in->n_samples, cudaMemcpyDeviceToHost, b->steps));
+    flying *f = &b->flight[side];
+    CU_TRY(cudaEventRecord(f->done, b->steps));
+    f->in = in;
+    f->began = began;
     *ticket = ++b->n_steps;
     return 0;
 }
@@ -322,24 +341,32 @@ static void count_flops(struct be *b, const struct batch *in)
 
 static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
 {
-    const struct batch *in = b->pending;
-    if (!in || ticket != b->n_steps)
+    int side = ticket % 2;
+    flying *f = &b->flight[side];
+    const struct batch *in = f->in;
+    bool newest = ticket == b->n_steps;
+    if (!in || !ticket || (!newest && ticket + 1 != b->n_steps))
         return km_fail(err, KM_EINVAL, "step %llu is not in flight", (unsigned long long)ticket);
-    b->pending = nullptr;
-    CU_TRY(cudaEventSynchronize(b->step_done));
+    f->in = nullptr;
+    CU_TRY(cudaEventSynchronize(f->done));
+    const int32_t *picks = b->room.picks + side * b->m.max_reqs;
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *r = &in->samples[i];
-        if (on_card(r) && b->room.picks[i] >= 0) {
+        bool chosen = on_card(r) && picks[i] >= 0;
+        if (chosen || !newest) {
             memset(&out[i], 0, sizeof out[i]);
-            out[i].id = b->room.picks[i];
+            out[i].id = chosen ? picks[i] : -1; /* -1: the step behind has other logits there by now */
             continue;
         }
         CU_TRY(cudaMemcpy(b->room.logits_host, b->room.logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V,
                           cudaMemcpyDeviceToHost));
         smp_sample(r, b->room.logits_host, b->m.V, b->room.scratch, &out[i]);
+        out[i].by_host = true;
     }
     count_flops(b, in);
-    b->st.busy_ns += km_now_ns() - b->step_began;
+    int64_t now = km_now_ns();
+    b->st.busy_ns += now - (f->began > b->ended ? f->began : b->ended);
+    b->ended = now;
     return 0;
 }
 
@@ -372,7 +399,7 @@ static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int
         if (c[i].page < 0 || c[i].page >= b->room.n_pages)
             return km_fail(err, KM_EINVAL, "page %d to copy is not in [0, %d)", c[i].page, b->room.n_pages);
     if (b->n_steps) /* behind the steps given so far, which may still be writing or reading these pages */
-        CU_TRY(cudaStreamWaitEvent(b->copies, b->step_done, 0));
+        CU_TRY(cudaStreamWaitEvent(b->copies, b->flight[b->n_steps % 2].done, 0));
     for (int at = 0; at < n;) {
         void *dst[COPY_BATCH];
         const void *src[COPY_BATCH];
@@ -438,8 +465,9 @@ static void cuda_close(struct be *b)
     for (cudaEvent_t e : b->copy_done)
         if (e)
             cudaEventDestroy(e);
-    if (b->step_done)
-        cudaEventDestroy(b->step_done);
+    for (const flying &f : b->flight)
+        if (f.done)
+            cudaEventDestroy(f.done);
     if (b->steps)
         cudaStreamDestroy(b->steps);
     if (b->copies)
@@ -485,7 +513,8 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     b->mdl = m;
     CU_TRY(cudaStreamCreateWithFlags(&b->steps, cudaStreamNonBlocking));
     CU_TRY(cudaStreamCreateWithFlags(&b->copies, cudaStreamNonBlocking));
-    CU_TRY(cudaEventCreateWithFlags(&b->step_done, cudaEventDisableTiming));
+    for (flying &f : b->flight)
+        CU_TRY(cudaEventCreateWithFlags(&f.done, cudaEventDisableTiming));
     for (cudaEvent_t &e : b->copy_done)
         CU_TRY(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
     rc = cu_weights_load(&b->w, m, err);
@@ -521,6 +550,6 @@ static void cuda_stats(struct be *b, struct be_stats *out)
     *out = b->st;
 }
 
-extern "C" const struct backend be_cuda = {"cuda",    false,     cu_plan,   cuda_open,       cuda_close,     cuda_step,
+extern "C" const struct backend be_cuda = {"cuda",    true,      cu_plan,   cuda_open,       cuda_close,     cuda_step,
                                            cuda_wait, cuda_copy, cuda_poll, cuda_host_alloc, cuda_host_free, nullptr,
                                            cuda_stats};

@@ -18,11 +18,14 @@ __device__ __forceinline__ float warp_sum(float v)
     return v;
 }
 
-__global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, int D, bf16 *x)
+__global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int32_t *chosen, int D, bf16 *x)
 {
     grid_wait();
     grid_release();
-    const uint4 *src = reinterpret_cast<const uint4 *>(embed + (size_t)tokens[blockIdx.x] * D);
+    int id = tokens[blockIdx.x];
+    if (id < 0)
+        id = max(chosen[-(id + 1)], 0); /* of a row left to the host nothing is kept */
+    const uint4 *src = reinterpret_cast<const uint4 *>(embed + (size_t)id * D);
     uint4 *dst = reinterpret_cast<uint4 *>(x + (size_t)blockIdx.x * D);
     for (int i = threadIdx.x; i < D / 8; i += blockDim.x)
         dst[i] = src[i];
@@ -147,9 +150,10 @@ __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 
 } // namespace
 
-void cu_embed(const cu_dims &m, const bf16 *embed, const int32_t *tokens, int T, bf16 *x, cudaStream_t s)
+void cu_embed(const cu_dims &m, const bf16 *embed, const int32_t *tokens, const int32_t *chosen, int T, bf16 *x,
+              cudaStream_t s)
 {
-    cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, tokens, m.D, x);
+    cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, tokens, chosen, m.D, x);
 }
 
 void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out,

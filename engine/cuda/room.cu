@@ -48,7 +48,7 @@ static void add_arrays(struct cu_room *r, const cu_dims &m, const char *name, cu
     cu_meta none;
     size_t bytes = carve(m, T, R, nullptr, &none);
     add(r, name, KM_MEM_DEVICE, &a->dev_base, bytes);
-    add(r, name, KM_MEM_PINNED, &a->host_base, bytes);
+    add(r, name, KM_MEM_PINNED, &a->host_base[0], 2 * bytes);
 }
 
 void cu_room_list(struct cu_room *r, const cu_dims &m)
@@ -67,7 +67,8 @@ void cu_room_list(struct cu_room *r, const cu_dims &m)
     add(r, "sampling scratch", KM_MEM_DEVICE, &r->pick_work, cu_sample_work(m.max_reqs));
     add_arrays(r, m, "step arrays", &r->wide, T, R);
     add_arrays(r, m, "step arrays of graphs", &r->narrow, few(m), few(m));
-    add(r, "sampled tokens", KM_MEM_PINNED, &r->picks, R);
+    add(r, "sampled tokens", KM_MEM_DEVICE, &r->chosen, R);
+    add(r, "sampled tokens", KM_MEM_PINNED, &r->picks, 2 * R);
     add(r, "logits of one row", KM_MEM_PINNED, &r->logits_host, V);
     add(r, "sampler's scratch", KM_MEM_HOST, &r->scratch, V);
     add(r, "decoding requests", KM_MEM_HOST, &r->decoding, R);
@@ -124,9 +125,10 @@ static int take(cu_room_row *row, struct km_err *err)
 
 static void place(const cu_dims &m, cu_arrays *a, size_t T, size_t R)
 {
-    carve(m, T, R, a->dev_base, &a->dev);
-    carve(m, T, R, a->host_base, &a->host);
-    a->table_at = (size_t)(reinterpret_cast<char *>(a->host.table) - a->host_base);
+    a->host_base[1] = a->host_base[0] + carve(m, T, R, a->dev_base, &a->dev);
+    for (int i = 0; i < 2; i++)
+        carve(m, T, R, a->host_base[i], &a->host[i]);
+    a->table_at = (size_t)(reinterpret_cast<char *>(a->dev.table) - a->dev_base);
 }
 
 int cu_room_take(struct cu_room *r, const cu_dims &m, struct km_err *err)

@@ -406,6 +406,84 @@ static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
     eng_close(e);
 }
 
+enum { CROWD = 24, CROWD_OUT = 48 };
+
+struct crowd {
+    int32_t ids[CROWD][CROWD_OUT], stop[CROWD]; /* stop -1: none */
+    int n[CROWD], prompt;
+};
+
+/* CROWD prompts of different lengths at once, half of them greedy, at most max_seqs running. */
+static struct eng_stats serve(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
+                              struct crowd *c)
+{
+    struct eng_opts o = eng_defaults();
+    struct eng *e;
+    struct eng_events v;
+    struct eng_stats st;
+    struct km_err err;
+    uint64_t id;
+    o.max_num_seqs = max_seqs;
+    o.num_blocks = 509;
+    must(eng_open(&e, &o, m, backend, NULL, &err), &err);
+    for (int i = 0; i < CROWD; i++) {
+        struct eng_request q = {.prompt = ids + 64 * i,
+                                .n_prompt = c->prompt + 5 * i,
+                                .max_tokens = CROWD_OUT - i,
+                                .ignore_eos = true,
+                                .stop_ids = &c->stop[i],
+                                .n_stop = c->stop[i] >= 0,
+                                .sampling = smp_defaults(),
+                                .user = &c->n[i]};
+        q.sampling.temperature = i % 2;
+        q.sampling.seed = (uint64_t)i;
+        c->n[i] = 0;
+        must(eng_submit(e, &q, &id, &err), &err);
+    }
+    while (!eng_idle(e)) {
+        must(eng_step(e, &v, &err), &err);
+        must(eng_check(e, &err), &err);
+        for (int i = 0; i < v.n; i++) {
+            int *n = v.v[i].user;
+            c->ids[n - c->n][(*n)++] = v.v[i].token.id;
+        }
+    }
+    eng_stats(e, &st);
+    eng_close(e);
+    return st;
+}
+
+/* A step ahead or one at a time, the batches are the same, and so is every token to the bit: all at once until their
+ * lengths end them, and one by one, where an end token leaves a row in flight and its pages go to the next. */
+static void ahead_or_not(const struct mdl *m, const int32_t *ids)
+{
+    static struct crowd one, two;
+    struct backend waits = be_cuda;
+    waits.ahead = false;
+    for (int alone = 0; alone < 2; alone++) {
+        one.prompt = alone ? 300 : 40;
+        for (int i = 0; i < CROWD; i++)
+            one.stop[i] = -1;
+        if (alone) { /* what they would say, to stop some of them at it */
+            serve(m, &waits, ids, 1, &one);
+            for (int i = 1; i < CROWD; i += 2)
+                one.stop[i] = one.ids[i][one.n[i] / 2];
+        }
+        struct eng_stats a = serve(m, &waits, ids, alone ? 1 : 32, &one);
+        memcpy(two.stop, one.stop, sizeof two.stop);
+        two.prompt = one.prompt;
+        struct eng_stats b = serve(m, &be_cuda, ids, alone ? 1 : 32, &two);
+        int same = 0;
+        for (int i = 0; i < CROWD; i++)
+            same += one.n[i] == two.n[i] && !memcmp(one.ids[i], two.ids[i], sizeof *one.ids[i] * (size_t)one.n[i]);
+        say(same == CROWD && !a.ahead_steps && b.ahead_steps > b.steps / 2 && a.generated_tokens == b.generated_tokens &&
+                (alone ? b.wasted_rows > 0 : b.wasted_rows == 0) && b.finished[ENG_STOP] == a.finished[ENG_STOP],
+            "%lld of %lld steps ahead, %s: %d of %d answers as one step at a time, %lld stopped, %lld rows wasted",
+            (long long)b.ahead_steps, (long long)b.steps, alone ? "alone" : "together", same, CROWD,
+            (long long)b.finished[ENG_STOP], (long long)b.wasted_rows);
+    }
+}
+
 /* A plan against what an open of the same options takes, to the byte: what is held by kind of memory, what the backend
  * says of itself, and the same pool. What the plan leaves free is nobody's. */
 static void plan_is_kept(const struct mdl *m, const struct be_opts *o, const struct plan *p)
@@ -515,6 +593,7 @@ static void self(const struct mdl *m, double tie)
     against_cpu(&r, m, ids, tie);
     rig_close(&r);
     cold_and_warm(m, ids, tie);
+    ahead_or_not(m, ids);
     refusals(m);
     struct km_mem_stats left = km_mem_stats(KM_MEM_DEVICE);
     say(left.current == 0, "device memory given back: %lld bytes are left", (long long)left.current);
