@@ -125,10 +125,16 @@ enum { CU_TILE_Q = 128 };
 void cu_attn_prefill(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer,
                      const bf16 *pool, bf16 *o, cudaStream_t s);
 bool cu_attn_prefill_sm90_usable(const cu_dims &m);
-/* map: made once by cu_attn_map over the pool. */
-int cu_attn_map(const cu_dims &m, const bf16 *pool, int n_pages, void *map128, struct km_err *err);
-void cu_attn_prefill_sm90(const cu_dims &m, const void *map128, const bf16 *qkv, const cu_meta &meta, int n_tiles,
-                          int layer, bf16 *o, cudaStream_t s);
+/* What the Hopper kernel is told once: the KV pool and qkv [max_tokens][(H + 2G) * d] for the copy engine, and
+ * handed [2] on the card, zero before the first launch. */
+struct cu_prefill_plan {
+    alignas(64) char pool[128], queries[128];
+    int *handed;
+};
+int cu_attn_prefill_sm90_plan(cu_prefill_plan *p, const cu_dims &m, const bf16 *pool, int n_pages, const bf16 *qkv,
+                              int max_tokens, int *handed, struct km_err *err);
+void cu_attn_prefill_sm90(const cu_dims &m, const cu_prefill_plan &p, const cu_meta &meta, int n_tiles, int layer,
+                          bf16 *o, cudaStream_t s);
 
 /* attn_decode.cu: requests with one query token, their KV cut into items. */
 int cu_items_max(const cu_dims &m, int reqs); /* most items of so many requests */
@@ -159,9 +165,11 @@ int cu_gemm_bucket(int M); /* the largest M whose algorithm is also M's */
 int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
             cudaStream_t s, struct km_err *err);
 
-/* tensor_map.cu: a matrix [rows][cols], rows contiguous, as Hopper's copy engine is told of it: boxes of 64 columns and
- * box_rows rows (at most 256) in the 128-byte swizzle; what lies outside reads as zero. cols % 8 == 0. KM_EDEVICE. */
-int cu_tensor_map(void *map128, const bf16 *base, int cols, size_t rows, int box_rows, struct km_err *err);
+/* tensor_map.cu: a bf16 tensor of 1 to 5 dimensions, innermost first and contiguous, as Hopper's copy engine is told of
+ * it: dims in elements, strides of the others in bytes (multiples of 16), boxes of at most 64 elements by at most 256 in
+ * the 128-byte swizzle; what lies outside reads as zero. KM_EDEVICE. */
+int cu_tensor_map(void *map128, const bf16 *base, int rank, const uint64_t *dims,
+                  const uint64_t *strides_bytes /* [rank - 1] */, const uint32_t *box /* [rank] */, struct km_err *err);
 
 /* gemm_sm90.cu: y[M][N] (+)= x[M][K] w[N][K]^T for many rows, by kernels of our own. A plan names x (of as many rows as
  * will ever be used) and w, is made once and may be copied; it borrows both. */

@@ -291,6 +291,14 @@ template <int CLUSTER, after THEN> void launch(const cu_gemm_plan &g, int M, bf1
     cu_launch(kernel, dim3((unsigned)(clusters * CLUSTER)), THREADS, smem_layout::SIZE, s, P, x, w);
 }
 
+/* A matrix [rows][K] in boxes of 128 rows and one step. */
+int map_rows(void *map128, const bf16 *base, int rows, int K, struct km_err *err)
+{
+    uint64_t dims[] = {(uint64_t)K, (uint64_t)rows}, stride = (uint64_t)K * sizeof(bf16);
+    uint32_t box[] = {STEP, ROWS};
+    return cu_tensor_map(map128, base, 2, dims, &stride, box, err);
+}
+
 } // namespace
 
 bool cu_gemm_sm90_usable(const cu_dims &m, int N, int K)
@@ -308,8 +316,8 @@ int cu_gemm_sm90_plan(struct cu_gemm_plan *out, const cu_dims &m, const bf16 *x,
     out->group = 16;
     out->lag = 2;
     out->hint = 0;
-    int rc = cu_tensor_map(out->x_map, x, K, (size_t)rows, ROWS, err);
-    return rc ? rc : cu_tensor_map(out->w_map, w, K, (size_t)N, COLS, err);
+    int rc = map_rows(out->x_map, x, rows, K, err);
+    return rc ? rc : map_rows(out->w_map, w, N, K, err);
 }
 
 void cu_gemm_sm90_swiglu(const struct cu_gemm_plan &g, int M, bf16 *act, cudaStream_t s)

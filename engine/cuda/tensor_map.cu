@@ -1,11 +1,14 @@
-/* How Hopper's copy engine is told of a matrix. The encoder is the driver's: it is looked up at run time, so that the
+/* How Hopper's copy engine is told of a tensor. The encoder is the driver's: it is looked up at run time, so that the
  * program starts on machines without one. */
 #include "engine/cuda/cu.h"
 
 #include <cuda.h>
 #include <string.h>
 
-int cu_tensor_map(void *map128, const bf16 *base, int cols, size_t rows, int box_rows, struct km_err *err)
+enum { RANK_MAX = 5 }; /* the copy engine's */
+
+int cu_tensor_map(void *map128, const bf16 *base, int rank, const uint64_t *dims, const uint64_t *strides_bytes,
+                  const uint32_t *box, struct km_err *err)
 {
     void *fn = nullptr;
     cudaDriverEntryPointQueryResult found;
@@ -14,16 +17,16 @@ int cu_tensor_map(void *map128, const bf16 *base, int cols, size_t rows, int box
         return km_fail(err, KM_EDEVICE,
                        "the driver has no cuTensorMapEncodeTiled; update it to one for CUDA 12 or newer");
     CUtensorMap map;
-    cuuint64_t dims[2] = {(cuuint64_t)cols, rows}, strides[1] = {(cuuint64_t)cols * sizeof(bf16)};
-    cuuint32_t box[2] = {64, (cuuint32_t)box_rows}, ones[2] = {1, 1};
+    cuuint32_t ones[RANK_MAX] = {1, 1, 1, 1, 1};
     auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(fn);
-    CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<bf16 *>(base), dims, strides, box, ones,
-                         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    CUresult rc = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, const_cast<bf16 *>(base), dims,
+                         strides_bytes, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (rc != CUDA_SUCCESS)
         return km_fail(err, KM_EDEVICE,
-                       "cannot describe %zu rows of %d to the copy engine (cuTensorMapEncodeTiled: %d)", rows, cols,
-                       (int)rc);
+                       "cannot describe a tensor of %d dimensions, the inner ones %llu and %llu, to the copy engine "
+                       "(cuTensorMapEncodeTiled: %d)",
+                       rank, (unsigned long long)dims[0], rank > 1 ? (unsigned long long)dims[1] : 1ULL, (int)rc);
     static_assert(sizeof map == 128, "tensor map");
     memcpy(map128, &map, sizeof map);
     return 0;
