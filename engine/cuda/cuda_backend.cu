@@ -45,8 +45,8 @@ struct be {
     flying flight[2]; /* step n in [n % 2] */
 
     cu_room room; /* work space, step arrays, KV pool */
-    alignas(64) char map[128];
-    bool sm90;
+    cu_prefill_plan prefill;
+    bool sm90; /* prefill is made, and the Hopper kernel used */
 
     graph graphs[MAX_GRAPHS];
     int n_graphs;
@@ -102,7 +102,7 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
         if (n_items)
             cu_attn_decode(m, b->room.qkv, in, n_items, l, b->room.pool, b->room.o, b->room.attn_work, s);
         if (n_tiles && b->sm90)
-            cu_attn_prefill_sm90(m, b->map, b->room.qkv, in, n_tiles, l, b->room.o, s);
+            cu_attn_prefill_sm90(m, b->prefill, in, n_tiles, l, b->room.o, s);
         else if (n_tiles)
             cu_attn_prefill(m, b->room.qkv, in, n_tiles, l, b->room.pool, b->room.o, s);
         rc = rc ? rc : product(b, b->room.o, nullptr, w.o, T, m.D, m.H * m.d, true, b->room.x, err);
@@ -522,7 +522,8 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     rc = rc ? rc : make_room(b, o, err);
     b->sm90 = cu_attn_prefill_sm90_usable(b->m);
     if (!rc && b->sm90)
-        rc = cu_attn_map(b->m, b->room.pool, b->room.n_pages + 1, b->map, err);
+        rc = cu_attn_prefill_sm90_plan(&b->prefill, b->m, b->room.pool, b->room.n_pages + 1, b->room.qkv,
+                                       b->m.max_tokens, b->room.handed, err);
     rc = rc ? rc : warm_gemms(b, err);
     rc = rc ? rc : capture_all(b, err);
     b->st.weight_bytes = (int64_t)b->w.bytes;

@@ -64,6 +64,7 @@ void cu_room_list(struct cu_room *r, const cu_dims &m)
     add(r, "logits", KM_MEM_DEVICE, &r->logits, R * V);
     add(r, "rotary frequencies", KM_MEM_DEVICE, &r->inv_freq, (size_t)m.d / 2);
     add(r, "attention scratch", KM_MEM_DEVICE, &r->attn_work, cu_attn_decode_work(m));
+    add(r, "attention counters", KM_MEM_DEVICE, &r->handed, 2);
     add(r, "sampling scratch", KM_MEM_DEVICE, &r->pick_work, cu_sample_work(m.max_reqs));
     add_arrays(r, m, "step arrays", &r->wide, T, R);
     add_arrays(r, m, "step arrays of graphs", &r->narrow, few(m), few(m));

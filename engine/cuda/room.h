@@ -37,6 +37,7 @@ struct cu_room {
     float *logits;                    /* [max_reqs][V] */
     float *inv_freq;                  /* [d / 2] */
     char *attn_work, *pick_work;
+    int32_t *handed; /* [2] jobs of prefill attention taken, blocks that found none: zero between launches */
     cu_arrays wide, narrow;       /* any step; steps of a graph, a tenth of the bytes */
     int32_t *decoding;            /* [max_reqs] requests of the step with one query token */
     int32_t *chosen;              /* [max_reqs] the ids that the last step chose */

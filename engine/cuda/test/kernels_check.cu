@@ -259,9 +259,12 @@ struct scene {
 /* The rows of prefill tiles by wgmma, the others as they are. */
 static void check_attention_sm90(scene &s)
 {
-    char map[128], name[96];
+    char name[96];
     struct km_err err;
-    if (cu_attn_map(s.m, s.pool->d, s.n_pages, map, &err)) {
+    cu_prefill_plan plan;
+    both<int32_t> handed(2);
+    handed.up();
+    if (cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, handed.d, &err)) {
         printf("BAD  %s\n", err.msg);
         failures++;
         return;
@@ -269,11 +272,20 @@ static void check_attention_sm90(scene &s)
     void *work;
     OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
     OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
-    s.o->poison();
-    cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, 1, s.pool->d, s.o->d, work, 0);
-    cu_attn_prefill_sm90(s.m, map, s.qkv->d, s.dm, s.n_tiles, 1, s.o->d, 0);
-    snprintf(name, sizeof name, "attention sm90 %d/%d heads, pages of %d", s.m.H, s.m.G, s.m.B);
-    s.judge_rows(name, 1, 7);
+    for (int sms : {s.m.n_sms, 3, 1}) { /* few blocks: each takes many jobs, over the rings' phases */
+        cu_dims m = s.m;
+        m.n_sms = sms;
+        s.o->poison();
+        cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, 1, s.pool->d, s.o->d, work, 0);
+        cu_attn_prefill_sm90(m, plan, s.dm, s.n_tiles, 1, s.o->d, 0);
+        snprintf(name, sizeof name, "attention sm90 %d/%d heads, pages of %d, %d SMs", s.m.H, s.m.G, s.m.B, sms);
+        s.judge_rows(name, 1, 7);
+        handed.down();
+        if (handed.h[0] || handed.h[1]) {
+            printf("BAD  the counters of jobs are left at %d and %d\n", handed.h[0], handed.h[1]);
+            failures++;
+        }
+    }
     cudaFree(work);
 }
 
@@ -659,9 +671,11 @@ static void time_prefill(int len)
     float ms = time_ms([&] { cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 0, s.pool->d, s.o->d, 0); }, 2);
     printf("prefill attention %6d tokens  mma.sync %8.3f ms %6.0f TFLOP/s", len, ms, flops / ms / 1e9);
     if (cu_attn_prefill_sm90_usable(s.m)) {
-        char map[128];
-        cu_attn_map(s.m, s.pool->d, s.n_pages, map, nullptr);
-        ms = time_ms([&] { cu_attn_prefill_sm90(s.m, map, s.qkv->d, s.dm, s.n_tiles, 0, s.o->d, 0); }, 2);
+        cu_prefill_plan plan;
+        both<int32_t> handed(2);
+        handed.up();
+        cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, handed.d, nullptr);
+        ms = time_ms([&] { cu_attn_prefill_sm90(s.m, plan, s.dm, s.n_tiles, 0, s.o->d, 0); }, 2);
         printf("   wgmma %8.3f ms %6.0f TFLOP/s", ms, flops / ms / 1e9);
     }
     printf("\n");
