@@ -171,22 +171,16 @@ int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, 
 int cu_tensor_map(void *map128, const bf16 *base, int rank, const uint64_t *dims,
                   const uint64_t *strides_bytes /* [rank - 1] */, const uint32_t *box /* [rank] */, struct km_err *err);
 
-/* gemm_sm90.cu: y[M][N] (+)= x[M][K] w[N][K]^T for many rows, by kernels of our own. A plan names x (of as many rows as
- * will ever be used) and w, is made once and may be copied; it borrows both. */
-struct cu_gemm_plan {
-    char x_map[128], w_map[128];
-    int N, K, n_sms;
-    int cluster; /* blocks that share what they read of w: 1 or 2 */
-    int group;   /* row tiles of 128 whose products are made while they stay in L2 */
-    int lag;     /* stages (at most 4) that one half of a block starts behind the other */
-    int hint;    /* 1: L2 is told to keep x and to let go of w */
+/* ffn_sm90.cu: act[M][F] = silu(gate) * up of h[M][D] w_gate_up[2F][D]^T, gate first, in one kernel; from CU_FFN_M rows
+ * on faster than cu_gemm and cu_swiglu. A plan names h[max_tokens] and a layer's weights and borrows both; made once. */
+enum { CU_FFN_M = 512 };
+struct cu_ffn_plan {
+    char h_map[128], w_map[128];
 };
-bool cu_gemm_sm90_usable(const cu_dims &m, int N, int K);
-int cu_gemm_sm90_plan(struct cu_gemm_plan *out, const cu_dims &m, const bf16 *x, int rows, const bf16 *w, int N, int K,
-                      struct km_err *err);
-void cu_gemm_sm90(const struct cu_gemm_plan &g, int M, bool add, bf16 *y, cudaStream_t s);
-/* act[M][N / 2] = silu(gate) * up: the first half of w's rows gives gate, the second up. */
-void cu_gemm_sm90_swiglu(const struct cu_gemm_plan &g, int M, bf16 *act, cudaStream_t s);
+bool cu_ffn_sm90_usable(const cu_dims &m); /* of the shape and the card's generation alone */
+int cu_ffn_sm90_plan(struct cu_ffn_plan *out, const cu_dims &m, const bf16 *h, const bf16 *w_gate_up,
+                     struct km_err *err);
+void cu_ffn_sm90(const cu_dims &m, const struct cu_ffn_plan &p, int M, bf16 *act, cudaStream_t s);
 
 /* sample.cu: the id each row of logits [S][V] gives; -1: the reference sampler must choose. */
 size_t cu_sample_work(int rows); /* bytes, zeroed once by the caller */

@@ -56,26 +56,6 @@ __device__ __forceinline__ void cluster_sync()
 
 /* ---- tensor copies: a box of a map made by cu_tensor_map, its bytes counted by a barrier ---- */
 
-/* What L2 is told of lines that come through it: nothing, that they will be wanted again, that they will not. */
-__device__ __forceinline__ uint64_t l2_normal()
-{
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-__device__ __forceinline__ uint64_t l2_keep()
-{
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-__device__ __forceinline__ uint64_t l2_pass()
-{
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
 __device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
 {
     asm volatile(
@@ -84,20 +64,13 @@ __device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, 
         "l"(map), "r"(col), "r"(row), "r"(bar)
         : "memory");
 }
-__device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, int row, uint32_t bar, uint64_t policy)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst),
-                 "l"(map), "r"(col), "r"(row), "r"(bar), "l"(policy)
-                 : "memory");
-}
 /* The same to every block whose rank is set in `ranks`: same place, and each block's own barrier counts its bytes. */
 __device__ __forceinline__ void tma_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
-                                                  uint64_t policy, uint16_t ranks)
+                                                  uint16_t ranks)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(dst),
-                 "l"(map), "r"(col), "r"(row), "r"(bar), "h"(ranks), "l"(policy)
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst),
+                 "l"(map), "r"(col), "r"(row), "r"(bar), "h"(ranks)
                  : "memory");
 }
 

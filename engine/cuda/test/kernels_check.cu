@@ -1,110 +1,15 @@
 /* Every kernel against a plain loop in double precision on fresh random inputs, outputs poisoned first; then its
  * speed at the shapes of Qwen3-8B beside the limit it lives under. A program, not a unit test: it needs a GPU.
- *   kernels_check [check|small|time|attention|gemm|all] [seed]        exit 1 when a kernel is wrong
- * small: few and little shapes, for compute-sanitizer; attention: times that alone; gemm: checks and times Hopper's
- * products alone, each way that they can be launched. */
-#include "engine/cuda/cu.h"
+ *   kernels_check [check|small|time|attention|ffn|all] [seed]        exit 1 when a kernel is wrong
+ * small: few and little shapes, for compute-sanitizer; attention: times that alone; ffn: checks and times Hopper's gate
+ * and up product alone (ffn_check.cu). */
+#include "engine/cuda/test/check.h"
 
 extern "C" {
 #include "engine/sample.h"
 }
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-
-static uint64_t rng = 1;
-static float uniform()
-{
-    rng = rng * 6364136223846793005u + 1442695040888963407u;
-    return (float)(rng >> 40) / (1 << 24);
-}
-static float normal()
-{
-    float u = uniform() + uniform() + uniform() + uniform() - 2;
-    return u * 1.7f;
-}
-
-static void die(cudaError_t rc, int line)
-{
-    if (rc == cudaSuccess)
-        return;
-    printf("CUDA error at line %d: %s\n", line, cudaGetErrorString(rc));
-    exit(1);
-}
-#define OK(x) die((x), __LINE__)
-
-/* The same array on both sides. */
-template <typename T> struct both {
-    T *h, *d;
-    size_t n;
-    explicit both(size_t count) : n(count)
-    {
-        h = static_cast<T *>(calloc(n ? n : 1, sizeof(T)));
-        OK(cudaMalloc(&d, (n ? n : 1) * sizeof(T)));
-    }
-    ~both()
-    {
-        free(h);
-        cudaFree(d);
-    }
-    void up()
-    {
-        OK(cudaMemcpy(d, h, n * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    void down()
-    {
-        OK(cudaDeviceSynchronize());
-        OK(cudaMemcpy(h, d, n * sizeof(T), cudaMemcpyDeviceToHost));
-    }
-    void poison()
-    {
-        OK(cudaMemset(d, 0xFF, n * sizeof(T))); /* NaN in every float format */
-    }
-};
-
-static void randomize(both<bf16> &b, float scale)
-{
-    for (size_t i = 0; i < b.n; i++)
-        b.h[i] = __float2bfloat16(normal() * scale);
-    b.up();
-}
-static double f(bf16 v)
-{
-    return (double)__bfloat162float(v);
-}
-
-static int failures;
-/* vLLM's kernel tolerance for bf16: atol 1e-3, rtol 1.6e-2. */
-struct judge {
-    const char *name;
-    double worst = 0, rel2 = 0, ref2 = 0;
-    long bad = 0, n = 0;
-    explicit judge(const char *what) : name(what)
-    {
-    }
-    /* size: of what was added up to give `want`, where that is more than its own */
-    void add(double got, double want, double size = 0)
-    {
-        double d = fabs(got - want);
-        if (!(d <= 1e-3 + 1.6e-2 * fmax(fabs(want), size)))
-            bad++;
-        if (!(d <= worst))
-            worst = d;
-        rel2 += d * d;
-        ref2 += want * want;
-        n++;
-    }
-    ~judge()
-    {
-        bool good = bad == 0 && sqrt(rel2 / (ref2 + 1e-30)) < 1e-2;
-        failures += !good;
-        printf("%-4s %-46s n %8ld  over tolerance %6ld  worst %.2e  rel %.2e\n", good ? "ok" : "BAD", name, n, bad,
-               worst, sqrt(rel2 / (ref2 + 1e-30)));
-        fflush(stdout);
-    }
-};
 
 /* A set of requests over scattered pages. */
 struct scene {
@@ -434,82 +339,6 @@ static void check_products(int most)
     cu_gemm_close(lt);
 }
 
-/* The products of gemm_sm90.cu at odd sizes, every output: in clusters and alone, on the whole card and on so few SMs
- * that a block meets many tiles and its barriers many phases. Rows past M must stay as they were. */
-static void check_gemm_sm90(int most)
-{
-    struct how {
-        int cluster, n_sms, group, lag, hint;
-    };
-    static const how hows[] = {
-        {1, 132, 16, 0, 0}, {1, 3, 2, 2, 1}, {2, 132, 16, 2, 0}, {2, 4, 1, 0, 1}, {2, 2, 4, 4, 0}};
-    static const int rows[] = {1, 63, 64, 65, 127, 129, 300};
-    enum { MOST = 300 };
-    cu_dims m = {};
-    cudaDeviceProp card;
-    OK(cudaGetDeviceProperties(&card, 0));
-    m.arch = card.major * 10 + card.minor;
-    for (int F : {64, 192, 320})
-        for (int K : {64, 256, 1024}) {
-            if (K > most || !cu_gemm_sm90_usable(m, 2 * F, K))
-                continue;
-            int N = 2 * F;
-            both<bf16> x((size_t)MOST * K), w((size_t)N * K), y((size_t)(MOST + 1) * N), y0(y.n);
-            double *sum = static_cast<double *>(malloc(sizeof(double) * (size_t)MOST * N));
-            randomize(x, 1);
-            randomize(w, 0.05f);
-            randomize(y0, 1);
-            for (int r = 0; r < MOST; r++)
-                for (int n = 0; n < N; n++) {
-                    double a = 0;
-                    for (int k = 0; k < K; k++)
-                        a += f(x.h[(size_t)r * K + k]) * f(w.h[(size_t)n * K + k]);
-                    sum[(size_t)r * N + n] = a;
-                }
-            for (const how &h : hows)
-                for (int mode = 0; mode < 3; mode++) {
-                    static const char *const what[] = {"store", "add", "swiglu"};
-                    char name[96];
-                    snprintf(name, sizeof name, "gemm sm90 %s N %d K %d, %dx%d SMs", what[mode], N, K, h.cluster,
-                             h.n_sms / h.cluster);
-                    judge j(name);
-                    for (int M : rows) {
-                        cu_gemm_plan g;
-                        struct km_err err;
-                        /* x as it is, with other rows behind; or ending at M, where zeros must come instead */
-                        if (cu_gemm_sm90_plan(&g, m, x.d, h.n_sms > 3 ? MOST : M, w.d, N, K, &err)) {
-                            printf("BAD  %s\n", err.msg);
-                            failures++;
-                            continue;
-                        }
-                        g.cluster = h.cluster, g.n_sms = h.n_sms, g.group = h.group, g.lag = h.lag, g.hint = h.hint;
-                        int width = mode == 2 ? F : N;
-                        y.poison();
-                        if (mode == 1)
-                            OK(cudaMemcpy(y.d, y0.h, (size_t)M * N * sizeof(bf16), cudaMemcpyHostToDevice));
-                        if (mode == 2)
-                            cu_gemm_sm90_swiglu(g, M, y.d, 0);
-                        else
-                            cu_gemm_sm90(g, M, mode == 1, y.d, 0);
-                        OK(cudaGetLastError());
-                        y.down();
-                        for (int i = 0; i < M * width; i++) {
-                            const double *a = sum + (size_t)(i / width) * N + i % width;
-                            double before = mode == 1 ? f(y0.h[i]) : 0;
-                            j.add(f(y.h[i]), mode == 2 ? *a / (1 + exp(-*a)) * a[F] : *a + before,
-                                  mode == 1 ? fmax(fabs(*a), fabs(before)) : 0);
-                        }
-                        for (size_t i = (size_t)M * width; i < y.n; i++) { /* untouched */
-                            uint16_t bits;
-                            memcpy(&bits, &y.h[i], sizeof bits);
-                            j.add(bits == 0xFFFF ? 0 : 1, 0);
-                        }
-                    }
-                }
-            free(sum);
-        }
-}
-
 static void check_small()
 {
     cu_dims m = {};
@@ -632,37 +461,6 @@ static void check_sampling(int V, int draws_a_kind)
 
 /* ---- speed ---- */
 
-static int by_value(const void *a, const void *b)
-{
-    float d = *(const float *)a - *(const float *)b;
-    return (d > 0) - (d < 0);
-}
-
-/* Median milliseconds of one call, over samples of `inner` calls. */
-template <typename F> static float time_ms(F call, int inner)
-{
-    enum { N = 11 };
-    cudaEvent_t a, b;
-    float ms[N];
-    OK(cudaEventCreate(&a));
-    OK(cudaEventCreate(&b));
-    for (int i = 0; i < 3; i++)
-        call();
-    for (int i = 0; i < N; i++) {
-        OK(cudaEventRecord(a));
-        for (int k = 0; k < inner; k++)
-            call();
-        OK(cudaEventRecord(b));
-        OK(cudaEventSynchronize(b));
-        OK(cudaEventElapsedTime(&ms[i], a, b));
-        ms[i] /= (float)inner;
-    }
-    qsort(ms, N, sizeof *ms, by_value);
-    cudaEventDestroy(a);
-    cudaEventDestroy(b);
-    return ms[N / 2];
-}
-
 static void time_prefill(int len)
 {
     int q[] = {len}, kv[] = {len};
@@ -735,164 +533,26 @@ static void time_products()
     cu_gemm_close(lt);
 }
 
-/* One way to make a product: by a plan, or by cuBLASLt where there is none. */
-struct contender {
-    char name[64];
-    bool ours;
-    cu_gemm_plan plan[3]; /* one a copy of the weights */
-    float alone[11], row[3];
-};
-
-/* Our product and what follows it beside cuBLASLt's, for one matrix of a layer: each way alone, in turn, with weights
- * that no cache holds; then as many launches in a row as three prefills make, where the power limit counts. */
-static void time_gemm_sm90(struct cu_lt *lt, const char *what, int N, int K, bool add, bool swiglu)
-{
-    enum { COPIES = 3, ROUNDS = 11, IN_ROW = 36 * 3, MOST = 8192, CONTENDERS = 24 };
-    static const int ways[][4] = {/* cluster, group, lag, hint; the first few for every product */
-                                  {2, 8, 0, 0},  {2, 16, 0, 0}, {2, 16, 2, 0}, {2, 24, 2, 0}, {2, 16, 2, 1},
-                                  {1, 16, 0, 0}, {1, 16, 2, 0}, {1, 8, 2, 0},  {1, 24, 2, 0}, {2, 8, 2, 0},
-                                  {2, 24, 0, 0}, {2, 40, 0, 0}, {2, 40, 2, 0}, {2, 16, 1, 0}, {2, 16, 3, 0},
-                                  {2, 24, 2, 1}, {2, 8, 2, 1}};
-    const int n_ways = swiglu ? (int)(sizeof ways / sizeof *ways) : 7;
-    cu_dims m = {};
-    struct km_err err;
-    cudaDeviceProp card;
-    OK(cudaGetDeviceProperties(&card, 0));
-    m.arch = card.major * 10 + card.minor, m.n_sms = card.multiProcessorCount, m.F = N / 2;
-    if (!cu_gemm_sm90_usable(m, N, K))
-        return;
-    bf16 *w, *x, *y, *act;
-    size_t one = (size_t)N * K;
-    OK(cudaMalloc(&w, COPIES * one * sizeof(bf16)));
-    OK(cudaMalloc(&x, (size_t)MOST * K * sizeof(bf16)));
-    OK(cudaMalloc(&y, (size_t)MOST * N * sizeof(bf16)));
-    OK(cudaMalloc(&act, (size_t)MOST * N * sizeof(bf16)));
-    OK(cudaMemset(y, 0, (size_t)MOST * N * sizeof(bf16)));
-    {
-        both<bf16> some((size_t)1 << 22); /* different enough for the power that numbers take */
-        randomize(some, 0.02f);
-        for (size_t at = 0; at < COPIES * one; at += some.n)
-            OK(cudaMemcpy(w + at, some.d, sizeof(bf16) * (COPIES * one - at < some.n ? COPIES * one - at : some.n),
-                          cudaMemcpyDeviceToDevice));
-        randomize(some, 1);
-        for (size_t at = 0; at < (size_t)MOST * K; at += some.n)
-            OK(cudaMemcpy(x + at, some.d,
-                          sizeof(bf16) * ((size_t)MOST * K - at < some.n ? (size_t)MOST * K - at : some.n),
-                          cudaMemcpyDeviceToDevice));
-    }
-    static contender c[CONTENDERS];
-    int n = 0;
-    snprintf(c[n].name, sizeof c[n].name, "cuBLASLt");
-    c[n++].ours = false;
-    if (swiglu) {
-        snprintf(c[n].name, sizeof c[n].name, "cuBLASLt, swiglu");
-        c[n++].ours = false;
-    }
-    for (int v = 0; v < n_ways; v++, n++) {
-        const int *way = ways[v];
-        snprintf(c[n].name, sizeof c[n].name, "ours, cluster %d group %2d lag %d hint %d", way[0], way[1], way[2],
-                 way[3]);
-        c[n].ours = true;
-        for (int i = 0; i < COPIES; i++) {
-            cu_gemm_plan &g = c[n].plan[i];
-            if (cu_gemm_sm90_plan(&g, m, x, MOST, w + i * one, N, K, &err)) {
-                printf("BAD  %s\n", err.msg);
-                failures++;
-                return;
-            }
-            g.cluster = way[0], g.group = way[1], g.lag = way[2], g.hint = way[3];
-        }
-    }
-    cudaEvent_t t0, t1;
-    OK(cudaEventCreate(&t0));
-    OK(cudaEventCreate(&t1));
-    int turn = 0;
-    for (int M : {256, 512, 1024, 2048, 4096, 5000, (int)MOST}) {
-        if (M < 2048 && !swiglu)
-            continue;
-        auto call = [&](int who) {
-            int copy = turn++ % COPIES;
-            if (c[who].ours && swiglu)
-                cu_gemm_sm90_swiglu(c[who].plan[copy], M, act, 0);
-            else if (c[who].ours)
-                cu_gemm_sm90(c[who].plan[copy], M, add, y, 0);
-            else {
-                cu_gemm(lt, x, w + copy * one, M, N, K, add, y, false, 0, &err);
-                if (who == 1)
-                    cu_swiglu(m, y, M, act, 0);
-            }
-        };
-        auto timed = [&](int who, int times) {
-            float ms;
-            OK(cudaEventRecord(t0));
-            for (int i = 0; i < times; i++)
-                call(who);
-            OK(cudaEventRecord(t1));
-            OK(cudaEventSynchronize(t1));
-            OK(cudaGetLastError());
-            OK(cudaEventElapsedTime(&ms, t0, t1));
-            return ms / (float)times;
-        };
-        for (int r = -1; r < ROUNDS; r++) /* the first round loads code and chooses algorithms */
-            for (int who = 0; who < n; who++)
-                c[who].alone[r < 0 ? 0 : r] = timed(who, 1);
-        for (int r = 0; r < 3; r++)
-            for (int who = 0; who < n; who++)
-                c[who].row[r] = timed(who, IN_ROW);
-        int best = -1;
-        for (int who = 0; who < n; who++) {
-            double flops = 2.0 * M * N * K;
-            qsort(c[who].alone, ROUNDS, sizeof(float), by_value);
-            qsort(c[who].row, 3, sizeof(float), by_value);
-            printf("gemm %-8s M %4d  %-39s %8.1f us %5.0f TFLOP/s   in a row %8.1f us %5.0f TFLOP/s\n", what, M,
-                   c[who].name, c[who].alone[ROUNDS / 2] * 1e3, flops / c[who].alone[ROUNDS / 2] / 1e9,
-                   c[who].row[1] * 1e3, flops / c[who].row[1] / 1e9);
-            if (c[who].ours && (best < 0 || c[who].row[1] < c[best].row[1]))
-                best = who;
-        }
-        int other = swiglu ? 1 : 0;
-        printf("gemm %-8s M %4d  best: %s: %.3f of the time of %s alone, %.3f in a row\n", what, M, c[best].name,
-               c[best].alone[ROUNDS / 2] / c[other].alone[ROUNDS / 2], c[other].name, c[best].row[1] / c[other].row[1]);
-    }
-    cudaEventDestroy(t0);
-    cudaEventDestroy(t1);
-    for (void *p : {(void *)w, (void *)x, (void *)y, (void *)act})
-        cudaFree(p);
-}
-
-static void time_gemms_sm90()
-{
-    struct cu_lt *lt = nullptr;
-    struct km_err err;
-    if (cu_gemm_open(&lt, &err))
-        return;
-    time_gemm_sm90(lt, "gate, up", 24576, 4096, false, true);
-    time_gemm_sm90(lt, "down", 4096, 12288, true, false);
-    time_gemm_sm90(lt, "qkv", 6144, 4096, false, false);
-    time_gemm_sm90(lt, "o", 4096, 4096, true, false);
-    cu_gemm_close(lt);
-}
-
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "all";
     setvbuf(stdout, nullptr, _IOLBF, 0);
     rng = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
-    bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small"), gemm = !strcmp(what, "gemm");
-    if (gemm) {
-        check_gemm_sm90(1 << 20);
+    bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small"), ffn = !strcmp(what, "ffn");
+    if (ffn) {
+        check_ffn_sm90(1 << 20);
     } else if (small) {
         check_small();
         check_sampling(3000, 1);
         check_products(320);
-        check_gemm_sm90(64);
+        check_ffn_sm90(128);
         check_qk_rope(128);
         check_attention(4, 2, 128, 16);
     } else if (strcmp(what, "time") && !attention) {
         check_small();
         check_sampling(151936, 6);
         check_products(1 << 20);
-        check_gemm_sm90(1 << 20);
+        check_ffn_sm90(1 << 20);
         for (int d : {32, 64, 128})
             check_qk_rope(d);
         check_attention(8, 2, 128, 16);
@@ -903,8 +563,8 @@ int main(int argc, char **argv)
     }
     if (strcmp(what, "time") && !attention)
         printf("%s: %d failures\n", failures ? "FAILED" : "all kernels agree", failures);
-    if (gemm)
-        time_gemms_sm90();
+    if (ffn)
+        time_ffn_sm90();
     else if (strcmp(what, "check") && !small) {
         for (int n : {2048, 5000, 8192, 20480})
             time_prefill(n);
@@ -913,8 +573,10 @@ int main(int argc, char **argv)
         time_decode(64, 640);
         time_decode(256, 640);
         time_decode(16, 8192);
-        if (!attention)
+        if (!attention) {
             time_products();
+            time_ffn_sm90();
+        }
     }
     return failures != 0;
 }

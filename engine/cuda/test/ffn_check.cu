@@ -1,0 +1,175 @@
+/* Hopper's gate and up product with SwiGLU (ffn_sm90.cu): every output of odd sizes, and its time at the shapes of
+ * Qwen3-8B beside that of cuBLASLt and cu_swiglu, which do the same, and of cuBLASLt's product alone. */
+#include "engine/cuda/test/check.h"
+
+#include <string.h>
+
+static cu_dims dims_of(int D, int F)
+{
+    cu_dims m = {};
+    cudaDeviceProp card;
+    OK(cudaGetDeviceProperties(&card, 0));
+    m.arch = card.major * 10 + card.minor, m.n_sms = card.multiProcessorCount;
+    m.D = D, m.F = F;
+    return m;
+}
+
+/* Gate and up of every row, in double. */
+static double *products(const both<bf16> &h, const both<bf16> &w, int rows, int D, int F)
+{
+    double *sum = static_cast<double *>(malloc(sizeof(double) * (size_t)rows * 2 * F));
+    for (int r = 0; r < rows; r++)
+        for (int n = 0; n < 2 * F; n++) {
+            double a = 0;
+            for (int k = 0; k < D; k++)
+                a += f(h.h[(size_t)r * D + k]) * f(w.h[(size_t)n * D + k]);
+            sum[(size_t)r * 2 * F + n] = a;
+        }
+    return sum;
+}
+
+/* M rows against their products; what lies behind them in act must be as poison() left it. */
+static void judge_rows(judge &j, const both<bf16> &act, const double *sum, int M, int F)
+{
+    for (size_t i = 0; i < act.n; i++) {
+        size_t row = i / F, col = i % F;
+        if (row < (size_t)M) {
+            double gate = sum[row * 2 * F + col], up = sum[row * 2 * F + F + col];
+            j.add(f(act.h[i]), gate / (1 + exp(-gate)) * up);
+        } else {
+            uint16_t bits;
+            memcpy(&bits, &act.h[i], sizeof bits);
+            j.add(bits == 0xFFFF ? 0 : 1, 0);
+        }
+    }
+}
+
+/* On the whole card, and on so few SMs that a block meets many tiles and its barriers many phases. 2100 rows are two
+ * groups of tiles, the second smaller, and end in a block without rows. */
+void check_ffn_sm90(int most)
+{
+    static const int rows[] = {1, 63, 64, 65, 127, 129, 300, 2100};
+    for (int F : {32, 64, 192, 320})
+        for (int D : {128, 256, 1024}) {
+            cu_dims m = dims_of(D, F);
+            int max_rows = D > 256 ? 300 : 2100, all_sms = m.n_sms;
+            if (D > most || !cu_ffn_sm90_usable(m))
+                continue;
+            both<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
+            randomize(h, 1);
+            randomize(w, 0.05f);
+            double *sum = products(h, w, max_rows, D, F);
+            for (int sms : {all_sms, 4, 2}) {
+                char name[96];
+                snprintf(name, sizeof name, "ffn sm90 F %d D %d, %d SMs", F, D, sms);
+                judge j(name);
+                for (int M : rows) {
+                    cu_ffn_plan p;
+                    struct km_err err;
+                    m.n_sms = sms;
+                    m.max_tokens = sms == 4 ? M : max_rows; /* h ends at M: zeros must come; or has rows behind */
+                    if (M > max_rows)
+                        continue;
+                    if (cu_ffn_sm90_plan(&p, m, h.d, w.d, &err)) {
+                        printf("BAD  %s\n", err.msg);
+                        failures++;
+                        continue;
+                    }
+                    act.poison();
+                    cu_ffn_sm90(m, p, M, act.d, 0);
+                    OK(cudaGetLastError());
+                    act.down();
+                    judge_rows(j, act, sum, M, F);
+                }
+            }
+            free(sum);
+        }
+}
+
+/* ---- speed ---- */
+
+/* n elements on the card: numbers of a normal distribution, since power depends on them, the same few million anew. */
+static bf16 *numbers(size_t n, float scale)
+{
+    both<bf16> some((size_t)1 << 22);
+    randomize(some, scale);
+    bf16 *out;
+    OK(cudaMalloc(&out, n * sizeof(bf16)));
+    for (size_t at = 0; at < n; at += some.n)
+        OK(cudaMemcpy(out + at, some.d, sizeof(bf16) * (n - at < some.n ? n - at : some.n), cudaMemcpyDeviceToDevice));
+    return out;
+}
+
+/* Each way alone, in turn, with weights that no cache holds; then as many launches in a row as three prefills make,
+ * where the power limit counts. */
+void time_ffn_sm90()
+{
+    enum { OURS, BOTH, PRODUCT, WAYS };
+    enum { COPIES = 3, ROUNDS = 11, ROWS_OF_LAUNCHES = 3, IN_ROW = 36 * 3, MOST = 8192 };
+    static const char *const names[WAYS] = {"ours", "cuBLASLt and swiglu", "cuBLASLt alone"};
+    cu_dims m = dims_of(4096, 12288);
+    m.max_tokens = MOST;
+    struct cu_lt *lt = nullptr;
+    struct km_err err;
+    if (!cu_ffn_sm90_usable(m))
+        return;
+    int rc = cu_gemm_open(&lt, &err);
+    size_t one = (size_t)2 * m.F * m.D;
+    bf16 *w = numbers(COPIES * one, 0.02f), *h = numbers((size_t)MOST * m.D, 1), *gu, *act;
+    OK(cudaMalloc(&gu, (size_t)MOST * 2 * m.F * sizeof(bf16)));
+    OK(cudaMalloc(&act, (size_t)MOST * m.F * sizeof(bf16)));
+    cu_ffn_plan plans[COPIES];
+    for (int i = 0; i < COPIES && !rc; i++)
+        rc = cu_ffn_sm90_plan(&plans[i], m, h, w + i * one, &err);
+    cudaEvent_t t0, t1;
+    OK(cudaEventCreate(&t0));
+    OK(cudaEventCreate(&t1));
+    int turn = 0;
+    auto timed = [&](int way, int M, int times) {
+        float ms;
+        OK(cudaEventRecord(t0));
+        for (int i = 0; i < times && !rc; i++) {
+            int copy = turn++ % COPIES;
+            if (way == OURS)
+                cu_ffn_sm90(m, plans[copy], M, act, 0);
+            else
+                rc = cu_gemm(lt, h, w + copy * one, M, 2 * m.F, m.D, false, gu, false, 0, &err);
+            if (way == BOTH)
+                cu_swiglu(m, gu, M, act, 0);
+        }
+        OK(cudaEventRecord(t1));
+        OK(cudaEventSynchronize(t1));
+        OK(cudaGetLastError());
+        OK(cudaEventElapsedTime(&ms, t0, t1));
+        return ms / (float)times;
+    };
+    for (int M : {(int)CU_FFN_M, 1024, 2048, 4096, 5000, (int)MOST}) {
+        float alone[WAYS][ROUNDS], row[WAYS][ROWS_OF_LAUNCHES];
+        for (int r = -1; r < ROUNDS; r++) /* the first round loads code and chooses algorithms */
+            for (int way = 0; way < WAYS; way++)
+                alone[way][r < 0 ? 0 : r] = timed(way, M, 1);
+        for (int r = 0; r < ROWS_OF_LAUNCHES; r++)
+            for (int way = 0; way < WAYS; way++)
+                row[way][r] = timed(way, M, IN_ROW);
+        if (rc)
+            break;
+        for (int way = 0; way < WAYS; way++) {
+            qsort(alone[way], ROUNDS, sizeof(float), by_value);
+            qsort(row[way], ROWS_OF_LAUNCHES, sizeof(float), by_value);
+        }
+        for (int way = 0; way < WAYS; way++) {
+            float a = alone[way][ROUNDS / 2], in_row = row[way][ROWS_OF_LAUNCHES / 2];
+            double flops = 2.0 * M * 2 * m.F * m.D;
+            printf("gate, up M %4d  %-19s %8.1f us %5.0f TFLOP/s   in a row %8.1f us %5.0f TFLOP/s, ours / it %.3f\n", M,
+                   names[way], a * 1e3, flops / a / 1e9, in_row * 1e3, flops / in_row / 1e9,
+                   row[OURS][ROWS_OF_LAUNCHES / 2] / in_row);
+        }
+    }
+    if (rc)
+        printf("BAD  %s\n", err.msg), failures++;
+    cudaEventDestroy(t0);
+    cudaEventDestroy(t1);
+    for (bf16 *p : {w, h, gu, act})
+        cudaFree(p);
+    cu_gemm_close(lt);
+}
