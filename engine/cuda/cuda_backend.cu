@@ -46,7 +46,8 @@ struct be {
 
     cu_room room; /* work space, step arrays, KV pool */
     cu_prefill_plan prefill;
-    bool sm90; /* prefill is made, and the Hopper kernel used */
+    bool sm90;        /* prefill is made, and the Hopper kernel used */
+    cu_ffn_plan *ffn; /* [L] of room.h; NULL where the Hopper kernel cannot be used */
 
     graph graphs[MAX_GRAPHS];
     int n_graphs;
@@ -74,12 +75,16 @@ static int product(struct be *b, const bf16 *x, const bf16 *norm, const bf16 *w,
     return 0;
 }
 
-static int feed_forward(struct be *b, const cu_layer &w, int T, struct km_err *err)
+static int feed_forward(struct be *b, int layer, int T, struct km_err *err)
 {
     const cu_dims &m = b->m;
+    const cu_layer &w = b->w.layers[layer];
     if (T <= CU_SKINNY_M)
         cu_skinny_swiglu(b->room.x, w.norm_ffn, m.eps, w.gate_up, T, m.F, m.D, b->room.act, b->steps);
-    else {
+    else if (b->ffn && T >= CU_FFN_M) {
+        cu_rmsnorm(m, b->room.x, w.norm_ffn, nullptr, T, b->room.h, b->steps);
+        cu_ffn_sm90(m, b->ffn[layer], T, b->room.act, b->steps);
+    } else {
         int rc = product(b, b->room.x, w.norm_ffn, w.gate_up, T, 2 * m.F, m.D, false, b->room.gu, err);
         if (rc)
             return rc;
@@ -106,7 +111,7 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
         else if (n_tiles)
             cu_attn_prefill(m, b->room.qkv, in, n_tiles, l, b->room.pool, b->room.o, s);
         rc = rc ? rc : product(b, b->room.o, nullptr, w.o, T, m.D, m.H * m.d, true, b->room.x, err);
-        rc = rc ? rc : feed_forward(b, w, T, err);
+        rc = rc ? rc : feed_forward(b, l, T, err);
     }
     if (!rc && S) {
         cu_rmsnorm(m, b->room.x, b->w.norm_out, in.sample_row, S, b->room.h_out, s);
@@ -192,12 +197,14 @@ static int warm_gemms(struct be *b, struct km_err *err)
 {
     const cu_dims &m = b->m;
     const cu_layer &w = b->w.layers[0];
-    int rc = 0;
+    int rc = 0, most_gu = cu_gu_rows(m);
     for (int M = CU_SKINNY_M + 1; !rc && M <= b->m.max_tokens; M = cu_gemm_bucket(M) + 1) {
         int T = cu_gemm_bucket(M) < b->m.max_tokens ? cu_gemm_bucket(M) : b->m.max_tokens;
         rc = cu_gemm(b->lt, b->room.h, w.qkv, T, (m.H + 2 * m.G) * m.d, m.D, false, b->room.qkv, false, b->steps, err);
         rc = rc ? rc : cu_gemm(b->lt, b->room.o, w.o, T, m.D, m.H * m.d, true, b->room.x, false, b->steps, err);
-        rc = rc ? rc : cu_gemm(b->lt, b->room.h, w.gate_up, T, 2 * m.F, m.D, false, b->room.gu, false, b->steps, err);
+        if (!rc && M <= most_gu)
+            rc = cu_gemm(b->lt, b->room.h, w.gate_up, T < most_gu ? T : most_gu, 2 * m.F, m.D, false, b->room.gu, false,
+                         b->steps, err);
         rc = rc ? rc : cu_gemm(b->lt, b->room.act, w.down, T, m.D, m.F, true, b->room.x, false, b->steps, err);
         if (!rc && M <= b->m.max_reqs)
             rc = cu_gemm(b->lt, b->room.h_out, b->w.lm_head, T < b->m.max_reqs ? T : b->m.max_reqs, m.V, m.D, false,
@@ -460,6 +467,7 @@ static void cuda_close(struct be *b)
     for (int i = 0; i < b->n_graphs; i++)
         cudaGraphExecDestroy(b->graphs[i].exec);
     cu_room_free(&b->room);
+    km_free(b->ffn);
     cu_gemm_close(b->lt);
     cu_weights_free(&b->w);
     for (cudaEvent_t e : b->copy_done)
@@ -501,6 +509,25 @@ static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
     return 0;
 }
 
+/* What Hopper's own kernels are told of the room and the weights, where they can be used. */
+static int plan_sm90(struct be *b, struct km_err *err)
+{
+    const cu_dims &m = b->m;
+    const cu_room &r = b->room;
+    int rc = 0;
+    b->sm90 = cu_attn_prefill_sm90_usable(m);
+    if (b->sm90)
+        rc = cu_attn_prefill_sm90_plan(&b->prefill, m, r.pool, r.n_pages + 1, r.qkv, m.max_tokens, r.handed, err);
+    if (rc || !cu_ffn_sm90_usable(m))
+        return rc;
+    b->ffn = static_cast<cu_ffn_plan *>(km_calloc((size_t)m.L, sizeof *b->ffn));
+    if (!b->ffn)
+        return km_fail(err, KM_ENOMEM, "out of memory");
+    for (int l = 0; l < m.L && !rc; l++)
+        rc = cu_ffn_sm90_plan(&b->ffn[l], m, r.h, b->w.layers[l].gate_up, err);
+    return rc;
+}
+
 static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
     cu_card card;
@@ -520,10 +547,7 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     rc = cu_weights_load(&b->w, m, err);
     rc = rc ? rc : cu_gemm_open(&b->lt, err);
     rc = rc ? rc : make_room(b, o, err);
-    b->sm90 = cu_attn_prefill_sm90_usable(b->m);
-    if (!rc && b->sm90)
-        rc = cu_attn_prefill_sm90_plan(&b->prefill, b->m, b->room.pool, b->room.n_pages + 1, b->room.qkv,
-                                       b->m.max_tokens, b->room.handed, err);
+    rc = rc ? rc : plan_sm90(b, err);
     rc = rc ? rc : warm_gemms(b, err);
     rc = rc ? rc : capture_all(b, err);
     b->st.weight_bytes = (int64_t)b->w.bytes;

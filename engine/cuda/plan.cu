@@ -78,7 +78,8 @@ static int pick_card(cu_card *card, const struct be_opts *o, struct plan *out, s
                        "%s; to plan without a card, state what it may use, for example --gpu-memory-limit 24GiB",
                        why.msg);
     *card = cu_card{"", 90, 132, SIZE_MAX, SIZE_MAX};
-    snprintf(out->device, sizeof out->device, "no card here; scratch as on an H100, %d multiprocessors", card->n_sms);
+    snprintf(out->device, sizeof out->device,
+             "no card here; scratch as on an H100, %d multiprocessors; older cards need more", card->n_sms);
     return 0;
 }
 

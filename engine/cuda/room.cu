@@ -51,6 +51,11 @@ static void add_arrays(struct cu_room *r, const cu_dims &m, const char *name, cu
     add(r, name, KM_MEM_PINNED, &a->host_base[0], 2 * bytes);
 }
 
+int cu_gu_rows(const cu_dims &m)
+{
+    return cu_ffn_sm90_usable(m) && m.max_tokens >= CU_FFN_M ? CU_FFN_M - 1 : m.max_tokens;
+}
+
 void cu_room_list(struct cu_room *r, const cu_dims &m)
 {
     size_t T = (size_t)m.max_tokens, R = (size_t)m.max_reqs, D = (size_t)m.D, F = (size_t)m.F, V = (size_t)m.V;
@@ -58,7 +63,7 @@ void cu_room_list(struct cu_room *r, const cu_dims &m)
     add(r, "normalised rows", KM_MEM_DEVICE, &r->h, T * D);
     add(r, "queries, keys, values", KM_MEM_DEVICE, &r->qkv, T * (size_t)(m.H + 2 * m.G) * m.d);
     add(r, "attention output", KM_MEM_DEVICE, &r->o, T * (size_t)m.H * m.d);
-    add(r, "gate and up", KM_MEM_DEVICE, &r->gu, T * 2 * F);
+    add(r, "gate and up", KM_MEM_DEVICE, &r->gu, (size_t)cu_gu_rows(m) * 2 * F);
     add(r, "activation", KM_MEM_DEVICE, &r->act, T * F);
     add(r, "rows to sample", KM_MEM_DEVICE, &r->h_out, R * D);
     add(r, "logits", KM_MEM_DEVICE, &r->logits, R * V);

@@ -32,10 +32,11 @@ struct cu_room_row {
 };
 
 struct cu_room {
-    bf16 *x, *h, *qkv, *o, *gu, *act; /* [T = max_tokens][...] */
-    bf16 *h_out;                      /* [max_reqs][D] */
-    float *logits;                    /* [max_reqs][V] */
-    float *inv_freq;                  /* [d / 2] */
+    bf16 *x, *h, *qkv, *o, *act; /* [T = max_tokens][...] */
+    bf16 *gu;                    /* [cu_gu_rows][2F] */
+    bf16 *h_out;                 /* [max_reqs][D] */
+    float *logits;               /* [max_reqs][V] */
+    float *inv_freq;             /* [d / 2] */
     char *attn_work, *pick_work;
     int32_t *handed; /* [2] jobs of prefill attention taken, blocks that found none: zero between launches */
     cu_arrays wide, narrow;       /* any step; steps of a graph, a tenth of the bytes */
@@ -49,6 +50,8 @@ struct cu_room {
     int n_rows;
 };
 
+/* Most rows whose gate and up are ever in memory: Hopper's feed-forward kernel (cu.h) leaves few. */
+int cu_gu_rows(const cu_dims &m);
 /* Everything but the pool. m needs max_tokens, max_reqs and max_blocks too. */
 void cu_room_list(struct cu_room *r, const cu_dims &m);
 /* Bytes that weights, list, pool and reserve may take together. */
