@@ -1,12 +1,14 @@
 #!/bin/sh
 # Programs with the shared libraries they need, in a folder that can be carried to a machine without packages:
 #   scripts/bundle.sh DIR PROGRAM...
-# libc and the GPU's own libraries (CUDA, cuBLAS) stay the target machine's.
+# libc and the GPU's own libraries (CUDA, cuBLAS) stay the target machine's. What scripts/gpu_check.sh reads goes along, so that
+# DIR/scripts/gpu_check.sh DIR is all to be typed there.
 set -eu
 [ $# -ge 2 ] || { echo "usage: bundle.sh DIR PROGRAM..." >&2; exit 2; }
+here=$(cd "$(dirname "$0")/.." && pwd)
 dir=$1
 shift
-mkdir -p "$dir/lib"
+mkdir -p "$dir/lib" "$dir/scripts" "$dir/models" "$dir/engine/test"
 for p in "$@"; do
     cp "$p" "$dir/"
     strip "$dir/$(basename "$p")"
@@ -18,4 +20,7 @@ for p in "$@"; do
     done
 done
 strip "$dir"/lib/*.so* 2>/dev/null || true
+cp "$here"/scripts/gpu_check.sh "$here"/scripts/*.py "$dir/scripts/"
+cp -r "$here"/models/qwen3-tiny-lm "$dir/models/"
+cp "$here"/engine/test/golden-qwen3-tiny-lm.json "$dir/engine/test/"
 du -sh "$dir" | cut -f1

@@ -1,6 +1,6 @@
 """What transformers computes from a model folder, as vectors for engine_check (engine/test/golden-*.json have the same form).
 
-    hf_logits.py MODEL_DIR OUT.json [--lengths 1,17,300,2000] [--steps 16]
+    hf_logits.py MODEL_DIR OUT.json [--lengths 1,17,300,2000] [--steps 16] [--device cuda]
 
 Prompts are random token ids. The reference is float32 arithmetic on the stored weights; how far transformers' own bfloat16 is
 from it is printed, as a measure for others' distance."""
@@ -9,15 +9,16 @@ import json
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 
-def load(path, dtype):
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").cuda().eval()
+def load(path, dtype, device):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa").to(device).eval()
 
 
 @torch.no_grad()
 def last_logprobs(model, ids):
-    logits = model(torch.tensor([ids], device="cuda"), logits_to_keep=1).logits[0, -1]
+    logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1]
     return torch.log_softmax(logits.double(), -1)
 
 
@@ -42,15 +43,17 @@ def main():
     a.add_argument("out")
     a.add_argument("--lengths", default="1,17,300,2000")
     a.add_argument("--steps", type=int, default=16)
+    a.add_argument("--device", default="cuda")
     a = a.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
-    model = load(a.model, torch.float32)
+    logging.disable_progress_bar()
+    model = load(a.model, torch.float32, a.device)
     draw = torch.Generator().manual_seed(1)
     prompts = [torch.randint(0, model.config.vocab_size, (int(n),), generator=draw).tolist() for n in a.lengths.split(",")]
     vectors = [vector(model, p, a.steps) for p in prompts]
     del model
     torch.cuda.empty_cache()
-    model = load(a.model, torch.bfloat16)
+    model = load(a.model, torch.bfloat16, a.device)
     worst = 0.0
     for v in vectors:
         at = last_logprobs(model, v["prompt_ids"])
