@@ -131,8 +131,8 @@ template <typename F> static float time_ms(F call, int inner)
     return ms[N / 2];
 }
 
-/* ffn_check.cu: Hopper's gate and up product with SwiGLU; most: no longer sums than this. Nothing on other cards. */
-void check_ffn_sm90(int most);
+/* ffn_check.cu: Hopper's gate and up product with SwiGLU; small: two shapes. Nothing on other cards. */
+void check_ffn_sm90(bool small);
 void time_ffn_sm90();
 
 #endif

@@ -44,46 +44,56 @@ static void judge_rows(judge &j, const both<bf16> &act, const double *sum, int M
     }
 }
 
-/* On the whole card, and on so few SMs that a block meets many tiles and its barriers many phases. 2100 rows are two
- * groups of tiles, the second smaller, and end in a block without rows. */
-void check_ffn_sm90(int most)
+/* Row counts rows[n], the last the largest, on so many SMs (0: all of the card). */
+static void check_shape(int F, int D, const int *rows, int n, const int *sms, int n_sms)
 {
-    static const int rows[] = {1, 63, 64, 65, 127, 129, 300, 2100};
-    for (int F : {32, 64, 192, 320})
-        for (int D : {128, 256, 1024}) {
-            cu_dims m = dims_of(D, F);
-            int max_rows = D > 256 ? 300 : 2100, all_sms = m.n_sms;
-            if (D > most || !cu_ffn_sm90_usable(m))
+    cu_dims m = dims_of(D, F);
+    int max_rows = rows[n - 1], all_sms = m.n_sms;
+    if (!cu_ffn_sm90_usable(m))
+        return;
+    both<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
+    randomize(h, 1);
+    randomize(w, 0.05f);
+    double *sum = products(h, w, max_rows, D, F);
+    for (int s = 0; s < n_sms; s++) {
+        m.n_sms = sms[s] ? sms[s] : all_sms;
+        char name[96];
+        snprintf(name, sizeof name, "ffn sm90 F %d D %d, %d SMs", F, D, m.n_sms);
+        judge j(name);
+        for (int i = 0; i < n; i++) {
+            int M = rows[i];
+            cu_ffn_plan p;
+            struct km_err err;
+            m.max_tokens = m.n_sms == 4 ? M : max_rows; /* h ends at M: zeros must come; or has rows behind */
+            if (cu_ffn_sm90_plan(&p, m, h.d, w.d, &err)) {
+                printf("BAD  %s\n", err.msg);
+                failures++;
                 continue;
-            both<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
-            randomize(h, 1);
-            randomize(w, 0.05f);
-            double *sum = products(h, w, max_rows, D, F);
-            for (int sms : {all_sms, 4, 2}) {
-                char name[96];
-                snprintf(name, sizeof name, "ffn sm90 F %d D %d, %d SMs", F, D, sms);
-                judge j(name);
-                for (int M : rows) {
-                    cu_ffn_plan p;
-                    struct km_err err;
-                    m.n_sms = sms;
-                    m.max_tokens = sms == 4 ? M : max_rows; /* h ends at M: zeros must come; or has rows behind */
-                    if (M > max_rows)
-                        continue;
-                    if (cu_ffn_sm90_plan(&p, m, h.d, w.d, &err)) {
-                        printf("BAD  %s\n", err.msg);
-                        failures++;
-                        continue;
-                    }
-                    act.poison();
-                    cu_ffn_sm90(m, p, M, act.d, 0);
-                    OK(cudaGetLastError());
-                    act.down();
-                    judge_rows(j, act, sum, M, F);
-                }
             }
-            free(sum);
+            act.poison();
+            cu_ffn_sm90(m, p, M, act.d, 0);
+            OK(cudaGetLastError());
+            act.down();
+            judge_rows(j, act, sum, M, F);
         }
+    }
+    free(sum);
+}
+
+/* On the whole card, and on so few SMs that a block meets many tiles and its barriers many phases. 2100 rows are two
+ * groups of tiles, the second smaller, and end in a block without rows. small: on two clusters, once with columns in
+ * two tiles and once with rows in two groups; both end in part of a tile and in a warpgroup without rows. */
+void check_ffn_sm90(bool small)
+{
+    static const int rows[] = {1, 63, 64, 65, 127, 129, 300, 2100}, sms[] = {0, 4, 2};
+    if (small) {
+        check_shape(192, 256, &rows[6], 1, &sms[1], 1);
+        check_shape(32, 128, &rows[7], 1, &sms[1], 1);
+        return;
+    }
+    for (int F : {32, 64, 192, 320})
+        for (int D : {128, 256, 1024})
+            check_shape(F, D, rows, D > 256 ? 7 : 8, sms, 3);
 }
 
 /* ---- speed ---- */

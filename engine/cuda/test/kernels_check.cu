@@ -1,8 +1,8 @@
 /* Every kernel against a plain loop in double precision on fresh random inputs, outputs poisoned first; then its
  * speed at the shapes of Qwen3-8B beside the limit it lives under. A program, not a unit test: it needs a GPU.
  *   kernels_check [check|small|time|attention|ffn|all] [seed]        exit 1 when a kernel is wrong
- * small: few and little shapes, for compute-sanitizer; attention: times that alone; ffn: checks and times Hopper's gate
- * and up product alone (ffn_check.cu). */
+ * small: as little of every path of every kernel but cuBLAS's as will do, for compute-sanitizer; attention: times that
+ * alone; ffn: checks and times Hopper's gate and up product alone (ffn_check.cu). */
 #include "engine/cuda/test/check.h"
 
 extern "C" {
@@ -161,8 +161,8 @@ struct scene {
     }
 };
 
-/* The rows of prefill tiles by wgmma, the others as they are. */
-static void check_attention_sm90(scene &s)
+/* The rows of prefill tiles by wgmma, the others as they are; small: on few SMs alone. */
+static void check_attention_sm90(scene &s, bool small)
 {
     char name[96];
     struct km_err err;
@@ -177,7 +177,9 @@ static void check_attention_sm90(scene &s)
     void *work;
     OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
     OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
-    for (int sms : {s.m.n_sms, 3, 1}) { /* few blocks: each takes many jobs, over the rings' phases */
+    for (int sms : {3, 1, s.m.n_sms}) { /* few blocks: each takes many jobs, over the rings' phases */
+        if (small && sms != 3)
+            continue;
         cu_dims m = s.m;
         m.n_sms = sms;
         s.o->poison();
@@ -194,13 +196,16 @@ static void check_attention_sm90(scene &s)
     cudaFree(work);
 }
 
-static void check_attention(int H, int G, int d, int B)
+/* small: the first requests, and 3 SMs, on which the 777 tokens are cut into parts that go round a ring of tiles. */
+static void check_attention(int H, int G, int d, int B, bool small)
 {
-    static const int q[] = {1, 2, 127, 128, 129, 1, 257, 1, 64, 1},
-                     kv[] = {1, 2, 127, 128, 129, 17, 300, 777, 64, 2049};
+    static const int q[] = {1, 1, 1, 2, 128, 129, 127, 257, 64, 1},
+                     kv[] = {1, 17, 777, 2, 128, 300, 127, 257, 64, 2049};
     char name[96];
-    for (int sms : {1, 8, 132}) {
-        scene s(H, G, d, B, 2, 10, q, kv, sms);
+    for (int sms : {3, 1, 8, 132}) {
+        if (small && sms != 3)
+            continue;
+        scene s(H, G, d, B, 2, small ? 6 : 10, q, kv, sms);
         void *work;
         OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
         OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
@@ -211,15 +216,16 @@ static void check_attention(int H, int G, int d, int B)
         cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 1, s.pool->d, s.o->d, 0);
         snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d items", H, G, d, B, s.n_items);
         s.judge_rows(name, 1, 7);
-        if (sms > 8 && cu_attn_prefill_sm90_usable(s.m))
-            check_attention_sm90(s);
+        if ((small || sms > 8) && cu_attn_prefill_sm90_usable(s.m))
+            check_attention_sm90(s, small);
         cudaFree(work);
     }
 }
 
-static void check_qk_rope(int d)
+/* rows: of one of the requests; a warp takes one head of few tokens, several of many. */
+static void check_qk_rope(int d, int rows)
 {
-    static const int q[] = {5, 1, 33}, kv[] = {5, 40, 77};
+    const int q[] = {5, 1, rows}, kv[] = {5, 40, rows + 44};
     scene s(8, 2, d, 16, 2, 3, q, kv);
     both<bf16> qn((size_t)d), kn((size_t)d);
     both<float> inv((size_t)d / 2);
@@ -234,7 +240,7 @@ static void check_qk_rope(int d)
     s.qkv->down();
     s.pool->down();
     char name[64];
-    snprintf(name, sizeof name, "qk-norm, rope and page write, heads of %d", d);
+    snprintf(name, sizeof name, "qk-norm, rope, page write, %d x heads of %d", s.T, d);
     judge j(name);
     for (int r = 0; r < 3; r++)
         for (int i = 0; i < q[r]; i++)
@@ -261,8 +267,8 @@ static void check_qk_rope(int d)
             }
 }
 
-/* most: no longer sums than this, and none of cuBLAS's own kernels */
-static void check_products(int most)
+/* small: those of few multiplications, none of which is cuBLAS's. */
+static void check_products(bool small)
 {
     struct cu_lt *lt = nullptr;
     struct km_err err;
@@ -271,11 +277,11 @@ static void check_products(int most)
         failures++;
         return;
     }
-    static const int shapes[][3] = {{1, 4096, 4096}, {3, 6144, 4096}, {8, 256, 768},  {9, 4096, 1024},
-                                    {16, 1000, 320}, {17, 512, 256},  {100, 768, 256}};
+    static const int shapes[][3] = {{3, 44, 1376},   {11, 44, 320},   {1, 4096, 4096}, {3, 6144, 4096}, {8, 256, 768},
+                                    {9, 4096, 1024}, {16, 1000, 320}, {17, 512, 256},  {100, 768, 256}};
     for (auto &sh : shapes) {
         int M = sh[0], N = sh[1], K = sh[2];
-        if (K > most || (most < 1 << 20 && M > CU_SKINNY_M))
+        if (small && M * N * K > 1 << 18)
             continue;
         both<bf16> x((size_t)M * K), w((size_t)2 * N * K), y((size_t)M * N), norm((size_t)K);
         both<float> yf((size_t)M * N);
@@ -339,10 +345,26 @@ static void check_products(int most)
     cu_gemm_close(lt);
 }
 
-static void check_small()
+static void check_between_products()
 {
     cu_dims m = {};
     m.eps = 1e-6f;
+    m.D = 1080; /* more pieces of 16 bytes than threads, and not a multiple of them */
+    {
+        both<bf16> table((size_t)5 * m.D), x((size_t)4 * m.D);
+        both<int32_t> tokens(4), chosen(2);
+        static const int rows[] = {4, 0, 3, 0}; /* the third was chosen on the card; the fourth not yet by the host */
+        tokens.h[0] = 4, tokens.h[1] = 0, tokens.h[2] = -2, tokens.h[3] = -1;
+        chosen.h[0] = -1, chosen.h[1] = 3;
+        tokens.up(), chosen.up();
+        randomize(table, 1);
+        x.poison();
+        cu_embed(m, table.d, tokens.d, chosen.d, 4, x.d, 0);
+        x.down();
+        judge j("embed");
+        for (size_t i = 0; i < x.n; i++)
+            j.add(f(x.h[i]), f(table.h[(size_t)rows[i / (size_t)m.D] * (size_t)m.D + i % (size_t)m.D]));
+    }
     for (int D : {256, 1024, 2560, 4096, 5120}) {
         m.D = D;
         both<bf16> x((size_t)7 * D), w((size_t)D), y((size_t)3 * D);
@@ -351,19 +373,21 @@ static void check_small()
         rows.up();
         randomize(x, 3);
         randomize(w, 1);
-        y.poison();
-        cu_rmsnorm(m, x.d, w.d, rows.d, 3, y.d, 0);
-        y.down();
-        char name[64];
-        snprintf(name, sizeof name, "rmsnorm of %d, gathered", D);
-        judge j(name);
-        for (int r = 0; r < 3; r++) {
-            double ss = 0;
-            for (int i = 0; i < D; i++)
-                ss += f(x.h[(size_t)rows.h[r] * D + i]) * f(x.h[(size_t)rows.h[r] * D + i]);
-            for (int i = 0; i < D; i++)
-                j.add(f(y.h[(size_t)r * D + i]),
-                      f(x.h[(size_t)rows.h[r] * D + i]) / sqrt(ss / D + 1e-6) * f(w.h[i]));
+        for (bool gather : {true, false}) {
+            y.poison();
+            cu_rmsnorm(m, x.d, w.d, gather ? rows.d : nullptr, 3, y.d, 0);
+            y.down();
+            char name[64];
+            snprintf(name, sizeof name, "rmsnorm of %d%s", D, gather ? ", gathered" : "");
+            judge j(name);
+            for (int r = 0; r < 3; r++) {
+                const bf16 *row = x.h + (size_t)(gather ? rows.h[r] : r) * D;
+                double ss = 0;
+                for (int i = 0; i < D; i++)
+                    ss += f(row[i]) * f(row[i]);
+                for (int i = 0; i < D; i++)
+                    j.add(f(y.h[(size_t)r * D + i]), f(row[i]) / sqrt(ss / D + 1e-6) * f(w.h[i]));
+            }
         }
     }
     m.F = 768;
@@ -382,21 +406,26 @@ static void check_small()
     }
 }
 
+/* How many kinds of sampling to check; ids that the card sorts at most. */
+enum { FLAT = 1, EVERY_WAY = 9, ALL_KINDS = 15, SORTED = 4096 };
+
 /* Rows of every kind of sampling against the reference sampler. Equal but for draws that differ in the last bits of
- * a logarithm: none are expected among so few. */
-static void check_sampling(int V, int draws_a_kind)
+ * a logarithm: none are expected among so few. Only rows of more than SORTED ids may be left to it. */
+static void check_sampling(int V, int draws_a_kind, int n_kinds)
 {
     struct kind {
         double temperature, top_p, min_p;
         int top_k, n_banned;
         float spread;
     };
-    static const kind kinds[] = {{0, 1, 0, 0, 0, 3},      {0, 1, 0, 0, 2, 3},       {1, 1, 0, 0, 0, 3},
-                                 {1, 1, 0, 0, 2, 3},      {0.6, 0.95, 0, 20, 0, 3}, {1.5, 0.9, 0, 0, 0, 3},
-                                 {0.8, 1, 0.05, 0, 0, 3}, {1, 1, 0, 1, 0, 3},       {2, 0.3, 0.001, 50, 0, 3},
-                                 {1, 0.5, 0, 1000, 1, 3}, {1, 0.01, 0, 0, 0, 3},    {0.01, 0.9, 0, 5, 0, 3},
-                                 {1, 0.9, 0, 0, 0, 30},   {1, 0.9, 0, 40, 0, 0},    {1, 1, 0, 151936, 0, 3}};
-    const int KINDS = sizeof(kinds) / sizeof(kind), S = KINDS * draws_a_kind;
+    static const kind kinds[ALL_KINDS] = {
+        {1, 0.9, 0, 40, 0, 0}, /* flat: of more ids than the card sorts it is left to the host */
+        {0, 1, 0, 0, 2, 3},      {1, 1, 0, 0, 2, 3},      {0.6, 0.95, 0, 20, 0, 3},  {1.5, 0.9, 0, 0, 0, 3},
+        {0.8, 1, 0.05, 0, 0, 3}, {1, 1, 0, 1, 0, 3},      {2, 0.3, 0.001, 50, 0, 3}, {1, 1, 0, 151936, 0, 3},
+        {0, 1, 0, 0, 0, 3}, /* from here on other numbers, by ways met above */
+        {1, 1, 0, 0, 0, 3},      {1, 0.5, 0, 1000, 1, 3}, {1, 0.01, 0, 0, 0, 3},     {0.01, 0.9, 0, 5, 0, 3},
+        {1, 0.9, 0, 0, 0, 30}};
+    const int S = n_kinds * draws_a_kind;
     int left = 0;
     both<float> logits((size_t)S * V);
     both<cu_draw> draws((size_t)S);
@@ -434,15 +463,13 @@ static void check_sampling(int V, int draws_a_kind)
     }
     logits.up(), draws.up();
     judge j("sampled ids");
-    for (int i = 0; i < S; i++) { /* a launch a row: ban_start of neighbours overlap */
+    for (int i = 0; i < S; i++) { /* a launch a row: ban_start of neighbours overlap; all use the same counter */
         bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / draws_a_kind].n_banned;
         bans.up();
         cu_meta meta = {};
         meta.ban_start = bans.d + i, meta.ban = bans.d + S + 1, meta.draws = draws.d + i;
-        for (int again = 0; again < 2; again++) { /* twice: the arrival counters must be back at zero */
-            OK(cudaMemset(ids.d + i, 0x7F, sizeof(int32_t)));
-            cu_sample(logits.d + (size_t)i * V, 1, V, meta, S, work.d, ids.d + i, 0);
-        }
+        OK(cudaMemset(ids.d + i, 0x7F, sizeof(int32_t)));
+        cu_sample(logits.d + (size_t)i * V, 1, V, meta, S, work.d, ids.d + i, 0);
         OK(cudaDeviceSynchronize());
     }
     ids.down();
@@ -450,7 +477,7 @@ static void check_sampling(int V, int draws_a_kind)
         struct smp_result want;
         smp_sample(&rows[i], logits.h + (size_t)i * V, V, scratch, &want);
         left += ids.h[i] < 0;
-        j.add(ids.h[i] == want.id || ids.h[i] < 0 ? 0 : 1, 0);
+        j.add(ids.h[i] == want.id || (ids.h[i] < 0 && V > SORTED) ? 0 : 1, 0);
         if (ids.h[i] >= 0 && ids.h[i] != want.id)
             printf("     kind %d: %d, not %d\n", i / draws_a_kind, ids.h[i], want.id);
     }
@@ -540,26 +567,27 @@ int main(int argc, char **argv)
     rng = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
     bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small"), ffn = !strcmp(what, "ffn");
     if (ffn) {
-        check_ffn_sm90(1 << 20);
-    } else if (small) {
-        check_small();
-        check_sampling(3000, 1);
-        check_products(320);
-        check_ffn_sm90(128);
-        check_qk_rope(128);
-        check_attention(4, 2, 128, 16);
+        check_ffn_sm90(false);
     } else if (strcmp(what, "time") && !attention) {
-        check_small();
-        check_sampling(151936, 6);
-        check_products(1 << 20);
-        check_ffn_sm90(1 << 20);
+        check_between_products();
+        check_sampling(small ? 1200 : 151936, small ? 1 : 6, small ? EVERY_WAY : ALL_KINDS);
+        check_sampling(SORTED + 100, 1, FLAT);
+        check_products(small);
+        check_ffn_sm90(small);
         for (int d : {32, 64, 128})
-            check_qk_rope(d);
-        check_attention(8, 2, 128, 16);
-        check_attention(8, 1, 32, 16);
-        check_attention(8, 4, 64, 8);
-        check_attention(4, 2, 128, 64);
-        check_attention(4, 4, 128, 256);
+            check_qk_rope(d, 33);
+        check_qk_rope(128, 600);
+        if (small) {
+            check_attention(4, 2, 128, 16, true);
+            check_attention(2, 1, 64, 8, true);
+            check_attention(2, 1, 32, 16, true);
+        } else {
+            check_attention(8, 2, 128, 16, false);
+            check_attention(8, 1, 32, 16, false);
+            check_attention(8, 4, 64, 8, false);
+            check_attention(4, 2, 128, 64, false);
+            check_attention(4, 4, 128, 256, false);
+        }
     }
     if (strcmp(what, "time") && !attention)
         printf("%s: %d failures\n", failures ? "FAILED" : "all kernels agree", failures);
