@@ -23,7 +23,7 @@ enum { MAX_GRAPHS = 64, COPY_EVENTS = 64, COPY_BATCH = 256 };
 
 struct graph {
     int reqs;
-    cudaGraphExec_t exec;
+    cudaGraphExec_t exec[2]; /* launching one that still runs makes the host wait: steps take turns */
 };
 
 struct flying {
@@ -169,13 +169,16 @@ static int capture(struct be *b, int reqs, struct km_err *err)
     if (rc)
         return rc;
     CU_TRY(ended);
-    graph *out = &b->graphs[b->n_graphs];
+    graph *out = &b->graphs[b->n_graphs++];
     out->reqs = reqs;
-    cudaError_t made = cudaGraphInstantiate(&out->exec, g, 0);
+    cudaError_t made = cudaSuccess;
+    for (cudaGraphExec_t &e : out->exec)
+        if (made == cudaSuccess)
+            made = cudaGraphInstantiate(&e, g, 0);
     cudaGraphDestroy(g);
     CU_TRY(made);
-    b->n_graphs++;
-    CU_TRY(cudaGraphUpload(out->exec, b->steps));
+    for (cudaGraphExec_t e : out->exec)
+        CU_TRY(cudaGraphUpload(e, b->steps));
     return 0;
 }
 
@@ -321,7 +324,7 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base[side], a.table_at + n.n_table * sizeof(int32_t),
                            cudaMemcpyHostToDevice, b->steps));
     if (g)
-        CU_TRY(cudaGraphLaunch(g->exec, b->steps));
+        CU_TRY(cudaGraphLaunch(g->exec[side], b->steps));
     else if ((rc = forward(b, a.dev, in->n_tokens, n.n_items, n.n_tiles, in->n_samples, err)))
         return rc;
     if (in->n_samples)
@@ -465,7 +468,9 @@ static void cuda_close(struct be *b)
         return;
     cudaDeviceSynchronize();
     for (int i = 0; i < b->n_graphs; i++)
-        cudaGraphExecDestroy(b->graphs[i].exec);
+        for (cudaGraphExec_t e : b->graphs[i].exec)
+            if (e)
+                cudaGraphExecDestroy(e);
     cu_room_free(&b->room);
     km_free(b->ffn);
     cu_gemm_close(b->lt);
