@@ -2,12 +2,13 @@
  *
  * The host cuts every request's KV into items of about equal length, so that the card is full whatever the batch
  * looks like (cu_items). A block takes one item of one kv head; its warps take tiles of 16 tokens in turn, each
- * through a ring of its own in shared memory that cp.async keeps STAGES - 1 tiles ahead. A lane copies exactly the
- * pieces it will use, so the ring needs no barrier and no swizzle: it is a queue per lane.
+ * through a ring of its own in shared memory that cp.async keeps STAGES - 1 tiles ahead.
  *
  * The query heads of the group are the rows of the mma tile (up to 16). A lane's 16-byte pieces are B fragments as
  * they lie: for QK^T the contraction index d is permuted, q alike; for PV the output columns are permuted instead,
- * and two token rows are zipped in registers. The parts of a request meet in global memory: the last block to
+ * and two token rows are zipped in registers. So a lane copies of the keys exactly the pieces it will use. Of the
+ * values that would be 32 bytes of four rows for every eight lanes, which costs 15% of the bandwidth: they are copied
+ * row by row, 512 bytes an instruction, and swizzled so that lanes find theirs without bank conflicts. The parts of a request meet in global memory: the last block to
  * arrive adds them up (flash decoding). */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
@@ -27,7 +28,7 @@ struct partial {
 
 template <int DH> struct shape {
     enum { KI = DH / 32, VI = DH >= 64 ? DH / 64 : 1 };                /* a lane's pieces of a key row, a value row */
-    enum { NT = VI * 8, PIECES = 2 * KI + 4 * VI };                    /* output tiles of 8 columns; pieces of a tile */
+    enum { NT = VI * 8, VC = DH / 16, PIECES = 2 * KI + VC };          /* output tiles of 8 columns; copies of values */
     enum { RING = STAGES * PIECES * 32 * 16, MERGE = 16 * (DH + 4) * 4 }; /* bytes a warp: the merge reuses the ring */
     enum { SMEM = WARPS * ((int)RING > (int)MERGE ? (int)RING : (int)MERGE) };
 };
@@ -56,7 +57,7 @@ template <int DH> struct stream {
     const int32_t *table;
     size_t page_elems, v_off;
     int B_log2, end; /* tokens from `end` on count as nothing */
-    uint32_t ring;   /* this lane's */
+    uint32_t ring, ring_values; /* this lane's keys; the warp's values */
     int g, t;
 
     __device__ __forceinline__ void fetch(int tok, int slot) const
@@ -73,23 +74,29 @@ template <int DH> struct stream {
             for (int i = 0; i < S::KI; i++)
                 cp_async16(dst + (n * S::KI + i) * 512, p + 32 * i, true);
         }
+        constexpr int ROW = DH / 8, ROWS = 32 / ROW; /* 16-byte pieces of a row, rows of a copy */
+        int lane = 4 * g + t, piece = lane % ROW;
 #pragma unroll
-        for (int r = 0; r < 4; r++) { /* tokens 2t, 2t+1, 2t+8, 2t+9; past the end zeros, since 0 * NaN is NaN */
-            int i = 2 * t + (r & 1) + 8 * (r >> 1);
-            const bf16 *p =
-                half[r >> 1] + v_off + (size_t)((tok + i) & mask) * DH + (DH >= 64 || g < DH / 8 ? 8 * g : 0);
-#pragma unroll
-            for (int j = 0; j < S::VI; j++)
-                cp_async16(dst + (2 * S::KI + r * S::VI + j) * 512, p + 64 * j, tok + i < end);
+        for (int i = 0; i < S::VC; i++) { /* past the end zeros, since 0 * NaN is NaN */
+            int row = i * ROWS + lane / ROW;
+            const bf16 *p = half[i * ROWS / 8] + v_off + (size_t)((tok + row) & mask) * DH + 8 * piece;
+            cp_async16(ring_values + slot * S::PIECES * 512 + value_at(row, piece), p, tok + row < end);
         }
+    }
+    /* Where a piece of a row of values lies within its tile. */
+    __device__ __forceinline__ static int value_at(int row, int piece)
+    {
+        return row * DH * 2 + (piece ^ (row & 6 & (DH / 8 - 1))) * 16;
     }
     __device__ __forceinline__ uint4 key(int slot, int n, int i) const
     {
         return ld_shared16(ring + (slot * shape<DH>::PIECES + n * shape<DH>::KI + i) * 512);
     }
+    /* Token 2t, 2t+1, 2t+8 or 2t+9, elements 64 j + 8 g on. */
     __device__ __forceinline__ uint4 value(int slot, int r, int j) const
     {
-        return ld_shared16(ring + (slot * shape<DH>::PIECES + 2 * shape<DH>::KI + r * shape<DH>::VI + j) * 512);
+        int row = 2 * t + (r & 1) + 8 * (r >> 1), piece = DH >= 64 || g < DH / 8 ? 8 * j + g : 0;
+        return ld_shared16(ring_values + slot * shape<DH>::PIECES * 512 + value_at(row, piece));
     }
 };
 
@@ -185,6 +192,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     in.v_off = ((size_t)G << B_log2) * DH;
     in.B_log2 = B_log2;
     in.end = it.end;
+    in.ring_values = smem_u32(smem) + warp * S::RING + 2 * S::KI * 512;
     in.ring = smem_u32(smem) + warp * S::RING + lane * 16;
     in.g = g, in.t = t;
 
@@ -228,6 +236,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     for (int tok = first; tok < it.end; tok += WARPS * TILE) {
         int ahead = tok + (STAGES - 1) * WARPS * TILE;
         cp_async_wait<STAGES - 2>();
+        __syncwarp(); /* the other lanes' copies are there too, and their reads of the slot that is refilled over */
         if (ahead < it.end)
             in.fetch(ahead, next);
         cp_async_commit();
