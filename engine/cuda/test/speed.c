@@ -1,8 +1,11 @@
-/* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random
- * prompts. speed [MODEL] [OUT.json]      MODEL: qwen3-8b by default speed MODEL decode            only the decodes
- * of 1, 64 and 256 speed MODEL profile           one prefill of 5,000 tokens and a few decodes of 64, between
- * cudaProfilerStart and Stop Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal
- * where there is one. */
+/* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random prompts.
+ *
+ *   speed [MODEL] [OUT.json]   everything; MODEL is qwen3-8b by default
+ *   speed MODEL decode         only the decodes of 1, 64 and 256
+ *   speed MODEL profile        one prefill of 5,000 tokens and a few decodes of 64, between cudaProfilerStart and Stop
+ *
+ * Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal where there is one. The host
+ * time of a step is the step less the time inside `wait`: most of it passes while the card is at the step before. */
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
