@@ -287,6 +287,7 @@ __device__ __forceinline__ void consume(const params &P, const work *shared, cha
     auto k_at = [&](turn at) { return base + smem_layout::K + at.stage * TILE_BYTES; };
     auto v_at = [&](turn at) { return base + smem_layout::V + at.stage * TILE_BYTES; };
     auto done = [&](int bar) {
+        __syncwarp(); /* lane 0 speaks for reads of all */
         if (lane == 0)
             bar_arrive(base + bar);
     };

@@ -5,10 +5,10 @@
  *   engine_check golden MODEL VECTORS.json [TIE]   vectors only: top log-probabilities, and greedy ids along the vectors'
  *   engine_check self MODEL [TIE]                  everything else
  *
- * MODEL is a folder, or a preset with dummy weights, seed 7. TIE (0.2): two tokens whose log-probabilities are this
- * near may change places. A log-probability may be off by TIE, or by that share of itself where it is below -1: bf16
- * has 8 bits, and an id 20 below the top carries their error in a logit of 20. Two results that are both in bf16 may be
- * 1.5 TIE apart. Exit 1 when a check fails. */
+ * MODEL is a folder, or a preset with dummy weights, seed 7. A log-probability may be off by TIE (0.2), or by that share
+ * of itself where it is below -1: bf16 has 8 bits, and an id 20 below the top carries their error in a logit of 20. Two
+ * tokens may change places if they are nearer than what the top one may be off. Two results that are both in bf16 may
+ * be 1.5 TIE apart. Exit 1 when a check fails. */
 #include "base/json.h"
 #include "base/mem.h"
 #include "engine/cuda/test/rig.h"
@@ -90,6 +90,12 @@ static double distance(const struct smp_result *a, const struct smp_result *b, d
     return common ? worst : 99;
 }
 
+/* True when ids that far apart, the upper of this log-probability, may change places. */
+static bool near_tie(double gap, double top, double tie)
+{
+    return gap <= tie * fmax(1, fabs(top));
+}
+
 /* True when both chose the same id, or a's choice is a near-tie with b's. */
 static bool agree(const struct smp_result *a, const struct smp_result *b, double tie)
 {
@@ -97,7 +103,7 @@ static bool agree(const struct smp_result *a, const struct smp_result *b, double
         return true;
     for (int i = 0; i < a->n_top; i++)
         if (a->top_id[i] == b->id)
-            return a->top_logprob[0] - a->top_logprob[i] <= tie;
+            return near_tie(a->top_logprob[0] - a->top_logprob[i], a->top_logprob[0], tie);
     return false;
 }
 
@@ -144,7 +150,7 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
             top5 |= res.top_id[j] == want[i];
         s->steps++;
         s->in_top5 += top5;
-        if (gap->valuedouble <= tie)
+        if (near_tie(gap->valuedouble, res.top_logprob[0], tie))
             s->ties++;
         else
             s->agreed += res.id == want[i];
@@ -166,7 +172,7 @@ static void golden(const struct mdl *m, const char *path, double tie)
     must(rig_open(&r, &be_cuda, &o, m, &err), &err);
     cJSON_ArrayForEach(v, cJSON_GetObjectItem(file, "vectors")) play(&r, v, tie, &s);
     say(s.steps && s.worst <= tie && s.agreed + s.ties == s.steps && s.in_top5 == s.steps,
-        "%s against %s: log-probabilities of the top 8 within %.3f (root mean square %.4f); greedy %d of %d, %d near-ties (gap <= %.2f); "
+        "%s against %s: log-probabilities of the top 8 within %.3f (root mean square %.4f); greedy %d of %d, %d near-ties (%.2f); "
         "in our top 5: %d of %d",
         mdl_name(m), path, s.worst, sqrt(s.squares / s.n), s.agreed, s.steps - s.ties, s.ties, tie, s.in_top5, s.steps);
     rig_close(&r);
