@@ -111,6 +111,9 @@ static void all_quiet(void)
         usleep(2000);
     assert_true(cl_metric(port, "vllm:num_requests_running") == 0);
     assert_true(cl_metric(port, "kvmark_kv_pages_used") == 0);
+    assert_true(cl_metric(port, "kvmark_steps_total") > 0);
+    assert_true(cl_metric(port, "kvmark_ahead_steps_total") == 0); /* not on the CPU */
+    assert_true(cl_metric(port, "kvmark_wasted_rows_total") == 0);
 }
 
 static void reference_ids_over_http(void **state)
