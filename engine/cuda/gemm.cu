@@ -17,7 +17,7 @@ const size_t WORKSPACE = CU_GEMM_WORKSPACE, L2_FLUSH = 96u << 20;
 
 struct choice {
     int bucket, N, K;
-    bool add, y_f32, timed;
+    bool add, y_f32;
     cublasLtMatmulAlgo_t algo;
 };
 } // namespace
@@ -160,7 +160,6 @@ static int choose(struct cu_lt *g, choice *p, layouts *l, int M, const bf16 *x, 
         fastest = best[i] < best[fastest] ? i : fastest;
     p->algo = found[fastest].algo;
     cudaFree(scratch);
-    p->timed = true;
     return 0;
 }
 
@@ -179,7 +178,7 @@ int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, 
     int failed = 0;
     if (rc == CUBLAS_STATUS_SUCCESS && !p) {
         p = &g->choices[g->n_choices < MAX_CHOICES ? g->n_choices : MAX_CHOICES - 1];
-        *p = choice{b, N, K, add, y_f32, false, {}};
+        *p = choice{b, N, K, add, y_f32, {}};
         failed = choose(g, p, &l, M, x, w, s, err);
         if (!failed && g->n_choices < MAX_CHOICES)
             g->n_choices++;

@@ -58,11 +58,7 @@ static void decodes_run_ahead(void **state)
     assert_int_equal(stats(&g).ahead_steps, 8 + 18);
     assert_int_equal(stats(&g).wasted_rows, 0);
     assert_int_equal(stats(&g).generated_tokens, 40);
-    for (int i = 0; i < 3; i++) {
-        rig_verify(&g, &j[i]);
-        job_free(&j[i]);
-    }
-    rig_close(&g);
+    rig_finish(&g, j, 3);
 }
 
 /* An end token is seen when the next row runs already: that row is nobody's. */
@@ -188,11 +184,7 @@ static void some_tokens_are_the_hosts(void **state)
         } else {
             assert_int_equal(s.wasted_rows + s.ahead_steps, 0);
         }
-        for (int i = 0; i < 2; i++) {
-            rig_verify(&g, &j[i]);
-            job_free(&j[i]);
-        }
-        rig_close(&g);
+        rig_finish(&g, j, 2);
     }
 }
 
@@ -255,11 +247,7 @@ static void a_place_is_taken_as_soon_as_it_is_free(void **state)
         assert_int_equal(stats(&g).preemptions, 0);
         assert_int_equal(stats(&g).wasted_rows, 0);
         assert_in_range(stats(&g).ahead_steps, 40, 46);
-        for (int i = 0; i < 3; i++) {
-            rig_verify(&g, &j[i]);
-            job_free(&j[i]);
-        }
-        rig_close(&g);
+        rig_finish(&g, j, 3);
     }
 }
 

@@ -148,11 +148,7 @@ static void order_is_kept(void **state)
     assert_true(j[1].last.now_ns < j[3].last.now_ns);
     assert_true(j[3].last.now_ns < j[0].last.now_ns);
     assert_true(j[0].last.now_ns < j[2].last.now_ns);
-    for (int i = 0; i < 4; i++) {
-        rig_verify(&g, &j[i]);
-        job_free(&j[i]);
-    }
-    rig_close(&g);
+    rig_finish(&g, j, 4);
 }
 
 static struct job run_job(struct rig *g, int n, uint64_t own, int out, const char *salt)
@@ -289,11 +285,7 @@ static void twins_do_not_collide(void **state)
     rig_run(&g);
     assert_int_equal(j[1].last.n_cached, 0);
     assert_int_equal(stats(&g).pages_cached, 6);
-    for (int i = 0; i < 2; i++) {
-        rig_verify(&g, &j[i]);
-        job_free(&j[i]);
-    }
-    rig_close(&g);
+    rig_finish(&g, j, 2);
 }
 
 static void stop_rules(void **state)

@@ -142,3 +142,12 @@ void rig_one(struct rig *g, struct job *j)
     rig_run(g);
     rig_verify(g, j);
 }
+
+void rig_finish(struct rig *g, struct job *j, int n)
+{
+    for (int i = 0; i < n; i++) {
+        rig_verify(g, &j[i]);
+        job_free(&j[i]);
+    }
+    rig_close(g);
+}

@@ -41,5 +41,6 @@ int rig_step(struct rig *g);
 void rig_run(struct rig *g);                     /* until idle */
 void rig_verify(struct rig *g, const struct job *j); /* against fake_answer */
 void rig_one(struct rig *g, struct job *j);      /* submit, run, verify */
+void rig_finish(struct rig *g, struct job *j, int n); /* verifies and frees n jobs, then closes */
 
 #endif
