@@ -486,6 +486,12 @@ static void collect(struct eng *e, const struct flight *f)
     }
 }
 
+/* When the device came to f, the oldest step in flight: not before the one ahead of it had ended. */
+static int64_t reached(const struct eng *e, const struct flight *f)
+{
+    return f->began > e->ended_ns ? f->began : e->ended_ns;
+}
+
 /* The oldest step in flight ends: how long it took, and what came of it. */
 static int land(struct eng *e, struct km_err *err)
 {
@@ -495,7 +501,7 @@ static int land(struct eng *e, struct km_err *err)
         return rc;
     int64_t at = now(e);
     if (f->plain)
-        fl_note(&e->pace, f, at - (f->began > e->ended_ns ? f->began : e->ended_ns));
+        fl_note(&e->pace, f, at - reached(e, f));
     e->ended_ns = at;
     e->n.steps++;
     collect(e, f);
@@ -547,7 +553,7 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
     f = &e->flights[e->oldest];
     if (e->n_flying && f->plain && !e->backend->now) {
         int64_t takes = fl_guess(&e->pace, f);
-        e->events.busy_until_ns = takes ? (f->began > e->ended_ns ? f->began : e->ended_ns) + takes : 0;
+        e->events.busy_until_ns = takes ? reached(e, f) + takes : 0;
     }
     *out = e->events;
     return rc;
