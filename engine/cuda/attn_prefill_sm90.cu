@@ -51,14 +51,6 @@ struct smem_layout {
     };
 };
 
-/* Keys or values of a box: [group of 8 tokens][half of the head][token][64 elements]. */
-__device__ __forceinline__ void tma_groups(uint32_t dst, const CUtensorMap *map, int group, uint32_t bar)
-{
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-                 "[%1, {%2, %2, %2, %3}], [%4];" ::"r"(dst),
-                 "l"(map), "r"(0), "r"(group), "r"(bar)
-                 : "memory");
-}
 /* ROWS rows of queries of a head. */
 __device__ __forceinline__ void tma_queries(uint32_t dst, const CUtensorMap *map, int row, int head, uint32_t bar)
 {
@@ -94,16 +86,6 @@ struct params {
     float scale_log2;
 };
 
-/* A place in a ring of tiles, and the parity of its phase. */
-struct turn {
-    int stage = 0, phase = 0;
-    __device__ __forceinline__ void step()
-    {
-        if (++stage == STAGES)
-            stage = 0, phase ^= 1;
-    }
-};
-
 __device__ __forceinline__ work describe(const params &P, int job)
 {
     int tile = P.n_tiles - 1 - job / P.H, row0 = P.meta.tile_row[tile];
@@ -130,7 +112,7 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
                                         work *shared, uint32_t base, int lane)
 {
     int B = 1 << P.B_log2, box = min(B, (int)TILE_K), boxes = TILE_K / box, total = P.n_tiles * P.H, n = 0;
-    turn t;
+    ring t;
     for (int job = take(P.handed, lane); job < total; n++) {
         work w = describe(P, job);
         const int32_t *table = P.meta.table + P.meta.table_start[w.req];
@@ -141,19 +123,19 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
             return lane < boxes ? table[tok >> P.B_log2] * P.groups_per_page + (tok & (B - 1)) / 8 : 0;
         };
         int next = look_up(w.n_tiles - 1);
-        for (int j = w.n_tiles - 1; j >= 0; j--, t.step()) {
+        for (int j = w.n_tiles - 1; j >= 0; j--, t.next(STAGES)) {
             int group = next;
             if (j > 0)
                 next = look_up(j - 1);
             for (int kv = 0; kv < 2; kv++) {
                 uint32_t at = base + kv * (smem_layout::V - smem_layout::K) + t.stage * TILE_BYTES,
                          bar = base + kv * (smem_layout::V_FULL - smem_layout::K_FULL) + 8 * t.stage;
-                bar_wait(bar + smem_layout::K_EMPTY, t.phase ^ 1);
+                bar_wait(bar + smem_layout::K_EMPTY, t.parity ^ 1);
                 if (lane == 0)
                     bar_expect(bar + smem_layout::K_FULL, TILE_BYTES);
                 __syncwarp();
                 if (lane < boxes)
-                    tma_groups(at + smem_layout::K + lane * (box / 8) * GROUP_BYTES, pool,
+                    tma_groups(at + smem_layout::K + lane * (box / 8) * GROUP_BYTES, pool, 0,
                                group + (kv ? v_group : k_group), bar + smem_layout::K_FULL);
                 if (kv || j < w.n_tiles - 1)
                     continue;
@@ -279,22 +261,37 @@ __device__ __forceinline__ void write_out(const params &P, const work &w, const 
     }
 }
 
+/* The job as lane 0 reads it: it alone gives the description back. */
+__device__ __forceinline__ work job_of(const work *shared, int lane)
+{
+    enum { N = sizeof(work) / sizeof(int) };
+    union {
+        work job;
+        int32_t word[N];
+    } w;
+    if (lane == 0)
+        w.job = *shared;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        w.word[i] = __shfl_sync(~0u, w.word[i], 0);
+    return w.job;
+}
+
 /* A consumer thread; tid in [0, 32 * WARPS). */
 __device__ __forceinline__ void consume(const params &P, const work *shared, char *smem, uint32_t base, int tid)
 {
     int wg = tid / 128, lane = tid % 32, t = lane % 4, first = tid / 32 * 16 + lane / 4; /* of the lane's rows */
     uint32_t q = base + smem_layout::Q + wg * 64 * 128;
-    auto k_at = [&](turn at) { return base + smem_layout::K + at.stage * TILE_BYTES; };
-    auto v_at = [&](turn at) { return base + smem_layout::V + at.stage * TILE_BYTES; };
+    auto k_at = [&](ring at) { return base + smem_layout::K + at.stage * TILE_BYTES; };
+    auto v_at = [&](ring at) { return base + smem_layout::V + at.stage * TILE_BYTES; };
     auto done = [&](int bar) {
-        __syncwarp(); /* lane 0 speaks for reads of all */
         if (lane == 0)
             bar_arrive(base + bar);
     };
-    turn now;
+    ring now;
     for (int n = 0;; n++) {
         bar_wait(base + smem_layout::Q_FULL, n & 1);
-        const work w = *shared;
+        const work w = job_of(shared, lane);
         if (!w.n_tiles)
             return;
         int pos = w.pos + first, sees = w.pos + wg * 64 + 1; /* keys past `sees` are hidden from some row */
@@ -308,7 +305,7 @@ __device__ __forceinline__ void consume(const params &P, const work *shared, cha
         a.sum[0] = a.sum[1] = 0;
 
         int j = w.n_tiles - 1;
-        bar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.phase);
+        bar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
         scores(s, q, k_at(now));
         wg_wait<0>();
         done(smem_layout::K_EMPTY + 8 * now.stage);
@@ -316,16 +313,16 @@ __device__ __forceinline__ void consume(const params &P, const work *shared, cha
             done(smem_layout::Q_EMPTY);
         softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
         pack(s, p);
-        bar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.phase);
+        bar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
         if (w.stop - j * TILE_K < TILE_K)
             zero_tail(smem + smem_layout::V + now.stage * TILE_BYTES, w.stop - j * TILE_K, tid);
 
         while (--j >= 0) {
-            turn before = now;
-            now.step();
-            bar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.phase);
+            ring before = now;
+            now.next(STAGES);
+            bar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
             scores(s, q, k_at(now));
-            bar_wait(base + smem_layout::V_FULL + 8 * before.stage, before.phase);
+            bar_wait(base + smem_layout::V_FULL + 8 * before.stage, before.parity);
             values(a.acc, p, v_at(before));
             wg_wait<1>();
             done(smem_layout::K_EMPTY + 8 * now.stage);
@@ -341,11 +338,11 @@ __device__ __forceinline__ void consume(const params &P, const work *shared, cha
             }
             pack(s, p);
         }
-        bar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.phase);
+        bar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
         values(a.acc, p, v_at(now));
         wg_wait<0>();
         done(smem_layout::V_EMPTY + 8 * now.stage);
-        now.step();
+        now.next(STAGES);
         write_out(P, w, a, first, t);
     }
 }
@@ -368,6 +365,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         bar_init_done();
     }
     __syncthreads();
+    grid_release(); /* all blocks are on the card: the product behind may ask for its weights */
     grid_wait();
     if (threadIdx.x >= 32 * WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");

@@ -58,19 +58,9 @@ __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t h, uint64_t w, i
 {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" WG_N128 "}, %128, %129, p, 1, 1, 0, 0;\n}"
-                 : WG_R64(d, 0), WG_R64(d, 64)
+                 : WG_R128(d, 0)
                  : "l"(h), "l"(w), "r"(keep));
 }
-
-/* A place among the steps of all of a block's tiles. */
-struct cursor {
-    int stage = 0, parity = 0;
-    __device__ __forceinline__ void next()
-    {
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        parity ^= stage == 0;
-    }
-};
 
 /* The i-th tile of a cluster: its unit of row tiles, and its columns. Groups of equal size, the last may be smaller. */
 struct tile {
@@ -87,11 +77,11 @@ struct tile {
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *h, const CUtensorMap *w, uint32_t base)
 {
     int rank = (int)blockIdx.x % CLUSTER;
-    cursor at;
+    ring at;
     for (int i = (int)blockIdx.x / CLUSTER; i < P.units * P.across; i += (int)gridDim.x / CLUSTER) {
         tile t(P, i);
         int h_row = (t.unit * CLUSTER + rank) * ROWS, w_row = t.column * COLS + rank * P.F; /* gate, or up */
-        for (int k = 0; k < P.steps; k++, at.next()) {
+        for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
             uint32_t full = base + smem_layout::FULL + 8 * at.stage, dst = base + at.stage * STAGE_BYTES;
             bar_wait(base + smem_layout::EMPTY + 8 * at.stage, at.parity ^ 1);
             bar_expect(full, STAGE_BYTES);
@@ -99,13 +89,6 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *h, c
             tma_box_multicast(dst + smem_layout::W + rank * BOX_BYTES, w, k * STEP, w_row, full, 3);
         }
     }
-}
-
-__device__ __forceinline__ float silu(float x)
-{
-    float r, e = exp2_fast(-1.4426950408889634f * x);
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1 + e));
-    return x * r;
 }
 
 __device__ __forceinline__ void stmatrix_x4(uint32_t addr, const uint32_t (&r)[4])
@@ -147,7 +130,7 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
 {
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x % 128 / 32, rank = (int)blockIdx.x % CLUSTER;
     uint32_t full = base + smem_layout::FULL;
-    uint32_t empty = bar_of_rank(base + smem_layout::EMPTY, lane % CLUSTER); /* lane r tells the block of rank r */
+    uint32_t empty = of_rank(base + smem_layout::EMPTY, lane % CLUSTER); /* lane r tells the block of rank r */
     auto release = [&](int stage) {
         if (lane < CLUSTER)
             bar_arrive_cluster(empty + 8 * stage);
@@ -156,14 +139,14 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
     uint64_t w0 = desc(base + smem_layout::W, 16, 1024);
     char *out = smem + smem_layout::OUT + (4 * wg + warp) * OUT_BYTES;
     float acc[128];
-    cursor at;
+    ring at;
     if (wg == 1) /* a little behind the other: then one multiplies while the other finishes its tile */
         bar_wait(full + 8 * (LAG - 1), 0);
     for (int i = (int)blockIdx.x / CLUSTER; i < P.units * P.across; i += (int)gridDim.x / CLUSTER) {
         tile t(P, i);
         int row = (t.unit * CLUSTER + rank) * ROWS + wg * 64;
         if (row >= P.M) { /* no rows: stages must still be released */
-            for (int k = 0; k < P.steps; k++, at.next()) {
+            for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
                 bar_wait(full + 8 * at.stage, at.parity);
                 __syncwarp(); /* as wgmma would: no lane may miss a phase */
                 release(at.stage);
@@ -171,7 +154,7 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
             continue;
         }
         int before = 0;
-        for (int k = 0; k < P.steps; k++, at.next()) {
+        for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
             bar_wait(full + 8 * at.stage, at.parity);
             wg_fence();
 #pragma unroll
@@ -186,7 +169,7 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
             before = at.stage;
         }
         wg_wait<0>();
-        asm volatile("" : WG_R64(acc, 0), WG_R64(acc, 64)::"memory"); /* complete only now */
+        asm volatile("" : WG_R128(acc, 0)::"memory"); /* complete only now */
         release(before);
         finish(P, acc, out, row + warp * 16, t.column * COLS, lane);
     }

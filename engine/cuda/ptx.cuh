@@ -37,6 +37,14 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                  : "r"(addr));
 }
 
+/* Eight rows of 16-bit numbers, lane l holding two neighbours of row l / 4: rows become columns. */
+__device__ __forceinline__ uint32_t turn8x8(uint32_t v)
+{
+    uint32_t out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
+    return out;
+}
+
 /* c[16x8] += a[16x16] b[16x8], bf16 in, f32 out. */
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {
@@ -57,6 +65,13 @@ __device__ __forceinline__ float exp2_fast(float x)
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
+}
+
+__device__ __forceinline__ float silu(float x)
+{
+    float r, e = exp2_fast(-1.4426950408889634f * x);
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1 + e));
+    return x * r;
 }
 
 /* 16 bytes that will not be read again soon, of a row whose next ones will: DRAM gives 256 at a time gladly. */

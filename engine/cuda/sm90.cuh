@@ -27,15 +27,15 @@ __device__ __forceinline__ void bar_arrive(uint32_t bar)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
-/* The cluster's name for the barrier that lies where `bar` does, in the block of that rank; and an arrival there. It
- * orders nothing of ours beyond this block: it gives room back whose reads are over. (Release at cluster scope would
- * put a fence of the whole card before it.) */
-__device__ __forceinline__ uint32_t bar_of_rank(uint32_t bar, int rank)
+/* The cluster's name for what lies where `here` does, in the block of that rank. */
+__device__ __forceinline__ uint32_t of_rank(uint32_t here, int rank)
 {
     uint32_t there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(bar), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
     return there;
 }
+/* An arrival there. It orders nothing of ours beyond this block: it gives room back whose reads are over. (Release at
+ * cluster scope would put a fence of the whole card before it.) */
 __device__ __forceinline__ void bar_arrive_cluster(uint32_t there)
 {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
@@ -54,6 +54,25 @@ __device__ __forceinline__ void cluster_sync()
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+/* A place in a ring of stages, and the parity of the phase that its barriers are in there. */
+struct ring {
+    int stage = 0, parity = 0;
+    __device__ __forceinline__ void next(int stages)
+    {
+        if (++stage == stages)
+            stage = 0, parity ^= 1;
+    }
+};
+
+/* 16 bytes to a place in a block of the cluster, counted by a barrier there; both as of_rank names them. */
+__device__ __forceinline__ void st_async(uint32_t there, float a, float b, float c, float d, uint32_t bar_there)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
+                     there),
+                 "f"(a), "f"(b), "f"(c), "f"(d), "r"(bar_there)
+                 : "memory");
+}
+
 /* ---- tensor copies: a box of a map made by cu_tensor_map, its bytes counted by a barrier ---- */
 
 __device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
@@ -64,7 +83,15 @@ __device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, 
         "l"(map), "r"(col), "r"(row), "r"(bar)
         : "memory");
 }
-/* The same to every block whose rank is set in `ranks`: same place, and each block's own barrier counts its bytes. */
+/* Whole groups of a map of four dimensions, the inner three of which are a group. */
+__device__ __forceinline__ void tma_groups(uint32_t dst, const void *map, int col, int group, uint32_t bar)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+                 "[%1, {%2, %3, %3, %4}], [%5];" ::"r"(dst),
+                 "l"(map), "r"(col), "r"(0), "r"(group), "r"(bar)
+                 : "memory");
+}
+/* The same as tma_box to every block whose rank is set in `ranks`: same place, and each block's own barrier counts its bytes. */
 __device__ __forceinline__ void tma_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
                                                   uint16_t ranks)
 {
@@ -100,12 +127,17 @@ template <int N> __device__ __forceinline__ void wg_wait()
 
 /* Lists of accumulators, and of their operand numbers. */
 #define WG_R4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define WG_R16(d, i) WG_R4(d, i), WG_R4(d, i + 4), WG_R4(d, i + 8), WG_R4(d, i + 12)
-#define WG_R64(d, i) WG_R16(d, i), WG_R16(d, i + 16), WG_R16(d, i + 32), WG_R16(d, i + 48)
+#define WG_R8(d, i) WG_R4(d, i), WG_R4(d, i + 4)
+#define WG_R16(d, i) WG_R8(d, i), WG_R8(d, i + 8)
+#define WG_R32(d, i) WG_R16(d, i), WG_R16(d, i + 16)
+#define WG_R64(d, i) WG_R32(d, i), WG_R32(d, i + 32)
+#define WG_R128(d, i) WG_R64(d, i), WG_R64(d, i + 64)
+#define WG_N8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define WG_N16 WG_N8 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define WG_N32 WG_N16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define WG_N64                                                                                                         \
-    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,"       \
-    "%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,"     \
-    "%56,%57,%58,%59,%60,%61,%62,%63"
+    WG_N32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,"         \
+           "%56,%57,%58,%59,%60,%61,%62,%63"
 #define WG_N128                                                                                                        \
     WG_N64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,"     \
            "%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,"       \
