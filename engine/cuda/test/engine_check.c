@@ -449,13 +449,11 @@ struct crowd {
 };
 
 /* CROWD prompts of different lengths at once, half of them greedy, at most max_seqs running. */
-static struct eng_stats serve(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
+static struct eng *crowd_open(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
                               struct crowd *c)
 {
     struct eng_opts o = eng_defaults();
     struct eng *e;
-    struct eng_events v;
-    struct eng_stats st;
     struct km_err err;
     uint64_t id;
     o.max_num_seqs = max_seqs;
@@ -475,17 +473,62 @@ static struct eng_stats serve(const struct mdl *m, const struct backend *backend
         c->n[i] = 0;
         must(eng_submit(e, &q, &id, &err), &err);
     }
-    while (!eng_idle(e)) {
-        must(eng_step(e, &v, &err), &err);
-        must(eng_check(e, &err), &err);
-        for (int i = 0; i < v.n; i++) {
-            int *n = v.v[i].user;
-            c->ids[n - c->n][(*n)++] = v.v[i].token.id;
-        }
+    return e;
+}
+
+static void crowd_step(struct eng *e, struct crowd *c)
+{
+    struct eng_events v;
+    struct km_err err;
+    must(eng_step(e, &v, &err), &err);
+    must(eng_check(e, &err), &err);
+    for (int i = 0; i < v.n; i++) {
+        int *n = v.v[i].user;
+        c->ids[n - c->n][(*n)++] = v.v[i].token.id;
     }
+}
+
+static struct eng_stats serve(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
+                              struct crowd *c)
+{
+    struct eng *e = crowd_open(m, backend, ids, max_seqs, c);
+    struct eng_stats st;
+    while (!eng_idle(e))
+        crowd_step(e, c);
     eng_stats(e, &st);
     eng_close(e);
     return st;
+}
+
+/* How many answers are the same to the bit. */
+static int crowds_agree(const struct crowd *a, const struct crowd *b)
+{
+    int same = 0;
+    for (int i = 0; i < CROWD; i++)
+        same += a->n[i] == b->n[i] && !memcmp(a->ids[i], b->ids[i], sizeof *a->ids[i] * (size_t)a->n[i]);
+    return same;
+}
+
+/* Two engines on one card, steps of both in flight, give what each gives alone. */
+static void side_by_side(const struct mdl *m, const int32_t *ids)
+{
+    static struct crowd alone, c[2];
+    struct eng *e[2];
+    for (int i = 0; i < CROWD; i++)
+        alone.stop[i] = c[0].stop[i] = c[1].stop[i] = -1;
+    alone.prompt = c[0].prompt = c[1].prompt = 40;
+    serve(m, &be_cuda, ids, 32, &alone);
+    for (int i = 0; i < 2; i++)
+        e[i] = crowd_open(m, &be_cuda, ids, 32, &c[i]);
+    while (!eng_idle(e[0]) || !eng_idle(e[1]))
+        for (int i = 0; i < 2; i++)
+            if (!eng_idle(e[i]))
+                crowd_step(e[i], &c[i]);
+    for (int i = 0; i < 2; i++)
+        eng_close(e[i]);
+    int same[] = {crowds_agree(&alone, &c[0]), crowds_agree(&alone, &c[1])};
+    say(same[0] == CROWD && same[1] == CROWD, "two engines on the card: %d and %d of %d answers as alone", same[0],
+        same[1], CROWD);
 }
 
 /* A step ahead or one at a time, the batches are the same, and so is every token to the bit: all at once until their
@@ -508,9 +551,7 @@ static void ahead_or_not(const struct mdl *m, const int32_t *ids)
         memcpy(two.stop, one.stop, sizeof two.stop);
         two.prompt = one.prompt;
         struct eng_stats b = serve(m, &be_cuda, ids, alone ? 1 : 32, &two);
-        int same = 0;
-        for (int i = 0; i < CROWD; i++)
-            same += one.n[i] == two.n[i] && !memcmp(one.ids[i], two.ids[i], sizeof *one.ids[i] * (size_t)one.n[i]);
+        int same = crowds_agree(&one, &two);
         say(same == CROWD && !a.ahead_steps && b.ahead_steps > b.steps / 2 && a.generated_tokens == b.generated_tokens &&
                 (alone ? b.wasted_rows > 0 : b.wasted_rows == 0) && b.finished[ENG_STOP] == a.finished[ENG_STOP],
             "%lld of %lld steps ahead, %s: %d of %d answers as one step at a time, %lld stopped, %lld rows wasted",
@@ -629,6 +670,7 @@ static void self(const struct mdl *m, double tie)
     rig_close(&r);
     cold_and_warm(m, ids, tie);
     ahead_or_not(m, ids);
+    side_by_side(m, ids);
     refusals(m);
     struct km_mem_stats left = km_mem_stats(KM_MEM_DEVICE);
     say(left.current == 0, "device memory given back: %lld bytes are left", (long long)left.current);
