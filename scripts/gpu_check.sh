@@ -6,7 +6,7 @@
 # installed. Exit 1 when a check fails.
 #   MODEL=qwen3-8b      what is timed
 #   HF_MODEL=qwen3-1.7b what is compared with transformers, "" for nothing; its weights are written under TMPDIR, 16 GB for qwen3-8b
-#   PARTS="kernels golden engine hf speed http yardsticks"   what runs; "sanitizer" must be asked for
+#   PARTS="kernels golden engine hf speed http yardsticks"   what runs; "sanitizer" and "sizes" must be asked for
 #   DEVICE=cuda         of the parts hf and http; DEVICE=cpu PARTS=http MODEL=qwen3-tiny tries the script without a card
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -114,6 +114,13 @@ check_http() {
     stop_server || { echo "the server ended with status $?"; tail -n 5 "$out/server.txt"; bad="$bad server"; }
 }
 
+# ---- sizes: steps of few rows of the other dense models, as far as the card holds them ----
+
+check_sizes() {
+    local size
+    for size in 0.6b 1.7b 4b 14b 32b; do ours speed "qwen3-$size" few || return 1; done
+}
+
 # ---- sanitizer: four tools at once, each with its own file and its own time ----
 
 check_sanitizer() {
@@ -152,6 +159,7 @@ if wants hf && [ -n "$hf_model" ]; then
     if [ -n "$have_torch" ]; then check_hf; else echo "== hf: skipped, PyTorch and transformers are not installed"; fi
 fi
 wants speed && part speed ours speed "$model" "$out/speed.json"
+wants sizes && part sizes check_sizes
 wants http && check_http
 if wants yardsticks; then
     if [ -n "$have_torch" ]; then

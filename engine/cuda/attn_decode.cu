@@ -8,8 +8,8 @@
  * they lie: for QK^T the contraction index d is permuted, q alike; for PV the output columns are permuted instead,
  * and two token rows are zipped in registers. So a lane copies of the keys exactly the pieces it will use. Of the
  * values that would be 32 bytes of four rows for every eight lanes, which costs 15% of the bandwidth: they are copied
- * row by row, 512 bytes an instruction, and swizzled so that lanes find theirs without bank conflicts. The parts of a request meet in global memory: the last block to
- * arrive adds them up (flash decoding). */
+ * row by row, 512 bytes an instruction, and swizzled so that lanes find theirs without bank conflicts. The parts of a
+ * request meet in global memory: the last block to arrive adds them up (flash decoding). */
 #include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 
@@ -205,8 +205,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
         if (tok < it.end && tok + TILE < it.len)
             in.fetch(tok, i);
     }
-    grid_wait();
     grid_release();
+    grid_wait();
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         int tok = first + i * WARPS * TILE;

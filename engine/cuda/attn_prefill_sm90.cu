@@ -135,7 +135,7 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
                     bar_expect(bar + smem_layout::K_FULL, TILE_BYTES);
                 __syncwarp();
                 if (lane < boxes)
-                    tma_groups(at + smem_layout::K + lane * (box / 8) * GROUP_BYTES, pool, 0,
+                    tma_groups(at + smem_layout::K + lane * (box / 8) * GROUP_BYTES, pool,
                                group + (kv ? v_group : k_group), bar + smem_layout::K_FULL);
                 if (kv || j < w.n_tiles - 1)
                     continue;

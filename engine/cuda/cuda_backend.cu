@@ -6,8 +6,7 @@
  *
  * Two steps may be in flight: what the host fills or reads is there twice, step n's in [n % 2]; what the card uses is
  * there once, and the stream keeps the order. The logits are the newest step's. */
-#include "engine/cuda/room.h"
-#include "engine/cuda/weights.h"
+#include "engine/cuda/product.h"
 
 extern "C" {
 #include "base/clock.h"
@@ -38,7 +37,7 @@ struct be {
     cu_dims m;
     const struct mdl *mdl;
     cu_weights w;
-    struct cu_lt *lt;
+    struct cu_products *products;
     cudaStream_t steps, copies;
     cudaEvent_t copy_done[COPY_EVENTS];
     uint64_t n_steps, n_copies;
@@ -46,8 +45,7 @@ struct be {
 
     cu_room room; /* work space, step arrays, KV pool */
     cu_prefill_plan prefill;
-    bool sm90;        /* prefill is made, and the Hopper kernel used */
-    cu_ffn_plan *ffn; /* [L] of room.h; NULL where the Hopper kernel cannot be used */
+    bool sm90; /* prefill is made, and the Hopper kernel used */
 
     graph graphs[MAX_GRAPHS];
     int n_graphs;
@@ -58,67 +56,26 @@ struct be {
 
 /* ---- the forward pass ---- */
 
-/* y (+)= h w^T; with a norm, h is rmsnorm(x) * norm: for few rows inside the product, else by way of h. */
-static int product(struct be *b, const bf16 *x, const bf16 *norm, const bf16 *w, int T, int N, int K, bool add,
-                   bf16 *y, struct km_err *err)
-{
-    cudaStream_t s = b->steps;
-    if (T <= CU_SKINNY_M && norm)
-        cu_skinny_norm(x, norm, b->m.eps, w, T, N, K, y, s);
-    else if (T <= CU_SKINNY_M)
-        cu_skinny(x, w, T, N, K, add, y, s);
-    else {
-        if (norm)
-            cu_rmsnorm(b->m, x, norm, nullptr, T, b->room.h, s);
-        return cu_gemm(b->lt, norm ? b->room.h : x, w, T, N, K, add, y, false, s, err);
-    }
-    return 0;
-}
-
-static int feed_forward(struct be *b, int layer, int T, struct km_err *err)
-{
-    const cu_dims &m = b->m;
-    const cu_layer &w = b->w.layers[layer];
-    if (T <= CU_SKINNY_M)
-        cu_skinny_swiglu(b->room.x, w.norm_ffn, m.eps, w.gate_up, T, m.F, m.D, b->room.act, b->steps);
-    else if (b->ffn && T >= CU_FFN_M) {
-        cu_rmsnorm(m, b->room.x, w.norm_ffn, nullptr, T, b->room.h, b->steps);
-        cu_ffn_sm90(m, b->ffn[layer], T, b->room.act, b->steps);
-    } else {
-        int rc = product(b, b->room.x, w.norm_ffn, w.gate_up, T, 2 * m.F, m.D, false, b->room.gu, err);
-        if (rc)
-            return rc;
-        cu_swiglu(m, b->room.gu, T, b->room.act, b->steps);
-    }
-    return product(b, b->room.act, nullptr, w.down, T, m.D, m.F, true, b->room.x, err);
-}
-
 /* Enqueues everything between the arrays' arrival and the picks, for T tokens, S sampled rows. */
 static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_tiles, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
     cudaStream_t s = b->steps;
-    int rc = 0, width = (m.H + 2 * m.G) * m.d;
-    cu_embed(m, b->w.embed, in.tokens, b->room.chosen, T, b->room.x, s);
+    int rc = 0;
+    cu_embed(m, b->w.embed, b->room.inv_freq, in, b->room.chosen, T, b->room.x, b->room.angles, s);
+    rc = cu_product(b->products, CU_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
-        const cu_layer &w = b->w.layers[l];
-        rc = product(b, b->room.x, w.norm_attn, w.qkv, T, width, m.D, false, b->room.qkv, err);
-        cu_qk_rope_store(m, b->room.qkv, w.q_norm, w.k_norm, b->room.inv_freq, in, T, l, b->room.pool, s);
         if (n_items)
             cu_attn_decode(m, b->room.qkv, in, n_items, l, b->room.pool, b->room.o, b->room.attn_work, s);
         if (n_tiles && b->sm90)
             cu_attn_prefill_sm90(m, b->prefill, in, n_tiles, l, b->room.o, s);
         else if (n_tiles)
             cu_attn_prefill(m, b->room.qkv, in, n_tiles, l, b->room.pool, b->room.o, s);
-        rc = rc ? rc : product(b, b->room.o, nullptr, w.o, T, m.D, m.H * m.d, true, b->room.x, err);
-        rc = rc ? rc : feed_forward(b, l, T, err);
+        rc = cu_product_chain(b->products, l, T, in, s, err);
     }
     if (!rc && S) {
         cu_rmsnorm(m, b->room.x, b->w.norm_out, in.sample_row, S, b->room.h_out, s);
-        if (S <= CU_SKINNY_M)
-            cu_skinny_logits(b->room.h_out, b->w.lm_head, S, m.V, m.D, b->room.logits, s);
-        else
-            rc = cu_gemm(b->lt, b->room.h_out, b->w.lm_head, S, m.V, m.D, false, b->room.logits, true, s, err);
+        rc = cu_product(b->products, CU_HEAD, 0, S, in, s, err);
         cu_sample(b->room.logits, S, m.V, in, b->m.max_reqs, b->room.pick_work, b->room.chosen, s);
     }
     if (rc)
@@ -193,27 +150,6 @@ static int capture_all(struct be *b, struct km_err *err)
             return rc;
     }
     return 0;
-}
-
-/* Times the GEMM algorithms of every size now rather than in somebody's first request. */
-static int warm_gemms(struct be *b, struct km_err *err)
-{
-    const cu_dims &m = b->m;
-    const cu_layer &w = b->w.layers[0];
-    int rc = 0, most_gu = cu_gu_rows(m);
-    for (int M = CU_SKINNY_M + 1; !rc && M <= b->m.max_tokens; M = cu_gemm_bucket(M) + 1) {
-        int T = cu_gemm_bucket(M) < b->m.max_tokens ? cu_gemm_bucket(M) : b->m.max_tokens;
-        rc = cu_gemm(b->lt, b->room.h, w.qkv, T, (m.H + 2 * m.G) * m.d, m.D, false, b->room.qkv, false, b->steps, err);
-        rc = rc ? rc : cu_gemm(b->lt, b->room.o, w.o, T, m.D, m.H * m.d, true, b->room.x, false, b->steps, err);
-        if (!rc && M <= most_gu)
-            rc = cu_gemm(b->lt, b->room.h, w.gate_up, T < most_gu ? T : most_gu, 2 * m.F, m.D, false, b->room.gu, false,
-                         b->steps, err);
-        rc = rc ? rc : cu_gemm(b->lt, b->room.act, w.down, T, m.D, m.F, true, b->room.x, false, b->steps, err);
-        if (!rc && M <= b->m.max_reqs)
-            rc = cu_gemm(b->lt, b->room.h_out, b->w.lm_head, T < b->m.max_reqs ? T : b->m.max_reqs, m.V, m.D, false,
-                         b->room.logits, true, b->steps, err);
-    }
-    return rc;
 }
 
 /* ---- a step ---- */
@@ -472,8 +408,7 @@ static void cuda_close(struct be *b)
             if (e)
                 cudaGraphExecDestroy(e);
     cu_room_free(&b->room);
-    km_free(b->ffn);
-    cu_gemm_close(b->lt);
+    cu_products_close(b->products);
     cu_weights_free(&b->w);
     for (cudaEvent_t e : b->copy_done)
         if (e)
@@ -507,30 +442,18 @@ static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
     b->st.kv_bytes = (int64_t)(cu_room_bytes(r, KM_MEM_DEVICE) - listed);
 
     float freq[64];
-    double theta = mdl_config(b->mdl)->rope_theta;
-    for (int i = 0; i < m.d / 2; i++)
-        freq[i] = (float)(1.0 / pow(theta, 2.0 * i / m.d));
+    mdl_inv_freq(mdl_config(b->mdl), freq);
     CU_TRY(cudaMemcpy(r->inv_freq, freq, sizeof(float) * (size_t)m.d / 2, cudaMemcpyHostToDevice));
     return 0;
 }
 
-/* What Hopper's own kernels are told of the room and the weights, where they can be used. */
-static int plan_sm90(struct be *b, struct km_err *err)
+static int plan_prefill(struct be *b, struct km_err *err)
 {
-    const cu_dims &m = b->m;
     const cu_room &r = b->room;
-    int rc = 0;
-    b->sm90 = cu_attn_prefill_sm90_usable(m);
-    if (b->sm90)
-        rc = cu_attn_prefill_sm90_plan(&b->prefill, m, r.pool, r.n_pages + 1, r.qkv, m.max_tokens, r.handed, err);
-    if (rc || !cu_ffn_sm90_usable(m))
-        return rc;
-    b->ffn = static_cast<cu_ffn_plan *>(km_calloc((size_t)m.L, sizeof *b->ffn));
-    if (!b->ffn)
-        return km_fail(err, KM_ENOMEM, "out of memory");
-    for (int l = 0; l < m.L && !rc; l++)
-        rc = cu_ffn_sm90_plan(&b->ffn[l], m, r.h, b->w.layers[l].gate_up, err);
-    return rc;
+    b->sm90 = cu_attn_prefill_sm90_usable(b->m);
+    if (!b->sm90)
+        return 0;
+    return cu_attn_prefill_sm90_plan(&b->prefill, b->m, r.pool, r.n_pages + 1, r.qkv, b->m.max_tokens, r.handed, err);
 }
 
 static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, struct km_err *err)
@@ -550,10 +473,9 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     for (cudaEvent_t &e : b->copy_done)
         CU_TRY(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
     rc = cu_weights_load(&b->w, m, err);
-    rc = rc ? rc : cu_gemm_open(&b->lt, err);
     rc = rc ? rc : make_room(b, o, err);
-    rc = rc ? rc : plan_sm90(b, err);
-    rc = rc ? rc : warm_gemms(b, err);
+    rc = rc ? rc : plan_prefill(b, err);
+    rc = rc ? rc : cu_products_open(&b->products, b->m, &b->w, &b->room, b->steps, err);
     rc = rc ? rc : capture_all(b, err);
     b->st.weight_bytes = (int64_t)b->w.bytes;
     return rc;

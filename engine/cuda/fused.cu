@@ -18,7 +18,9 @@ __device__ __forceinline__ float warp_sum(float v)
     return v;
 }
 
-__global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int32_t *chosen, int D, bf16 *x)
+/* A token's row of the embedding, and the sines of its rotary angles, once for all layers. */
+__global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int32_t *chosen, const int32_t *positions,
+                             const float *inv_freq, int D, int half, bf16 *x, float2 *angles)
 {
     grid_wait();
     grid_release();
@@ -29,6 +31,11 @@ __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int
     uint4 *dst = reinterpret_cast<uint4 *>(x + (size_t)blockIdx.x * D);
     for (int i = threadIdx.x; i < D / 8; i += blockDim.x)
         dst[i] = src[i];
+    if ((int)threadIdx.x < half) {
+        float2 a;
+        sincosf((float)positions[blockIdx.x] * inv_freq[threadIdx.x], &a.y, &a.x);
+        angles[(size_t)blockIdx.x * half + threadIdx.x] = a;
+    }
 }
 
 /* One block a row; the row stays in registers between the two uses (D <= 8 * 128 * PER). */
@@ -36,8 +43,8 @@ template <int PER>
 __global__ void __launch_bounds__(128)
     rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps, bf16 *out)
 {
+    grid_release(); /* the product behind may ask for its weights */
     grid_wait();
-    grid_release();
     size_t row = rows ? (size_t)rows[blockIdx.x] : blockIdx.x;
     const uint4 *src = reinterpret_cast<const uint4 *>(x + row * D);
     bf16x8 v[PER];
@@ -77,29 +84,30 @@ __global__ void __launch_bounds__(128)
     }
 }
 
-/* A token's blocks share its heads, a warp one at a time: the angles are the token's and are computed once. Lane i
+/* A token's blocks share its heads, a warp one at a time: the angles are the token's and are read once. Lane i
  * holds DH / 32 neighbours, whose rotary partners, DH / 2 away, are those of lane i ^ 16. Heads 0..H-1 are q, then
  * G of k, then G of v. */
 template <int DH>
 __global__ void __launch_bounds__(256)
-    qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq,
-                         const int32_t *positions, const int32_t *slots, int H, int G, int B_log2,
-                         size_t page_elems, size_t layer_at, float eps, bf16 *pool)
+    qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float2 *angles,
+                         const int32_t *slots, int H, int G, int B_log2, size_t page_elems, size_t layer_at, float eps,
+                         bf16 *pool)
 {
     constexpr int N = DH / 32;
     struct alignas(2 * N) piece {
         bf16 v[N];
     };
-    grid_wait();
     grid_release();
+    grid_wait();
     int token = blockIdx.x, heads = H + 2 * G, lane = threadIdx.x % 32;
     int slot = slots[token], off = slot & ((1 << B_log2) - 1);
     bf16 *page = pool + (size_t)(slot >> B_log2) * page_elems + layer_at;
-    float sn[N], cs[N], wq[N], wk[N], pos = (float)positions[token];
+    float sn[N], cs[N], wq[N], wk[N];
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        sincosf(pos * inv_freq[N * (lane % 16) + i], &sn[i], &cs[i]);
-        sn[i] = lane < 16 ? -sn[i] : sn[i];
+        float2 a = angles[(size_t)token * (DH / 2) + N * (lane % 16) + i];
+        cs[i] = a.x;
+        sn[i] = lane < 16 ? -a.y : a.y;
         wq[i] = __bfloat162float(q_norm[N * lane + i]);
         wk[i] = __bfloat162float(k_norm[N * lane + i]);
     }
@@ -150,10 +158,11 @@ __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 
 } // namespace
 
-void cu_embed(const cu_dims &m, const bf16 *embed, const int32_t *tokens, const int32_t *chosen, int T, bf16 *x,
-              cudaStream_t s)
+void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_meta &meta, const int32_t *chosen,
+              int T, bf16 *x, float2 *angles, cudaStream_t s)
 {
-    cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, tokens, chosen, m.D, x);
+    cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, meta.tokens, chosen, meta.positions, inv_freq, m.D,
+              m.d / 2, x, angles);
 }
 
 void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out,
@@ -163,7 +172,7 @@ void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *r
     cu_launch(kernel, dim3((unsigned)T), 128, 0, s, x, w, rows, m.D, m.eps, out);
 }
 
-void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float *inv_freq,
+void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float2 *angles,
                       const cu_meta &meta, int T, int layer, bf16 *pool, cudaStream_t s)
 {
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * m.d;
@@ -171,8 +180,8 @@ void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf1
                   : m.d == 64 ? qk_rope_store_kernel<64>
                               : qk_rope_store_kernel<32>;
     unsigned share = T < 512 ? (unsigned)(m.H + 2 * m.G + 7) / 8 : 1; /* few tokens: every head at once */
-    cu_launch(kernel, dim3((unsigned)T, share), 256, 0, s, qkv, q_norm, k_norm, inv_freq, meta.positions,
-              meta.slots, m.H, m.G, m.B_log2, m.page_elems, layer_at, m.eps, pool);
+    cu_launch(kernel, dim3((unsigned)T, share), 256, 0, s, qkv, q_norm, k_norm, angles, meta.slots, m.H, m.G,
+              m.B_log2, m.page_elems, layer_at, m.eps, pool);
 }
 
 void cu_swiglu(const cu_dims &m, const bf16 *gu, int T, bf16 *act, cudaStream_t s)

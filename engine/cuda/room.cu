@@ -68,7 +68,9 @@ void cu_room_list(struct cu_room *r, const cu_dims &m)
     add(r, "rows to sample", KM_MEM_DEVICE, &r->h_out, R * D);
     add(r, "logits", KM_MEM_DEVICE, &r->logits, R * V);
     add(r, "rotary frequencies", KM_MEM_DEVICE, &r->inv_freq, (size_t)m.d / 2);
+    add(r, "rotary angles", KM_MEM_DEVICE, &r->angles, T * (size_t)m.d / 2);
     add(r, "attention scratch", KM_MEM_DEVICE, &r->attn_work, cu_attn_decode_work(m));
+    add(r, "norm sums", KM_MEM_DEVICE, &r->sums, (D + 63) / 64 * CU_STREAM_M);
     add(r, "attention counters", KM_MEM_DEVICE, &r->handed, 2);
     add(r, "sampling scratch", KM_MEM_DEVICE, &r->pick_work, cu_sample_work(m.max_reqs));
     add_arrays(r, m, "step arrays", &r->wide, T, R);

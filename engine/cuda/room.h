@@ -12,7 +12,7 @@ extern "C" {
 #include "base/mem.h"
 }
 
-enum { CU_GRAPH_REQS = 256, CU_MAX_BANNED = 8, CU_ROOM_ROWS = 24 };
+enum { CU_GRAPH_REQS = 256, CU_MAX_BANNED = 8, CU_ROOM_ROWS = 27 };
 enum { CU_RESERVE = 512 << 20 }; /* left free beside weights and list: graphs, cuBLAS and its workspace, the driver */
 
 /* A step's arrays, the same layout on the card and in pinned memory. The table comes last: only its used part
@@ -37,7 +37,9 @@ struct cu_room {
     bf16 *h_out;                 /* [max_reqs][D] */
     float *logits;               /* [max_reqs][V] */
     float *inv_freq;             /* [d / 2] */
+    float2 *angles;              /* [T][d / 2] */
     char *attn_work, *pick_work;
+    float *sums;     /* [D / 64][CU_STREAM_M] squares of the residual stream's rows, by tiles */
     int32_t *handed; /* [2] jobs of prefill attention taken, blocks that found none: zero between launches */
     cu_arrays wide, narrow;       /* any step; steps of a graph, a tenth of the bytes */
     int32_t *decoding;            /* [max_reqs] requests of the step with one query token */

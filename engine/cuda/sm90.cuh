@@ -64,12 +64,19 @@ struct ring {
     }
 };
 
-/* 16 bytes to a place in a block of the cluster, counted by a barrier there; both as of_rank names them. */
+/* 16 or 4 bytes to a place in a block of the cluster, counted by a barrier there; both as of_rank names them. */
 __device__ __forceinline__ void st_async(uint32_t there, float a, float b, float c, float d, uint32_t bar_there)
 {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
                      there),
                  "f"(a), "f"(b), "f"(c), "f"(d), "r"(bar_there)
+                 : "memory");
+}
+
+__device__ __forceinline__ void st_async(uint32_t there, float a, uint32_t bar_there)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(there), "f"(a),
+                 "r"(bar_there)
                  : "memory");
 }
 
@@ -84,14 +91,22 @@ __device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, 
         : "memory");
 }
 /* Whole groups of a map of four dimensions, the inner three of which are a group. */
-__device__ __forceinline__ void tma_groups(uint32_t dst, const void *map, int col, int group, uint32_t bar)
+__device__ __forceinline__ void tma_groups(uint32_t dst, const void *map, int group, uint32_t bar)
 {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-                 "[%1, {%2, %3, %3, %4}], [%5];" ::"r"(dst),
-                 "l"(map), "r"(col), "r"(0), "r"(group), "r"(bar)
+                 "[%1, {%2, %2, %2, %3}], [%4];" ::"r"(dst),
+                 "l"(map), "r"(0), "r"(group), "r"(bar)
                  : "memory");
 }
-/* The same as tma_box to every block whose rank is set in `ranks`: same place, and each block's own barrier counts its bytes. */
+/* Whole groups of a map of five dimensions: the inner three are a group, the outer one a stack of groups. */
+__device__ __forceinline__ void tma_stack(uint32_t dst, const void *map, int col, int group, int stack, uint32_t bar)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+                 "[%1, {%2, %3, %3, %4, %5}], [%6];" ::"r"(dst),
+                 "l"(map), "r"(col), "r"(0), "r"(group), "r"(stack), "r"(bar)
+                 : "memory");
+}
+/* The same as tma_box to every block whose rank is set in `ranks`: same place, and each block's own barrier counts. */
 __device__ __forceinline__ void tma_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
                                                   uint16_t ranks)
 {

@@ -64,6 +64,18 @@ static inline void randomize(both<bf16> &b, float scale)
         b.h[i] = __float2bfloat16(normal() * scale);
     b.up();
 }
+/* n elements on the card: numbers of a normal distribution, since power depends on them, the same few million anew. */
+static inline bf16 *numbers(size_t n, float scale)
+{
+    both<bf16> some((size_t)1 << 22);
+    randomize(some, scale);
+    bf16 *out;
+    OK(cudaMalloc(&out, n * sizeof(bf16)));
+    for (size_t at = 0; at < n; at += some.n)
+        OK(cudaMemcpy(out + at, some.d, sizeof(bf16) * (n - at < some.n ? n - at : some.n), cudaMemcpyDeviceToDevice));
+    return out;
+}
+
 static inline double f(bf16 v)
 {
     return (double)__bfloat162float(v);
@@ -134,5 +146,9 @@ template <typename F> static float time_ms(F call, int inner)
 /* ffn_check.cu: Hopper's gate and up product with SwiGLU; small: two shapes. Nothing on other cards. */
 void check_ffn_sm90(bool small);
 void time_ffn_sm90();
+
+/* stream_check.cu: Hopper's products of few rows; small: one shape of blocks. Nothing on other cards. */
+void check_stream_sm90(bool small);
+void time_stream_sm90();
 
 #endif

@@ -98,18 +98,6 @@ void check_ffn_sm90(bool small)
 
 /* ---- speed ---- */
 
-/* n elements on the card: numbers of a normal distribution, since power depends on them, the same few million anew. */
-static bf16 *numbers(size_t n, float scale)
-{
-    both<bf16> some((size_t)1 << 22);
-    randomize(some, scale);
-    bf16 *out;
-    OK(cudaMalloc(&out, n * sizeof(bf16)));
-    for (size_t at = 0; at < n; at += some.n)
-        OK(cudaMemcpy(out + at, some.d, sizeof(bf16) * (n - at < some.n ? n - at : some.n), cudaMemcpyDeviceToDevice));
-    return out;
-}
-
 /* Each way alone, in turn, with weights that no cache holds; then as many launches in a row as three prefills make,
  * where the power limit counts. */
 void time_ffn_sm90()

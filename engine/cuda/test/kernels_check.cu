@@ -1,8 +1,9 @@
 /* Every kernel against a plain loop in double precision on fresh random inputs, outputs poisoned first; then its
  * speed at the shapes of Qwen3-8B beside the limit it lives under. A program, not a unit test: it needs a GPU.
- *   kernels_check [check|small|time|attention|ffn|all] [seed]        exit 1 when a kernel is wrong
+ *   kernels_check [check|small|time|attention|ffn|stream|all] [seed]        exit 1 when a kernel is wrong
  * small: as little of every path of every kernel but cuBLAS's as will do, for compute-sanitizer; attention: times that
- * alone; ffn: checks and times Hopper's gate and up product alone (ffn_check.cu). */
+ * alone; ffn, stream: checks and times Hopper's gate and up product alone, or its products of few rows (ffn_check.cu,
+ * stream_check.cu). */
 #include "engine/cuda/test/check.h"
 
 extern "C" {
@@ -228,15 +229,17 @@ static void check_qk_rope(int d, int rows)
     const int q[] = {5, 1, rows}, kv[] = {5, 40, rows + 44};
     scene s(8, 2, d, 16, 2, 3, q, kv);
     both<bf16> qn((size_t)d), kn((size_t)d);
-    both<float> inv((size_t)d / 2);
+    both<float2> angles((size_t)s.T * d / 2);
     randomize(qn, 1);
     randomize(kn, 1);
-    for (int i = 0; i < d / 2; i++)
-        inv.h[i] = (float)(1.0 / pow(1e6, 2.0 * i / d));
-    inv.up();
+    for (size_t i = 0; i < angles.n; i++) {
+        double a = (double)((float)s.hm.positions[i / (d / 2)] * (float)(1.0 / pow(1e6, 2.0 * (double)(i % (d / 2)) / d)));
+        angles.h[i] = make_float2((float)cos(a), (float)sin(a));
+    }
+    angles.up();
     both<bf16> before(s.qkv->n);
     memcpy(before.h, s.qkv->h, before.n * sizeof(bf16));
-    cu_qk_rope_store(s.m, s.qkv->d, qn.d, kn.d, inv.d, s.dm, s.T, 1, s.pool->d, 0);
+    cu_qk_rope_store(s.m, s.qkv->d, qn.d, kn.d, angles.d, s.dm, s.T, 1, s.pool->d, 0);
     s.qkv->down();
     s.pool->down();
     char name[64];
@@ -256,9 +259,8 @@ static void check_qk_rope(int d, int rows)
                 for (int e = 0; e < d; e++) {
                     double want = x[e];
                     if (h < s.m.H + s.m.G) {
-                        double a = (double)((float)pos * inv.h[e % (d / 2)]);
-                        want = e < d / 2 ? x[e] * cos(a) - x[e + d / 2] * sin(a)
-                                         : x[e] * cos(a) + x[e - d / 2] * sin(a);
+                        float2 a = angles.h[(size_t)tok * (d / 2) + e % (d / 2)];
+                        want = e < d / 2 ? x[e] * a.x - x[e + d / 2] * a.y : x[e] * a.x + x[e - d / 2] * a.y;
                     }
                     double got = h < s.m.H ? f(s.qkv->h[((size_t)tok * (s.m.H + 2 * s.m.G) + h) * d + e])
                                            : f(*s.at_kv(r, pos, 1, h >= s.m.H + s.m.G, (h - s.m.H) % s.m.G, e));
@@ -351,16 +353,34 @@ static void check_between_products()
     m.eps = 1e-6f;
     m.D = 1080; /* more pieces of 16 bytes than threads, and not a multiple of them */
     {
+        m.d = 64;
         both<bf16> table((size_t)5 * m.D), x((size_t)4 * m.D);
-        both<int32_t> tokens(4), chosen(2);
+        both<int32_t> tokens(4), chosen(2), positions(4);
+        both<float> inv_freq(32);
+        both<float2> angles(4 * 32);
         static const int rows[] = {4, 0, 3, 0}; /* the third was chosen on the card; the fourth not yet by the host */
         tokens.h[0] = 4, tokens.h[1] = 0, tokens.h[2] = -2, tokens.h[3] = -1;
         chosen.h[0] = -1, chosen.h[1] = 3;
-        tokens.up(), chosen.up();
+        for (int i = 0; i < 32; i++)
+            inv_freq.h[i] = (float)pow(1e6, -i / 32.0);
+        for (int i = 0; i < 4; i++)
+            positions.h[i] = i * 13001;
+        tokens.up(), chosen.up(), positions.up(), inv_freq.up();
         randomize(table, 1);
         x.poison();
-        cu_embed(m, table.d, tokens.d, chosen.d, 4, x.d, 0);
+        angles.poison();
+        cu_meta meta = {};
+        meta.tokens = tokens.d, meta.positions = positions.d;
+        cu_embed(m, table.d, inv_freq.d, meta, chosen.d, 4, x.d, angles.d, 0);
         x.down();
+        angles.down();
+        {
+            judge j("rotary angles");
+            for (int i = 0; i < 4 * 32; i++) {
+                double a = (double)((float)positions.h[i / 32] * inv_freq.h[i % 32]);
+                j.add(angles.h[i].x, cos(a)), j.add(angles.h[i].y, sin(a));
+            }
+        }
         judge j("embed");
         for (size_t i = 0; i < x.n; i++)
             j.add(f(x.h[i]), f(table.h[(size_t)rows[i / (size_t)m.D] * (size_t)m.D + i % (size_t)m.D]));
@@ -565,15 +585,19 @@ int main(int argc, char **argv)
     const char *what = argc > 1 ? argv[1] : "all";
     setvbuf(stdout, nullptr, _IOLBF, 0);
     rng = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
-    bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small"), ffn = !strcmp(what, "ffn");
+    bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small"), ffn = !strcmp(what, "ffn"),
+         stream = !strcmp(what, "stream");
     if (ffn) {
         check_ffn_sm90(false);
+    } else if (stream) {
+        check_stream_sm90(false);
     } else if (strcmp(what, "time") && !attention) {
         check_between_products();
         check_sampling(small ? 1200 : 151936, small ? 1 : 6, small ? EVERY_WAY : ALL_KINDS);
         check_sampling(SORTED + 100, 1, FLAT);
         check_products(small);
         check_ffn_sm90(small);
+        check_stream_sm90(small);
         for (int d : {32, 64, 128})
             check_qk_rope(d, 33);
         check_qk_rope(128, 600);
@@ -593,6 +617,8 @@ int main(int argc, char **argv)
         printf("%s: %d failures\n", failures ? "FAILED" : "all kernels agree", failures);
     if (ffn)
         time_ffn_sm90();
+    else if (stream)
+        time_stream_sm90();
     else if (strcmp(what, "check") && !small) {
         for (int n : {2048, 5000, 8192, 20480})
             time_prefill(n);
@@ -604,6 +630,7 @@ int main(int argc, char **argv)
         if (!attention) {
             time_products();
             time_ffn_sm90();
+            time_stream_sm90();
         }
     }
     return failures != 0;

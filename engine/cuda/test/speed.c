@@ -1,7 +1,7 @@
 /* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random prompts.
  *
  *   speed [MODEL] [OUT.json]   everything; MODEL is qwen3-8b by default
- *   speed MODEL decode         only the decodes of 1, 64 and 256
+ *   speed MODEL few            only steps of few rows: 128 tokens alone, and the decodes of 1, 64 and 256
  *   speed MODEL profile        one prefill of 5,000 tokens and a few decodes of 64, between cudaProfilerStart and Stop
  *
  * Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal where there is one. The host
@@ -144,8 +144,14 @@ static void decode(struct eng *e, int n, double temperature, double goal, double
 {
     struct figure step = {0}, host = {0};
     struct eng_events v;
+    struct eng_stats st;
     struct km_err err;
     char key[48], what[96];
+    eng_stats(e, &st);
+    if (st.pages < n * ((CONTEXT + DECODES / 2 + 32 + 15) / 16)) {
+        printf("| decode, batch %d, context %d: left out, its KV is more than %d blocks | | | | | |\n", n, CONTEXT, st.pages);
+        return;
+    }
     for (int i = 0; i < n; i++)
         submit(e, CONTEXT - DECODES / 2, DECODES + 32, temperature, (uint32_t)(7 * i + 1));
     for (int full = 0; !eng_idle(e);) {
@@ -229,7 +235,8 @@ int main(int argc, char **argv)
         mdl_free(m);
         return 0;
     }
-    if (out && !strcmp(out, "decode")) {
+    if (out && !strcmp(out, "few")) {
+        prefill(e, "first_token_128_ms", 128, 15, 0);
         decode(e, 1, 0, 0, 0);
         decode(e, 64, 0, 0, 0);
         decode(e, 256, 0, 0, 0);
