@@ -182,57 +182,6 @@ int cu_ffn_sm90_plan(struct cu_ffn_plan *out, const cu_dims &m, const bf16 *h, c
                      struct km_err *err);
 void cu_ffn_sm90(const cu_dims &m, const struct cu_ffn_plan &p, int M, bf16 *act, cudaStream_t s);
 
-/* stream_sm90.cu: products of M <= CU_STREAM_M rows at the speed of reading their weights, y[M][N] of x[M][K] w[N][K]^T.
- * Operands are named once and borrowed: weights, and x with the rows behind it. */
-enum { CU_STREAM_M = 128, CU_STREAM_CLASSES = 4 };
-enum cu_stream_to {
-    CU_STREAM_BF16,
-    CU_STREAM_F32,
-    CU_STREAM_ADD,    /* y += */
-    CU_STREAM_SWIGLU, /* w is [2N][K], gate first */
-    CU_STREAM_HEADS   /* w is q, k and v of heads of 128: normalised and rotated, q in y, k and v in their pages */
-};
-struct cu_stream_weights {
-    char map[128];
-    int rows, K;
-    enum cu_stream_to to;
-};
-struct cu_stream_rows {
-    char map[CU_STREAM_CLASSES][128];
-};
-struct cu_stream_job {
-    const struct cu_stream_weights *w;
-    const struct cu_stream_rows *x;
-    void *y;
-    const bf16 *norm; /* of ADD, or NULL: the room's h and sums become those of y under this norm; N a multiple of 64 */
-    bool scaled;      /* x is the room's h: the product is rmsnorm's. Not of ADD and F32 */
-};
-struct cu_stream_room {
-    bf16 *h;     /* [M][N of a job with a norm] */
-    float *sums; /* [N / 64][CU_STREAM_M] */
-    int blocks;  /* cu_stream_sm90_blocks */
-    float eps;
-};
-/* Where HEADS go: as cu_qk_rope_store's arguments. */
-struct cu_stream_heads {
-    const bf16 *q_norm, *k_norm;
-    const float2 *angles;
-    const int32_t *slots;
-    bf16 *pool;
-    size_t layer_at, page_elems;
-    int H, G, B_log2;
-};
-bool cu_stream_sm90_usable(const cu_dims &m, int rows, int K);
-/* Blocks that fit on the card at once; KM_EDEVICE. */
-int cu_stream_sm90_blocks(const cu_dims &m, int *out, struct km_err *err);
-/* HEADS: at most `blocks` * 64 rows, and whole heads. */
-int cu_stream_sm90_weights(struct cu_stream_weights *out, const bf16 *w, int rows, int K, enum cu_stream_to to,
-                           struct km_err *err);
-int cu_stream_sm90_rows(struct cu_stream_rows *out, const bf16 *x, int max_rows, int K, struct km_err *err);
-/* heads: looked at by HEADS alone. */
-void cu_stream_sm90(const struct cu_stream_room &r, const struct cu_stream_job &job, int M,
-                    const struct cu_stream_heads *heads, cudaStream_t s);
-
 /* sample.cu: the id each row of logits [S][V] gives; -1: the reference sampler must choose. */
 size_t cu_sample_work(int rows); /* bytes, zeroed once by the caller */
 void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out,

@@ -1,5 +1,6 @@
 /* The list of what the CUDA backend holds, and the two things done with it: taking it and adding it up. */
 #include "engine/cuda/room.h"
+#include "engine/cuda/stream.h"
 
 #include <string.h>
 

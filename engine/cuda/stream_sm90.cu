@@ -21,9 +21,9 @@
  *   READY  once: an arrival of every helper.
  *   PARTED once, where the cluster's other block has a part of a tile: 1 arrival, and the part's bytes.
  */
-#include "engine/cuda/cu.h"
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/sm90.cuh"
+#include "engine/cuda/stream.h"
 
 #include <cuda.h>
 #include <string.h>
