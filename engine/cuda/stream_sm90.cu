@@ -560,6 +560,10 @@ int cu_stream_sm90_blocks(const cu_dims &m, int *out, struct km_err *err)
         CU_TRY(cudaOccupancyMaxActiveClusters(&n, c.run, &cfg));
         most = n < most ? n : most;
     }
+    if (most < 1)
+        return km_fail(err, KM_EDEVICE,
+                       "the card has no room for a cluster of %d blocks with %d KiB of shared memory each",
+                       (int)CLUSTER, classes[0].smem >> 10);
     *out = most * CLUSTER;
     return 0;
 }
