@@ -685,6 +685,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: engine_check golden MODEL VECTORS.json [TIE] | self MODEL [TIE]\n");
         return 2;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0);
     const char *tie = argc > 3 + vectors ? argv[3 + vectors] : "0.2";
     must(be_cuda_probe(&err), &err);
     must(mdl_open(&m, argv[2], false, SEED, &err), &err);
