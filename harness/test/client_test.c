@@ -108,13 +108,6 @@ static void in_order(const struct hz_trace *t, const struct hz_rec *r)
         assert_true(t->ticks[r->tick0 + (size_t)i - 1].ns <= t->ticks[r->tick0 + (size_t)i].ns);
 }
 
-/* A span of so many ns, but for what a kernel's stamp may be off on the other clock (client.c, STEP_NS) at both ends. */
-static void lasts(int64_t span, int64_t ns)
-{
-    if (span < ns - 100000)
-        fail_msg("%lld ns are less than %lld", (long long)span, (long long)ns);
-}
-
 static void conversations_with_real_answers(void **state)
 {
     (void)state;
@@ -144,8 +137,8 @@ static void conversations_with_real_answers(void **state)
         assert_string_equal(r->finish, "length");
         answer_is(r, 5, r->messages);
         in_order(&b.trace, r);
-        lasts(r->first_ns - r->start_ns, 3000000);
-        lasts(r->last_ns - r->start_ns, 3000000 + 4 * 500000); /* a late first token may be near the second */
+        assert_true(r->first_ns - r->start_ns >= 3000000);
+        assert_true(r->last_ns - r->start_ns >= 3000000 + 4 * 500000); /* a late first token may be near the second */
         assert_true(r->last_ns - r->first_ns < 5000000000);
     }
     assert_int_equal(b.trace.abandoned, 0);
