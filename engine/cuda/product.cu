@@ -84,17 +84,18 @@ static int plan_ffn(struct cu_products *p, struct km_err *err)
     return rc;
 }
 
-/* Every product at every size at which cuBLASLt chooses anew: now rather than in somebody's first request. */
+/* Every product at every size at which cuBLASLt chooses anew: now rather than in somebody's first request. Gate and up
+ * of more rows than cu_gu_rows are Hopper's own kernel's. */
 static int warm(struct cu_products *p, cudaStream_t s, struct km_err *err)
 {
     int rc = 0;
     const cu_meta &zeros = p->room->wide.dev;
-    for (int M = 1; M <= p->m.max_tokens && !rc; M = cu_gemm_bucket(M) + 1)
+    for (int M = CU_SKINNY_M + 1; M <= p->m.max_tokens && !rc; M = cu_gemm_bucket(M) + 1)
         for (int i = 0; i < CU_PRODUCTS && !rc; i++) {
-            int most = i == CU_HEAD ? p->m.max_reqs : p->m.max_tokens;
+            int most = i == CU_HEAD ? p->m.max_reqs : i == CU_GATE_UP ? cu_gu_rows(p->m) : p->m.max_tokens;
+            int T = cu_gemm_bucket(M) < most ? cu_gemm_bucket(M) : most;
             if (M <= most)
-                rc = cu_product(p, static_cast<enum cu_product>(i), 0,
-                                cu_gemm_bucket(M) < most ? cu_gemm_bucket(M) : most, zeros, s, err);
+                rc = cu_product(p, static_cast<enum cu_product>(i), 0, T, zeros, s, err);
         }
     return rc;
 }
