@@ -28,12 +28,11 @@
 #include <cuda.h>
 #include <string.h>
 
-namespace
-{
+namespace {
 
 enum { STEP = 64, ROW_BYTES = STEP * 2, TILE = 64, TILE_BYTES = TILE * ROW_BYTES };
 enum { CONSUMERS = 128, WEIGHTS = CONSUMERS, ROWS = WEIGHTS + 32, HELPERS = ROWS + 32, THREADS = HELPERS + 64 };
-enum { CLUSTER = 2, W_STAGES_MAX = 24 };
+enum { CLUSTER = 2, W_STAGES_MAX = 24, SMEM = 227 << 10 };
 
 struct params {
     CUtensorMap w, x;
@@ -53,12 +52,9 @@ struct params {
 /* Where things lie in shared memory. A stage holds a step of a tile, or of TN rows of x. */
 template <int TN> struct layout {
     enum {
-        SIZE = 227 << 10,
         X_STAGE = TN * ROW_BYTES,
-        X_STAGES = TN <= 32   ? 12
-                   : TN <= 64 ? 10
-                              : 8,
-        PART = SIZE - TN * TILE * 4 / 2, /* the other block's part of half of a tile's outputs; or, of heads: */
+        X_STAGES = TN <= 32 ? 12 : TN <= 64 ? 10 : 8,
+        PART = SMEM - TN * TILE * 4 / 2, /* the other block's part of half of a tile's outputs; or, of heads: */
         THEIR_SQUARES = PART,            /* [TN] of the other half of the head */
         HEAD_SCALE = PART + TN * 4,      /* [TN] */
         SLOTS = PART + 2 * TN * 4,       /* [TN] */
@@ -79,7 +75,7 @@ template <int TN> struct layout {
 /* d[64 x TN] (+)= w x^T of 16 along K: both from shared memory, both with K innermost. */
 template <int TN> __device__ __forceinline__ void wgmma(float (&d)[TN / 2], uint64_t w, uint64_t x, int keep);
 #define DEFINE_WGMMA(TN, NUMBERS, REGISTERS, W, X, KEEP)                                                               \
-    template <> __device__ __forceinline__ void wgmma<TN>(float(&d)[TN / 2], uint64_t w, uint64_t x, int keep)         \
+    template <> __device__ __forceinline__ void wgmma<TN>(float (&d)[TN / 2], uint64_t w, uint64_t x, int keep)        \
     {                                                                                                                  \
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " KEEP ", 0;\n"                                                 \
                      "wgmma.mma_async.sync.aligned.m64n" #TN "k16.f32.bf16.bf16 {" NUMBERS "}, " W ", " X              \
@@ -334,6 +330,12 @@ __device__ __forceinline__ void consumers_sync()
     asm volatile("bar.sync 1, %0;" ::"r"((int)CONSUMERS) : "memory");
 }
 
+/* Row m's squares of all of the tile's columns, which the consumer warps have put down. */
+template <int TN> __device__ __forceinline__ float all_squares(const float *squares, int m)
+{
+    return (squares[m] + squares[TN + m]) + (squares[2 * TN + m] + squares[3 * TN + m]);
+}
+
 /* Blocks FROM to UNTIL of a warp's: without a branch between them, so that each hides the latencies of the others. */
 template <int TN, enum cu_stream_to TO, int FROM, int UNTIL>
 __device__ __forceinline__ void put_blocks(const outputs<TN> &out, const float (&acc)[TN / 2], const float *scales,
@@ -396,7 +398,7 @@ __device__ __forceinline__ void put_half_head(const outputs<TN> &out, float (&ac
     float mine = 0;
     int other = (int)blockIdx.x % CLUSTER ^ 1;
     if (tid < TN) {
-        mine = (squares[tid] + squares[TN + tid]) + (squares[2 * TN + tid] + squares[3 * TN + tid]);
+        mine = all_squares<TN>(squares, tid);
         st_async(of_rank(base + in::THEIR_SQUARES + 4 * tid, other), mine, of_rank(base + in::PARTED, other));
     }
     bar_wait(base + in::PARTED, 0);
@@ -453,8 +455,7 @@ __device__ __forceinline__ void finish(const outputs<TN> &out, float (&acc)[TN /
         return;
     consumers_sync();
     if (tid < P.M && tid / 8 % split == rank)
-        P.sums[tile * CU_STREAM_M + tid] =
-            (squares[tid] + squares[TN + tid]) + (squares[2 * TN + tid] + squares[3 * TN + tid]);
+        P.sums[tile * CU_STREAM_M + tid] = all_squares<TN>(squares, tid);
     consumers_sync(); /* before the next tile's squares */
 }
 
@@ -535,12 +536,12 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
 }
 
 const struct {
-    int rows, smem;
+    int rows;
     void (*run)(params);
-} classes[CU_STREAM_CLASSES] = {{16, layout<16>::SIZE, stream_sm90_kernel<16>},
-                                {32, layout<32>::SIZE, stream_sm90_kernel<32>},
-                                {64, layout<64>::SIZE, stream_sm90_kernel<64>},
-                                {CU_STREAM_M, layout<CU_STREAM_M>::SIZE, stream_sm90_kernel<CU_STREAM_M>}};
+} classes[CU_STREAM_CLASSES] = {{16, stream_sm90_kernel<16>},
+                                {32, stream_sm90_kernel<32>},
+                                {64, stream_sm90_kernel<64>},
+                                {CU_STREAM_M, stream_sm90_kernel<CU_STREAM_M>}};
 
 } // namespace
 
@@ -555,15 +556,15 @@ int cu_stream_sm90_blocks(const cu_dims &m, int *out, struct km_err *err)
     for (auto &c : classes) {
         int n = 0;
         cudaLaunchConfig_t cfg = {};
-        cfg.gridDim = dim3(CLUSTER), cfg.blockDim = dim3(THREADS), cfg.dynamicSmemBytes = (size_t)c.smem;
-        CU_TRY(cudaFuncSetAttribute(c.run, cudaFuncAttributeMaxDynamicSharedMemorySize, c.smem));
+        cfg.gridDim = dim3(CLUSTER), cfg.blockDim = dim3(THREADS), cfg.dynamicSmemBytes = SMEM;
+        CU_TRY(cudaFuncSetAttribute(c.run, cudaFuncAttributeMaxDynamicSharedMemorySize, SMEM));
         CU_TRY(cudaOccupancyMaxActiveClusters(&n, c.run, &cfg));
         most = n < most ? n : most;
     }
     if (most < 1)
         return km_fail(err, KM_EDEVICE,
                        "the card has no room for a cluster of %d blocks with %d KiB of shared memory each",
-                       (int)CLUSTER, classes[0].smem >> 10);
+                       (int)CLUSTER, SMEM >> 10);
     *out = most * CLUSTER;
     return 0;
 }
@@ -621,6 +622,5 @@ void cu_stream_sm90(const struct cu_stream_room &r, const struct cu_stream_job &
         P.heads = *heads;
     int blocks = P.tiles * P.split; /* whole clusters: a block without a tile leaves at once */
     blocks = (blocks + CLUSTER - 1) / CLUSTER * CLUSTER;
-    cu_launch(classes[c].run, dim3((unsigned)(blocks < r.blocks ? blocks : r.blocks)), THREADS, (size_t)classes[c].smem,
-              s, P);
+    cu_launch(classes[c].run, dim3((unsigned)(blocks < r.blocks ? blocks : r.blocks)), THREADS, SMEM, s, P);
 }

@@ -29,6 +29,16 @@ static inline void die(cudaError_t rc, const char *file, int line)
 }
 #define OK(x) die((x), __FILE__, __LINE__)
 
+/* Of the shapes only what is the card's. */
+static inline cu_dims card_dims()
+{
+    cu_dims m = {};
+    cudaDeviceProp card;
+    OK(cudaGetDeviceProperties(&card, 0));
+    m.arch = card.major * 10 + card.minor, m.n_sms = card.multiProcessorCount;
+    return m;
+}
+
 /* The same array on both sides. */
 template <typename T> struct both {
     T *h, *d;

@@ -6,10 +6,7 @@
 
 static cu_dims dims_of(int D, int F)
 {
-    cu_dims m = {};
-    cudaDeviceProp card;
-    OK(cudaGetDeviceProperties(&card, 0));
-    m.arch = card.major * 10 + card.minor, m.n_sms = card.multiProcessorCount;
+    cu_dims m = card_dims();
     m.D = D, m.F = F;
     return m;
 }

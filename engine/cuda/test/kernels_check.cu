@@ -26,12 +26,11 @@ struct scene {
           bool timing = false)
         : R(n)
     {
+        m = card_dims();
         m.L = L, m.H = H, m.G = G, m.d = d, m.B = B, m.B_log2 = __builtin_ctz((unsigned)B), m.max_reqs = n,
         m.eps = 1e-6f;
         m.page_elems = (size_t)L * 2 * G * B * d;
-        cudaDeviceProp p;
-        OK(cudaGetDeviceProperties(&p, 0));
-        m.n_sms = sms ? sms : p.multiProcessorCount, m.arch = p.major * 10 + p.minor;
+        m.n_sms = sms ? sms : m.n_sms;
         int blocks = 0;
         for (int r = 0; r < n; r++)
             T += q_len[r], blocks += (kv_len[r] + B - 1) / B;

@@ -147,8 +147,9 @@ static void decode(struct eng *e, int n, double temperature, double goal, double
     struct eng_stats st;
     struct km_err err;
     char key[48], what[96];
+    int block = eng_defaults().block_size;
     eng_stats(e, &st);
-    if (st.pages < n * ((CONTEXT + DECODES / 2 + 32 + 15) / 16)) {
+    if (st.pages < n * ((CONTEXT + DECODES / 2 + 32 + block - 1) / block)) {
         printf("| decode, batch %d, context %d: left out, its KV is more than %d blocks | | | | | |\n", n, CONTEXT, st.pages);
         return;
     }

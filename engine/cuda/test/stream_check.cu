@@ -5,15 +5,6 @@
 
 #include <string.h>
 
-static cu_dims card_dims()
-{
-    cu_dims m = {};
-    cudaDeviceProp card;
-    OK(cudaGetDeviceProperties(&card, 0));
-    m.arch = card.major * 10 + card.minor, m.n_sms = card.multiProcessorCount, m.max_tokens = CU_STREAM_M;
-    return m;
-}
-
 /* What a launch works with beside its operands. */
 struct workroom {
     both<bf16> h;
@@ -118,8 +109,8 @@ enum { O, GATE_UP, DOWN, QKV, LAYERS = 2, BLOCK = 16, PAGES = 11, THE_LAYER = 1 
 
 /* Weights, rows and results of a layer's products as the engine has them. */
 struct layer {
-    int D, A, F, N, H,
-        G; /* columns of x, of attention's output, of act, of qkv; heads where N is whole ones, of G keys */
+    int D, A, F, N; /* columns of x, of attention's output, of act, of qkv */
+    int H, G;       /* heads of q and of k, where N is whole ones; else 0 */
     both<bf16> o, x0, x, act, qkv, norms, head_norms, pool;
     both<float2> angles;
     both<int32_t> slots;
@@ -329,7 +320,7 @@ void check_stream_sm90(bool small)
 
 /* ---- speed ---- */
 
-/* Median milliseconds of one call of many in a row. */
+/* time_ms of a call that is told how many came before it. */
 template <typename F> static float in_row_ms(F call, int n)
 {
     int turn = 0;
@@ -398,10 +389,7 @@ void time_stream_sm90()
                 n);
             double bytes = 2.0 * p.rows * p.K;
             printf("%-8s M %3d  %-16s %7.1f us %.2f TB/s   stream %7.1f us %.2f TB/s, %.3f of it\n", p.name, M,
-                   skinny   ? "skinny"
-                   : swiglu ? "cuBLASLt, swiglu"
-                            : "cuBLASLt",
-                   theirs * 1e3, bytes / theirs / 1e9, ours * 1e3, bytes / ours / 1e9, ours / theirs);
+                   skinny ? "skinny" : swiglu ? "cuBLASLt, swiglu" : "cuBLASLt", theirs * 1e3, bytes / theirs / 1e9, ours * 1e3, bytes / ours / 1e9, ours / theirs);
         }
     }
     if (rc)
