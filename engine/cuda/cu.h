@@ -51,8 +51,9 @@ struct cu_draw {
     bool greedy, filtered;
 };
 
-/* The step's arrays on the device, all inside one allocation that one copy fills. */
+/* The step's arrays, all inside one allocation, the same on the card and in pinned memory (cu_fetch). */
 struct cu_meta {
+    int32_t *bytes;                      /* [1] of the allocation in use, up to the end of table */
     int32_t *tokens, *positions, *slots; /* [T] */
     int32_t *q_start;                    /* [R + 1] */
     int32_t *kv_len;                     /* [R] */
@@ -108,6 +109,9 @@ static inline void cu_launch(void (*kernel)(P...), dim3 grid, unsigned block, si
 }
 
 /* fused.cu: everything between the GEMMs. */
+/* The step's arrays from pinned memory to the card: `fixed` bytes of them, and on to *bytes, which lies there too. Waits
+ * for whatever reads those of the step before; kernels behind cu_embed may read them without waiting. */
+void cu_fetch(const char *host, const int32_t *bytes, size_t fixed, char *dev, cudaStream_t s);
 /* x[T][D]; a token of -(k + 1) is chosen[k], or 0 where that is negative. angles[T][d / 2]: cosine and sine. */
 void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_meta &meta, const int32_t *chosen,
               int T, bf16 *x, float2 *angles, cudaStream_t s);
@@ -182,9 +186,10 @@ int cu_ffn_sm90_plan(struct cu_ffn_plan *out, const cu_dims &m, const bf16 *h, c
                      struct km_err *err);
 void cu_ffn_sm90(const cu_dims &m, const struct cu_ffn_plan &p, int M, bf16 *act, cudaStream_t s);
 
-/* sample.cu: the id each row of logits [S][V] gives; -1: the reference sampler must choose. */
+/* sample.cu: the id each row of logits [S][V] gives, in out[S] on the card and in told[S] in pinned memory; -1: the
+ * reference sampler must choose. */
 size_t cu_sample_work(int rows); /* bytes, zeroed once by the caller */
 void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out,
-               cudaStream_t s);
+               int32_t *told, cudaStream_t s);
 
 #endif

@@ -1,8 +1,8 @@
 /* The CUDA backend: one stream of steps, one of copies, and a graph per padded batch size for decode.
  *
- * A step is: its arrays to the card in one copy, the forward pass, the picks copied to pinned memory. Steps in
- * which every request has one query token replay a captured graph of the next larger batch size; the surplus rows
- * belong to a page of their own that nobody reads. Everything is allocated at open. The host waits in `wait` only.
+ * A step is kernels only, of which the first reads its arrays from pinned memory and the last writes the picks there.
+ * Steps in which every request has one query token replay a captured graph of the next larger batch size; the surplus
+ * rows belong to a page of their own that nobody reads. Everything is allocated at open. The host waits in `wait` only.
  *
  * Two steps may be in flight: what the host fills or reads is there twice, step n's in [n % 2]; what the card uses is
  * there once, and the stream keeps the order. The logits are the newest step's. */
@@ -22,7 +22,7 @@ enum { MAX_GRAPHS = 64, COPY_EVENTS = 64, COPY_BATCH = 256 };
 
 struct graph {
     int reqs;
-    cudaGraphExec_t exec[2]; /* launching one that still runs makes the host wait: steps take turns */
+    cudaGraphExec_t exec[2]; /* step n's is [n % 2]: each has its side of pinned memory */
 };
 
 struct flying {
@@ -56,12 +56,15 @@ struct be {
 
 /* ---- the forward pass ---- */
 
-/* Enqueues everything between the arrays' arrival and the picks, for T tokens, S sampled rows. */
-static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_tiles, int S, struct km_err *err)
+/* Enqueues a step whose arrays lie in a.host[side], of T tokens and S sampled rows. */
+static int forward(struct be *b, const cu_arrays &a, int side, int T, int n_items, int n_tiles, int S,
+                   struct km_err *err)
 {
     const cu_dims &m = b->m;
+    const cu_meta &in = a.dev;
     cudaStream_t s = b->steps;
     int rc = 0;
+    cu_fetch(a.host_base[side], a.host[side].bytes, a.table_at, a.dev_base, s);
     cu_embed(m, b->w.embed, b->room.inv_freq, in, b->room.chosen, T, b->room.x, b->room.angles, s);
     rc = cu_product(b->products, CU_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
@@ -76,7 +79,8 @@ static int forward(struct be *b, const cu_meta &in, int T, int n_items, int n_ti
     if (!rc && S) {
         cu_rmsnorm(m, b->room.x, b->w.norm_out, in.sample_row, S, b->room.h_out, s);
         rc = cu_product(b->products, CU_HEAD, 0, S, in, s, err);
-        cu_sample(b->room.logits, S, m.V, in, b->m.max_reqs, b->room.pick_work, b->room.chosen, s);
+        cu_sample(b->room.logits, S, m.V, in, m.max_reqs, b->room.pick_work, b->room.chosen,
+                  b->room.picks + side * m.max_reqs, s);
     }
     if (rc)
         return rc;
@@ -111,31 +115,29 @@ static void pad(const struct be *b, const cu_meta &h, int n, int n_items, int re
 static int capture(struct be *b, int reqs, struct km_err *err)
 {
     const cu_arrays &a = b->room.narrow;
+    *a.host[0].bytes = (int32_t)a.table_at;
     a.host[0].q_start[0] = a.host[0].ban_start[0] = 0;
     pad(b, a.host[0], 0, 0, reqs);
-    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base[0], a.table_at, cudaMemcpyHostToDevice, b->steps));
     int items = cu_items_max(b->m, reqs);
-    int rc = forward(b, a.dev, reqs, items, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
+    int rc = forward(b, a, 0, reqs, items, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
     if (rc)
         return rc;
     CU_TRY(cudaStreamSynchronize(b->steps));
-    cudaGraph_t g;
-    CU_TRY(cudaStreamBeginCapture(b->steps, cudaStreamCaptureModeThreadLocal));
-    rc = forward(b, a.dev, reqs, items, 0, reqs, err);
-    cudaError_t ended = cudaStreamEndCapture(b->steps, &g);
-    if (rc)
-        return rc;
-    CU_TRY(ended);
     graph *out = &b->graphs[b->n_graphs++];
     out->reqs = reqs;
-    cudaError_t made = cudaSuccess;
-    for (cudaGraphExec_t &e : out->exec)
-        if (made == cudaSuccess)
-            made = cudaGraphInstantiate(&e, g, 0);
-    cudaGraphDestroy(g);
-    CU_TRY(made);
-    for (cudaGraphExec_t e : out->exec)
-        CU_TRY(cudaGraphUpload(e, b->steps));
+    for (int side = 0; side < 2; side++) {
+        cudaGraph_t g;
+        CU_TRY(cudaStreamBeginCapture(b->steps, cudaStreamCaptureModeThreadLocal));
+        rc = forward(b, a, side, reqs, items, 0, reqs, err);
+        cudaError_t ended = cudaStreamEndCapture(b->steps, &g);
+        if (rc)
+            return rc;
+        CU_TRY(ended);
+        cudaError_t made = cudaGraphInstantiate(&out->exec[side], g, 0);
+        cudaGraphDestroy(g);
+        CU_TRY(made);
+        CU_TRY(cudaGraphUpload(out->exec[side], b->steps));
+    }
     return 0;
 }
 
@@ -177,8 +179,7 @@ static cu_draw draw_of(const struct smp_row *r)
 
 /* What of a step is what: counted while its arrays are filled. */
 struct parts {
-    int n_dec, n_items, n_tiles;
-    size_t n_table;
+    int n_dec, n_items, n_tiles, n_table;
 };
 
 static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *n)
@@ -190,9 +191,9 @@ static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *
     memcpy(h.kv_len, in->kv_len, sizeof(int32_t) * (size_t)in->n_reqs);
     for (int r = 0; r < in->n_reqs; r++) {
         size_t blocks = (size_t)(in->kv_len[r] + b->m.B - 1) >> b->m.B_log2;
-        h.table_start[r] = (int32_t)n->n_table;
+        h.table_start[r] = n->n_table;
         memcpy(h.table + n->n_table, in->block_table + (size_t)r * in->max_blocks, blocks * sizeof(int32_t));
-        n->n_table += blocks;
+        n->n_table += (int)blocks;
         int q_len = in->q_start[r + 1] - in->q_start[r];
         if (q_len == 1)
             b->room.decoding[n->n_dec++] = r;
@@ -255,17 +256,12 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     const graph *g = graph_for(b, in);
     const cu_arrays &a = g ? b->room.narrow : b->room.wide;
     fill(b, in, a.host[side], &n);
-    if (g)
+    *a.host[side].bytes = (int32_t)(a.table_at + (size_t)n.n_table * sizeof(int32_t));
+    if (g) {
         pad(b, a.host[side], n.n_dec, n.n_items, g->reqs);
-    CU_TRY(cudaMemcpyAsync(a.dev_base, a.host_base[side], a.table_at + n.n_table * sizeof(int32_t),
-                           cudaMemcpyHostToDevice, b->steps));
-    if (g)
         CU_TRY(cudaGraphLaunch(g->exec[side], b->steps));
-    else if ((rc = forward(b, a.dev, in->n_tokens, n.n_items, n.n_tiles, in->n_samples, err)))
+    } else if ((rc = forward(b, a, side, in->n_tokens, n.n_items, n.n_tiles, in->n_samples, err)))
         return rc;
-    if (in->n_samples)
-        CU_TRY(cudaMemcpyAsync(b->room.picks + side * b->m.max_reqs, b->room.chosen,
-                               sizeof(int32_t) * (size_t)in->n_samples, cudaMemcpyDeviceToHost, b->steps));
     flying *f = &b->flight[side];
     CU_TRY(cudaEventRecord(f->done, b->steps));
     f->in = in;

@@ -18,12 +18,23 @@ __device__ __forceinline__ float warp_sum(float v)
     return v;
 }
 
+/* Arrays that the host filled, read where they lie: a kernel costs the step no call and no engine that must be waited
+ * for. Both of a thread's first reads cross the bus together. */
+__global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, const int32_t *bytes, int fixed, uint4 *dst)
+{
+    int first = blockIdx.x * blockDim.x + threadIdx.x, n = (__ldcv(bytes) + 15) / 16;
+    if (first < fixed)
+        dst[first] = __ldcv(src + first);
+    for (int i = fixed + first; i < n; i += gridDim.x * blockDim.x)
+        dst[i] = __ldcv(src + i);
+}
+
 /* A token's row of the embedding, and the sines of its rotary angles, once for all layers. */
 __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int32_t *chosen, const int32_t *positions,
                              const float *inv_freq, int D, int half, bf16 *x, float2 *angles)
 {
     grid_wait();
-    grid_release();
+    grid_release(); /* not before the wait: what follows may read the step's arrays at once */
     int id = tokens[blockIdx.x];
     if (id < 0)
         id = max(chosen[-(id + 1)], 0); /* of a row left to the host nothing is kept */
@@ -157,6 +168,13 @@ __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 }
 
 } // namespace
+
+void cu_fetch(const char *host, const int32_t *bytes, size_t fixed, char *dev, cudaStream_t s)
+{
+    unsigned pieces = (unsigned)(fixed / 16);
+    fetch_kernel<<<(pieces + 255) / 256, 256, 0, s>>>(reinterpret_cast<const uint4 *>(host), bytes, (int)pieces,
+                                                      reinterpret_cast<uint4 *>(dev));
+}
 
 void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_meta &meta, const int32_t *chosen,
               int T, bf16 *x, float2 *angles, cudaStream_t s)

@@ -20,6 +20,7 @@ static size_t carve(const cu_dims &m, size_t T, size_t R, char *base, cu_meta *o
         return p;
     };
     size_t tiles = T / 2 + 1; /* a tile has at least two rows */
+    out->bytes = next(1);
     out->tokens = next(T);
     out->positions = next(T);
     out->slots = next(T);

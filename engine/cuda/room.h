@@ -16,7 +16,7 @@ enum { CU_GRAPH_REQS = 256, CU_MAX_BANNED = 8, CU_ROOM_ROWS = 27 };
 enum { CU_RESERVE = 512 << 20 }; /* left free beside weights and list: graphs, cuBLAS and its workspace, the driver */
 
 /* A step's arrays, the same layout on the card and in pinned memory. The table comes last: only its used part
- * travels. One set on the card serves two steps in flight, for the copy into it waits for the kernels of the step
+ * travels. One set on the card serves two steps in flight, for the kernel that fills it waits for those of the step
  * before; the host fills one of its two while the other may still be read. */
 struct cu_arrays {
     cu_meta dev, host[2];
@@ -44,7 +44,7 @@ struct cu_room {
     cu_arrays wide, narrow;       /* any step; steps of a graph, a tenth of the bytes */
     int32_t *decoding;            /* [max_reqs] requests of the step with one query token */
     int32_t *chosen;              /* [max_reqs] the ids that the last step chose */
-    int32_t *picks;               /* [2][max_reqs], pinned: copies of it, for two steps in flight */
+    int32_t *picks;               /* [2][max_reqs], pinned: the same, for two steps in flight */
     float *logits_host, *scratch; /* one row each, for rows that the reference sampler takes */
     bf16 *pool;                   /* [n_pages + 1]: the last page takes the surplus rows of padded batches */
     int n_pages;

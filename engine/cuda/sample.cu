@@ -269,7 +269,8 @@ __device__ __forceinline__ float noise(uint64_t key, int id)
 }
 
 __global__ void __launch_bounds__(RACE_THREADS)
-    race_kernel(const float *logits, int V, cu_meta meta, const cut *cuts, best *found, int *arrived, int32_t *out)
+    race_kernel(const float *logits, int V, cu_meta meta, const cut *cuts, best *found, int *arrived, int32_t *out,
+                int32_t *told)
 {
     grid_wait();
     grid_release();
@@ -324,7 +325,7 @@ __global__ void __launch_bounds__(RACE_THREADS)
     float2 f = __ldcg(reinterpret_cast<const float2 *>(found + row * PARTS) + threadIdx.x);
     mine = merge_lanes(best{f.x, __float_as_int(f.y)});
     if (threadIdx.x == 0) {
-        out[row] = c.last < 0 ? -1 : mine.id == INT32_MAX ? 0 : mine.id;
+        out[row] = told[row] = c.last < 0 ? -1 : mine.id == INT32_MAX ? 0 : mine.id;
         arrived[row] = 0;
     }
 }
@@ -338,7 +339,7 @@ size_t cu_sample_work(int rows)
 }
 
 void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out,
-               cudaStream_t s)
+               int32_t *told, cudaStream_t s)
 {
     best *found = static_cast<best *>(work);
     cut *cuts = reinterpret_cast<cut *>(found + (size_t)max_rows * PARTS);
@@ -346,5 +347,5 @@ void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_r
     cudaFuncSetAttribute(cut_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
     cu_launch(cut_kernel, dim3((unsigned)S), CUT_THREADS, sizeof(shared), s, logits, V, meta, cuts);
     cu_launch(race_kernel, dim3(PARTS, (unsigned)S), RACE_THREADS, 0, s, logits, V, meta, cuts, found, arrived,
-              out);
+              out, told);
 }

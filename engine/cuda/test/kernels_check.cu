@@ -346,6 +346,28 @@ static void check_products(bool small)
     cu_gemm_close(lt);
 }
 
+/* Lengths below, at and past what must always travel, and not of whole pieces; nothing past the end is touched. */
+static void check_fetch()
+{
+    enum { FIXED = 3 * 4096 + 64, ALL = FIXED + 5 * 4096 }; /* bytes */
+    int32_t *host;
+    both<int32_t> dev(ALL / 4 + 256);
+    OK(cudaHostAlloc(&host, ALL, cudaHostAllocDefault));
+    judge j("a step's arrays from pinned memory");
+    for (int bytes : {0, (int)FIXED, FIXED + 4, FIXED + 20, FIXED + 4096, (int)ALL}) {
+        for (int i = 0; i < ALL / 4; i++)
+            host[i] = (int32_t)(bytes + 7 * i);
+        host[16] = bytes;
+        OK(cudaMemset(dev.d, 0x7F, dev.n * sizeof(int32_t)));
+        cu_fetch(reinterpret_cast<char *>(host), host + 16, FIXED, reinterpret_cast<char *>(dev.d), 0);
+        dev.down();
+        int upto = bytes > FIXED ? (bytes + 15) / 16 * 4 : FIXED / 4;
+        for (int i = 0; i < (int)dev.n; i++)
+            j.add(dev.h[i] == (i < upto ? host[i] : 0x7F7F7F7F) ? 0 : 1, 0);
+    }
+    OK(cudaFreeHost(host));
+}
+
 static void check_between_products()
 {
     cu_dims m = {};
@@ -481,6 +503,8 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
                              k.temperature > 0 && (k.min_p > 0 || k.top_k > 0 || k.top_p < 1)};
     }
     logits.up(), draws.up();
+    int32_t *told;
+    OK(cudaHostAlloc(&told, (size_t)S * sizeof *told, cudaHostAllocDefault));
     judge j("sampled ids");
     for (int i = 0; i < S; i++) { /* a launch a row: ban_start of neighbours overlap; all use the same counter */
         bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / draws_a_kind].n_banned;
@@ -488,7 +512,8 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
         cu_meta meta = {};
         meta.ban_start = bans.d + i, meta.ban = bans.d + S + 1, meta.draws = draws.d + i;
         OK(cudaMemset(ids.d + i, 0x7F, sizeof(int32_t)));
-        cu_sample(logits.d + (size_t)i * V, 1, V, meta, S, work.d, ids.d + i, 0);
+        told[i] = 0x7F7F7F7F;
+        cu_sample(logits.d + (size_t)i * V, 1, V, meta, S, work.d, ids.d + i, told + i, 0);
         OK(cudaDeviceSynchronize());
     }
     ids.down();
@@ -496,11 +521,13 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
         struct smp_result want;
         smp_sample(&rows[i], logits.h + (size_t)i * V, V, scratch, &want);
         left += ids.h[i] < 0;
+        j.add(told[i] == ids.h[i] ? 0 : 1, 0);
         j.add(ids.h[i] == want.id || (ids.h[i] < 0 && V > SORTED) ? 0 : 1, 0);
         if (ids.h[i] >= 0 && ids.h[i] != want.id)
             printf("     kind %d: %d, not %d\n", i / draws_a_kind, ids.h[i], want.id);
     }
     printf("     %d of %d rows were left to the reference sampler\n", left, S);
+    OK(cudaFreeHost(told));
     free(rows);
     free(scratch);
 }
@@ -591,6 +618,7 @@ int main(int argc, char **argv)
     } else if (stream) {
         check_stream_sm90(false);
     } else if (strcmp(what, "time") && !attention) {
+        check_fetch();
         check_between_products();
         check_sampling(small ? 1200 : 151936, small ? 1 : 6, small ? EVERY_WAY : ALL_KINDS);
         check_sampling(SORTED + 100, 1, FLAT);
