@@ -167,6 +167,42 @@ template <int DH> struct sums {
     }
 };
 
+/* What a lane holds of a row that a warp holds: neighbours. */
+template <int DH> struct alignas(DH / 8) cols {
+    float v[DH / 32];
+
+    __device__ __forceinline__ static const cols &at(const float *row, int lane)
+    {
+        return reinterpret_cast<const cols *>(row)[lane];
+    }
+    __device__ __forceinline__ static cols &at(float *row, int lane)
+    {
+        return reinterpret_cast<cols *>(row)[lane];
+    }
+    __device__ __forceinline__ void add(float f, const cols &o)
+    {
+#pragma unroll
+        for (int i = 0; i < DH / 32; i++)
+            v[i] += f * o.v[i];
+    }
+    __device__ __forceinline__ void scale(float f)
+    {
+#pragma unroll
+        for (int i = 0; i < DH / 32; i++)
+            v[i] *= f;
+    }
+    __device__ __forceinline__ void put(bf16 *row, int lane, float f) const
+    {
+        struct alignas(DH / 16) {
+            bf16 v[DH / 32];
+        } out;
+#pragma unroll
+        for (int i = 0; i < DH / 32; i++)
+            out.v[i] = __float2bfloat16(v[i] * f);
+        reinterpret_cast<decltype(out) *>(row)[lane] = out;
+    }
+};
+
 template <int DH>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G,
@@ -270,68 +306,60 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     bf16 *out = o + ((size_t)it.row * H + head * group) * DH;
     float *po = part.o + ((size_t)blockIdx.y * G + head) * group * DH;
     float2 *pml = part.ml + ((size_t)blockIdx.y * G + head) * 16;
-    for (int i = tid; i < group * DH; i += WARPS * 32) {
-        int r = i / DH, col = i % DH;
-        float m = -INFINITY, v = 0, l = 0;
+    for (int r = warp; r < group; r += WARPS) {
+        float m = -INFINITY, l = 0;
+        cols<DH> v = {};
 #pragma unroll
         for (int k = 0; k < WARPS; k++)
             m = fmaxf(m, sml[k][r].x);
 #pragma unroll
         for (int k = 0; k < WARPS; k++) {
             float f = exp2_fast(sml[k][r].x - m); /* 0 for a warp that had no tile */
-            v += f * so[k][r][col];
+            v.add(f, cols<DH>::at(so[k][r], lane));
             l += f * sml[k][r].y;
         }
         if (it.parts == 1) {
-            out[i] = __float2bfloat16(v / l);
+            v.put(out + r * DH, lane, 1 / l);
             continue;
         }
-        po[i] = v;
-        if (col == 0)
+        cols<DH>::at(po + r * DH, lane) = v;
+        if (lane == 0)
             pml[r] = make_float2(m, l);
     }
     if (it.parts == 1)
         return;
 
-    __threadfence();
-    __syncthreads();
+    __syncthreads(); /* thread 0 speaks for the block's writes, and hears of the others' */
     int *arrived = &part.arrived[(size_t)it.req * G + head];
     if (tid == 0)
-        last = atomicAdd(arrived, 1) == it.parts - 1;
+        last = atom_add_acq_rel(arrived, 1) == it.parts - 1;
     __syncthreads();
     if (!last)
         return;
-    __threadfence();
-    /* The weight of each part in each row, a warp a row, then the weighted sum: loads that wait for none before
-     * them. */
-    float *weight = reinterpret_cast<float *>(smem); /* [parts][group] */
+    /* A warp a row: all of MANY parts and their weights are asked for at once. */
+    enum { MANY = 16 };
+    size_t o_step = (size_t)G * group * DH, ml_step = (size_t)G * 16;
     for (int r = warp; r < group; r += WARPS) {
-        const float2 *ml = part.ml + ((size_t)it.first * G + head) * 16 + r;
+        const float *from_o = part.o + (((size_t)it.first * G + head) * group + r) * DH;
+        const float2 *from_ml = part.ml + ((size_t)it.first * G + head) * 16 + r;
         float m = -INFINITY, l = 0;
-        for (int k = lane; k < it.parts; k += 32)
-            m = fmaxf(m, __ldcg(&ml[(size_t)k * G * 16]).x);
-        for (int x = 16; x; x >>= 1)
-            m = fmaxf(m, __shfl_xor_sync(~0u, m, x));
-        for (int k = lane; k < it.parts; k += 32) {
-            float2 e = __ldcg(&ml[(size_t)k * G * 16]);
-            float f = exp2_fast(e.x - m);
-            weight[k * group + r] = f;
-            l += f * e.y;
+        cols<DH> v = {};
+        for (int left = it.parts; left > 0; left -= MANY, from_o += MANY * o_step, from_ml += MANY * ml_step) {
+            float2 ml = lane < left && lane < MANY ? from_ml[lane * ml_step] : make_float2(-INFINITY, 0);
+            cols<DH> p[MANY] = {};
+#pragma unroll
+            for (int k = 0; k < MANY; k++)
+                if (k < left)
+                    p[k] = cols<DH>::at(from_o + k * o_step, lane);
+            float top = fmaxf(m, warp_max(ml.x)), fix = exp2_fast(m - top), weight = exp2_fast(ml.x - top);
+            l = l * fix + warp_sum(weight * ml.y);
+            v.scale(fix);
+#pragma unroll
+            for (int k = 0; k < MANY; k++)
+                v.add(__shfl_sync(~0u, weight, k), p[k]);
+            m = top;
         }
-        for (int x = 16; x; x >>= 1)
-            l += __shfl_xor_sync(~0u, l, x);
-        if (lane == 0)
-            sml[0][r].y = 1 / l;
-    }
-    __syncthreads();
-    const float *src = part.o + ((size_t)it.first * G + head) * group * DH;
-    size_t step = (size_t)G * group * DH;
-    for (int i = tid; i < group * DH; i += WARPS * 32) {
-        float v = 0;
-#pragma unroll 8
-        for (int k = 0; k < it.parts; k++)
-            v += weight[k * group + i / DH] * __ldcg(&src[k * step + i]);
-        out[i] = __float2bfloat16(v * sml[0][i / DH].y);
+        v.put(out + r * DH, lane, 1 / l);
     }
     if (tid == 0)
         *arrived = 0;
@@ -350,15 +378,15 @@ int wave(const cu_dims &m)
 }
 
 template <int DH>
-void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool,
-            bf16 *o, const partial &part, cudaStream_t s)
+void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o,
+            const partial &part, cudaStream_t s)
 {
     float scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * DH;
     int size = shape<DH>::SMEM;
     cudaFuncSetAttribute(attn_decode_kernel<DH>, cudaFuncAttributeMaxDynamicSharedMemorySize, size);
-    cu_launch(attn_decode_kernel<DH>, dim3((unsigned)m.G, (unsigned)n_items), WARPS * 32, (size_t)size, s, qkv,
-              pool, meta, m.H, m.G, m.B_log2, m.page_elems, layer_at, scale_log2, part, o);
+    cu_launch(attn_decode_kernel<DH>, dim3((unsigned)m.G, (unsigned)n_items), WARPS * 32, (size_t)size, s, qkv, pool,
+              meta, m.H, m.G, m.B_log2, m.page_elems, layer_at, scale_log2, part, o);
 }
 
 } // namespace
@@ -403,8 +431,7 @@ int cu_items(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n, str
 {
     int used = 0, most = n ? longest_item(m, h, reqs, n) : 0;
     for (int i = 0; i < n; i++) {
-        int r = reqs[i], len = h.kv_len[r], each = part_len(len, most), first = used,
-            parts = (len + each - 1) / each;
+        int r = reqs[i], len = h.kv_len[r], each = part_len(len, most), first = used, parts = (len + each - 1) / each;
         for (int k = 0; k < parts; k++) {
             int end = k + 1 < parts ? (k + 1) * each : len;
             out[used++] = cu_item{r, h.q_start[r], len, h.table_start[r], k * each, end, first, parts};
@@ -419,8 +446,8 @@ size_t cu_attn_decode_work(const cu_dims &m)
     return counters(m) * sizeof(int) + cells * ((size_t)(m.H / m.G) * m.d * sizeof(float) + 16 * sizeof(float2));
 }
 
-void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer,
-                    const bf16 *pool, bf16 *o, void *work, cudaStream_t s)
+void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool,
+                    bf16 *o, void *work, cudaStream_t s)
 {
     partial part;
     part.arrived = static_cast<int *>(work);

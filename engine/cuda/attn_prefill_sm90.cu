@@ -101,28 +101,26 @@ __device__ __forceinline__ work describe(const params &P, int job)
     return w;
 }
 
-__device__ __forceinline__ int take(int *counter, int lane)
-{
-    int n = lane == 0 ? atomicAdd(counter, 1) : 0;
-    return __shfl_sync(~0u, n, 0);
-}
-
-/* The producer warp. Lane i copies a tile's i-th box and looks its page up a tile ahead. */
+/* The producer warp. Lane i copies a tile's i-th box and looks its page up a tile ahead. A block's first job is its
+ * own number's, so that it is described, by arrays that are there before, while the kernel that makes queries and keys
+ * still runs. */
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool, const CUtensorMap *queries,
                                         work *shared, uint32_t base, int lane)
 {
     int B = 1 << P.B_log2, box = min(B, (int)TILE_K), boxes = TILE_K / box, total = P.n_tiles * P.H, n = 0;
     ring t;
-    for (int job = take(P.handed, lane); job < total; n++) {
+    for (int job = blockIdx.x; job < total; n++) {
         work w = describe(P, job);
         const int32_t *table = P.meta.table + P.meta.table_start[w.req];
         int k_group = P.layer_group + w.head / (P.H / P.G) * (B / 8), v_group = k_group + P.G * (B / 8);
-        job = take(P.handed, lane);
         auto look_up = [&](int j) { /* past the end the last page again: it keeps the byte count, nobody looks */
             int tok = min(j * TILE_K + lane * box, (w.stop - 1) / box * box);
             return lane < boxes ? table[tok >> P.B_log2] * P.groups_per_page + (tok & (B - 1)) / 8 : 0;
         };
         int next = look_up(w.n_tiles - 1);
+        if (n == 0)
+            grid_wait();
+        job = lane == 0 ? gridDim.x + atomicAdd(P.handed, 1) : 0; /* not waited for before it is told */
         for (int j = w.n_tiles - 1; j >= 0; j--, t.next(STAGES)) {
             int group = next;
             if (j > 0)
@@ -149,6 +147,7 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
                 __syncwarp();
             }
         }
+        job = __shfl_sync(~0u, job, 0);
     }
     bar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
     if (lane)
@@ -366,7 +365,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
     grid_release(); /* all blocks are on the card: the product behind may ask for its weights */
-    grid_wait();
     if (threadIdx.x >= 32 * WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32 * (WARPS + 1))

@@ -53,7 +53,7 @@ struct cu_draw {
 
 /* The step's arrays, all inside one allocation, the same on the card and in pinned memory (cu_fetch). */
 struct cu_meta {
-    int32_t *bytes;                      /* [1] of the allocation in use, up to the end of table */
+    int32_t *bytes;                      /* [1] of all of them, up to the end of table */
     int32_t *tokens, *positions, *slots; /* [T] */
     int32_t *q_start;                    /* [R + 1] */
     int32_t *kv_len;                     /* [R] */
@@ -109,9 +109,9 @@ static inline void cu_launch(void (*kernel)(P...), dim3 grid, unsigned block, si
 }
 
 /* fused.cu: everything between the GEMMs. */
-/* The step's arrays from pinned memory to the card: `fixed` bytes of them, and on to *bytes, which lies there too. Waits
+/* The step's arrays from pinned memory to the card: as many bytes as the first of them says, `fixed` at least. Waits
  * for whatever reads those of the step before; kernels behind cu_embed may read them without waiting. */
-void cu_fetch(const char *host, const int32_t *bytes, size_t fixed, char *dev, cudaStream_t s);
+void cu_fetch(const char *host, size_t fixed, char *dev, cudaStream_t s);
 /* x[T][D]; a token of -(k + 1) is chosen[k], or 0 where that is negative. angles[T][d / 2]: cosine and sine. */
 void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_meta &meta, const int32_t *chosen,
               int T, bf16 *x, float2 *angles, cudaStream_t s);

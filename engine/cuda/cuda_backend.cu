@@ -56,15 +56,23 @@ struct be {
 
 /* ---- the forward pass ---- */
 
-/* Enqueues a step whose arrays lie in a.host[side], of T tokens and S sampled rows. */
-static int forward(struct be *b, const cu_arrays &a, int side, int T, int n_items, int n_tiles, int S,
-                   struct km_err *err)
+/* Step arrays in pinned memory, of a step of T tokens of R requests; fixed: bytes before the table. */
+static cu_meta arrays_of(const struct be *b, int side, int T, int R, size_t *fixed)
+{
+    cu_meta h;
+    *fixed = cu_carve(b->m, T, R, b->room.host_arrays + (size_t)side * b->room.arrays_bytes, &h);
+    return h;
+}
+
+/* Enqueues a step of T tokens of R requests whose arrays lie on one side of pinned memory; S rows are sampled. */
+static int forward(struct be *b, int side, int T, int R, int n_items, int n_tiles, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
-    const cu_meta &in = a.dev;
+    cu_meta in;
     cudaStream_t s = b->steps;
+    const char *host = b->room.host_arrays + (size_t)side * b->room.arrays_bytes;
     int rc = 0;
-    cu_fetch(a.host_base[side], a.host[side].bytes, a.table_at, a.dev_base, s);
+    cu_fetch(host, cu_carve(m, T, R, b->room.arrays, &in), b->room.arrays, s);
     cu_embed(m, b->w.embed, b->room.inv_freq, in, b->room.chosen, T, b->room.x, b->room.angles, s);
     rc = cu_product(b->products, CU_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
@@ -114,12 +122,13 @@ static void pad(const struct be *b, const cu_meta &h, int n, int n_items, int re
 
 static int capture(struct be *b, int reqs, struct km_err *err)
 {
-    const cu_arrays &a = b->room.narrow;
-    *a.host[0].bytes = (int32_t)a.table_at;
-    a.host[0].q_start[0] = a.host[0].ban_start[0] = 0;
-    pad(b, a.host[0], 0, 0, reqs);
+    size_t fixed;
+    const cu_meta h = arrays_of(b, 0, reqs, reqs, &fixed);
+    *h.bytes = (int32_t)fixed;
+    h.q_start[0] = h.ban_start[0] = 0;
+    pad(b, h, 0, 0, reqs);
     int items = cu_items_max(b->m, reqs);
-    int rc = forward(b, a, 0, reqs, items, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
+    int rc = forward(b, 0, reqs, reqs, items, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
     if (rc)
         return rc;
     CU_TRY(cudaStreamSynchronize(b->steps));
@@ -128,7 +137,7 @@ static int capture(struct be *b, int reqs, struct km_err *err)
     for (int side = 0; side < 2; side++) {
         cudaGraph_t g;
         CU_TRY(cudaStreamBeginCapture(b->steps, cudaStreamCaptureModeThreadLocal));
-        rc = forward(b, a, side, reqs, items, 0, reqs, err);
+        rc = forward(b, side, reqs, reqs, items, 0, reqs, err);
         cudaError_t ended = cudaStreamEndCapture(b->steps, &g);
         if (rc)
             return rc;
@@ -254,13 +263,15 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
         return rc;
     parts n = {};
     const graph *g = graph_for(b, in);
-    const cu_arrays &a = g ? b->room.narrow : b->room.wide;
-    fill(b, in, a.host[side], &n);
-    *a.host[side].bytes = (int32_t)(a.table_at + (size_t)n.n_table * sizeof(int32_t));
+    int T = g ? g->reqs : in->n_tokens, R = g ? g->reqs : in->n_reqs;
+    size_t fixed;
+    const cu_meta h = arrays_of(b, side, T, R, &fixed);
+    fill(b, in, h, &n);
+    *h.bytes = (int32_t)(fixed + (size_t)n.n_table * sizeof(int32_t));
     if (g) {
-        pad(b, a.host[side], n.n_dec, n.n_items, g->reqs);
+        pad(b, h, n.n_dec, n.n_items, R);
         CU_TRY(cudaGraphLaunch(g->exec[side], b->steps));
-    } else if ((rc = forward(b, a, side, in->n_tokens, n.n_items, n.n_tiles, in->n_samples, err)))
+    } else if ((rc = forward(b, side, T, R, n.n_items, n.n_tiles, in->n_samples, err)))
         return rc;
     flying *f = &b->flight[side];
     CU_TRY(cudaEventRecord(f->done, b->steps));
@@ -424,14 +435,14 @@ static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
     const cu_dims &m = b->m;
     cu_room *r = &b->room;
     cu_room_list(r, m);
-    int rc = cu_room_take(r, m, err);
+    int rc = cu_room_take(r, err);
     if (rc)
         return rc;
     size_t listed = cu_room_bytes(r, KM_MEM_DEVICE);
     cu_card card;
     CU_TRY(cudaMemGetInfo(&card.avail, &card.total));
     rc = cu_room_pool(r, m, o, b->w.bytes, &card, err);
-    rc = rc ? rc : cu_room_take(r, m, err);
+    rc = rc ? rc : cu_room_take(r, err);
     if (rc)
         return rc;
     b->st.work_bytes = (int64_t)listed + CU_GEMM_WORKSPACE;

@@ -10,23 +10,15 @@ union bf16x8 {
     __nv_bfloat162 v[4];
 };
 
-__device__ __forceinline__ float warp_sum(float v)
-{
-#pragma unroll
-    for (int o = 16; o; o >>= 1)
-        v += __shfl_xor_sync(~0u, v, o);
-    return v;
-}
-
 /* Arrays that the host filled, read where they lie: a kernel costs the step no call and no engine that must be waited
  * for. Both of a thread's first reads cross the bus together. */
-__global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, const int32_t *bytes, int fixed, uint4 *dst)
+__global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, int fixed, uint4 *dst)
 {
-    int first = blockIdx.x * blockDim.x + threadIdx.x, n = (__ldcv(bytes) + 15) / 16;
+    int first = blockIdx.x * blockDim.x + threadIdx.x, n = (*reinterpret_cast<const int32_t *>(src) + 15) / 16;
     if (first < fixed)
-        dst[first] = __ldcv(src + first);
+        dst[first] = src[first];
     for (int i = fixed + first; i < n; i += gridDim.x * blockDim.x)
-        dst[i] = __ldcv(src + i);
+        dst[i] = src[i];
 }
 
 /* A token's row of the embedding, and the sines of its rotary angles, once for all layers. */
@@ -169,10 +161,10 @@ __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 
 } // namespace
 
-void cu_fetch(const char *host, const int32_t *bytes, size_t fixed, char *dev, cudaStream_t s)
+void cu_fetch(const char *host, size_t fixed, char *dev, cudaStream_t s)
 {
     unsigned pieces = (unsigned)(fixed / 16);
-    fetch_kernel<<<(pieces + 255) / 256, 256, 0, s>>>(reinterpret_cast<const uint4 *>(host), bytes, (int)pieces,
+    fetch_kernel<<<(pieces + 255) / 256, 256, 0, s>>>(reinterpret_cast<const uint4 *>(host), (int)pieces,
                                                       reinterpret_cast<uint4 *>(dev));
 }
 

@@ -89,7 +89,8 @@ static int plan_ffn(struct cu_products *p, struct km_err *err)
 static int warm(struct cu_products *p, cudaStream_t s, struct km_err *err)
 {
     int rc = 0;
-    const cu_meta &zeros = p->room->wide.dev;
+    cu_meta zeros; /* as nothing has been filled in yet */
+    cu_carve(p->m, p->m.max_tokens, p->m.max_reqs, p->room->arrays, &zeros);
     for (int M = CU_SKINNY_M + 1; M <= p->m.max_tokens && !rc; M = cu_gemm_bucket(M) + 1)
         for (int i = 0; i < CU_PRODUCTS && !rc; i++) {
             int most = i == CU_HEAD ? p->m.max_reqs : i == CU_GATE_UP ? cu_gu_rows(p->m) : p->m.max_tokens;

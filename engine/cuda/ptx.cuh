@@ -67,6 +67,29 @@ __device__ __forceinline__ float exp2_fast(float x)
     return y;
 }
 
+__device__ __forceinline__ float warp_sum(float v)
+{
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        v += __shfl_xor_sync(~0u, v, o);
+    return v;
+}
+__device__ __forceinline__ float warp_max(float v)
+{
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
+    return v;
+}
+
+/* Adds n and gives what was there; whoever reads the sum has what was written before, and may read it. */
+__device__ __forceinline__ int atom_add_acq_rel(int *p, int n)
+{
+    int before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(before) : "l"(p), "r"(n) : "memory");
+    return before;
+}
+
 __device__ __forceinline__ float silu(float x)
 {
     float r, e = exp2_fast(-1.4426950408889634f * x);

@@ -10,47 +10,38 @@ template <typename T> static void add(struct cu_room *r, const char *name, enum 
     r->rows[r->n_rows++] = cu_room_row{name, where, n * sizeof(T), reinterpret_cast<void **>(at)};
 }
 
-/* The arrays of cu_meta for T tokens of R requests, carved from one block; returns its size. */
-static size_t carve(const cu_dims &m, size_t T, size_t R, char *base, cu_meta *out)
+size_t cu_carve(const cu_dims &m, int T, int R, char *base, cu_meta *out)
 {
-    size_t at = 0;
+    size_t at = 0, t = (size_t)T, r = (size_t)R, tiles = t / 2 + 1; /* a tile has at least two rows */
     auto next = [&](size_t n) {
         int32_t *p = reinterpret_cast<int32_t *>(base + at);
         at += (n * sizeof(int32_t) + 63) / 64 * 64;
         return p;
     };
-    size_t tiles = T / 2 + 1; /* a tile has at least two rows */
     out->bytes = next(1);
-    out->tokens = next(T);
-    out->positions = next(T);
-    out->slots = next(T);
-    out->q_start = next(R + 1);
-    out->kv_len = next(R);
-    out->table_start = next(R);
+    out->tokens = next(t);
+    out->positions = next(t);
+    out->slots = next(t);
+    out->q_start = next(r + 1);
+    out->kv_len = next(r);
+    out->table_start = next(r);
     out->tile_req = next(tiles);
     out->tile_row = next(tiles);
-    out->items =
-        reinterpret_cast<cu_item *>(next((size_t)cu_items_max(m, (int)R) * (sizeof(cu_item) / sizeof(int32_t))));
-    out->sample_row = next(R);
-    out->draws = reinterpret_cast<cu_draw *>(next(R * (sizeof(cu_draw) / sizeof(int32_t))));
-    out->ban_start = next(R + 1);
-    out->ban = next(R * CU_MAX_BANNED);
-    out->table = next(R * (size_t)m.max_blocks);
+    out->items = reinterpret_cast<cu_item *>(next((size_t)cu_items_max(m, R) * (sizeof(cu_item) / sizeof(int32_t))));
+    out->sample_row = next(r);
+    out->draws = reinterpret_cast<cu_draw *>(next(r * (sizeof(cu_draw) / sizeof(int32_t))));
+    out->ban_start = next(r + 1);
+    out->ban = next(r * CU_MAX_BANNED);
+    out->table = next(0);
     return at;
 }
 
-/* The most requests of a step that replays a graph. */
-static size_t few(const cu_dims &m)
-{
-    return (size_t)(m.max_reqs < CU_GRAPH_REQS ? m.max_reqs : (int)CU_GRAPH_REQS);
-}
-
-static void add_arrays(struct cu_room *r, const cu_dims &m, const char *name, cu_arrays *a, size_t T, size_t R)
+/* Bytes of the largest step's. */
+static size_t arrays_bytes(const cu_dims &m)
 {
     cu_meta none;
-    size_t bytes = carve(m, T, R, nullptr, &none);
-    add(r, name, KM_MEM_DEVICE, &a->dev_base, bytes);
-    add(r, name, KM_MEM_PINNED, &a->host_base[0], 2 * bytes);
+    size_t table = (size_t)m.max_reqs * (size_t)m.max_blocks * sizeof(int32_t);
+    return cu_carve(m, m.max_tokens, m.max_reqs, nullptr, &none) + (table + 63) / 64 * 64;
 }
 
 int cu_gu_rows(const cu_dims &m)
@@ -75,8 +66,9 @@ void cu_room_list(struct cu_room *r, const cu_dims &m)
     add(r, "norm sums", KM_MEM_DEVICE, &r->sums, (D + 63) / 64 * CU_STREAM_M);
     add(r, "attention counters", KM_MEM_DEVICE, &r->handed, 2);
     add(r, "sampling scratch", KM_MEM_DEVICE, &r->pick_work, cu_sample_work(m.max_reqs));
-    add_arrays(r, m, "step arrays", &r->wide, T, R);
-    add_arrays(r, m, "step arrays of graphs", &r->narrow, few(m), few(m));
+    r->arrays_bytes = arrays_bytes(m);
+    add(r, "step arrays", KM_MEM_DEVICE, &r->arrays, r->arrays_bytes);
+    add(r, "step arrays", KM_MEM_PINNED, &r->host_arrays, 2 * r->arrays_bytes);
     add(r, "sampled tokens", KM_MEM_DEVICE, &r->chosen, R);
     add(r, "sampled tokens", KM_MEM_PINNED, &r->picks, 2 * R);
     add(r, "logits of one row", KM_MEM_PINNED, &r->logits_host, V);
@@ -133,23 +125,13 @@ static int take(cu_room_row *row, struct km_err *err)
     return 0;
 }
 
-static void place(const cu_dims &m, cu_arrays *a, size_t T, size_t R)
-{
-    a->host_base[1] = a->host_base[0] + carve(m, T, R, a->dev_base, &a->dev);
-    for (int i = 0; i < 2; i++)
-        carve(m, T, R, a->host_base[i], &a->host[i]);
-    a->table_at = (size_t)(reinterpret_cast<char *>(a->dev.table) - a->dev_base);
-}
-
-int cu_room_take(struct cu_room *r, const cu_dims &m, struct km_err *err)
+int cu_room_take(struct cu_room *r, struct km_err *err)
 {
     for (int i = 0; i < r->n_rows; i++) {
         int rc = *r->rows[i].at ? 0 : take(&r->rows[i], err);
         if (rc)
             return rc;
     }
-    place(m, &r->wide, (size_t)m.max_tokens, (size_t)m.max_reqs);
-    place(m, &r->narrow, few(m), few(m));
     return 0;
 }
 

@@ -12,17 +12,8 @@ extern "C" {
 #include "base/mem.h"
 }
 
-enum { CU_GRAPH_REQS = 256, CU_MAX_BANNED = 8, CU_ROOM_ROWS = 27 };
+enum { CU_GRAPH_REQS = 256, CU_MAX_BANNED = 8, CU_ROOM_ROWS = 25 };
 enum { CU_RESERVE = 512 << 20 }; /* left free beside weights and list: graphs, cuBLAS and its workspace, the driver */
-
-/* A step's arrays, the same layout on the card and in pinned memory. The table comes last: only its used part
- * travels. One set on the card serves two steps in flight, for the kernel that fills it waits for those of the step
- * before; the host fills one of its two while the other may still be read. */
-struct cu_arrays {
-    cu_meta dev, host[2];
-    char *dev_base, *host_base[2]; /* the second follows the first */
-    size_t table_at;
-};
 
 struct cu_room_row {
     const char *name;
@@ -41,7 +32,9 @@ struct cu_room {
     char *attn_work, *pick_work;
     float *sums;     /* [D / 64][CU_STREAM_M] squares of the residual stream's rows, by tiles */
     int32_t *handed; /* [2] jobs of prefill attention taken, blocks that found none: zero between launches */
-    cu_arrays wide, narrow;       /* any step; steps of a graph, a tenth of the bytes */
+    char *arrays;                 /* a step's, on the card: one place for two steps in flight, since cu_fetch waits */
+    char *host_arrays;            /* [2][arrays_bytes], pinned: one is filled while the other may still be read */
+    size_t arrays_bytes;          /* of the largest step */
     int32_t *decoding;            /* [max_reqs] requests of the step with one query token */
     int32_t *chosen;              /* [max_reqs] the ids that the last step chose */
     int32_t *picks;               /* [2][max_reqs], pinned: the same, for two steps in flight */
@@ -61,8 +54,11 @@ int64_t cu_room_limit(const struct be_opts *o, const cu_card *card);
 /* Adds the pool: o->n_pages, or as many as the limit and the card, with the rest in place, leave. KM_ELIMIT. */
 int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
                  const cu_card *card, struct km_err *err);
+/* Where the arrays of a step of T tokens of R requests lie from base on, back to back, so that few bytes travel; returns
+ * where the table, the last of them, begins. */
+size_t cu_carve(const cu_dims &m, int T, int R, char *base, cu_meta *out);
 /* Allocates, zeroed, what is listed and not yet there. KM_EDEVICE, KM_ENOMEM. */
-int cu_room_take(struct cu_room *r, const cu_dims &m, struct km_err *err);
+int cu_room_take(struct cu_room *r, struct km_err *err);
 void cu_room_free(struct cu_room *r);
 /* Bytes on the list that lie in one kind of memory. */
 size_t cu_room_bytes(const struct cu_room *r, enum km_mem_kind where);

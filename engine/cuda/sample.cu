@@ -84,15 +84,11 @@ __device__ __forceinline__ int bin_of(float v, float top)
 
 __device__ float block_max(float v, float *part)
 {
-    for (int o = 16; o; o >>= 1)
-        v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
+    v = warp_max(v);
     if (threadIdx.x % 32 == 0)
         part[threadIdx.x / 32] = v;
     __syncthreads();
-    v = part[threadIdx.x % 32];
-    for (int o = 16; o; o >>= 1)
-        v = fmaxf(v, __shfl_xor_sync(~0u, v, o));
-    return v;
+    return warp_max(part[threadIdx.x % 32]);
 }
 
 /* The sum over the threads up to and including this one. */

@@ -357,9 +357,9 @@ static void check_fetch()
     for (int bytes : {0, (int)FIXED, FIXED + 4, FIXED + 20, FIXED + 4096, (int)ALL}) {
         for (int i = 0; i < ALL / 4; i++)
             host[i] = (int32_t)(bytes + 7 * i);
-        host[16] = bytes;
+        host[0] = bytes;
         OK(cudaMemset(dev.d, 0x7F, dev.n * sizeof(int32_t)));
-        cu_fetch(reinterpret_cast<char *>(host), host + 16, FIXED, reinterpret_cast<char *>(dev.d), 0);
+        cu_fetch(reinterpret_cast<char *>(host), FIXED, reinterpret_cast<char *>(dev.d), 0);
         dev.down();
         int upto = bytes > FIXED ? (bytes + 15) / 16 * 4 : FIXED / 4;
         for (int i = 0; i < (int)dev.n; i++)
