@@ -163,9 +163,11 @@ __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 
 void cu_fetch(const char *host, size_t fixed, char *dev, cudaStream_t s)
 {
-    unsigned pieces = (unsigned)(fixed / 16);
-    fetch_kernel<<<(pieces + 255) / 256, 256, 0, s>>>(reinterpret_cast<const uint4 *>(host), (int)pieces,
-                                                      reinterpret_cast<uint4 *>(dev));
+    unsigned pieces = (unsigned)(fixed / 16), blocks = (pieces + 255) / 256;
+    if (blocks < 32)
+        blocks = 32; /* a long table crosses the bus in few rounds */
+    fetch_kernel<<<blocks, 256, 0, s>>>(reinterpret_cast<const uint4 *>(host), (int)pieces,
+                                        reinterpret_cast<uint4 *>(dev));
 }
 
 void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_meta &meta, const int32_t *chosen,

@@ -3,8 +3,8 @@
  * The weights take the place of the tall operand: a warpgroup multiplies 64 rows of w by all rows of x (wgmma, m64 by
  * n = TN, M's class), so that every weight is read once and the tensor cores do no more than M asks for. A block an SM
  * walks over tiles of 64 rows of w; where there are too few for all blocks, two of them, a cluster, share the K of a
- * tile. A producer warp keeps steps of 64 along K of the weights in flight (TMA), as many as shared memory holds: that
- * is what DRAM needs to be busy all the time, and, since weights depend on nothing, it begins before the kernel that
+ * tile. A producer warp keeps steps of 64 along K of the weights in flight (TMA), up to 160 KB of them: that is what
+ * DRAM needs to be busy all the time, and, since weights depend on nothing, it begins before the kernel that
  * makes x has ended (programmatic dependent launch). The rows of x come from L2, a few steps ahead, by a producer of
  * their own.
  *
@@ -32,7 +32,7 @@ namespace {
 
 enum { STEP = 64, ROW_BYTES = STEP * 2, TILE = 64, TILE_BYTES = TILE * ROW_BYTES };
 enum { CONSUMERS = 128, WEIGHTS = CONSUMERS, ROWS = WEIGHTS + 32, HELPERS = ROWS + 32, THREADS = HELPERS + 64 };
-enum { CLUSTER = 2, W_STAGES_MAX = 24, SMEM = 227 << 10 };
+enum { CLUSTER = 2, SMEM = 227 << 10 };
 
 struct params {
     CUtensorMap w, x;
@@ -54,6 +54,7 @@ template <int TN> struct layout {
     enum {
         X_STAGE = TN * ROW_BYTES,
         X_STAGES = TN <= 32 ? 12 : TN <= 64 ? 10 : 8,
+        W_STAGES_MAX = TN <= 16 ? 16 : 20, /* more would take from the end of the product before */
         PART = SMEM - TN * TILE * 4 / 2, /* the other block's part of half of a tile's outputs; or, of heads: */
         THEIR_SQUARES = PART,            /* [TN] of the other half of the head */
         HEAD_SCALE = PART + TN * 4,      /* [TN] */
