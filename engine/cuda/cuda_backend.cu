@@ -56,23 +56,20 @@ struct be {
 
 /* ---- the forward pass ---- */
 
-/* Step arrays in pinned memory, of a step of T tokens of R requests; fixed: bytes before the table. */
-static cu_meta arrays_of(const struct be *b, int side, int T, int R, size_t *fixed)
+/* One of the two places in pinned memory for a step's arrays. */
+static char *side_of(const struct be *b, int side)
 {
-    cu_meta h;
-    *fixed = cu_carve(b->m, T, R, b->room.host_arrays + (size_t)side * b->room.arrays_bytes, &h);
-    return h;
+    return b->room.host_arrays + (size_t)side * b->room.arrays_bytes;
 }
 
-/* Enqueues a step of T tokens of R requests whose arrays lie on one side of pinned memory; S rows are sampled. */
+/* Enqueues a step of T tokens of R requests whose arrays lie on one side; S rows are sampled. */
 static int forward(struct be *b, int side, int T, int R, int n_items, int n_tiles, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
     cu_meta in;
     cudaStream_t s = b->steps;
-    const char *host = b->room.host_arrays + (size_t)side * b->room.arrays_bytes;
     int rc = 0;
-    cu_fetch(host, cu_carve(m, T, R, b->room.arrays, &in), b->room.arrays, s);
+    cu_fetch(side_of(b, side), cu_carve(m, T, R, b->room.arrays, &in), b->room.arrays, s);
     cu_embed(m, b->w.embed, b->room.inv_freq, in, b->room.chosen, T, b->room.x, b->room.angles, s);
     rc = cu_product(b->products, CU_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
@@ -122,8 +119,8 @@ static void pad(const struct be *b, const cu_meta &h, int n, int n_items, int re
 
 static int capture(struct be *b, int reqs, struct km_err *err)
 {
-    size_t fixed;
-    const cu_meta h = arrays_of(b, 0, reqs, reqs, &fixed);
+    cu_meta h;
+    size_t fixed = cu_carve(b->m, reqs, reqs, side_of(b, 0), &h);
     *h.bytes = (int32_t)fixed;
     h.q_start[0] = h.ban_start[0] = 0;
     pad(b, h, 0, 0, reqs);
@@ -264,8 +261,8 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     parts n = {};
     const graph *g = graph_for(b, in);
     int T = g ? g->reqs : in->n_tokens, R = g ? g->reqs : in->n_reqs;
-    size_t fixed;
-    const cu_meta h = arrays_of(b, side, T, R, &fixed);
+    cu_meta h;
+    size_t fixed = cu_carve(b->m, T, R, side_of(b, side), &h);
     fill(b, in, h, &n);
     *h.bytes = (int32_t)(fixed + (size_t)n.n_table * sizeof(int32_t));
     if (g) {
