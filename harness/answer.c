@@ -33,7 +33,8 @@ void ans_begin(struct ans *a, const struct hz_rec *rec)
 {
     a->rec = *rec;
     a->n_ticks = a->tokens = a->n_start = 0;
-    a->events = a->event_ns = 0;
+    a->events = 0;
+    a->at = (struct ans_stamp){0};
     a->done = a->broken = a->oom = false;
     a->said[0] = 0;
     km_buf_clear(&a->text);
@@ -125,8 +126,6 @@ static void on_event(void *arg, const char *data, size_t len)
         a->tally->stamped++;
         hz_hist_add(&a->tally->lag, at.lag_ns);
     }
-    at.ns = at.ns > a->event_ns ? at.ns : a->event_ns; /* a client's stamp and then a kernel's: keep the order */
-    a->event_ns = at.ns;
     if (len == 6 && !memcmp(data, "[DONE]", 6)) {
         a->done = true;
         r->done_ns = at.ns;
@@ -160,15 +159,23 @@ void ans_status(struct ans *a, int status)
     a->rec.status = status;
 }
 
+/* Time does not go back in an answer: a client's stamp may lie after the kernel's of what is read next. */
+static void came(struct ans *a, struct ans_stamp at)
+{
+    struct ans_stamp last = a->at;
+    a->at = at.ns < last.ns ? (struct ans_stamp){last.ns, last.lag_ns < 0 ? -1 : at.lag_ns} : at;
+}
+
 void ans_headers_done(struct ans *a, struct ans_stamp at)
 {
+    came(a, at);
     if (a->rec.status >= 200) /* not those of a 100 Continue */
-        a->rec.header_ns = at.ns;
+        a->rec.header_ns = a->at.ns;
 }
 
 bool ans_body(struct ans *a, const char *p, size_t n, struct ans_stamp at)
 {
-    a->at = at;
+    came(a, at);
     if (!a->events && a->n_start < ANS_SNIPPET) {
         size_t take = n < (size_t)(ANS_SNIPPET - a->n_start) ? n : (size_t)(ANS_SNIPPET - a->n_start);
         memcpy(a->start + a->n_start, p, take);

@@ -32,8 +32,7 @@ struct ans {
     int n_ticks, cap_ticks;
     int tokens;            /* in ticks */
     int64_t events;
-    struct ans_stamp at;   /* arrival of the bytes in hand */
-    int64_t event_ns;      /* arrival of the last event */
+    struct ans_stamp at;   /* arrival of the bytes in hand; never before that of those before */
     struct km_buf text;    /* content; the whole body when not streaming or not 200 */
     struct km_buf aside;   /* scratch for reasoning, which is hashed and not kept */
     struct sse sse;

@@ -3,7 +3,9 @@
  * A slot is one connection's worth of state: an easy handle and the answer being read from it. When a socket is
  * ready its kernel receive stamp is peeked before libcurl reads it, so that an event's time is when it reached
  * this machine and not when this thread came round to it; the difference is kept as the client's own lag. An
- * event that shares a read with a later one gets the stamp of the read's last byte: late at most, never early.
+ * event that was looked at together with a later one gets the stamp of the last byte: late at most, never early.
+ * What comes between the look and the read, or is read later, is told apart by the socket's count of bytes: what
+ * libcurl may have read beyond the look has the client's clock, when it is handed over.
  *
  * Invariant: a slot is in `idle`, or its easy handle is in the multi handle; never both. */
 #include "harness/client.h"
@@ -17,10 +19,13 @@
 #include <curl/curl.h>
 #include <errno.h>
 #include <linux/net_tstamp.h>
+#include <linux/tcp.h>
 #include <math.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -28,7 +33,7 @@
 #include <unistd.h>
 
 enum {
-    PEEK = 16384,        /* libcurl's read size */
+    PEEK = 262144,       /* the most that a look reaches over */
     TURN_NS = 100000000, /* progress, and the longest sleep */
     STEP_NS = 50000,     /* a wall clock that moves more than this between two looks has jumped */
 };
@@ -42,6 +47,11 @@ struct slot {
     struct ans ans;
 };
 
+struct sock {
+    struct slot *slot; /* whose it is; NULL: none */
+    uint32_t astray;   /* segments out of order before the answer being read */
+};
+
 struct cli {
     struct cli_opts o;
     CURLM *multi;
@@ -52,12 +62,14 @@ struct cli {
     struct slot **slots; /* [n_slots] */
     struct slot **idle;  /* [n_idle], a stack */
     int n_slots, n_idle, cap_slots;
-    struct slot **by_fd; /* [cap_fd] whose socket it is; NULL: none */
+    struct sock *socks; /* [cap_fd], by descriptor */
     int cap_fd;
-    unsigned char peek[PEEK];
+    unsigned char peek[PEEK]; /* never written: a look copies nothing */
 
-    struct slot *stamped;         /* the slot that the stamps below belong to */
-    int64_t kernel_ns, user_ns;   /* kernel_ns 0: none */
+    struct slot *looked_at; /* the slot that the look below belongs to; NULL: none */
+    int looked_fd;
+    uint64_t received; /* bytes that had come by `stamp`; 0: not known */
+    struct ans_stamp stamp;
     int64_t offset_ns, offset_at; /* wall - monotonic, and when it was looked at */
     bool offset_good;
 
@@ -69,10 +81,11 @@ struct cli {
 
 /* ---- stamps ---- */
 
+/* The offset errs by up to after - before, to the side that makes the kernel's stamps late. */
 static void look_at_clocks(struct cli *c)
 {
     int64_t before = km_now_ns(), wall = km_wall_ns(), after = km_now_ns();
-    int64_t offset = wall - (before + (after - before) / 2);
+    int64_t offset = wall - after;
     int64_t moved = llabs(offset - c->offset_ns);
     bool first = !c->offset_at;
     c->offset_good = after - before < STEP_NS && (first || moved < STEP_NS + (after - c->offset_at) / 1000);
@@ -81,14 +94,27 @@ static void look_at_clocks(struct cli *c)
     c->offset_at = after;
 }
 
-/* The kernel's stamp of the last byte that a read would return now, on the monotonic clock; 0: none. */
+/* What the kernel counts of a connection; all 0 from one that does not, older than Linux 5.4. */
+static struct tcp_info counts(int fd)
+{
+    struct tcp_info t = {0};
+    socklen_t n = sizeof t;
+    bool good = !getsockopt(fd, IPPROTO_TCP, TCP_INFO, &t, &n) &&
+                n >= offsetof(struct tcp_info, tcpi_rcv_ooopack) + sizeof t.tcpi_rcv_ooopack;
+    return good ? t : (struct tcp_info){0};
+}
+
+/* The kernel's stamp of the last byte in the socket, on the monotonic clock; 0: none. MSG_TRUNC: without a copy. */
 static int64_t kernel_stamp(struct cli *c, int fd)
 {
     char control[256];
     struct iovec iov = {c->peek, sizeof c->peek};
     struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-    if (!c->offset_good || recvmsg(fd, &m, MSG_PEEK | MSG_DONTWAIT) <= 0)
+    if (!c->offset_good)
         return 0;
+    ssize_t n = recvmsg(fd, &m, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+    if (n <= 0 || n >= PEEK)
+        return 0; /* nothing there, or perhaps more than the peek reached over */
     for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); h; h = CMSG_NXTHDR(&m, h)) {
         struct timespec ts;
         if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_TIMESTAMPING)
@@ -99,28 +125,42 @@ static int64_t kernel_stamp(struct cli *c, int fd)
     return 0;
 }
 
-static void stamp(struct cli *c, int fd)
+/* The count comes first: the stamp may be that of a byte after it, never of one before. Nor once segments of this
+ * answer have come out of order: then the last byte's stamp need not be the newest, and none is taken. */
+static void look(struct cli *c, int fd)
 {
-    c->stamped = fd < c->cap_fd ? c->by_fd[fd] : NULL;
-    if (!c->stamped)
+    c->looked_at = fd < c->cap_fd ? c->socks[fd].slot : NULL;
+    if (!c->looked_at)
         return;
-    int64_t k = kernel_stamp(c, fd);
+    c->looked_fd = fd;
+    struct tcp_info t = counts(fd);
+    c->received = t.tcpi_bytes_received;
+    bool straight = c->received && t.tcpi_rcv_ooopack == c->socks[fd].astray;
+    int64_t k = straight ? kernel_stamp(c, fd) : 0, now = km_now_ns();
     c->reads++;
-    c->user_ns = km_now_ns();
     /* A stamp from the future, or from before the request, is a clock that moved and not an arrival. */
-    c->kernel_ns = k > 0 && k <= c->user_ns && k >= c->stamped->ans.rec.start_ns ? k : 0;
+    if (k > 0 && k <= now && k >= c->looked_at->ans.rec.start_ns)
+        c->stamp = (struct ans_stamp){k, now - k < INT32_MAX ? (int32_t)(now - k) : INT32_MAX};
+    else
+        c->stamp = (struct ans_stamp){now, -1};
 }
 
-/* Arrival of the bytes that slot s is being given. */
+/* Arrival of the bytes that slot s is being given: the look's, or now if libcurl may have read more than it covers.
+ * What has been read is the count less what is left, which is asked first so that the error is to the late side. */
 static struct ans_stamp arrival(const struct slot *s)
 {
-    const struct cli *c = s->cli;
-    if (c->stamped != s)
+    struct cli *c = s->cli;
+    int left = 0;
+    if (c->looked_at != s)
         return (struct ans_stamp){km_now_ns(), -1}; /* libcurl read this socket on its own account, from a timer */
-    if (!c->kernel_ns)
-        return (struct ans_stamp){c->user_ns, -1};
-    int64_t lag = c->user_ns - c->kernel_ns;
-    return (struct ans_stamp){c->kernel_ns, lag < INT32_MAX ? (int32_t)lag : INT32_MAX};
+    uint64_t n = counts(c->looked_fd).tcpi_bytes_received;
+    if (n != c->received && !ioctl(c->looked_fd, FIONREAD, &left))
+        n = counts(c->looked_fd).tcpi_bytes_received;
+    if (!n || n - (uint64_t)left > c->received) {
+        c->received = n;
+        c->stamp = (struct ans_stamp){km_now_ns(), -1};
+    }
+    return c->stamp;
 }
 
 /* ---- what libcurl calls ---- */
@@ -158,22 +198,24 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *un
     (void)unused;
     if (fd >= c->cap_fd) {
         int cap = fd + 64;
-        struct slot **p = km_reallocarray(c->by_fd, (size_t)cap, sizeof *p);
+        struct sock *p = km_reallocarray(c->socks, (size_t)cap, sizeof *p);
         if (!p) {
             c->oom = true;
             return -1;
         }
         memset(p + c->cap_fd, 0, (size_t)(cap - c->cap_fd) * sizeof *p);
-        c->by_fd = p;
+        c->socks = p;
         c->cap_fd = cap;
     }
-    if (what == CURL_POLL_REMOVE) {
+    if (what == CURL_POLL_REMOVE) { /* the answer is over */
         epoll_ctl(c->epfd, EPOLL_CTL_DEL, fd, NULL);
-        c->by_fd[fd] = NULL;
+        c->socks[fd] = (struct sock){.astray = counts(fd).tcpi_rcv_ooopack};
+        if (fd == c->looked_fd)
+            c->looked_at = NULL; /* it may be closed, and its number another connection's */
         return 0;
     }
     curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **)&s);
-    c->by_fd[fd] = s;
+    c->socks[fd].slot = s;
     struct epoll_event e = {
         .events = (what & CURL_POLL_IN ? EPOLLIN : 0u) | (what & CURL_POLL_OUT ? EPOLLOUT : 0u), .data.fd = fd};
     if (epoll_ctl(c->epfd, EPOLL_CTL_MOD, fd, &e) && epoll_ctl(c->epfd, EPOLL_CTL_ADD, fd, &e))
@@ -189,11 +231,13 @@ static int on_timer(CURLM *multi, long ms, void *arg)
     return 0;
 }
 
-/* Asks the kernel for receive stamps; a kernel that refuses leaves the client's own. */
+/* A new socket. Asks the kernel for receive stamps; a kernel that refuses leaves the client's own. */
 static int on_sockopt(void *arg, curl_socket_t fd, curlsocktype purpose)
 {
+    struct cli *c = arg;
     int flags = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
-    (void)arg;
+    if (fd < c->cap_fd)
+        c->socks[fd] = (struct sock){0};
     if (purpose == CURLSOCKTYPE_IPCXN)
         setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof flags);
     return CURL_SOCKOPT_OK;
@@ -229,6 +273,7 @@ static struct slot *slot_new(struct cli *c)
     curl_easy_setopt(e, CURLOPT_USERAGENT, "kvmark");
     curl_easy_setopt(e, CURLOPT_UPLOAD_BUFFERSIZE, 256L * 1024);
     curl_easy_setopt(e, CURLOPT_SOCKOPTFUNCTION, on_sockopt);
+    curl_easy_setopt(e, CURLOPT_SOCKOPTDATA, c);
     curl_easy_setopt(e, CURLOPT_HEADERDATA, s);
     curl_easy_setopt(e, CURLOPT_WRITEDATA, s);
     return s;
@@ -289,9 +334,9 @@ static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *
         int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) |
                    (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
                    (ev[i].events & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR | CURL_CSELECT_IN : 0);
-        stamp(c, fd);
+        look(c, fd);
         curl_multi_socket_action(c->multi, fd, bits, &running);
-        c->stamped = NULL;
+        c->looked_at = NULL;
     }
     if (c->curl_due <= now) {
         c->curl_due = INT64_MAX;
@@ -387,7 +432,7 @@ void cli_free(struct cli *c)
     km_free(c->url);
     km_free(c->slots);
     km_free(c->idle);
-    km_free(c->by_fd);
+    km_free(c->socks);
     km_free(c);
 }
 

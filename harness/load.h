@@ -50,7 +50,7 @@ struct hz_load {
 struct hz_load hz_load_defaults(void);
 
 struct hz_tick {
-    int64_t ns;     /* when the event arrived: the kernel's receive stamp, or the client's where there is none */
+    int64_t ns;     /* when the event arrived: the kernel's receive stamp, or the client's where that might be early */
     int32_t tokens; /* in it, as far as known: 1, or what token ids or logprobs of the event say; 0: an event with
                        choices but no token (the role, the finish) */
     int32_t lag_ns; /* client's stamp - kernel's: how long the event waited for this client; -1: no kernel stamp */

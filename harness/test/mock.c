@@ -1,6 +1,7 @@
 /* The scripted server. Aborts on its own faults: it is part of the tests. */
 #include "mock.h"
 
+#include "base/clock.h"
 #include "base/mem.h"
 
 #include <arpa/inet.h>
@@ -77,6 +78,7 @@ static void chunk(struct km_buf *out, const char *data, size_t n)
 struct answer {
     struct conn *c;
     const struct mock_opts *o;
+    struct mock_request *request;
     enum mock_mode mode;
     struct km_buf whole; /* with split_at: collected, and sent at the end */
     bool chat, gone;
@@ -98,6 +100,11 @@ static void event(struct answer *a, const char *json)
         km_buf_puts(&e, ": ping\n\nevent: x\nid: 1\n");
     km_buf_printf(&e, a->mode == MOCK_COMMENTS ? "data:%s%s%s" : "data: %s%s%s", json, nl, nl);
     chunk(&out, e.data, e.len);
+    if (a->o->before)
+        a->o->before(a->o->arg);
+    struct mock_request *q = a->request;
+    must((q->sent = realloc(q->sent, (size_t)(q->n_sent + 1) * sizeof *q->sent)) != NULL);
+    q->sent[q->n_sent++] = km_now_ns();
     put(a, out.data, out.len);
     km_buf_free(&e);
     km_buf_free(&out);
@@ -238,7 +245,8 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
         pthread_mutex_lock(&m->lock);
         must(m->n_requests < MAX_REQUESTS);
         int k = m->n_requests++;
-        m->requests[k] = (struct mock_request){strdup(path), strdup(body), strdup(headers), c->number};
+        a.request = &m->requests[k];
+        *a.request = (struct mock_request){strdup(path), strdup(body), strdup(headers), c->number, NULL, 0};
         pthread_mutex_unlock(&m->lock);
         a.mode = k < m->o.from ? MOCK_NORMAL : m->o.mode;
         int messages = count(body, "\"role\":");
@@ -372,6 +380,7 @@ void mock_forget(struct mock *m)
         free(m->requests[i].path);
         free(m->requests[i].body);
         free(m->requests[i].headers);
+        free(m->requests[i].sent);
     }
     m->n_requests = 0;
 }

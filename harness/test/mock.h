@@ -35,11 +35,15 @@ struct mock_opts {
     int split_at;      /* one answer cut in two sends at this byte; 0: not */
     int cached;        /* cached_tokens; -1: the server does not say */
     bool no_usage;
+    void (*before)(void *arg); /* called before each event of a stream; NULL: not */
+    void *arg;
 };
 
 struct mock_request {
     char *path, *body, *headers;
     int conn;      /* which connection, in order of accepting */
+    int64_t *sent; /* [n_sent] when each event of the stream was handed to the kernel, by CLOCK_MONOTONIC */
+    int n_sent;
 };
 
 struct mock;
