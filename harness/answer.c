@@ -126,6 +126,7 @@ static void on_event(void *arg, const char *data, size_t len)
         a->tally->stamped++;
         hz_hist_add(&a->tally->lag, at.lag_ns);
     }
+    a->tally->met += at.met;
     if (len == 6 && !memcmp(data, "[DONE]", 6)) {
         a->done = true;
         r->done_ns = at.ns;
@@ -163,7 +164,9 @@ void ans_status(struct ans *a, int status)
 static void came(struct ans *a, struct ans_stamp at)
 {
     struct ans_stamp last = a->at;
-    a->at = at.ns < last.ns ? (struct ans_stamp){last.ns, last.lag_ns < 0 ? -1 : at.lag_ns} : at;
+    a->at = at;
+    if (at.ns < last.ns)
+        a->at = last.lag_ns < 0 ? last : (struct ans_stamp){last.ns, at.lag_ns, at.met};
 }
 
 void ans_headers_done(struct ans *a, struct ans_stamp at)
@@ -205,7 +208,7 @@ static void read_whole(struct ans *a)
             n = e.output_tokens;
         if (e.choices) {
             r->first_any_ns = r->last_any_ns = r->done_ns;
-            note_tick(a, (struct ans_stamp){r->done_ns, -1}, n);
+            note_tick(a, (struct ans_stamp){r->done_ns, -1, false}, n);
         }
         if (n) {
             r->first_ns = r->last_ns = r->done_ns;

@@ -12,11 +12,12 @@
 struct ans_stamp {
     int64_t ns;
     int32_t lag_ns; /* as in struct hz_tick */
+    bool met;       /* came while the client was reading: the client's own stamp is late by less than that took */
 };
 
 /* Sums over all answers of a client. */
 struct ans_tally {
-    int64_t events, stamped, tokens;
+    int64_t events, stamped, met, tokens;
     int64_t coalesced; /* events with tokens that shared a read with an earlier one of their answer */
     struct hz_hist lag;
 };

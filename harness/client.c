@@ -140,9 +140,9 @@ static void look(struct cli *c, int fd)
     c->reads++;
     /* A stamp from the future, or from before the request, is a clock that moved and not an arrival. */
     if (k > 0 && k <= now && k >= c->looked_at->ans.rec.start_ns)
-        c->stamp = (struct ans_stamp){k, now - k < INT32_MAX ? (int32_t)(now - k) : INT32_MAX};
+        c->stamp = (struct ans_stamp){k, now - k < INT32_MAX ? (int32_t)(now - k) : INT32_MAX, false};
     else
-        c->stamp = (struct ans_stamp){now, -1};
+        c->stamp = (struct ans_stamp){now, -1, false};
 }
 
 /* Arrival of the bytes that slot s is being given: the look's, or now if libcurl may have read more than it covers.
@@ -152,13 +152,13 @@ static struct ans_stamp arrival(const struct slot *s)
     struct cli *c = s->cli;
     int left = 0;
     if (c->looked_at != s)
-        return (struct ans_stamp){km_now_ns(), -1}; /* libcurl read this socket on its own account, from a timer */
+        return (struct ans_stamp){km_now_ns(), -1, false}; /* libcurl read this socket on its own account, from a timer */
     uint64_t n = counts(c->looked_fd).tcpi_bytes_received;
     if (n != c->received && !ioctl(c->looked_fd, FIONREAD, &left))
         n = counts(c->looked_fd).tcpi_bytes_received;
     if (!n || n - (uint64_t)left > c->received) {
         c->received = n;
-        c->stamp = (struct ans_stamp){km_now_ns(), -1};
+        c->stamp = (struct ans_stamp){km_now_ns(), -1, n > 0};
     }
     return c->stamp;
 }
@@ -650,6 +650,7 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
         if (!idle)
             retire(c, c->slots[i]);
     }
+    int64_t waited = c->tally.events - c->tally.met;
     t->health = (struct hz_health){.cpu_s = cpu_seconds() - cpu,
                                    .wall_s = (double)(t->end_ns - t->begin_ns) / 1e9,
                                    .loop_gap_p99_ms = hz_hist_ms(&c->gap, 0.99),
@@ -657,8 +658,7 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
                                    .send_lag_p99_ms = hz_hist_ms(&c->send_lag, 0.99),
                                    .events = c->tally.events,
                                    .reads = c->reads,
-                                   .kernel_stamps =
-                                       c->tally.events ? (double)c->tally.stamped / (double)c->tally.events : NAN,
+                                   .kernel_stamps = waited ? (double)c->tally.stamped / (double)waited : NAN,
                                    .stamp_lag_p99_ms = hz_hist_ms(&c->tally.lag, 0.99),
                                    .coalesced = c->tally.coalesced,
                                    .reconnects = c->reconnects,

@@ -85,7 +85,7 @@ struct hz_health {
     double loop_gap_p99_ms, loop_gap_max_ms; /* between two returns to the event loop with work pending */
     double send_lag_p99_ms;                  /* start - sched */
     int64_t events, reads;
-    double kernel_stamps;    /* share of events stamped by the kernel, 0 to 1; NAN: no events */
+    double kernel_stamps;    /* share of the events that waited for the client which the kernel stamped; NAN: none did */
     double stamp_lag_p99_ms; /* client's stamp - kernel's; NAN: no kernel stamps */
     int64_t coalesced;       /* events with tokens that shared a read with an earlier one: their gap reads 0 */
     int64_t reconnects;      /* requests that had to open a connection of their own */

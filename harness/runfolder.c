@@ -84,7 +84,7 @@ static void put_health(cJSON *to, const struct hz_health *h)
     }
     if (h->kernel_stamps < MIN_KERNEL_STAMPS) {
         snprintf(why, sizeof why,
-                 "only %.0f%% of the events have kernel stamps; the others include the client's own delay",
+                 "only %.0f%% of the events that waited for the client have kernel stamps; the others include its delay",
                  100 * h->kernel_stamps);
         cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
     }

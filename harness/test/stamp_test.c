@@ -242,7 +242,7 @@ static void quiet_arrivals_have_the_kernels_stamps(void **state)
         print_message("skipped: this kernel gives no receive stamps, or does not count what a connection receives\n");
         skip();
     }
-    assert_true(share > 0.9);
+    assert_true(share > 0.2);
 }
 
 static void what_comes_after_the_look(void **state)
@@ -253,7 +253,12 @@ static void what_comes_after_the_look(void **state)
         workload(1, 1, 40);
         lead(how[i], 1, 40);
         assert_int_equal(early_of_all(), 0);
-        assert_true(b.trace.health.kernel_stamps < 1);
+        int met = 0;
+        for (int k = 0; k < 40; k++)
+            met += ticks(&b.trace.recs[0])[k].lag_ns < 0;
+        assert_true(met > 0);
+        double share = b.trace.health.kernel_stamps; /* of the others, if there are any */
+        assert_false(share > 0 && share <= 0.9);
         end();
     }
 }
@@ -352,8 +357,10 @@ static void an_answers_time_does_not_go_back(void **state)
 {
     (void)state;
     static const char event[] = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n";
-    static const struct ans_stamp in[] = {{900, 300}, {1100, 50}, {1090, 70}, {1200, -1}, {1150, 80}, {1250, 20}},
-                                  out[] = {{1000, -1}, {1100, 50}, {1100, 70}, {1200, -1}, {1200, -1}, {1250, 20}};
+    static const struct ans_stamp in[] = {{900, 300, false}, {1100, 50, false}, {1090, 70, false},
+                                          {1200, -1, true}, {1150, 80, false}, {1250, 20, false}},
+                                  out[] = {{1000, -1, false}, {1100, 50, false}, {1100, 70, false},
+                                           {1200, -1, true}, {1200, -1, true}, {1250, 20, false}};
     struct ans a;
     struct ans_tally tally = {0};
     struct hz_rec rec = {.start_ns = 500};
@@ -361,7 +368,7 @@ static void an_answers_time_does_not_go_back(void **state)
     for (int again = 0; again < 2; again++) { /* the second answer begins anew */
         ans_begin(&a, &rec);
         ans_status(&a, 200);
-        ans_headers_done(&a, (struct ans_stamp){1000, -1});
+        ans_headers_done(&a, (struct ans_stamp){1000, -1, false});
         for (int i = 0; i < 6; i++) {
             assert_true(ans_body(&a, event, sizeof event - 1, in[i]));
             assert_int_equal(a.ticks[i].ns, out[i].ns);
@@ -371,6 +378,7 @@ static void an_answers_time_does_not_go_back(void **state)
         assert_int_equal(a.rec.first_ns, 1000);
         assert_int_equal(a.rec.last_ns, 1250);
         assert_int_equal(tally.stamped, 3 * (again + 1));
+        assert_int_equal(tally.met, 2 * (again + 1));
     }
     ans_free(&a);
 }
