@@ -18,8 +18,8 @@ struct batch {
     int n_reqs;
     const int32_t *q_start;     /* [n_reqs + 1], the rows of request r are q_start[r] .. q_start[r+1] */
     const int32_t *kv_len;      /* [n_reqs] tokens to attend to, this step's included */
-    const int32_t *block_table; /* [n_reqs][max_blocks] page ids; entries past the request's last are -1 */
-    int max_blocks;
+    const int32_t *table_start; /* [n_reqs + 1], the pages of request r are block_table[table_start[r] .. [r + 1]) */
+    const int32_t *block_table; /* page ids, of each request at least as many as kv_len takes */
 
     int n_samples;              /* rows whose logits are wanted; 0 in the middle of a prefill */
     const struct smp_row *samples; /* [n_samples] */

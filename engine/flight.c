@@ -9,20 +9,18 @@ int fl_take(struct flight *f, int max_tokens, int max_reqs, int max_blocks, int 
 {
     size_t t = (size_t)max_tokens, r = (size_t)max_reqs, table = r * (size_t)max_blocks;
     f->block_size = block_size;
-    f->in.max_blocks = max_blocks;
     f->in.tokens = f->tokens = km_calloc(t, sizeof *f->tokens);
     f->in.positions = f->positions = km_calloc(t, sizeof *f->positions);
     f->in.slots = f->slots = km_calloc(t, sizeof *f->slots);
     f->in.q_start = f->q_start = km_calloc(r + 1, sizeof *f->q_start);
     f->in.kv_len = f->kv_len = km_calloc(r, sizeof *f->kv_len);
+    f->in.table_start = f->table_start = km_calloc(r + 1, sizeof *f->table_start);
     f->in.block_table = f->table = km_calloc(table, sizeof *f->table);
     f->in.samples = f->rows = km_calloc(r, sizeof *f->rows);
-    f->filled = km_calloc(r, sizeof *f->filled);
     f->ids = km_calloc(r, sizeof *f->ids);
-    if (!f->tokens || !f->positions || !f->slots || !f->q_start || !f->kv_len || !f->table || !f->rows || !f->filled ||
-        !f->ids)
+    if (!f->tokens || !f->positions || !f->slots || !f->q_start || !f->kv_len || !f->table_start || !f->table ||
+        !f->rows || !f->ids)
         return km_fail(err, KM_ENOMEM, "no memory for steps of %zu tokens and %zu requests", t, r);
-    memset(f->table, 0xff, table * sizeof *f->table);
     return 0;
 }
 
@@ -33,9 +31,9 @@ void fl_free(struct flight *f)
     km_free(f->slots);
     km_free(f->q_start);
     km_free(f->kv_len);
+    km_free(f->table_start);
     km_free(f->table);
     km_free(f->rows);
-    km_free(f->filled);
     km_free(f->ids);
 }
 
@@ -72,11 +70,8 @@ static void lay_out(struct flight *f, struct seq *q)
     f->q_start[b->n_reqs] = b->n_tokens;
     f->kv_len[r] = upto;
     f->kv += upto;
-    int32_t *row = f->table + (size_t)r * (size_t)b->max_blocks;
-    memcpy(row, q->pages, (size_t)q->n_pages * sizeof *row);
-    for (int i = q->n_pages; i < f->filled[r]; i++)
-        row[i] = -1;
-    f->filled[r] = q->n_pages;
+    memcpy(f->table + f->table_start[r], q->pages, (size_t)q->n_pages * sizeof *f->table);
+    f->table_start[r + 1] = f->table_start[r] + q->n_pages;
     f->ids[r] = q->id;
     q->at = r;
     bool last = upto == q->n_tokens + q->n_before;

@@ -22,8 +22,8 @@ struct flight {
     int block_size;
     int32_t *tokens, *positions, *slots; /* [max_tokens] */
     int32_t *q_start;                    /* [max_reqs + 1] */
-    int32_t *kv_len, *filled;            /* [max_reqs]; filled: entries of the table's row that are not -1 */
-    int32_t *table;                      /* [max_reqs][max_blocks] */
+    int32_t *kv_len;                     /* [max_reqs] */
+    int32_t *table_start, *table;        /* [max_reqs + 1]; [max_reqs * max_blocks] */
     struct smp_row *rows;                /* [max_reqs] */
 };
 

@@ -56,12 +56,12 @@ int seq_new(struct seq **out, const struct eng_request *r, const struct eng_opts
     if (!q)
         return km_fail(err, KM_ENOMEM, "no memory for a request of %zu tokens", n_tokens);
     memset(q, 0, sizeof *q);
-    q->keys = (struct km_digest *)(q + 1);
-    q->tokens = (int32_t *)(q->keys + n_pages);
-    q->pages = q->tokens + n_tokens;
-    q->ends = q->pages + n_pages;
+    q->pages = (int32_t *)(q + 1); /* first, since every step reads them */
+    q->tokens = q->pages + n_pages;
+    q->ends = q->tokens + n_tokens;
+    q->keys = (struct km_digest *)(q->ends + n_ends);
     if (r->cache_salt)
-        q->salt = memcpy(q->ends + n_ends, r->cache_salt, n_salt);
+        q->salt = memcpy(q->keys + n_pages, r->cache_salt, n_salt);
     memcpy(q->tokens, r->prompt, (size_t)r->n_prompt * sizeof *q->tokens);
     if (!r->ignore_eos)
         memcpy(q->ends, c->eos, (size_t)c->n_eos * sizeof *q->ends);

@@ -56,7 +56,8 @@ static double probe_prefill(void)
     struct mdl *m = NULL;
     struct be *be = NULL;
     struct kv_geom geom;
-    int32_t tokens[T], positions[T], slots[T], blocks[T / BLOCK], q_start[2] = {0, T}, len = T;
+    int32_t tokens[T], positions[T], slots[T], blocks[T / BLOCK], q_start[2] = {0, T}, len = T,
+            table_start[2] = {0, T / BLOCK};
     for (int i = 0; i < T; i++) {
         tokens[i] = 1 + i * 7 % 4000;
         positions[i] = slots[i] = i;
@@ -69,8 +70,8 @@ static double probe_prefill(void)
                       .n_reqs = 1,
                       .q_start = q_start,
                       .kv_len = &len,
-                      .block_table = blocks,
-                      .max_blocks = T / BLOCK};
+                      .table_start = table_start,
+                      .block_table = blocks};
     double rate = -1;
     uint64_t ticket;
     if (!mdl_open(&m, "qwen3-tiny", true, 0, NULL) && !be_cpu.open(&be, &o, m, &geom, NULL)) {

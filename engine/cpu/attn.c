@@ -194,7 +194,7 @@ static void find_tile(const struct attn *at, int req, int head, int from, struct
 {
     const struct batch *b = at->b;
     const int B = at->kv->g.block_size, n = b->kv_len[req] - from;
-    const int32_t *table = b->block_table + (size_t)req * (size_t)b->max_blocks;
+    const int32_t *table = b->block_table + b->table_start[req];
     const size_t row = (size_t)at->c->head_dim * km_dtype_size(at->kv->g.dtype);
     int i = 0;
     while (i < KV_TILE && i < n) {

@@ -187,16 +187,16 @@ static int be_open(struct be **out, const struct be_opts *o, const struct mdl *m
 static int check_request(const struct be *b, const struct batch *in, int r, struct km_err *err)
 {
     const int B = b->kv.g.block_size, n_pages = b->kv.g.n_pages, first = in->q_start[r], end = in->q_start[r + 1];
-    const int len = in->kv_len[r], blocks = len > 0 ? (len - 1) / B + 1 : 0;
+    const int len = in->kv_len[r], blocks = len > 0 ? (len - 1) / B + 1 : 0, start = in->table_start[r];
+    const int given = in->table_start[r + 1] - start;
     if (first >= end || end > in->n_tokens)
         return km_fail(err, KM_EINVAL, "request %d of the step has rows [%d, %d) of %d", r, first, end,
                        in->n_tokens);
-    if (len < 1 || len > b->o.max_model_len || blocks > in->max_blocks)
-        return km_fail(err, KM_EINVAL,
-                       "request %d of the step has a length of %d; at most %d and %d blocks are possible", r, len,
-                       b->o.max_model_len, in->max_blocks);
+    if (len < 1 || len > b->o.max_model_len || start < 0 || blocks > given)
+        return km_fail(err, KM_EINVAL, "request %d of the step has a length of %d and %d blocks; at most %d is possible",
+                       r, len, given, b->o.max_model_len);
     for (int i = 0; i < blocks; i++) {
-        int32_t page = in->block_table[(size_t)r * (size_t)in->max_blocks + (size_t)i];
+        int32_t page = in->block_table[start + i];
         if (page < 0 || page >= n_pages)
             return km_fail(err, KM_EINVAL, "request %d of the step has page %d at block %d; the pool has %d", r,
                            page, i, n_pages);

@@ -52,7 +52,7 @@ struct bench {
     struct kv_geom g;
     struct pool *pool;
     int threads, repeats;
-    int32_t *table, *tokens, *positions, *slots, *q_start, *kv_len;
+    int32_t *table, *table_start, *tokens, *positions, *slots, *q_start, *kv_len;
     float *a, *b, *o; /* operands of the OpenBLAS twin */
     struct {
         int m, n, k, heads; /* heads 0: the rows are shared out; else that many products */
@@ -131,8 +131,8 @@ static void prefill_chunk(struct bench *x, int from, int m, bool last)
                       .n_reqs = 1,
                       .q_start = x->q_start,
                       .kv_len = x->kv_len,
+                      .table_start = (int32_t[]){0, x->g.n_pages},
                       .block_table = x->table,
-                      .max_blocks = x->g.n_pages,
                       .n_samples = last,
                       .samples = &row};
     row.p.temperature = 0;
@@ -204,12 +204,14 @@ static void bench_decode(struct bench *x, int batch, int ctx)
         x->tokens[r] = r + 1;
         x->positions[r] = ctx;
         x->slots[r] = x->table[r * blocks + ctx / B] * B + ctx % B;
+        x->table_start[r] = r * blocks;
         x->q_start[r] = r;
         x->kv_len[r] = ctx + 1;
         rows[r] = (struct smp_row){.p = smp_defaults(), .row = r};
         rows[r].p.temperature = 0;
     }
     x->q_start[batch] = batch;
+    x->table_start[batch] = batch * blocks;
     struct batch b = {.n_tokens = batch,
                       .tokens = x->tokens,
                       .positions = x->positions,
@@ -217,8 +219,8 @@ static void bench_decode(struct bench *x, int batch, int ctx)
                       .n_reqs = batch,
                       .q_start = x->q_start,
                       .kv_len = x->kv_len,
+                      .table_start = x->table_start,
                       .block_table = x->table,
-                      .max_blocks = blocks,
                       .n_samples = batch,
                       .samples = rows};
     struct be_stats st;
@@ -296,6 +298,7 @@ static void open_all(struct bench *x, const struct mdl *m, enum km_dtype dtype, 
     x->slots = must(km_calloc(CHUNK, sizeof(int32_t)));
     x->q_start = must(km_calloc(65, sizeof(int32_t)));
     x->kv_len = must(km_calloc(64, sizeof(int32_t)));
+    x->table_start = must(km_calloc(65, sizeof(int32_t)));
     x->a = must(km_calloc(CHUNK * wide, sizeof(float)));
     x->b = must(km_calloc((size_t)(c->hidden > c->head_dim ? c->hidden : c->head_dim) * wide, sizeof(float)));
     x->o = must(km_calloc((size_t)x->threads * CHUNK * wide, sizeof(float)));
@@ -306,7 +309,8 @@ static void open_all(struct bench *x, const struct mdl *m, enum km_dtype dtype, 
 
 static void close_all(struct bench *x)
 {
-    void *const all[] = {x->table, x->tokens, x->positions, x->slots, x->q_start, x->kv_len, x->a, x->b, x->o};
+    void *const all[] = {x->table,   x->table_start, x->tokens, x->positions, x->slots,
+                         x->q_start, x->kv_len,      x->a,      x->b,         x->o};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         km_free(all[i]);
     pool_close(x->pool);

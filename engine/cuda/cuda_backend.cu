@@ -185,7 +185,7 @@ static cu_draw draw_of(const struct smp_row *r)
 
 /* What of a step is what: counted while its arrays are filled. */
 struct parts {
-    int n_dec, n_items, n_tiles, n_table;
+    int n_dec, n_items, n_tiles;
 };
 
 static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *n)
@@ -195,11 +195,9 @@ static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *
     memcpy(h.slots, in->slots, sizeof(int32_t) * (size_t)in->n_tokens);
     memcpy(h.q_start, in->q_start, sizeof(int32_t) * (size_t)(in->n_reqs + 1));
     memcpy(h.kv_len, in->kv_len, sizeof(int32_t) * (size_t)in->n_reqs);
+    memcpy(h.table_start, in->table_start, sizeof(int32_t) * (size_t)in->n_reqs);
+    memcpy(h.table, in->block_table, sizeof(int32_t) * (size_t)in->table_start[in->n_reqs]);
     for (int r = 0; r < in->n_reqs; r++) {
-        size_t blocks = (size_t)(in->kv_len[r] + b->m.B - 1) >> b->m.B_log2;
-        h.table_start[r] = n->n_table;
-        memcpy(h.table + n->n_table, in->block_table + (size_t)r * in->max_blocks, blocks * sizeof(int32_t));
-        n->n_table += (int)blocks;
         int q_len = in->q_start[r + 1] - in->q_start[r];
         if (q_len == 1)
             b->room.decoding[n->n_dec++] = r;
@@ -245,6 +243,9 @@ static int check_step(const struct be *b, const struct batch *in, struct km_err 
         if ((in->kv_len[r] + b->m.B - 1) >> b->m.B_log2 > b->m.max_blocks)
             return km_fail(err, KM_EINVAL, "request %d of a step has %d tokens, over the backend's %d blocks of %d",
                            r, in->kv_len[r], b->m.max_blocks, b->m.B);
+    if (in->table_start[in->n_reqs] > in->n_reqs * b->m.max_blocks)
+        return km_fail(err, KM_EINVAL, "a step of %d requests has %d pages, over the backend's %d each", in->n_reqs,
+                       in->table_start[in->n_reqs], b->m.max_blocks);
     for (int i = 0; i < in->n_tokens; i++)
         if (in->tokens[i] < 0 && (!before || -(in->tokens[i] + 1) >= before->n_samples))
             return km_fail(err, KM_EINVAL, "row %d of a step is token %d: the step before does not choose that", i,
@@ -264,7 +265,7 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     cu_meta h;
     size_t fixed = cu_carve(b->m, T, R, side_of(b, side), &h);
     fill(b, in, h, &n);
-    *h.bytes = (int32_t)(fixed + (size_t)n.n_table * sizeof(int32_t));
+    *h.bytes = (int32_t)(fixed + (size_t)in->table_start[in->n_reqs] * sizeof(int32_t));
     if (g) {
         pad(b, h, n.n_dec, n.n_items, R);
         CU_TRY(cudaGraphLaunch(g->exec[side], b->steps));
@@ -304,8 +305,11 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
         const struct smp_row *r = &in->samples[i];
         bool chosen = on_card(r) && picks[i] >= 0;
         if (chosen || !newest) {
-            memset(&out[i], 0, sizeof out[i]);
-            out[i].id = chosen ? picks[i] : -1; /* -1: the step behind has other logits there by now */
+            /* -1: the step behind has other logits there by now; nobody looks at the top of none */
+            out[i].id = chosen ? picks[i] : -1;
+            out[i].logprob = 0;
+            out[i].rank = out[i].n_top = 0;
+            out[i].by_host = false;
             continue;
         }
         CU_TRY(cudaMemcpy(b->room.logits_host, b->room.logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V,

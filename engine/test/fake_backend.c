@@ -192,16 +192,15 @@ static void run_request(struct be *b, struct step *s, int r, int *sampled)
 {
     const struct batch *in = s->in;
     int B = b->o.block_size, from = in->q_start[r], to = in->q_start[r + 1], start = in->kv_len[r] - (to - from);
-    const int32_t *table = in->block_table + (size_t)r * (size_t)in->max_blocks;
-    if (to <= from || start < 0 || in->kv_len[r] > b->o.max_model_len || in->kv_len[r] > in->max_blocks * B) {
+    const int32_t *table = in->block_table + in->table_start[r];
+    int pages = in->table_start[r + 1] - in->table_start[r];
+    if (to <= from || start < 0 || in->kv_len[r] > b->o.max_model_len || in->kv_len[r] > pages * B) {
         complain(b, s->number, "a request of no rows or too many tokens", r, from);
         return;
     }
-    bool last = false;
-    for (int i = 0; i < in->max_blocks; i++) {
-        last |= table[i] < 0;
-        b->m->spare_pages += !last && i * B >= in->kv_len[r];
-        if (table[i] >= b->n_pages || (last && table[i] != -1) || (last && i * B < in->kv_len[r])) {
+    for (int i = 0; i < pages; i++) {
+        b->m->spare_pages += i * B >= in->kv_len[r];
+        if (table[i] < 0 || table[i] >= b->n_pages) {
             complain(b, s->number, "a broken block table", r, i);
             return;
         }

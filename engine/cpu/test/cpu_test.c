@@ -507,7 +507,7 @@ static void every_instruction_set_agrees(void **state)
         row.p.temperature = 0;
         struct batch b = {.n_tokens = N, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = 1,
                           .q_start = (int32_t[]){0, N}, .kv_len = (int32_t[]){N}, .block_table = table,
-                          .max_blocks = N / 16 + 1, .n_samples = 1, .samples = &row};
+                          .table_start = (int32_t[]){0, N / 16 + 1}, .n_samples = 1, .samples = &row};
         fwd_step(f, &b, &res, &flops);
         if (i == 0)
             first = res;
@@ -648,10 +648,11 @@ static void bad_batches_are_refused(void **state)
     struct mdl *m = open_model(TINY);
     struct rig r;
     open_rig(&r, m, rig_opts(KM_F32));
-    int32_t tokens[2] = {5, 6}, pos[2] = {0, 1}, slots[2] = {0, 1}, q_start[2] = {0, 2}, kv_len[1] = {2}, table[1] = {0};
+    int32_t tokens[2] = {5, 6}, pos[2] = {0, 1}, slots[2] = {0, 1}, q_start[2] = {0, 2}, kv_len[1] = {2}, table[1] = {0},
+            table_start[2] = {0, 1};
     struct smp_row rows[2] = {{.p = smp_defaults(), .row = 1}, {.p = smp_defaults(), .row = 1}};
     struct batch b = {.n_tokens = 2, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = 1, .q_start = q_start,
-                      .kv_len = kv_len, .block_table = table, .max_blocks = 1, .n_samples = 1, .samples = rows};
+                      .kv_len = kv_len, .table_start = table_start, .block_table = table, .n_samples = 1, .samples = rows};
     struct smp_result res[2];
     uint64_t ticket = 0;
     struct km_err err = {0};
@@ -662,7 +663,7 @@ static void bad_batches_are_refused(void **state)
         int32_t *at, bad;
     } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1}, {&pos[1], 0}, {&pos[1], 2}, {&pos[0], -1}, {&slots[1], 512 * 16},
                     {&slots[0], -1},    {&q_start[1], 3}, {&q_start[0], 1}, {&kv_len[0], 0}, {&kv_len[0], 17}, {&table[0], 512},
-                    {&table[0], -1},    {&rows[0].row, 2}, {&rows[0].row, -1}, {&b.n_tokens, 0}, {&b.n_tokens, 4096},
+                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2}, {&rows[0].row, -1}, {&b.n_tokens, 0}, {&b.n_tokens, 4096},
                     {&b.n_reqs, 0},     {&b.n_samples, 2}};
     for (size_t i = 0; i < sizeof rows_bad / sizeof *rows_bad; i++) {
         int32_t was = *rows_bad[i].at;

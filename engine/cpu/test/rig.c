@@ -64,21 +64,21 @@ void seq_close(struct seq *s)
 
 void rig_step(struct rig *r, const struct part *parts, int n, struct smp_result *res)
 {
-    int T = 0, max_blocks = 1, n_samples = 0;
+    int T = 0, pages = 0, n_samples = 0;
     for (int i = 0; i < n; i++) {
         T += parts[i].count;
-        max_blocks = parts[i].s->blocks > max_blocks ? parts[i].s->blocks : max_blocks;
+        pages += parts[i].s->blocks;
     }
     int32_t *tokens = malloc(sizeof(int32_t) * (size_t)T * 3), *pos = tokens + T, *slots = pos + T;
-    int32_t *q_start = calloc((size_t)(2 * n + 1), sizeof(int32_t)), *kv_len = q_start + n + 1;
-    int32_t *table = malloc(sizeof(int32_t) * (size_t)(n * max_blocks));
+    int32_t *q_start = calloc((size_t)(3 * n + 2), sizeof(int32_t)), *kv_len = q_start + n + 1, *table_start = kv_len + n;
+    int32_t *table = malloc(sizeof(int32_t) * (size_t)pages);
     struct smp_row rows[RIG_MAX] = {0};
     struct smp_result out[RIG_MAX];
     must(n <= RIG_MAX ? 0 : -1, &(struct km_err){.msg = "too many parts"});
     for (int i = 0, t = 0; i < n; i++) {
         struct seq *s = parts[i].s;
-        for (int j = 0; j < max_blocks; j++)
-            table[i * max_blocks + j] = j < s->blocks ? s->table[j] : -1;
+        memcpy(table + table_start[i], s->table, (size_t)s->blocks * sizeof *table);
+        table_start[i + 1] = table_start[i] + s->blocks;
         q_start[i] = t;
         for (int j = 0; j < parts[i].count; j++, t++) {
             tokens[t] = parts[i].tokens[j];
@@ -96,7 +96,7 @@ void rig_step(struct rig *r, const struct part *parts, int n, struct smp_result 
         }
     }
     struct batch b = {.n_tokens = T, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = n, .q_start = q_start,
-                      .kv_len = kv_len, .block_table = table, .max_blocks = max_blocks, .n_samples = n_samples, .samples = rows};
+                      .kv_len = kv_len, .table_start = table_start, .block_table = table, .n_samples = n_samples, .samples = rows};
     uint64_t ticket;
     struct km_err err = {0};
     must(be_cpu.step(r->b, &b, &ticket, &err), &err);

@@ -73,21 +73,21 @@ void rig_seq_close(struct rig_seq *s)
 
 int rig_step(struct rig *r, const struct rig_part *parts, int n, struct smp_result *out, struct km_err *err)
 {
-    int T = 0, max_blocks = 1, n_samples = 0, B = r->g.block_size;
+    int T = 0, pages = 0, n_samples = 0, B = r->g.block_size;
     for (int i = 0; i < n; i++) {
         T += parts[i].count;
-        max_blocks = parts[i].s->blocks > max_blocks ? parts[i].s->blocks : max_blocks;
+        pages += parts[i].s->blocks;
     }
     int32_t *tokens = km_calloc((size_t)T * 3, sizeof *tokens), *pos = tokens + T, *slots = pos + T;
-    int32_t *table = km_calloc((size_t)n * (size_t)max_blocks, sizeof *table);
-    int32_t q_start[RIG_PARTS + 1] = {0}, kv_len[RIG_PARTS];
+    int32_t *table = km_calloc((size_t)pages, sizeof *table);
+    int32_t q_start[RIG_PARTS + 1] = {0}, table_start[RIG_PARTS + 1] = {0}, kv_len[RIG_PARTS];
     struct smp_row rows[RIG_PARTS] = {0};
     struct smp_result res[RIG_PARTS];
     int rc = n > RIG_PARTS || !tokens || !table ? km_fail(err, KM_ENOMEM, "out of memory") : 0;
     for (int i = 0, t = 0; !rc && i < n; i++) {
         struct rig_seq *s = parts[i].s;
-        for (int j = 0; j < max_blocks; j++)
-            table[i * max_blocks + j] = j < s->blocks ? s->table[j] : -1;
+        memcpy(table + table_start[i], s->table, (size_t)s->blocks * sizeof *table);
+        table_start[i + 1] = table_start[i] + s->blocks;
         for (int j = 0; j < parts[i].count; j++, t++) {
             tokens[t] = parts[i].tokens[j];
             pos[t] = s->n_done + j;
@@ -109,8 +109,8 @@ int rig_step(struct rig *r, const struct rig_part *parts, int n, struct smp_resu
                       .n_reqs = n,
                       .q_start = q_start,
                       .kv_len = kv_len,
+                      .table_start = table_start,
                       .block_table = table,
-                      .max_blocks = max_blocks,
                       .n_samples = n_samples,
                       .samples = rows};
     uint64_t ticket;
