@@ -396,11 +396,17 @@ int cu_items_max(const cu_dims &m, int reqs)
     return reqs + wave(m);
 }
 
+/* How many times `part` len takes. In most batches once, without the division: this runs for every request and step. */
+static int parts_of(int len, int part)
+{
+    return len <= part ? 1 : (len + part - 1) / part;
+}
+
 /* Tokens of an item of a request when none may be longer than `most`: equal parts, whole tiles. */
 static int part_len(int len, int most)
 {
-    int parts = (len + most - 1) / most;
-    return ((len + parts - 1) / parts + TILE - 1) / TILE * TILE;
+    int parts = parts_of(len, most), each = parts == 1 ? len : (len + parts - 1) / parts;
+    return (each + TILE - 1) / TILE * TILE;
 }
 
 /* The longest an item may be: of a few candidates the one that ends first, counted in waves of blocks times their
@@ -417,7 +423,7 @@ static int longest_item(const cu_dims &m, const cu_meta &h, const int32_t *reqs,
         long items = 0;
         for (int i = 0; i < n; i++) {
             int len = h.kv_len[reqs[i]], each = part_len(len, most);
-            items += (len + each - 1) / each;
+            items += parts_of(len, each);
             longest = each > longest ? each : longest;
         }
         long cost = (items * m.G + slots - 1) / slots * (longest + START);
@@ -431,7 +437,7 @@ int cu_items(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n, str
 {
     int used = 0, most = n ? longest_item(m, h, reqs, n) : 0;
     for (int i = 0; i < n; i++) {
-        int r = reqs[i], len = h.kv_len[r], each = part_len(len, most), first = used, parts = (len + each - 1) / each;
+        int r = reqs[i], len = h.kv_len[r], each = part_len(len, most), first = used, parts = parts_of(len, each);
         for (int k = 0; k < parts; k++) {
             int end = k + 1 < parts ? (k + 1) * each : len;
             out[used++] = cu_item{r, h.q_start[r], len, h.table_start[r], k * each, end, first, parts};
