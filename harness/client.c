@@ -81,15 +81,19 @@ struct cli {
 
 /* ---- stamps ---- */
 
-/* The offset errs by up to after - before, to the side that makes the kernel's stamps late. */
+/* The offset errs by up to after - before, to the side that makes the kernel's stamps late. A look that was held off
+ * says nothing of the clocks: the last good one stays what the next is compared with. */
 static void look_at_clocks(struct cli *c)
 {
     int64_t before = km_now_ns(), wall = km_wall_ns(), after = km_now_ns();
-    int64_t offset = wall - after;
-    int64_t moved = llabs(offset - c->offset_ns);
-    bool first = !c->offset_at;
-    c->offset_good = after - before < STEP_NS && (first || moved < STEP_NS + (after - c->offset_at) / 1000);
-    c->clock_steps += !first && !c->offset_good && after - before < STEP_NS;
+    int64_t offset = wall - after, moved = llabs(offset - c->offset_ns);
+    c->offset_good = after - before < STEP_NS;
+    if (!c->offset_good)
+        return;
+    if (c->offset_at && moved >= STEP_NS + (after - c->offset_at) / 1000) {
+        c->offset_good = false;
+        c->clock_steps++;
+    }
     c->offset_ns = offset;
     c->offset_at = after;
 }

@@ -1,7 +1,8 @@
 /* Arrivals against the server's own clock: no event is told before it was sent, however the client is held off.
  *
  * The linker puts this file in front of curl_multi_socket_action, and so between the client's look at a socket and
- * libcurl's read of it, and in front of getsockopt, where the kernel says what a connection has received. */
+ * libcurl's read of it, in front of getsockopt, where the kernel says what a connection has received, and in front of
+ * the wall clock, by which the kernel stamps. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -54,6 +55,9 @@ static struct bench {
     int astray_at;     /* the action before which a segment is out of order, by the kernel's count; 0: none */
     int64_t astray_ns; /* when; 0: not yet */
     bool old_kernel;   /* one that does not count */
+    int walls;         /* times that the wall clock was looked at */
+    int held_wall;     /* from this look on every fourth takes a millisecond; 0: none */
+    int jump_wall;     /* from this look on it is a second ahead; 0: never */
     sem_t go;
 } b;
 
@@ -139,6 +143,18 @@ int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *n)
     if (b.held && b.how == BEHIND_COUNTS)
         next_is_here(fd);
     return 0;
+}
+
+int64_t __real_km_wall_ns(void);
+int64_t __wrap_km_wall_ns(void);
+
+int64_t __wrap_km_wall_ns(void)
+{
+    int look = ++b.walls;
+    int64_t wall = __real_km_wall_ns();
+    if (b.held_wall && look >= b.held_wall && look % 4 == 0)
+        usleep(1000);
+    return wall + (b.jump_wall && look >= b.jump_wall ? 1000000000 : 0);
 }
 
 /* ---- runs ---- */
@@ -314,6 +330,36 @@ static void a_kernel_that_does_not_count(void **state)
     end();
 }
 
+/* A look at the clocks that was held off is no step of theirs, and the next is compared with the one before it. */
+static void a_look_that_is_held_off(void **state)
+{
+    (void)state;
+    workload(1, 1, 40);
+    b.held_wall = 20;
+    lead(LET, 1, 40);
+    assert_int_equal(early_of_all(), 0);
+    assert_true(b.walls > 40);
+    assert_int_equal(b.trace.health.clock_steps, 0);
+    const struct hz_tick *t = ticks(&b.trace.recs[0]);
+    int stamped = 0;
+    for (int i = 0; i < 40; i++)
+        stamped += t[i].lag_ns >= 0;
+    assert_true(b.trace.health.kernel_stamps == 0 || (stamped > 20 && stamped < 40));
+    end();
+}
+
+static void a_wall_clock_that_jumps(void **state)
+{
+    (void)state;
+    workload(1, 1, 40);
+    b.jump_wall = 30;
+    lead(LET, 1, 40);
+    assert_int_equal(early_of_all(), 0);
+    assert_true(b.walls > 40);
+    assert_int_equal(b.trace.health.clock_steps, 1);
+    end();
+}
+
 static atomic_bool busy_stop;
 
 static void *busy(void *arg)
@@ -389,7 +435,8 @@ int main(void)
         cmocka_unit_test(quiet_arrivals_have_the_kernels_stamps), cmocka_unit_test(what_comes_after_the_look),
         cmocka_unit_test(more_than_a_look_reaches_over),          cmocka_unit_test(segments_out_of_order),
         cmocka_unit_test(a_kernel_that_does_not_count),           cmocka_unit_test(a_client_that_shares_its_processor),
-        cmocka_unit_test(an_answers_time_does_not_go_back),
+        cmocka_unit_test(an_answers_time_does_not_go_back),       cmocka_unit_test(a_look_that_is_held_off),
+        cmocka_unit_test(a_wall_clock_that_jumps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
