@@ -258,7 +258,7 @@ static void quiet_arrivals_have_the_kernels_stamps(void **state)
         print_message("skipped: this kernel gives no receive stamps, or does not count what a connection receives\n");
         skip();
     }
-    assert_true(share > 0.2);
+    assert_true(share > 0.9);
 }
 
 static void what_comes_after_the_look(void **state)
