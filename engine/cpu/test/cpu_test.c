@@ -663,7 +663,8 @@ static void bad_batches_are_refused(void **state)
         int32_t *at, bad;
     } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1}, {&pos[1], 0}, {&pos[1], 2}, {&pos[0], -1}, {&slots[1], 512 * 16},
                     {&slots[0], -1},    {&q_start[1], 3}, {&q_start[0], 1}, {&kv_len[0], 0}, {&kv_len[0], 17}, {&table[0], 512},
-                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2}, {&rows[0].row, -1}, {&b.n_tokens, 0}, {&b.n_tokens, 4096},
+                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2}, {&rows[0].row, -1},
+                    {&b.n_tokens, 0},   {&b.n_tokens, 4096},
                     {&b.n_reqs, 0},     {&b.n_samples, 2}};
     for (size_t i = 0; i < sizeof rows_bad / sizeof *rows_bad; i++) {
         int32_t was = *rows_bad[i].at;
