@@ -1,0 +1,313 @@
+/* The reader of responses behind answer.h.
+ *
+ * A failure is anything that a user of the server would call one: a status, a page in place of a stream, an
+ * error event, damage, an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]),
+ * no token at all. Its record keeps the reason and what had come by then, and takes no part in any latency. */
+#include "harness/client/answer.h"
+
+#include "base/mem.h"
+#include "harness/client/event.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <xxhash.h>
+
+int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally,
+             struct km_err *err)
+{
+    *a = (struct ans){.stream = stream, .completions = completions, .by_ids = by_ids, .tally = tally};
+    a->hash = XXH3_createState();
+    return a->hash ? 0 : km_fail(err, KM_ENOMEM, "no memory for one more connection");
+}
+
+void ans_free(struct ans *a)
+{
+    XXH3_freeState(a->hash);
+    km_free(a->ticks);
+    km_buf_free(&a->text);
+    km_buf_free(&a->aside);
+    sse_free(&a->sse);
+}
+
+void ans_begin(struct ans *a, const struct hz_rec *rec)
+{
+    a->rec = *rec;
+    a->n_ticks = a->tokens = a->n_start = 0;
+    a->events = 0;
+    a->at = (struct ans_stamp){0};
+    a->done = a->broken = a->oom = false;
+    a->said[0] = 0;
+    km_buf_clear(&a->text);
+    sse_reset(&a->sse);
+    XXH3_64bits_reset(a->hash);
+}
+
+static void note_tick(struct ans *a, struct ans_stamp at, int tokens)
+{
+    if (a->n_ticks == a->cap_ticks) {
+        int cap = a->cap_ticks ? 2 * a->cap_ticks : 256;
+        struct hz_tick *p = km_reallocarray(a->ticks, (size_t)cap, sizeof *p);
+        if (!p) {
+            a->oom = true;
+            return;
+        }
+        a->ticks = p;
+        a->cap_ticks = cap;
+    }
+    a->ticks[a->n_ticks++] = (struct hz_tick){at.ns, tokens, at.lag_ns};
+    a->tokens += tokens;
+    a->tally->tokens += tokens;
+}
+
+static void say(char *out, struct ev_slice m)
+{
+    struct km_buf b = {0};
+    ev_text(m, &b);
+    snprintf(out, ANS_SNIPPET + 1, "%s", km_buf_str(&b));
+    km_buf_free(&b);
+}
+
+/* However the tokens were spread over events, the hash is the same: each id is its digits and a comma. */
+static void hash_ids(struct ans *a, struct ev_slice ids)
+{
+    const char *run = ids.p, *end = ids.p + ids.n;
+    for (const char *p = ids.p; p && p < end; p++)
+        if (*p == ' ') {
+            XXH3_64bits_update(a->hash, run, (size_t)(p - run));
+            run = p + 1;
+        }
+    if (ids.p) {
+        XXH3_64bits_update(a->hash, run, (size_t)(end - run));
+        XXH3_64bits_update(a->hash, ",", 1);
+    }
+}
+
+/* Usage, finish, text and failure are read the same way from a stream and from a whole answer. Returns the
+ * tokens in the event. */
+static int take_event(struct ans *a, const struct ev *e)
+{
+    struct hz_rec *r = &a->rec;
+    size_t was = a->text.len;
+    if (e->failed)
+        say(a->said, e->message.p ? e->message : (struct ev_slice){"no message", 10});
+    if (e->prompt_tokens >= 0) {
+        r->prompt_tokens = e->prompt_tokens;
+        r->output_tokens = e->output_tokens;
+        r->cached_tokens = e->cached_tokens >= 0 ? e->cached_tokens : r->cached_tokens;
+    }
+    if (e->finish.p)
+        snprintf(r->finish, sizeof r->finish, "%.*s", (int)(e->finish.n < 15 ? e->finish.n : 15), e->finish.p);
+    if (e->content.n) {
+        ev_text(e->content, &a->text);
+        a->oom = a->oom || a->text.oom;
+        if (!a->by_ids)
+            XXH3_64bits_update(a->hash, km_buf_str(&a->text) + was, a->text.len - was);
+    }
+    if (a->by_ids)
+        hash_ids(a, e->ids);
+    else if (e->reasoning.n) {
+        km_buf_clear(&a->aside);
+        ev_text(e->reasoning, &a->aside);
+        a->oom = a->oom || a->aside.oom;
+        XXH3_64bits_update(a->hash, km_buf_str(&a->aside), a->aside.len);
+    }
+    return e->listed > 0 ? e->listed : e->content.n || e->reasoning.n || e->tool_calls ? 1 : 0;
+}
+
+static void on_event(void *arg, const char *data, size_t len)
+{
+    struct ans *a = arg;
+    struct hz_rec *r = &a->rec;
+    struct ans_stamp at = a->at;
+    struct ev e;
+    a->tally->events++;
+    a->events++;
+    if (at.lag_ns >= 0) {
+        a->tally->stamped++;
+        hz_hist_add(&a->tally->lag, at.lag_ns);
+    }
+    a->tally->met += at.met;
+    if (len == 6 && !memcmp(data, "[DONE]", 6)) {
+        a->done = true;
+        r->done_ns = at.ns;
+        return;
+    }
+    if (a->done || len == 0)
+        return;
+    if (ev_scan(data, len, &e)) {
+        a->broken = true;
+        return;
+    }
+    int n = take_event(a, &e);
+    if (e.choices || !a->completions)
+        r->last_any_ns = at.ns;
+    if (!e.choices)
+        return;
+    note_tick(a, at, n);
+    r->first_any_ns = r->first_any_ns ? r->first_any_ns : at.ns;
+    if (!n)
+        return;
+    a->tally->coalesced += r->last_ns == at.ns;
+    if (!r->first_ns) {
+        r->first_ns = at.ns;
+        r->first_len = a->text.len;
+    }
+    r->last_ns = at.ns;
+}
+
+void ans_status(struct ans *a, int status)
+{
+    a->rec.status = status;
+}
+
+/* Time does not go back in an answer: a client's stamp may lie after the kernel's of what is read next. */
+static void came(struct ans *a, struct ans_stamp at)
+{
+    struct ans_stamp last = a->at;
+    a->at = at;
+    if (at.ns < last.ns)
+        a->at = last.lag_ns < 0 ? last : (struct ans_stamp){last.ns, at.lag_ns, at.met};
+}
+
+void ans_headers_done(struct ans *a, struct ans_stamp at)
+{
+    came(a, at);
+    if (a->rec.status >= 200) /* not those of a 100 Continue */
+        a->rec.header_ns = a->at.ns;
+}
+
+bool ans_body(struct ans *a, const char *p, size_t n, struct ans_stamp at)
+{
+    came(a, at);
+    if (!a->events && a->n_start < ANS_SNIPPET) {
+        size_t take = n < (size_t)(ANS_SNIPPET - a->n_start) ? n : (size_t)(ANS_SNIPPET - a->n_start);
+        memcpy(a->start + a->n_start, p, take);
+        a->n_start += (int)take;
+    }
+    if (a->stream && a->rec.status == 200)
+        sse_feed(&a->sse, p, n, on_event, a);
+    else if (a->text.len + n > SSE_MAX_EVENT)
+        a->broken = true;
+    else {
+        km_buf_put(&a->text, p, n);
+        a->oom = a->oom || a->text.oom;
+    }
+    return !a->oom && !a->sse.failed && !a->broken;
+}
+
+/* A whole answer is one event that carries every token. */
+static void read_whole(struct ans *a)
+{
+    struct km_buf body = a->text;
+    struct hz_rec *r = &a->rec;
+    struct ev e;
+    a->text = (struct km_buf){0};
+    if (ev_scan(km_buf_str(&body), body.len, &e) == 0) {
+        int n = take_event(a, &e);
+        if (n && e.output_tokens > n)
+            n = e.output_tokens;
+        if (e.choices) {
+            r->first_any_ns = r->last_any_ns = r->done_ns;
+            note_tick(a, (struct ans_stamp){r->done_ns, -1, false}, n);
+        }
+        if (n) {
+            r->first_ns = r->last_ns = r->done_ns;
+            r->first_len = a->text.len;
+        }
+    }
+    km_buf_free(&body);
+}
+
+/* Printable beginning of a body, on one line. */
+static const char *beginning(struct ans *a)
+{
+    while (a->n_start > 0 && (unsigned char)a->start[a->n_start - 1] <= 0x20)
+        a->n_start--;
+    a->start[a->n_start] = 0;
+    for (int i = 0; i < a->n_start; i++)
+        if ((unsigned char)a->start[i] < 0x20 || a->start[i] == 0x7F)
+            a->start[i] = ' ';
+    return a->start;
+}
+
+#define WHY(a, ...) snprintf((a)->rec.error, sizeof(a)->rec.error, __VA_ARGS__)
+
+/* Everything that can be wrong with an answer, in the order in which it explains the rest. */
+static void judge(struct ans *a, const struct ans_close *end)
+{
+    struct hz_rec *r = &a->rec;
+    struct ev e;
+    if (a->oom)
+        WHY(a, "the client ran out of memory");
+    else if (a->sse.failed || (a->broken && !a->stream))
+        WHY(a, "the answer passes %d bytes without an end", SSE_MAX_EVENT);
+    else if (a->broken)
+        WHY(a, "an event after %d tokens is not JSON", a->tokens);
+    else if (a->said[0] && r->status == 200)
+        WHY(a, "error event after %d tokens: %.110s", a->tokens, a->said);
+    else if (end->timed_out)
+        WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9,
+            a->tokens);
+    else if (end->lost && !a->done) /* after [DONE] nothing is missing */
+        WHY(a, "%s after %d tokens: %.100s", r->status ? "connection lost" : "no answer", a->tokens, end->lost);
+    else if (r->status != 200) {
+        if (ev_scan(km_buf_str(&a->text), a->text.len, &e) == 0 && e.message.p)
+            say(a->said, e.message);
+        WHY(a, "HTTP %d: %.120s", r->status, a->said[0] ? a->said : beginning(a));
+    } else if (a->stream && !a->events)
+        WHY(a, "HTTP 200 but no event stream (%.40s): %.80s", end->type ? end->type : "no content type",
+            beginning(a));
+    else if (a->stream && !a->done && !r->finish[0])
+        WHY(a, "the stream ended without a finish_reason or [DONE] after %d tokens", a->tokens);
+    else if (!a->tokens)
+        WHY(a, "no token in the answer");
+    else
+        r->ok = true;
+}
+
+void ans_end(struct ans *a, const struct ans_close *end)
+{
+    bool good = a->rec.status == 200 && !end->lost && !end->timed_out && !a->broken;
+    if (good && a->stream)
+        sse_end(&a->sse, on_event, a);
+    if (!a->rec.done_ns)
+        a->rec.done_ns = end->now_ns;
+    if (good && !a->stream)
+        read_whole(a);
+    judge(a, end);
+}
+
+int ans_record(struct ans *a, struct hz_trace *t, struct km_err *err)
+{
+    struct hz_rec *r = &a->rec;
+    if (t->n == t->cap) {
+        int cap = t->cap ? 2 * t->cap : 256;
+        struct hz_rec *p = km_reallocarray(t->recs, (size_t)cap, sizeof *p);
+        if (!p)
+            return km_fail(err, KM_ENOMEM, "no memory for %d records", cap);
+        t->recs = p;
+        t->cap = cap;
+    }
+    if (t->n_ticks + (size_t)a->n_ticks > t->cap_ticks) {
+        size_t cap = 2 * t->cap_ticks + (size_t)a->n_ticks + 4096;
+        struct hz_tick *p = km_reallocarray(t->ticks, cap, sizeof *p);
+        if (!p)
+            return km_fail(err, KM_ENOMEM, "no memory for %zu events", cap);
+        t->ticks = p;
+        t->cap_ticks = cap;
+    }
+    r->tick0 = t->n_ticks;
+    r->n_ticks = a->n_ticks;
+    if (a->n_ticks)
+        memcpy(t->ticks + t->n_ticks, a->ticks, (size_t)a->n_ticks * sizeof *a->ticks);
+    t->n_ticks += (size_t)a->n_ticks;
+    if (r->ok) {
+        r->text_xxh = XXH3_64bits_digest(a->hash);
+        r->text_len = a->text.len;
+        if (!(r->text = km_buf_take(&a->text)))
+            return km_fail(err, KM_ENOMEM, "no memory for an answer of %zu bytes", r->text_len);
+    }
+    t->recs[t->n++] = *r;
+    r->text = NULL;
+    return 0;
+}

@@ -1,0 +1,387 @@
+/* A pull scanner for JSON that knows which few fields matter.
+ *
+ * Nothing is allocated and nothing is copied: a token's event costs one pass over its bytes. The scanner
+ * still checks the whole text, so that a cut-off or damaged event is seen as such and not as an empty one.
+ * Once `bad` is set every step is a no-op, so callers test it once, at the end. */
+#include "harness/client/event.h"
+
+#include <limits.h>
+#include <string.h>
+
+enum { MAX_DEPTH = 64 };
+
+struct scan {
+    const char *p, *end;
+    int depth;
+    bool bad;
+};
+
+static void space(struct scan *s)
+{
+    while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\r' || *s->p == '\t'))
+        s->p++;
+}
+
+/* Takes c when it is next. */
+static bool take(struct scan *s, char c)
+{
+    space(s);
+    if (s->bad || s->p == s->end || *s->p != c)
+        return false;
+    s->p++;
+    return true;
+}
+
+static bool hex4(const char *p)
+{
+    for (int i = 0; i < 4; i++)
+        if (!((p[i] >= '0' && p[i] <= '9') || (p[i] >= 'a' && p[i] <= 'f') || (p[i] >= 'A' && p[i] <= 'F')))
+            return false;
+    return true;
+}
+
+static struct ev_slice string(struct scan *s)
+{
+    struct ev_slice out = {NULL, 0};
+    if (!take(s, '"')) {
+        s->bad = true;
+        return out;
+    }
+    const char *start = s->p;
+    while (s->p < s->end && *s->p != '"') {
+        unsigned char c = (unsigned char)*s->p++;
+        if (c < 0x20) {
+            s->bad = true;
+            return out;
+        }
+        if (c != '\\')
+            continue;
+        bool u = s->end - s->p >= 5 && *s->p == 'u' && hex4(s->p + 1);
+        if (!u && (s->p == s->end || !*s->p || !strchr("\"\\/bfnrt", *s->p))) {
+            s->bad = true;
+            return out;
+        }
+        s->p += u ? 5 : 1;
+    }
+    if (s->p == s->end) {
+        s->bad = true;
+        return out;
+    }
+    out = (struct ev_slice){start, (size_t)(s->p - start)};
+    s->p++;
+    return out;
+}
+
+/* In an object whose brace was taken: true and the key while members follow. */
+static bool member(struct scan *s, bool *any, struct ev_slice *key)
+{
+    if (s->bad || take(s, '}'))
+        return false;
+    if (*any && !take(s, ',')) {
+        s->bad = true;
+        return false;
+    }
+    *any = true;
+    *key = string(s);
+    if (!take(s, ':'))
+        s->bad = true;
+    return !s->bad;
+}
+
+/* In an array whose bracket was taken: true while elements follow. */
+static bool element(struct scan *s, bool *any)
+{
+    if (s->bad || take(s, ']'))
+        return false;
+    if (*any && !take(s, ','))
+        s->bad = true;
+    *any = true;
+    return !s->bad;
+}
+
+/* A number, true, false or null. */
+static void word(struct scan *s)
+{
+    static const char *const names[] = {"true", "false", "null"};
+    size_t left = (size_t)(s->end - s->p);
+    for (int i = 0; i < 3; i++) {
+        size_t n = strlen(names[i]);
+        if (left >= n && !memcmp(s->p, names[i], n)) {
+            s->p += n;
+            return;
+        }
+    }
+    const char *start = s->p;
+    while (s->p < s->end && *s->p && strchr("+-.0123456789eE", *s->p))
+        s->p++;
+    s->bad = s->bad || s->p == start;
+}
+
+static void skip(struct scan *s)
+{
+    bool any = false;
+    struct ev_slice key;
+    space(s);
+    if (s->bad || s->p == s->end || s->depth >= MAX_DEPTH) {
+        s->bad = true;
+        return;
+    }
+    if (*s->p == '"') {
+        string(s);
+        return;
+    }
+    s->depth++;
+    if (take(s, '{'))
+        while (member(s, &any, &key))
+            skip(s);
+    else if (take(s, '['))
+        while (element(s, &any))
+            skip(s);
+    else
+        word(s);
+    s->depth--;
+}
+
+static bool is(struct ev_slice key, const char *name)
+{
+    return key.n == strlen(name) && !memcmp(key.p, name, key.n);
+}
+
+/* The string that follows, or leaves *out alone when it is anything else. */
+static void maybe_string(struct scan *s, struct ev_slice *out)
+{
+    space(s);
+    if (!s->bad && s->p < s->end && *s->p == '"')
+        *out = string(s);
+    else
+        skip(s);
+}
+
+static void maybe_count(struct scan *s, int *out)
+{
+    space(s);
+    const char *start = s->p;
+    skip(s);
+    if (s->bad || start == s->p || *start < '0' || *start > '9')
+        return;
+    long v = 0;
+    for (const char *p = start; p < s->p && *p >= '0' && *p <= '9' && v <= INT_MAX; p++)
+        v = v * 10 + (*p - '0');
+    *out = v > INT_MAX ? INT_MAX : (int)v;
+}
+
+/* The number of elements of an array, -1 for anything else. */
+static int elements(struct scan *s)
+{
+    bool any = false;
+    int n = 0;
+    if (!take(s, '[')) {
+        skip(s);
+        return -1;
+    }
+    for (; element(s, &any); n++)
+        skip(s);
+    return n;
+}
+
+static void delta(struct scan *s, struct ev *e)
+{
+    bool any = false;
+    struct ev_slice key;
+    if (!take(s, '{')) {
+        skip(s);
+        return;
+    }
+    while (member(s, &any, &key)) {
+        if (is(key, "content"))
+            maybe_string(s, &e->content);
+        else if (is(key, "reasoning_content") || is(key, "reasoning"))
+            maybe_string(s, &e->reasoning);
+        else if (is(key, "tool_calls"))
+            e->tool_calls = elements(s) > 0;
+        else
+            skip(s);
+    }
+}
+
+/* Chat lists one object a token under "content"; completions list strings under "tokens". */
+static void logprobs(struct scan *s, struct ev *e)
+{
+    bool any = false;
+    struct ev_slice key;
+    if (!take(s, '{')) {
+        skip(s);
+        return;
+    }
+    while (member(s, &any, &key)) {
+        int n = -1;
+        if (is(key, "content") || is(key, "tokens"))
+            n = elements(s);
+        else
+            skip(s);
+        if (n > e->listed)
+            e->listed = n;
+    }
+}
+
+static void choice(struct scan *s, struct ev *e)
+{
+    bool any = false;
+    struct ev_slice key;
+    if (!take(s, '{')) {
+        skip(s);
+        return;
+    }
+    while (member(s, &any, &key)) {
+        if (is(key, "delta") || is(key, "message"))
+            delta(s, e);
+        else if (is(key, "text"))
+            maybe_string(s, &e->content);
+        else if (is(key, "finish_reason"))
+            maybe_string(s, &e->finish);
+        else if (is(key, "logprobs"))
+            logprobs(s, e);
+        else if (is(key, "token_ids")) {
+            space(s);
+            const char *start = s->p;
+            int n = elements(s);
+            e->listed = n > e->listed ? n : e->listed;
+            if (n > 0 && !s->bad)
+                e->ids = (struct ev_slice){start + 1, (size_t)(s->p - start) - 2};
+        } else
+            skip(s);
+    }
+}
+
+static void usage(struct scan *s, struct ev *e)
+{
+    bool any = false, inner = false;
+    struct ev_slice key;
+    if (!take(s, '{')) {
+        skip(s);
+        return;
+    }
+    while (member(s, &any, &key)) {
+        if (is(key, "prompt_tokens"))
+            maybe_count(s, &e->prompt_tokens);
+        else if (is(key, "completion_tokens"))
+            maybe_count(s, &e->output_tokens);
+        else if (is(key, "prompt_tokens_details") && take(s, '{'))
+            while (member(s, &inner, &key)) {
+                if (is(key, "cached_tokens"))
+                    maybe_count(s, &e->cached_tokens);
+                else
+                    skip(s);
+            }
+        else
+            skip(s);
+    }
+}
+
+static void error(struct scan *s, struct ev *e)
+{
+    bool any = false;
+    struct ev_slice key;
+    space(s);
+    const char *start = s->p;
+    if (take(s, '{')) {
+        e->failed = true;
+        while (member(s, &any, &key)) {
+            if (is(key, "message"))
+                maybe_string(s, &e->message);
+            else
+                skip(s);
+        }
+    } else {
+        maybe_string(s, &e->message);
+        e->failed = s->p == start || *start != 'n'; /* "error": null is how some say that there is none */
+    }
+}
+
+int ev_scan(const char *text, size_t len, struct ev *out)
+{
+    struct scan s = {.p = text, .end = text + len};
+    struct ev_slice key, kind = {NULL, 0}, note = {NULL, 0};
+    bool any = false, inner = false;
+    *out = (struct ev){.listed = -1, .prompt_tokens = -1, .output_tokens = -1, .cached_tokens = -1};
+    if (!take(&s, '{'))
+        return -1;
+    while (member(&s, &any, &key)) {
+        if (is(key, "choices") && take(&s, '[')) {
+            for (int i = 0; element(&s, &inner); i++) {
+                out->choices = true;
+                if (i == 0)
+                    choice(&s, out);
+                else
+                    skip(&s);
+            }
+        } else if (is(key, "usage"))
+            usage(&s, out);
+        else if (is(key, "error"))
+            error(&s, out);
+        else if (is(key, "object"))
+            maybe_string(&s, &kind);
+        else if (is(key, "message") || is(key, "detail"))
+            maybe_string(&s, &note);
+        else
+            skip(&s);
+    }
+    space(&s);
+    if (kind.p && is(kind, "error"))
+        out->failed = true;
+    if (!out->message.p)
+        out->message = note;
+    return s.bad || s.p != s.end ? -1 : 0;
+}
+
+static unsigned hex(const char *p)
+{
+    unsigned v = 0;
+    for (int i = 0; i < 4; i++)
+        v = v << 4 | (unsigned)(p[i] <= '9' ? p[i] - '0' : (p[i] | 32) - 'a' + 10);
+    return v;
+}
+
+static void put_code_point(struct km_buf *out, unsigned c)
+{
+    char u[4];
+    size_t n;
+    if (c < 0x80)
+        u[0] = (char)c, n = 1;
+    else if (c < 0x800)
+        u[0] = (char)(0xC0 | c >> 6), u[1] = (char)(0x80 | (c & 63)), n = 2;
+    else if (c < 0x10000)
+        u[0] = (char)(0xE0 | c >> 12), u[1] = (char)(0x80 | (c >> 6 & 63)), u[2] = (char)(0x80 | (c & 63)), n = 3;
+    else
+        u[0] = (char)(0xF0 | c >> 18), u[1] = (char)(0x80 | (c >> 12 & 63)), u[2] = (char)(0x80 | (c >> 6 & 63)),
+        u[3] = (char)(0x80 | (c & 63)), n = 4;
+    km_buf_put(out, u, n);
+}
+
+void ev_text(struct ev_slice s, struct km_buf *out)
+{
+    const char *p = s.p, *end = s.p + s.n;
+    while (p && p < end) {
+        const char *esc = memchr(p, '\\', (size_t)(end - p));
+        km_buf_put(out, p, (size_t)((esc ? esc : end) - p));
+        if (!esc)
+            return;
+        static const char names[] = "bfnrt", values[] = "\b\f\n\r\t";
+        const char *at = strchr(names, esc[1]);
+        p = esc + 2;
+        if (esc[1] != 'u') {
+            km_buf_putc(out, at ? values[at - names] : esc[1]);
+            continue;
+        }
+        unsigned c = hex(p);
+        p += 4;
+        if (c >= 0xD800 && c < 0xDC00 && end - p >= 6 && p[0] == '\\' && p[1] == 'u') {
+            unsigned low = hex(p + 2);
+            if (low >= 0xDC00 && low < 0xE000) {
+                c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
+                p += 6;
+            }
+        }
+        put_code_point(out, c >= 0xD800 && c < 0xE000 ? 0xFFFD : c);
+    }
+}

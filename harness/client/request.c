@@ -1,0 +1,296 @@
+/* Bodies byte for byte as vLLM's clients make them, plus what a measurement needs (usage).
+ *
+ * Every body is `head messages tail`: the head and the messages sent so far stay in the conversation's buffer,
+ * and the tail (parameters, where only the token limits vary) is written behind them and cut off again. */
+#include "harness/client/request.h"
+
+#include "base/json.h"
+#include "base/mem.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+struct conv_body {
+    struct km_buf text; /* head, messages [0 .. messages), then perhaps a tail */
+    size_t kept;        /* bytes before the tail */
+    int messages;       /* in text */
+    size_t *part;       /* [n + 1] where message m lies in req.parts */
+};
+
+struct req {
+    const struct hz_load *load;
+    const struct wl_set *set;
+    bool prompts;
+    const char *max_key; /* what this endpoint calls the token limit; NULL: extra_body sets it */
+    bool send_min;
+    struct km_buf head, tail, end; /* tail: parameters before the limits; end: after them, with the last brace */
+    struct km_buf parts;           /* every message's JSON */
+    struct conv_body *convs;       /* [set->n] */
+};
+
+/* One parameter, unless extra_body has its own word on it. */
+static void param(struct km_buf *b, const cJSON *extra, const char *key, const char *json)
+{
+    if (!cJSON_GetObjectItemCaseSensitive(extra, key))
+        km_buf_printf(b, ",\"%s\":%s", key, json);
+}
+
+static int check_extra(const cJSON *extra, struct km_err *err)
+{
+    static const char *const ours[] = {"messages", "prompt", "stream", "n"};
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
+        if (cJSON_GetObjectItemCaseSensitive(extra, ours[i]))
+            return km_fail(err, KM_EINVAL,
+                           "the extra body sets \"%s\", which the client itself must set; leave it out", ours[i]);
+    return 0;
+}
+
+static int check_load(const struct hz_load *l, const struct wl_set *set, bool prompts, struct km_err *err)
+{
+    if (l->endpoint == HZ_COMPLETIONS && !prompts)
+        return km_fail(err, KM_EINVAL,
+                       "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat",
+                       set->name);
+    if (l->send_token_ids && l->endpoint != HZ_COMPLETIONS)
+        return km_fail(err, KM_EINVAL,
+                       "--send-token-ids needs --endpoint-type completions; chat messages are text");
+    if (l->limit_min_tokens > 0 && l->limit_max_tokens > 0 && l->limit_min_tokens > l->limit_max_tokens)
+        return km_fail(err, KM_EINVAL,
+                       "--limit-min-tokens is %" PRId64 ", over --limit-max-tokens, which is %" PRId64,
+                       l->limit_min_tokens, l->limit_max_tokens);
+    if (!prompts && (l->limit_min_tokens > 0) != (l->limit_max_tokens > 0))
+        return km_fail(err, KM_EINVAL, "--limit-min-tokens and --limit-max-tokens go together; %s is missing",
+                       l->limit_min_tokens > 0 ? "--limit-max-tokens" : "--limit-min-tokens");
+    for (int c = 0; c < set->n; c++) {
+        const struct wl_conv *v = &set->convs[c];
+        if (v->n < 2 || v->n % 2)
+            return km_fail(err, KM_EINVAL,
+                           "conversation %s has %d messages; every user message needs an answer after it",
+                           v->id ? v->id : "?", v->n);
+        for (int m = 0; m < v->n; m++) {
+            if (l->send_token_ids && m == 0 && !v->msgs[m].ids)
+                return km_fail(err, KM_EINVAL,
+                               "--send-token-ids needs a random workload; the prompts of %s are text only",
+                               set->name);
+            if (v->msgs[m].assistant && v->msgs[m].n_tokens < 0 && l->limit_max_tokens == 0)
+                return km_fail(err, KM_EINVAL,
+                               "the answers of %s are not counted, so no max_tokens can be sent; give --tokenizer "
+                               "or --limit-min-tokens and --limit-max-tokens",
+                               set->name);
+        }
+    }
+    return 0;
+}
+
+static void put_message(const struct req *r, struct km_buf *b, const struct wl_msg *m)
+{
+    if (r->load->endpoint == HZ_COMPLETIONS && r->load->send_token_ids) {
+        km_buf_putc(b, '[');
+        for (int i = 0; i < m->n_tokens; i++)
+            km_buf_printf(b, i ? ",%d" : "%d", (int)m->ids[i]);
+        km_buf_putc(b, ']');
+        return;
+    }
+    bool list = r->prompts && r->load->endpoint == HZ_CHAT; /* bench serve sends a list of parts */
+    km_buf_puts(b, r->load->endpoint == HZ_COMPLETIONS ? "\""
+                   : list         ? "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\""
+                   : m->assistant ? "{\"role\":\"assistant\",\"content\":\""
+                                  : "{\"role\":\"user\",\"content\":\"");
+    km_buf_put_json(b, m->text, m->len);
+    km_buf_puts(b, r->load->endpoint == HZ_COMPLETIONS ? "\"" : list ? "\"}]}" : "\"}");
+}
+
+/* Head, tail and end, with the keys in the order of vLLM's own bodies. */
+static void put_parameters(struct req *r, const cJSON *extra, const char *model)
+{
+    const struct hz_load *l = r->load;
+    bool chat = l->endpoint == HZ_CHAT;
+    km_buf_putc(&r->head, '{');
+    if (!cJSON_GetObjectItemCaseSensitive(extra, "model")) {
+        km_buf_puts(&r->head, "\"model\":\"");
+        km_buf_put_json(&r->head, model, strlen(model));
+        km_buf_puts(&r->head, "\",");
+    }
+    km_buf_puts(&r->head, chat ? "\"messages\":[" : "\"prompt\":");
+
+    if (chat)
+        km_buf_putc(&r->tail, ']');
+    if (!r->prompts)
+        param(&r->tail, extra, "seed", "0");
+    param(&r->tail, extra, "temperature", "0.0");
+    if (!chat) {
+        param(&r->tail, extra, "repetition_penalty", "1.0");
+        param(&r->tail, extra, "logprobs", "null");
+    }
+    if (l->stream) {
+        km_buf_puts(&r->tail, ",\"stream\":true");
+        param(&r->tail, extra, "stream_options", "{\"include_usage\":true}");
+    }
+    r->send_min = !cJSON_GetObjectItemCaseSensitive(extra, "min_tokens") &&
+                  (r->prompts ? l->limit_min_tokens > 0 : l->limit_min_tokens >= 0);
+    r->max_key = r->prompts && chat ? "max_completion_tokens" : "max_tokens";
+    if (cJSON_GetObjectItemCaseSensitive(extra, "max_tokens") ||
+        cJSON_GetObjectItemCaseSensitive(extra, "max_completion_tokens"))
+        r->max_key = NULL;
+
+    struct km_buf salt = {0};
+    if (l->send_token_ids)
+        param(&r->end, extra, "return_token_ids", "true"); /* a server without a tokenizer has no text to give */
+    if (l->ignore_eos)
+        param(&r->end, extra, "ignore_eos", "true");
+    if (l->cache_salt) {
+        km_buf_putc(&salt, '"');
+        km_buf_put_json(&salt, l->cache_salt, strlen(l->cache_salt));
+        km_buf_putc(&salt, '"');
+        param(&r->end, extra, "cache_salt", km_buf_str(&salt));
+    }
+    if (l->enable_thinking_set && chat)
+        param(&r->end, extra, "chat_template_kwargs",
+              l->enable_thinking ? "{\"enable_thinking\":true}" : "{\"enable_thinking\":false}");
+    for (const cJSON *v = extra ? extra->child : NULL; v; v = v->next) {
+        char *json = cJSON_PrintUnformatted(v);
+        r->end.oom = r->end.oom || !json || salt.oom;
+        km_buf_puts(&r->end, ",\"");
+        km_buf_put_json(&r->end, v->string, strlen(v->string));
+        km_buf_printf(&r->end, "\":%s", json ? json : "null");
+        cJSON_free(json);
+    }
+    km_buf_putc(&r->end, '}');
+    km_buf_free(&salt);
+}
+
+int req_new(struct req **out, const struct hz_load *load, const char *extra_body, const char *model,
+            const struct wl_set *set, struct km_err *err)
+{
+    *out = NULL;
+    cJSON *extra = NULL;
+    bool prompts = set->kind == WL_RANDOM;
+    int rc = check_load(load, set, prompts, err);
+    if (!rc && extra_body && (rc = km_json_parse(extra_body, strlen(extra_body), &extra, err)))
+        km_context(err, "extra body");
+    if (!rc && extra && !cJSON_IsObject(extra))
+        rc = km_fail(err, KM_EINVAL, "the extra body must be a JSON object such as {\"top_k\": 1}, not %.60s",
+                     extra_body);
+    if (!rc)
+        rc = check_extra(extra, err);
+    struct req *r = rc ? NULL : km_calloc(1, sizeof *r);
+    if (!rc && (!r || !(r->convs = km_calloc((size_t)set->n, sizeof *r->convs))))
+        rc = km_fail(err, KM_ENOMEM, "no memory for the requests of %d conversations", set->n);
+    if (!rc) {
+        r->load = load;
+        r->set = set;
+        r->prompts = prompts;
+        put_parameters(r, extra, model);
+    }
+    for (int c = 0; !rc && c < set->n; c++) {
+        const struct wl_conv *v = &set->convs[c];
+        struct conv_body *b = &r->convs[c];
+        if (!(b->part = km_calloc((size_t)v->n + 1, sizeof *b->part))) {
+            rc = km_fail(err, KM_ENOMEM, "no memory for the requests of %d conversations", set->n);
+            break;
+        }
+        for (int m = 0; m < v->n; m++) {
+            b->part[m] = r->parts.len;
+            if (!v->msgs[m].assistant || (load->fixed_history && m + 1 < v->n))
+                put_message(r, &r->parts, &v->msgs[m]);
+        }
+        b->part[v->n] = r->parts.len;
+    }
+    cJSON_Delete(extra);
+    if (!rc && (!km_buf_ok(&r->head) || !km_buf_ok(&r->tail) || !km_buf_ok(&r->end) || !km_buf_ok(&r->parts)))
+        rc = km_fail(err, KM_ENOMEM, "no memory for the request bodies of %s", set->name);
+    if (rc) {
+        req_free(r);
+        return rc;
+    }
+    *out = r;
+    return 0;
+}
+
+void req_free(struct req *r)
+{
+    if (!r)
+        return;
+    for (int c = 0; r->set && c < r->set->n; c++) {
+        km_buf_free(&r->convs[c].text);
+        km_free(r->convs[c].part);
+    }
+    km_free(r->convs);
+    km_buf_free(&r->head);
+    km_buf_free(&r->tail);
+    km_buf_free(&r->end);
+    km_buf_free(&r->parts);
+    km_free(r);
+}
+
+const char *req_path(const struct req *r)
+{
+    return r->load->endpoint == HZ_CHAT ? "/v1/chat/completions" : "/v1/completions";
+}
+
+void req_rewind(struct req *r)
+{
+    for (int c = 0; c < r->set->n; c++) {
+        km_buf_clear(&r->convs[c].text);
+        r->convs[c].kept = 0;
+        r->convs[c].messages = 0;
+    }
+}
+
+/* Appends message m, from the prepared parts or with the given text. */
+static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text,
+                   size_t text_len)
+{
+    if (b->text.data)
+        b->text.data[b->kept] = 0;
+    b->text.len = b->kept;
+    if (!b->messages)
+        km_buf_put(&b->text, r->head.data, r->head.len);
+    else
+        km_buf_putc(&b->text, ',');
+    if (json)
+        km_buf_put(&b->text, json, len);
+    else {
+        km_buf_puts(&b->text, "{\"role\":\"assistant\",\"content\":\"");
+        km_buf_put_json(&b->text, text, text_len);
+        km_buf_puts(&b->text, "\"}");
+    }
+    b->messages++;
+    b->kept = b->text.len;
+}
+
+int req_build(struct req *r, int conv, int turn, struct req_body *out, struct km_err *err)
+{
+    const struct hz_load *l = r->load;
+    const struct wl_conv *v = &r->set->convs[conv];
+    struct conv_body *b = &r->convs[conv];
+    int m = 2 * turn;
+    int wanted = v->msgs[m + 1].n_tokens > 1 ? v->msgs[m + 1].n_tokens : 1;
+    int64_t max = l->limit_max_tokens ? l->limit_max_tokens : wanted;
+    int64_t min = l->limit_min_tokens ? l->limit_min_tokens : wanted;
+    bool send_max = max > 0 && r->max_key;
+    append(r, b, r->parts.data + b->part[m], b->part[m + 1] - b->part[m], NULL, 0);
+    km_buf_put(&b->text, r->tail.data, r->tail.len);
+    if (r->send_min)
+        km_buf_printf(&b->text, ",\"min_tokens\":%" PRId64, min);
+    if (send_max)
+        km_buf_printf(&b->text, ",\"%s\":%" PRId64, r->max_key, max);
+    km_buf_put(&b->text, r->end.data, r->end.len);
+    if (!km_buf_ok(&b->text))
+        return km_fail(err, KM_ENOMEM, "no memory for the body of conversation %d turn %d", conv, turn);
+    *out = (struct req_body){b->text.data, b->text.len, send_max ? (int)max : -1, m + 1};
+    return 0;
+}
+
+int req_answer(struct req *r, int conv, int turn, const char *text, size_t len, struct km_err *err)
+{
+    struct conv_body *b = &r->convs[conv];
+    int m = 2 * turn + 1;
+    if (m + 1 >= r->set->convs[conv].n)
+        return 0; /* no later turn would carry it */
+    if (r->load->fixed_history)
+        append(r, b, r->parts.data + b->part[m], b->part[m + 1] - b->part[m], NULL, 0);
+    else
+        append(r, b, NULL, 0, text, len);
+    return km_buf_ok(&b->text) ? 0 : km_fail(err, KM_ENOMEM, "no memory for the history of conversation %d", conv);
+}

@@ -1,0 +1,319 @@
+/* The closed loop of vLLM's multi-turn client and the arrivals of `vllm bench serve`.
+ *
+ * vLLM's clients are processes that pull from one queue; here they are small state machines, asked in the
+ * order of their numbers, so that which client gets which conversation is no longer a race. One rule
+ * differs on purpose: there, a client whose request times out or breaks exits without a word (and, by early
+ * stop, ends the run for everybody), which lightens the load on a slow server. Here every failure is
+ * treated as vLLM treats a status other than 200: the conversation is dropped and the client goes on. */
+#include "harness/client/schedule.h"
+
+#include "base/mem.h"
+#include "workloads/rng.h"
+
+#include <math.h>
+#include <string.h>
+
+enum client_state { IDLE, SENDING, GONE };
+
+struct client {
+    enum client_state state;
+    int64_t due_ns; /* of its next request */
+    int64_t sent;
+    int *active; /* [o.active] ring: a deque of conversations, left end at head */
+    int head, n_active;
+    struct wl_mt rng;
+};
+
+struct turns {
+    bool closed, stop;
+    int in_flight, planned, lost;
+    int64_t free_ns; /* open: when the cap last let go */
+    int64_t begin_ns;
+
+    const struct wl_set *set;
+    struct turns_closed c;
+    int *queue;    /* [c.n] */
+    int next;      /* of the queue */
+    int *used;     /* [set->n] messages used of each conversation */
+    int *finished; /* [c.n] */
+    int n_finished;
+    struct client *clients; /* [c.clients] */
+
+    struct turns_open o;
+    int64_t *offset; /* [o.n] from begin_ns */
+};
+
+/* Messages of conversation v that will be used. */
+static int64_t limit(const struct turns *s, int v)
+{
+    int64_t n = s->set->convs[v].n;
+    return s->c.max_turns > 0 && s->c.max_turns < n ? s->c.max_turns : n;
+}
+
+/* Requests left in a conversation of which `used` messages are used. One at least: the limit is only looked
+ * at after a request. */
+static int requests_left(const struct turns *s, int v, int64_t used)
+{
+    if (used >= s->set->convs[v].n)
+        return 0;
+    int64_t n = (limit(s, v) - used + 1) / 2;
+    return n > 1 ? (int)n : 1;
+}
+
+int turns_closed_new(struct turns **out, const struct wl_set *set, const struct turns_closed *o,
+                     struct km_err *err)
+{
+    *out = NULL;
+    struct turns *s = km_calloc(1, sizeof *s);
+    if (!s)
+        return km_fail(err, KM_ENOMEM, "no memory for a schedule");
+    *s = (struct turns){.closed = true, .set = set, .c = *o};
+    s->queue = km_calloc((size_t)o->n, sizeof *s->queue);
+    s->finished = km_calloc((size_t)o->n, sizeof *s->finished);
+    s->used = km_calloc((size_t)set->n, sizeof *s->used);
+    s->clients = km_calloc((size_t)o->clients, sizeof *s->clients);
+    bool ok = s->queue && s->finished && s->used && s->clients;
+    for (int i = 0; ok && i < o->clients; i++) {
+        s->clients[i].active = km_calloc((size_t)o->active, sizeof(int));
+        ok = s->clients[i].active != NULL;
+        /* vLLM's later rule: one seed for all made the clients pause in step. */
+        wl_mt_seed(&s->clients[i].rng, (uint32_t)(o->seed + (uint64_t)i + 1));
+    }
+    if (!ok) {
+        turns_free(s);
+        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d conversations and %d clients", o->n,
+                       o->clients);
+    }
+    for (int i = 0; i < o->n; i++) {
+        s->queue[i] = o->order ? o->order[i] : i;
+        s->planned += requests_left(s, s->queue[i], 2 * o->first_turn);
+    }
+    s->c.order = NULL;
+    if (o->quota > 0 && o->quota * o->clients < s->planned)
+        s->planned = (int)(o->quota * o->clients);
+    *out = s;
+    return 0;
+}
+
+/* Gamma(shape, 1) draws in numpy's legacy order: Ahrens-Dieter below 1, Marsaglia-Tsang above. */
+static double gamma_draw(struct wl_mt *r, double shape)
+{
+    if (shape == 1)
+        return wl_mt_exponential(r, 1);
+    if (shape < 1) {
+        for (;;) {
+            double u = wl_mt_double(r), v = wl_mt_exponential(r, 1);
+            double y = u <= 1 - shape ? 0 : -log((1 - u) / shape);
+            double x = u <= 1 - shape ? pow(u, 1 / shape) : pow(1 - shape + shape * y, 1 / shape);
+            if (x <= v + y)
+                return x;
+        }
+    }
+    double b = shape - 1.0 / 3, c = 1 / sqrt(9 * b);
+    for (;;) {
+        double x, v;
+        do {
+            x = wl_mt_normal(r);
+            v = 1 + c * x;
+        } while (v <= 0);
+        v = v * v * v;
+        double u = wl_mt_double(r);
+        if (u < 1 - 0.0331 * x * x * x * x || log(u) < 0.5 * x * x + b * (1 - v + log(v)))
+            return b * v;
+    }
+}
+
+int turns_open_new(struct turns **out, const struct turns_open *o, struct km_err *err)
+{
+    *out = NULL;
+    struct turns *s = km_calloc(1, sizeof *s);
+    if (!s)
+        return km_fail(err, KM_ENOMEM, "no memory for a schedule");
+    *s = (struct turns){.o = *o, .planned = o->n};
+    s->offset = km_calloc((size_t)o->n, sizeof *s->offset);
+    if (!s->offset) {
+        turns_free(s);
+        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d prompts", o->n);
+    }
+    *out = s;
+    if (!(o->rate > 0) || isinf(o->rate) || o->n == 0)
+        return 0;
+    double *sum = km_calloc((size_t)o->n, sizeof *sum), total = 0;
+    if (!sum) {
+        turns_free(s);
+        *out = NULL;
+        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d prompts", o->n);
+    }
+    struct wl_mt r;
+    wl_mt_seed(&r, (uint32_t)o->seed);
+    for (int i = 0; i < o->n; i++)
+        sum[i] = total += gamma_draw(&r, o->burstiness) / (o->rate * o->burstiness);
+    double scale = total > 0 ? o->n / o->rate / total : 0; /* the last one is due at n/rate exactly */
+    for (int i = 0; i < o->n; i++)
+        s->offset[i] = llround(sum[i] * scale * 1e9);
+    km_free(sum);
+    return 0;
+}
+
+void turns_free(struct turns *s)
+{
+    if (!s)
+        return;
+    for (int i = 0; s->clients && i < s->c.clients; i++)
+        km_free(s->clients[i].active);
+    km_free(s->clients);
+    km_free(s->queue);
+    km_free(s->used);
+    km_free(s->finished);
+    km_free(s->offset);
+    km_free(s);
+}
+
+void turns_begin(struct turns *s, int64_t now_ns)
+{
+    s->begin_ns = s->free_ns = now_ns;
+    for (int i = 0; s->closed && i < s->c.clients; i++)
+        s->clients[i].due_ns = now_ns;
+}
+
+void turns_stop(struct turns *s)
+{
+    s->stop = true;
+}
+
+static void push_right(struct turns *s, struct client *k, int v)
+{
+    k->active[(k->head + k->n_active++) % s->c.active] = v;
+}
+
+static void push_left(struct turns *s, struct client *k, int v)
+{
+    k->head = (k->head + s->c.active - 1) % s->c.active;
+    k->active[k->head] = v;
+    k->n_active++;
+}
+
+/* Round robin takes the right end, where new conversations come in; an unfinished one returns at the left. So
+ * the newest starts first, and then they truly rotate. */
+static int pick(struct turns *s, struct client *k)
+{
+    int at = s->c.random ? (int)wl_mt_int(&k->rng, 0, k->n_active - 1) : k->n_active - 1;
+    int v = k->active[(k->head + at) % s->c.active];
+    for (; at < k->n_active - 1; at++)
+        k->active[(k->head + at) % s->c.active] = k->active[(k->head + at + 1) % s->c.active];
+    k->n_active--;
+    return v;
+}
+
+/* One round of a client that is free: its next request, or its exit. A client that meets the end of the queue
+ * exits at once, even with conversations in hand. */
+static bool client_step(struct turns *s, struct client *k, struct turns_item *out)
+{
+    bool dry = s->stop || (s->c.quota > 0 && k->sent >= s->c.quota);
+    while (!dry && k->n_active < s->c.active) {
+        if (s->next == s->c.n) {
+            dry = true;
+            break;
+        }
+        int v = s->queue[s->next++];
+        s->used[v] = 2 * s->c.first_turn;
+        if (s->used[v] < s->set->convs[v].n)
+            push_right(s, k, v);
+    }
+    if (dry || !k->n_active) {
+        k->state = GONE;
+        s->stop = s->stop || s->c.early_stop;
+        return false;
+    }
+    int v = pick(s, k);
+    *out = (struct turns_item){.conv = v,
+                               .turn = s->used[v] / 2,
+                               .client = (int)(k - s->clients),
+                               .due_ns = k->due_ns,
+                               .ready_ns = k->due_ns};
+    s->used[v]++;
+    k->sent++;
+    k->state = SENDING;
+    s->in_flight++;
+    return true;
+}
+
+static enum turns_answer closed_next(struct turns *s, int64_t now, struct turns_item *out, int64_t *wake)
+{
+    bool waiting = false;
+    for (int i = 0; i < s->c.clients; i++) {
+        struct client *k = &s->clients[i];
+        if (k->state == IDLE && !s->stop && k->due_ns > now) {
+            waiting = true;
+            *wake = k->due_ns < *wake ? k->due_ns : *wake;
+        } else if (k->state == IDLE && client_step(s, k, out))
+            return SCH_SEND;
+    }
+    if (s->stop && waiting) /* a later client raised the flag: those that pause have nothing to wait for */
+        return closed_next(s, now, out, wake);
+    return s->in_flight || waiting ? SCH_WAIT : SCH_END;
+}
+
+static enum turns_answer open_next(struct turns *s, int64_t now, struct turns_item *out, int64_t *wake)
+{
+    bool more = s->next < s->o.n && !s->stop;
+    if (!more)
+        return s->in_flight ? SCH_WAIT : SCH_END;
+    if (s->o.cap > 0 && s->in_flight >= s->o.cap)
+        return SCH_WAIT;
+    int64_t due = s->begin_ns + s->offset[s->next];
+    if (due > now) {
+        *wake = due;
+        return SCH_WAIT;
+    }
+    *out = (struct turns_item){.conv = s->next, .due_ns = due, .ready_ns = due > s->free_ns ? due : s->free_ns};
+    s->next++;
+    s->in_flight++;
+    return SCH_SEND;
+}
+
+enum turns_answer turns_next(struct turns *s, int64_t now_ns, struct turns_item *out, int64_t *wake_ns)
+{
+    *wake_ns = INT64_MAX;
+    return s->closed ? closed_next(s, now_ns, out, wake_ns) : open_next(s, now_ns, out, wake_ns);
+}
+
+void turns_done(struct turns *s, const struct turns_item *it, bool ok, int64_t now_ns)
+{
+    bool was_full = s->o.cap > 0 && s->in_flight == s->o.cap;
+    s->in_flight--;
+    if (!s->closed) {
+        if (was_full)
+            s->free_ns = now_ns;
+        return;
+    }
+    struct client *k = &s->clients[it->client];
+    int v = it->conv;
+    k->state = IDLE;
+    k->due_ns = now_ns;
+    if (s->c.rate > 0 && !isinf(s->c.rate))
+        k->due_ns += llround(wl_mt_exponential(&k->rng, 1 / s->c.rate) * 1e9);
+    s->used[v]++;
+    if (!ok)
+        s->lost += s->used[v] < limit(s, v) ? requests_left(s, v, s->used[v]) : 0;
+    else if (s->used[v] >= limit(s, v))
+        s->finished[s->n_finished++] = v;
+    else
+        push_left(s, k, v);
+}
+
+int turns_planned(const struct turns *s)
+{
+    return s->planned;
+}
+
+int turns_lost(const struct turns *s)
+{
+    return s->lost;
+}
+
+const int *turns_finished(const struct turns *s, int *n)
+{
+    *n = s->n_finished;
+    return s->finished;
+}

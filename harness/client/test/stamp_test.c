@@ -1,0 +1,474 @@
+/* Arrivals against the server's own clock: no event is told before it was sent, however the client is held off.
+ *
+ * The linker puts this file in front of curl_multi_socket_action, and so between the client's look at a socket and
+ * libcurl's read of it, in front of getsockopt, where the kernel says what a connection has received, and in front of
+ * the wall clock, by which the kernel stamps. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "harness/client/answer.h"
+#include "harness/client/load.h"
+#include "mock.h"
+
+#include <curl/curl.h>
+#include <linux/net_tstamp.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { CONVS = 16, TURNS = 2, TAIL = 3 /* events after the tokens: finish, usage, [DONE] */ };
+
+enum how {
+    LET,           /* an event at a time, read before the next is sent */
+    BEFORE_READ,   /* every other time, one more event between the look and the read */
+    BEHIND_COUNTS, /* the same, and one more behind each count that is asked for after the read */
+    BETWEEN_READS, /* every other time, one more event and a second read after the same look */
+    HEAPED         /* as much as the socket takes, before the next look */
+};
+
+static struct bench {
+    struct wl_set set;
+    struct wl_conv convs[CONVS];
+    struct wl_msg msgs[CONVS][2 * TURNS];
+    char texts[CONVS][16]; /* "say C." for conversation C */
+    struct mock *mock;
+    struct hz_trace trace;
+    enum how how;
+    int events;        /* of the streams that go event by event */
+    atomic_int going;  /* those of them that may be sent */
+    int actions;       /* of libcurl on bytes that have come */
+    bool held;         /* in one of those that something is to come into */
+    int heap;          /* the most bytes that lay before a look */
+    int astray_at;     /* the action before which a segment is out of order, by the kernel's count; 0: none */
+    int64_t astray_ns; /* when; 0: not yet */
+    bool old_kernel;   /* one that does not count */
+    int walls;         /* times that the wall clock was looked at */
+    int held_wall;     /* from this look on every fourth takes a millisecond; 0: none */
+    int jump_wall;     /* from this look on it is a second ahead; 0: never */
+    sem_t go;
+} b;
+
+/* ---- the server's next event ---- */
+
+/* Goes on by itself when the client has read the last one from a timer, where this file is not asked. */
+static void wait_for_go(void *arg)
+{
+    struct timespec until;
+    (void)arg;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 50000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    if (sem_timedwait(&b.go, &until))
+        atomic_fetch_add(&b.going, 1);
+}
+
+static bool next(void)
+{
+    if (atomic_load(&b.going) >= b.events)
+        return false;
+    atomic_fetch_add(&b.going, 1);
+    sem_post(&b.go);
+    return true;
+}
+
+static int queued(int fd)
+{
+    int n = 0;
+    ioctl(fd, FIONREAD, &n);
+    return n;
+}
+
+/* False: there is none. */
+static bool next_is_here(int fd)
+{
+    int was = queued(fd);
+    if (!next())
+        return false;
+    while (queued(fd) <= was)
+        usleep(100);
+    return true;
+}
+
+/* ---- before the client's calls ---- */
+
+CURLMcode __real_curl_multi_socket_action(CURLM *m, curl_socket_t fd, int ev, int *running);
+CURLMcode __wrap_curl_multi_socket_action(CURLM *m, curl_socket_t fd, int ev, int *running);
+int __real_getsockopt(int fd, int level, int name, void *value, socklen_t *n);
+int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *n);
+
+CURLMcode __wrap_curl_multi_socket_action(CURLM *m, curl_socket_t fd, int ev, int *running)
+{
+    const struct mock_request *q;
+    if (fd == CURL_SOCKET_TIMEOUT || !queued(fd) || !mock_requests(b.mock, &q))
+        return __real_curl_multi_socket_action(m, fd, ev, running);
+    b.held = b.actions++ % 2 == 0;
+    if (b.actions == b.astray_at)
+        b.astray_ns = km_now_ns();
+    if (b.held && (b.how == BEFORE_READ || b.how == BEHIND_COUNTS))
+        next_is_here(fd);
+    CURLMcode rc = __real_curl_multi_socket_action(m, fd, ev, running);
+    if (b.held && b.how == BETWEEN_READS && next_is_here(fd))
+        rc = __real_curl_multi_socket_action(m, fd, ev, running);
+    b.held = false;
+    for (int was = -1; b.how == HEAPED && was < queued(fd); usleep(1000))
+        was = queued(fd);
+    b.heap = queued(fd) > b.heap ? queued(fd) : b.heap;
+    next();
+    return rc;
+}
+
+int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *n)
+{
+    int rc = __real_getsockopt(fd, level, name, value, n);
+    if (rc || level != IPPROTO_TCP || name != TCP_INFO)
+        return rc;
+    struct tcp_info *t = value;
+    t->tcpi_rcv_ooopack += b.astray_ns > 0;
+    if (b.old_kernel)
+        *n = offsetof(struct tcp_info, tcpi_rcv_ooopack);
+    if (b.held && b.how == BEHIND_COUNTS)
+        next_is_here(fd);
+    return 0;
+}
+
+int64_t __real_km_wall_ns(void);
+int64_t __wrap_km_wall_ns(void);
+
+int64_t __wrap_km_wall_ns(void)
+{
+    int look = ++b.walls;
+    int64_t wall = __real_km_wall_ns();
+    if (b.held_wall && look >= b.held_wall && look % 4 == 0)
+        usleep(1000);
+    return wall + (b.jump_wall && look >= b.jump_wall ? 1000000000 : 0);
+}
+
+/* ---- runs ---- */
+
+static void workload(int convs, int turns, int tokens)
+{
+    memset(&b, 0, sizeof b);
+    b.set = (struct wl_set){.name = "made by hand", .kind = WL_MULTI_TURN, .convs = b.convs, .n = convs};
+    for (int c = 0; c < convs; c++) {
+        snprintf(b.texts[c], sizeof b.texts[c], "say %d.", c);
+        for (int m = 0; m < 2 * turns; m++)
+            b.msgs[c][m] = (struct wl_msg){
+                .assistant = m % 2, .text = b.texts[c], .len = strlen(b.texts[c]), .n_tokens = m % 2 ? tokens : 3};
+        b.convs[c] = (struct wl_conv){.id = "CONV", .msgs = b.msgs[c], .n = 2 * turns};
+        b.set.n_requests += turns;
+    }
+    sem_init(&b.go, 0, 0);
+}
+
+static void run(const struct mock_opts *o, int clients)
+{
+    struct km_err err;
+    struct hz_load load = hz_load_defaults();
+    load.num_clients = clients;
+    load.early_stop = false;
+    if (!b.mock)
+        b.mock = mock_start(o);
+    struct hz_target target = {.url = mock_url(b.mock)};
+    int rc = hz_run(&target, &load, &b.set, NULL, NULL, &b.trace, &err);
+    if (rc)
+        fail_msg("hz_run: %s", err.msg);
+    assert_int_equal(b.trace.n, b.set.n_requests);
+}
+
+static void end(void)
+{
+    mock_stop(b.mock);
+    hz_trace_free(&b.trace);
+    sem_destroy(&b.go);
+}
+
+static const struct hz_tick *ticks(const struct hz_rec *r)
+{
+    return b.trace.ticks + r->tick0;
+}
+
+static const struct mock_request *request_of(const struct hz_rec *r)
+{
+    const struct mock_request *q;
+    int n = mock_requests(b.mock, &q);
+    for (int i = 0; i < n; i++)
+        if (strstr(q[i].body, b.texts[r->conv]) && !r->turn == !strstr(q[i].body, "assistant"))
+            return &q[i];
+    fail_msg("the server has no request of conversation %d", r->conv);
+    return NULL;
+}
+
+/* Events of r that are told before the server sent them; fails where they are out of order among themselves. */
+static int early(const struct hz_rec *r)
+{
+    const struct hz_tick *t = ticks(r);
+    const struct mock_request *q = request_of(r);
+    assert_string_equal(r->error, "");
+    assert_int_equal(q->n_sent, r->n_ticks + TAIL - 1); /* the finish has a tick */
+    assert_true(r->start_ns < r->header_ns && r->header_ns <= t[0].ns);
+    int n = r->last_any_ns < q->sent[r->n_ticks];
+    n += r->done_ns < q->sent[r->n_ticks + 1];
+    for (int i = 0; i < r->n_ticks; i++) {
+        n += t[i].ns < q->sent[i];
+        assert_true(i == 0 || t[i - 1].ns <= t[i].ns);
+    }
+    assert_true(t[r->n_ticks - 1].ns <= r->last_any_ns && r->last_any_ns <= r->done_ns);
+    return n;
+}
+
+static int early_of_all(void)
+{
+    int n = 0;
+    for (int i = 0; i < b.trace.n; i++)
+        n += early(&b.trace.recs[i]);
+    return n;
+}
+
+/* One conversation whose events are sent when the client has come so far. */
+static void lead(enum how how, int turns, int tokens)
+{
+    b.how = how;
+    b.events = turns * (tokens + TAIL);
+    run(&(struct mock_opts){.cached = 0, .before = wait_for_go}, 1);
+}
+
+/* Whether bytes over loopback come with stamps and are counted here, asked without the client. The kernel begins to
+ * stamp a moment after it was first asked to. */
+static bool kernel_can(void)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof to;
+    int flags = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE, on = socket(AF_INET, SOCK_STREAM, 0),
+        from = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(on, (struct sockaddr *)&to, n) || listen(on, 1), 0);
+    assert_int_equal(getsockname(on, (struct sockaddr *)&to, &n), 0);
+    setsockopt(from, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof flags);
+    assert_int_equal(connect(from, (struct sockaddr *)&to, n), 0);
+    int server = accept(on, NULL, NULL);
+    bool stamped = false;
+    for (int i = 0; i < 100 && !stamped; i++) {
+        char byte, control[256];
+        struct iovec iov = {&byte, 1};
+        struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        assert_int_equal(write(server, "x", 1), 1);
+        assert_int_equal(recvmsg(from, &m, 0), 1);
+        stamped = CMSG_FIRSTHDR(&m) != NULL;
+        usleep(stamped ? 0 : 1000);
+    }
+    struct tcp_info t = {0};
+    n = sizeof t;
+    bool counted = !getsockopt(from, IPPROTO_TCP, TCP_INFO, &t, &n) && n > offsetof(struct tcp_info, tcpi_rcv_ooopack);
+    close(from), close(server), close(on);
+    return stamped && counted;
+}
+
+static void quiet_arrivals_have_the_kernels_stamps(void **state)
+{
+    (void)state;
+    workload(1, 1, 40);
+    lead(LET, 1, 40);
+    assert_int_equal(early_of_all(), 0);
+    double share = b.trace.health.kernel_stamps;
+    end();
+    if (!kernel_can()) {
+        print_message("skipped: this kernel gives no receive stamps, or does not count what a connection receives\n");
+        skip();
+    }
+    assert_true(share > 0.9);
+}
+
+static void what_comes_after_the_look(void **state)
+{
+    (void)state;
+    static const enum how how[] = {BEFORE_READ, BEHIND_COUNTS, BETWEEN_READS};
+    for (int i = 0; i < 3; i++) {
+        workload(1, 1, 40);
+        lead(how[i], 1, 40);
+        assert_int_equal(early_of_all(), 0);
+        int met = 0;
+        for (int k = 0; k < 40; k++)
+            met += ticks(&b.trace.recs[0])[k].lag_ns < 0;
+        assert_true(met > 0);
+        double share = b.trace.health.kernel_stamps; /* of the others, if there are any */
+        assert_false(share > 0 && share <= 0.9);
+        end();
+    }
+}
+
+static void more_than_a_look_reaches_over(void **state)
+{
+    (void)state;
+    enum { TOKENS = 240000, PER_EVENT = 1000 };
+    workload(1, 1, TOKENS);
+    b.how = HEAPED;
+    run(&(struct mock_opts){.per_event = PER_EVENT, .cached = 0}, 1);
+    assert_int_equal(early_of_all(), 0);
+    const struct hz_rec *r = &b.trace.recs[0];
+    struct km_buf want = {0};
+    for (int i = 0; i < TOKENS; i++)
+        mock_token(i, 1, &want);
+    assert_int_equal(r->n_ticks, TOKENS / PER_EVENT + 1);
+    assert_int_equal(r->text_len, want.len);
+    assert_memory_equal(r->text, want.data, want.len);
+    print_message("up to %d bytes before a look, kernel stamps %.2f\n", b.heap, b.trace.health.kernel_stamps);
+    km_buf_free(&want);
+    end();
+}
+
+static void segments_out_of_order(void **state)
+{
+    (void)state;
+    enum { TOKENS = 20 };
+    workload(1, 2, TOKENS);
+    b.astray_at = TOKENS / 2;
+    lead(LET, 2, TOKENS);
+    assert_int_equal(early_of_all(), 0);
+    const struct hz_tick *t = ticks(&b.trace.recs[0]), *u = ticks(&b.trace.recs[1]);
+    int stamped = 0, stamped_again = 0;
+    for (int i = 0; i < TOKENS; i++) {
+        assert_true(t[i].ns < b.astray_ns || t[i].lag_ns < 0); /* to the end of that answer */
+        stamped += t[i].lag_ns >= 0;
+        stamped_again += u[i].lag_ns >= 0;
+    }
+    assert_true(t[TOKENS - 1].ns > b.astray_ns);
+    assert_true(!stamped || stamped_again); /* where there are stamps at all, the next one has them */
+    end();
+}
+
+static void a_kernel_that_does_not_count(void **state)
+{
+    (void)state;
+    workload(1, 1, 20);
+    b.old_kernel = true;
+    lead(LET, 1, 20);
+    assert_int_equal(early_of_all(), 0);
+    assert_true(b.trace.health.kernel_stamps == 0);
+    end();
+}
+
+/* A look at the clocks that was held off is no step of theirs, and the next is compared with the one before it. */
+static void a_look_that_is_held_off(void **state)
+{
+    (void)state;
+    workload(1, 1, 40);
+    b.held_wall = 20;
+    lead(LET, 1, 40);
+    assert_int_equal(early_of_all(), 0);
+    assert_true(b.walls > 40);
+    assert_int_equal(b.trace.health.clock_steps, 0);
+    const struct hz_tick *t = ticks(&b.trace.recs[0]);
+    int stamped = 0;
+    for (int i = 0; i < 40; i++)
+        stamped += t[i].lag_ns >= 0;
+    assert_true(b.trace.health.kernel_stamps == 0 || (stamped > 20 && stamped < 40));
+    end();
+}
+
+static void a_wall_clock_that_jumps(void **state)
+{
+    (void)state;
+    workload(1, 1, 40);
+    b.jump_wall = 30;
+    lead(LET, 1, 40);
+    assert_int_equal(early_of_all(), 0);
+    assert_true(b.walls > 40);
+    assert_int_equal(b.trace.health.clock_steps, 1);
+    end();
+}
+
+static atomic_bool busy_stop;
+
+static void *busy(void *arg)
+{
+    while (!atomic_load(&busy_stop))
+        ;
+    return arg;
+}
+
+static void a_client_that_shares_its_processor(void **state)
+{
+    (void)state;
+    enum { BUSY = 4 };
+    pthread_t t[BUSY];
+    cpu_set_t were, one;
+    workload(CONVS, 1, 1000);
+    const struct mock_opts o = {.cached = 0, .gap_us = 300};
+    b.mock = mock_start(&o); /* its threads are not tied down with this one */
+    assert_int_equal(sched_getaffinity(0, sizeof were, &were), 0);
+    int cpu = 0;
+    while (!CPU_ISSET(cpu, &were))
+        cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    atomic_store(&busy_stop, false);
+    for (int i = 0; i < BUSY; i++)
+        assert_int_equal(pthread_create(&t[i], NULL, busy, NULL), 0);
+    run(&o, CONVS);
+    atomic_store(&busy_stop, true);
+    for (int i = 0; i < BUSY; i++)
+        pthread_join(t[i], NULL);
+    assert_int_equal(sched_setaffinity(0, sizeof were, &were), 0);
+    print_message("%.1f s, kernel stamps %.2f, p99 lag %.1f ms\n", b.trace.health.wall_s, b.trace.health.kernel_stamps,
+                  b.trace.health.stamp_lag_p99_ms);
+    assert_int_equal(early_of_all(), 0);
+    end();
+}
+
+static void an_answers_time_does_not_go_back(void **state)
+{
+    (void)state;
+    static const char event[] = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n";
+    static const struct ans_stamp in[] = {{900, 300, false}, {1100, 50, false}, {1090, 70, false},
+                                          {1200, -1, true}, {1150, 80, false}, {1250, 20, false}},
+                                  out[] = {{1000, -1, false}, {1100, 50, false}, {1100, 70, false},
+                                           {1200, -1, true}, {1200, -1, true}, {1250, 20, false}};
+    struct ans a;
+    struct ans_tally tally = {0};
+    struct hz_rec rec = {.start_ns = 500};
+    assert_int_equal(ans_init(&a, true, false, false, &tally, NULL), 0);
+    for (int again = 0; again < 2; again++) { /* the second answer begins anew */
+        ans_begin(&a, &rec);
+        ans_status(&a, 200);
+        ans_headers_done(&a, (struct ans_stamp){1000, -1, false});
+        for (int i = 0; i < 6; i++) {
+            assert_true(ans_body(&a, event, sizeof event - 1, in[i]));
+            assert_int_equal(a.ticks[i].ns, out[i].ns);
+            assert_int_equal(a.ticks[i].lag_ns, out[i].lag_ns);
+        }
+        assert_int_equal(a.rec.header_ns, 1000);
+        assert_int_equal(a.rec.first_ns, 1000);
+        assert_int_equal(a.rec.last_ns, 1250);
+        assert_int_equal(tally.stamped, 3 * (again + 1));
+        assert_int_equal(tally.met, 2 * (again + 1));
+    }
+    ans_free(&a);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(quiet_arrivals_have_the_kernels_stamps), cmocka_unit_test(what_comes_after_the_look),
+        cmocka_unit_test(more_than_a_look_reaches_over),          cmocka_unit_test(segments_out_of_order),
+        cmocka_unit_test(a_kernel_that_does_not_count),           cmocka_unit_test(a_client_that_shares_its_processor),
+        cmocka_unit_test(an_answers_time_does_not_go_back),       cmocka_unit_test(a_look_that_is_held_off),
+        cmocka_unit_test(a_wall_clock_that_jumps),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,78 @@
+/* Token counts by the client's own tokenizer, after the run: what vLLM's multi-turn client does between two
+ * requests, inside its closed loop, is done here where it delays nothing. */
+#include "harness/client/load.h"
+
+#include "base/mem.h"
+
+#include <string.h>
+
+static int count(const struct tok *tok, const char *text, size_t len, int *out, struct km_err *err)
+{
+    int64_t n = len ? tok_count(tok, text, len, err) : 0;
+    if (n < 0)
+        return (int)n;
+    *out = n > INT32_MAX ? INT32_MAX : (int)n;
+    return 0;
+}
+
+static int message_tokens(const struct tok *tok, const struct wl_msg *m, int *out, struct km_err *err)
+{
+    *out = m->n_tokens;
+    return m->n_tokens >= 0 ? 0 : count(tok, m->text, m->len, out, err);
+}
+
+/* Counts a record's answer and files it under its turn, so that later prompts can add it up. */
+static int count_answer(struct hz_rec *r, const struct tok *tok, int *answer, struct km_err *err)
+{
+    int rc = 0;
+    if (!r->ok || !r->text)
+        return 0;
+    rc = count(tok, r->text, r->text_len, &r->local_output_tokens, err);
+    if (!rc)
+        rc = count(tok, r->text, r->first_len, &r->local_first_tokens, err);
+    *answer = r->local_output_tokens;
+    return rc;
+}
+
+int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct tok *tok, bool keep_text,
+                   struct km_err *err)
+{
+    int rc = 0;
+    size_t turns = 0;
+    size_t *at = km_calloc((size_t)set->n + 1, sizeof *at); /* where conversation c's turns begin */
+    for (int c = 0; at && c < set->n; c++) {
+        at[c] = turns;
+        turns += (size_t)set->convs[c].n / 2;
+    }
+    int *user = km_calloc(turns, sizeof *user), *answer = km_calloc(turns, sizeof *answer);
+    if (!at || !user || !answer)
+        rc = km_fail(err, KM_ENOMEM, "no memory for the token counts of %d requests", t->n);
+    for (int c = 0; !rc && tok && c < set->n; c++) {
+        for (int m = 0; !rc && m < set->convs[c].n; m++)
+            rc = message_tokens(tok, &set->convs[c].msgs[m],
+                                m % 2 ? &answer[at[c] + (size_t)m / 2] : &user[at[c] + (size_t)m / 2], err);
+    }
+    /* First every answer, in both passes; with a fixed history the workload's own stay in the prompts. */
+    for (int i = 0; !rc && tok && i < t->n_warm + t->n; i++) {
+        struct hz_rec *r = i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
+        int unused;
+        rc = count_answer(r, tok, t->fixed_history ? &unused : &answer[at[r->conv] + (size_t)r->turn], err);
+    }
+    for (int i = 0; !rc && tok && i < t->n; i++) {
+        struct hz_rec *r = &t->recs[i];
+        const size_t base = at[r->conv];
+        int sum = 0;
+        for (int turn = 0; turn <= r->turn; turn++)
+            sum += user[base + (size_t)turn] + (turn < r->turn ? answer[base + (size_t)turn] : 0);
+        r->local_prompt_tokens = sum;
+    }
+    for (int i = 0; !keep_text && i < t->n_warm + t->n; i++) {
+        struct hz_rec *r = i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
+        km_free(r->text);
+        r->text = NULL;
+    }
+    km_free(at);
+    km_free(user);
+    km_free(answer);
+    return rc;
+}

@@ -1,0 +1,44 @@
+/* A run on disk: run.json, requests.csv, tokens.bin, env.json. Written once, whole; read back by compare and
+ * report, offline. Schema "kvmark.run.1". */
+#ifndef HZ_RUNFOLDER_H
+#define HZ_RUNFOLDER_H
+
+#include "harness/client/load.h"
+#include "harness/run/summary.h"
+
+/* Everything that is known about a run besides its trace. Borrowed strings. */
+struct hz_run_info {
+    const char *workload, *workload_sha256, *workload_text;
+    enum wl_kind workload_kind;
+    int workload_requests;
+    const char *target_kind;   /* "kvmark" or "external" */
+    const char *target_url, *device, *model, *kv, *dtype;
+    bool dummy_weights, simulated;
+    const char *command;       /* argv, quoted so that it can be pasted */
+    const char *commit;        /* of the build, "" unknown */
+    const char *binary_sha256; /* "" unknown */
+    const char *started;       /* ISO 8601 */
+    const cJSON *options;      /* load and engine options as resolved, an object */
+    const cJSON *server_metrics; /* counters of our engine over the measured phase; NULL for others */
+    const cJSON *limits;       /* what the machine or a user's limit allows, an object; NULL: only what options say */
+    const struct wl_set *set;  /* for the conversations' ids; NULL: none are written */
+};
+
+/* Creates dir (must not hold a run.json already, KM_EINVAL) and writes the four files; run.json last, so that a folder with
+ * one is complete. */
+int hz_run_write(const char *dir, const struct hz_run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
+                 const struct hz_summary *strict, struct km_err *err);
+
+struct hz_run {
+    char *dir;
+    cJSON *json;               /* run.json */
+    struct hz_summary seed, strict;
+    struct hz_trace trace;     /* from requests.csv and tokens.bin; texts are gone, and the clock begins at 1 s */
+};
+int hz_run_read(struct hz_run *out, const char *dir, struct km_err *err);
+void hz_run_free(struct hz_run *r);
+
+/* env.json: machine, CPU, memory, kernel, compiler, libraries. */
+cJSON *hz_environment(void);
+
+#endif
