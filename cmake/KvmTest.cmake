@@ -1,5 +1,5 @@
 # kvm_test(NAME SOURCES a.c ... LIBS x y ...): a cmocka program and its ctest entry. KVM_SOURCE_DIR is where
-# tests find committed data; data that a clone may lack lies in ${KVM_SOURCE_DIR}/../shared/data.
+# tests find committed data; optional data is looked for in the folder that the environment's KVM_DATA names.
 function(kvm_test name)
   cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;LIBS" ${ARGN})
   add_executable(${name} ${T_SOURCES})

@@ -1,10 +1,5 @@
 /* The foundation: buffers, UTF-8, JSON access, flags, files, hashes, and allocation failure. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/args.h"
 #include "base/buf.h"

@@ -1,10 +1,5 @@
 /* Which backend a name gets, in whatever build and on whatever machine this runs. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "engine/backend.h"
 

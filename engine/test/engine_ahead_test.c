@@ -1,12 +1,7 @@
 /* The engine a step ahead of its backend: the same answers as one step at a time, whatever ends, fails, arrives or
  * cannot be chosen while a step is in flight. The seed of the random part is printed; as the program's argument it is
  * replayed. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/mem.h"

@@ -1,11 +1,6 @@
 /* The whole engine on the CPU backend with a real small model: answers equal the reference ones, cold equals warm token
  * for token at every edge, a small pool and company change nothing. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/json.h"
 #include "base/mem.h"

@@ -2,12 +2,7 @@
  * runs a step ahead or not, a cache layer that is slow, forgets and comes short. After every step all invariants hold;
  * every answer equals the straight-line one.
  * The seed is printed; as the program's argument it is replayed. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "rig.h"
 

@@ -1,10 +1,5 @@
 /* The engine core on the fake backend: answers at every edge, hits, stops, failures, and the port to a cache layer. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "rig.h"

@@ -1,10 +1,5 @@
 /* Model folders good and broken, and dummy weights. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "engine/dummy.h"

@@ -1,10 +1,5 @@
 /* The page pool and the prefix index by themselves: order of reuse, states, identity. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "engine/pages.h"

@@ -1,10 +1,5 @@
 /* The engine on its own thread: answers, cancels, resets, a lost device, and memory that runs out. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/mem.h"

@@ -1,10 +1,5 @@
 /* The reference sampler: exact sets, exact order of filters, and the draw against the distribution it should have. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "engine/sample.h"
 

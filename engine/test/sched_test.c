@@ -1,10 +1,5 @@
 /* The scheduler by itself, step by step: budgets, order, preemption, and pages on their way back. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "engine/sched.h"
 

@@ -1,10 +1,5 @@
 /* What users may write, and what they are told when they may not. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"

@@ -1,11 +1,6 @@
 /* The cache behind the real engine on the CPU: answers with it are those without it, token for token, whatever the
  * lengths, the pressure and the damage; and the hit counters say that it was really used. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "engine/engine.h"

@@ -1,10 +1,5 @@
 /* The cache through its port, with fake pages: what was stored comes back byte for byte or not at all. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "kvcache/test/fake.h"

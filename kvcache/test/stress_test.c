@@ -2,12 +2,7 @@
  * prefixes in order of use must predict every lookup and eviction. With late and failing copies it is one-sided:
  * whatever a load calls good must be the right bytes. The seed is printed; argv[1]
  * sets it. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "kvcache/test/fake.h"
 

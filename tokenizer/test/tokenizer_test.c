@@ -1,11 +1,6 @@
 /* Ids against vectors that Hugging Face tokenizers gave (golden-*.json), then what vectors cannot show:
  * linear time, refusals, failing memory, threads. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/file.h"
@@ -23,7 +18,6 @@
 #include <unistd.h>
 
 #define TINY KVM_SOURCE_DIR "/models/qwen3-tiny-lm"
-#define QWEN KVM_SOURCE_DIR "/../shared/data/qwen3-tokenizer.json"
 #define GOLDEN(name) KVM_SOURCE_DIR "/tokenizer/test/golden-" name ".json"
 
 static struct tok *open_ok(const char *path)
@@ -171,12 +165,11 @@ static void tiny_as_hugging_face(void **state)
 static void qwen3_as_hugging_face(void **state)
 {
     (void)state;
-    if (!km_file_exists(QWEN)) {
-        print_message("skipped: needs Qwen3's tokenizer.json as %s\n", QWEN);
+    const char *qwen = km_test_data("qwen3-tokenizer.json");
+    if (!qwen)
         skip();
-    }
-    check_golden(QWEN, GOLDEN("qwen3"), GOLDEN("tiny-lm"));
-    struct tok *t = open_ok(QWEN);
+    check_golden(qwen, GOLDEN("qwen3"), GOLDEN("tiny-lm"));
+    struct tok *t = open_ok(qwen);
     assert_int_equal(tok_vocab_size(t), 151643);
     assert_int_equal(tok_total(t), 151669);
     assert_int_equal(tok_added_id(t, "<think>"), 151667);

@@ -1,10 +1,5 @@
 /* numpy's streams, against numbers that numpy 1.26 and 2.4 printed. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "workloads/law.h"

@@ -3,12 +3,7 @@
  * The hashes come from an independent model in Python on numpy and Hugging Face's tokenizers. Those for
  * Qwen3's tokenizer and the novel are checked where both are at hand; the tiny tokenizer and the built-in
  * text always are. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"
@@ -22,8 +17,6 @@
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 #define WORKLOADS KVM_SOURCE_DIR "/workloads/"
-#define QWEN KVM_SOURCE_DIR "/../shared/data/qwen3-tokenizer.json"
-#define NOVEL_DIR KVM_SOURCE_DIR "/../shared/data"
 
 static struct tok *tiny;
 static char dir[] = "/tmp/kvm_set_XXXXXX";
@@ -111,10 +104,9 @@ static void golden_with_the_tiny_tokenizer(void **state)
 static void golden_with_qwen3_and_the_novel(void **state)
 {
     (void)state;
-    if (!km_file_exists(QWEN) || !km_file_exists(NOVEL_DIR "/pg1184.txt")) {
-        print_message("skipped: Qwen3's tokenizer and the novel are not here\n");
+    const char *tokenizer = km_test_data("qwen3-tokenizer.json"), *text_dir = km_test_data(".");
+    if (!tokenizer || !km_test_data("pg1184.txt"))
         skip();
-    }
     static const struct {
         const char *path, *text;
         uint64_t seed;
@@ -144,11 +136,10 @@ static void golden_with_qwen3_and_the_novel(void **state)
         {NULL, RANDOM("new"), 40, 339.65, "bfea38515c8c12603384ee1c4d26729e92e41676514fdf1c0184f865e995b629"},
     };
     struct tok *qwen;
-    assert_int_equal(tok_open(&qwen, QWEN, NULL), 0);
+    assert_int_equal(tok_open(&qwen, tokenizer, NULL), 0);
     for (size_t i = 0; i < COUNT(t); i++) {
         const char *path = t[i].path ? t[i].path : put("w.json", t[i].text);
-        struct wl_set *s =
-            generate(path, (struct wl_gen_opts){.seed = t[i].seed, .text_dir = NOVEL_DIR}, qwen);
+        struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = t[i].seed, .text_dir = text_dir}, qwen);
         struct wl_stats st;
         wl_statistics(s, &st);
         if (t[i].mean_input > 0)

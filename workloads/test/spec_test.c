@@ -1,10 +1,5 @@
 /* Workload files: what is read from them, and what is said about the ones that are wrong. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"

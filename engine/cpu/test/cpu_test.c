@@ -1,11 +1,6 @@
 /* The CPU backend against outside vectors, against a plain reference, and against itself: chunked, batched,
  * scattered, copied. Every pool is filled with NaN before use. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/json.h"
@@ -21,7 +16,6 @@
 #include <unistd.h>
 
 #define TINY KVM_SOURCE_DIR "/models/qwen3-tiny-lm"
-#define SHARED KVM_SOURCE_DIR "/../shared/data"
 
 static struct mdl *open_model(const char *dir)
 {
@@ -160,13 +154,13 @@ static void golden_random_shapes(void **state)
     (void)state;
     const char *const names[] = {"rand-untied-gqa8", "rand-headdim128"};
     cJSON *g = NULL;
-    if (!km_file_exists(SHARED "/golden-random-shapes.json") || km_json_file(SHARED "/golden-random-shapes.json", 0, &g, NULL)) {
-        print_message("skipped: %s is not here\n", SHARED "/golden-random-shapes.json");
+    const char *vectors = km_test_data("golden-random-shapes.json"), *models = km_test_data("models");
+    if (!vectors || !models)
         skip();
-    }
+    assert_int_equal(km_json_file(vectors, 0, &g, NULL), 0);
     for (int i = 0; i < 2; i++) {
         char dir[256];
-        snprintf(dir, sizeof dir, "%s/models/%s", SHARED, names[i]);
+        snprintf(dir, sizeof dir, "%s/%s", models, names[i]);
         struct mdl *m = open_model(dir);
         struct score s = play_all(m, KM_F32, cJSON_GetObjectItem(g, names[i]), 0.01);
         print_message("fp32, %s: worst of top-8 %.2e; greedy %d of %d (%d near-ties, %d vectors without)\n", names[i],

@@ -1,10 +1,5 @@
 /* The thread pool: every task once, none after the loop, threads asleep or awake. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "engine/cpu/pool.h"

@@ -1,10 +1,5 @@
 /* Requests: what is accepted, what is refused with which name, and what the fields come to. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "engine/server/api.h"

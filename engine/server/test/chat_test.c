@@ -1,11 +1,6 @@
 /* The chat template against vectors: chat_golden.json holds conversations with the text that Jinja makes of them
  * by Qwen3's own template, and the ids that Hugging Face tokenizers makes of that text. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/json.h"
@@ -56,11 +51,9 @@ static void ids_are_hugging_faces(void **state)
     (void)state;
     struct tok *t = NULL;
     struct km_err err = {0};
-    const char *path = KVM_SOURCE_DIR "/../shared/data/qwen3-tokenizer.json";
-    if (!km_file_exists(path)) {
-        print_message("skipped: needs Qwen3's tokenizer.json\n");
+    const char *path = km_test_data("qwen3-tokenizer.json");
+    if (!path)
         skip();
-    }
     if (tok_open(&t, path, &err))
         fail_msg("%s", err.msg);
     cJSON *all = golden();

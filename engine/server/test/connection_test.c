@@ -1,10 +1,5 @@
 /* Connections: clients that leave, trickle, do not read, pipeline, disagree about framing, or come in crowds. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/log.h"

@@ -1,11 +1,6 @@
 /* The whole way: HTTP, tokenizer, engine, CPU backend and a real small model. The reference ids come back over the wire,
  * whatever the road: streamed or not, alone or in company, cold or from the prefix cache. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/log.h"

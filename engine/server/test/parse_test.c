@@ -1,11 +1,6 @@
 /* The request parser against requests that two readers could understand in two ways, and against every way of cutting
  * good ones into packets. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "engine/server/parse.h"
 

@@ -1,11 +1,6 @@
 /* The API over real sockets, on an engine and a tokenizer that do what the tests say: a request's output is its own
  * prompt, over and over. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/log.h"
 #include "engine/server/test/client.h"

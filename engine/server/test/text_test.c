@@ -1,10 +1,5 @@
 /* Text assembly: any way of cutting bytes into tokens gives the same text, and nothing is shown too early. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "engine/server/text.h"

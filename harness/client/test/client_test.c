@@ -1,10 +1,5 @@
 /* The whole client against a scripted server: what is sent, in which order, what is counted, what is a failure. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/json.h"

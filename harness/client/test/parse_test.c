@@ -1,10 +1,5 @@
 /* Events out of bytes: the SSE splitter under every cut, the JSON scanner on what servers send and on damage. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "harness/client/event.h"

@@ -1,10 +1,5 @@
 /* Who sends what next, on a clock of the test's own. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/buf.h"
 #include "base/mem.h"

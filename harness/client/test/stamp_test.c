@@ -3,12 +3,7 @@
  * The linker puts this file in front of curl_multi_socket_action, and so between the client's look at a socket and
  * libcurl's read of it, in front of getsockopt, where the kernel says what a connection has received, and in front of
  * the wall clock, by which the kernel stamps. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/clock.h"
 #include "harness/client/answer.h"

@@ -1,10 +1,5 @@
 /* Comparisons of runs made here, whose true ratio is known. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/mem.h"
 #include "harness/report/compare.h"

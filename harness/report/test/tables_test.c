@@ -1,10 +1,5 @@
 /* The write-up's own figures must come out as its own tables, byte for byte. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"

@@ -1,10 +1,5 @@
 /* Every formula against numbers worked out by hand, and the run folder there and back. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"

@@ -1,10 +1,5 @@
 /* Suites from file to report, with this program standing in for `kvmark run` (fake_run.c). */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/log.h"

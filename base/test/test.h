@@ -1,0 +1,35 @@
+/* What every test of this tree includes first: cmocka with the headers that it needs, and the optional data.
+ *
+ * Some tests want files that are too large, or not ours, to commit: the novel of the write-up's workload, Qwen3's
+ * tokenizer, checkpoints of other shapes. They lie in the folder that the environment variable KVM_DATA names. A test
+ * that misses its file prints a line that says so and skips. */
+#ifndef KM_TEST_H
+#define KM_TEST_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* $KVM_DATA/name, in a buffer of the function's own that the next eight calls leave alone. NULL, with a line on stdout,
+ * when KVM_DATA is not set or the file is not there: the caller then calls skip(). */
+static inline const char *km_test_data(const char *name)
+{
+    static char paths[8][512];
+    static int next;
+    const char *dir = getenv("KVM_DATA");
+    char *path = paths[next++ % 8];
+    snprintf(path, sizeof *paths, "%s/%s", dir ? dir : "", name);
+    if (dir && *dir && !access(path, R_OK))
+        return path;
+    printf("skipped: %s is not there; KVM_DATA names the folder that may hold it\n", dir && *dir ? path : name);
+    return NULL;
+}
+
+#endif
