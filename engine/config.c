@@ -84,23 +84,11 @@ static int read_shape(struct mdl_config *c, const cJSON *o, struct km_err *err)
     return rc;
 }
 
-/* What the files do not say (model.h, mdl_inv_freq); *stated is the config's own word, or NULL. */
-static int rope_precision(struct mdl_config *c, const char *stated, bool new_form, struct km_err *err)
-{
-    enum { QWEN3_VOCAB = 151936 };
-    if (stated && strcmp(stated, "float32") && strcmp(stated, "bfloat16"))
-        return km_fail(err, KM_EINVAL, "\"inv_freq_dtype\" is \"%.40s\"; it must be float32 or bfloat16", stated);
-    c->rope_guessed = !stated && new_form && c->dtype == KM_BF16 && c->vocab != QWEN3_VOCAB;
-    c->rope_bf16 = stated ? stated[0] == 'b' : c->rope_guessed;
-    return 0;
-}
-
 /* rope_theta stands at the top level (transformers 4) or in rope_parameters (5); a type other than default
  * changes the angles and is refused. */
 static int read_rope(struct mdl_config *c, const cJSON *o, struct km_err *err)
 {
     const char *const places[] = {"rope_parameters", "rope_scaling"};
-    const char *precision = NULL;
     double top = -1, theta = -1;
     int rc = km_json_num(o, "rope_theta", false, 1e-3, 1e15, &top, err);
     for (int i = 0; i < 2 && !rc; i++) {
@@ -117,8 +105,6 @@ static int read_rope(struct mdl_config *c, const cJSON *o, struct km_err *err)
                          type);
         if (!rc)
             rc = km_json_num(p, "rope_theta", false, 1e-3, 1e15, &theta, err);
-        if (!rc)
-            rc = km_json_str(p, "inv_freq_dtype", false, &precision, err);
     }
     if (rc)
         return rc;
@@ -127,7 +113,7 @@ static int read_rope(struct mdl_config *c, const cJSON *o, struct km_err *err)
     if (top > 0 && theta > 0 && top != theta)
         return km_fail(err, KM_EINVAL, "\"rope_theta\" is %g but \"rope_parameters\" says %g", top, theta);
     c->rope_theta = (float)(theta > 0 ? theta : top);
-    return rope_precision(c, precision, top < 0, err);
+    return 0;
 }
 
 /* A window is in use when it is switched on, has a width, and some layer is above max_window_layers. */

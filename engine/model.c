@@ -69,10 +69,8 @@ int64_t mdl_params(const struct mdl *m)
 
 void mdl_inv_freq(const struct mdl_config *c, float *out)
 {
-    for (int i = 0; i < c->head_dim / 2; i++) {
-        float f = 1.0f / powf(c->rope_theta, (float)(2 * i) / (float)c->head_dim);
-        out[i] = c->rope_bf16 ? km_bf16_to_f32(km_f32_to_bf16(f)) : f;
-    }
+    for (int i = 0; i < c->head_dim / 2; i++)
+        out[i] = 1.0f / powf(c->rope_theta, (float)(2 * i) / (float)c->head_dim);
 }
 
 static bool stored_dtype(const struct st_tensor *t, enum km_dtype *out)
@@ -176,7 +174,7 @@ static int make_fingerprint(struct mdl *m, struct km_err *err)
 {
     const struct mdl_config *c = &m->c;
     const int32_t shape[] = {1 /* version */, c->n_layers, c->hidden, c->n_heads, c->n_kv_heads, c->head_dim, c->ffn, c->vocab,
-                             c->tied, m->dummy, c->rope_bf16};
+                             c->tied, m->dummy};
     const float reals[] = {c->rope_theta, c->rms_eps};
     struct km_sha *h;
     int rc = km_sha_new(&h, err);

@@ -21,8 +21,6 @@
 struct mdl_config {
     int n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, vocab, max_pos;
     float rope_theta, rms_eps;
-    bool rope_bf16;       /* rotary frequencies are rounded to bf16; see mdl_inv_freq */
-    bool rope_guessed;    /* rope_bf16 was inferred, not stated by the config: whoever opens the model says so */
     bool tied;            /* lm_head is the embedding */
     enum km_dtype dtype; /* what the checkpoint stores; --dtype auto */
     int32_t eos[8];       /* [n_eos] ids that end a generation: generation_config.json, else config.json */
@@ -76,10 +74,8 @@ void mdl_shape(const struct mdl_config *c, enum mdl_tensor t, int *rows, int *co
 int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n, enum km_dtype as, void *dst,
              struct km_err *err);
 
-/* The rotary embedding's inverse frequencies, [head_dim / 2]: theta^(-2i / d) in f32, as transformers makes them.
- * A script that casts a whole model to bf16 rounds them too, for good, and no file records it. Checkpoints
- * of Qwen3's own vocabulary are taken to be used as published, in f32; others, when they are bf16 and
- * in transformers 5's form, as cast. "inv_freq_dtype" in config.json's rope_parameters states it. */
+/* The rotary embedding's inverse frequencies, [head_dim / 2]: theta^(-2i / head_dim) in f32, as transformers and vLLM
+ * compute them. */
 void mdl_inv_freq(const struct mdl_config *c, float *out);
 
 /* SHA-256 over the config and the weights' identity (tensor table, and the bytes of small tensors or a

@@ -276,11 +276,6 @@ static int parts_open(const struct host_opts *o, struct parts *p, struct km_err 
         return rc;
 
     struct eng_opts e = engine_options(o, mdl_config(p->mdl));
-    if (mdl_config(p->mdl)->rope_guessed)
-        km_log(KM_LOG_WARN,
-               "%s does not say how its rotary frequencies were rounded; taking bfloat16, as a model has them that was "
-               "cast whole; \"inv_freq_dtype\" in the config's rope_parameters settles it (float32 or bfloat16)",
-               o->model);
     rc = eng_open(&p->eng, &e, p->mdl, be, off ? NULL : &p->port, err);
     if (rc)
         return rc;
