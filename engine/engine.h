@@ -11,6 +11,7 @@
 #define ENG_ENGINE_H
 
 #include "base/err.h"
+#include "base/option.h"
 #include "engine/backend.h"
 #include "engine/kv_port.h"
 #include "engine/model.h"
@@ -19,20 +20,24 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Defaults and ranges are the rows of engine/options.c; 0 where a comment says what 0 means. */
 struct eng_opts {
-    int max_model_len;          /* prompt + generated; 0: the model's, or what the pool holds if less */
-    int max_num_seqs;           /* running at once: 256; not above max_num_batched_tokens */
-    int max_num_batched_tokens; /* a step: 2048 */
-    int block_size;             /* 16 */
-    int num_blocks;             /* --num-gpu-blocks-override; 0: from memory */
+    int max_model_len;          /* prompt + generated tokens of a request; 0: the model's, or what the pool holds if less */
+    int max_num_seqs;           /* requests running at once; lowered to max_num_batched_tokens if above */
+    int max_num_batched_tokens; /* token budget of a step */
+    int block_size;             /* tokens */
+    int num_blocks;             /* of the KV pool (--num-gpu-blocks-override); 0: from memory */
     int64_t memory_limit;       /* --gpu-memory-limit, bytes; 0: none stated */
-    double memory_utilization;  /* 0.9 */
-    bool prefix_caching;        /* true */
-    enum km_dtype dtype;
-    int n_threads;
-    int max_waiting;            /* queue length past which submit refuses: 4096 */
+    double memory_utilization;  /* share of the GPU's memory, without a limit */
+    bool prefix_caching;
+    int dtype;                  /* an enum km_dtype, or ENG_DTYPE_AUTO: the checkpoint's */
+    int n_threads;              /* of the CPU backend; 0: one per core */
+    int max_waiting;            /* queue length past which submit refuses */
 };
+enum { ENG_DTYPE_AUTO = -1 };
 struct eng_opts eng_defaults(void);
+/* The options as a table of base/option.h, for command lines. */
+struct km_option_group eng_option_group(struct eng_opts *o);
 
 /* What an engine of these options would take on this backend, without opening one; o becomes what eng_options would
  * say of it. Fails as eng_open would. KM_ELIMIT: the plan's rows are there, but they leave too little for KV. */

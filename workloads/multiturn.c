@@ -229,6 +229,20 @@ static int64_t bound(const struct plan *p)
     return end + 1;
 }
 
+/* The text of the source that o names, at least `need` tokens of it if it is the built-in text. */
+static int get_text(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, int64_t need,
+                    const struct tok *t, struct km_err *err)
+{
+    if (o->text == WL_TEXT_BUILTIN)
+        return wl_text_builtin(out, need, t, err);
+    int rc = wl_text_files(out, s, o, t, err);
+    if (rc != KM_ENOENT || o->text != WL_TEXT_AUTO)
+        return rc;
+    km_free(out->ids.v);
+    *out = (struct wl_text){0};
+    return wl_text_builtin(out, need, t, err);
+}
+
 int wl_make_multi_turn(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o,
                        const struct tok *t, struct km_err *err)
 {
@@ -239,7 +253,7 @@ int wl_make_multi_turn(struct wl_set *set, const struct wl_spec *s, const struct
     p.instruction = tok_count(t, INSTRUCTION, sizeof INSTRUCTION - 1, err);
     int rc = p.instruction < 0 ? (int)p.instruction : draw(&p, s, (uint32_t)o->seed, err);
     if (!rc)
-        rc = o->builtin_text ? wl_text_builtin(&text, bound(&p), t, err) : wl_text_files(&text, s, o, t, err);
+        rc = get_text(&text, s, o, bound(&p), t, err);
     if (!rc)
         rc = put_common(&common, &p, &text, t, err);
     if (!rc)

@@ -82,7 +82,12 @@ int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_ge
                 const struct tok *t, struct km_err *err)
 {
     *out = NULL;
-    int n = o->num_conversations > 0 ? o->num_conversations : s->n;
+    bool prompts = s->kind == WL_RANDOM;
+    if (prompts ? o->num_conversations : o->num_prompts)
+        return km_fail(err, KM_EINVAL, "--%s does not fit %s, whose size is given by --%s",
+                       prompts ? "num-conversations" : "num-prompts", s->name,
+                       prompts ? "num-prompts" : "num-conversations");
+    int asked = prompts ? o->num_prompts : o->num_conversations, n = asked > 0 ? asked : s->n;
     if (n > WL_MAX_CONVS)
         return km_fail(err, KM_ELIMIT, "%d conversations are asked for; at most %d are accepted", n,
                        WL_MAX_CONVS);

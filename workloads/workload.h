@@ -14,6 +14,7 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "base/option.h"
 #include "tokenizer/tokenizer.h"
 
 #include <stdbool.h>
@@ -61,12 +62,20 @@ int wl_spec_read(struct wl_spec **out, const char *path, struct km_err *err);
 void wl_spec_free(struct wl_spec *s);
 enum wl_kind wl_spec_kind(const struct wl_spec *s);
 
+/* Where the words of a multi-turn workload come from: its text_files; a seeded grammar, labelled as such in the set; or
+ * the files if all are there, and else the grammar. */
+enum wl_text_source { WL_TEXT_FILE, WL_TEXT_BUILTIN, WL_TEXT_AUTO };
+
+/* All zeros are the defaults; ranges are the rows of workloads/options.c. */
 struct wl_gen_opts {
-    uint64_t seed;           /* 0 */
-    const char *text_dir;    /* where text_files are looked for first; NULL: beside the workload file, then "." and "data" */
-    bool builtin_text;       /* no text file needed: words from a seeded grammar, labelled as such */
-    int num_conversations;   /* >0: instead of the file's (or num_prompts) */
+    uint64_t seed;
+    const char *text_dir;  /* searched first for text_files; NULL: the workload file's folder, then "." and "data" */
+    enum wl_text_source text;
+    int num_conversations; /* 0: the workload's own number; not for workloads of single prompts */
+    int num_prompts;       /* 0: the workload's own number; only for workloads of single prompts */
 };
+/* The options as a table of base/option.h, for command lines; without the seed, which other parts of a run share. */
+struct km_option_group wl_option_group(struct wl_gen_opts *o);
 
 /* Generates. Errors: a text too short (says how many tokens are there and how many are needed), a missing text
  * file (says how to get it), lengths the tokenizer cannot make. t is needed except for ready conversations,

@@ -2,22 +2,27 @@
 #ifndef SRV_SERVER_H
 #define SRV_SERVER_H
 
+#include "base/option.h"
 #include "engine/engine.h"
 #include "tokenizer/tokenizer.h"
 
+/* Defaults and ranges are the rows of engine/server/options.c. */
 struct srv_opts {
-    const char *host;        /* "127.0.0.1" */
-    int port;                /* 8000; 0: any free one, see srv_port */
+    const char *host;        /* address to listen on */
+    int port;                /* 0: any free one, see srv_port */
     const char *served_name; /* what /v1/models says and requests must ask for; NULL: the model's name */
     const char *api_key;     /* NULL: none wanted */
-    int64_t seed;            /* for requests that bring none */
+    int64_t seed;            /* of requests that bring none */
     const char *device;      /* "cpu", for /version and logs */
     const char *kv;          /* "none", "dram=5GiB": likewise */
-    size_t max_body;         /* bytes, 64 MiB */
-    int max_connections;     /* 4096 */
-    double idle_timeout, read_timeout; /* s: keep-alive 120, a slow request 30 */
+    size_t max_body;         /* bytes */
+    int max_connections;
+    double idle_timeout;     /* s, of a connection without a request */
+    double read_timeout;     /* s, of a request that arrives slowly */
 };
 struct srv_opts srv_defaults(void);
+/* The options as a table of base/option.h, for command lines. */
+struct km_option_group srv_option_group(struct srv_opts *o);
 
 struct srv;
 
