@@ -18,11 +18,6 @@ const char *hz_verdict_word(enum hz_verdict v)
     return words[v];
 }
 
-struct hz_compare_opts hz_compare_defaults(void)
-{
-    return (struct hz_compare_opts){.profile = HZ_SEED, .draws = 10000, .seed = 1, .noise = 0.05};
-}
-
 /* splitmix64: enough for resampling, and one word of state. */
 static uint64_t next(uint64_t *state)
 {
