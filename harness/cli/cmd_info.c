@@ -7,8 +7,8 @@
 #include "engine/backend.h"
 #include "engine/rates.h"
 #include "harness/cli/cmd.h"
-#include "harness/cli/host.h"
-#include "harness/cli/plan.h"
+#include "harness/cli/serve.h"
+#include "harness/cli/memory_plan.h"
 #include "harness/run/runfolder.h"
 
 #include <errno.h>
@@ -200,7 +200,7 @@ enum { CARD_LIMITS = sizeof card_limits / sizeof *card_limits };
 
 struct info_opts {
     bool json, plan;
-    struct host_opts engine; /* for the plan */
+    struct serve_opts engine; /* for the plan */
 };
 
 enum { OWN_FLAGS = 2, MAX_FLAGS = 64 };
@@ -210,10 +210,10 @@ static int info_flags(struct info_opts *o, struct km_flag *out, int max)
     const struct km_flag own[OWN_FLAGS] = {
         {"json", 0, KM_BOOL, &o->json, NULL, "one JSON object instead of lines", 0, 0},
         {"plan", 0, KM_BOOL, &o->plan, NULL, "where the memory of an engine with serve's flags would go", 0, 0}};
-    o->engine = host_defaults();
+    o->engine = serve_defaults();
     for (int i = 0; i < OWN_FLAGS && i < max; i++)
         out[i] = own[i];
-    return max <= OWN_FLAGS ? max : OWN_FLAGS + host_flags(&o->engine, out + OWN_FLAGS, max - OWN_FLAGS);
+    return max <= OWN_FLAGS ? max : OWN_FLAGS + serve_flags(&o->engine, out + OWN_FLAGS, max - OWN_FLAGS);
 }
 
 static struct info_opts shown; /* for help only: the table needs somewhere to point */
@@ -262,15 +262,15 @@ static void print(const cJSON *v, bool json)
 
 static int run_plan(const struct info_opts *o)
 {
-    struct host_plan p;
+    struct serve_plan p;
     struct km_err err = {0};
-    int rc = host_plan(&o->engine, &p, &err);
+    int rc = serve_make_plan(&o->engine, &p, &err);
     if ((!rc || rc == KM_ELIMIT) && o->json) {
-        cJSON *all = hz_plan_json(&p, &o->engine);
+        cJSON *all = memory_plan_json(&p, &o->engine);
         print(all, true);
         cJSON_Delete(all);
     } else if (!rc || rc == KM_ELIMIT) {
-        hz_plan_print(&p, &o->engine, stdout);
+        memory_plan_print(&p, &o->engine, stdout);
     }
     if (!rc)
         return CMD_OK;

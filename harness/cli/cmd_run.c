@@ -5,7 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "harness/cli/cmd.h"
-#include "harness/cli/host.h"
+#include "harness/cli/serve.h"
 #include "harness/cli/loadflags.h"
 #include "harness/cli/progress.h"
 #include "harness/run/runfolder.h"
@@ -17,7 +17,7 @@
 #include <string.h>
 
 struct run_opts {
-    struct host_opts host;
+    struct serve_opts host;
     struct lf_opts load;
     struct wlf_opts workload;
     const char *url, *out, *extra_body, *profile;
@@ -30,7 +30,7 @@ enum { MAX_FLAGS = 96 };
 
 static struct run_opts run_defaults(void)
 {
-    return (struct run_opts){.host = host_defaults(),
+    return (struct run_opts){.host = serve_defaults(),
                              .load = lf_defaults(),
                              .workload = wlf_defaults(),
                              .profile = "seed",
@@ -56,7 +56,7 @@ static int run_flags(struct run_opts *o, struct km_flag *out, int max)
         out[n++] = mine[i];
     n += lf_flags(&o->load, out + n, max - n);
     n += wlf_flags(&o->workload, out + n, max - n);
-    n += host_flags(&o->host, out + n, max - n);
+    n += serve_flags(&o->host, out + n, max - n);
     return n;
 }
 
@@ -212,7 +212,7 @@ static void print_summary(const struct hz_summary *s, const struct hz_trace *t, 
 
 /* What one run holds besides its options. */
 struct job {
-    struct host_facts facts;
+    struct serve_facts facts;
     struct hz_target target;
     struct tok *tok;
     struct wl_set *set;
@@ -320,7 +320,7 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
     if (!rc)
         rc = wlf_generate(&o->workload, path, j->tok, &j->set, err);
     int port = 0;
-    if (!rc && !o->url && !(rc = host_spawn(&o->host, &j->pid, &port, err))) {
+    if (!rc && !o->url && !(rc = serve_spawn(&o->host, &j->pid, &port, err))) {
         km_buf_printf(&j->url, "http://127.0.0.1:%d", port);
         j->target.url = km_buf_str(&j->url);
     }
@@ -366,7 +366,7 @@ static int check(struct run_opts *o, const struct km_strs *pos, struct job *j, s
         return km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", o->out);
     int rc = lf_resolve(&o->load, err);
     o->load.load.seed = (uint64_t)o->host.seed;
-    return rc || o->url ? rc : host_check(&o->host, &j->facts, err);
+    return rc || o->url ? rc : serve_check(&o->host, &j->facts, err);
 }
 
 static int run(int argc, char **argv)
@@ -389,7 +389,7 @@ static int run(int argc, char **argv)
     }
     if (j.pid) {
         struct km_err died;
-        if (host_stop(j.pid, &died) && !rc)
+        if (serve_stop(j.pid, &died) && !rc)
             rc = km_fail(&err, died.code, "%s", died.msg);
     }
     if (!rc && !(rc = store(&o, &j, &err))) {

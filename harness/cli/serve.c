@@ -1,8 +1,8 @@
 /* From flags to a serving engine, in this process or in a child.
  *
- * The child is a plain fork: it is made before any thread exists and runs the same host_serve; a pipe carries one
+ * The child is a plain fork: it is made before any thread exists and runs the same serve_run; a pipe carries one
  * struct back, the port or the error. */
-#include "harness/cli/host.h"
+#include "harness/cli/serve.h"
 
 #include "base/log.h"
 #include "base/mem.h"
@@ -18,11 +18,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-struct host_opts host_defaults(void)
+struct serve_opts serve_defaults(void)
 {
     struct eng_opts e = eng_defaults();
     struct srv_opts s = srv_defaults();
-    return (struct host_opts){.load_format = "auto",
+    return (struct serve_opts){.load_format = "auto",
                               .dtype = "auto",
                               .device = "auto",
                               .host = s.host,
@@ -36,7 +36,7 @@ struct host_opts host_defaults(void)
                               .enable_prefix_caching = true};
 }
 
-int host_flags(struct host_opts *o, struct km_flag *out, int max)
+int serve_flags(struct serve_opts *o, struct km_flag *out, int max)
 {
     const struct km_flag table[] = {
         {"model", 'm', KM_STR, &o->model, "DIR", "Hugging Face folder, or a preset such as qwen3-8b (dummy weights)", 0,
@@ -81,7 +81,7 @@ int host_flags(struct host_opts *o, struct km_flag *out, int max)
 }
 
 /* The cache layer asked for; *off when there is none. */
-static int cache_config(const struct host_opts *o, struct kvc_config *c, bool *off, bool say, struct km_err *err)
+static int cache_config(const struct serve_opts *o, struct kvc_config *c, bool *off, bool say, struct km_err *err)
 {
     *c = kvc_defaults();
     *off = true;
@@ -113,7 +113,7 @@ static int cache_config(const struct host_opts *o, struct kvc_config *c, bool *o
     return rc;
 }
 
-static int check_flags(const struct host_opts *o, struct km_err *err)
+static int check_flags(const struct serve_opts *o, struct km_err *err)
 {
     if (!o->model)
         return km_fail(err, KM_EINVAL, "--model is missing; give a Hugging Face folder or a preset such as qwen3-tiny");
@@ -124,8 +124,8 @@ static int check_flags(const struct host_opts *o, struct km_err *err)
     return 0;
 }
 
-static void state_facts(const struct host_opts *o, const struct backend *be, const struct kvc_config *c, bool off,
-                        struct host_facts *facts)
+static void state_facts(const struct serve_opts *o, const struct backend *be, const struct kvc_config *c, bool off,
+                        struct serve_facts *facts)
 {
     facts->dummy_weights = !strcmp(o->load_format, "dummy");
     for (const char *const *p = mdl_presets(); *p; p++)
@@ -140,7 +140,7 @@ static void state_facts(const struct host_opts *o, const struct backend *be, con
     }
 }
 
-int host_check(const struct host_opts *o, struct host_facts *facts, struct km_err *err)
+int serve_check(const struct serve_opts *o, struct serve_facts *facts, struct km_err *err)
 {
     const struct backend *be;
     struct kvc_config c;
@@ -155,7 +155,7 @@ int host_check(const struct host_opts *o, struct host_facts *facts, struct km_er
     return rc;
 }
 
-static struct eng_opts engine_options(const struct host_opts *o, const struct mdl_config *c)
+static struct eng_opts engine_options(const struct serve_opts *o, const struct mdl_config *c)
 {
     struct eng_opts e = eng_defaults();
     e.max_model_len = (int)o->max_model_len;
@@ -175,7 +175,7 @@ static struct eng_opts engine_options(const struct host_opts *o, const struct md
 }
 
 /* The cache layer's part of the plan. */
-static int plan_cache(struct host_plan *out, const struct kvc_config *c, bool off, struct km_err *err)
+static int plan_cache(struct serve_plan *out, const struct kvc_config *c, bool off, struct km_err *err)
 {
     out->token_bytes = (int64_t)out->mem.geom.page_bytes / out->engine.block_size;
     out->chunk_size = off ? kvc_defaults().chunk_size : c->chunk_size;
@@ -189,7 +189,7 @@ static int plan_cache(struct host_plan *out, const struct kvc_config *c, bool of
     return 0;
 }
 
-int host_plan(const struct host_opts *o, struct host_plan *out, struct km_err *err)
+int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct km_err *err)
 {
     const struct backend *be;
     struct kvc_config c;
@@ -219,7 +219,7 @@ int host_plan(const struct host_opts *o, struct host_plan *out, struct km_err *e
     return rc;
 }
 
-/* Everything a serving process holds; freed in reverse order by host_close. */
+/* Everything a serving process holds; freed in reverse order by parts_close. */
 struct parts {
     struct mdl *mdl;
     struct tok *tok;
@@ -238,7 +238,7 @@ static void parts_close(struct parts *p)
     mdl_free(p->mdl);
 }
 
-static int open_tokenizer(const struct host_opts *o, struct parts *p, struct km_err *err)
+static int open_tokenizer(const struct serve_opts *o, struct parts *p, struct km_err *err)
 {
     const char *path = o->tokenizer ? o->tokenizer : mdl_dir(p->mdl);
     int rc = path ? tok_open(&p->tok, path, err) : KM_ENOENT;
@@ -255,7 +255,7 @@ static int open_tokenizer(const struct host_opts *o, struct parts *p, struct km_
     return rc;
 }
 
-static int parts_open(const struct host_opts *o, struct parts *p, struct km_err *err)
+static int parts_open(const struct serve_opts *o, struct parts *p, struct km_err *err)
 {
     const struct backend *be;
     struct kvc_config c;
@@ -310,7 +310,7 @@ static int parts_open(const struct host_opts *o, struct parts *p, struct km_err 
     return rc;
 }
 
-int host_serve(const struct host_opts *o, void (*ready)(void *arg, int port), void *arg, struct km_err *err)
+int serve_run(const struct serve_opts *o, void (*ready)(void *arg, int port), void *arg, struct km_err *err)
 {
     struct parts p = {0};
     int rc = parts_open(o, &p, err);
@@ -339,16 +339,16 @@ static void say_hello(void *arg, int port)
     *fd = -1;
 }
 
-static _Noreturn void child_main(const struct host_opts *o, int fd, pid_t parent)
+static _Noreturn void child_main(const struct serve_opts *o, int fd, pid_t parent)
 {
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         _exit(1);
     signal(SIGINT, SIG_IGN); /* Ctrl-C is the client's to handle; it then ends this process */
-    struct host_opts mine = *o;
+    struct serve_opts mine = *o;
     mine.port = 0;
     struct hello h = {0};
-    int rc = host_serve(&mine, say_hello, &fd, &h.err);
+    int rc = serve_run(&mine, say_hello, &fd, &h.err);
     if (rc && fd >= 0 && write(fd, &h, sizeof h) != (ssize_t)sizeof h)
         rc = KM_EIO;
     else if (rc && fd < 0)
@@ -356,7 +356,7 @@ static _Noreturn void child_main(const struct host_opts *o, int fd, pid_t parent
     exit(rc ? 1 : 0);
 }
 
-int host_spawn(const struct host_opts *o, pid_t *pid, int *port, struct km_err *err)
+int serve_spawn(const struct serve_opts *o, pid_t *pid, int *port, struct km_err *err)
 {
     int fd[2];
     if (pipe(fd))
@@ -392,7 +392,7 @@ int host_spawn(const struct host_opts *o, pid_t *pid, int *port, struct km_err *
                    WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 }
 
-int host_stop(pid_t pid, struct km_err *err)
+int serve_stop(pid_t pid, struct km_err *err)
 {
     int status = 0;
     bool was_dead = waitpid(pid, &status, WNOHANG) == pid;

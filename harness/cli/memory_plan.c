@@ -1,5 +1,5 @@
 /* Rows in the order of their groups, one table a kind of memory, then what the engine makes of the KV pool. */
-#include "harness/cli/plan.h"
+#include "harness/cli/memory_plan.h"
 
 #include <string.h>
 
@@ -12,7 +12,7 @@ static const char *const groups[PLAN_GROUPS] = {
     [PLAN_WEIGHTS] = "weights", [PLAN_WORK] = "work space", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
 
 /* Where the limit comes from. */
-static void name_limit(const struct host_plan *p, const struct host_opts *o, char *buf, size_t size)
+static void name_limit(const struct serve_plan *p, const struct serve_opts *o, char *buf, size_t size)
 {
     if (p->mem.limit_stated)
         snprintf(buf, size, "--gpu-memory-limit");
@@ -24,7 +24,7 @@ static void name_limit(const struct host_plan *p, const struct host_opts *o, cha
 
 /* Request lengths worth a figure: powers of four from 1,024, and the context. Returns how many. */
 enum { LENGTHS = 12 };
-static int lengths(const struct host_plan *p, int out[LENGTHS])
+static int lengths(const struct serve_plan *p, int out[LENGTHS])
 {
     int n = 0;
     for (int t = 1024; t < p->engine.max_model_len && n < LENGTHS - 1; t *= 4)
@@ -34,14 +34,14 @@ static int lengths(const struct host_plan *p, int out[LENGTHS])
 }
 
 /* Requests of so many tokens whose KV the pool holds at the same time. */
-static int at_once(const struct host_plan *p, int tokens)
+static int at_once(const struct serve_plan *p, int tokens)
 {
     int B = p->engine.block_size;
     return p->engine.num_blocks / ((tokens + B - 1) / B);
 }
 
 /* The memory the cache layer's chunks lie in: what copies are fastest to. */
-static enum km_mem_kind cache_place(const struct host_plan *p)
+static enum km_mem_kind cache_place(const struct serve_plan *p)
 {
     return p->mem.limited == KM_MEM_DEVICE ? KM_MEM_PINNED : KM_MEM_HOST;
 }
@@ -51,7 +51,7 @@ static double mib(int64_t bytes)
     return (double)bytes / (1 << 20);
 }
 
-static void print_memory(const struct host_plan *p, const struct host_opts *o, enum km_mem_kind where, FILE *to)
+static void print_memory(const struct serve_plan *p, const struct serve_opts *o, enum km_mem_kind where, FILE *to)
 {
     char limit[64];
     fprintf(to, "\n%-56s%12s\n", headings[where], "MiB");
@@ -72,7 +72,7 @@ static void print_memory(const struct host_plan *p, const struct host_opts *o, e
     fprintf(to, "  %-12s%-42s%12.2f\n", "limit", limit, mib(p->mem.limit));
 }
 
-static void print_kv(const struct host_plan *p, FILE *to)
+static void print_kv(const struct serve_plan *p, FILE *to)
 {
     const struct eng_opts *e = &p->engine;
     int length[LENGTHS], n = lengths(p, length);
@@ -90,7 +90,7 @@ static void print_kv(const struct host_plan *p, FILE *to)
                 (long long)p->cache_chunks * p->chunk_size, mib(p->cache_chunks * chunk), places[cache_place(p)]);
 }
 
-void hz_plan_print(const struct host_plan *p, const struct host_opts *o, FILE *to)
+void memory_plan_print(const struct serve_plan *p, const struct serve_opts *o, FILE *to)
 {
     fprintf(to, "%s%s, %s, on %s (%s)\n", p->model, p->facts.dummy_weights ? " (dummy weights)" : "",
             km_dtype_name(p->engine.dtype), p->facts.device, p->mem.device);
@@ -102,7 +102,7 @@ void hz_plan_print(const struct host_plan *p, const struct host_opts *o, FILE *t
         print_kv(p, to);
 }
 
-static void add_kv(cJSON *to, const struct host_plan *p)
+static void add_kv(cJSON *to, const struct serve_plan *p)
 {
     const struct eng_opts *e = &p->engine;
     int length[LENGTHS], n = lengths(p, length);
@@ -122,7 +122,7 @@ static void add_kv(cJSON *to, const struct host_plan *p)
     }
 }
 
-static void add_cache(cJSON *to, const struct host_plan *p)
+static void add_cache(cJSON *to, const struct serve_plan *p)
 {
     int64_t chunk = p->token_bytes * p->chunk_size;
     cJSON *c = cJSON_AddObjectToObject(to, "cache");
@@ -134,7 +134,7 @@ static void add_cache(cJSON *to, const struct host_plan *p)
     cJSON_AddStringToObject(c, "memory", places[cache_place(p)]);
 }
 
-cJSON *hz_plan_json(const struct host_plan *p, const struct host_opts *o)
+cJSON *memory_plan_json(const struct serve_plan *p, const struct serve_opts *o)
 {
     char from[64];
     cJSON *all = cJSON_CreateObject();
