@@ -69,13 +69,13 @@ int km_args_parse(const struct km_option_group *groups, int n, int argc, char **
                   struct km_err *err)
 {
     *help = false;
+    for (int i = 0; i < argc && strcmp(argv[i], "--"); i++)
+        *help |= !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h");
+    if (*help)
+        return 0;
     int rc = 0;
     for (int i = 0; i < argc && !rc; i++) {
         const char *a = argv[i];
-        if (!strcmp(a, "--help") || !strcmp(a, "-h")) {
-            *help = true;
-            return 0;
-        }
         if (!strcmp(a, "--")) {
             while (++i < argc && !rc)
                 rc = km_strs_push(pos, argv[i], err);
@@ -146,7 +146,7 @@ static void help_row(const struct km_option *o, int width, struct km_buf *out)
         km_buf_puts(out, "      ");
     km_buf_printf(out, "--%s%s%s", o->name, value ? " " : "", value ? value : "");
     size_t used = out->len - start;
-    if (used + 2 > HELP_COLUMN)
+    if (used + 1 > HELP_COLUMN)
         km_buf_printf(out, "\n%*s", HELP_COLUMN, "");
     else
         km_buf_printf(out, "%*s", (int)(HELP_COLUMN - used), "");

@@ -9,7 +9,8 @@
 #include "base/option.h"
 
 /* Parses argv[0..argc) into the groups' structs, which hold their defaults already (km_options_default). What is no
- * option goes to pos, in order; "--" ends the options. *help is set at --help or -h, where parsing stops. */
+ * option goes to pos, in order; "--" ends the options. With --help or -h among the options, *help is set and nothing is
+ * parsed. */
 int km_args_parse(const struct km_option_group *groups, int n, int argc, char **argv, struct km_strs *pos, bool *help,
                   struct km_err *err);
 

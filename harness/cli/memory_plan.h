@@ -1,4 +1,4 @@
-/* A memory plan for people and for programs: the table of `kvmark info --plan`. */
+/* The output of `kvmark info --plan`: a memory plan as text and as JSON. */
 #ifndef MEMORY_PLAN_H
 #define MEMORY_PLAN_H
 
@@ -7,9 +7,9 @@
 
 #include <stdio.h>
 
-/* The table; of a plan that does not fit the rows, their sum and the limit. */
+/* Tables of buffers and the KV pool. A plan that does not fit gets its tables and the limit only. */
 void memory_plan_print(const struct serve_plan *p, const struct serve_opts *o, FILE *to);
-/* The same as an object, bytes everywhere; "kv" and "cache" are null where they cannot be told. */
+/* The same as an object, sizes in bytes. "kv" and "cache" are null if the plan does not fit. */
 cJSON *memory_plan_json(const struct serve_plan *p, const struct serve_opts *o);
 
 #endif

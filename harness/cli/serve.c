@@ -1,12 +1,11 @@
-/* From flags to a serving engine, in this process or in a child.
+/* Option tables, memory plan and life of a serving process.
  *
- * The child is a plain fork: it is made before any thread exists and runs the same serve_run; a pipe carries one
- * struct back, the port or the error. */
+ * The child of serve_spawn is a plain fork, made before this process has threads. It runs serve_run and writes one
+ * struct to a pipe: the port that it bound, or the error. */
 #include "harness/cli/serve.h"
 
 #include "base/log.h"
 #include "base/mem.h"
-#include "engine/server/server.h"
 #include "kvcache/kvcache.h"
 
 #include <errno.h>
@@ -18,173 +17,142 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-struct serve_opts serve_defaults(void)
+static const struct km_option model_rows[] = {
+    {.name = "model", .letter = 'm', KM_FIELD(struct serve_opts, model), .arg = "DIR",
+     .help = "Hugging Face folder, or a preset such as qwen3-8b, which has dummy weights"},
+    {.name = "tokenizer", KM_FIELD(struct serve_opts, tokenizer), .arg = "DIR",
+     .help = "folder of a tokenizer.json, or the file itself (default: the model's)"},
+    {.name = "load-format", KM_FIELD_CHOICE(struct serve_opts, dummy_weights), .values = "auto|dummy",
+     .fallback = "auto", .help = "dummy: weights made from --seed, not read from files"},
+    {.name = "device", KM_FIELD(struct serve_opts, device), .arg = "DEV", .fallback = "auto",
+     .help = "auto, cpu or cuda; auto takes a GPU if there is one"},
+    {.name = "seed", KM_FIELD(struct serve_opts, seed), .arg = "N", .fallback = "0", .lo = 0, .hi = 9e15,
+     .help = "seed of dummy weights, of sampling, and of generated workloads"},
+    {.name = "batch-invariant", KM_FIELD(struct serve_opts, batch_invariant),
+     .help = "the same bits in any batch; not available in this version"},
+};
+
+static const struct km_option cache_rows[] = {
+    {.name = "kv-cache", KM_FIELD(struct serve_opts, kv_cache), .arg = "SPEC", .fallback = "none",
+     .help = "cache layer: none, or host memory such as dram=50GiB"},
+    {.name = "kv-config", KM_FIELD(struct serve_opts, kv_config), .arg = "FILE.yaml",
+     .help = "cache layer as in a configuration file of LMCache"},
+    {.name = "chunk-size", KM_FIELD(struct serve_opts, chunk_size), .arg = "N", .lo = 1, .hi = 1 << 20,
+     .help = "tokens of a chunk, a multiple of --block-size (default: 256, or what --kv-config says)"},
+    {.name = "kv-role", KM_FIELD(struct serve_opts, kv_role), .values = "kv_both|kv_producer|kv_consumer",
+     .fallback = "kv_both", .help = "this version has only kv_both"},
+};
+
+int serve_option_groups(struct serve_opts *o, struct km_option_group *out)
 {
-    struct eng_opts e = eng_defaults();
-    struct srv_opts s = srv_defaults();
-    return (struct serve_opts){.load_format = "auto",
-                              .dtype = "auto",
-                              .device = "auto",
-                              .host = s.host,
-                              .port = s.port,
-                              .kv_cache = "none",
-                              .kv_role = "kv_both",
-                              .max_num_seqs = e.max_num_seqs,
-                              .max_num_batched_tokens = e.max_num_batched_tokens,
-                              .block_size = e.block_size,
-                              .gpu_memory_utilization = e.memory_utilization,
-                              .enable_prefix_caching = true};
+    out[0] = KM_OPTION_GROUP("Model", model_rows, o);
+    out[1] = eng_option_group(&o->engine);
+    out[2] = KM_OPTION_GROUP("KV-cache layer", cache_rows, o);
+    out[3] = srv_option_group(&o->server);
+    return SERVE_GROUPS;
 }
 
-int serve_flags(struct serve_opts *o, struct km_flag *out, int max)
-{
-    const struct km_flag table[] = {
-        {"model", 'm', KM_STR, &o->model, "DIR", "Hugging Face folder, or a preset such as qwen3-8b (dummy weights)", 0,
-         0},
-        {"tokenizer", 0, KM_STR, &o->tokenizer, "DIR", "folder or tokenizer.json (default: the model's)", 0, 0},
-        {"load-format", 0, KM_STR, &o->load_format, "auto|dummy", "dummy: weights from --seed instead of the files", 0,
-         0},
-        {"dtype", 0, KM_STR, &o->dtype, "auto|float32|bfloat16", "weights and KV (default auto: the checkpoint's)", 0,
-         0},
-        {"device", 0, KM_STR, &o->device, "DEV", "auto, cpu, cuda or sim:NAME (default auto)", 0, 0},
-        {"threads", 0, KM_INT, &o->threads, "N", "CPU threads (default: one a core)", 0, 1024},
-        {"host", 0, KM_STR, &o->host, "ADDR", "address to bind (default 127.0.0.1)", 0, 0},
-        {"port", 0, KM_INT, &o->port, "N", "port to bind, 0 for any free one (default 8000)", 0, 65535},
-        {"served-model-name", 0, KM_STR, &o->served_model_name, "NAME", "name in the API (default: the model's)", 0, 0},
-        {"api-key", 0, KM_STR, &o->api_key, "KEY", "bearer token that requests must bring", 0, 0},
-        {"max-model-len", 0, KM_INT, &o->max_model_len, "N",
-         "longest request in tokens (default: the model's, or what the pool holds)", 1, 1 << 24},
-        {"max-num-seqs", 0, KM_INT, &o->max_num_seqs, "N", "requests running at once (default 256)", 1, 4096},
-        {"max-num-batched-tokens", 0, KM_INT, &o->max_num_batched_tokens, "N", "tokens of one step (default 2048)", 1,
-         1 << 20},
-        {"block-size", 0, KM_INT, &o->block_size, "N", "tokens of a KV block (default 16)", 1, 1024},
-        {"num-gpu-blocks-override", 0, KM_INT, &o->num_gpu_blocks_override, "N",
-         "KV blocks in the pool, on any device (default: from memory)", 1, 1 << 28},
-        {"gpu-memory-utilization", 0, KM_NUM, &o->gpu_memory_utilization, "X",
-         "share of the device's memory to use (default 0.9)", 0.01, 1},
-        {"gpu-memory-limit", 0, KM_SIZE, &o->gpu_memory_limit, "SIZE",
-         "weights, work space and KV together, e.g. 24GiB", 0, 0},
-        {"enable-prefix-caching", 0, KM_BOOL, &o->enable_prefix_caching, NULL,
-         "reuse KV blocks still in the pool (default on)", 0, 0},
-        {"kv-cache", 0, KM_STR, &o->kv_cache, "SPEC", "cache layer: none or dram=50GiB (default none)", 0, 0},
-        {"kv-config", 0, KM_STR, &o->kv_config, "FILE.yaml", "cache layer from LMCache's configuration file", 0, 0},
-        {"chunk-size", 0, KM_INT, &o->chunk_size, "N", "tokens of a chunk of the cache layer (default 256)", 1,
-         1 << 20},
-        {"kv-role", 0, KM_STR, &o->kv_role, "kv_both|kv_producer|kv_consumer", "only kv_both in this version", 0, 0},
-        {"batch-invariant", 0, KM_BOOL, &o->batch_invariant, NULL, "bit-exact mode: not in this version", 0, 0},
-        {"seed", 0, KM_INT, &o->seed, "N", "dummy weights, sampling and generated workloads (default 0)", 0, 9e15},
-    };
-    int n = (int)(sizeof table / sizeof *table);
-    for (int i = 0; i < n && i < max; i++)
-        out[i] = table[i];
-    return n < max ? n : max;
-}
+/* The cache layer that the options ask for. */
+struct cache_choice {
+    bool on;
+    struct kvc_config config; /* the layer's defaults if it is not on */
+    char text[128];           /* "none", "dram=5GiB, chunk 256" */
+};
 
-/* The cache layer asked for; *off when there is none. */
-static int cache_config(const struct serve_opts *o, struct kvc_config *c, bool *off, bool say, struct km_err *err)
+static int read_cache_file(const char *path, struct kvc_config *c, bool warn, struct km_err *err)
 {
-    *c = kvc_defaults();
-    *off = true;
-    bool by_spec = strcmp(o->kv_cache, "none") != 0;
-    if (o->kv_config && by_spec)
-        return km_fail(err, KM_EINVAL, "--kv-config and --kv-cache both describe the cache layer; give one");
-    int rc = 0;
-    if (o->kv_config) {
-        struct km_buf warnings = {0};
-        rc = kvc_config_yaml(o->kv_config, c, &warnings, err);
-        for (char *w = warnings.data, *next; !rc && say && w && *w; w = next) {
-            next = w + strcspn(w, "\n");
-            if (*next)
-                *next++ = 0;
-            km_log(KM_LOG_WARN, "%s: %s", o->kv_config, w);
-        }
-        km_buf_free(&warnings);
-        *off = !c->local_cpu;
-    } else {
-        rc = kvc_config_spec(o->kv_cache, c, off, err);
-        if (rc)
-            km_context(err, "--kv-cache");
+    struct km_buf warnings = {0};
+    int rc = kvc_config_yaml(path, c, &warnings, err);
+    for (char *w = warnings.data, *next; !rc && warn && w && *w; w = next) {
+        next = w + strcspn(w, "\n");
+        if (*next)
+            *next++ = 0;
+        km_log(KM_LOG_WARN, "%s: %s", path, w);
     }
-    if (!rc && o->chunk_size)
-        c->chunk_size = (int)o->chunk_size;
-    if (!rc && !*off && c->chunk_size % o->block_size)
-        rc = km_fail(err, KM_EINVAL, "--chunk-size is %d; it must be a multiple of --block-size, which is %d",
-                     c->chunk_size, (int)o->block_size);
+    km_buf_free(&warnings);
     return rc;
 }
 
-static int check_flags(const struct serve_opts *o, struct km_err *err)
+/* warn: print what the configuration file says in vain. */
+static int choose_cache(const struct serve_opts *o, bool warn, struct cache_choice *out, struct km_err *err)
+{
+    bool off = true;
+    int rc = 0;
+    *out = (struct cache_choice){.config = kvc_defaults(), .text = "none"};
+    if (o->kv_config && strcmp(o->kv_cache, "none"))
+        return km_fail(err, KM_EINVAL, "--kv-config and --kv-cache both describe the cache layer; give one of them");
+    if (o->kv_config) {
+        rc = read_cache_file(o->kv_config, &out->config, warn, err);
+        off = !out->config.local_cpu;
+    } else {
+        rc = kvc_config_spec(o->kv_cache, &out->config, &off, err);
+        if (rc)
+            km_context(err, "--kv-cache");
+    }
+    if (rc)
+        return rc;
+    if (o->chunk_size)
+        out->config.chunk_size = o->chunk_size;
+    if (off)
+        return 0;
+    if (out->config.chunk_size % o->engine.block_size)
+        return km_fail(err, KM_EINVAL, "--chunk-size is %d; it must be a multiple of --block-size, which is %d",
+                       out->config.chunk_size, o->engine.block_size);
+    struct km_buf text = {0};
+    kvc_describe(&out->config, &text);
+    snprintf(out->text, sizeof out->text, "%s", km_buf_str(&text));
+    km_buf_free(&text);
+    out->on = true;
+    return 0;
+}
+
+static int check_options(const struct serve_opts *o, struct km_err *err)
 {
     if (!o->model)
         return km_fail(err, KM_EINVAL, "--model is missing; give a Hugging Face folder or a preset such as qwen3-tiny");
     if (strcmp(o->kv_role, "kv_both"))
-        return km_fail(err, KM_EINVAL, "--kv-role %s is not available in this version; only kv_both is", o->kv_role);
+        return km_fail(err, KM_EINVAL, "--kv-role %s is not available in this version; leave it at kv_both",
+                       o->kv_role);
     if (o->batch_invariant)
-        return km_fail(err, KM_EINVAL, "--batch-invariant is not available in this version");
+        return km_fail(err, KM_EINVAL, "--batch-invariant is not available in this version; leave it out");
     return 0;
 }
 
-static void state_facts(const struct serve_opts *o, const struct backend *be, const struct kvc_config *c, bool off,
-                        struct serve_facts *facts)
+static void fill_facts(const struct serve_opts *o, const struct backend *be, const struct cache_choice *cache,
+                       struct serve_facts *facts)
 {
-    facts->dummy_weights = !strcmp(o->load_format, "dummy");
+    facts->dummy_weights = o->dummy_weights;
     for (const char *const *p = mdl_presets(); *p; p++)
         facts->dummy_weights |= !strcmp(*p, o->model);
     snprintf(facts->device, sizeof facts->device, "%s", be->name);
-    snprintf(facts->kv, sizeof facts->kv, "none");
-    if (!off) {
-        struct km_buf text = {0};
-        kvc_describe(c, &text);
-        snprintf(facts->kv, sizeof facts->kv, "%s", km_buf_str(&text));
-        km_buf_free(&text);
-    }
+    memcpy(facts->kv, cache->text, sizeof facts->kv);
 }
 
 int serve_check(const struct serve_opts *o, struct serve_facts *facts, struct km_err *err)
 {
     const struct backend *be;
-    struct kvc_config c;
-    bool off;
-    int rc = check_flags(o, err);
+    struct cache_choice cache;
+    int rc = check_options(o, err);
     if (!rc)
         rc = backend_pick(o->device, &be, err);
     if (!rc)
-        rc = cache_config(o, &c, &off, false, err);
+        rc = choose_cache(o, false, &cache, err);
     if (!rc)
-        state_facts(o, be, &c, off, facts);
+        fill_facts(o, be, &cache, facts);
     return rc;
 }
 
-static struct eng_opts engine_options(const struct serve_opts *o, const struct mdl_config *c)
+static int plan_cache(struct serve_plan *out, const struct cache_choice *cache, struct km_err *err)
 {
-    struct eng_opts e = eng_defaults();
-    e.max_model_len = (int)o->max_model_len;
-    e.max_num_seqs = (int)o->max_num_seqs;
-    e.max_num_batched_tokens = (int)o->max_num_batched_tokens;
-    e.block_size = (int)o->block_size;
-    e.num_blocks = (int)o->num_gpu_blocks_override;
-    e.memory_limit = o->gpu_memory_limit;
-    e.memory_utilization = o->gpu_memory_utilization;
-    e.prefix_caching = o->enable_prefix_caching;
-    e.n_threads = (int)o->threads;
-    e.dtype = !strcmp(o->dtype, "float32")    ? KM_F32
-              : !strcmp(o->dtype, "bfloat16") ? KM_BF16
-              : c->dtype == KM_F32            ? KM_F32
-                                              : KM_BF16;
-    return e;
-}
-
-/* The cache layer's part of the plan. */
-static int plan_cache(struct serve_plan *out, const struct kvc_config *c, bool off, struct km_err *err)
-{
+    const struct kvc_config *c = &cache->config;
     out->token_bytes = (int64_t)out->mem.geom.page_bytes / out->engine.block_size;
-    out->chunk_size = off ? kvc_defaults().chunk_size : c->chunk_size;
+    out->chunk_size = cache->on ? c->chunk_size : kvc_defaults().chunk_size;
     int64_t chunk = out->token_bytes * out->chunk_size;
-    out->cache_chunks = off ? 0 : c->max_local_cpu / chunk;
-    if (!off && !out->cache_chunks)
+    out->cache_chunks = cache->on ? c->max_local_cpu / chunk : 0;
+    if (cache->on && !out->cache_chunks)
         return km_fail(err, KM_EINVAL,
-                       "the cache layer may take %.6g MiB, but one chunk of %d tokens of this model is %.6g MiB; allow "
-                       "it more or lower --chunk-size",
+                       "the cache layer may take %.6g MiB, but one chunk of %d tokens of this model is %.6g MiB; give "
+                       "--kv-cache more memory or lower --chunk-size",
                        (double)c->max_local_cpu / (1 << 20), out->chunk_size, (double)chunk / (1 << 20));
     return 0;
 }
@@ -192,44 +160,43 @@ static int plan_cache(struct serve_plan *out, const struct kvc_config *c, bool o
 int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct km_err *err)
 {
     const struct backend *be;
-    struct kvc_config c;
+    struct cache_choice cache;
     struct mdl *m = NULL;
     struct km_err why;
-    bool off;
     memset(out, 0, sizeof *out);
-    int rc = check_flags(o, err);
+    int rc = check_options(o, err);
     if (!rc)
         rc = backend_pick_plan(o->device, &be, err);
     if (!rc && backend_fell_back(o->device, be, &why))
         km_log(KM_LOG_WARN, "planning for the CPU: %s", why.msg);
     if (!rc)
-        rc = cache_config(o, &c, &off, true, err);
+        rc = choose_cache(o, true, &cache, err);
     if (!rc)
-        rc = mdl_open(&m, o->model, !strcmp(o->load_format, "dummy"), (uint64_t)o->seed, err);
+        rc = mdl_open(&m, o->model, o->dummy_weights, (uint64_t)o->seed, err);
     if (!rc) {
-        state_facts(o, be, &c, off, &out->facts);
+        fill_facts(o, be, &cache, &out->facts);
         snprintf(out->model, sizeof out->model, "%s", mdl_name(m));
-        out->engine = engine_options(o, mdl_config(m));
+        out->engine = o->engine;
         rc = eng_plan(&out->mem, &out->engine, m, be, err);
     }
     if (!rc)
-        rc = plan_cache(out, &c, off, err);
+        rc = plan_cache(out, &cache, err);
     out->fits = !rc;
     mdl_free(m);
     return rc;
 }
 
-/* Everything a serving process holds; freed in reverse order by parts_close. */
+/* What a serving process holds, in the order in which it is opened. */
 struct parts {
     struct mdl *mdl;
-    struct tok *tok;
-    struct kvc *kvc;
-    struct kv_port port;
+    struct tok *tok;     /* NULL: only token ids are served */
+    struct kvc *kvc;     /* NULL: no cache layer */
+    struct kv_port port; /* of kvc */
     struct eng *eng;
     struct srv *srv;
 };
 
-static void parts_close(struct parts *p)
+static void close_parts(struct parts *p)
 {
     srv_free(p->srv);
     eng_close(p->eng);
@@ -243,117 +210,117 @@ static int open_tokenizer(const struct serve_opts *o, struct parts *p, struct km
     const char *path = o->tokenizer ? o->tokenizer : mdl_dir(p->mdl);
     int rc = path ? tok_open(&p->tok, path, err) : KM_ENOENT;
     if (rc == KM_ENOENT && !o->tokenizer) {
-        km_log(KM_LOG_WARN, "no tokenizer.json with model %s: only token ids are served (--tokenizer DIR gives one)",
+        km_log(KM_LOG_WARN,
+               "model %s has no tokenizer.json, so only token ids are served, not text; --tokenizer DIR adds one",
                o->model);
         return 0;
     }
     int32_t ids = rc ? 0 : tok_total(p->tok), vocab = mdl_config(p->mdl)->vocab;
     if (ids > vocab)
         return km_fail(err, KM_EINVAL,
-                       "tokenizer %s has %d ids but model %s has a vocabulary of %d; they do not belong together", path,
-                       ids, o->model, vocab);
+                       "tokenizer %s has %d ids, but model %s has a vocabulary of %d; give the model's own tokenizer",
+                       path, ids, o->model, vocab);
     return rc;
 }
 
-static int parts_open(const struct serve_opts *o, struct parts *p, struct km_err *err)
+static void log_engine(const struct parts *p, const char *cache)
+{
+    const double gib = 1 << 30;
+    const struct eng_opts *o = eng_options(p->eng);
+    struct eng_stats st;
+    eng_stats(p->eng, &st);
+    km_log(KM_LOG_INFO,
+           "%s%s, %s, on %s: weights %.2f GiB, workspace %.2f GiB, KV pool %.2f GiB (%d blocks of %d tokens, %d tokens), "
+           "context %d tokens, cache layer: %s",
+           mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "",
+           km_dtype_name((enum km_dtype)o->dtype), st.be.device, (double)st.be.weight_bytes / gib,
+           (double)st.be.work_bytes / gib, (double)st.be.kv_bytes / gib, o->num_blocks, o->block_size,
+           o->num_blocks * o->block_size, o->max_model_len, cache);
+}
+
+static int open_parts(const struct serve_opts *o, struct parts *p, struct km_err *err)
 {
     const struct backend *be;
-    struct kvc_config c;
-    bool off;
-    int rc = backend_pick(o->device, &be, err);
+    struct cache_choice cache;
     struct km_err why;
+    int rc = backend_pick(o->device, &be, err);
     if (!rc && backend_fell_back(o->device, be, &why))
         km_log(KM_LOG_WARN, "running on the CPU: %s", why.msg);
     if (!rc)
-        rc = cache_config(o, &c, &off, true, err);
+        rc = choose_cache(o, true, &cache, err);
     if (!rc)
-        rc = mdl_open(&p->mdl, o->model, !strcmp(o->load_format, "dummy"), (uint64_t)o->seed, err);
+        rc = mdl_open(&p->mdl, o->model, o->dummy_weights, (uint64_t)o->seed, err);
     if (!rc)
         rc = open_tokenizer(o, p, err);
-    if (!rc && !off && !(rc = kvc_open(&p->kvc, &c, err)))
+    if (!rc && cache.on && !(rc = kvc_open(&p->kvc, &cache.config, err)))
         kvc_port(p->kvc, &p->port);
+    if (!rc)
+        rc = eng_open(&p->eng, &o->engine, p->mdl, be, cache.on ? &p->port : NULL, err);
     if (rc)
         return rc;
-
-    struct eng_opts e = engine_options(o, mdl_config(p->mdl));
-    rc = eng_open(&p->eng, &e, p->mdl, be, off ? NULL : &p->port, err);
-    if (rc)
-        return rc;
-
-    struct km_buf kv = {0};
-    if (off)
-        km_buf_puts(&kv, "none");
-    else
-        kvc_describe(&c, &kv);
-    struct srv_opts s = srv_defaults();
-    s.host = o->host;
-    s.port = (int)o->port;
-    s.served_name = o->served_model_name;
-    s.api_key = o->api_key;
+    struct srv_opts s = o->server;
     s.seed = o->seed;
     s.device = be->name;
-    s.kv = km_buf_str(&kv);
+    s.kv = cache.text;
     rc = srv_open(&p->srv, &s, p->eng, p->tok, err);
-    if (!rc) {
-        struct eng_stats st;
-        const struct eng_opts *r = eng_options(p->eng);
-        eng_stats(p->eng, &st);
-        const double gib = 1 << 30;
-        km_log(KM_LOG_INFO,
-               "%s%s, %s, on %s: weights %.2f GiB, work space %.2f, KV %.2f in %d blocks of %d tokens (%d tokens of "
-               "KV), context %d, kv cache %s",
-               mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "", km_dtype_name(r->dtype), st.be.device,
-               (double)st.be.weight_bytes / gib, (double)st.be.work_bytes / gib, (double)st.be.kv_bytes / gib,
-               r->num_blocks, r->block_size, r->num_blocks * r->block_size, r->max_model_len, km_buf_str(&kv));
-    }
-    km_buf_free(&kv);
+    if (!rc)
+        log_engine(p, cache.text);
     return rc;
 }
 
 int serve_run(const struct serve_opts *o, void (*ready)(void *arg, int port), void *arg, struct km_err *err)
 {
     struct parts p = {0};
-    int rc = parts_open(o, &p, err);
+    int rc = open_parts(o, &p, err);
     if (!rc) {
         if (ready)
             ready(arg, srv_port(p.srv));
         rc = srv_run(p.srv, true, err);
     }
-    parts_close(&p);
+    close_parts(&p);
     return rc;
 }
 
-/* What the child says over the pipe, once. */
-struct hello {
+/* What the child writes to the pipe, once. */
+struct child_report {
     int port;
-    struct km_err err;
+    struct km_err err; /* err.code is 0 if the port is bound */
 };
 
-static void say_hello(void *arg, int port)
+static void report_port(void *arg, int port)
 {
-    struct hello h = {.port = port};
+    struct child_report r = {.port = port};
     int *fd = arg;
-    if (write(*fd, &h, sizeof h) != (ssize_t)sizeof h)
-        km_log(KM_LOG_ERROR, "cannot tell the parent which port was bound: %s", strerror(errno));
+    if (write(*fd, &r, sizeof r) != (ssize_t)sizeof r)
+        km_log(KM_LOG_ERROR, "the engine's process cannot report its port: %s", strerror(errno));
     close(*fd);
     *fd = -1;
 }
 
-static _Noreturn void child_main(const struct serve_opts *o, int fd, pid_t parent)
+static _Noreturn void run_child(const struct serve_opts *o, int fd, pid_t parent)
 {
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         _exit(1);
-    signal(SIGINT, SIG_IGN); /* Ctrl-C is the client's to handle; it then ends this process */
+    signal(SIGINT, SIG_IGN); /* Ctrl-C reaches the client, which then ends this process */
     struct serve_opts mine = *o;
-    mine.port = 0;
-    struct hello h = {0};
-    int rc = serve_run(&mine, say_hello, &fd, &h.err);
-    if (rc && fd >= 0 && write(fd, &h, sizeof h) != (ssize_t)sizeof h)
+    mine.server.port = 0;
+    struct child_report r = {0};
+    int rc = serve_run(&mine, report_port, &fd, &r.err);
+    if (rc && fd >= 0 && write(fd, &r, sizeof r) != (ssize_t)sizeof r)
         rc = KM_EIO;
     else if (rc && fd < 0)
-        km_log(KM_LOG_ERROR, "engine: %s", h.err.msg);
+        km_log(KM_LOG_ERROR, "engine: %s", r.err.msg);
     exit(rc ? 1 : 0);
+}
+
+/* "signal 9" or "exit status 1" */
+static void describe_end(int status, char out[32])
+{
+    if (WIFSIGNALED(status))
+        snprintf(out, 32, "signal %d", WTERMSIG(status));
+    else
+        snprintf(out, 32, "exit status %d", WEXITSTATUS(status));
 }
 
 int serve_spawn(const struct serve_opts *o, pid_t *pid, int *port, struct km_err *err)
@@ -371,30 +338,31 @@ int serve_spawn(const struct serve_opts *o, pid_t *pid, int *port, struct km_err
     }
     if (*pid == 0) {
         close(fd[0]);
-        child_main(o, fd[1], parent);
+        run_child(o, fd[1], parent);
     }
     close(fd[1]);
-    struct hello h = {0};
+    struct child_report r = {0};
     ssize_t n;
-    while ((n = read(fd[0], &h, sizeof h)) < 0 && errno == EINTR)
+    while ((n = read(fd[0], &r, sizeof r)) < 0 && errno == EINTR)
         ;
     close(fd[0]);
-    if (n == (ssize_t)sizeof h && !h.err.code) {
-        *port = h.port;
+    if (n == (ssize_t)sizeof r && !r.err.code) {
+        *port = r.port;
         return 0;
     }
     int status = 0;
     waitpid(*pid, &status, 0);
-    if (n == (ssize_t)sizeof h)
-        return km_fail(err, h.err.code, "%s", h.err.msg);
-    return km_fail(err, KM_EIO, "the engine's process ended before it was ready (%s %d)",
-                   WIFSIGNALED(status) ? "signal" : "status",
-                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    if (n == (ssize_t)sizeof r)
+        return km_fail(err, r.err.code, "%s", r.err.msg);
+    char end[32];
+    describe_end(status, end);
+    return km_fail(err, KM_EIO, "the engine's process ended before it was ready (%s); its messages are above", end);
 }
 
 int serve_stop(pid_t pid, struct km_err *err)
 {
     int status = 0;
+    char end[32];
     bool was_dead = waitpid(pid, &status, WNOHANG) == pid;
     if (!was_dead) {
         kill(pid, SIGTERM);
@@ -403,7 +371,7 @@ int serve_stop(pid_t pid, struct km_err *err)
     }
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && !was_dead)
         return 0;
-    return km_fail(err, KM_EIO, "the engine's process %s (%s %d)",
-                   was_dead ? "died during the run" : "did not end cleanly", WIFSIGNALED(status) ? "signal" : "status",
-                   WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    describe_end(status, end);
+    return km_fail(err, KM_EIO, "the engine's process %s (%s)",
+                   was_dead ? "ended during the run" : "did not end cleanly", end);
 }

@@ -112,33 +112,40 @@ static int do_lines(const struct tok *t, bool plain, bool decode, struct km_err 
     return rc;
 }
 
+struct tool_opts {
+    const char *file;
+    bool plain, decode;
+};
+
+static const struct km_option rows[] = {
+    {.name = "bench", KM_FIELD(struct tool_opts, file), .arg = "FILE", .help = "time the encoding of FILE"},
+    {.name = "plain", KM_FIELD(struct tool_opts, plain), .help = "added tokens are split like any other text"},
+    {.name = "decode", KM_FIELD(struct tool_opts, decode), .help = "lines are arrays of ids, and become text"},
+};
+
 int main(int argc, char **argv)
 {
-    const char *file = NULL;
-    bool plain = false, decode = false, help = false;
-    const struct km_flag flags[] = {
-        {"bench", 0, KM_STR, &file, "FILE", "time the encoding of FILE", 0, 0},
-        {"plain", 0, KM_BOOL, &plain, NULL, "added tokens are split like any other text", 0, 0},
-        {"decode", 0, KM_BOOL, &decode, NULL, "lines are arrays of ids, and become text", 0, 0},
-    };
-    const int n_flags = (int)(sizeof flags / sizeof *flags);
+    struct tool_opts o;
+    struct km_option_group group = KM_OPTION_GROUP("Options", rows, &o);
+    bool help = false;
+    km_options_default(&group, 1);
     struct km_strs pos = {0};
     struct km_err err = {0};
     struct km_buf text = {0};
     struct tok *t = NULL;
-    int rc = km_args_parse(flags, n_flags, argc - 1, argv + 1, &pos, &help, &err);
+    int rc = km_args_parse(&group, 1, argc - 1, argv + 1, &pos, &help, &err);
     if (!rc && !help && pos.n != 1)
         rc = km_fail(&err, KM_EINVAL, "give one tokenizer.json or its folder, or --help");
     if (!rc && help) {
-        km_args_help(flags, n_flags, &text);
+        km_args_help(&group, 1, 80, &text);
         printf("tok_tool TOKENIZER [flags] < lines\n%s", km_buf_str(&text));
     } else if (!rc) {
         int64_t from = km_now_ns();
         rc = tok_open(&t, pos.v[0], &err);
-        if (!rc && file)
+        if (!rc && o.file)
             printf("opened in %.0f ms\n", (double)(km_now_ns() - from) / 1e6);
         if (!rc)
-            rc = file ? bench(t, file, &err) : do_lines(t, plain, decode, &err);
+            rc = o.file ? bench(t, o.file, &err) : do_lines(t, o.plain, o.decode, &err);
     }
     if (rc)
         km_log(KM_LOG_ERROR, "%s", err.msg);
