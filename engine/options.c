@@ -22,7 +22,7 @@ static const struct km_option rows[] = {
      .lo = 0.01, .hi = 1, .help = "share of the GPU's memory to use"},
     {.name = "gpu-memory-limit", KM_FIELD_SIZE(struct eng_opts, memory_limit), .arg = "SIZE",
      .help = "memory for weights, workspace and KV pool together, on a GPU or a CPU, for example 24GiB (default: "
-             "--gpu-memory-utilization decides; on a CPU, a quarter of the free memory for the KV pool)"},
+             "--gpu-memory-utilization; on a CPU, KV for eight requests of full length)"},
     {.name = "enable-prefix-caching", KM_FIELD(struct eng_opts, prefix_caching), .fallback = "true",
      .help = "reuse KV blocks that are still in the pool"},
     {.name = "the queue length", KM_FIELD(struct eng_opts, max_waiting), .fallback = "4096", .lo = 1, .hi = 1 << 20},

@@ -235,9 +235,12 @@ static int get_text(struct wl_text *out, const struct wl_spec *s, const struct w
 {
     if (o->text == WL_TEXT_BUILTIN)
         return wl_text_builtin(out, need, t, err);
-    int rc = wl_text_files(out, s, o, t, err);
+    struct km_err why;
+    int rc = wl_text_files(out, s, o, t, &why);
+    if (!rc)
+        return 0;
     if (rc != KM_ENOENT || o->text != WL_TEXT_AUTO)
-        return rc;
+        return km_fail(err, rc, "%s", why.msg);
     km_free(out->ids.v);
     *out = (struct wl_text){0};
     return wl_text_builtin(out, need, t, err);

@@ -59,7 +59,7 @@ static int run(const struct cmd_call *call)
 
 const struct cmd cmd_gen = {
     .name = "gen",
-    .usage = "WORKLOAD.json --tokenizer DIR [--seed N] [-o conversations.json]",
+    .usage = "WORKLOAD.json --tokenizer DIR [-o FILE.json] [OPTIONS]",
     .summary = "Generate the conversations or prompts of a workload, and print their statistics",
     .text = "WORKLOAD.json may be vLLM's generate_multi_turn.json, unchanged. The same seed, text and tokenizer give the "
             "conversations that vLLM's generator makes.",

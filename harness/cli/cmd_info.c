@@ -168,7 +168,7 @@ static int run(const struct cmd_call *call)
 
 const struct cmd cmd_info = {
     .name = "info",
-    .usage = "[--json] | --plan --model DIR|PRESET [--json] [OPTIONS OF SERVE]",
+    .usage = "[--json] | --plan --model DIR|PRESET [OPTIONS]",
     .summary = "Describe this machine and measure its limits, or plan the memory of an engine",
     .text = "Without options, info prints the machine, its devices, and limits that it measures now: arithmetic, memory, "
             "disk, loopback and, with a GPU, copies and GEMM.\n\n"

@@ -5,13 +5,13 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "harness/cli/cmd.h"
+#include "harness/cli/figures.h"
 #include "harness/cli/generate.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/serve.h"
-#include "harness/run/runfolder.h"
 #include "harness/client/scrape.h"
+#include "harness/run/runfolder.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,24 +19,24 @@ struct run_opts {
     struct hz_load load;
     struct wl_gen_opts workload;
     struct serve_opts serve; /* the engine without --url; model, tokenizer, API key and seed also with it */
-    const char *url, *out, *extra_body;
+    struct hz_target target; /* as given: no url without --url; model and API key are those of `serve` */
+    const char *out;
     enum hz_profile profile;
-    struct km_strs headers;
     double ready_timeout;
     bool quiet;
 };
 
 static const struct km_option rows[] = {
-    {.name = "url", .letter = 'u', KM_FIELD(struct run_opts, url), .arg = "URL",
+    {.name = "url", .letter = 'u', KM_FIELD(struct run_opts, target.url), .arg = "URL",
      .help = "an OpenAI-compatible server, for example http://127.0.0.1:8000 (default: start an engine)"},
     {.name = "output", .letter = 'o', KM_FIELD(struct run_opts, out), .arg = "DIR",
      .help = "run folder to write (required); it must not hold a run"},
     {.name = "profile", KM_FIELD_CHOICE(struct run_opts, profile), .values = "seed|strict", .fallback = "seed",
      .help = "definitions of the printed figures: those of vLLM's clients, or one strict set for all servers; both are "
              "stored"},
-    {.name = "header", KM_FIELD(struct run_opts, headers), .arg = "K=V", .secret = true,
+    {.name = "header", KM_FIELD(struct run_opts, target.headers), .arg = "K=V", .secret = true,
      .help = "an extra header of each request; may be given more than once"},
-    {.name = "extra-body", KM_FIELD(struct run_opts, extra_body), .arg = "JSON",
+    {.name = "extra-body", KM_FIELD(struct run_opts, target.extra_body), .arg = "JSON",
      .help = "a JSON object whose members are added to the body of each request"},
     {.name = "ready-check-timeout-sec", KM_FIELD(struct run_opts, ready_timeout), .arg = "S", .fallback = "600",
      .lo = 0, .hi = 1e6, .help = "seconds to wait until the server is ready"},
@@ -52,20 +52,34 @@ static int groups(void *options, struct km_option_group *out)
     return 3 + serve_option_groups(&o->serve, out + 3);
 }
 
-/* Appends the command as a line that a shell reads back, with *** for the API key. */
-static void quote_command(int argc, char **argv, struct km_buf *out)
+/* Appends a space and a word, quoted so that a shell reads it back. */
+static void put_word(struct km_buf *out, const char *s)
 {
+    bool plain =
+        *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") == strlen(s);
+    km_buf_puts(out, plain ? " " : " '");
+    for (; *s; s++)
+        km_buf_printf(out, *s == '\'' ? "'\\''" : "%c", *s);
+    km_buf_puts(out, plain ? "" : "'");
+}
+
+/* Appends the command as a line that a shell reads back, with *** for the values of secret options. */
+static void quote_command(const struct cmd_call *call, struct km_buf *out)
+{
+    bool is_secret = false; /* this word is the value of a secret option */
     km_buf_puts(out, "kvmark run");
-    for (int i = 0; i < argc; i++) {
-        bool secret = i && !strcmp(argv[i - 1], "--api-key");
-        const char *s = secret ? "***" : strncmp(argv[i], "--api-key=", 10) ? argv[i] : "--api-key=***";
-        bool plain =
-            *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") == strlen(s);
-        km_buf_puts(out, plain ? " " : " '");
-        for (const char *p = s; *p; p++)
-            km_buf_printf(out, *p == '\'' ? "'\\''" : "%c", *p);
-        if (!plain)
-            km_buf_putc(out, '\'');
+    for (int i = 0; i < call->argc; i++) {
+        const char *word = call->argv[i];
+        size_t len = strcspn(word, "=");
+        void *object;
+        const struct km_option *o =
+            strncmp(word, "--", 2) ? NULL : km_option_find(call->groups, call->n_groups, word + 2, len - 2, &object);
+        bool secret_option = !is_secret && o && o->secret;
+        if (secret_option && word[len])
+            km_buf_printf(out, " --%s=***", o->name);
+        else
+            put_word(out, is_secret ? "***" : word);
+        is_secret = secret_option && !word[len];
     }
 }
 
@@ -89,7 +103,7 @@ static int longest_request(const struct wl_set *set, const struct hz_load *l)
 
 /* Refuses a workload with a request that is longer than the context that the server states. */
 static int check_context(const struct hz_target *target, const struct wl_set *set, const struct hz_load *l,
-                     struct km_err *err)
+                         struct km_err *err)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
@@ -108,54 +122,6 @@ static int check_context(const struct hz_target *target, const struct wl_set *se
     cJSON_Delete(v);
     km_buf_free(&body);
     return rc;
-}
-
-static void print_stat(struct km_buf *out, const char *name, const struct hz_stat *s)
-{
-    const double v[] = {s->mean, s->std, s->min, s->p50, s->p90, s->p95, s->p99, s->max};
-    km_buf_printf(out, "%-12s %8d", name, s->n);
-    for (size_t i = 0; i < sizeof v / sizeof *v; i++) {
-        if (isnan(v[i]))
-            km_buf_printf(out, " %11s", "-");
-        else
-            km_buf_printf(out, " %11.2f", v[i]);
-    }
-    km_buf_putc(out, '\n');
-}
-
-/* True if the server stated the number of prompt tokens with every good answer. */
-static bool has_server_counts(const struct hz_trace *t)
-{
-    for (int i = 0; i < t->n; i++)
-        if (t->recs[i].ok && t->recs[i].prompt_tokens < 0)
-            return false;
-    return true;
-}
-
-static void print_summary(const struct hz_summary *s, const struct hz_trace *t, const cJSON *metrics, const char *dir)
-{
-    struct km_buf out = {0};
-    km_buf_printf(&out, "requests     %d ok, %d failed, %d not sent because of early stop, in %.2f s (profile: %s)\n",
-                  s->requests_ok, s->requests_failed, t->abandoned, s->duration_s,
-                  s->profile == HZ_SEED ? "seed" : "strict");
-    km_buf_printf(&out, "throughput   input %.2f tok/s, output %.2f tok/s, total %.2f tok/s, %.3f requests/s\n",
-                  s->input_tps, s->output_tps, s->total_tps, s->request_rate);
-    km_buf_printf(&out, "prompts      %.0f tokens by %s", s->prompt_tokens,
-                  has_server_counts(t) ? "the server's count" : "the client's count; the server gives none");
-    if (!isnan(s->cached_tokens))
-        km_buf_printf(&out, ", %.0f of them cached (%.1f%%)", s->cached_tokens, 100 * s->hit_rate);
-    const cJSON *computed = cJSON_GetObjectItemCaseSensitive(metrics, "kvmark_computed_tokens_total");
-    if (computed)
-        km_buf_printf(&out, "; the engine computed %.0f tokens, answers included", computed->valuedouble);
-    km_buf_printf(&out, "\n\n%-12s %8s %11s %11s %11s %11s %11s %11s %11s %11s\n", "", "count", "mean", "std", "min",
-                  "50%", "90%", "95%", "99%", "max");
-    print_stat(&out, "ttft_ms", &s->ttft_ms);
-    print_stat(&out, "tpot_ms", &s->tpot_ms);
-    print_stat(&out, "itl_ms", &s->itl_ms);
-    print_stat(&out, "e2e_ms", &s->e2e_ms);
-    km_buf_printf(&out, "\n%s\n", dir);
-    fputs(km_buf_str(&out), stdout);
-    km_buf_free(&out);
 }
 
 /* A run besides its options. */
@@ -204,7 +170,7 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
     char exe_hex[65] = "";
     if (!km_sha_file("/proc/self/exe", &exe, NULL))
         km_hex(&exe, exe_hex);
-    bool own = !o->url;
+    bool own = !o->target.url;
     const char *dtype = "";
     km_json_str(j->engine, "dtype", false, &dtype, NULL);
     cJSON *limits = engine_limits(j->engine);
@@ -214,7 +180,7 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
                                .workload_kind = j->set->kind,
                                .workload_requests = j->set->n_requests,
                                .target_kind = own ? "kvmark" : "external",
-                               .target_url = own ? "" : o->url,
+                               .target_url = own ? "" : o->target.url,
                                .device = own ? j->facts.device : "",
                                .model = j->trace.model,
                                .kv = own ? j->facts.kv : "",
@@ -239,7 +205,7 @@ static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
 {
     const char *path = o->serve.tokenizer ? o->serve.tokenizer : o->serve.model;
     int rc = path ? tok_open(&j->tok, path, err) : KM_ENOENT;
-    if (rc == KM_ENOENT && o->url && !o->serve.tokenizer) {
+    if (rc == KM_ENOENT && o->target.url && !o->serve.tokenizer) {
         struct km_buf root = {0};
         rc = hz_wait_ready(&j->target, o->ready_timeout, err);
         if (!rc && !(rc = hz_model_root(&j->target, &root, err)))
@@ -258,19 +224,16 @@ static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
 /* Everything from the tokenizer to the figures. */
 static int measure(struct run_opts *o, const char *path, struct job *j, struct km_err *err)
 {
-    j->target = (struct hz_target){.url = o->url,
-                                   .model = !o->url                     ? NULL
-                                            : o->serve.server.served_name ? o->serve.server.served_name
-                                                                        : o->serve.model,
-                                   .api_key = o->serve.server.api_key,
-                                   .headers = o->headers,
-                                   .extra_body = o->extra_body};
+    j->target = o->target;
+    j->target.api_key = o->serve.server.api_key;
+    if (o->target.url)
+        j->target.model = o->serve.server.served_name ? o->serve.server.served_name : o->serve.model;
     int rc = open_tokenizer(o, j, err);
     o->workload.seed = (uint64_t)o->serve.seed;
     if (!rc)
         rc = generate_workload(&j->set, path, &o->workload, j->tok, err);
     int port = 0;
-    if (!rc && !o->url && !(rc = serve_spawn(&o->serve, &j->pid, &port, err))) {
+    if (!rc && !o->target.url && !(rc = serve_spawn(&o->serve, &j->pid, &port, err))) {
         km_buf_printf(&j->url, "http://127.0.0.1:%d", port);
         j->target.url = km_buf_str(&j->url);
     }
@@ -281,7 +244,7 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
     if (rc)
         return rc;
 
-    if (!o->url)
+    if (!o->target.url)
         j->engine = get_version(&j->target);
     km_wall_iso(j->started, sizeof j->started);
     cJSON *before = scrape_metrics(&j->target);
@@ -316,7 +279,7 @@ static int check(struct run_opts *o, const struct km_strs *pos, struct job *j, s
         return km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", o->out);
     int rc = hz_load_check(&o->load, err);
     o->load.seed = (uint64_t)o->serve.seed;
-    return rc || o->url ? rc : serve_check(&o->serve, &j->facts, err);
+    return rc || o->target.url ? rc : serve_check(&o->serve, &j->facts, err);
 }
 
 static void log_failures(const struct hz_trace *t)
@@ -352,7 +315,7 @@ static int run(const struct cmd_call *call)
         return cmd_error(&err, CMD_USAGE);
     j.options = cJSON_CreateObject();
     km_options_json(call->groups, call->n_groups, j.options);
-    quote_command(call->argc, call->argv, &j.command);
+    quote_command(call, &j.command);
     int status, rc = measure(o, call->args.v[0], &j, &err);
     if (j.pid && serve_stop(j.pid, &stopped) && !rc)
         rc = km_fail(&err, stopped.code, "%s", stopped.msg);
@@ -361,7 +324,7 @@ static int run(const struct cmd_call *call)
     if (rc) {
         status = cmd_error(&err, CMD_FAILED);
     } else {
-        print_summary(o->profile == HZ_SEED ? &j.seed : &j.strict, &j.trace, j.metrics, o->out);
+        figures_print(o->profile == HZ_SEED ? &j.seed : &j.strict, &j.trace, j.metrics, o->out);
         log_failures(&j.trace);
         status = j.seed.requests_failed || progress_interrupted() ? CMD_FAILED : CMD_OK;
     }
