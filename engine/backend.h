@@ -32,7 +32,7 @@ struct be_opts {
 };
 
 struct be_stats {
-    int64_t weight_bytes, kv_bytes, work_bytes;
+    int64_t weight_bytes, kv_bytes, workspace_bytes;
     double flops;             /* done so far, by the model's arithmetic (GEMMs and attention) */
     int64_t busy_ns;          /* time inside steps */
     char device[96];          /* "AMD EPYC, 2 threads, OpenBLAS Haswell" */
@@ -42,7 +42,7 @@ struct backend {
     const char *name;         /* cpu, cuda, sim */
     /* Takes one step more while one is in flight, with tokens of -(k + 1): the id that the device chooses for sample k
      * of the step in flight. Waits come in order. */
-    bool ahead;
+    bool async_sched;
     /* What open would take with these options, nothing taken; it fails as open would. The rows are there even when
      * KM_ELIMIT says that they leave no room for KV. Needs no device when o->memory_limit is stated; a card is asked in
      * a child process, so plan before this one opens it. NULL: none. */

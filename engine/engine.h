@@ -84,7 +84,7 @@ struct eng_stats {
     int pages, pages_used, pages_cached; /* used: referenced; cached: free but findable */
     int64_t steps, prompt_tokens, generated_tokens;
     int64_t computed_tokens;           /* rows the backend ran: what the cache saves shows here */
-    int64_t ahead_steps;               /* given while the step before was running */
+    int64_t async_steps;               /* given while the step before was running */
     int64_t wasted_rows;               /* ahead, for a request that had ended or on a wrong token; in no other count */
     int64_t prefix_queries, prefix_hits; /* tokens asked of and found in the pool */
     int64_t preemptions, finished[5];  /* by enum eng_finish */

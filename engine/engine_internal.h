@@ -6,8 +6,8 @@
 #include "engine/seq.h"
 
 /* Validates and copies r and gives it its id. Reads only what eng_open settled: any thread may call it. */
-int eng_make(struct eng *e, const struct eng_request *r, struct seq **out, struct km_err *err);
+int eng_prepare(struct eng *e, const struct eng_request *r, struct seq **out, struct km_err *err);
 /* Queues q, which becomes the engine's. */
-void eng_add(struct eng *e, struct seq *q);
+void eng_enqueue(struct eng *e, struct seq *q);
 
 #endif

@@ -20,14 +20,14 @@ struct pg_pool;
 struct pg_counts {
     int pages;     /* all */
     int free, lru; /* on the lists */
-    int returning; /* held by transfers alone: free as soon as those end */
+    int transfer_only; /* held by transfers alone: free as soon as those end */
 };
 
 int pg_new(struct pg_pool **out, int n_pages, struct km_err *err);
 void pg_free(struct pg_pool *p);
 
 /* A page with one reference, or -1. It may have been keyed: the caller makes the prefix index forget it. */
-int32_t pg_take(struct pg_pool *p);
+int32_t pg_alloc(struct pg_pool *p);
 void pg_ref(struct pg_pool *p, int32_t page);     /* a sequence shares it */
 void pg_unref(struct pg_pool *p, int32_t page);
 void pg_hold(struct pg_pool *p, int32_t page);    /* a transfer reads or writes it */
@@ -39,7 +39,7 @@ bool pg_keyed(const struct pg_pool *p, int32_t page);
 
 int pg_refs(const struct pg_pool *p, int32_t page);
 int pg_holds(const struct pg_pool *p, int32_t page);
-int pg_available(const struct pg_pool *p);       /* how often pg_take would succeed now */
+int pg_available(const struct pg_pool *p);       /* how often pg_alloc would succeed now */
 int32_t pg_oldest(const struct pg_pool *p);      /* the keyed page that would be evicted first; -1 */
 struct pg_counts pg_counts(const struct pg_pool *p);
 

@@ -15,7 +15,7 @@ enum { PLAN_ROWS = 48 };
 
 enum plan_group {
     PLAN_WEIGHTS,
-    PLAN_WORK,
+    PLAN_WORKSPACE,
     PLAN_RESERVE, /* left free for libraries and the driver: counted against the limit, not taken by the engine */
     PLAN_KV,
     PLAN_GROUPS

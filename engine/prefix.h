@@ -20,8 +20,8 @@ struct px;
 int px_new(struct px **out, int n_pages, int block_size, struct km_err *err);
 void px_free(struct px *x);
 
-struct km_digest px_root(struct px *x, const char *salt); /* NULL and "" are different salts */
-struct km_digest px_next(struct px *x, const struct km_digest *parent, const int32_t *tokens /* [block_size] */);
+struct km_digest px_root_key(struct px *x, const char *salt); /* NULL and "" are different salts */
+struct km_digest px_child_key(struct px *x, const struct km_digest *parent, const int32_t *tokens /* [block_size] */);
 
 int32_t px_find(const struct px *x, const struct km_digest *key); /* -1: nobody */
 /* False when the key is taken: the first page keeps it, the other one stays nameless. */

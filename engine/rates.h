@@ -11,7 +11,7 @@ struct rates {
     char device[64];
     int64_t memory;                    /* bytes, all of it */
     double copy_gbps;                  /* its memory to its memory: bytes read plus bytes written */
-    double to_card_gbps, to_host_gbps; /* pinned memory, one direction at a time */
+    double h2d_gbps, d2h_gbps; /* pinned memory, one direction at a time */
     double gemm_tflops;                /* cuBLASLt, bf16, 4096 x 4096 x 4096 random numbers, its fastest algorithm */
 };
 

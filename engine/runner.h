@@ -2,7 +2,7 @@
  *
  * Calls may come from any one thread. The runner steps the engine while it has work and sleeps when it
  * has not; after each step that made events it calls `wake` from its own thread (write to an eventfd there),
- * and the owner collects them with run_take. */
+ * and the owner collects them with run_collect. */
 #ifndef ENG_RUNNER_H
 #define ENG_RUNNER_H
 
@@ -21,7 +21,7 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish);
 int run_reset_cache(struct run *r, bool external, struct km_err *err); /* waits for the current step */
 
 /* The events made since the last call, oldest first, into out (the caller's; v grows as needed, km_free). */
-int run_take(struct run *r, struct eng_events *out, struct km_err *err);
+int run_collect(struct run *r, struct eng_events *out, struct km_err *err);
 void run_stats(struct run *r, struct eng_stats *out); /* as of the last step */
 bool run_failed(struct run *r, struct km_err *why);   /* the device is gone; every request has ended */
 

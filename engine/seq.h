@@ -2,7 +2,7 @@
  *
  * A `seq` is one block of memory made by seq_new, sized for the longest it can become, so that neither admission
  * nor a step allocates. seq_new also is the one place where a request is validated. The lists and counters of the
- * scheduling part belong to engine/sched.c, the kv part to engine/xfer.c.
+ * scheduling part belong to engine/sched.c, the kv part to engine/connector.c.
  *
  * Invariant: tokens [0, n_computed) have their KV in pages [0, n_computed / B], and n_computed < n_tokens between
  * steps: the newest token is always still to be computed. Rows in flight change neither before their step was
@@ -26,8 +26,8 @@ struct seq {
     uint64_t arrival;         /* order of arrival, the tie-break of priority */
     struct smp_params sampling;
     const char *salt;         /* NULL: none */
-    int32_t *ends;            /* [n_ends] the tokens that end it */
-    int n_ends;
+    int32_t *end_ids;            /* [n_ends] the tokens that end it */
+    int n_end_ids;
 
     int32_t *tokens;          /* [n_prompt + max_tokens], the prompt and what was generated */
     int n_tokens;
@@ -37,9 +37,9 @@ struct seq {
     int n_keys;
     int n_computed;           /* tokens whose KV is in the pages */
     int n_published;          /* leading pages already offered to the prefix index */
-    int n_now;                /* rows in the newest step */
-    int n_before;             /* rows in the step before it, while both are in flight: 1 or none */
-    int at;                   /* which request of the newest step it is */
+    int n_rows;                /* rows in the newest step */
+    int n_rows_before;             /* rows in the step before it, while both are in flight: 1 or none */
+    int batch_index; /* which request of the newest step it is */
     bool by_host;             /* the host had to choose its last token: the device could not */
 
     struct kv_seq *kv;        /* the cache layer's view; NULL without one */

@@ -446,7 +446,7 @@ static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
     rc = rc ? rc : cu_room_take(r, err);
     if (rc)
         return rc;
-    b->st.work_bytes = (int64_t)listed + CU_GEMM_WORKSPACE;
+    b->st.workspace_bytes = (int64_t)listed + CU_GEMM_WORKSPACE;
     b->st.kv_bytes = (int64_t)(cu_room_bytes(r, KM_MEM_DEVICE) - listed);
 
     float freq[64];

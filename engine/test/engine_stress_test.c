@@ -57,7 +57,7 @@ static void one_run(int round, long steps)
     p.fail = below(2);
     p.keep_nothing = below(8) == 0;
     p.rng = fake_random(&rng);
-    rig_open_on(&g, &o, port ? &p : NULL, below(2) ? &be_fake_ahead : &be_fake);
+    rig_open_on(&g, &o, port ? &p : NULL, below(2) ? &be_fake_async : &be_fake);
     g.m.unchosen = below(3) ? 0 : below(30);
     g.m.copy_polls = below(2) * below(5);
     int longest = eng_options(g.e)->max_model_len, live = 0, done = 0, cancelled = 0, resets = 0;
@@ -97,7 +97,7 @@ static void one_run(int round, long steps)
     struct eng_stats st;
     eng_stats(g.e, &st);
     print_message("round %2d: %3d requests, %2d cancelled, %4lld of %4lld steps ahead, %4lld preemptions, "
-                  "%5lld pool hits, %3d loads, %d resets\n", round, done, cancelled, (long long)st.ahead_steps,
+                  "%5lld pool hits, %3d loads, %d resets\n", round, done, cancelled, (long long)st.async_steps,
                   (long long)st.steps, (long long)st.preemptions, (long long)st.prefix_hits, p.loads, resets);
     rig_close(&g);
     fake_port_free(&p);

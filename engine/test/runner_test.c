@@ -72,7 +72,7 @@ static bool desk_collect(struct desk *d, int ms)
     if (poll(&p, 1, ms) != 1)
         return false;
     assert_int_equal(read(d->fd, &n, sizeof n), sizeof n);
-    assert_int_equal(run_take(d->run, &d->ev, &err), 0);
+    assert_int_equal(run_collect(d->run, &d->ev, &err), 0);
     for (int i = 0; i < d->ev.n; i++) {
         struct eng_event *v = &d->ev.v[i];
         struct job *j = v->user;
@@ -133,7 +133,7 @@ static void answers_come_through_the_mailbox(void **state)
 {
     (void)state;
     answers_from(&be_fake);
-    answers_from(&be_fake_ahead);
+    answers_from(&be_fake_async);
 }
 
 /* Requests that come while a step is in flight are in the next one: the thread takes them in until that one is due, and
@@ -145,7 +145,7 @@ static void an_arrival_is_in_the_next_step(void **state)
     struct desk d;
     struct job j, k;
     int good = 0, good_cancels = 0;
-    desk_open_on(&d, 200, 64, 8, NULL, &be_fake_ahead);
+    desk_open_on(&d, 200, 64, 8, NULL, &be_fake_async);
     d.g.m.step_us = 20000;
     for (int i = 0; i < TRIES; i++) {
         job_init(&j, 30, 0, 0, (uint64_t)i, 10);
@@ -312,7 +312,7 @@ static void memory_runs_out(void **state)
                 km_free(d.ev.v);
                 d.ev = (struct eng_events){0};
             }
-            while (run_take(d.run, &d.ev, &err)) /* still there the next time */
+            while (run_collect(d.run, &d.ev, &err)) /* still there the next time */
                 assert_int_equal(err.code, KM_ENOMEM);
             for (int i = 0; i < d.ev.n; i++) {
                 j.out[j.n_out++] = d.ev.v[i].token.id;

@@ -192,8 +192,8 @@ static const struct {
     size_t at;
 } card_limits[] = {
     {"card_copy_gbps", "the card's memory, read plus written", "GB/s", offsetof(struct rates, copy_gbps)},
-    {"to_card_gbps", "pinned memory to the card", "GB/s", offsetof(struct rates, to_card_gbps)},
-    {"to_host_gbps", "the card to pinned memory", "GB/s", offsetof(struct rates, to_host_gbps)},
+    {"to_card_gbps", "pinned memory to the card", "GB/s", offsetof(struct rates, h2d_gbps)},
+    {"to_host_gbps", "the card to pinned memory", "GB/s", offsetof(struct rates, d2h_gbps)},
     {"gemm_tflops", "cuBLASLt, bf16, 4096 x 4096 x 4096", "TFLOP/s", offsetof(struct rates, gemm_tflops)},
 };
 enum { CARD_LIMITS = sizeof card_limits / sizeof *card_limits };

@@ -521,7 +521,7 @@ static void budgets_are_kept(void **state)
     struct be_stats st;
     be_cpu.stats(r.b, &st);
     assert_int_equal(st.kv_bytes, (int64_t)r.g.n_pages * (int64_t)r.g.page_bytes);
-    int64_t total = st.weight_bytes + st.work_bytes + st.kv_bytes;
+    int64_t total = st.weight_bytes + st.workspace_bytes + st.kv_bytes;
     assert_true(total <= o.memory_limit && total > o.memory_limit - (int64_t)r.g.page_bytes);
     assert_int_equal(r.g.page_bytes, 6 * 2 * 4 * 16 * 64 * 2);
     assert_non_null(strstr(st.device, "2 threads"));
@@ -588,7 +588,7 @@ static void plans_are_what_open_takes(void **state)
         int64_t results = 2 * (int64_t)o.max_tokens * (int64_t)sizeof(struct smp_result) + o.max_tokens;
         assert_int_equal(plan_total(&plan, KM_MEM_HOST), blocks[0] + blocks[1] + blocks[2] + results);
         assert_int_equal(st.weight_bytes, blocks[0]);
-        assert_int_equal(st.work_bytes, blocks[1] + results);
+        assert_int_equal(st.workspace_bytes, blocks[1] + results);
         assert_int_equal(st.kv_bytes, blocks[2]);
         for (int k = 0; k < 3; k++)
             rounded += (blocks[k] + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;

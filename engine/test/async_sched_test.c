@@ -5,7 +5,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "engine/flight.h"
+#include "engine/step.h"
 #include "rig.h"
 
 #include <stdlib.h>
@@ -26,31 +26,31 @@ static struct eng_stats stats(const struct rig *g)
     return s;
 }
 
-static void open_ahead(struct rig *g, int num_blocks, int budget, int max_seqs)
+static void open_async(struct rig *g, int num_blocks, int budget, int max_seqs)
 {
     struct eng_opts o = rig_opts(num_blocks, budget, max_seqs);
-    rig_open_on(g, &o, NULL, &be_fake_ahead);
+    rig_open_on(g, &o, NULL, &be_fake_async);
 }
 
 /* ---- one thing at a time ---- */
 
-static void decodes_run_ahead(void **state)
+static void decodes_run_async(void **state)
 {
     (void)state;
     struct rig g;
     struct job j[3];
-    open_ahead(&g, 64, 64, 8);
+    open_async(&g, 64, 64, 8);
     job_init(&j[0], 20, 0, 0, 1, 10);
     rig_one(&g, &j[0]);
     assert_int_equal(stats(&g).steps, 10);
-    assert_int_equal(stats(&g).ahead_steps, 8); /* behind the prefill nothing, then all but the first */
+    assert_int_equal(stats(&g).async_steps, 8); /* behind the prefill nothing, then all but the first */
     for (int i = 1; i < 3; i++) {
         job_init(&j[i], 20, 0, 0, (uint64_t)i + 1, 10 * i);
         rig_submit(&g, &j[i]);
     }
     rig_run(&g);
     assert_int_equal(stats(&g).steps, 30); /* the shorter one's last token was known to be its last */
-    assert_int_equal(stats(&g).ahead_steps, 8 + 18);
+    assert_int_equal(stats(&g).async_steps, 8 + 18);
     assert_int_equal(stats(&g).wasted_rows, 0);
     assert_int_equal(stats(&g).generated_tokens, 40);
     rig_finish(&g, j, 3);
@@ -64,7 +64,7 @@ static void an_end_token_wastes_a_row(void **state)
     struct job j, stopped;
     struct eng_events ev;
     struct km_err err;
-    open_ahead(&g, 64, 64, 8);
+    open_async(&g, 64, 64, 8);
     job_init(&j, 31, 0, 0, 1, 20);
     rig_one(&g, &j);
     for (int n = 1; n < 20; n++) { /* over the edge of a block too */
@@ -104,7 +104,7 @@ static void cancelled_in_flight(void **state)
         struct rig g;
         struct job j, k;
         struct km_err err;
-        open_ahead(&g, 4, 64, 8);
+        open_async(&g, 4, 64, 8);
         job_init(&j, 40, 0, 0, 1, 20);
         job_init(&k, 50, 0, 0, 2, 14);
         rig_submit(&g, &j);
@@ -132,7 +132,7 @@ static void closing_waits_for_the_step(void **state)
     (void)state;
     struct rig g;
     struct job j;
-    open_ahead(&g, 64, 64, 8);
+    open_async(&g, 64, 64, 8);
     job_init(&j, 40, 0, 0, 1, 20);
     rig_submit(&g, &j);
     for (int i = 0; i < 4; i++)
@@ -152,7 +152,7 @@ static void some_tokens_are_the_hosts(void **state)
     for (int kind = 0; kind < 5; kind++) {
         struct rig g;
         struct job j[2];
-        open_ahead(&g, 64, 64, 8);
+        open_async(&g, 64, 64, 8);
         for (int i = 0; i < 2; i++)
             job_init(&j[i], 20, 0, 0, (uint64_t)i, 30);
         if (kind == 0)
@@ -168,16 +168,16 @@ static void some_tokens_are_the_hosts(void **state)
         rig_run(&g);
         struct eng_stats s = stats(&g);
         if (kind < 2) {
-            assert_int_equal(s.ahead_steps + s.wasted_rows, 0);
+            assert_int_equal(s.async_steps + s.wasted_rows, 0);
             assert_int_equal(s.steps, 30);
         } else if (kind == 2) {
             assert_int_equal(s.wasted_rows, 0); /* its first token, behind which nothing was, said it */
-            assert_in_range(s.ahead_steps, 1, 10);
+            assert_in_range(s.async_steps, 1, 10);
         } else if (kind == 3) {
             assert_in_range(s.wasted_rows, 2, 20);
-            assert_in_range(s.ahead_steps, 10, s.steps - 5);
+            assert_in_range(s.async_steps, 10, s.steps - 5);
         } else {
-            assert_int_equal(s.wasted_rows + s.ahead_steps, 0);
+            assert_int_equal(s.wasted_rows + s.async_steps, 0);
         }
         rig_finish(&g, j, 2);
     }
@@ -191,7 +191,7 @@ static void an_arrival_is_in_the_next_step(void **state)
     struct job j, k;
     struct eng_events ev;
     struct km_err err;
-    open_ahead(&g, 64, 64, 8);
+    open_async(&g, 64, 64, 8);
     g.m.step_us = 20000;
     job_init(&j, 20, 0, 0, 1, 12);
     job_init(&k, 30, 0, 0, 2, 2);
@@ -225,7 +225,7 @@ static void a_place_is_taken_as_soon_as_it_is_free(void **state)
     for (int pages = 0; pages < 2; pages++) {
         struct rig g;
         struct job j[3];
-        open_ahead(&g, pages ? 9 : 64, 128, pages ? 8 : 2); /* 9: five for the long one, four for another */
+        open_async(&g, pages ? 9 : 64, 128, pages ? 8 : 2); /* 9: five for the long one, four for another */
         for (int i = 0; i < 3; i++) {
             job_init(&j[i], i ? 50 : 20, 0, 0, (uint64_t)i, i ? 10 : 50);
             rig_submit(&g, &j[i]);
@@ -241,7 +241,7 @@ static void a_place_is_taken_as_soon_as_it_is_free(void **state)
         assert_int_equal(stats(&g).steps, 50);
         assert_int_equal(stats(&g).preemptions, 0);
         assert_int_equal(stats(&g).wasted_rows, 0);
-        assert_in_range(stats(&g).ahead_steps, 40, 46);
+        assert_in_range(stats(&g).async_steps, 40, 46);
         rig_finish(&g, j, 3);
     }
 }
@@ -256,7 +256,7 @@ static void a_failure_ends_both_steps(void **state)
                 struct rig g;
                 struct job j[3];
                 struct km_err err;
-                open_ahead(&g, 64, 64, 2);
+                open_async(&g, 64, 64, 2);
                 for (int i = 0; i < n; i++) { /* the first ends with step 8, so that 9 is without it */
                     job_init(&j[i], 20, 0, 0, (uint64_t)i, i == 1 ? 20 : 8);
                     rig_submit(&g, &j[i]);
@@ -295,7 +295,7 @@ static void a_failure_ends_both_steps(void **state)
 static void simulated_clocks_are_not_waited_for(void **state)
 {
     (void)state;
-    struct backend clocked = be_fake_ahead;
+    struct backend clocked = be_fake_async;
     struct rig g;
     struct job j;
     struct eng_events ev;
@@ -314,7 +314,7 @@ static void simulated_clocks_are_not_waited_for(void **state)
             j.finish = ev.v[i].finish;
         }
     }
-    assert_int_equal(stats(&g).ahead_steps, 10);
+    assert_int_equal(stats(&g).async_steps, 10);
     rig_verify(&g, &j);
     job_free(&j);
     rig_close(&g);
@@ -323,22 +323,22 @@ static void simulated_clocks_are_not_waited_for(void **state)
 static void steps_are_guessed_rather_short(void **state)
 {
     (void)state;
-    struct fl_pace p = {0};
-    struct flight f = {.in.n_reqs = 8, .kv = 1000};
-    assert_int_equal(fl_guess(&p, &f), 0);
-    fl_note(&p, &f, 9000);
-    assert_int_equal(fl_guess(&p, &f), 0); /* one alone may be far off */
-    fl_note(&p, &f, 500000);
-    assert_int_equal(fl_guess(&p, &f), 9000);
-    fl_note(&p, &f, 8000);
-    assert_int_equal(fl_guess(&p, &f), 8000);
-    f.in.n_reqs = 9;
-    f.kv = 1100;
-    assert_int_equal(fl_guess(&p, &f), 8000);
-    f.in.n_reqs = 4;
-    assert_int_equal(fl_guess(&p, &f), 4000);
-    f.kv = 250;
-    assert_int_equal(fl_guess(&p, &f), 2000);
+    struct step_times t = {0};
+    struct step s = {.batch.n_reqs = 8, .kv_tokens = 1000};
+    assert_int_equal(step_times_estimate(&t, &s), 0);
+    step_times_add(&t, &s, 9000);
+    assert_int_equal(step_times_estimate(&t, &s), 0); /* one alone may be far off */
+    step_times_add(&t, &s, 500000);
+    assert_int_equal(step_times_estimate(&t, &s), 9000);
+    step_times_add(&t, &s, 8000);
+    assert_int_equal(step_times_estimate(&t, &s), 8000);
+    s.batch.n_reqs = 9;
+    s.kv_tokens = 1100;
+    assert_int_equal(step_times_estimate(&t, &s), 8000);
+    s.batch.n_reqs = 4;
+    assert_int_equal(step_times_estimate(&t, &s), 4000);
+    s.kv_tokens = 250;
+    assert_int_equal(step_times_estimate(&t, &s), 2000);
 }
 
 static void steady_steps_allocate_nothing(void **state)
@@ -353,7 +353,7 @@ static void steady_steps_allocate_nothing(void **state)
     struct km_err err;
     fake_port_init(&p, 32);
     p.slow = 2;
-    rig_open_on(&g, &o, &p, &be_fake_ahead);
+    rig_open_on(&g, &o, &p, &be_fake_async);
     g.m.unchosen = 5;
     for (int i = 0; i < 2 * N; i++) {
         job_init(&j[i], 100 + 9 * (i % N), 50, i % 2, (uint64_t)(i % N), 60);
@@ -361,13 +361,13 @@ static void steady_steps_allocate_nothing(void **state)
         if (i == N - 1)
             rig_run(&g); /* warms up */
     }
-    int64_t ahead = stats(&g).ahead_steps;
+    int64_t async = stats(&g).async_steps;
     km_mem_fail_at(1);
     while (!eng_idle(g.e))
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
     assert_null(km_malloc(1)); /* the failure is still there */
     assert_int_equal(stats(&g).finished[ENG_LENGTH], 2 * N);
-    assert_true(stats(&g).ahead_steps > ahead + 50);
+    assert_true(stats(&g).async_steps > async + 50);
     for (int i = 0; i < 2 * N; i++)
         job_free(&j[i]);
     rig_close(&g);
@@ -385,7 +385,7 @@ static void no_memory_for_the_second_step(void **state)
     int rc = KM_ENOMEM;
     for (long n = 1; rc; n++) {
         km_mem_fail_at(n);
-        rc = eng_open(&e, &o, &m, &be_fake_ahead, NULL, &err);
+        rc = eng_open(&e, &o, &m, &be_fake_async, NULL, &err);
         assert_true(!rc || rc == KM_ENOMEM);
     }
     km_mem_fail_at(0);
@@ -494,35 +494,35 @@ static void the_same_answers_as_one_at_a_time(void **state)
 {
     (void)state;
     static struct scene s;
-    static struct job one[JOBS], ahead[JOBS];
-    int64_t steps = 0, n_ahead = 0, wasted = 0, computed = 0, preempted = 0;
+    static struct job one[JOBS], async[JOBS];
+    int64_t steps = 0, n_async = 0, wasted = 0, computed = 0, preempted = 0;
     print_message("seed %llu\n", (unsigned long long)seed);
     rng = seed;
     for (int round = 0; round < 40; round++) {
         write_scene(&s);
-        struct eng_stats a = play(&s, &be_fake, one), b = play(&s, &be_fake_ahead, ahead);
-        assert_int_equal(a.ahead_steps + a.wasted_rows, 0);
+        struct eng_stats a = play(&s, &be_fake, one), b = play(&s, &be_fake_async, async);
+        assert_int_equal(a.async_steps + a.wasted_rows, 0);
         steps += b.steps;
-        n_ahead += b.ahead_steps;
+        n_async += b.async_steps;
         wasted += b.wasted_rows;
         computed += b.computed_tokens;
         preempted += b.preemptions;
         for (int i = 0; i < JOBS; i++) {
-            int n = one[i].n_out < ahead[i].n_out ? one[i].n_out : ahead[i].n_out;
-            if (!one[i].cancelled && !ahead[i].cancelled) {
-                assert_int_equal(one[i].n_out, ahead[i].n_out);
-                assert_int_equal(one[i].finish, ahead[i].finish);
-                assert_int_equal(one[i].last.stop_id, ahead[i].last.stop_id);
+            int n = one[i].n_out < async[i].n_out ? one[i].n_out : async[i].n_out;
+            if (!one[i].cancelled && !async[i].cancelled) {
+                assert_int_equal(one[i].n_out, async[i].n_out);
+                assert_int_equal(one[i].finish, async[i].finish);
+                assert_int_equal(one[i].last.stop_id, async[i].last.stop_id);
             }
-            assert_memory_equal(one[i].out, ahead[i].out, sizeof *one[i].out * (size_t)n);
+            assert_memory_equal(one[i].out, async[i].out, sizeof *one[i].out * (size_t)n);
             job_free(&one[i]);
-            job_free(&ahead[i]);
+            job_free(&async[i]);
             job_free(&s.jobs[i]);
         }
     }
     print_message("%lld of %lld steps ran ahead, %lld rows were wasted beside %lld computed, %lld preemptions\n",
-                  (long long)n_ahead, (long long)steps, (long long)wasted, (long long)computed, (long long)preempted);
-    assert_true(n_ahead > steps / 10);
+                  (long long)n_async, (long long)steps, (long long)wasted, (long long)computed, (long long)preempted);
+    assert_true(n_async > steps / 10);
     assert_true(wasted > 100 && wasted < computed / 10);
     assert_true(preempted > 50);
 }
@@ -531,7 +531,7 @@ int main(int argc, char **argv)
 {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decodes_run_ahead),
+        cmocka_unit_test(decodes_run_async),
         cmocka_unit_test(an_end_token_wastes_a_row),
         cmocka_unit_test(cancelled_in_flight),
         cmocka_unit_test(closing_waits_for_the_step),
