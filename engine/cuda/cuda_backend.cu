@@ -510,6 +510,9 @@ static void cuda_stats(struct be *b, struct be_stats *out)
     *out = b->st;
 }
 
-extern "C" const struct backend be_cuda = {"cuda",    true,      cu_plan,   cuda_open,       cuda_close,     cuda_step,
-                                           cuda_wait, cuda_copy, cuda_poll, cuda_host_alloc, cuda_host_free, nullptr,
-                                           cuda_stats};
+int cu_probe(struct km_err *err); /* both in probe.cu */
+int cu_measure(struct rates *out, struct km_err *err);
+
+extern "C" const struct backend be_cuda = {"cuda",    true,      cu_probe,  cu_measure, cu_plan,         cuda_open,
+                                           cuda_close, cuda_step, cuda_wait, cuda_copy,  cuda_poll,       cuda_host_alloc,
+                                           cuda_host_free, nullptr, cuda_stats};

@@ -101,7 +101,7 @@ int cu_card_ask(struct cu_card *out, struct km_err *err)
     return rc;
 }
 
-extern "C" int be_cuda_probe(struct km_err *err)
+int cu_probe(struct km_err *err)
 {
     answer a;
     return ask_child(look, &a, err);
@@ -212,7 +212,7 @@ static void measure(answer *a)
     measure_all(&a->rates, &a->err);
 }
 
-extern "C" int rates_measure(struct rates *out, struct km_err *err)
+int cu_measure(struct rates *out, struct km_err *err)
 {
     answer a;
     int rc = ask_child(measure, &a, err);

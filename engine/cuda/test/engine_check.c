@@ -643,7 +643,7 @@ static void rates(void)
 {
     struct rates r;
     struct km_err err;
-    must(rates_measure(&r, &err), &err);
+    must(be_cuda.measure(&r, &err), &err);
     say(r.memory > 0 && r.copy_gbps > 100 && r.copy_gbps < 20000 && r.h2d_gbps > 1 && r.h2d_gbps < 1000 &&
             r.d2h_gbps > 1 && r.d2h_gbps < 1000 && r.gemm_tflops > 20 && r.gemm_tflops < 5000,
         "%s, %.0f GiB: copies %.0f GB/s, to the card %.1f, to the host %.1f, products %.0f TFLOP/s", r.device,
@@ -687,7 +687,7 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     const char *tie = argc > 3 + vectors ? argv[3 + vectors] : "0.2";
-    must(be_cuda_probe(&err), &err);
+    must(be_cuda.probe(&err), &err);
     must(mdl_open(&m, argv[2], false, SEED, &err), &err);
     if (vectors)
         golden(m, argv[3], atof(tie));
