@@ -11,7 +11,7 @@
  * be 1.5 TIE apart. Exit 1 when a check fails. */
 #include "base/json.h"
 #include "base/mem.h"
-#include "engine/cuda/test/rig.h"
+#include "engine/test/backend_rig.h"
 #include "engine/engine.h"
 #include "engine/rates.h"
 

@@ -1,4 +1,4 @@
-#include "engine/cuda/test/rig.h"
+#include "engine/test/backend_rig.h"
 
 #include "base/mem.h"
 

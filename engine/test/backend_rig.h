@@ -1,7 +1,7 @@
 /* A backend and sequences on it, for programs that check one backend against another: what the engine does, without
  * it. */
-#ifndef CUDA_RIG_H
-#define CUDA_RIG_H
+#ifndef RIG_BACKEND_RIG_H
+#define RIG_BACKEND_RIG_H
 
 #include "engine/backend.h"
 
