@@ -74,6 +74,10 @@ void mdl_shape(const struct mdl_config *c, enum mdl_tensor t, int *rows, int *co
 int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n, enum km_dtype as, void *dst,
              struct km_err *err);
 
+/* The scale of a tensor's dummy weights (engine/dummy.h): a standard deviation of 0.02, and less for the two projections
+ * that add to the residual stream, so that it stays bounded in deep models. 0 for norm weights. */
+float mdl_dummy_scale(const struct mdl_config *c, enum mdl_tensor t);
+
 /* The rotary embedding's inverse frequencies, [head_dim / 2]: theta^(-2i / head_dim) in f32, as transformers and vLLM
  * compute them. */
 void mdl_inv_freq(const struct mdl_config *c, float *out);
