@@ -43,7 +43,7 @@ static void enqueue(struct sch *s, struct seq *q)
 
 void sch_add(struct sch *s, struct seq *q)
 {
-    q->arrival = s->arrivals++;
+    q->arrival = s->n_arrivals++;
     enqueue(s, q);
 }
 
