@@ -115,9 +115,9 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
              kern->name);
     wts_bytes(c, o->dtype, kern, out);
     fwd_bytes(c, kern, threads, &lim, out);
-    plan_add(out, PLAN_WORK, "results of two steps", KM_MEM_HOST,
+    plan_add(out, PLAN_WORKSPACE, "results of two steps", KM_MEM_HOST,
              2 * (int64_t)o->max_tokens * (int64_t)sizeof(struct smp_result));
-    plan_add(out, PLAN_WORK, "step arrays", KM_MEM_HOST, o->max_tokens); /* marks */
+    plan_add(out, PLAN_WORKSPACE, "step arrays", KM_MEM_HOST, o->max_tokens); /* marks */
     *g = (struct kv_geom){.n_layers = c->n_layers,
                           .n_kv_heads = c->n_kv_heads,
                           .head_dim = c->head_dim,
@@ -146,7 +146,7 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
         return rc;
     b->kv.g = plan.geom;
     b->st.weight_bytes = plan_sum(&plan, PLAN_WEIGHTS, KM_MEM_HOST);
-    b->st.work_bytes = plan_sum(&plan, PLAN_WORK, KM_MEM_HOST);
+    b->st.workspace_bytes = plan_sum(&plan, PLAN_WORKSPACE, KM_MEM_HOST);
     b->st.kv_bytes = plan_sum(&plan, PLAN_KV, KM_MEM_HOST);
     memcpy(b->st.device, plan.device, sizeof b->st.device);
     rc = pool_open(&b->threads, o->n_threads, err);
