@@ -7,6 +7,7 @@
 #define SMP_SAMPLE_H
 
 #include "base/err.h"
+#include "base/random.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -56,29 +57,16 @@ struct smp_result {
  * the id is 0. */
 void smp_sample(const struct smp_row *r, const float *logits, int vocab, float *scratch, struct smp_result *out);
 
-#ifdef __CUDACC__
-#define SMP_FN __host__ __device__ static inline
-#else
-#define SMP_FN static inline
-#endif
-
-SMP_FN uint64_t smp_mix(uint64_t z) /* SplitMix64's finalizer */
-{
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
 /* The random 32 bits of one id; key: smp_key once a row. The clock is E = -log1p(-(bits + 0.5) / 2^32), the id's
  * score logit / temperature - log(E), and the highest score wins, the lowest id among equals. */
-SMP_FN uint64_t smp_key(uint64_t seed, uint64_t step)
+KM_HOST_DEVICE uint64_t smp_key(uint64_t seed, uint64_t step)
 {
-    return smp_mix(smp_mix(seed) + step);
+    return km_mix64(km_mix64(seed) + step);
 }
 
-SMP_FN uint32_t smp_bits(uint64_t key, uint32_t id)
+KM_HOST_DEVICE uint32_t smp_bits(uint64_t key, uint32_t id)
 {
-    return (uint32_t)(smp_mix(key + id * 0x9E3779B97F4A7C15u) >> 32);
+    return (uint32_t)(km_random_at(key, id) >> 32);
 }
 
 #endif
