@@ -83,12 +83,6 @@ static int by_int(const void *x, const void *y)
     return (a > b) - (a < b);
 }
 
-static int by_double(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
-    return (a > b) - (a < b);
-}
-
 static struct keyed *keyed_of(const struct hz_trace *t, int *n)
 {
     struct keyed *k = km_calloc((size_t)t->n + 1, sizeof *k);
@@ -246,9 +240,9 @@ static void conclude(struct hz_delta *d, double centre, double *draws, int n)
         low += draws[i] <= 0;
         high += draws[i] >= 0;
     }
-    qsort(draws, (size_t)n, sizeof *draws, by_double);
-    d->lo = exp(hz_percentile(draws, n, 0.025));
-    d->hi = exp(hz_percentile(draws, n, 0.975));
+    km_sort_doubles(draws, (size_t)n);
+    d->lo = exp(km_percentile(draws, n, 0.025));
+    d->hi = exp(km_percentile(draws, n, 0.975));
     d->p = fmin(1, 2.0 * ((low < high ? low : high) + 1) / (n + 1));
 }
 
@@ -370,8 +364,8 @@ static double side_value(const struct hz_metric *m, const struct hz_run *const *
     }
     if (isnan(sum) || !o->median)
         return sum / n;
-    qsort(v, (size_t)n, sizeof *v, by_double);
-    return hz_percentile(v, n, 0.5);
+    km_sort_doubles(v, (size_t)n);
+    return km_percentile(v, n, 0.5);
 }
 
 static int check_alike(const struct hz_run *const *a, const struct hz_run *const *b, int pairs, bool force,
