@@ -5,6 +5,7 @@
  * cannot keep, so that whatever is in the store can be reached by a lookup from the start. */
 #include "kvcache/kvcache.h"
 
+#include "base/machine.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
 #include "kvcache/moves.h"
@@ -233,7 +234,8 @@ static int port_attach(void *self, const struct kv_geom *geom, const struct kv_c
         size_t slot = geom->page_bytes * (size_t)(k->cfg.chunk_size / geom->block_size);
         rc = kvc_keys_open(&k->keys, geom, k->cfg.chunk_size, err);
         if (!rc)
-            rc = kvc_dram_open(&k->dram, copier, slot, k->cfg.max_local_cpu, k->slab_bytes, err);
+            rc = kvc_dram_open(&k->dram, copier, slot, k->cfg.max_local_cpu, km_available_memory(""), k->slab_bytes,
+                               err);
         if (!rc)
             rc = kvc_chunks_open(&k->chunks, k->dram.n_slots, k->cfg.chunk_size, k->cfg.policy, err);
         if (rc) {
