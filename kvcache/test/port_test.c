@@ -2,7 +2,7 @@
 #include "base/test/test.h"
 
 #include "base/mem.h"
-#include "kvcache/test/fake.h"
+#include "kvcache/test/fake_pages.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -297,7 +297,7 @@ static void collisions_miss(void **state)
     (void)state;
     struct rig r;
     rig_make(&r, 64, 8);
-    r.k->keys.keep = 0; /* every chunk has the same key now */
+    r.k->keys.key_bytes = 0; /* every chunk has the same key now */
     assert_int_equal(keep_new(&r, NULL, 64), 0);
     assert_int_equal(hit(&r, NULL, 64), 64);
     r.tok[63]++;

@@ -5,7 +5,7 @@
 #include "base/test/test.h"
 
 #include "base/random.h"
-#include "kvcache/test/fake.h"
+#include "kvcache/test/fake_pages.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -377,7 +377,7 @@ static void late_and_faulty(void **state)
     }
     check(&w);
     for (int i = 0; i < w.k->chunks.n; i++)
-        assert_int_equal(w.k->chunks.c[i].refs, 0);
+        assert_int_equal(w.k->chunks.slot[i].refs, 0);
     world_close(&w);
 }
 

@@ -1,5 +1,5 @@
-/* See fake.h. */
-#include "kvcache/test/fake.h"
+/* See fake_pages.h. */
+#include "kvcache/test/fake_pages.h"
 
 #include "base/mem.h"
 #include "base/random.h"
