@@ -11,31 +11,19 @@
 #ifndef DMY_DUMMY_H
 #define DMY_DUMMY_H
 
+#include "base/random.h"
+
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define DMY_FN __host__ __device__ static inline
-#else
-#define DMY_FN static inline
-#endif
-
-/* SplitMix64's finalizer: a bijection of 64-bit words in which every input bit affects every output bit. */
-DMY_FN uint64_t dmy_mix(uint64_t z)
+KM_HOST_DEVICE uint64_t dmy_key(uint64_t seed, int tensor, int layer)
 {
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
-DMY_FN uint64_t dmy_key(uint64_t seed, int tensor, int layer)
-{
-    return dmy_mix(dmy_mix(seed) + (uint64_t)tensor * 65536 + (uint64_t)layer);
+    return km_mix64(km_mix64(seed) + (uint64_t)tensor * 65536 + (uint64_t)layer);
 }
 
 /* The value before it is rounded to bf16; scale 0 means a norm weight. */
-DMY_FN float dmy_value(uint64_t key, uint64_t index, float scale)
+KM_HOST_DEVICE float dmy_value(uint64_t key, uint64_t index, float scale)
 {
-    uint64_t h = dmy_mix(key + (index + 1) * 0x9E3779B97F4A7C15u);
+    uint64_t h = km_random_at(key, index + 1);
     int32_t sum = (int32_t)((h & 65535) + (h >> 16 & 65535) + (h >> 32 & 65535) + (h >> 48)) - 131070;
     return scale > 0 ? (float)sum * scale : (float)(1048576 + sum) * 0x1p-20f;
 }

@@ -7,6 +7,7 @@
 #define SMP_SAMPLE_H
 
 #include "base/err.h"
+#include "base/random.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -54,31 +55,17 @@ struct smp_result {
  * the id is 0. */
 void smp_sample(const struct smp_row *r, const float *logits, int vocab, float *scratch, struct smp_result *out);
 
-#ifdef __CUDACC__
-#define SMP_FN __host__ __device__ static inline
-#else
-#define SMP_FN static inline
-#endif
-
-/* SplitMix64's finalizer: a bijection of 64-bit words in which every input bit affects every output bit. */
-SMP_FN uint64_t smp_mix(uint64_t z)
-{
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
 /* The hash key of a row, computed once. */
-SMP_FN uint64_t smp_key(uint64_t seed, uint64_t step)
+KM_HOST_DEVICE uint64_t smp_key(uint64_t seed, uint64_t step)
 {
-    return smp_mix(smp_mix(seed) + step);
+    return km_mix64(km_mix64(seed) + step);
 }
 
 /* 32 random bits for one id. E = -log1p(-(bits + 0.5) / 2^32) is exponentially distributed, and the id's score is
  * logit / temperature - log(E). The highest score wins, the lowest id among equal scores. */
-SMP_FN uint32_t smp_bits(uint64_t key, uint32_t id)
+KM_HOST_DEVICE uint32_t smp_bits(uint64_t key, uint32_t id)
 {
-    return (uint32_t)(smp_mix(key + id * 0x9E3779B97F4A7C15u) >> 32);
+    return (uint32_t)(km_random_at(key, id) >> 32);
 }
 
 #endif

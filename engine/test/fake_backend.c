@@ -2,6 +2,7 @@
 #include "fake_backend.h"
 
 #include "base/clock.h"
+#include "base/random.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,12 +37,12 @@ struct be {
 
 uint64_t fake_random(uint64_t *state)
 {
-    return smp_mix(*state += 0x9E3779B97F4A7C15u);
+    return km_random_next(state);
 }
 
 static uint64_t mix2(uint64_t a, uint64_t b)
 {
-    return smp_mix(smp_mix(a) ^ (b + 0x9E3779B97F4A7C15u));
+    return km_mix64(km_mix64(a) ^ (b + KM_GOLDEN64));
 }
 
 static uint64_t kv_of(int32_t token, int pos, uint64_t before)
@@ -267,7 +268,7 @@ static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     b->m->rows += in->n_tokens;
     if (in->n_tokens > in->n_reqs)
         b->m->prefill_at = number;
-    if (!b->async_sched || smp_mix((uint64_t)number) % 3 == 0)
+    if (!b->async_sched || km_mix64((uint64_t)number) % 3 == 0)
         run_until(b, number);
     return 0;
 }

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "engine/backend.h"
 #include "engine/rates.h"
 #include "harness/cli/cmd.h"
@@ -26,20 +27,14 @@
 enum { REPEATS = 5, MIB = 1 << 20 };
 
 /* Median of a few runs of one probe; each returns a rate, or <0 when it cannot run here. */
-static int compare_rates(const void *a, const void *b)
-{
-    double d = *(const double *)a - *(const double *)b;
-    return (d > 0) - (d < 0);
-}
-
 static double median_rate(double (*probe)(void))
 {
     double v[REPEATS];
     for (int i = 0; i < REPEATS; i++)
         if ((v[i] = probe()) < 0)
             return -1;
-    qsort(v, REPEATS, sizeof *v, compare_rates);
-    return v[REPEATS / 2];
+    km_sort_doubles(v, REPEATS);
+    return km_percentile(v, REPEATS, 0.5);
 }
 
 static double seconds_since(int64_t t0)
