@@ -83,20 +83,20 @@ static int check_ids(const cJSON *array, int n, struct km_err *err)
     return rc;
 }
 
-int wl_check_conversations(const cJSON *array, int *n, struct km_err *err)
+static int read(struct wl_spec *s, struct km_err *err)
 {
-    *n = 0;
     const cJSON *v;
-    cJSON_ArrayForEach(v, array)
+    cJSON_ArrayForEach(v, s->json)
     {
         if (check_conversation(v, err))
-            return km_context(err, "conversation %d", *n);
-        if (++*n > WL_MAX_CONVS)
+            return km_context(err, "conversation %d", s->n);
+        if (++s->n > WL_MAX_CONVS)
             return km_fail(err, KM_ELIMIT, "there are more than %d conversations", WL_MAX_CONVS);
     }
-    if (*n == 0)
+    if (s->n == 0)
         return km_fail(err, KM_EINVAL, "the array of conversations is empty");
-    return check_ids(array, *n, err);
+    s->n_max = s->n;
+    return check_ids(s->json, s->n, err);
 }
 
 static int make_conversation(struct wl_conv *c, const cJSON *v, const struct tok *t, struct km_err *err)
@@ -124,12 +124,20 @@ static int make_conversation(struct wl_conv *c, const cJSON *v, const struct tok
     return 0;
 }
 
-int wl_make_conversations(struct wl_set *set, const struct wl_spec *s, const struct tok *t,
-                          struct km_err *err)
+static int generate(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                    struct km_err *err)
 {
+    (void)o;
     const cJSON *v = s->json->child;
     int rc = 0;
     for (int c = 0; c < set->n && !rc; c++, v = v->next)
         rc = make_conversation(&set->convs[c], v, t, err);
     return rc;
 }
+
+const struct wl_kind_ops wl_conversations_kind = {
+    .name = "conversations",
+    .seed_rules = WL_RULES_MULTI_TURN,
+    .read = read,
+    .generate = generate,
+};

@@ -3,14 +3,52 @@
  * Three steps. Draw: all sizes come from the generator, in its order, before any text is touched. Lay out:
  * each message's slices of the source text are placed, which shows how much text is needed. Write: slices are
  * decoded and joined. So a text that is too short is noticed before anything is built. */
-#include "workloads/internal.h"
+#include "workloads/multiturn.h"
 
 #include "base/mem.h"
+#include "workloads/internal.h"
 
 #include <stdio.h>
 #include <string.h>
 
 static const char INSTRUCTION[] = "Please rewrite the following text and add more content: ";
+
+static int read(struct wl_spec *s, struct km_err *err)
+{
+    int64_t n = 0;
+    struct wl_multi_turn *p = s->params;
+    int rc = km_json_int(s->json, "num_conversations", true, 1, WL_MAX_CONVS, &n, err);
+    const cJSON *files = NULL, *in = NULL, *out = NULL, *f;
+    bool ignored;
+    if (!rc)
+        rc = km_json_item(s->json, "text_files", true, cJSON_Array, &files, err);
+    if (!rc && !cJSON_GetArraySize(files))
+        rc = km_fail(err, KM_EINVAL, "\"text_files\" is empty; name at least one text file");
+    cJSON_ArrayForEach(f, files)
+    {
+        if (!rc && (!cJSON_IsString(f) || !*f->valuestring))
+            rc = km_fail(err, KM_EINVAL, "\"text_files\" must be a list of file names");
+    }
+    if (!rc)
+        rc = km_json_bool(s->json, "print_stats", false, &ignored, err);
+    if (!rc)
+        rc = km_json_item(s->json, "prompt_input", true, cJSON_Object, &in, err);
+    if (!rc)
+        rc = km_json_item(s->json, "prompt_output", true, cJSON_Object, &out, err);
+    if (!rc)
+        rc = wl_law_read(&p->turns, in, "prompt_input", "num_turns", true, err);
+    if (!rc)
+        rc = wl_law_read(&p->common, in, "prompt_input", "common_prefix_num_tokens", false, err);
+    if (!rc)
+        rc = wl_law_read(&p->prefix, in, "prompt_input", "prefix_num_tokens", true, err);
+    if (!rc)
+        rc = wl_law_read(&p->input, in, "prompt_input", "num_tokens", true, err);
+    if (!rc)
+        rc = wl_law_read(&p->output, out, "prompt_output", "num_tokens", true, err);
+    s->n = (int)n;
+    s->seed_max = UINT32_MAX;
+    return rc;
+}
 
 struct slice {
     int64_t at, n; /* tokens of the text; n <= 0: nothing */
@@ -45,7 +83,7 @@ static void plan_free(struct plan *p)
 }
 
 /* Sizes of one conversation: n input sizes, then n output sizes, of which every other one is used. */
-static int draw_sizes(struct conv_plan *c, const struct wl_spec *s, int64_t least, struct wl_mt *r,
+static int draw_sizes(struct conv_plan *c, const struct wl_multi_turn *s, int64_t least, struct wl_mt *r,
                       struct km_err *err)
 {
     size_t n = (size_t)c->n;
@@ -69,7 +107,7 @@ static int draw_sizes(struct conv_plan *c, const struct wl_spec *s, int64_t leas
     return rc;
 }
 
-static int draw(struct plan *p, const struct wl_spec *s, uint32_t seed, struct km_err *err)
+static int draw(struct plan *p, const struct wl_multi_turn *s, uint32_t seed, struct km_err *err)
 {
     struct wl_mt r;
     wl_mt_seed(&r, seed);
@@ -229,15 +267,15 @@ static int64_t bound(const struct plan *p)
     return end + 1;
 }
 
-int wl_make_multi_turn(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o,
-                       const struct tok *t, struct km_err *err)
+static int generate(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                    struct km_err *err)
 {
     struct plan p = {.n = set->n};
     struct wl_text text = {0};
     struct km_buf common = {0};
     int64_t need = 0;
     p.instruction = tok_count(t, INSTRUCTION, sizeof INSTRUCTION - 1, err);
-    int rc = p.instruction < 0 ? (int)p.instruction : draw(&p, s, (uint32_t)o->seed, err);
+    int rc = p.instruction < 0 ? (int)p.instruction : draw(&p, s->params, (uint32_t)o->seed, err);
     if (!rc)
         rc = o->builtin_text ? wl_text_builtin(&text, bound(&p), t, err) : wl_text_files(&text, s, o, t, err);
     if (!rc)
@@ -257,3 +295,13 @@ int wl_make_multi_turn(struct wl_set *set, const struct wl_spec *s, const struct
     plan_free(&p);
     return rc;
 }
+
+const struct wl_kind_ops wl_multi_turn_kind = {
+    .name = "multi_turn",
+    .filetype = "generate_conversations",
+    .seed_rules = WL_RULES_MULTI_TURN,
+    .needs_tokenizer = true,
+    .read = read,
+    .params_size = sizeof(struct wl_multi_turn),
+    .generate = generate,
+};

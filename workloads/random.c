@@ -5,15 +5,81 @@
  * v0.11 (PCG64) encode again and cut off at the length wanted, so that prompts may come out short; "new"
  * (PCG64) goes on adding random ids and cutting until the length is right. v0.11 is the write-up's: with its
  * seed of 40 the mean is 1022.58 tokens at 1K, the figure its tables imply, where v0.10 gives 1020.23. */
-#include "workloads/internal.h"
+#include "workloads/random.h"
 
+#include "base/args.h"
 #include "base/mem.h"
+#include "workloads/internal.h"
+#include "workloads/rng.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 enum { ROUNDS = 10 }; /* of adding and cutting */
+
+/* This kind is ours, so a key that nobody reads is a typing error and not an extension. */
+static int check_random_keys(const cJSON *obj, struct km_err *err)
+{
+    static const char *const known[] = {"filetype",    "comment",    "input_len", "output_len", "num_prompts",
+                                        "range_ratio", "prefix_len", "generator", "repeat_one"};
+    const int n = sizeof known / sizeof *known;
+    const cJSON *v;
+    cJSON_ArrayForEach(v, obj)
+    {
+        int k = 0;
+        while (k < n && strcmp(v->string, known[k]))
+            k++;
+        if (k < n)
+            continue;
+        const char *near = km_nearest(v->string, known, n);
+        return km_fail(err, KM_EINVAL, "unknown key \"%.60s\" in a file of type random%s%s%s", v->string,
+                       near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    }
+    return 0;
+}
+
+static int read(struct wl_spec *s, struct km_err *err)
+{
+    const int64_t most = 10000000;
+    static const char *const generators[] = {"v0.10", "v0.11", "new"};
+    const char *generator = "v0.11";
+    int64_t n = 0;
+    struct wl_random *p = s->params;
+    int rc = check_random_keys(s->json, err), g = 0;
+    if (!rc)
+        rc = km_json_int(s->json, "num_prompts", true, 1, WL_MAX_CONVS, &n, err);
+    if (!rc)
+        rc = km_json_int(s->json, "input_len", true, 0, most, &p->input_len, err);
+    if (!rc)
+        rc = km_json_int(s->json, "output_len", true, 1, most, &p->output_len, err);
+    if (!rc)
+        rc = km_json_int(s->json, "prefix_len", false, 0, most, &p->prefix_len, err);
+    if (!rc)
+        rc = km_json_num(s->json, "range_ratio", false, 0, 1, &p->range_ratio, err);
+    if (!rc)
+        rc = km_json_bool(s->json, "repeat_one", false, &p->repeat_one, err);
+    if (!rc)
+        rc = km_json_str(s->json, "generator", false, &generator, err);
+    if (rc)
+        return rc;
+    if (p->range_ratio >= 1)
+        return km_fail(err, KM_EINVAL, "\"range_ratio\" is 1; it must be less than 1");
+    while (g < 3 && strcmp(generator, generators[g]))
+        g++;
+    if (g == 3)
+        return km_fail(err, KM_EINVAL,
+                       "\"generator\" is \"%.40s\"; it must be \"v0.10\", \"v0.11\" or \"new\"", generator);
+    if (p->prefix_len + (int64_t)((double)p->input_len * (1 - p->range_ratio)) < 1)
+        return km_fail(err, KM_EINVAL,
+                       "\"input_len\" is %lld; with this range_ratio and prefix_len some prompts would be "
+                       "empty, so make it larger",
+                       (long long)p->input_len);
+    p->generator = (enum wl_random_generator)g;
+    s->n = (int)n;
+    s->seed_max = p->generator == WL_RANDOM_V010 ? UINT32_MAX : UINT64_MAX;
+    return 0;
+}
 
 struct params {
     int64_t *in, *out, *offset; /* [n] */
@@ -92,7 +158,7 @@ static int fit_exactly(struct params *p, struct tok_ids *ids, int64_t len, struc
     }
 }
 
-static int draw_legacy(struct params *p, const struct wl_spec *s, struct km_err *err)
+static int draw_legacy(struct params *p, const struct wl_random *s, struct km_err *err)
 {
     struct wl_mt *r = &p->mt;
     double in = (double)s->input_len, out = (double)s->output_len, ratio = s->range_ratio;
@@ -110,7 +176,7 @@ static int draw_legacy(struct params *p, const struct wl_spec *s, struct km_err 
     return 0;
 }
 
-static int draw_pcg(struct params *p, const struct wl_spec *s, const struct tok *t, struct km_err *err)
+static int draw_pcg(struct params *p, const struct wl_random *s, const struct tok *t, struct km_err *err)
 {
     struct wl_pcg *r = &p->pcg;
     double in = (double)s->input_len, out = (double)s->output_len, ratio = s->range_ratio;
@@ -126,11 +192,11 @@ static int draw_pcg(struct params *p, const struct wl_spec *s, const struct tok 
     int rc = 0;
     for (int64_t i = 0; i < s->prefix_len && !rc; i++)
         rc = put_id(&p->prefix,
-                    s->random == WL_RANDOM_NEW ? p->allowed[wl_pcg_int(r, 0, p->n_allowed - 1)]
+                    s->generator == WL_RANDOM_NEW ? p->allowed[wl_pcg_int(r, 0, p->n_allowed - 1)]
                                                : (int32_t)wl_pcg_int(r, 0, p->vocab - 1),
                     err);
     struct km_buf text = {0};
-    if (!rc && s->random == WL_RANDOM_NEW)
+    if (!rc && s->generator == WL_RANDOM_NEW)
         rc = fit_exactly(p, &p->prefix, s->prefix_len, &text, t, err);
     km_buf_free(&text);
     return rc;
@@ -155,12 +221,12 @@ static int params_init(struct params *p, int n, const struct tok *t, struct km_e
 }
 
 /* Prompt i: prefix, then in[i] consecutive ids from its offset. */
-static int make_prompt(struct wl_msg *m, struct params *p, const struct wl_spec *s, int i,
+static int make_prompt(struct wl_msg *m, struct params *p, const struct wl_random *s, int i,
                        const struct tok *t, struct km_err *err)
 {
     struct tok_ids ids = {0};
     struct km_buf text = {0};
-    bool all = s->random != WL_RANDOM_NEW; /* ids of the whole vocabulary, special ones included */
+    bool all = s->generator != WL_RANDOM_NEW; /* ids of the whole vocabulary, special ones included */
     int rc = 0;
     for (size_t k = 0; k < p->prefix.n && !rc; k++)
         rc = put_id(&ids, p->prefix.v[k], err);
@@ -211,16 +277,17 @@ static int make_answer(struct wl_msg *m, int64_t n, bool fits, struct km_err *er
     return rc;
 }
 
-int wl_make_random(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o,
-                   const struct tok *t, struct km_err *err)
+static int generate(struct wl_set *set, const struct wl_spec *spec, const struct wl_gen_opts *o, const struct tok *t,
+                    struct km_err *err)
 {
+    const struct wl_random *s = spec->params;
     struct params p = {0};
     wl_mt_seed(&p.mt, (uint32_t)o->seed);
     wl_pcg_seed(&p.pcg, o->seed);
     int64_t one = tok_count(t, " a", 2, err);
     int rc = one < 0 ? (int)one : params_init(&p, set->n, t, err);
     if (!rc)
-        rc = s->random == WL_RANDOM_V010 ? draw_legacy(&p, s, err) : draw_pcg(&p, s, t, err);
+        rc = s->generator == WL_RANDOM_V010 ? draw_legacy(&p, s, err) : draw_pcg(&p, s, t, err);
     for (int i = 0; i < set->n && !rc; i++) {
         struct wl_conv *c = &set->convs[i];
         char id[40];
@@ -236,3 +303,15 @@ int wl_make_random(struct wl_set *set, const struct wl_spec *s, const struct wl_
     params_free(&p);
     return rc;
 }
+
+const struct wl_kind_ops wl_random_kind = {
+    .name = "random",
+    .filetype = "random",
+    .open_loop = true,
+    .single_prompts = true,
+    .seed_rules = WL_RULES_BENCH_SERVE,
+    .needs_tokenizer = true,
+    .read = read,
+    .params_size = sizeof(struct wl_random),
+    .generate = generate,
+};

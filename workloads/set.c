@@ -9,6 +9,7 @@
 #include "base/hash.h"
 #include "base/mem.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -68,30 +69,22 @@ static int identify(struct wl_set *s, struct km_err *err)
     return 0;
 }
 
-static int fill(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
-                struct km_err *err)
-{
-    if (s->kind == WL_CONVERSATIONS)
-        return wl_make_conversations(set, s, t, err);
-    if (!t)
-        return km_fail(err, KM_EINVAL, "workload %s needs a tokenizer: pass --tokenizer DIR", s->name);
-    return s->kind == WL_RANDOM ? wl_make_random(set, s, o, t, err) : wl_make_multi_turn(set, s, o, t, err);
-}
-
 int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_gen_opts *o,
                 const struct tok *t, struct km_err *err)
 {
     *out = NULL;
+    const struct wl_kind_ops *ops = wl_kind_ops(s->kind);
     int n = o->num_conversations > 0 ? o->num_conversations : s->n;
     if (n > WL_MAX_CONVS)
         return km_fail(err, KM_ELIMIT, "%d conversations are asked for; at most %d are accepted", n,
                        WL_MAX_CONVS);
-    if (s->kind == WL_CONVERSATIONS && n > s->n)
-        return km_fail(err, KM_EINVAL, "%d conversations are asked for; %s holds %d", n, s->name, s->n);
-    bool legacy = s->kind == WL_MULTI_TURN || (s->kind == WL_RANDOM && s->random == WL_RANDOM_V010);
-    if (legacy && o->seed > UINT32_MAX)
-        return km_fail(err, KM_EINVAL, "the seed is %llu; this generator takes seeds up to 4294967295",
-                       (unsigned long long)o->seed);
+    if (n > s->n_max)
+        return km_fail(err, KM_EINVAL, "%d conversations are asked for; %s holds %d", n, s->name, s->n_max);
+    if (o->seed > s->seed_max)
+        return km_fail(err, KM_EINVAL, "the seed is %" PRIu64 "; this generator takes seeds up to %" PRIu64, o->seed,
+                       s->seed_max);
+    if (ops->needs_tokenizer && !t)
+        return km_fail(err, KM_EINVAL, "workload %s needs a tokenizer: pass --tokenizer DIR", s->name);
     struct wl_set *set = km_calloc(1, sizeof *set);
     int rc = 0;
     if (set) {
@@ -103,7 +96,7 @@ int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_ge
     if (!set || !set->name || !set->convs)
         rc = km_fail(err, KM_ENOMEM, "out of memory for %d conversations", n);
     if (!rc)
-        rc = fill(set, s, o, t, err);
+        rc = ops->generate(set, s, o, t, err);
     if (!rc)
         rc = identify(set, err);
     if (rc) {

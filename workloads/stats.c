@@ -110,7 +110,7 @@ void wl_statistics_print(const struct wl_set *s, struct km_buf *out)
 {
     struct wl_stats st;
     wl_statistics(s, &st);
-    bool prompts = s->kind == WL_RANDOM;
+    bool prompts = wl_kind_ops(s->kind)->single_prompts;
     km_buf_printf(out, "%s: %d %s%s, %d request%s", s->name, s->n, prompts ? "prompt" : "conversation",
                   s->n == 1 ? "" : "s", s->n_requests, s->n_requests == 1 ? "" : "s");
     if (s->text[0])

@@ -15,11 +15,10 @@
 #include "base/buf.h"
 #include "base/err.h"
 #include "tokenizer/tokenizer.h"
+#include "workloads/kind.h"
 
 #include <stdbool.h>
 #include <stdint.h>
-
-enum wl_kind { WL_MULTI_TURN, WL_CONVERSATIONS, WL_RANDOM };
 
 struct wl_msg {
     bool assistant;

@@ -4,6 +4,8 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "workloads/internal.h"
+#include "workloads/multiturn.h"
+#include "workloads/random.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,21 +52,22 @@ static void the_write_ups_file(void **state)
     assert_int_equal(wl_spec_read(&s, KVM_SOURCE_DIR "/workloads/generate_multi_turn.json", &err), 0);
     assert_int_equal(wl_spec_kind(s), WL_MULTI_TURN);
     assert_int_equal(s->n, 24);
+    const struct wl_multi_turn *p = s->params;
     wl_mt_seed(&r, 0);
-    assert_int_equal(wl_law_sample(&s->turns, &r, 24, v, &err), 0);
+    assert_int_equal(wl_law_sample(&p->turns, &r, 24, v, &err), 0);
     int requests = 0;
     for (int i = 0; i < 24; i++) {
         assert_int_equal(v[i] + v[i] % 2, turns[i]);
         requests += (int)turns[i] / 2;
     }
     assert_int_equal(requests, 185);
-    wl_law_sample(&s->prefix, &r, 24, v, &err);
+    wl_law_sample(&p->prefix, &r, 24, v, &err);
     assert_memory_equal(v, prefix, sizeof prefix);
-    wl_law_sample(&s->common, &r, 1, v, &err);
+    wl_law_sample(&p->common, &r, 1, v, &err);
     assert_int_equal(v[0], 500);
-    wl_law_sample(&s->input, &r, 16, v, &err);
+    wl_law_sample(&p->input, &r, 16, v, &err);
     assert_memory_equal(v, in, sizeof in);
-    wl_law_sample(&s->output, &r, 16, v, &err);
+    wl_law_sample(&p->output, &r, 16, v, &err);
     assert_memory_equal(v, out, sizeof out);
     wl_spec_free(s);
 }
@@ -90,8 +93,9 @@ static void every_shipped_file_reads(void **state)
         assert_int_equal(s->n, t[i].n);
         assert_string_equal(s->name, t[i].name);
         if (t[i].kind == WL_RANDOM) {
-            assert_int_equal(s->random, WL_RANDOM_V011);
-            assert_int_equal(s->repeat_one, t[i].n == 500);
+            const struct wl_random *p = s->params;
+            assert_int_equal(p->generator, WL_RANDOM_V011);
+            assert_int_equal(p->repeat_one, t[i].n == 500);
         }
         wl_spec_free(s);
     }
@@ -136,7 +140,7 @@ static void distributions(void **state)
         int64_t v[8];
         assert_int_equal(read_text(t[i].text, &s, &err), 0);
         wl_mt_seed(&r, t[i].seed);
-        assert_int_equal(wl_law_sample(&s->turns, &r, 8, v, &err), 0);
+        assert_int_equal(wl_law_sample(&((const struct wl_multi_turn *)s->params)->turns, &r, 8, v, &err), 0);
         for (int k = 0; k < 8; k++)
             assert_int_equal(v[k], t[i].want[k]);
         wl_spec_free(s);
