@@ -4,7 +4,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
-#include "workloads/law.h"
+#include "workloads/distribution.h"
 
 #include <string.h>
 

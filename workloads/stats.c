@@ -21,9 +21,9 @@ static double quantile(const double *v, int n, double q)
 }
 
 /* v is sorted in place. The deviation is that of a sample (n - 1), as vLLM's own table has it. */
-static struct wl_dist dist_of(double *v, int n)
+static struct wl_column_stats column_stats(double *v, int n)
 {
-    struct wl_dist d = {n, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
+    struct wl_column_stats d = {n, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
     if (n == 0)
         return d;
     qsort(v, (size_t)n, sizeof *v, ascending);
@@ -75,12 +75,12 @@ static int gather(const struct wl_set *s, enum column col, double *v)
 
 void wl_statistics(const struct wl_set *s, struct wl_stats *out)
 {
-    struct wl_dist *cols[COLUMNS] = {&out->turns, &out->first_prompt, &out->user_tokens, &out->answer_tokens,
+    struct wl_column_stats *cols[COLUMNS] = {&out->turns, &out->first_prompt, &out->user_tokens, &out->answer_tokens,
                                      &out->request_input};
     size_t most = (size_t)(s->n_requests > s->n ? s->n_requests : s->n);
     double *v = km_reallocarray(NULL, most, sizeof *v);
     for (int k = 0; k < COLUMNS; k++)
-        *cols[k] = dist_of(v, v ? gather(s, (enum column)k, v) : 0);
+        *cols[k] = column_stats(v, v ? gather(s, (enum column)k, v) : 0);
     km_free(v);
     out->mean_request_input = out->request_input.mean;
     out->mean_request_output = out->answer_tokens.mean;
@@ -94,7 +94,7 @@ static void put_cell(struct km_buf *b, double v, int decimals)
         km_buf_printf(b, " %9.*f", decimals, v);
 }
 
-static void put_row(struct km_buf *b, const char *name, const struct wl_dist *d)
+static void put_row(struct km_buf *b, const char *name, const struct wl_column_stats *d)
 {
     km_buf_printf(b, "%-24s %7d", name, d->n);
     const double means[] = {d->mean, d->std},

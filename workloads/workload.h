@@ -45,12 +45,12 @@ struct wl_set {
 };
 
 /* One column of the statistics. */
-struct wl_dist {
+struct wl_column_stats {
     int n;
     double mean, std, min, p25, p50, p75, p90, p99, max;
 };
 struct wl_stats {
-    struct wl_dist turns, first_prompt, user_tokens, answer_tokens, request_input; /* request_input: history and message, a request */
+    struct wl_column_stats turns, first_prompt, user_tokens, answer_tokens, request_input; /* request_input: history and message, a request */
     double mean_request_input, mean_request_output;
 };
 

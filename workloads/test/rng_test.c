@@ -2,7 +2,7 @@
 #include "base/test/test.h"
 
 #include "base/mem.h"
-#include "workloads/law.h"
+#include "workloads/distribution.h"
 #include "workloads/rng.h"
 
 #include <math.h>
@@ -168,13 +168,13 @@ static void lognormal_samples(void **state)
              {128, {471215, 95901, 64263}, 79393, 12799999},
              {129, {473906, 96449, 64630}, 26886, 12900002},
              {5000, {424336, 86360, 57870}, 100783, 500000008}};
-    struct wl_law l = {.kind = WL_LOGNORMAL_MEAN, .a = log(50000), .b = sqrt(2 * log(2)), .average = 100000};
+    struct wl_distribution l = {.kind = WL_LOGNORMAL_MEAN, .a = log(50000), .b = sqrt(2 * log(2)), .average = 100000};
     int64_t *v = km_malloc(5000 * sizeof *v);
     for (size_t i = 0; i < COUNT(t); i++) {
         struct wl_mt r;
         struct km_err err;
         wl_mt_seed(&r, 3);
-        assert_int_equal(wl_law_sample(&l, &r, t[i].n, v, &err), 0);
+        assert_int_equal(wl_distribution_sample(&l, &r, t[i].n, v, &err), 0);
         int64_t sum = 0;
         for (int k = 0; k < t[i].n; k++)
             sum += v[k];

@@ -4,7 +4,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "workloads/internal.h"
-#include "workloads/multiturn.h"
+#include "workloads/multi_turn.h"
 #include "workloads/random.h"
 
 #include <stdio.h>
@@ -54,20 +54,20 @@ static void the_write_ups_file(void **state)
     assert_int_equal(s->n, 24);
     const struct wl_multi_turn *p = s->params;
     wl_mt_seed(&r, 0);
-    assert_int_equal(wl_law_sample(&p->turns, &r, 24, v, &err), 0);
+    assert_int_equal(wl_distribution_sample(&p->turns, &r, 24, v, &err), 0);
     int requests = 0;
     for (int i = 0; i < 24; i++) {
         assert_int_equal(v[i] + v[i] % 2, turns[i]);
         requests += (int)turns[i] / 2;
     }
     assert_int_equal(requests, 185);
-    wl_law_sample(&p->prefix, &r, 24, v, &err);
+    wl_distribution_sample(&p->prefix, &r, 24, v, &err);
     assert_memory_equal(v, prefix, sizeof prefix);
-    wl_law_sample(&p->common, &r, 1, v, &err);
+    wl_distribution_sample(&p->common, &r, 1, v, &err);
     assert_int_equal(v[0], 500);
-    wl_law_sample(&p->input, &r, 16, v, &err);
+    wl_distribution_sample(&p->input, &r, 16, v, &err);
     assert_memory_equal(v, in, sizeof in);
-    wl_law_sample(&p->output, &r, 16, v, &err);
+    wl_distribution_sample(&p->output, &r, 16, v, &err);
     assert_memory_equal(v, out, sizeof out);
     wl_spec_free(s);
 }
@@ -102,9 +102,9 @@ static void every_shipped_file_reads(void **state)
 }
 
 /* A file whose num_turns is the given distribution. */
-#define TURNS(law)                                                                                           \
+#define TURNS(distribution)                                                                                           \
     "{\"filetype\":\"generate_conversations\",\"num_conversations\":2,\"text_files\":[\"a\"],\"x\":[1.5],"   \
-    "\"prompt_input\":{\"num_turns\":" law ",\"num_tokens\":{\"distribution\":\"constant\",\"value\":9},"    \
+    "\"prompt_input\":{\"num_turns\":" distribution ",\"num_tokens\":{\"distribution\":\"constant\",\"value\":9},"    \
     "\"prefix_num_tokens\":{\"distribution\":\"constant\",\"value\":0}},"                                    \
     "\"prompt_output\":{\"num_tokens\":{\"distribution\":\"constant\",\"value\":1}}}"
 
@@ -140,7 +140,7 @@ static void distributions(void **state)
         int64_t v[8];
         assert_int_equal(read_text(t[i].text, &s, &err), 0);
         wl_mt_seed(&r, t[i].seed);
-        assert_int_equal(wl_law_sample(&((const struct wl_multi_turn *)s->params)->turns, &r, 8, v, &err), 0);
+        assert_int_equal(wl_distribution_sample(&((const struct wl_multi_turn *)s->params)->turns, &r, 8, v, &err), 0);
         for (int k = 0; k < 8; k++)
             assert_int_equal(v[k], t[i].want[k]);
         wl_spec_free(s);
@@ -151,7 +151,7 @@ static void wrong_multi_turn_files(void **state)
 {
     (void)state;
     static const struct {
-        const char *law, *say;
+        const char *text, *say;
     } t[] = {
         {TURNS("{\"distribution\":\"gamma\"}"),
          "\"prompt_input.num_turns\": \"distribution\" is \"gamma\"; it must be"},
@@ -189,7 +189,7 @@ static void wrong_multi_turn_files(void **state)
         {"7", "a workload file holds an object, or an array"},
     };
     for (size_t i = 0; i < COUNT(t); i++)
-        expect_error(t[i].law, KM_EINVAL, t[i].say);
+        expect_error(t[i].text, KM_EINVAL, t[i].say);
     expect_error("{\"filetype\":", KM_EFORMAT, "JSON is broken");
     struct wl_spec *s;
     struct km_err err;

@@ -1,14 +1,14 @@
 /* A distribution of the workload file: what `"num_turns": {"distribution": "uniform", "min": 12, "max": 18}`
  * says, and its samples, draw for draw as vLLM's generator takes them from numpy. */
-#ifndef WL_LAW_H
-#define WL_LAW_H
+#ifndef WL_DISTRIBUTION_H
+#define WL_DISTRIBUTION_H
 
 #include "base/json.h"
 #include "workloads/rng.h"
 
 #include <stdint.h>
 
-enum wl_law_kind {
+enum wl_distribution_kind {
     WL_CONSTANT,       /* a */
     WL_UNIFORM_INT,    /* integers a..b, both included */
     WL_UNIFORM,        /* reals in [a, b), truncated */
@@ -18,22 +18,22 @@ enum wl_law_kind {
     WL_LOGNORMAL_MEAN  /* the same, then all samples scaled so that their mean is `average` */
 };
 
-struct wl_law {
-    enum wl_law_kind kind;
+struct wl_distribution {
+    enum wl_distribution_kind kind;
     double a, b;
     double average;
     double max; /* 0: none */
 };
 
 /* Samples are cut off here: far beyond any text, small enough that sums of them fit. */
-#define WL_LAW_CAP ((int64_t)1 << 40)
+#define WL_DISTRIBUTION_CAP ((int64_t)1 << 40)
 
 /* Reads section[key]; `where` is the section's name for messages. Absent and not needed: the constant 0. */
-int wl_law_read(struct wl_law *out, const cJSON *section, const char *where, const char *key, bool need,
+int wl_distribution_read(struct wl_distribution *out, const cJSON *section, const char *where, const char *key, bool need,
                 struct km_err *err);
 
 /* n samples into out. The only failure is KM_ENOMEM. */
-int wl_law_sample(const struct wl_law *l, struct wl_mt *r, int n, int64_t *out, struct km_err *err);
+int wl_distribution_sample(const struct wl_distribution *l, struct wl_mt *r, int n, int64_t *out, struct km_err *err);
 
 /* cJSON forgets whether 12 was written 12 or 12.0, and the meaning of `uniform` hangs on it. Walks the text and
  * its tree together and sets valueint of every number to 1 (written as an integer) or 0. */

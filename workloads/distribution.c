@@ -2,7 +2,7 @@
  *
  * All checks happen when the file is read, so that sampling cannot fail half way. numpy rounds nothing until
  * the end, so neither does this: lognormal samples are scaled, then capped, then rounded half to even. */
-#include "workloads/law.h"
+#include "workloads/distribution.h"
 
 #include "base/mem.h"
 
@@ -35,7 +35,7 @@ void wl_note_integers(const char *text, cJSON *root)
     note(text, root);
 }
 
-static int read_uniform(struct wl_law *l, const cJSON *v, struct km_err *err)
+static int read_uniform(struct wl_distribution *l, const cJSON *v, struct km_err *err)
 {
     int rc = km_json_num(v, "min", true, 0, TOKENS_MAX, &l->a, err);
     if (!rc)
@@ -52,7 +52,7 @@ static int read_uniform(struct wl_law *l, const cJSON *v, struct km_err *err)
     return 0;
 }
 
-static int read_lognormal(struct wl_law *l, const cJSON *v, struct km_err *err)
+static int read_lognormal(struct wl_distribution *l, const cJSON *v, struct km_err *err)
 {
     int rc = km_json_num(v, "average", false, 1, TOKENS_MAX, &l->average, err);
     if (rc)
@@ -82,7 +82,7 @@ static int read_lognormal(struct wl_law *l, const cJSON *v, struct km_err *err)
     return rc;
 }
 
-static int read_alpha(struct wl_law *l, const cJSON *v, enum wl_law_kind kind, struct km_err *err)
+static int read_alpha(struct wl_distribution *l, const cJSON *v, enum wl_distribution_kind kind, struct km_err *err)
 {
     l->kind = kind;
     int rc = km_json_num(v, "alpha", true, 0, TOKENS_MAX, &l->a, err);
@@ -91,7 +91,7 @@ static int read_alpha(struct wl_law *l, const cJSON *v, enum wl_law_kind kind, s
     return rc;
 }
 
-static int read_law(struct wl_law *l, const cJSON *v, struct km_err *err)
+static int read_distribution(struct wl_distribution *l, const cJSON *v, struct km_err *err)
 {
     static const char *const names[] = {"constant", "uniform", "lognormal", "zipf", "poisson"};
     const char *name = NULL;
@@ -121,15 +121,15 @@ static int read_law(struct wl_law *l, const cJSON *v, struct km_err *err)
     }
 }
 
-int wl_law_read(struct wl_law *out, const cJSON *section, const char *where, const char *key, bool need,
+int wl_distribution_read(struct wl_distribution *out, const cJSON *section, const char *where, const char *key, bool need,
                 struct km_err *err)
 {
-    *out = (struct wl_law){.kind = WL_CONSTANT};
+    *out = (struct wl_distribution){.kind = WL_CONSTANT};
     const cJSON *v;
     int rc = km_json_item(section, key, need, cJSON_Object, &v, err);
     if (rc)
         return km_context(err, "\"%s\"", where);
-    if (v && (rc = read_law(out, v, err)))
+    if (v && (rc = read_distribution(out, v, err)))
         km_context(err, "\"%s.%s\"", where, key);
     return rc;
 }
@@ -163,10 +163,10 @@ static int64_t clip(double x, double max)
 {
     if (max > 0 && x > max)
         x = max;
-    return x < (double)WL_LAW_CAP ? (int64_t)x : WL_LAW_CAP; /* truncates */
+    return x < (double)WL_DISTRIBUTION_CAP ? (int64_t)x : WL_DISTRIBUTION_CAP; /* truncates */
 }
 
-static double draw(const struct wl_law *l, struct wl_mt *r)
+static double draw(const struct wl_distribution *l, struct wl_mt *r)
 {
     switch (l->kind) {
     case WL_CONSTANT:
@@ -186,7 +186,7 @@ static double draw(const struct wl_law *l, struct wl_mt *r)
     return exp(l->a + l->b * wl_mt_normal(r));
 }
 
-int wl_law_sample(const struct wl_law *l, struct wl_mt *r, int n, int64_t *out, struct km_err *err)
+int wl_distribution_sample(const struct wl_distribution *l, struct wl_mt *r, int n, int64_t *out, struct km_err *err)
 {
     if (l->kind != WL_LOGNORMAL && l->kind != WL_LOGNORMAL_MEAN) {
         for (int i = 0; i < n; i++)

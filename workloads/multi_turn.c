@@ -3,7 +3,7 @@
  * Three steps. Draw: all sizes come from the generator, in its order, before any text is touched. Lay out:
  * each message's slices of the source text are placed, which shows how much text is needed. Write: slices are
  * decoded and joined. So a text that is too short is noticed before anything is built. */
-#include "workloads/multiturn.h"
+#include "workloads/multi_turn.h"
 
 #include "base/mem.h"
 #include "workloads/internal.h"
@@ -36,15 +36,15 @@ static int read(struct wl_spec *s, struct km_err *err)
     if (!rc)
         rc = km_json_item(s->json, "prompt_output", true, cJSON_Object, &out, err);
     if (!rc)
-        rc = wl_law_read(&p->turns, in, "prompt_input", "num_turns", true, err);
+        rc = wl_distribution_read(&p->turns, in, "prompt_input", "num_turns", true, err);
     if (!rc)
-        rc = wl_law_read(&p->common, in, "prompt_input", "common_prefix_num_tokens", false, err);
+        rc = wl_distribution_read(&p->common, in, "prompt_input", "common_prefix_num_tokens", false, err);
     if (!rc)
-        rc = wl_law_read(&p->prefix, in, "prompt_input", "prefix_num_tokens", true, err);
+        rc = wl_distribution_read(&p->prefix, in, "prompt_input", "prefix_num_tokens", true, err);
     if (!rc)
-        rc = wl_law_read(&p->input, in, "prompt_input", "num_tokens", true, err);
+        rc = wl_distribution_read(&p->input, in, "prompt_input", "num_tokens", true, err);
     if (!rc)
-        rc = wl_law_read(&p->output, out, "prompt_output", "num_tokens", true, err);
+        rc = wl_distribution_read(&p->output, out, "prompt_output", "num_tokens", true, err);
     s->n = (int)n;
     s->seed_max = UINT32_MAX;
     return rc;
@@ -92,9 +92,9 @@ static int draw_sizes(struct conv_plan *c, const struct wl_multi_turn *s, int64_
     c->msgs = km_calloc(n, sizeof *c->msgs);
     int rc = out && c->size && c->msgs ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %d messages", c->n);
     if (!rc)
-        rc = wl_law_sample(&s->input, r, c->n, c->size, err);
+        rc = wl_distribution_sample(&s->input, r, c->n, c->size, err);
     if (!rc)
-        rc = wl_law_sample(&s->output, r, c->n, out, err);
+        rc = wl_distribution_sample(&s->output, r, c->n, out, err);
     for (int i = 0; i < c->n && !rc; i++) {
         if (c->size[i] < least)
             c->size[i] = least;
@@ -117,11 +117,11 @@ static int draw(struct plan *p, const struct wl_multi_turn *s, uint32_t seed, st
     int rc =
         turns && prefix && p->convs ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %d conversations", p->n);
     if (!rc)
-        rc = wl_law_sample(&s->turns, &r, p->n, turns, err);
+        rc = wl_distribution_sample(&s->turns, &r, p->n, turns, err);
     if (!rc)
-        rc = wl_law_sample(&s->prefix, &r, p->n, prefix, err);
+        rc = wl_distribution_sample(&s->prefix, &r, p->n, prefix, err);
     if (!rc)
-        rc = wl_law_sample(&s->common, &r, 1, &p->common, err);
+        rc = wl_distribution_sample(&s->common, &r, 1, &p->common, err);
     for (int c = 0; c < p->n && !rc; c++) {
         int64_t n = turns[c] < 2 ? 2 : turns[c] + turns[c] % 2;
         if (n > WL_MAX_TURNS) {
