@@ -5,7 +5,7 @@
  * invented names. Templates are expanded depth-first: %x is replaced by a word or by a template of list x,
  * chosen at random; past MAX_DEPTH only a list's first `flat` entries are taken, which lead no deeper. Text
  * is wrapped at 72 columns as printed books on the net are. A longer text begins with the shorter one. */
-#include "workloads/workload.h"
+#include "workloads/builtin_text.h"
 
 #include "workloads/rng.h"
 

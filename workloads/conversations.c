@@ -2,9 +2,10 @@
  *
  * A client asks for every answer that the file has, so each user message must be followed by an answer:
  * roles alternate from user and the number of messages is even. */
-#include "workloads/internal.h"
+#include "workloads/message.h"
 
 #include "base/mem.h"
+#include "workloads/spec.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -54,8 +55,8 @@ static int check_conversation(const cJSON *v, struct km_err *err)
                        "it has %d messages; every user message needs an answer after it, so the number "
                        "must be even and more than 0",
                        n);
-    if (n > WL_MAX_TURNS)
-        return km_fail(err, KM_ELIMIT, "it has %d messages; at most %d are accepted", n, WL_MAX_TURNS);
+    if (n > WL_MAX_MESSAGES)
+        return km_fail(err, KM_ELIMIT, "it has %d messages; at most %d are accepted", n, WL_MAX_MESSAGES);
     return 0;
 }
 
@@ -118,7 +119,7 @@ static int make_conversation(struct wl_conv *c, const cJSON *v, const struct tok
         if (!out->text)
             return km_fail(err, KM_ENOMEM, "out of memory copying conversations");
         out->n_tokens = -1;
-        if (t && (rc = wl_msg_count(out, t, err)))
+        if (t && (rc = wl_msg_count_tokens(out, t, err)))
             return rc;
     }
     return 0;

@@ -6,7 +6,9 @@
 #include "workloads/multi_turn.h"
 
 #include "base/mem.h"
-#include "workloads/internal.h"
+#include "workloads/message.h"
+#include "workloads/spec.h"
+#include "workloads/text.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -124,11 +126,11 @@ static int draw(struct plan *p, const struct wl_multi_turn *s, uint32_t seed, st
         rc = wl_distribution_sample(&s->common, &r, 1, &p->common, err);
     for (int c = 0; c < p->n && !rc; c++) {
         int64_t n = turns[c] < 2 ? 2 : turns[c] + turns[c] % 2;
-        if (n > WL_MAX_TURNS) {
+        if (n > WL_MAX_MESSAGES) {
             rc = km_fail(err, KM_ELIMIT,
                          "conversation %d would have %lld messages; at most %d are accepted, so give "
                          "num_turns a \"max\"",
-                         c, (long long)n, WL_MAX_TURNS);
+                         c, (long long)n, WL_MAX_MESSAGES);
             break;
         }
         p->convs[c].n = (int)n;
@@ -229,9 +231,9 @@ static int write_message(struct wl_msg *out, const struct msg_plan *m, int c, in
     if (!rc)
         rc = put_slice(&b, m->body, text, t, err);
     if (!rc)
-        rc = wl_msg_take(out, &b, err);
+        rc = wl_msg_set_text(out, &b, err);
     if (!rc)
-        rc = wl_msg_count(out, t, err);
+        rc = wl_msg_count_tokens(out, t, err);
     km_buf_free(&b);
     return rc;
 }
@@ -277,7 +279,7 @@ static int generate(struct wl_set *set, const struct wl_spec *s, const struct wl
     p.instruction = tok_count(t, INSTRUCTION, sizeof INSTRUCTION - 1, err);
     int rc = p.instruction < 0 ? (int)p.instruction : draw(&p, s->params, (uint32_t)o->seed, err);
     if (!rc)
-        rc = o->builtin_text ? wl_text_builtin(&text, bound(&p), t, err) : wl_text_files(&text, s, o, t, err);
+        rc = o->builtin_text ? wl_text_from_builtin(&text, bound(&p), t, err) : wl_text_from_files(&text, s, o, t, err);
     if (!rc)
         rc = put_common(&common, &p, &text, t, err);
     if (!rc)

@@ -9,8 +9,9 @@
 
 #include "base/args.h"
 #include "base/mem.h"
-#include "workloads/internal.h"
+#include "workloads/message.h"
 #include "workloads/rng.h"
+#include "workloads/spec.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -240,7 +241,7 @@ static int make_prompt(struct wl_msg *m, struct params *p, const struct wl_rando
     if (!rc && !ids.n)
         rc = km_fail(err, KM_EINVAL, "prompt %d came out empty; make input_len larger", i);
     if (!rc)
-        rc = wl_msg_take(m, &text, err);
+        rc = wl_msg_set_text(m, &text, err);
     if (!rc) {
         m->n_tokens = (int)ids.n;
         m->ids = ids.v;
@@ -272,7 +273,7 @@ static int make_answer(struct wl_msg *m, int64_t n, bool fits, struct km_err *er
     for (int64_t i = 0; i < n && fits; i++)
         km_buf_puts(&b, " a");
     m->n_tokens = (int)n;
-    int rc = wl_msg_take(m, &b, err);
+    int rc = wl_msg_set_text(m, &b, err);
     km_buf_free(&b);
     return rc;
 }

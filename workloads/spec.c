@@ -1,10 +1,11 @@
 /* The workload file: its kind is found here, and the kind checks everything that can be checked without a tokenizer.
  * A spec that was read generates; what can still fail then is the text. */
-#include "workloads/internal.h"
+#include "workloads/spec.h"
 
 #include "base/file.h"
 #include "base/mem.h"
 #include "workloads/distribution.h"
+#include "workloads/workload.h"
 
 #include <string.h>
 

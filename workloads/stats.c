@@ -1,6 +1,6 @@
 /* The shape of a set: how many tokens its messages and its requests have. A request carries all messages
  * before it, so its input is counted with the answers that the set holds. */
-#include "workloads/internal.h"
+#include "workloads/workload.h"
 
 #include "base/mem.h"
 

@@ -2,10 +2,11 @@
  *
  * A file is tokenised once, whole; everything after that is slices of the list. As Python reads text, line
  * ends of any kind become \n, and a byte order mark stays: the tokens are those vLLM's generator sees. */
-#include "workloads/internal.h"
+#include "workloads/text.h"
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "workloads/builtin_text.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -70,7 +71,7 @@ static int add_file(struct wl_text *out, const char *path, const struct tok *t, 
     return rc;
 }
 
-int wl_text_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o,
+int wl_text_from_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o,
                   const struct tok *t, struct km_err *err)
 {
     const cJSON *f;
@@ -98,7 +99,7 @@ int wl_text_files(struct wl_text *out, const struct wl_spec *s, const struct wl_
 
 /* No vocabulary of English words comes near eight bytes a token, so one round is enough in practice; the
  * caller checks the count in any case. The text for a smaller need is a prefix of the text for a larger one. */
-int wl_text_builtin(struct wl_text *out, int64_t need, const struct tok *t, struct km_err *err)
+int wl_text_from_builtin(struct wl_text *out, int64_t need, const struct tok *t, struct km_err *err)
 {
     if (need > (int64_t)(TEXT_MAX / 8))
         return km_fail(err, KM_ELIMIT,

@@ -81,7 +81,4 @@ void wl_statistics(const struct wl_set *s, struct wl_stats *out);
 /* The statistics as an aligned table for a terminal. */
 void wl_statistics_print(const struct wl_set *s, struct km_buf *out);
 
-/* The built-in text: about `bytes` bytes of English-looking sentences from a seeded grammar. */
-int wl_builtin_text(uint64_t seed, size_t bytes, struct km_buf *out, struct km_err *err);
-
 #endif

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "workloads/builtin_text.h"
 #include "workloads/workload.h"
 
 #include <math.h>

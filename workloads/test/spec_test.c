@@ -3,9 +3,10 @@
 
 #include "base/file.h"
 #include "base/mem.h"
-#include "workloads/internal.h"
 #include "workloads/multi_turn.h"
 #include "workloads/random.h"
+#include "workloads/spec.h"
+#include "workloads/workload.h"
 
 #include <stdio.h>
 #include <stdlib.h>
