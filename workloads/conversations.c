@@ -1,7 +1,8 @@
-/* Ready conversations: [{"id": "...", "messages": [{"role": "user", "content": "..."}, ...]}, ...].
+/* Conversations that the workload file itself holds:
+ * [{"id": "...", "messages": [{"role": "user", "content": "..."}, ...]}, ...].
  *
- * A client asks for every answer that the file has, so each user message must be followed by an answer:
- * roles alternate from user and the number of messages is even. */
+ * The load client requests an answer for every user message, of the length that the file's answer has. So each user
+ * message must be followed by an answer: roles alternate, user first, and the number of messages is even. */
 #include "workloads/message.h"
 
 #include "base/mem.h"
@@ -14,7 +15,7 @@ static int check_message(const cJSON *m, int i, struct km_err *err)
 {
     const char *role = NULL, *content = NULL, *want = i % 2 ? "assistant" : "user";
     if (!cJSON_IsObject(m))
-        return km_fail(err, KM_EINVAL, "it must be an object with \"role\" and \"content\"");
+        return km_fail(err, KM_EINVAL, "a message must be an object with \"role\" and \"content\"");
     int rc = km_json_str(m, "role", true, &role, err);
     if (!rc)
         rc = km_json_str(m, "content", true, &content, err);
@@ -22,10 +23,9 @@ static int check_message(const cJSON *m, int i, struct km_err *err)
         return rc;
     if (strcmp(role, want))
         return km_fail(err, KM_EINVAL,
-                       "its role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"",
-                       role, want);
+                       "its role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"", role, want);
     if (cJSON_GetArraySize(m) != 2)
-        return km_fail(err, KM_EINVAL, "it has %d keys; it must have \"role\" and \"content\" only",
+        return km_fail(err, KM_EINVAL, "it has %d keys; remove all but \"role\" and \"content\"",
                        cJSON_GetArraySize(m));
     return 0;
 }
@@ -33,11 +33,11 @@ static int check_message(const cJSON *m, int i, struct km_err *err)
 static int check_conversation(const cJSON *v, struct km_err *err)
 {
     if (!cJSON_IsObject(v))
-        return km_fail(err, KM_EINVAL, "it must be an object with \"id\" and \"messages\"");
+        return km_fail(err, KM_EINVAL, "a conversation must be an object with \"id\" and \"messages\"");
     if (cJSON_GetObjectItemCaseSensitive(v, "conversations"))
         return km_fail(err, KM_EINVAL,
-                       "this is raw ShareGPT (\"conversations\"); convert it to \"messages\" with "
-                       "\"role\" and \"content\" first");
+                       "it is in ShareGPT's own format (\"conversations\"); convert it to \"messages\" with "
+                       "\"role\" and \"content\"");
     const char *id = NULL;
     const cJSON *msgs = NULL, *m;
     int rc = km_json_str(v, "id", true, &id, err), n = 0;
@@ -56,7 +56,7 @@ static int check_conversation(const cJSON *v, struct km_err *err)
                        "must be even and more than 0",
                        n);
     if (n > WL_MAX_MESSAGES)
-        return km_fail(err, KM_ELIMIT, "it has %d messages; at most %d are accepted", n, WL_MAX_MESSAGES);
+        return km_fail(err, KM_ELIMIT, "it has %d messages; at most %d are accepted, so split it", n, WL_MAX_MESSAGES);
     return 0;
 }
 
@@ -92,10 +92,10 @@ static int read(struct wl_spec *s, struct km_err *err)
         if (check_conversation(v, err))
             return km_context(err, "conversation %d", s->n);
         if (++s->n > WL_MAX_CONVS)
-            return km_fail(err, KM_ELIMIT, "there are more than %d conversations", WL_MAX_CONVS);
+            return km_fail(err, KM_ELIMIT, "the file has more than %d conversations; split it", WL_MAX_CONVS);
     }
     if (s->n == 0)
-        return km_fail(err, KM_EINVAL, "the array of conversations is empty");
+        return km_fail(err, KM_EINVAL, "the array of conversations is empty; give at least one");
     s->n_max = s->n;
     return check_ids(s->json, s->n, err);
 }

@@ -1,7 +1,7 @@
-/* Distributions: reading, checking, sampling.
+/* Reading, checking and sampling distributions.
  *
- * All checks happen when the file is read, so that sampling cannot fail half way. numpy rounds nothing until
- * the end, so neither does this: lognormal samples are scaled, then capped, then rounded half to even. */
+ * Lognormal samples are rounded where vLLM's generator rounds them: last, after scaling and after the maximum, half to
+ * even. All other samples are truncated. */
 #include "workloads/distribution.h"
 
 #include "base/mem.h"
@@ -9,10 +9,11 @@
 #include <math.h>
 #include <string.h>
 
-#define TOKENS_MAX 1e9 /* of a single length that a file may ask for */
+#define TOKENS_MAX 1e9 /* largest parameter of a distribution that a file may give, in tokens */
 
-/* Depth-first, children in order of appearance: the order of the literals in the text. */
-static const char *note(const char *p, cJSON *v)
+/* Visits v and its children depth-first, which is the order of their literals in the text. p: the text from there on.
+ * Returns the text behind v's last number. */
+static const char *note_integers(const char *p, cJSON *v)
 {
     if (cJSON_IsNumber(v)) {
         for (bool in_str = false; in_str || !strchr("-0123456789", *p); p++) {
@@ -26,105 +27,114 @@ static const char *note(const char *p, cJSON *v)
         return p + n;
     }
     for (cJSON *c = v->child; c; c = c->next)
-        p = note(p, c);
+        p = note_integers(p, c);
     return p;
 }
 
 void wl_note_integers(const char *text, cJSON *root)
 {
-    note(text, root);
+    note_integers(text, root);
 }
 
-static int read_uniform(struct wl_distribution *l, const cJSON *v, struct km_err *err)
+static int read_uniform(struct wl_distribution *d, const cJSON *v, struct km_err *err)
 {
-    int rc = km_json_num(v, "min", true, 0, TOKENS_MAX, &l->a, err);
+    int rc = km_json_num(v, "min", true, 0, TOKENS_MAX, &d->a, err);
     if (!rc)
-        rc = km_json_num(v, "max", true, 0, TOKENS_MAX, &l->b, err);
+        rc = km_json_num(v, "max", true, 0, TOKENS_MAX, &d->b, err);
     if (rc)
         return rc;
-    if (l->a <= 0)
-        return km_fail(err, KM_EINVAL, "\"min\" is %g; a uniform distribution needs min > 0", l->a);
-    if (l->a > l->b)
-        return km_fail(err, KM_EINVAL, "\"min\" is %g and \"max\" is %g; min must not be larger", l->a, l->b);
-    bool whole = cJSON_GetObjectItemCaseSensitive(v, "min")->valueint &&
-                 cJSON_GetObjectItemCaseSensitive(v, "max")->valueint;
-    l->kind = whole ? WL_UNIFORM_INT : WL_UNIFORM;
+    if (d->a <= 0)
+        return km_fail(err, KM_EINVAL, "\"min\" is %g; a uniform distribution needs min > 0", d->a);
+    if (d->a > d->b)
+        return km_fail(err, KM_EINVAL, "\"min\" is %g and \"max\" is %g; make \"max\" at least as large as \"min\"",
+                       d->a, d->b);
+    bool whole =
+        cJSON_GetObjectItemCaseSensitive(v, "min")->valueint && cJSON_GetObjectItemCaseSensitive(v, "max")->valueint;
+    d->family = whole ? WL_UNIFORM_INT : WL_UNIFORM;
     return 0;
 }
 
-static int read_lognormal(struct wl_distribution *l, const cJSON *v, struct km_err *err)
+static int read_lognormal(struct wl_distribution *d, const cJSON *v, struct km_err *err)
 {
-    int rc = km_json_num(v, "average", false, 1, TOKENS_MAX, &l->average, err);
+    int rc = km_json_num(v, "average", false, 1, TOKENS_MAX, &d->average, err);
     if (rc)
         return rc;
-    if (l->average > 0) {
+    if (d->average > 0) {
         double ratio = 0.85;
         if ((rc = km_json_num(v, "median_ratio", false, 0, 1, &ratio, err)))
             return rc;
         if (!(ratio > 1e-9 && ratio < 1))
-            return km_fail(err, KM_EINVAL,
-                           "\"median_ratio\" is %g; it must lie between 0 and 1, both excluded", ratio);
-        double median = l->average * ratio;
-        l->kind = WL_LOGNORMAL_MEAN;
-        l->a = log(median);
-        l->b = sqrt(2.0 * log(l->average / median));
+            return km_fail(err, KM_EINVAL, "\"median_ratio\" is %g; it must lie between 0 and 1, both excluded", ratio);
+        double median = d->average * ratio;
+        d->family = WL_LOGNORMAL_MEAN;
+        d->a = log(median);
+        d->b = sqrt(2.0 * log(d->average / median));
         return 0;
     }
-    l->kind = WL_LOGNORMAL;
-    rc = km_json_num(v, "mean", true, 0, 700, &l->a, err);
+    d->family = WL_LOGNORMAL;
+    rc = km_json_num(v, "mean", true, 0, 700, &d->a, err);
     if (rc && !cJSON_GetObjectItemCaseSensitive(v, "mean"))
-        return km_fail(err, KM_EINVAL,
-                       "\"average\" is missing (or \"mean\" and \"sigma\" of the underlying normal)");
+        return km_fail(
+            err, KM_EINVAL,
+            "\"average\" is missing; give it, or \"mean\" and \"sigma\" of the underlying normal distribution");
     if (!rc)
-        rc = km_json_num(v, "sigma", true, 0, 700, &l->b, err);
-    if (!rc && l->a <= 0)
-        rc = km_fail(err, KM_EINVAL, "\"mean\" is %g; it must be more than 0", l->a);
+        rc = km_json_num(v, "sigma", true, 0, 700, &d->b, err);
+    if (!rc && d->a <= 0)
+        rc = km_fail(err, KM_EINVAL, "\"mean\" is %g; it must be more than 0", d->a);
     return rc;
 }
 
-static int read_alpha(struct wl_distribution *l, const cJSON *v, enum wl_distribution_kind kind, struct km_err *err)
+static int read_constant(struct wl_distribution *d, const cJSON *v, struct km_err *err)
 {
-    l->kind = kind;
-    int rc = km_json_num(v, "alpha", true, 0, TOKENS_MAX, &l->a, err);
-    if (!rc && kind == WL_ZIPF && l->a <= 1)
-        rc = km_fail(err, KM_EINVAL, "\"alpha\" is %g; a zipf distribution needs alpha > 1", l->a);
+    d->family = WL_CONSTANT;
+    return km_json_num(v, "value", true, 0, TOKENS_MAX, &d->a, err);
+}
+
+static int read_zipf(struct wl_distribution *d, const cJSON *v, struct km_err *err)
+{
+    d->family = WL_ZIPF;
+    int rc = km_json_num(v, "alpha", true, 0, TOKENS_MAX, &d->a, err);
+    if (!rc && d->a <= 1)
+        rc = km_fail(err, KM_EINVAL, "\"alpha\" is %g; a zipf distribution needs alpha > 1", d->a);
     return rc;
 }
 
-static int read_distribution(struct wl_distribution *l, const cJSON *v, struct km_err *err)
+static int read_poisson(struct wl_distribution *d, const cJSON *v, struct km_err *err)
 {
-    static const char *const names[] = {"constant", "uniform", "lognormal", "zipf", "poisson"};
+    d->family = WL_POISSON;
+    return km_json_num(v, "alpha", true, 0, TOKENS_MAX, &d->a, err);
+}
+
+static int read_distribution(struct wl_distribution *d, const cJSON *v, struct km_err *err)
+{
+    static const struct {
+        const char *name;
+        int (*read)(struct wl_distribution *d, const cJSON *v, struct km_err *err);
+        bool has_max; /* the key "max" is a limit on samples (a parameter of "uniform") */
+    } families[] = {{"constant", read_constant, false},
+                    {"uniform", read_uniform, false},
+                    {"lognormal", read_lognormal, true},
+                    {"zipf", read_zipf, true},
+                    {"poisson", read_poisson, true}};
     const char *name = NULL;
-    int rc = km_json_str(v, "distribution", true, &name, err), k = 0;
+    int rc = km_json_str(v, "distribution", true, &name, err);
     if (rc)
         return rc;
-    while (k < 5 && strcmp(name, names[k]))
-        k++;
-    if (k >= 2 && k < 5 && (rc = km_json_num(v, "max", false, 0, TOKENS_MAX, &l->max, err)))
-        return rc;
-    switch (k) {
-    case 0:
-        l->kind = WL_CONSTANT;
-        return km_json_num(v, "value", true, 0, TOKENS_MAX, &l->a, err);
-    case 1:
-        return read_uniform(l, v, err);
-    case 2:
-        return read_lognormal(l, v, err);
-    case 3:
-        return read_alpha(l, v, WL_ZIPF, err);
-    case 4:
-        return read_alpha(l, v, WL_POISSON, err);
-    default:
-        return km_fail(err, KM_EINVAL,
-                       "\"distribution\" is \"%s\"; it must be constant, uniform, lognormal, zipf or poisson",
-                       name);
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        if (strcmp(name, families[i].name))
+            continue;
+        if (families[i].has_max)
+            rc = km_json_num(v, "max", false, 0, TOKENS_MAX, &d->max, err);
+        return rc ? rc : families[i].read(d, v, err);
     }
+    return km_fail(err, KM_EINVAL,
+                   "\"distribution\" is \"%s\"; it must be constant, uniform, lognormal, zipf or poisson", name);
 }
 
-int wl_distribution_read(struct wl_distribution *out, const cJSON *section, const char *where, const char *key, bool need,
-                struct km_err *err)
+int wl_distribution_read(struct wl_distribution *out, const cJSON *section, const char *where, const char *key,
+                         bool need, struct km_err *err)
 {
-    *out = (struct wl_distribution){.kind = WL_CONSTANT};
+    *out = (struct wl_distribution){.family = WL_CONSTANT};
     const cJSON *v;
     int rc = km_json_item(section, key, need, cJSON_Object, &v, err);
     if (rc)
@@ -134,7 +144,7 @@ int wl_distribution_read(struct wl_distribution *out, const cJSON *section, cons
     return rc;
 }
 
-/* numpy's pairwise sum, so that the scale factor has numpy's last bit. */
+/* Adds in the order of numpy's pairwise summation, so that the scale factor equals numpy's to the last bit. */
 static double pairwise_sum(const double *v, size_t n)
 {
     if (n < 8) {
@@ -159,49 +169,50 @@ static double pairwise_sum(const double *v, size_t n)
     return s;
 }
 
+/* Limits x to max (0: none) and truncates it. */
 static int64_t clip(double x, double max)
 {
     if (max > 0 && x > max)
         x = max;
-    return x < (double)WL_DISTRIBUTION_CAP ? (int64_t)x : WL_DISTRIBUTION_CAP; /* truncates */
+    return x < (double)WL_DISTRIBUTION_CAP ? (int64_t)x : WL_DISTRIBUTION_CAP;
 }
 
-static double draw(const struct wl_distribution *l, struct wl_mt *r)
+static double sample_one(const struct wl_distribution *d, struct wl_mt *r)
 {
-    switch (l->kind) {
+    switch (d->family) {
     case WL_CONSTANT:
-        return l->a;
+        return d->a;
     case WL_UNIFORM_INT:
-        return (double)wl_mt_int(r, (int64_t)l->a, (int64_t)l->b);
+        return (double)wl_mt_int(r, (int64_t)d->a, (int64_t)d->b);
     case WL_UNIFORM:
-        return l->a + (l->b - l->a) * wl_mt_double(r);
+        return d->a + (d->b - d->a) * wl_mt_double(r);
     case WL_ZIPF:
-        return (double)wl_mt_zipf(r, l->a);
+        return (double)wl_mt_zipf(r, d->a);
     case WL_POISSON:
-        return (double)wl_mt_poisson(r, l->a);
+        return (double)wl_mt_poisson(r, d->a);
     case WL_LOGNORMAL:
     case WL_LOGNORMAL_MEAN:
         break;
     }
-    return exp(l->a + l->b * wl_mt_normal(r));
+    return exp(d->a + d->b * wl_mt_normal(r));
 }
 
-int wl_distribution_sample(const struct wl_distribution *l, struct wl_mt *r, int n, int64_t *out, struct km_err *err)
+int wl_distribution_sample(const struct wl_distribution *d, struct wl_mt *r, int n, int64_t *out, struct km_err *err)
 {
-    if (l->kind != WL_LOGNORMAL && l->kind != WL_LOGNORMAL_MEAN) {
+    if (d->family != WL_LOGNORMAL && d->family != WL_LOGNORMAL_MEAN) {
         for (int i = 0; i < n; i++)
-            out[i] = clip(draw(l, r), l->max);
+            out[i] = clip(sample_one(d, r), d->max);
         return 0;
     }
     double *v = km_reallocarray(NULL, (size_t)n, sizeof *v);
     if (!v)
         return km_fail(err, KM_ENOMEM, "out of memory for %d samples", n);
     for (int i = 0; i < n; i++)
-        v[i] = draw(l, r);
-    double scale = l->kind == WL_LOGNORMAL_MEAN ? l->average / (pairwise_sum(v, (size_t)n) / n) : 1;
+        v[i] = sample_one(d, r);
+    double scale = d->family == WL_LOGNORMAL_MEAN ? d->average / (pairwise_sum(v, (size_t)n) / n) : 1;
     for (int i = 0; i < n; i++) {
         double x = v[i] * scale;
-        out[i] = clip(rint(l->max > 0 && x > l->max ? l->max : x), 0);
+        out[i] = clip(rint(d->max > 0 && x > d->max ? d->max : x), 0);
     }
     km_free(v);
     return 0;

@@ -35,7 +35,8 @@ int wl_kind_of_file(const char *filetype, enum wl_kind *out, struct km_err *err)
         }
         size_t used = strlen(accepted);
         if (type)
-            snprintf(accepted + used, sizeof accepted - used, "%s\"%s\"", used ? " or " : "", type);
+            snprintf(accepted + used, sizeof accepted - used, "%s\"%s\"", used ? ", " : "", type);
     }
-    return km_fail(err, KM_EINVAL, "\"filetype\" is \"%.60s\"; it must be %s", filetype ? filetype : "missing", accepted);
+    return km_fail(err, KM_EINVAL, "\"filetype\" is \"%.60s\"; it must be one of %s", filetype ? filetype : "missing",
+                   accepted);
 }

@@ -1,8 +1,12 @@
 /* Multi-turn conversations as vLLM's benchmark_serving_multi_turn.py generates them, byte for byte.
  *
- * Three steps. Draw: all sizes come from the generator, in its order, before any text is touched. Lay out:
- * each message's slices of the source text are placed, which shows how much text is needed. Write: slices are
- * decoded and joined. So a text that is too short is noticed before anything is built. */
+ * The first message of a conversation is: common prefix, tag, the conversation's own prefix, instruction, body. Later
+ * messages are: tag, instruction, body. The prefixes and bodies are slices of the source text's tokens. Generation has
+ * three steps:
+ * 1. All lengths are sampled, in vLLM's order, before any text is read.
+ * 2. Every slice gets its place in the source text, which tells how long the text must be. A text that is too short is
+ *    an error before anything is built.
+ * 3. The slices are decoded and joined to messages. */
 #include "workloads/multi_turn.h"
 
 #include "base/mem.h"
@@ -10,20 +14,16 @@
 #include "workloads/spec.h"
 #include "workloads/text.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
 static const char INSTRUCTION[] = "Please rewrite the following text and add more content: ";
 
-static int read(struct wl_spec *s, struct km_err *err)
+static int check_text_files(const cJSON *json, struct km_err *err)
 {
-    int64_t n = 0;
-    struct wl_multi_turn *p = s->params;
-    int rc = km_json_int(s->json, "num_conversations", true, 1, WL_MAX_CONVS, &n, err);
-    const cJSON *files = NULL, *in = NULL, *out = NULL, *f;
-    bool ignored;
-    if (!rc)
-        rc = km_json_item(s->json, "text_files", true, cJSON_Array, &files, err);
+    const cJSON *files = NULL, *f;
+    int rc = km_json_item(json, "text_files", true, cJSON_Array, &files, err);
     if (!rc && !cJSON_GetArraySize(files))
         rc = km_fail(err, KM_EINVAL, "\"text_files\" is empty; name at least one text file");
     cJSON_ArrayForEach(f, files)
@@ -31,47 +31,61 @@ static int read(struct wl_spec *s, struct km_err *err)
         if (!rc && (!cJSON_IsString(f) || !*f->valuestring))
             rc = km_fail(err, KM_EINVAL, "\"text_files\" must be a list of file names");
     }
-    if (!rc)
-        rc = km_json_bool(s->json, "print_stats", false, &ignored, err);
-    if (!rc)
-        rc = km_json_item(s->json, "prompt_input", true, cJSON_Object, &in, err);
-    if (!rc)
-        rc = km_json_item(s->json, "prompt_output", true, cJSON_Object, &out, err);
-    if (!rc)
-        rc = wl_distribution_read(&p->turns, in, "prompt_input", "num_turns", true, err);
-    if (!rc)
-        rc = wl_distribution_read(&p->common, in, "prompt_input", "common_prefix_num_tokens", false, err);
-    if (!rc)
-        rc = wl_distribution_read(&p->prefix, in, "prompt_input", "prefix_num_tokens", true, err);
-    if (!rc)
-        rc = wl_distribution_read(&p->input, in, "prompt_input", "num_tokens", true, err);
-    if (!rc)
-        rc = wl_distribution_read(&p->output, out, "prompt_output", "num_tokens", true, err);
-    s->n = (int)n;
-    s->seed_max = UINT32_MAX;
     return rc;
 }
 
+static int read(struct wl_spec *s, struct km_err *err)
+{
+    struct wl_multi_turn *p = s->params;
+    const struct {
+        struct wl_distribution *out;
+        const char *section, *key;
+        bool need;
+    } lengths[] = {{&p->turns, "prompt_input", "num_turns", true},
+                   {&p->common, "prompt_input", "common_prefix_num_tokens", false},
+                   {&p->prefix, "prompt_input", "prefix_num_tokens", true},
+                   {&p->input, "prompt_input", "num_tokens", true},
+                   {&p->output, "prompt_output", "num_tokens", true}};
+    int64_t n = 0;
+    bool ignored;
+    int rc = km_json_int(s->json, "num_conversations", true, 1, WL_MAX_CONVS, &n, err);
+    if (!rc)
+        rc = check_text_files(s->json, err);
+    if (!rc)
+        rc = km_json_bool(s->json, "print_stats", false, &ignored, err);
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths && !rc; i++) {
+        const cJSON *section = NULL;
+        rc = km_json_item(s->json, lengths[i].section, true, cJSON_Object, &section, err);
+        if (!rc)
+            rc =
+                wl_distribution_read(lengths[i].out, section, lengths[i].section, lengths[i].key, lengths[i].need, err);
+    }
+    s->n = (int)n;
+    s->seed_max = UINT32_MAX; /* numpy.random.seed takes no more */
+    return rc;
+}
+
+/* Tokens [at, at + n) of the source text; empty if n <= 0. */
 struct slice {
-    int64_t at, n; /* tokens of the text; n <= 0: nothing */
+    int64_t at, n;
 };
 
 struct msg_plan {
-    struct slice prefix, body; /* an answer is a body only */
+    struct slice prefix, body; /* an answer has a body only */
 };
 
 struct conv_plan {
-    int n;                 /* messages, even */
-    int64_t prefix;        /* tokens before the first instruction */
-    int64_t *size;         /* [n] tokens wanted: of the message at even places, of the answer at odd ones */
-    int64_t size_max;      /* of all n input sizes drawn, those at odd places included */
+    int n;                 /* messages; even */
+    int64_t prefix;        /* tokens of the conversation's own prefix */
+    int64_t *size;         /* [n] tokens: of the user message at even indices, of the answer at odd ones */
+    int64_t size_max;      /* largest of the n sampled input lengths, the unused ones at odd indices included */
     struct msg_plan *msgs; /* [n] */
 };
 
 struct plan {
     struct conv_plan *convs; /* [n] */
     int n;
-    int64_t common;      /* tokens shared by all first messages */
+    int64_t common;      /* tokens of the common prefix */
     int64_t instruction; /* tokens of INSTRUCTION */
 };
 
@@ -84,9 +98,10 @@ static void plan_free(struct plan *p)
     km_free(p->convs);
 }
 
-/* Sizes of one conversation: n input sizes, then n output sizes, of which every other one is used. */
-static int draw_sizes(struct conv_plan *c, const struct wl_multi_turn *s, int64_t least, struct wl_mt *r,
-                      struct km_err *err)
+/* Samples the lengths of one conversation: n input lengths, then n output lengths. vLLM samples both for every message
+ * and uses every other one. least: the shortest input length in tokens. */
+static int sample_sizes(struct conv_plan *c, const struct wl_multi_turn *s, int64_t least, struct wl_mt *r,
+                        struct km_err *err)
 {
     size_t n = (size_t)c->n;
     int64_t *out = km_reallocarray(NULL, n, sizeof *out);
@@ -109,15 +124,14 @@ static int draw_sizes(struct conv_plan *c, const struct wl_multi_turn *s, int64_
     return rc;
 }
 
-static int draw(struct plan *p, const struct wl_multi_turn *s, uint32_t seed, struct km_err *err)
+static int sample_lengths(struct plan *p, const struct wl_multi_turn *s, uint32_t seed, struct km_err *err)
 {
     struct wl_mt r;
     wl_mt_seed(&r, seed);
     int64_t *turns = km_reallocarray(NULL, (size_t)p->n, sizeof *turns);
     int64_t *prefix = km_reallocarray(NULL, (size_t)p->n, sizeof *prefix);
     p->convs = km_calloc((size_t)p->n, sizeof *p->convs);
-    int rc =
-        turns && prefix && p->convs ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %d conversations", p->n);
+    int rc = turns && prefix && p->convs ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %d conversations", p->n);
     if (!rc)
         rc = wl_distribution_sample(&s->turns, &r, p->n, turns, err);
     if (!rc)
@@ -129,13 +143,13 @@ static int draw(struct plan *p, const struct wl_multi_turn *s, uint32_t seed, st
         if (n > WL_MAX_MESSAGES) {
             rc = km_fail(err, KM_ELIMIT,
                          "conversation %d would have %lld messages; at most %d are accepted, so give "
-                         "num_turns a \"max\"",
+                         "\"num_turns\" a \"max\"",
                          c, (long long)n, WL_MAX_MESSAGES);
             break;
         }
         p->convs[c].n = (int)n;
         p->convs[c].prefix = prefix[c];
-        rc = draw_sizes(&p->convs[c], s, p->instruction, &r, err);
+        rc = sample_sizes(&p->convs[c], s, p->instruction, &r, err);
     }
     km_free(turns);
     km_free(prefix);
@@ -147,10 +161,10 @@ static void put_tag(struct km_buf *b, int c)
     km_buf_printf(b, "%d is a nice number... ", c);
 }
 
-/* What all first messages share: a slice of the text two tokens short of the common prefix, and a full stop.
- * The slice counts from the end for a prefix of one token, as Python's does. */
-static int put_common(struct km_buf *b, const struct plan *p, const struct wl_text *text, const struct tok *t,
-                      struct km_err *err)
+/* Appends the common prefix of all first messages: the first common - 2 tokens of the text and a full stop. For a
+ * common prefix of one token, Python's slice [:-1] takes all but the last token of the text, and so does this. */
+static int put_common_prefix(struct km_buf *b, const struct plan *p, const struct wl_text *text, const struct tok *t,
+                             struct km_err *err)
 {
     if (p->common <= 0)
         return 0;
@@ -161,27 +175,33 @@ static int put_common(struct km_buf *b, const struct plan *p, const struct wl_te
     return rc;
 }
 
-/* Tokens of the opening of message i: the tag, after the common prefix in a first message. */
-static int64_t opening(int c, int i, const struct km_buf *common, const struct tok *t, struct km_err *err)
+/* Counts the tokens of message i before its own prefix: the common prefix if i is 0, and the tag. */
+static int64_t count_opening(int c, int i, const struct km_buf *common, const struct tok *t, struct km_err *err)
 {
     struct km_buf b = {0};
     if (i == 0)
         km_buf_put(&b, common->data, common->len);
     put_tag(&b, c);
-    int64_t n =
-        km_buf_ok(&b) ? tok_count(t, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory for a tag");
+    int64_t n = km_buf_ok(&b) ? tok_count(t, b.data, b.len, err)
+                              : km_fail(err, KM_ENOMEM, "out of memory for the opening of a message");
     km_buf_free(&b);
     return n;
 }
 
-/* Places the slices. *need: one token more than the furthest end, as vLLM wants it. */
-static int lay_out(struct plan *p, const struct km_buf *common, const struct tok *t, int64_t *need,
-                   struct km_err *err)
+static int64_t further_end(int64_t end, struct slice s)
+{
+    return s.n > 0 && s.at + s.n > end ? s.at + s.n : end;
+}
+
+/* Places all slices in the text. *need: the tokens that the text must have, one more than the furthest slice's end, as
+ * vLLM demands. */
+static int place_slices(struct plan *p, const struct km_buf *common, const struct tok *t, int64_t *need,
+                        struct km_err *err)
 {
     int64_t base = p->common > 0 ? p->common : 0, end = 0;
     for (int c = 0; c < p->n; c++) {
         struct conv_plan *v = &p->convs[c];
-        int64_t first = opening(c, 0, common, t, err), later = opening(c, 1, common, t, err);
+        int64_t first = count_opening(c, 0, common, t, err), later = count_opening(c, 1, common, t, err);
         if (first < 0 || later < 0)
             return (int)(first < 0 ? first : later);
         for (int i = 0; i < v->n; i++) {
@@ -196,10 +216,8 @@ static int lay_out(struct plan *p, const struct km_buf *common, const struct tok
                 int64_t left = v->size[i] - (i ? later : first) - p->instruction;
                 m->body = (struct slice){base + i * v->size_max, left};
             }
-            if (m->prefix.n > 0 && m->prefix.at + m->prefix.n > end)
-                end = m->prefix.at + m->prefix.n;
-            if (m->body.n > 0 && m->body.at + m->body.n > end)
-                end = m->body.at + m->body.n;
+            end = further_end(end, m->prefix);
+            end = further_end(end, m->body);
         }
         base += v->n;
     }
@@ -213,9 +231,8 @@ static int put_slice(struct km_buf *b, struct slice s, const struct wl_text *tex
     return s.n > 0 ? tok_decode(t, text->ids.v + s.at, (size_t)s.n, false, b, err) : 0;
 }
 
-static int write_message(struct wl_msg *out, const struct msg_plan *m, int c, int i,
-                         const struct km_buf *common, const struct wl_text *text, const struct tok *t,
-                         struct km_err *err)
+static int write_message(struct wl_msg *out, const struct msg_plan *m, int c, int i, const struct km_buf *common,
+                         const struct wl_text *text, const struct tok *t, struct km_err *err)
 {
     struct km_buf b = {0};
     int rc = 0;
@@ -238,8 +255,8 @@ static int write_message(struct wl_msg *out, const struct msg_plan *m, int c, in
     return rc;
 }
 
-static int write_all(struct wl_set *set, const struct plan *p, const struct km_buf *common,
-                     const struct wl_text *text, const struct tok *t, struct km_err *err)
+static int write_messages(struct wl_set *set, const struct plan *p, const struct km_buf *common,
+                          const struct wl_text *text, const struct tok *t, struct km_err *err)
 {
     for (int c = 0; c < p->n; c++) {
         char id[40];
@@ -253,8 +270,8 @@ static int write_all(struct wl_set *set, const struct plan *p, const struct km_b
     return 0;
 }
 
-/* At least the tokens that lay_out will ask for, from the sizes alone. */
-static int64_t bound(const struct plan *p)
+/* Upper bound of what place_slices will need, from the lengths alone. */
+static int64_t bound_text_tokens(const struct plan *p)
 {
     int64_t base = p->common, end = 0;
     for (int c = 0; c < p->n; c++) {
@@ -277,20 +294,21 @@ static int generate(struct wl_set *set, const struct wl_spec *s, const struct wl
     struct km_buf common = {0};
     int64_t need = 0;
     p.instruction = tok_count(t, INSTRUCTION, sizeof INSTRUCTION - 1, err);
-    int rc = p.instruction < 0 ? (int)p.instruction : draw(&p, s->params, (uint32_t)o->seed, err);
+    int rc = p.instruction < 0 ? (int)p.instruction : sample_lengths(&p, s->params, (uint32_t)o->seed, err);
     if (!rc)
-        rc = o->builtin_text ? wl_text_from_builtin(&text, bound(&p), t, err) : wl_text_from_files(&text, s, o, t, err);
+        rc = o->builtin_text ? wl_text_from_builtin(&text, bound_text_tokens(&p), t, err)
+                             : wl_text_from_files(&text, s, o, t, err);
     if (!rc)
-        rc = put_common(&common, &p, &text, t, err);
+        rc = put_common_prefix(&common, &p, &text, t, err);
     if (!rc)
-        rc = lay_out(&p, &common, t, &need, err);
+        rc = place_slices(&p, &common, t, &need, err);
     if (!rc && need > (int64_t)text.ids.n)
         rc = km_fail(err, KM_EINVAL,
                      "the text (%s) has %zu tokens and the workload needs %lld; use a longer text, "
                      "shorter prefixes or fewer conversations",
                      text.label, text.ids.n, (long long)need);
     if (!rc)
-        rc = write_all(set, &p, &common, &text, t, err);
+        rc = write_messages(set, &p, &common, &text, t, err);
     memcpy(set->text, text.label, sizeof set->text);
     km_buf_free(&common);
     km_free(text.ids.v);

@@ -1,5 +1,5 @@
-/* The workload file: its kind is found here, and the kind checks everything that can be checked without a tokenizer.
- * A spec that was read generates; what can still fail then is the text. */
+/* Reading a workload file. The file's kind checks everything that can be checked without a tokenizer, so that a file
+ * that was read fails later only because of its source text, an option or the tokenizer. */
 #include "workloads/spec.h"
 
 #include "base/file.h"
@@ -9,14 +9,15 @@
 
 #include <string.h>
 
-#define FILE_MAX ((size_t)1 << 30)
+#define FILE_MAX ((size_t)1 << 30) /* bytes */
 
-/* Finds the file's kind and lets the kind read the rest. */
+/* Finds the file's kind and lets the kind read the rest. text: the file, which s->json was parsed from. */
 static int read_kind(struct wl_spec *s, const char *text, struct km_err *err)
 {
     const char *type = NULL;
     if (!cJSON_IsObject(s->json) && !cJSON_IsArray(s->json))
-        return km_fail(err, KM_EINVAL, "a workload file holds an object, or an array of conversations");
+        return km_fail(err, KM_EINVAL,
+                       "a workload file must hold a JSON object with a \"filetype\", or an array of conversations");
     int rc = cJSON_IsObject(s->json) ? km_json_str(s->json, "filetype", true, &type, err) : 0;
     if (!rc)
         rc = wl_kind_of_file(type, &s->kind, err);
@@ -24,14 +25,14 @@ static int read_kind(struct wl_spec *s, const char *text, struct km_err *err)
         return rc;
     const struct wl_kind_ops *ops = wl_kind_ops(s->kind);
     if (ops->params_size && !(s->params = km_calloc(1, ops->params_size)))
-        return km_fail(err, KM_ENOMEM, "out of memory for the parameters of the workload");
+        return km_fail(err, KM_ENOMEM, "out of memory for the workload's parameters");
     wl_note_integers(text, s->json);
     s->n_max = WL_MAX_CONVS;
     s->seed_max = UINT64_MAX;
     return ops->read(s, err);
 }
 
-static int name_spec(struct wl_spec *s, const char *path, struct km_err *err)
+static int set_name(struct wl_spec *s, const char *path, struct km_err *err)
 {
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
     size_t n = strlen(base);
@@ -49,7 +50,7 @@ int wl_spec_read(struct wl_spec **out, const char *path, struct km_err *err)
     if (!s)
         return km_fail(err, KM_ENOMEM, "out of memory reading %s", path);
     struct km_buf b = {0};
-    int rc = name_spec(s, path, err);
+    int rc = set_name(s, path, err);
     if (!rc)
         rc = km_file_read(path, FILE_MAX, &b, err);
     if (!rc) {

@@ -1,4 +1,4 @@
-/* Workload files: what is read from them, and what is said about the ones that are wrong. */
+/* Workload files: what is read from valid ones, and the errors for invalid ones. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -29,13 +29,13 @@ static void expect_error(const char *text, int code, const char *say)
     struct km_err err = {0};
     int rc = read_text(text, &s, &err);
     if (rc != code || !strstr(err.msg, say))
-        print_message("file: %s\nsaid: %s\nwant: %s\n", text, err.msg, say);
+        print_message("file: %s\nerror message: %s\nexpected in it: %s\n", text, err.msg, say);
     assert_int_equal(rc, code);
     assert_non_null(strstr(err.msg, say));
     assert_null(s);
 }
 
-/* The write-up's file, its draws in vLLM's order, seed 0. */
+/* The write-up's workload file: samples with seed 0, in the order in which vLLM's generator takes them. */
 static void the_write_ups_file(void **state)
 {
     (void)state;
@@ -43,8 +43,7 @@ static void the_write_ups_file(void **state)
                                     12, 12, 16, 14, 14, 18, 18, 12, 14, 18, 14, 18};
     static const int64_t prefix[] = {6401, 1487, 4075, 2975, 7149, 2974, 10029, 3639, 4506, 8071, 7922, 3640,
                                      3076, 1837, 4471, 2043, 2478, 2622, 1931,  2480, 2345, 1501, 2993, 5354};
-    static const int64_t in[] = {151, 121, 121, 159, 155, 158, 131, 138,
-                                 147, 120, 134, 155, 132, 140, 131, 124};
+    static const int64_t in[] = {151, 121, 121, 159, 155, 158, 131, 138, 147, 120, 134, 155, 132, 140, 131, 124};
     static const int64_t out[] = {86, 84, 83, 92, 116, 120, 94, 95, 100, 115, 103, 95, 93, 101, 85, 115};
     struct wl_spec *s;
     struct km_err err;
@@ -80,9 +79,8 @@ static void every_shipped_file_reads(void **state)
         const char *name;
         enum wl_kind kind;
         int n;
-    } t[] = {{"multi_turn_20k", WL_MULTI_TURN, 24}, {"random_1k", WL_RANDOM, 100},
-             {"random_8k", WL_RANDOM, 100},         {"random_20k", WL_RANDOM, 100},
-             {"allhit_1k", WL_RANDOM, 500},         {"allhit_8k", WL_RANDOM, 500},
+    } t[] = {{"multi_turn_20k", WL_MULTI_TURN, 24}, {"random_1k", WL_RANDOM, 100}, {"random_8k", WL_RANDOM, 100},
+             {"random_20k", WL_RANDOM, 100},        {"allhit_1k", WL_RANDOM, 500}, {"allhit_8k", WL_RANDOM, 500},
              {"allhit_20k", WL_RANDOM, 500}};
     for (size_t i = 0; i < COUNT(t); i++) {
         char path[500];
@@ -95,18 +93,18 @@ static void every_shipped_file_reads(void **state)
         assert_string_equal(s->name, t[i].name);
         if (t[i].kind == WL_RANDOM) {
             const struct wl_random *p = s->params;
-            assert_int_equal(p->generator, WL_RANDOM_V011);
+            assert_int_equal(p->version, WL_RANDOM_V011);
             assert_int_equal(p->repeat_one, t[i].n == 500);
         }
         wl_spec_free(s);
     }
 }
 
-/* A file whose num_turns is the given distribution. */
-#define TURNS(distribution)                                                                                           \
-    "{\"filetype\":\"generate_conversations\",\"num_conversations\":2,\"text_files\":[\"a\"],\"x\":[1.5],"   \
-    "\"prompt_input\":{\"num_turns\":" distribution ",\"num_tokens\":{\"distribution\":\"constant\",\"value\":9},"    \
-    "\"prefix_num_tokens\":{\"distribution\":\"constant\",\"value\":0}},"                                    \
+/* A workload file whose num_turns is the given distribution. */
+#define TURNS(distribution)                                                                                            \
+    "{\"filetype\":\"generate_conversations\",\"num_conversations\":2,\"text_files\":[\"a\"],\"x\":[1.5],"             \
+    "\"prompt_input\":{\"num_turns\":" distribution ",\"num_tokens\":{\"distribution\":\"constant\",\"value\":9},"     \
+    "\"prefix_num_tokens\":{\"distribution\":\"constant\",\"value\":0}},"                                              \
     "\"prompt_output\":{\"num_tokens\":{\"distribution\":\"constant\",\"value\":1}}}"
 
 static void distributions(void **state)
@@ -119,9 +117,7 @@ static void distributions(void **state)
     } t[] = {
         {TURNS("{\"distribution\":\"constant\",\"value\":7.9}"), 5, {7, 7, 7, 7, 7, 7, 7, 7}},
         {TURNS("{\"distribution\":\"uniform\",\"min\":12,\"max\":18}"), 0, {16, 17, 12, 15, 15, 15, 13, 15}},
-        {TURNS("{\"distribution\":\"uniform\",\"min\":12.5,\"max\":80}"),
-         5,
-         {27, 71, 26, 74, 45, 53, 64, 47}},
+        {TURNS("{\"distribution\":\"uniform\",\"min\":12.5,\"max\":80}"), 5, {27, 71, 26, 74, 45, 53, 64, 47}},
         {TURNS("{\"distribution\":\"uniform\",\"max\":1e1,\"min\":4}"), 42, {6, 9, 8, 7, 4, 4, 4, 9}},
         {TURNS("{\"distribution\":\"zipf\",\"alpha\":1.1,\"max\":50}"), 5, {50, 50, 33, 2, 50, 50, 50, 50}},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":10,\"max\":0}"), 7, {9, 10, 8, 9, 8, 7, 16, 7}},
@@ -164,22 +160,19 @@ static void wrong_multi_turn_files(void **state)
          "\"min\" is 0; a uniform distribution needs min > 0"},
         {TURNS("{\"distribution\":\"uniform\",\"min\":5,\"max\":4}"), "\"min\" is 5 and \"max\" is 4"},
         {TURNS("{\"distribution\":\"uniform\",\"min\":5}"), "\"max\" is missing"},
-        {TURNS("{\"distribution\":\"zipf\",\"alpha\":1}"),
-         "\"alpha\" is 1; a zipf distribution needs alpha > 1"},
+        {TURNS("{\"distribution\":\"zipf\",\"alpha\":1}"), "\"alpha\" is 1; a zipf distribution needs alpha > 1"},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":-2}"), "\"alpha\" is -2"},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":2,\"max\":-2}"), "\"max\" is -2"},
         {TURNS("{\"distribution\":\"lognormal\",\"average\":0.5}"), "\"average\" is 0.5"},
-        {TURNS("{\"distribution\":\"lognormal\"}"), "\"average\" is missing (or \"mean\" and \"sigma\""},
+        {TURNS("{\"distribution\":\"lognormal\"}"), "\"average\" is missing; give it, or \"mean\" and \"sigma\""},
         {TURNS("{\"distribution\":\"lognormal\",\"mean\":6}"), "\"sigma\" is missing"},
-        {TURNS("{\"distribution\":\"lognormal\",\"mean\":0,\"sigma\":1}"),
-         "\"mean\" is 0; it must be more than 0"},
+        {TURNS("{\"distribution\":\"lognormal\",\"mean\":0,\"sigma\":1}"), "\"mean\" is 0; it must be more than 0"},
         {TURNS("{\"distribution\":\"lognormal\",\"average\":9,\"median_ratio\":1}"), "\"median_ratio\" is 1"},
         {"{\"filetype\":\"generate_conversations\"}", "\"num_conversations\" is missing"},
         {"{\"filetype\":\"generate_conversations\",\"num_conversations\":0}", "\"num_conversations\" is 0"},
         {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[]}",
          "\"text_files\" is empty"},
-        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[3]}",
-         "list of file names"},
+        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[3]}", "list of file names"},
         {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[\"a\"],\"print_"
          "stats\":1}",
          "\"print_stats\" must be true or false"},
@@ -187,7 +180,7 @@ static void wrong_multi_turn_files(void **state)
          "\"prompt_input\" is missing"},
         {"{\"filetype\":\"sharegpt\"}", "\"filetype\" is \"sharegpt\"; it must be"},
         {"{}", "\"filetype\" is missing"},
-        {"7", "a workload file holds an object, or an array"},
+        {"7", "a workload file must hold a JSON object with a \"filetype\", or an array"},
     };
     for (size_t i = 0; i < COUNT(t); i++)
         expect_error(t[i].text, KM_EINVAL, t[i].say);
@@ -224,7 +217,7 @@ static void wrong_conversations(void **state)
 #define CONV(msgs) "[{\"id\":\"x\",\"messages\":[" msgs "]}]"
     static const char *const t[][2] = {
         {"[]", "the array of conversations is empty"},
-        {"[1]", "conversation 0: it must be an object"},
+        {"[1]", "conversation 0: a conversation must be an object"},
         {"[{\"messages\":[]}]", "conversation 0: \"id\" is missing"},
         {"[{\"id\":4,\"messages\":[]}]", "\"id\" must be a string"},
         {CONV(""), "it has 0 messages"},
@@ -236,7 +229,7 @@ static void wrong_conversations(void **state)
         {CONV(U ",{\"role\":\"assistant\",\"content\":\"b\",\"name\":\"n\"}"), "it has 3 keys"},
         {"[{\"id\":\"x\",\"messages\":[" U "," A "]},{\"id\":\"x\",\"messages\":[" U "," A "]}]",
          "the id \"x\" occurs twice"},
-        {"[{\"id\":\"x_0\",\"conversations\":[]}]", "raw ShareGPT"},
+        {"[{\"id\":\"x_0\",\"conversations\":[]}]", "it is in ShareGPT's own format"},
     };
     for (size_t i = 0; i < COUNT(t); i++)
         expect_error(t[i][0], KM_EINVAL, t[i][1]);
