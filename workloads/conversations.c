@@ -23,9 +23,9 @@ static int check_message(const cJSON *m, int i, struct km_err *err)
         return rc;
     if (strcmp(role, want))
         return km_fail(err, KM_EINVAL,
-                       "its role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"", role, want);
+                       "the role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"", role, want);
     if (cJSON_GetArraySize(m) != 2)
-        return km_fail(err, KM_EINVAL, "it has %d keys; remove all but \"role\" and \"content\"",
+        return km_fail(err, KM_EINVAL, "the message has %d keys; remove all but \"role\" and \"content\"",
                        cJSON_GetArraySize(m));
     return 0;
 }
@@ -36,7 +36,7 @@ static int check_conversation(const cJSON *v, struct km_err *err)
         return km_fail(err, KM_EINVAL, "a conversation must be an object with \"id\" and \"messages\"");
     if (cJSON_GetObjectItemCaseSensitive(v, "conversations"))
         return km_fail(err, KM_EINVAL,
-                       "it is in ShareGPT's own format (\"conversations\"); convert it to \"messages\" with "
+                       "this is ShareGPT's own format (\"conversations\"); convert it to \"messages\" with "
                        "\"role\" and \"content\"");
     const char *id = NULL;
     const cJSON *msgs = NULL, *m;
@@ -52,11 +52,13 @@ static int check_conversation(const cJSON *v, struct km_err *err)
     }
     if (n == 0 || n % 2)
         return km_fail(err, KM_EINVAL,
-                       "it has %d messages; every user message needs an answer after it, so the number "
-                       "must be even and more than 0",
+                       "the number of messages is %d; every user message needs an answer after it, so the "
+                       "number must be even and more than 0",
                        n);
     if (n > WL_MAX_MESSAGES)
-        return km_fail(err, KM_ELIMIT, "it has %d messages; at most %d are accepted, so split it", n, WL_MAX_MESSAGES);
+        return km_fail(err, KM_ELIMIT,
+                       "the number of messages is %d; at most %d are accepted, so split the conversation", n,
+                       WL_MAX_MESSAGES);
     return 0;
 }
 

@@ -36,8 +36,8 @@ static int check_keys(const cJSON *obj, struct km_err *err)
         if (k < n)
             continue;
         const char *near = km_nearest(v->string, known, n);
-        return km_fail(err, KM_EINVAL, "unknown key \"%.60s\" in a file of type random%s%s%s", v->string,
-                       near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+        return km_fail(err, KM_EINVAL, "unknown key \"%.60s\" in a file of type random; %s%s%s", v->string,
+                       near ? "did you mean \"" : "remove it", near ? near : "", near ? "\"?" : "");
     }
     return 0;
 }

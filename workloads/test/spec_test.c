@@ -220,16 +220,16 @@ static void wrong_conversations(void **state)
         {"[1]", "conversation 0: a conversation must be an object"},
         {"[{\"messages\":[]}]", "conversation 0: \"id\" is missing"},
         {"[{\"id\":4,\"messages\":[]}]", "\"id\" must be a string"},
-        {CONV(""), "it has 0 messages"},
-        {CONV(U), "it has 1 messages; every user message needs an answer"},
-        {CONV(A "," U), "message 0: its role is \"assistant\""},
+        {CONV(""), "the number of messages is 0"},
+        {CONV(U), "the number of messages is 1; every user message needs an answer"},
+        {CONV(A "," U), "message 0: the role is \"assistant\""},
         {CONV(U "," U),
-         "message 1: its role is \"user\"; roles alternate, starting with user, so it must be \"assistant\""},
+         "message 1: the role is \"user\"; roles alternate, starting with user, so it must be \"assistant\""},
         {CONV(U ",{\"role\":\"assistant\"}"), "message 1: \"content\" is missing"},
-        {CONV(U ",{\"role\":\"assistant\",\"content\":\"b\",\"name\":\"n\"}"), "it has 3 keys"},
+        {CONV(U ",{\"role\":\"assistant\",\"content\":\"b\",\"name\":\"n\"}"), "the message has 3 keys"},
         {"[{\"id\":\"x\",\"messages\":[" U "," A "]},{\"id\":\"x\",\"messages\":[" U "," A "]}]",
          "the id \"x\" occurs twice"},
-        {"[{\"id\":\"x_0\",\"conversations\":[]}]", "it is in ShareGPT's own format"},
+        {"[{\"id\":\"x_0\",\"conversations\":[]}]", "this is ShareGPT's own format"},
     };
     for (size_t i = 0; i < COUNT(t); i++)
         expect_error(t[i][0], KM_EINVAL, t[i][1]);
