@@ -363,7 +363,7 @@ static void bad_requests_are_refused(void **state)
     assert_int_equal(eng_submit(g.e, &good, &other, &err), 0);
     assert_true(other != id);
     assert_int_equal(eng_submit(g.e, &good, &id, &err), KM_ELIMIT);
-    assert_non_null(strstr(err.msg, "2 requests wait already"));
+    assert_non_null(strstr(err.msg, "2 requests are waiting"));
     eng_cancel(g.e, id, ENG_ABORT);
     eng_cancel(g.e, other, ENG_ABORT);
     assert_int_equal(run_job(&g, 159, 1, 50, NULL).n_out, 1); /* the longest that fits, cut to what is left */
@@ -391,8 +391,8 @@ static void bad_options_are_refused(void **state)
              {good, false, KM_EINVAL, "--num-gpu-blocks-override is -1"},
              {good, false, KM_EINVAL, "the queue length is 0"},
              {good, false, KM_ELIMIT, "the fake device has no room"},
-             {good, false, KM_ELIMIT, "the context is 1 token"},
-             {good, true, KM_EINVAL, "chunk of 40 tokens is not a multiple of the block of 16"}};
+             {good, false, KM_ELIMIT, "max_model_len is 1"},
+             {good, true, KM_EINVAL, "chunk size of the cache layer is 40 tokens"}};
     t[0].o.block_size = 0;
     t[1].o.max_model_len = 5000;
     t[2].o.max_model_len = 161;

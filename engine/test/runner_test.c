@@ -236,7 +236,7 @@ static void a_full_queue_says_so(void **state)
         int rc = desk_submit(&d, &j[n]);
         if (rc) {
             assert_int_equal(rc, KM_ELIMIT);
-            assert_non_null(strstr(d.err.msg, "100 requests wait already"));
+            assert_non_null(strstr(d.err.msg, "100 requests are waiting"));
             refused++;
         }
     }
