@@ -19,13 +19,6 @@ static int below(int n)
     return (int)(fake_random(&rng) % (uint64_t)n);
 }
 
-static struct eng_stats stats(const struct fake_rig *g)
-{
-    struct eng_stats s;
-    eng_stats(g->e, &s);
-    return s;
-}
-
 static void open_async(struct fake_rig *g, int num_blocks, int budget, int max_seqs)
 {
     struct eng_opts o = fake_rig_opts(num_blocks, budget, max_seqs);
@@ -42,17 +35,17 @@ static void decodes_run_async(void **state)
     open_async(&g, 64, 64, 8);
     job_init(&j[0], 20, 0, 0, 1, 10);
     fake_rig_one(&g, &j[0]);
-    assert_int_equal(stats(&g).steps, 10);
-    assert_int_equal(stats(&g).async_steps, 8); /* behind the prefill nothing, then all but the first */
+    assert_int_equal(fake_rig_stats(&g).steps, 10);
+    assert_int_equal(fake_rig_stats(&g).async_steps, 8); /* behind the prefill nothing, then all but the first */
     for (int i = 1; i < 3; i++) {
         job_init(&j[i], 20, 0, 0, (uint64_t)i + 1, 10 * i);
         fake_rig_submit(&g, &j[i]);
     }
     fake_rig_run(&g);
-    assert_int_equal(stats(&g).steps, 30); /* the shorter one's last token was known to be its last */
-    assert_int_equal(stats(&g).async_steps, 8 + 18);
-    assert_int_equal(stats(&g).wasted_rows, 0);
-    assert_int_equal(stats(&g).generated_tokens, 40);
+    assert_int_equal(fake_rig_stats(&g).steps, 30); /* the shorter one's last token was known to be its last */
+    assert_int_equal(fake_rig_stats(&g).async_steps, 8 + 18);
+    assert_int_equal(fake_rig_stats(&g).wasted_rows, 0);
+    assert_int_equal(fake_rig_stats(&g).generated_tokens, 40);
     fake_rig_finish(&g, j, 3);
 }
 
@@ -72,7 +65,7 @@ static void an_end_token_wastes_a_row(void **state)
         int first = 0;
         while (j.out[first] != end)
             first++;
-        int64_t wasted = stats(&g).wasted_rows, computed = stats(&g).computed_tokens;
+        int64_t wasted = fake_rig_stats(&g).wasted_rows, computed = fake_rig_stats(&g).computed_tokens;
         assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
         job_init(&stopped, 31, 0, 0, 1, 20);
         stopped.r.stop_ids = &end;
@@ -81,13 +74,13 @@ static void an_end_token_wastes_a_row(void **state)
         fake_rig_submit(&g, &stopped);
         while (stopped.finish == ENG_RUNNING)
             fake_rig_step(&g);
-        assert_int_equal(stats(&g).pages_used, 0);
+        assert_int_equal(fake_rig_stats(&g).pages_used, 0);
         assert_int_equal(eng_idle(g.e), first == 0); /* its prefill has nothing behind it */
         fake_rig_run(&g);
         fake_rig_verify(&g, &stopped);
         assert_int_equal(stopped.n_out, first + 1);
-        assert_int_equal(stats(&g).wasted_rows - wasted, first > 0);
-        assert_int_equal(stats(&g).computed_tokens - computed, 31 + first);
+        assert_int_equal(fake_rig_stats(&g).wasted_rows - wasted, first > 0);
+        assert_int_equal(fake_rig_stats(&g).computed_tokens - computed, 31 + first);
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
         assert_int_equal(ev.n, 0);
         job_free(&stopped);
@@ -114,12 +107,12 @@ static void cancelled_in_flight(void **state)
         eng_cancel(g.e, j.id, ENG_ABORT);
         j.cancelled = true;
         assert_int_equal(eng_check(g.e, &err), 0);
-        assert_int_equal(stats(&g).pages_used, 0);
+        assert_int_equal(fake_rig_stats(&g).pages_used, 0);
         assert_false(eng_idle(g.e));
         if (again % 2)
             assert_int_equal(eng_reset_cache(g.e, true, &err), 0);
         fake_rig_one(&g, &k);
-        assert_int_equal(stats(&g).wasted_rows, 1);
+        assert_int_equal(fake_rig_stats(&g).wasted_rows, 1);
         fake_rig_verify(&g, &j);
         job_free(&j);
         job_free(&k);
@@ -166,7 +159,7 @@ static void some_tokens_are_the_hosts(void **state)
         for (int i = 0; i < 2; i++)
             fake_rig_submit(&g, &j[i]);
         fake_rig_run(&g);
-        struct eng_stats s = stats(&g);
+        struct eng_stats s = fake_rig_stats(&g);
         if (kind < 2) {
             assert_int_equal(s.async_steps + s.wasted_rows, 0);
             assert_int_equal(s.steps, 30);
@@ -236,12 +229,12 @@ static void a_place_is_taken_as_soon_as_it_is_free(void **state)
         assert_int_equal(j[0].n_out, 10);
         fake_rig_step(&g);
         assert_int_equal(j[2].n_out, 1);
-        assert_int_equal(stats(&g).steps, 11);
+        assert_int_equal(fake_rig_stats(&g).steps, 11);
         fake_rig_run(&g);
-        assert_int_equal(stats(&g).steps, 50);
-        assert_int_equal(stats(&g).preemptions, 0);
-        assert_int_equal(stats(&g).wasted_rows, 0);
-        assert_in_range(stats(&g).async_steps, 40, 46);
+        assert_int_equal(fake_rig_stats(&g).steps, 50);
+        assert_int_equal(fake_rig_stats(&g).preemptions, 0);
+        assert_int_equal(fake_rig_stats(&g).wasted_rows, 0);
+        assert_in_range(fake_rig_stats(&g).async_steps, 40, 46);
         fake_rig_finish(&g, j, 3);
     }
 }
@@ -270,13 +263,13 @@ static void a_failure_ends_both_steps(void **state)
                 assert_int_equal(rc, g.m.fail_code);
                 assert_int_equal(g.m.in_flight, 0);
                 assert_int_equal(j[1].finish, ENG_ERROR);
-                assert_int_equal(stats(&g).pages_used, 0);
+                assert_int_equal(fake_rig_stats(&g).pages_used, 0);
                 if (lost % 2) {
                     assert_true(eng_idle(g.e));
                     assert_int_equal(fake_rig_step(&g), KM_EDEVICE);
                 } else {
                     fake_rig_run(&g);
-                    int64_t errors = stats(&g).finished[ENG_ERROR];
+                    int64_t errors = fake_rig_stats(&g).finished[ENG_ERROR];
                     for (int i = 0; i < n; i++)
                         if (j[i].finish == ENG_LENGTH) {
                             fake_rig_verify(&g, &j[i]);
@@ -314,7 +307,7 @@ static void simulated_clocks_are_not_waited_for(void **state)
             j.finish = ev.v[i].finish;
         }
     }
-    assert_int_equal(stats(&g).async_steps, 10);
+    assert_int_equal(fake_rig_stats(&g).async_steps, 10);
     fake_rig_verify(&g, &j);
     job_free(&j);
     fake_rig_close(&g);
@@ -361,13 +354,13 @@ static void steady_steps_allocate_nothing(void **state)
         if (i == N - 1)
             fake_rig_run(&g); /* warms up */
     }
-    int64_t async = stats(&g).async_steps;
+    int64_t async = fake_rig_stats(&g).async_steps;
     km_mem_fail_at(1);
     while (!eng_idle(g.e))
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
     assert_null(km_malloc(1)); /* the failure is still there */
-    assert_int_equal(stats(&g).finished[ENG_LENGTH], 2 * N);
-    assert_true(stats(&g).async_steps > async + 50);
+    assert_int_equal(fake_rig_stats(&g).finished[ENG_LENGTH], 2 * N);
+    assert_true(fake_rig_stats(&g).async_steps > async + 50);
     for (int i = 0; i < 2 * N; i++)
         job_free(&j[i]);
     fake_rig_close(&g);
@@ -484,7 +477,7 @@ static struct eng_stats play(const struct scene *s, const struct backend *backen
     }
     for (int i = 0; i < JOBS; i++)
         fake_rig_verify(&g, &jobs[i]);
-    struct eng_stats st = stats(&g);
+    struct eng_stats st = fake_rig_stats(&g);
     fake_rig_close(&g);
     fake_port_free(&p);
     return st;

@@ -10,13 +10,6 @@
 static const int edges[] = {1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257};
 enum { N_EDGES = sizeof edges / sizeof *edges };
 
-static struct eng_stats stats(const struct fake_rig *g)
-{
-    struct eng_stats s;
-    eng_stats(g->e, &s);
-    return s;
-}
-
 static int whole_blocks_before_last(int n)
 {
     return (n - 1) / 16 * 16;
@@ -34,19 +27,19 @@ static void answers_at_the_edges(void **state)
             fake_rig_open(&g, &o, NULL);
             for (int i = 0; i < N_EDGES; i++)
                 for (int warm = 0; warm < 2; warm++) {
-                    int64_t rows = g.m.rows, hits = stats(&g).prefix_hits;
+                    int64_t rows = g.m.rows, hits = fake_rig_stats(&g).prefix_hits;
                     int want = warm && caching ? whole_blocks_before_last(edges[i]) : 0;
                     struct job j;
                     job_init(&j, edges[i], 0, 0, (uint64_t)i, 5);
                     fake_rig_one(&g, &j);
                     assert_int_equal(j.last.n_cached, want);
                     assert_int_equal(j.last.n_cached_pool, want);
-                    assert_int_equal(stats(&g).prefix_hits - hits, want);
+                    assert_int_equal(fake_rig_stats(&g).prefix_hits - hits, want);
                     assert_int_equal(g.m.rows - rows, edges[i] - want + 4); /* the last token is not computed */
                     job_free(&j);
                 }
-            assert_int_equal(stats(&g).preemptions, 0);
-            assert_int_equal(stats(&g).computed_tokens, g.m.rows);
+            assert_int_equal(fake_rig_stats(&g).preemptions, 0);
+            assert_int_equal(fake_rig_stats(&g).computed_tokens, g.m.rows);
             fake_rig_close(&g);
         }
 }
@@ -66,15 +59,15 @@ static void many_at_once(void **state)
             j[i].r.sampling.seed = (uint64_t)i;
             fake_rig_submit(&g, &j[i]);
         }
-        assert_int_equal(stats(&g).waiting, N);
+        assert_int_equal(fake_rig_stats(&g).waiting, N);
         fake_rig_step(&g);
-        assert_true(stats(&g).running <= (budgets[b] < 16 ? budgets[b] : 16));
+        assert_true(fake_rig_stats(&g).running <= (budgets[b] < 16 ? budgets[b] : 16));
         fake_rig_run(&g);
         for (int i = 0; i < N; i++) {
             fake_rig_verify(&g, &j[i]);
             job_free(&j[i]);
         }
-        struct eng_stats s = stats(&g);
+        struct eng_stats s = fake_rig_stats(&g);
         assert_true(s.prefix_hits > 0);
         assert_int_equal(s.finished[ENG_LENGTH], N);
         assert_int_equal(s.generated_tokens, N / 20 * 210);
@@ -111,8 +104,8 @@ static void a_pool_far_too_small(void **state)
             job_free(&j[i]);
         }
         assert_true(preempted > 10);
-        assert_int_equal(stats(&g).preemptions, preempted);
-        assert_int_equal(stats(&g).prefix_queries, caching ? N * 20 + 5 * N * (N - 1) / 2 : 0); /* once a request */
+        assert_int_equal(fake_rig_stats(&g).preemptions, preempted);
+        assert_int_equal(fake_rig_stats(&g).prefix_queries, caching ? N * 20 + 5 * N * (N - 1) / 2 : 0); /* once a request */
         fake_rig_close(&g);
     }
 }
@@ -146,32 +139,22 @@ static void order_is_kept(void **state)
     fake_rig_finish(&g, j, 4);
 }
 
-static struct job run_job(struct fake_rig *g, int n, uint64_t own, int out, const char *salt)
-{
-    struct job j;
-    job_init(&j, n, 0, 0, own, out);
-    j.r.cache_salt = salt;
-    fake_rig_one(g, &j);
-    job_free(&j);
-    return j;
-}
-
 static void hits_are_counted_and_forgotten(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(100, 512, 8);
     struct fake_rig g;
     fake_rig_open(&g, &o, NULL);
-    assert_int_equal(run_job(&g, 100, 1, 4, NULL).last.n_cached, 0);
-    assert_int_equal(run_job(&g, 100, 1, 4, NULL).last.n_cached, 96);
-    assert_int_equal(run_job(&g, 100, 2, 4, NULL).last.n_cached, 0);
+    assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, NULL).last.n_cached, 0);
+    assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, NULL).last.n_cached, 96);
+    assert_int_equal(fake_rig_run_job(&g, 100, 2, 4, NULL).last.n_cached, 0);
     /* the salt isolates, also the empty one, and hits among its own */
-    assert_int_equal(run_job(&g, 100, 1, 4, "a").last.n_cached, 0);
-    assert_int_equal(run_job(&g, 100, 1, 4, "b").last.n_cached, 0);
-    assert_int_equal(run_job(&g, 100, 1, 4, "").last.n_cached, 0);
-    assert_int_equal(run_job(&g, 100, 1, 4, "a").last.n_cached, 96);
-    assert_int_equal(stats(&g).prefix_hits, 192);
-    assert_int_equal(stats(&g).prefix_queries, 700);
+    assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "a").last.n_cached, 0);
+    assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "b").last.n_cached, 0);
+    assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "").last.n_cached, 0);
+    assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "a").last.n_cached, 96);
+    assert_int_equal(fake_rig_stats(&g).prefix_hits, 192);
+    assert_int_equal(fake_rig_stats(&g).prefix_queries, 700);
     /* not while a request holds pages */
     struct job j;
     struct km_err err;
@@ -182,12 +165,12 @@ static void hits_are_counted_and_forgotten(void **state)
     assert_non_null(strstr(err.msg, "1 requests"));
     fake_rig_run(&g);
     job_free(&j);
-    assert_true(stats(&g).pages_cached > 0);
+    assert_true(fake_rig_stats(&g).pages_cached > 0);
     assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
-    assert_int_equal(stats(&g).pages_cached, 0);
+    assert_int_equal(fake_rig_stats(&g).pages_cached, 0);
     assert_int_equal(eng_check(g.e, &err), 0);
-    assert_int_equal(run_job(&g, 100, 1, 4, NULL).last.n_cached, 0);
-    assert_int_equal(run_job(&g, 100, 1, 4, NULL).last.n_cached, 96);
+    assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, NULL).last.n_cached, 0);
+    assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, NULL).last.n_cached, 96);
     fake_rig_close(&g);
 }
 
@@ -217,10 +200,10 @@ static void eviction_takes_tails_first(void **state)
     struct eng_opts o = fake_rig_opts(20, 512, 8);
     struct fake_rig g;
     fake_rig_open(&g, &o, NULL);
-    run_job(&g, 128, 1, 1, NULL); /* 8 pages */
-    run_job(&g, 128, 2, 1, NULL); /* 8 pages, 4 unused left */
-    run_job(&g, 97, 3, 1, NULL);  /* 7 pages, 6 of them full: 3 taken from the tail of the first */
-    assert_int_equal(run_job(&g, 128, 2, 1, NULL).last.n_cached, 112);
+    fake_rig_run_job(&g, 128, 1, 1, NULL); /* 8 pages */
+    fake_rig_run_job(&g, 128, 2, 1, NULL); /* 8 pages, 4 unused left */
+    fake_rig_run_job(&g, 97, 3, 1, NULL);  /* 7 pages, 6 of them full: 3 taken from the tail of the first */
+    assert_int_equal(fake_rig_run_job(&g, 128, 2, 1, NULL).last.n_cached, 112);
     struct job j;
     job_init(&j, 128, 0, 0, 1, 1);
     fake_rig_submit(&g, &j);
@@ -244,22 +227,22 @@ static void a_vanished_client_frees_its_pages(void **state)
     }
     for (int i = 0; i < 6; i++)
         fake_rig_step(&g);
-    assert_int_equal(stats(&g).running, 2);
-    assert_int_equal(stats(&g).pages_used, 13 + 12);
+    assert_int_equal(fake_rig_stats(&g).running, 2);
+    assert_int_equal(fake_rig_stats(&g).pages_used, 13 + 12);
     eng_cancel(g.e, j[0].id, ENG_ABORT); /* decoding */
     j[0].cancelled = true;
-    assert_int_equal(stats(&g).pages_used, 12);
-    assert_int_equal(stats(&g).pages_cached, 12); /* its full ones stay findable */
+    assert_int_equal(fake_rig_stats(&g).pages_used, 12);
+    assert_int_equal(fake_rig_stats(&g).pages_cached, 12); /* its full ones stay findable */
     eng_cancel(g.e, j[1].id, ENG_STOP); /* in prefill */
     eng_cancel(g.e, j[2].id, ENG_ABORT); /* waiting */
     eng_cancel(g.e, j[2].id, ENG_ABORT); /* twice is nothing */
     eng_cancel(g.e, 12345, ENG_ABORT);
     j[1].cancelled = j[2].cancelled = true;
-    assert_int_equal(stats(&g).pages_used, 0);
+    assert_int_equal(fake_rig_stats(&g).pages_used, 0);
     assert_true(eng_idle(g.e));
-    assert_int_equal(stats(&g).finished[ENG_ABORT], 2);
-    assert_int_equal(stats(&g).finished[ENG_STOP], 1);
-    assert_int_equal(run_job(&g, 200, 0, 2, NULL).last.n_cached, 192);
+    assert_int_equal(fake_rig_stats(&g).finished[ENG_ABORT], 2);
+    assert_int_equal(fake_rig_stats(&g).finished[ENG_STOP], 1);
+    assert_int_equal(fake_rig_run_job(&g, 200, 0, 2, NULL).last.n_cached, 192);
     for (int i = 0; i < 3; i++)
         job_free(&j[i]);
     fake_rig_close(&g);
@@ -279,7 +262,7 @@ static void twins_do_not_collide(void **state)
     }
     fake_rig_run(&g);
     assert_int_equal(j[1].last.n_cached, 0);
-    assert_int_equal(stats(&g).pages_cached, 6);
+    assert_int_equal(fake_rig_stats(&g).pages_cached, 6);
     fake_rig_finish(&g, j, 2);
 }
 
@@ -366,7 +349,7 @@ static void bad_requests_are_refused(void **state)
     assert_non_null(strstr(err.msg, "2 requests are waiting"));
     eng_cancel(g.e, id, ENG_ABORT);
     eng_cancel(g.e, other, ENG_ABORT);
-    assert_int_equal(run_job(&g, 159, 1, 50, NULL).n_out, 1); /* the longest that fits, cut to what is left */
+    assert_int_equal(fake_rig_run_job(&g, 159, 1, 50, NULL).n_out, 1); /* the longest that fits, cut to what is left */
     fake_rig_close(&g);
 }
 
@@ -436,14 +419,14 @@ static void a_failed_step_ends_its_requests_only(void **state)
         assert_int_equal(j[0].finish, ENG_ERROR);
         assert_false(j[0].last.has_token);
         assert_int_equal(j[2].finish, ENG_RUNNING);
-        assert_int_equal(stats(&g).pages_used, 0);
+        assert_int_equal(fake_rig_stats(&g).pages_used, 0);
         fake_rig_run(&g);
-        assert_int_equal(stats(&g).finished[ENG_ERROR], 2);
+        assert_int_equal(fake_rig_stats(&g).finished[ENG_ERROR], 2);
         for (int i = 2; i < 4; i++)
             fake_rig_verify(&g, &j[i]);
         for (int i = 0; i < 4; i++)
             job_free(&j[i]);
-        assert_int_equal(run_job(&g, 40, 0, 8, NULL).finish, ENG_LENGTH);
+        assert_int_equal(fake_rig_run_job(&g, 40, 0, 8, NULL).finish, ENG_LENGTH);
         fake_rig_close(&g);
     }
 }
@@ -503,240 +486,6 @@ static void times_are_the_backends(void **state)
     fake_rig_close(&g);
 }
 
-/* Warm from the cache layer, the pool forgotten in between. */
-static int external_hit(struct fake_rig *g, int n, uint64_t own, int out)
-{
-    struct km_err err;
-    assert_int_equal(eng_reset_cache(g->e, false, &err), 0);
-    struct job j = run_job(g, n, own, out, NULL);
-    assert_int_equal(j.last.n_cached_pool, 0);
-    return j.last.n_cached;
-}
-
-static void loads_replace_computing(void **state)
-{
-    (void)state;
-    static const int lengths[] = {1, 15, 16, 63, 64, 65, 79, 80, 81, 127, 128, 129, 191, 192, 193, 255, 256, 257};
-    for (int slow = 0; slow < 4; slow++)
-        for (int caching = 0; caching < 2; caching++) {
-            struct eng_opts o = fake_rig_opts(100, 48, 8);
-            o.prefix_caching = caching;
-            struct fake_port p;
-            struct fake_rig g;
-            fake_port_init(&p, 64);
-            p.slow = slow;
-            fake_rig_open(&g, &o, &p);
-            g.m.copy_polls = slow / 2 * 2;
-            for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-                int n = lengths[i], kept = p.kept;
-                run_job(&g, n, i, 3, NULL);
-                assert_int_equal(p.kept - kept, (n + 2) / 64); /* prompt and what was computed of the answer */
-                int want = n / 64 * 64 < whole_blocks_before_last(n) ? n / 64 * 64 : whole_blocks_before_last(n);
-                int64_t loaded = p.loaded_tokens, rows = g.m.rows;
-                assert_int_equal(external_hit(&g, n, i, 3), want);
-                assert_int_equal(p.loaded_tokens - loaded, want);
-                assert_int_equal(g.m.rows - rows, n - want + 2);
-            }
-            assert_true(p.stores > 0 && p.loads > 0);
-            fake_rig_close(&g);
-            fake_port_free(&p);
-        }
-}
-
-/* The pool's part is not loaded again, and a cache that knows no more is not asked to load. */
-static void the_pool_comes_first(void **state)
-{
-    (void)state;
-    struct eng_opts o = fake_rig_opts(40, 512, 8);
-    struct fake_port p;
-    struct fake_rig g;
-    fake_port_init(&p, 64);
-    fake_rig_open(&g, &o, &p);
-    run_job(&g, 300, 1, 1, NULL); /* 19 pages, 4 chunks */
-    assert_int_equal(p.last_n, 256);
-    assert_int_equal(p.last_n_prompt, 300);
-    assert_int_equal(p.stores, 1); /* one step passed all four chunk ends */
-    int lookups = p.lookups;
-    struct job j = run_job(&g, 300, 1, 1, NULL); /* all in the pool: nothing asked */
-    assert_int_equal(j.last.n_cached_pool, 288);
-    assert_int_equal(p.lookups, lookups);
-    assert_int_equal(p.loads, 0);
-    run_job(&g, 420, 2, 1, NULL); /* 27 pages: evicts the tail of 1, leaving 13 */
-    int64_t loaded = p.loaded_tokens;
-    j = run_job(&g, 300, 1, 1, NULL);
-    assert_int_equal(j.last.n_cached_pool, 208);
-    assert_int_equal(j.last.n_cached, 256);
-    assert_int_equal(p.loaded_tokens - loaded, 48);
-    run_job(&g, 450, 3, 1, NULL); /* 29 pages */
-    j = run_job(&g, 300, 2, 1, NULL); /* same family of tokens as 2's first 300 */
-    assert_true(j.last.n_cached_pool < 256);
-    assert_int_equal(j.last.n_cached, 256);
-    fake_rig_close(&g);
-    fake_port_free(&p);
-}
-
-static void every_vice_of_a_cache(void **state)
-{
-    (void)state;
-    for (int vice = 0; vice < 7; vice++)
-        for (int at = 0; at < 5; at++)
-            for (int slow = 0; slow < 3; slow++) {
-                struct eng_opts o = fake_rig_opts(100, 100, 8);
-                struct fake_port p;
-                struct fake_rig g;
-                fake_port_init(&p, 64);
-                fake_rig_open(&g, &o, &p);
-                p.keep_nothing = vice == 0;
-                p.no_open = vice == 1;
-                run_job(&g, 300, 1, 10, NULL);
-                p.slow = slow;
-                g.m.copy_polls = slow;
-                if (vice >= 2 && vice <= 3)
-                    p.short_at = at;
-                p.fail = vice == 3;
-                p.fail_at_once = vice == 4;
-                p.lossy = vice == 5 ? 50 : 0;
-                p.rng = (uint64_t)(at * 3 + slow);
-                int want = vice < 2 || vice == 4 ? 0 : vice < 4 && at < 4 ? at * 64 : 256;
-                int got = external_hit(&g, 300, 1, 10);
-                if (vice != 5)
-                    assert_int_equal(got, want);
-                assert_int_equal(p.loads, vice >= 2 && (vice != 5 || got || p.loads));
-                fake_rig_close(&g);
-                fake_port_free(&p);
-            }
-}
-
-/* While a load is under way others run; its pages are taken; cancelled, they come back when the ticket ends. */
-static void loading_waits_alone(void **state)
-{
-    (void)state;
-    struct eng_opts o = fake_rig_opts(64, 100, 8);
-    struct fake_port p;
-    struct fake_rig g;
-    struct job a, b;
-    struct km_err err;
-    fake_port_init(&p, 64);
-    fake_rig_open(&g, &o, &p);
-    run_job(&g, 300, 1, 1, NULL);
-    assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
-    p.slow = 8;
-    job_init(&a, 300, 0, 0, 1, 5);
-    job_init(&b, 20, 0, 0, 2, 4);
-    fake_rig_submit(&g, &a);
-    fake_rig_submit(&g, &b);
-    fake_rig_step(&g);
-    assert_int_equal(stats(&g).loading, 1);
-    assert_int_equal(stats(&g).running, 1);
-    assert_int_equal(stats(&g).pages_used, 16 + 2);
-    for (int i = 0; i < 3; i++)
-        fake_rig_step(&g);
-    assert_int_equal(b.finish, ENG_LENGTH);
-    assert_int_equal(a.n_out, 0);
-    struct eng_events ev;
-    assert_int_equal(eng_step(g.e, &ev, &err), 0);
-    assert_true(ev.stalled); /* nothing to run, something to wait for */
-    fake_rig_run(&g);
-    fake_rig_verify(&g, &a);
-    fake_rig_verify(&g, &b);
-    job_free(&a);
-
-    assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
-    job_init(&a, 300, 0, 0, 1, 5);
-    fake_rig_submit(&g, &a);
-    fake_rig_step(&g);
-    assert_int_equal(stats(&g).loading, 1);
-    eng_cancel(g.e, a.id, ENG_ABORT);
-    a.cancelled = true;
-    assert_int_equal(stats(&g).loading, 0);
-    assert_int_equal(stats(&g).pages_used, 16); /* the cache still writes there */
-    assert_false(eng_idle(g.e));
-    assert_int_equal(eng_check(g.e, &err), 0);
-    fake_rig_run(&g);
-    assert_int_equal(stats(&g).pages_used, 0);
-    job_free(&a);
-    job_free(&b);
-    fake_rig_close(&g);
-    fake_port_free(&p);
-}
-
-/* Stores outlive their request, and hold what they read; a reset waits for them. */
-static void stores_outlive_requests(void **state)
-{
-    (void)state;
-    struct eng_opts o = fake_rig_opts(64, 512, 8);
-    struct fake_port p;
-    struct fake_rig g;
-    struct km_err err;
-    struct job j;
-    fake_port_init(&p, 64);
-    p.slow = 5;
-    fake_rig_open(&g, &o, &p);
-    g.m.copy_polls = 5;
-    job_init(&j, 300, 0, 0, 1, 1);
-    fake_rig_submit(&g, &j);
-    fake_rig_step(&g);
-    assert_int_equal(j.finish, ENG_LENGTH);
-    assert_int_equal(stats(&g).pages_used, 16);
-    assert_int_equal(stats(&g).pages_cached, 2); /* 18 full pages, 16 of them being read */
-    assert_false(eng_idle(g.e));
-    assert_int_equal(eng_reset_cache(g.e, true, &err), 0);
-    assert_int_equal(stats(&g).pages_used, 0);
-    assert_int_equal(p.kept, 0);
-    job_free(&j);
-    assert_int_equal(external_hit(&g, 300, 1, 1), 0);
-    /* closing waits for them too */
-    job_init(&j, 300, 0, 0, 2, 50);
-    fake_rig_submit(&g, &j);
-    fake_rig_step(&g);
-    eng_close(g.e);
-    assert_int_equal(p.n_tickets + p.seqs, 0);
-    assert_string_equal(g.m.complaint, "");
-    job_free(&j);
-    fake_port_free(&p);
-}
-
-/* Stores are offered when a chunk's end was passed, not each step; a request that waits for pages is looked up once, and
- * again after a preemption. */
-static void the_cache_is_asked_sparingly(void **state)
-{
-    (void)state;
-    struct eng_opts o = fake_rig_opts(20, 48, 8);
-    struct fake_port p;
-    struct fake_rig g;
-    struct job a, b;
-    struct km_err err;
-    fake_port_init(&p, 64);
-    fake_rig_open(&g, &o, &p);
-    run_job(&g, 130, 1, 60, NULL); /* 189 computed */
-    assert_int_equal(p.stores, 2);
-    run_job(&g, 130, 1, 64, NULL); /* 193: one chunk more, of its answer */
-    assert_int_equal(p.stores, 3);
-    assert_int_equal(p.last_n, 192);
-    assert_int_equal(p.last_n_prompt, 130);
-    assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
-    int lookups = p.lookups;
-    job_init(&a, 200, 0, 0, 2, 64); /* 13 to 17 pages of 20 */
-    job_init(&b, 130, 0, 0, 1, 10); /* wants 8 at once, for its load */
-    fake_rig_submit(&g, &a);
-    for (int i = 0; i < 6; i++)
-        fake_rig_step(&g);
-    fake_rig_submit(&g, &b);
-    for (int i = 0; i < 20; i++)
-        fake_rig_step(&g);
-    assert_int_equal(stats(&g).waiting, 1);
-    assert_int_equal(p.lookups, lookups + 2);
-    fake_rig_run(&g);
-    assert_int_equal(p.lookups, lookups + 2);
-    assert_int_equal(b.last.n_cached, 128);
-    fake_rig_verify(&g, &a);
-    fake_rig_verify(&g, &b);
-    job_free(&a);
-    job_free(&b);
-    fake_rig_close(&g);
-    fake_port_free(&p);
-}
-
 /* Once warm, steps allocate nothing: with a failure armed, none is met. */
 static void steady_steps_allocate_nothing(void **state)
 {
@@ -757,13 +506,13 @@ static void steady_steps_allocate_nothing(void **state)
         if (i == N - 1)
             fake_rig_run(&g); /* warms up */
     }
-    int preemptions = (int)stats(&g).preemptions;
+    int preemptions = (int)fake_rig_stats(&g).preemptions;
     km_mem_fail_at(1);
     while (!eng_idle(g.e))
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
     assert_null(km_malloc(1)); /* the failure is still there */
-    assert_int_equal(stats(&g).finished[ENG_LENGTH], 2 * N);
-    assert_true(stats(&g).preemptions > preemptions && p.loads > 0);
+    assert_int_equal(fake_rig_stats(&g).finished[ENG_LENGTH], 2 * N);
+    assert_true(fake_rig_stats(&g).preemptions > preemptions && p.loads > 0);
     for (int i = 0; i < 2 * N; i++)
         job_free(&j[i]);
     fake_rig_close(&g);
@@ -826,31 +575,6 @@ static void memory_runs_out(void **state)
     assert_true(refused >= 2);
 }
 
-/* The pool has as much as the cache: nothing is loaded, and the cache is told so that it can drop its pins. */
-static void a_useless_lookup_is_given_back(void **state)
-{
-    (void)state;
-    struct fake_port p;
-    struct fake_rig g;
-    struct job a, b;
-    fake_port_init(&p, 32);
-    struct eng_opts o = fake_rig_opts(64, 512, 8);
-    fake_rig_open(&g, &o, &p);
-    job_init(&a, 97, 97, 3, 1, 2);
-    job_init(&b, 140, 97, 3, 2, 2);
-    fake_rig_one(&g, &a);
-    fake_rig_one(&g, &b);
-    assert_int_equal(b.last.n_cached, 96);
-    assert_int_equal(b.last.n_cached_pool, 96);
-    assert_int_equal(p.lookups, 2);
-    assert_int_equal(p.loads, 0);
-    assert_int_equal(p.dropped, 1);
-    job_free(&a);
-    job_free(&b);
-    fake_rig_close(&g);
-    fake_port_free(&p);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -869,15 +593,8 @@ int main(void)
         cmocka_unit_test(a_failed_step_ends_its_requests_only),
         cmocka_unit_test(a_lost_device_ends_everything),
         cmocka_unit_test(times_are_the_backends),
-        cmocka_unit_test(loads_replace_computing),
-        cmocka_unit_test(the_pool_comes_first),
-        cmocka_unit_test(every_vice_of_a_cache),
-        cmocka_unit_test(loading_waits_alone),
-        cmocka_unit_test(stores_outlive_requests),
-        cmocka_unit_test(the_cache_is_asked_sparingly),
         cmocka_unit_test(steady_steps_allocate_nothing),
         cmocka_unit_test(memory_runs_out),
-        cmocka_unit_test(a_useless_lookup_is_given_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
