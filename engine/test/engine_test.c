@@ -1,4 +1,5 @@
-/* The engine core on the fake backend: answers at every edge, hits, stops, failures, and the port to a cache layer. */
+/* The engine on the fake backend, without a cache layer: answers at block and budget boundaries, prefix hits,
+ * preemption, ends of requests, refused requests and options, and failures. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
@@ -44,7 +45,7 @@ static void answers_at_the_edges(void **state)
         }
 }
 
-static void many_at_once(void **state)
+static void many_requests_at_once(void **state)
 {
     (void)state;
     static const int budgets[] = {1, 7, 16, 256, 2048};
@@ -79,8 +80,8 @@ static void many_at_once(void **state)
     }
 }
 
-/* The pool holds about three of twenty: preemptions, recomputation, and every answer right. */
-static void a_pool_far_too_small(void **state)
+/* The pool holds about three of twenty requests. They are preempted and recomputed, and every answer is right. */
+static void a_small_pool_preempts_and_changes_no_answer(void **state)
 {
     (void)state;
     for (int caching = 0; caching < 2; caching++) {
@@ -105,13 +106,14 @@ static void a_pool_far_too_small(void **state)
         }
         assert_true(preempted > 10);
         assert_int_equal(fake_rig_stats(&g).preemptions, preempted);
-        assert_int_equal(fake_rig_stats(&g).prefix_queries, caching ? N * 20 + 5 * N * (N - 1) / 2 : 0); /* once a request */
+        /* counted once per request */
+        assert_int_equal(fake_rig_stats(&g).prefix_queries, caching ? N * 20 + 5 * N * (N - 1) / 2 : 0);
         fake_rig_close(&g);
     }
 }
 
-/* Alone, the first in order is never preempted and the last is; the order of waiting is priority, then arrival. */
-static void order_is_kept(void **state)
+/* The first request in order is never preempted, the last one is. Requests wait by priority, then by arrival. */
+static void requests_run_by_priority_then_arrival(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(8, 256, 4);
@@ -128,18 +130,18 @@ static void order_is_kept(void **state)
         j[i].last.now_ns = 0;
     fake_rig_step(&g);
     for (int i = 0; i < 4; i++)
-        assert_int_equal(j[i].n_out, 1); /* two blocks each: all fit */
+        assert_int_equal(j[i].n_out, 1); /* two blocks each, so all fit */
     fake_rig_run(&g);
     assert_int_equal(j[1].last.n_preempted, 0);
     assert_true(j[2].last.n_preempted > 0);
-    assert_int_equal(j[2].last.n_cached, 0); /* that of its first start */
+    assert_int_equal(j[2].last.n_cached, 0); /* of its first admission */
     assert_true(j[1].last.now_ns < j[3].last.now_ns);
     assert_true(j[3].last.now_ns < j[0].last.now_ns);
     assert_true(j[0].last.now_ns < j[2].last.now_ns);
     fake_rig_finish(&g, j, 4);
 }
 
-static void hits_are_counted_and_forgotten(void **state)
+static void hits_are_counted_until_the_cache_is_reset(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(100, 512, 8);
@@ -148,14 +150,14 @@ static void hits_are_counted_and_forgotten(void **state)
     assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, NULL).last.n_cached, 0);
     assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, NULL).last.n_cached, 96);
     assert_int_equal(fake_rig_run_job(&g, 100, 2, 4, NULL).last.n_cached, 0);
-    /* the salt isolates, also the empty one, and hits among its own */
+    /* A request hits only pages of requests with the same salt; the empty salt is different from none. */
     assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "a").last.n_cached, 0);
     assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "b").last.n_cached, 0);
     assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "").last.n_cached, 0);
     assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "a").last.n_cached, 96);
     assert_int_equal(fake_rig_stats(&g).prefix_hits, 192);
     assert_int_equal(fake_rig_stats(&g).prefix_queries, 700);
-    /* not while a request holds pages */
+    /* The cache cannot be reset while a request holds pages. */
     struct job j;
     struct km_err err;
     job_init(&j, 50, 0, 0, 9, 4);
@@ -174,8 +176,8 @@ static void hits_are_counted_and_forgotten(void **state)
     fake_rig_close(&g);
 }
 
-/* What was generated is findable too: a second turn hits the first one's answer. */
-static void a_second_turn_hits_the_answer(void **state)
+/* Pages with generated tokens are cached too. A second turn hits the answer of the first one. */
+static void a_second_turn_hits_the_generated_tokens(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(100, 512, 8);
@@ -193,8 +195,8 @@ static void a_second_turn_hits_the_answer(void **state)
     fake_rig_close(&g);
 }
 
-/* Eviction takes the oldest request's tail first, its head last, and an older request before a newer one. */
-static void eviction_takes_tails_first(void **state)
+/* Pages of older requests are evicted before those of newer ones, and within a request from the end to the start. */
+static void the_end_of_a_sequence_is_evicted_first(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(20, 512, 8);
@@ -202,19 +204,19 @@ static void eviction_takes_tails_first(void **state)
     fake_rig_open(&g, &o, NULL);
     fake_rig_run_job(&g, 128, 1, 1, NULL); /* 8 pages */
     fake_rig_run_job(&g, 128, 2, 1, NULL); /* 8 pages, 4 unused left */
-    fake_rig_run_job(&g, 97, 3, 1, NULL);  /* 7 pages, 6 of them full: 3 taken from the tail of the first */
+    fake_rig_run_job(&g, 97, 3, 1, NULL);  /* 7 pages, of which 3 are evicted from the end of the first request */
     assert_int_equal(fake_rig_run_job(&g, 128, 2, 1, NULL).last.n_cached, 112);
     struct job j;
     job_init(&j, 128, 0, 0, 1, 1);
     fake_rig_submit(&g, &j);
     fake_rig_step(&g);
-    assert_int_equal(j.last.n_cached, 80); /* its first 5 are left */
+    assert_int_equal(j.last.n_cached, 80); /* its first 5 pages are left */
     fake_rig_verify(&g, &j);
     job_free(&j);
     fake_rig_close(&g);
 }
 
-static void a_vanished_client_frees_its_pages(void **state)
+static void a_cancelled_request_frees_its_pages(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(64, 64, 8);
@@ -232,10 +234,10 @@ static void a_vanished_client_frees_its_pages(void **state)
     eng_cancel(g.e, j[0].id, ENG_ABORT); /* decoding */
     j[0].cancelled = true;
     assert_int_equal(fake_rig_stats(&g).pages_used, 12);
-    assert_int_equal(fake_rig_stats(&g).pages_cached, 12); /* its full ones stay findable */
+    assert_int_equal(fake_rig_stats(&g).pages_cached, 12); /* its full pages stay in the prefix index */
     eng_cancel(g.e, j[1].id, ENG_STOP); /* in prefill */
     eng_cancel(g.e, j[2].id, ENG_ABORT); /* waiting */
-    eng_cancel(g.e, j[2].id, ENG_ABORT); /* twice is nothing */
+    eng_cancel(g.e, j[2].id, ENG_ABORT); /* a second cancellation has no effect */
     eng_cancel(g.e, 12345, ENG_ABORT);
     j[1].cancelled = j[2].cancelled = true;
     assert_int_equal(fake_rig_stats(&g).pages_used, 0);
@@ -248,8 +250,8 @@ static void a_vanished_client_frees_its_pages(void **state)
     fake_rig_close(&g);
 }
 
-/* Two requests with the same prompt in one batch compute it twice, and only the first one's pages get the name. */
-static void twins_do_not_collide(void **state)
+/* Two requests with the same prompt in one batch both compute it, and only the pages of the first one get the keys. */
+static void equal_prompts_in_one_batch_do_not_collide(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(64, 512, 8);
@@ -266,14 +268,14 @@ static void twins_do_not_collide(void **state)
     fake_rig_finish(&g, j, 2);
 }
 
-static void stop_rules(void **state)
+static void requests_end_by_the_stop_rules(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(100, 512, 8);
     o.max_model_len = 60;
     struct fake_rig g;
     fake_rig_open(&g, &o, NULL);
-    g.m.c.vocab = 40; /* small, so that every id comes soon */
+    g.m.c.vocab = 40; /* small, so that end tokens are sampled early */
     int stops = 0, lengths = 0;
     for (int i = 0; i < 60; i++) {
         struct job j;
@@ -285,8 +287,8 @@ static void stop_rules(void **state)
         j.r.stop_ids = own;
         j.r.n_stop = i % 3 == 0 ? 2 : 0;
         j.r.min_tokens = i % 4 == 0 ? 12 : 0;
-        j.r.sampling.presence = i % 5 == 0; /* the history reaches the sampler whole */
-        fake_rig_one(&g, &j); /* fake_answer knows all the rules */
+        j.r.sampling.presence = i % 5 == 0; /* the sampler must see the whole history */
+        fake_rig_one(&g, &j); /* fake_answer applies the same rules */
         int room = 60 - j.r.n_prompt, most = room < 30 ? room : 30;
         if (j.finish == ENG_LENGTH) {
             assert_int_equal(j.n_out, most);
@@ -332,7 +334,7 @@ static void bad_requests_are_refused(void **state)
     t[7].r.stop_ids = wrong, t[7].r.n_stop = 2;
     t[8].r.n_stop = 1;
     t[9].r.sampling.temperature = -1;
-    t[10].r.n_prompt = 160; /* the pool's 160 tokens leave no room for an answer */
+    t[10].r.n_prompt = 160; /* the pool's 160 tokens leave none for the output */
     struct km_err err;
     uint64_t id;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
@@ -349,7 +351,8 @@ static void bad_requests_are_refused(void **state)
     assert_non_null(strstr(err.msg, "2 requests are waiting"));
     eng_cancel(g.e, id, ENG_ABORT);
     eng_cancel(g.e, other, ENG_ABORT);
-    assert_int_equal(fake_rig_run_job(&g, 159, 1, 50, NULL).n_out, 1); /* the longest that fits, cut to what is left */
+    /* the longest prompt; max_tokens is cut to the one that is left */
+    assert_int_equal(fake_rig_run_job(&g, 159, 1, 50, NULL).n_out, 1);
     fake_rig_close(&g);
 }
 
@@ -373,7 +376,7 @@ static void bad_options_are_refused(void **state)
              {good, false, KM_EINVAL, "--gpu-memory-limit is -1"},
              {good, false, KM_EINVAL, "--num-gpu-blocks-override is -1"},
              {good, false, KM_EINVAL, "the queue length is 0"},
-             {good, false, KM_ELIMIT, "the fake device has no room"},
+             {good, false, KM_ELIMIT, "the fake device has no memory"},
              {good, false, KM_ELIMIT, "max_model_len is 1"},
              {good, true, KM_EINVAL, "chunk size of the cache layer is 40 tokens"}};
     t[0].o.block_size = 0;
@@ -461,7 +464,7 @@ static void a_lost_device_ends_everything(void **state)
     fake_rig_close(&g);
 }
 
-static void times_are_the_backends(void **state)
+static void times_are_of_the_backends_clock(void **state)
 {
     (void)state;
     struct eng_opts o = fake_rig_opts(64, 32, 1);
@@ -486,7 +489,7 @@ static void times_are_the_backends(void **state)
     fake_rig_close(&g);
 }
 
-/* Once warm, steps allocate nothing: with a failure armed, none is met. */
+/* After a warm-up, steps allocate nothing: with the next allocation set to fail, none fails. */
 static void steady_steps_allocate_nothing(void **state)
 {
     (void)state;
@@ -504,13 +507,13 @@ static void steady_steps_allocate_nothing(void **state)
         job_init(&j[i], 100 + 9 * (i % N), 50, i % 2, (uint64_t)(i % N), 60);
         fake_rig_submit(&g, &j[i]);
         if (i == N - 1)
-            fake_rig_run(&g); /* warms up */
+            fake_rig_run(&g); /* warm-up */
     }
     int preemptions = (int)fake_rig_stats(&g).preemptions;
     km_mem_fail_at(1);
     while (!eng_idle(g.e))
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
-    assert_null(km_malloc(1)); /* the failure is still there */
+    assert_null(km_malloc(1)); /* the failure is still to come */
     assert_int_equal(fake_rig_stats(&g).finished[ENG_LENGTH], 2 * N);
     assert_true(fake_rig_stats(&g).preemptions > preemptions && p.loads > 0);
     for (int i = 0; i < 2 * N; i++)
@@ -519,8 +522,9 @@ static void steady_steps_allocate_nothing(void **state)
     fake_port_free(&p);
 }
 
-/* Every allocation of open, submit and step fails once: an error or an answer, never a leak or a crash. */
-static void memory_runs_out(void **state)
+/* Every allocation of open, submit and step fails once. The result is an error or an answer, never a leak or a
+ * crash. */
+static void every_failed_allocation_is_survived(void **state)
 {
     (void)state;
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
@@ -552,7 +556,7 @@ static void memory_runs_out(void **state)
         }
         for (int i = 0; i < 2 && !open_rc; i++)
             job_free(&j[i]);
-        void *probe = NULL; /* when the n-th was not reached, the walk is over; find out by spending what is left */
+        void *probe = NULL; /* if allocation n was not reached, the test is done; the remaining ones show that */
         bool reached = true;
         for (long left = 0; left < n && reached; left++) {
             probe = km_malloc(1);
@@ -579,22 +583,22 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_at_the_edges),
-        cmocka_unit_test(many_at_once),
-        cmocka_unit_test(a_pool_far_too_small),
-        cmocka_unit_test(order_is_kept),
-        cmocka_unit_test(hits_are_counted_and_forgotten),
-        cmocka_unit_test(a_second_turn_hits_the_answer),
-        cmocka_unit_test(eviction_takes_tails_first),
-        cmocka_unit_test(a_vanished_client_frees_its_pages),
-        cmocka_unit_test(twins_do_not_collide),
-        cmocka_unit_test(stop_rules),
+        cmocka_unit_test(many_requests_at_once),
+        cmocka_unit_test(a_small_pool_preempts_and_changes_no_answer),
+        cmocka_unit_test(requests_run_by_priority_then_arrival),
+        cmocka_unit_test(hits_are_counted_until_the_cache_is_reset),
+        cmocka_unit_test(a_second_turn_hits_the_generated_tokens),
+        cmocka_unit_test(the_end_of_a_sequence_is_evicted_first),
+        cmocka_unit_test(a_cancelled_request_frees_its_pages),
+        cmocka_unit_test(equal_prompts_in_one_batch_do_not_collide),
+        cmocka_unit_test(requests_end_by_the_stop_rules),
         cmocka_unit_test(bad_requests_are_refused),
         cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(a_failed_step_ends_its_requests_only),
         cmocka_unit_test(a_lost_device_ends_everything),
-        cmocka_unit_test(times_are_the_backends),
+        cmocka_unit_test(times_are_of_the_backends_clock),
         cmocka_unit_test(steady_steps_allocate_nothing),
-        cmocka_unit_test(memory_runs_out),
+        cmocka_unit_test(every_failed_allocation_is_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,7 +20,8 @@ void fake_rig_open(struct fake_rig *g, const struct eng_opts *o, struct fake_por
     fake_rig_open_on(g, o, port, &be_fake);
 }
 
-void fake_rig_open_on(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port, const struct backend *backend)
+void fake_rig_open_on(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port,
+                      const struct backend *backend)
 {
     *g = (struct fake_rig){.m = fake_model(997, 4096), .port = port};
     struct km_err err;
@@ -39,7 +40,8 @@ void fake_rig_close(struct fake_rig *g)
     if (!g->m.fail_at)
         assert_int_equal(s.computed_tokens + s.wasted_rows, g->m.rows);
     if (!g->port && !s.wasted_rows)
-        assert_int_equal(g->m.spare_pages, 0); /* only a load that failed in part, or a row that is run again, may leave some */
+        /* only a load that failed in part, or a row that is run again, may leave some */
+        assert_int_equal(g->m.spare_pages, 0);
     if (g->port) {
         assert_int_equal(g->port->seqs, 0);
         assert_int_equal(g->port->n_tickets, 0);
