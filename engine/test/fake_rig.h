@@ -31,7 +31,8 @@ struct fake_rig {
 
 struct eng_opts fake_rig_opts(int num_blocks, int budget, int max_seqs);
 void fake_rig_open(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port);
-void fake_rig_open_on(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port, const struct backend *backend);
+void fake_rig_open_on(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port,
+                      const struct backend *backend);
 /* Asserts that no page is in use, closes the engine, and asserts that the backend had no complaint. */
 void fake_rig_close(struct fake_rig *g);
 
