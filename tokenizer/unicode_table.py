@@ -61,7 +61,7 @@ for c in range(0x110000):
         last = flags[c]
         runs.append(f"0x{c << 4 | last:06X}")
 print(f"""/* Made by unicode_table.py from tokenizers {tokenizers.__version__}; not edited by hand.
- * One entry a run of code points that are alike: first code point << 4 | flags; up to the next entry. */
+ * An entry is a run of code points with equal flags, up to the next one: first code point << 4 | flags (unicode.h). */
 static const uint32_t runs[{len(runs)}] = {{""")
 for i in range(0, len(runs), 11):
     print("    " + ", ".join(runs[i:i + 11]) + ",")
