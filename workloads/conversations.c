@@ -6,9 +6,9 @@
 #include "workloads/message.h"
 
 #include "base/mem.h"
+#include "base/sort.h"
 #include "workloads/spec.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 static int check_message(const cJSON *m, int i, struct km_err *err)
@@ -62,11 +62,6 @@ static int check_conversation(const cJSON *v, struct km_err *err)
     return 0;
 }
 
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
 static int check_ids(const cJSON *array, int n, struct km_err *err)
 {
     const char **ids = km_reallocarray(NULL, (size_t)n, sizeof *ids);
@@ -78,7 +73,7 @@ static int check_ids(const cJSON *array, int n, struct km_err *err)
     {
         ids[i++] = cJSON_GetObjectItemCaseSensitive(v, "id")->valuestring;
     }
-    qsort(ids, (size_t)n, sizeof *ids, by_text);
+    km_sort_strings(ids, (size_t)n);
     for (i = 1; i < n && !rc; i++)
         if (!strcmp(ids[i - 1], ids[i]))
             rc = km_fail(err, KM_EINVAL, "the id \"%.80s\" occurs twice; ids must be unique", ids[i]);

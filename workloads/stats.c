@@ -5,22 +5,9 @@
 #include "workloads/workload.h"
 
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <math.h>
-#include <stdlib.h>
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static double quantile(const double *v, int n, double q)
-{
-    double at = q * (n - 1);
-    int i = (int)at;
-    return i + 1 < n ? v[i] + (v[i + 1] - v[i]) * (at - i) : v[n - 1];
-}
 
 /* Statistics of v[n], which is sorted in place. */
 static struct wl_column_stats column_stats(double *v, int n)
@@ -28,7 +15,7 @@ static struct wl_column_stats column_stats(double *v, int n)
     struct wl_column_stats d = {n, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
     if (n == 0)
         return d;
-    qsort(v, (size_t)n, sizeof *v, ascending);
+    km_sort_doubles(v, (size_t)n);
     double sum = 0, squares = 0;
     for (int i = 0; i < n; i++)
         sum += v[i];
@@ -38,11 +25,11 @@ static struct wl_column_stats column_stats(double *v, int n)
     if (n > 1)
         d.std = sqrt(squares / (n - 1));
     d.min = v[0];
-    d.p25 = quantile(v, n, 0.25);
-    d.p50 = quantile(v, n, 0.50);
-    d.p75 = quantile(v, n, 0.75);
-    d.p90 = quantile(v, n, 0.90);
-    d.p99 = quantile(v, n, 0.99);
+    d.p25 = km_percentile(v, n, 0.25);
+    d.p50 = km_percentile(v, n, 0.50);
+    d.p75 = km_percentile(v, n, 0.75);
+    d.p90 = km_percentile(v, n, 0.90);
+    d.p99 = km_percentile(v, n, 0.99);
     d.max = v[n - 1];
     return d;
 }

@@ -6,18 +6,12 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "tokenizer/tokenizer.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 enum { RUNS = 11 };
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 static int bench(const struct tok *t, const char *path, struct km_err *err)
 {
@@ -33,7 +27,7 @@ static int bench(const struct tok *t, const char *path, struct km_err *err)
     }
     if (!rc) {
         double first = rate[0];
-        qsort(rate, RUNS, sizeof *rate, by_value);
+        km_sort_doubles(rate, RUNS);
         printf("encoded %zu bytes to %zu tokens: median %.1f MB/s, min %.1f, max %.1f of %d runs, first run %.1f\n",
                text.len, ids.n, rate[RUNS / 2], rate[0], rate[RUNS - 1], RUNS, first);
     }

@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "workloads/builtin_text.h"
 #include "workloads/workload.h"
 
@@ -367,11 +368,6 @@ static void statistics(void **state)
     km_buf_free(&out);
 }
 
-static int by_string(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
 static void built_in_text_is_varied(void **state)
 {
     (void)state;
@@ -394,7 +390,7 @@ static void built_in_text_is_varied(void **state)
             line[lines++] = p;
     }
     assert_in_range(lines, 20000, cap);
-    qsort(line, lines, sizeof *line, by_string);
+    km_sort_strings((const char **)line, lines);
     for (size_t i = 1; i < lines; i++)
         repeated += !strcmp(line[i - 1], line[i]);
     assert_in_range(repeated, 0, lines / 200);
