@@ -253,6 +253,49 @@ static int check_added(const cJSON *added, int32_t n, int32_t *beyond, struct km
     return 0;
 }
 
+/* Adds all tokens to the vocabulary, in the order of ids. */
+static int load_vocabulary(struct loading *l, struct km_err *err)
+{
+    struct voc *voc = &l->t->voc;
+    for (int32_t id = 0; id < voc->total; id++) {
+        bool added = id >= voc->n;
+        const char *text = added ? get(l->by_id[id], "content")->valuestring : l->by_id[id]->string;
+        size_t len = strlen(text);
+        int rc = reserve_scratch(l, len, err);
+        if (rc)
+            return rc;
+        int64_t n = alphabet_bytes(&l->alphabet, text, len, l->scratch);
+        if (n == 0 || (n < 0 && !added))
+            return km_fail(err, KM_EFORMAT, "the token \"%.60s\" (id %d) is %s", text, id,
+                           n ? "not spelled in the byte-level alphabet" : "empty");
+        if (n >= 0 && added && voc_find(voc, l->scratch, (size_t)n) >= 0)
+            return km_fail(err, KM_EFORMAT, "the added token \"%.60s\" (id %d) is in the vocabulary under another id",
+                           text, id);
+        /* Hugging Face decodes an added token by the alphabet if all of its characters spell bytes, else literally. */
+        if (!(n < 0 ? voc_put(voc, id, text, len) : voc_put(voc, id, l->scratch, (size_t)n)))
+            return km_fail(err, KM_EFORMAT, "the token \"%.60s\" occurs twice in the vocabulary", text);
+    }
+    return 0;
+}
+
+static int load_added(struct tok *t, const cJSON *added, struct km_err *err)
+{
+    const cJSON *v;
+    cJSON_ArrayForEach(v, added)
+    {
+        const char *text = get(v, "content")->valuestring;
+        struct added_tok *a = &t->added.v[t->added.n];
+        *a = (struct added_tok){km_strdup(text), strlen(text), read_id(get(v, "id"), t->voc.total),
+                                cJSON_IsTrue(get(v, "special"))};
+        if (!a->text)
+            return km_fail(err, KM_ENOMEM, "out of memory for the added tokens");
+        t->added.n++;
+        t->special[a->id] = a->special;
+    }
+    const char *twice = added_sort(&t->added);
+    return twice ? km_fail(err, KM_EFORMAT, "the added token \"%.60s\" occurs twice", twice) : 0;
+}
+
 static int load_tokens(struct loading *l, const cJSON *vocab, const cJSON *added, struct km_err *err)
 {
     struct tok *t = l->t;
@@ -271,39 +314,10 @@ static int load_tokens(struct loading *l, const cJSON *vocab, const cJSON *added
     t->special = km_calloc((size_t)total, 1);
     if (!l->by_id || !t->special)
         return km_fail(err, KM_ENOMEM, "out of memory for %d tokens", total);
-    if ((rc = index_ids(l, vocab, n, added, total, &size, err)) || (rc = voc_open(&t->voc, n, total, size, err)) ||
-        (rc = added_open(&t->added, cJSON_GetArraySize(added), err)))
-        return rc;
-    for (int32_t id = 0; id < total; id++) {
-        const char *text = id < n ? l->by_id[id]->string : get(l->by_id[id], "content")->valuestring;
-        size_t len = strlen(text);
-        if ((rc = reserve_scratch(l, len, err)))
-            return rc;
-        int64_t got = alphabet_bytes(&l->alphabet, text, len, l->scratch);
-        if (got == 0 || (got < 0 && id < n))
-            return km_fail(err, KM_EFORMAT, "the token \"%.60s\" (id %d) is %s", text, id,
-                           got ? "not spelled in the byte-level alphabet" : "empty");
-        if (id >= n && got >= 0 && voc_find(&t->voc, l->scratch, (size_t)got) >= 0)
-            return km_fail(err, KM_EFORMAT, "the added token \"%.60s\" (id %d) is in the vocabulary under another id",
-                           text, id);
-        /* Hugging Face decodes an added token by the alphabet if all of its characters spell bytes, else literally. */
-        if (!(got < 0 ? voc_put(&t->voc, id, text, len) : voc_put(&t->voc, id, l->scratch, (size_t)got)))
-            return km_fail(err, KM_EFORMAT, "the token \"%.60s\" occurs twice in the vocabulary", text);
-    }
-    const cJSON *v;
-    cJSON_ArrayForEach(v, added)
-    {
-        const char *text = get(v, "content")->valuestring;
-        struct added_tok *a = &t->added.v[t->added.n];
-        *a = (struct added_tok){km_strdup(text), strlen(text), read_id(get(v, "id"), total),
-                                cJSON_IsTrue(get(v, "special"))};
-        if (!a->text)
-            return km_fail(err, KM_ENOMEM, "out of memory for the added tokens");
-        t->added.n++;
-        t->special[a->id] = a->special;
-    }
-    const char *twice = added_sort(&t->added);
-    return twice ? km_fail(err, KM_EFORMAT, "the added token \"%.60s\" occurs twice", twice) : 0;
+    if (!(rc = index_ids(l, vocab, n, added, total, &size, err)) && !(rc = voc_open(&t->voc, n, total, size, err)) &&
+        !(rc = added_open(&t->added, cJSON_GetArraySize(added), err)) && !(rc = load_vocabulary(l, err)))
+        rc = load_added(t, added, err);
+    return rc;
 }
 
 /* The two tokens of a merge: ["a", "b"], or "a b" in files of older versions. False if m is neither. */
