@@ -234,7 +234,7 @@ static int index_ids(struct loading *l, const cJSON *vocab, int32_t n, const cJS
     return 0;
 }
 
-/* Checks each added token, and counts those that are not in the vocabulary of n tokens too. */
+/* Checks each added token, and counts those whose ids lie beyond the vocabulary of n tokens. */
 static int check_added(const cJSON *added, int32_t n, int32_t *beyond, struct km_err *err)
 {
     const cJSON *v;
