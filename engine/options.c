@@ -56,7 +56,9 @@ int eng_check_options(const struct eng_opts *o, const struct mdl_config *c, cons
         return km_fail(err, KM_EINVAL, "--num-gpu-blocks-override is %d; with blocks of %d tokens at most %d blocks are "
                        "possible", o->num_blocks, o->block_size, INT_MAX / o->block_size);
     if (port && (port->chunk_size < 1 || port->chunk_size % o->block_size))
-        return km_fail(err, KM_EINVAL, "the cache's chunk of %d tokens is not a multiple of the block of %d: change "
-                       "--chunk-size or --block-size", port->chunk_size, o->block_size);
+        return km_fail(err, KM_EINVAL,
+                       "the chunk size of the cache layer is %d tokens, which is not a multiple of the block size, %d: "
+                       "change --chunk-size or --block-size",
+                       port->chunk_size, o->block_size);
     return 0;
 }

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/random.h"
 #include "engine/server/respond.h"
 #include "engine/server/text.h"
 
@@ -393,15 +394,6 @@ static bool take_slot(struct jobs *j, struct choice *ch)
     return true;
 }
 
-/* A well-spread 64-bit value from a counter. */
-static uint64_t mix(uint64_t x)
-{
-    x += 0x9E3779B97F4A7C15u;
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-    return x ^ x >> 31;
-}
-
 static int choice_submit(struct jobs *j, struct choice *ch, uint64_t seed, struct km_err *err)
 {
     const struct api *a = &ch->job->a;
@@ -449,7 +441,7 @@ static int job_init(struct job *job, struct km_err *err)
     job->n_open = job->n_choices;
     char id[48];
     const char *prefix = a->kind == API_CHAT ? "chatcmpl" : "cmpl";
-    snprintf(id, sizeof id, "%s-%016" PRIx64 "%08" PRIx64, prefix, mix(j->id_base), ++j->n_started);
+    snprintf(id, sizeof id, "%s-%016" PRIx64 "%08" PRIx64, prefix, km_random_at(j->id_base, 1), ++j->n_started);
     rsp_init(&job->rsp, a->kind == API_CHAT, a->stream, id, (int64_t)time(NULL), j->env.model);
     job->choices = km_calloc((size_t)job->n_choices, sizeof *job->choices);
     if (!job->choices || !km_buf_ok(&job->rsp.head)) {
@@ -493,7 +485,7 @@ void jobs_start(struct jobs *j, struct http_conn *c, struct api *a)
     for (int i = 0; !rc && a->max_tokens && i < job->n_choices; i++) {
         int k = i % (int)job->a.n;
         if (k == 0)
-            seed = job->a.seeded ? job->a.sampling.seed : mix((uint64_t)j->env.seed ^ mix(j->n_seeds++));
+            seed = job->a.seeded ? job->a.sampling.seed : km_random_at((uint64_t)j->env.seed ^ km_random_at(j->n_seeds++, 1), 1);
         rc = choice_submit(j, &job->choices[i], seed + (uint64_t)k, &err);
     }
     if (rc) {

@@ -129,7 +129,7 @@ void met_write(const struct met *m, const struct met_facts *f, struct km_buf *ou
         {"vllm:num_preemptions_total", "Requests put back for want of pages.", (double)s->preemptions},
         {"kvmark_num_requests_loading", "Requests waiting for the cache layer.", s->loading},
         {"kvmark_steps_total", "Steps of the engine.", (double)s->steps},
-        {"kvmark_ahead_steps_total", "Of those, given to the device while the one before ran.", (double)s->ahead_steps},
+        {"kvmark_async_steps_total", "Of those, given to the device while the one before ran.", (double)s->async_steps},
         {"kvmark_wasted_rows_total", "Rows run ahead for requests that had ended, in no other count.",
          (double)s->wasted_rows},
         {"kvmark_computed_tokens_total", "Rows the model ran: what a cache saves is missing here.",

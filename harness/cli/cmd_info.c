@@ -36,8 +36,8 @@ static const struct {
     size_t offset;
 } gpu_rates[] = {
     {"gpu_copy_gbps", "copy inside the GPU's memory, read plus written", "GB/s", offsetof(struct rates, copy_gbps)},
-    {"h2d_gbps", "pinned host memory to the GPU", "GB/s", offsetof(struct rates, to_card_gbps)},
-    {"d2h_gbps", "GPU to pinned host memory", "GB/s", offsetof(struct rates, to_host_gbps)},
+    {"h2d_gbps", "pinned host memory to the GPU", "GB/s", offsetof(struct rates, h2d_gbps)},
+    {"d2h_gbps", "GPU to pinned host memory", "GB/s", offsetof(struct rates, d2h_gbps)},
     {"gemm_tflops", "GEMM by cuBLASLt, bfloat16, 4096 x 4096 x 4096", "TFLOP/s", offsetof(struct rates, gemm_tflops)},
 };
 enum { N_GPU_RATES = sizeof gpu_rates / sizeof *gpu_rates };
@@ -95,11 +95,11 @@ static int run_plan(const struct info_opts *o)
 }
 
 /* Adds the GPU and its rates, or why they could not be measured; true if they were. */
-static bool add_gpu(cJSON *all)
+static bool add_gpu(cJSON *all, const struct backend *be)
 {
     struct rates r = {0};
     struct km_err err;
-    if (rates_measure(&r, &err)) {
+    if (be->measure(&r, &err)) {
         cJSON_AddStringToObject(all, "gpu", err.msg);
         return false;
     }
@@ -119,13 +119,13 @@ static int run_probes(bool json)
     cJSON *all = cJSON_CreateObject();
     cJSON_AddItemToObject(all, "machine", hz_environment());
     cJSON *devices = cJSON_AddObjectToObject(all, "devices");
-    static const char *const names[] = {"cpu", "cuda"};
-    bool here[2];
-    for (int i = 0; i < 2; i++) {
-        const struct backend *be;
+    const struct backend *be, *measurable = NULL;
+    for (int i = 0; (be = backend_at(i)); i++) {
         struct km_err why;
-        here[i] = !backend_pick(names[i], &be, &why);
-        cJSON_AddStringToObject(devices, names[i], here[i] ? "available" : why.msg);
+        bool here = !backend_pick(be->name, &be, &why);
+        cJSON_AddStringToObject(devices, be->name, here ? "available" : why.msg);
+        if (here && be->measure)
+            measurable = be;
     }
     cJSON *limits = cJSON_AddObjectToObject(all, "limits");
     for (int i = 0; i < n_probes; i++) {
@@ -135,7 +135,7 @@ static int run_probes(bool json)
         else
             cJSON_AddNumberToObject(limits, probes[i].key, v);
     }
-    bool gpu = here[1] && add_gpu(all);
+    bool gpu = measurable && add_gpu(all, measurable);
     print(all, json);
     for (int i = 0; !json && i < n_probes; i++)
         printf("  # %s: %s, in %s, median of %d\n", probes[i].key, probes[i].what, probes[i].unit, PROBE_REPEATS);

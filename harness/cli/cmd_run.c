@@ -52,17 +52,6 @@ static int groups(void *options, struct km_option_group *out)
     return 3 + serve_option_groups(&o->serve, out + 3);
 }
 
-/* Appends a space and a word, quoted so that a shell reads it back. */
-static void put_word(struct km_buf *out, const char *s)
-{
-    bool plain =
-        *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") == strlen(s);
-    km_buf_puts(out, plain ? " " : " '");
-    for (; *s; s++)
-        km_buf_printf(out, *s == '\'' ? "'\\''" : "%c", *s);
-    km_buf_puts(out, plain ? "" : "'");
-}
-
 /* Appends the command as a line that a shell reads back, with *** for the values of secret options. */
 static void quote_command(const struct cmd_call *call, struct km_buf *out)
 {
@@ -75,10 +64,11 @@ static void quote_command(const struct cmd_call *call, struct km_buf *out)
         const struct km_option *o =
             strncmp(word, "--", 2) ? NULL : km_option_find(call->groups, call->n_groups, word + 2, len - 2, &object);
         bool secret_option = !is_secret && o && o->secret;
+        km_buf_putc(out, ' ');
         if (secret_option && word[len])
-            km_buf_printf(out, " --%s=***", o->name);
+            km_buf_printf(out, "--%s=***", o->name);
         else
-            put_word(out, is_secret ? "***" : word);
+            km_buf_put_shell(out, is_secret ? "***" : word);
         is_secret = secret_option && !word[len];
     }
 }

@@ -9,7 +9,7 @@ static const char *const headings[KM_MEM_KINDS] = {[KM_MEM_HOST] = "Host memory"
                                                    [KM_MEM_PINNED] = "Pinned host memory, which the GPU copies from and to",
                                                    [KM_MEM_DEVICE] = "GPU memory"};
 static const char *const groups[PLAN_GROUPS] = {
-    [PLAN_WEIGHTS] = "weights", [PLAN_WORK] = "workspace", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
+    [PLAN_WEIGHTS] = "weights", [PLAN_WORKSPACE] = "workspace", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
 
 /* Names what sets the limit. */
 static void name_limit(const struct serve_plan *p, const struct serve_opts *o, char *buf, size_t size)

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "engine/backend.h"
 
 #include <fcntl.h>
@@ -160,18 +161,12 @@ const struct probe probes[] = {
 };
 const int n_probes = sizeof probes / sizeof *probes;
 
-static int compare_rates(const void *a, const void *b)
-{
-    double d = *(const double *)a - *(const double *)b;
-    return (d > 0) - (d < 0);
-}
-
 double probe_median(const struct probe *p)
 {
     double v[PROBE_REPEATS];
     for (int i = 0; i < PROBE_REPEATS; i++)
         if ((v[i] = p->measure()) < 0)
             return -1;
-    qsort(v, PROBE_REPEATS, sizeof *v, compare_rates);
-    return v[PROBE_REPEATS / 2];
+    km_sort_doubles(v, PROBE_REPEATS);
+    return km_percentile(v, PROBE_REPEATS, 0.5);
 }

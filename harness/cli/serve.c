@@ -234,7 +234,7 @@ static void log_engine(const struct parts *p, const char *cache)
            "context %d tokens, cache layer: %s",
            mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "",
            km_dtype_name((enum km_dtype)o->dtype), st.be.device, (double)st.be.weight_bytes / gib,
-           (double)st.be.work_bytes / gib, (double)st.be.kv_bytes / gib, o->num_blocks, o->block_size,
+           (double)st.be.workspace_bytes / gib, (double)st.be.kv_bytes / gib, o->num_blocks, o->block_size,
            o->num_blocks * o->block_size, o->max_model_len, cache);
 }
 

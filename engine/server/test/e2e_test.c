@@ -107,7 +107,7 @@ static void all_quiet(void)
     assert_true(cl_metric(port, "vllm:num_requests_running") == 0);
     assert_true(cl_metric(port, "kvmark_kv_pages_used") == 0);
     assert_true(cl_metric(port, "kvmark_steps_total") > 0);
-    assert_true(cl_metric(port, "kvmark_ahead_steps_total") == 0); /* not on the CPU */
+    assert_true(cl_metric(port, "kvmark_async_steps_total") == 0); /* not on the CPU */
     assert_true(cl_metric(port, "kvmark_wasted_rows_total") == 0);
 }
 
