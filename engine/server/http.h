@@ -8,7 +8,7 @@
 #define SRV_HTTP_H
 
 #include "base/err.h"
-#include "engine/server/parse.h"
+#include "engine/server/http_parse.h"
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -3,7 +3,7 @@
 
 #include "base/mem.h"
 #include "engine/server/api.h"
-#include "engine/server/test/fake_tok.h"
+#include "engine/server/test/fake_tokenizer.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -3,10 +3,10 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "engine/server/test/client.h"
+#include "engine/server/test/test_client.h"
 #include "engine/server/test/fake_engine.h"
-#include "engine/server/test/fake_tok.h"
-#include "engine/server/test/stage.h"
+#include "engine/server/test/fake_tokenizer.h"
+#include "engine/server/test/test_server.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

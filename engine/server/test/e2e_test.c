@@ -6,7 +6,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "engine/server/server.h"
-#include "engine/server/test/client.h"
+#include "engine/server/test/test_client.h"
 
 #include <errno.h>
 #include <pthread.h>

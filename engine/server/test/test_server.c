@@ -1,10 +1,10 @@
 #include "base/test/test.h"
 
-#include "engine/server/test/stage.h"
+#include "engine/server/test/test_server.h"
 
 #include "base/clock.h"
 #include "engine/server/test/fake_engine.h"
-#include "engine/server/test/fake_tok.h"
+#include "engine/server/test/fake_tokenizer.h"
 
 #include <unistd.h>
 

@@ -4,7 +4,7 @@
  * than HP_MAX_HEAD, so that a request costs bounded memory until its length was accepted. libevent's own HTTP
  * server is not used because it takes bare LF, signed and repeated lengths, and a length beside a chunked
  * coding, before a callback could object. */
-#include "engine/server/parse.h"
+#include "engine/server/http_parse.h"
 
 #include <string.h>
 #include <strings.h>

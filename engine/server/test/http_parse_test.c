@@ -2,7 +2,7 @@
  * good ones into packets. */
 #include "base/test/test.h"
 
-#include "engine/server/parse.h"
+#include "engine/server/http_parse.h"
 
 #include <stdio.h>
 #include <stdlib.h>

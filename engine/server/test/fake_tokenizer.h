@@ -1,6 +1,6 @@
 /* A tokenizer of bytes: id 0..255 is the byte, the control tokens follow. FAKE_SPECIAL and above are special. */
-#ifndef SRV_FAKE_TOK_H
-#define SRV_FAKE_TOK_H
+#ifndef SRV_FAKE_TOKENIZER_H
+#define SRV_FAKE_TOKENIZER_H
 
 enum {
     FAKE_SPECIAL = 256,

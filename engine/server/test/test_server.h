@@ -1,6 +1,6 @@
 /* A server on a thread of its own for the tests, over the scripted engine and the byte tokenizer. One at a time. */
-#ifndef SRV_TEST_STAGE_H
-#define SRV_TEST_STAGE_H
+#ifndef SRV_TEST_SERVER_H
+#define SRV_TEST_SERVER_H
 
 #include "engine/server/server.h"
 

@@ -1,4 +1,4 @@
-#include "engine/server/test/fake_tok.h"
+#include "engine/server/test/fake_tokenizer.h"
 
 #include "base/mem.h"
 #include "tokenizer/tokenizer.h"

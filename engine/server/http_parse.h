@@ -3,8 +3,8 @@
  * An `hp` holds one request: feed it bytes, and it says when the head is complete, when the body is, or which
  * status refuses it. It owns no socket and reads no clock. It accepts what RFC 9112 accepts and nothing else: any
  * framing that two readers could read in two ways is an error, after which the connection cannot go on. */
-#ifndef SRV_PARSE_H
-#define SRV_PARSE_H
+#ifndef SRV_HTTP_PARSE_H
+#define SRV_HTTP_PARSE_H
 
 #include "base/buf.h"
 

@@ -1,6 +1,6 @@
 #include "base/test/test.h"
 
-#include "engine/server/test/client.h"
+#include "engine/server/test/test_client.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
