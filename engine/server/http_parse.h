@@ -1,8 +1,10 @@
-/* HTTP/1.1 requests out of bytes, however they are cut.
+/* A parser of HTTP/1.1 requests that takes bytes in pieces of any size.
  *
- * An `hp` holds one request: feed it bytes, and it says when the head is complete, when the body is, or which
- * status refuses it. It owns no socket and reads no clock. It accepts what RFC 9112 accepts and nothing else: any
- * framing that two readers could read in two ways is an error, after which the connection cannot go on. */
+ * An `hp` is one request on its way in. hp_feed takes bytes and reports when the head is complete, when the body is,
+ * or with which status the request must be refused. The parser owns no socket and reads no clock.
+ *
+ * It accepts what RFC 9112 allows a server to accept and nothing else. A request whose length two readers could
+ * understand in two ways (request smuggling) is an error, and the connection must be closed after it. */
 #ifndef SRV_HTTP_PARSE_H
 #define SRV_HTTP_PARSE_H
 
@@ -15,47 +17,51 @@
 enum { HP_MAX_HEADERS = 100, HP_MAX_LINE = 8192, HP_MAX_HEAD = 32768 };
 
 enum hp_event {
-    HP_MORE, /* all bytes taken, more wanted */
-    HP_HEAD, /* the head is complete: say once, before the body */
+    HP_MORE, /* all bytes were taken and more are needed */
+    HP_HEAD, /* the head is complete: reported once, before the body */
     HP_DONE, /* the request is complete */
-    HP_BAD   /* status and why say what is wrong */
+    HP_BAD   /* the request must be refused: see status and why */
 };
 
 struct hp {
-    /* The request, from HP_HEAD on. */
-    const char *method, *path, *query; /* query: what follows '?', "" without */
-    int minor;                         /* HTTP/1.minor */
-    bool keep_alive, expect_continue;
-    bool has_length, chunked;          /* a body was announced */
-    uint64_t length;                   /* by Content-Length */
-    struct km_buf body;                /* from HP_DONE on */
-    int status;                        /* with HP_BAD: 400, 413 ... */
-    const char *why;
+    /* The request, valid from HP_HEAD on. */
+    const char *method, *path;
+    const char *query;         /* the part behind '?'; "" without one */
+    int minor;                 /* x of HTTP/1.x */
+    bool keep_alive;           /* the client allows another request on this connection */
+    bool expect_continue;      /* "Expect: 100-continue" */
+    bool has_length, chunked;  /* how the body is announced; neither: there is none */
+    uint64_t length;           /* Content-Length, bytes */
+    struct km_buf body;        /* complete with HP_DONE */
+    int status;                /* with HP_BAD: 400, 413 ... */
+    const char *why;           /* with HP_BAD: one sentence for the client */
+    char too_long[120];        /* why, when it names the limit of the body */
 
-    size_t max_body;
+    /* The parser's own state. */
+    size_t max_body;           /* bytes */
     int state, n_headers, blank_lines;
-    uint64_t left;       /* of the body or the chunk */
-    size_t line_start;   /* in head, as are: */
-    uint32_t path_at, query_at;
-    struct km_buf head;  /* request line and headers; NULs where they end */
-    struct km_buf line;  /* a chunk size or a trailer, being read */
+    uint64_t left;             /* bytes still to come of the body, or of the chunk */
+    struct km_buf head;        /* request line and headers, with NULs where each part ends */
+    size_t line_start;         /* offset in head of the line being read */
+    uint32_t path_at, query_at; /* offsets in head */
+    struct km_buf line;        /* a chunk size or a trailer being read */
     size_t trailer_bytes;
     struct {
-        uint32_t name, value; /* offsets in head; names in lower case */
+        uint32_t name, value;  /* offsets in head; names are in lower case */
     } headers[HP_MAX_HEADERS];
 };
 
 void hp_init(struct hp *p, size_t max_body);
-void hp_reset(struct hp *p); /* for the next request of the connection; memory kept */
+void hp_reset(struct hp *p); /* ready for the connection's next request; small buffers are kept */
 void hp_free(struct hp *p);
 
-/* Takes up to n bytes; *used says how many. Call again with the rest after HP_HEAD (n may be 0 then). */
+/* Takes up to n bytes and sets *used to their number. After HP_HEAD call again with the rest, which may be empty. */
 enum hp_event hp_feed(struct hp *p, const char *data, size_t n, size_t *used);
-bool hp_started(const struct hp *p); /* some bytes of the request were seen */
+bool hp_started(const struct hp *p); /* true once the first byte of the request was fed */
 
-/* A header's value by its lower-case name, the first one when it is there more often; NULL without. */
+/* The value of the first header of this name (in lower case); NULL if there is none. */
 const char *hp_header(const struct hp *p, const char *name);
-/* Looks key=value up in the query; true for `key`, `key=`, 1, true; false for 0 and false and when absent. */
+/* The query's flag `key`: true for `key`, `key=`, `key=1` and `key=true`; false for 0, false, and when it is absent. */
 bool hp_query_flag(const struct hp *p, const char *key);
 
 #endif

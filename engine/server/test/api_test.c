@@ -15,7 +15,7 @@ static struct api_env env(void)
                             .top_p = -1, .top_k = -1};
 }
 
-static int parse(struct api *a, enum api_kind k, const char *json, struct api_error *e)
+static int parse(struct api_request *a, enum api_kind k, const char *json, struct api_error *e)
 {
     struct api_env v = env();
     return api_parse(a, k, json, strlen(json), &v, e);
@@ -27,7 +27,7 @@ static void field(enum api_kind k, const char *f, const char *value, int status,
     char body[2048];
     snprintf(body, sizeof body, "{\"model\":\"m\",%s,\"%s\":%s}",
              k == API_CHAT ? "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]" : "\"prompt\":\"hi\"", f, value);
-    struct api a;
+    struct api_request a;
     struct api_error e;
     int rc = parse(&a, k, body, &e);
     int got = rc ? e.status : 200;
@@ -295,7 +295,7 @@ static void whole_bodies(void **state)
         {API_COMPLETION, "\"x\"", 400, ""},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct api a;
+        struct api_request a;
         struct api_error e;
         int rc = parse(&a, rows[i].kind, rows[i].body, &e);
         int got = rc ? e.status : 200;
@@ -322,7 +322,7 @@ static void broken_json_is_refused(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char body[200];
         snprintf(body, sizeof body, "{\"model\":\"m\",\"prompt\":\"hi\",\"ignored\":%s}", bad[i]);
-        struct api a;
+        struct api_request a;
         struct api_error e;
         if (!parse(&a, API_COMPLETION, body, &e))
             fail_msg("accepted: %s", body);
@@ -332,7 +332,7 @@ static void broken_json_is_refused(void **state)
                                        "[ ]", "{ }", "\"\x7f\"", "true", "[[[]]]", "\"/\\/\"", "123456789012345678901234567890"};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
         field(API_COMPLETION, "ignored", good[i], 200, "");
-    struct api a;
+    struct api_request a;
     struct api_error e;
     assert_int_equal(parse(&a, API_COMPLETION, "\xef\xbb\xbf{\"model\":\"m\",\"prompt\":\"hi\"}", &e), -1);
     assert_int_equal(parse(&a, API_COMPLETION, "{\"model\":\"m\",\"prompt\":\"hi\"}x", &e), -1);
@@ -355,7 +355,7 @@ static void broken_json_is_refused(void **state)
 static void fields_come_to_something(void **state)
 {
     (void)state;
-    struct api a;
+    struct api_request a;
     struct api_error e;
     assert_int_equal(parse(&a, API_COMPLETION, "{" M ",\"prompt\":\"hi<|im_end|>\"}", &e), 0);
     assert_int_equal(a.prompts[0].n, 3); /* a bare prompt may hold control tokens */
@@ -407,7 +407,7 @@ static void the_context_is_a_limit(void **state)
             if (max >= 0)
                 km_buf_printf(&b, ",\"max_tokens\":%d", max);
             km_buf_puts(&b, "}");
-            struct api a;
+            struct api_request a;
             struct api_error e;
             int rc = parse(&a, API_COMPLETION, b.data, &e);
             bool fits = prompt + (max < 0 ? 1 : max) <= 100;
@@ -446,7 +446,7 @@ static void ids_only_without_tokenizer(void **state)
     struct api_env v = env();
     v.tok = NULL;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct api a;
+        struct api_request a;
         struct api_error e;
         int rc = api_parse(&a, rows[i].kind, rows[i].body, strlen(rows[i].body), &v, &e);
         assert_int_equal(rc, rows[i].param ? -1 : 0);
@@ -463,7 +463,7 @@ static void survives_without_memory(void **state)
     /* Ids only: the byte tokenizer of this test does not look after its own allocations. */
     const char *body = "{" M ",\"prompt\":[[1,2],[3]],\"echo\":true,\"stop\":\"x\"}";
     for (int fail = 1;; fail++) {
-        struct api a;
+        struct api_request a;
         struct api_error e;
         struct api_env v = env();
         int64_t before = km_mem_stats(KM_MEM_HOST).current;

@@ -25,7 +25,7 @@ static int raw(const char *bytes, size_t n, bool *closed)
 {
     struct km_buf rest = {0};
     struct answer a = {0};
-    int fd = cl_connect(up.port);
+    int fd = cl_connect(server.port);
     cl_send(fd, bytes, n);
     cl_read(fd, &rest, &a);
     char c;
@@ -43,7 +43,7 @@ static int open_stream(const char *prompt, int n, int max_tokens)
     snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%s\",\"n\":%d,\"max_tokens\":%d,\"stream\":true}", prompt, n, max_tokens);
     int len = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
                                         "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
-    int fd = cl_connect(up.port);
+    int fd = cl_connect(server.port);
     cl_send(fd, req, (size_t)len);
     return fd;
 }
@@ -51,12 +51,12 @@ static int open_stream(const char *prompt, int n, int max_tokens)
 static void a_vanished_client_is_cancelled(void **state)
 {
     (void)state;
-    start();
+    server_start();
     for (int i = 0; i < 20; i++) {
         /* Leaves at different points of the stream, politely and not, with one choice and with four. */
         int choices = i % 2 ? 4 : 1;
         int fd = open_stream("abcdef", choices, 3000);
-        wait_for(&fake.live, choices);
+        wait_until_equal(&fake.live, choices);
         char buf[200];
         for (int k = 0; k < i; k++)
             assert_true(recv(fd, buf, sizeof buf, 0) > 0);
@@ -66,24 +66,24 @@ static void a_vanished_client_is_cancelled(void **state)
             setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);
         }
         close(fd);
-        wait_for(&fake.live, 0);
-        wait_for(&fake.cancelled_abort, aborts + choices);
+        wait_until_equal(&fake.live, 0);
+        wait_until_equal(&fake.cancelled_abort, aborts + choices);
     }
     /* Before the first token, and without a stream. */
     fake.paused = 1;
     int fd = open_stream("abc", 2, 100);
-    wait_for(&fake.live, 2);
+    wait_until_equal(&fake.live, 2);
     close(fd);
-    wait_for(&fake.live, 0);
+    wait_until_equal(&fake.live, 0);
     fake.paused = 0;
-    assert_true(cl_metric(up.port, "vllm:num_requests_running") == 0);
-    assert_true(cl_metric(up.port, "kvmark_kv_pages_used") == 0);
-    assert_true(cl_metric(up.port, "kvmark_http_requests_live") == 0);
+    assert_true(cl_metric(server.port, "vllm:num_requests_running") == 0);
+    assert_true(cl_metric(server.port, "kvmark_kv_pages_used") == 0);
+    assert_true(cl_metric(server.port, "kvmark_http_requests_live") == 0);
     /* A finished request is not cancelled. */
     int aborts = fake.cancelled_abort;
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 200));
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 200));
     assert_int_equal(fake.cancelled_abort, aborts);
-    stop();
+    server_stop();
 }
 
 struct one_of_many {
@@ -100,7 +100,7 @@ static void *stream_thread(void *arg)
     for (int k = 0; k < 10 + o->i % 7; k++)
         sprintf(want + strlen(want), "%02d-\xf0\x9f\x8c\x8d.", o->i);
     struct streamed s;
-    cl_stream(up.port, COMP, body, &s);
+    cl_stream(server.port, COMP, body, &s);
     o->ok = !strcmp(km_buf_str(&s.text[0]), want) && s.done == 1 && !strcmp(s.finish[0], "length");
     cl_stream_free(&s);
     return NULL;
@@ -109,7 +109,7 @@ static void *stream_thread(void *arg)
 static void many_streams_at_once(void **state)
 {
     (void)state;
-    start();
+    server_start();
     struct one_of_many all[64] = {0};
     for (int i = 0; i < 64; i++) {
         all[i].i = i;
@@ -121,7 +121,7 @@ static void many_streams_at_once(void **state)
     }
     assert_int_equal(fake.submitted, 64);
     assert_int_equal(fake.live, 0);
-    stop();
+    server_stop();
 }
 
 static void ambiguous_framing_closes(void **state)
@@ -129,7 +129,7 @@ static void ambiguous_framing_closes(void **state)
     (void)state;
     struct srv_opts o = srv_defaults();
     o.max_body = 1000;
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
 #define J "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
 #define B "{\"model\":\"fake-1\",\"prompt\":\"x\"}" /* 31 bytes */
 #define SMUGGLED J "Content-Length: 31\r\n\r\n" B
@@ -181,14 +181,14 @@ static void ambiguous_framing_closes(void **state)
     assert_int_equal(raw(big.data, big.len, &closed), 431);
     km_buf_free(&big);
     assert_int_equal(fake.submitted, 0); /* no smuggled request ran */
-    cJSON_Delete(cl_json(up.port, COMP, B, 200));
-    stop();
+    cJSON_Delete(cl_json(server.port, COMP, B, 200));
+    server_stop();
 }
 
 static void pipelined_requests_in_order(void **state)
 {
     (void)state;
-    start();
+    server_start();
     struct km_buf all = {0};
     for (int i = 0; i < 100; i++) {
         char body[200];
@@ -203,7 +203,7 @@ static void pipelined_requests_in_order(void **state)
                                 "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
     }
     for (size_t step = all.len; step; step = step > 1000 ? 997 : step > 100 ? 61 : 0) {
-        int fd = cl_connect(up.port);
+        int fd = cl_connect(server.port);
         for (size_t at = 0; at < all.len; at += step)
             cl_send(fd, all.data + at, all.len - at < step ? all.len - at : step);
         struct km_buf rest = {0};
@@ -222,7 +222,7 @@ static void pipelined_requests_in_order(void **state)
         close(fd);
     }
     km_buf_free(&all);
-    stop();
+    server_stop();
 }
 
 static void expectations_never_stall(void **state)
@@ -231,7 +231,7 @@ static void expectations_never_stall(void **state)
     struct srv_opts o = srv_defaults();
     o.api_key = "secret";
     o.max_body = 1000;
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
     static const struct {
         const char *head;
         int first, last;
@@ -243,7 +243,7 @@ static void expectations_never_stall(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char req[500];
         int n = snprintf(req, sizeof req, J "Expect: 100-continue\r\n%s\r\n", rows[i].head);
-        int fd = cl_connect(up.port);
+        int fd = cl_connect(server.port);
         cl_send(fd, req, (size_t)n);
         struct km_buf rest = {0};
         struct answer a;
@@ -259,7 +259,7 @@ static void expectations_never_stall(void **state)
         km_buf_free(&rest);
         close(fd);
     }
-    stop();
+    server_stop();
 }
 
 static void keys_are_wanted(void **state)
@@ -267,7 +267,7 @@ static void keys_are_wanted(void **state)
     (void)state;
     struct srv_opts o = srv_defaults();
     o.api_key = "sk-right";
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
     static const struct {
         const char *path, *auth;
         int status;
@@ -285,17 +285,17 @@ static void keys_are_wanted(void **state)
         int n = snprintf(req, sizeof req, "GET %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n%s\r\n", rows[i].path, rows[i].auth);
         assert_int_equal(raw(req, (size_t)n, &closed), rows[i].status);
     }
-    stop();
+    server_stop();
 }
 
 static void versions_and_heads(void **state)
 {
     (void)state;
-    start();
+    server_start();
     struct km_buf rest = {0};
     struct answer a;
     /* HEAD has the headers and no body; the connection goes on. */
-    int fd = cl_connect(up.port);
+    int fd = cl_connect(server.port);
     const char *two = "HEAD /v1/models HTTP/1.1\r\nHost: h\r\n\r\nGET /health HTTP/1.1\r\nHost: h\r\n\r\n";
     cl_send(fd, two, strlen(two));
     while (rest.len < 10 || !strstr(rest.data, "\r\n\r\nHTTP/1.1 200")) {
@@ -308,7 +308,7 @@ static void versions_and_heads(void **state)
     km_buf_clear(&rest);
     close(fd);
     /* HTTP/1.0: no chunks, the end is the end of the stream. */
-    fd = cl_connect(up.port);
+    fd = cl_connect(server.port);
     const char *body = "{" MODEL ",\"prompt\":\"abc\",\"stream\":true,\"max_tokens\":4}";
     char old[400];
     int n = snprintf(old, sizeof old, "POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
@@ -325,7 +325,7 @@ static void versions_and_heads(void **state)
     cl_free(&a);
     km_buf_free(&rest);
     close(fd);
-    stop();
+    server_stop();
 }
 
 static void slow_clients_are_cut(void **state)
@@ -334,11 +334,11 @@ static void slow_clients_are_cut(void **state)
     struct srv_opts o = srv_defaults();
     o.read_timeout = 0.4;
     o.idle_timeout = 0.6;
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
     /* A head, and a body, at a few bytes a second: 408, whatever still trickles in. */
     static const char *const starts[] = {"GET /hea", J "Content-Length: 31\r\n\r\n{\"mo"};
     for (int i = 0; i < 2; i++) {
-        int fd = cl_connect(up.port);
+        int fd = cl_connect(server.port);
         int64_t t0 = km_now_ns();
         cl_send(fd, starts[i], strlen(starts[i]));
         struct pollfd p = {fd, POLLIN, 0};
@@ -354,21 +354,21 @@ static void slow_clients_are_cut(void **state)
         close(fd);
     }
     /* An idle connection just closes. */
-    int fd = cl_connect(up.port);
+    int fd = cl_connect(server.port);
     char c;
     assert_int_equal(recv(fd, &c, 1, 0), 0);
     close(fd);
     /* A stream that nobody reads: dropped and cancelled, while others go on. */
     fake.step_us = 50;
     fd = open_stream("abcdefgh", 128, 3900);
-    wait_for(&fake.live, 128);
+    wait_until_equal(&fake.live, 128);
     int64_t until = km_now_ns() + 15000000000;
-    while (cl_metric(up.port, "kvmark_http_slow_readers_total") < 1 && km_now_ns() < until)
+    while (cl_metric(server.port, "kvmark_http_slow_readers_total") < 1 && km_now_ns() < until)
         usleep(20000);
-    wait_for(&fake.live, 0);
-    assert_true(cl_metric(up.port, "kvmark_http_slow_readers_total") == 1);
+    wait_until_equal(&fake.live, 0);
+    assert_true(cl_metric(server.port, "kvmark_http_slow_readers_total") == 1);
     close(fd);
-    stop();
+    server_stop();
 }
 
 static void too_many_connections_wait(void **state)
@@ -376,13 +376,13 @@ static void too_many_connections_wait(void **state)
     (void)state;
     struct srv_opts o = srv_defaults();
     o.max_connections = 4;
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
     int fds[4];
     for (int i = 0; i < 4; i++)
-        fds[i] = cl_connect(up.port);
+        fds[i] = cl_connect(server.port);
     usleep(100000);
     const char *get = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
-    int fifth = cl_connect(up.port); /* in the kernel's queue */
+    int fifth = cl_connect(server.port); /* in the kernel's queue */
     cl_send(fifth, get, strlen(get));
     struct pollfd p = {fifth, POLLIN, 0};
     assert_int_equal(poll(&p, 1, 200), 0);
@@ -391,7 +391,7 @@ static void too_many_connections_wait(void **state)
     for (int i = 1; i < 4; i++)
         close(fds[i]);
     close(fifth);
-    stop();
+    server_stop();
 }
 
 static void no_descriptors_left(void **state)
@@ -400,7 +400,7 @@ static void no_descriptors_left(void **state)
     struct rlimit was, low = {128, 128};
     getrlimit(RLIMIT_NOFILE, &was);
     low.rlim_max = was.rlim_max;
-    start();
+    server_start();
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
     int clients[8], fill[128], n = 0;
     for (int i = 0; i < 8; i++)
@@ -409,7 +409,7 @@ static void no_descriptors_left(void **state)
         n++;
     /* The handshake is the kernel's; the server cannot accept. It must wait, and not spin. */
     const char *get = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)up.port),
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)server.port),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     for (int i = 0; i < 8; i++) {
         assert_int_equal(connect(clients[i], (struct sockaddr *)&to, sizeof to), 0);
@@ -431,16 +431,16 @@ static void no_descriptors_left(void **state)
         close(clients[i]);
     }
     setrlimit(RLIMIT_NOFILE, &was);
-    assert_true(cl_metric(up.port, "kvmark_http_accept_pauses_total") >= 1);
-    stop();
+    assert_true(cl_metric(server.port, "kvmark_http_accept_pauses_total") >= 1);
+    server_stop();
 }
 
 static void stops_politely(void **state)
 {
     (void)state;
-    start_with(srv_defaults(), fake_tok, true);
-    int fd = open_stream("abcd", 1, 400), idle = cl_connect(up.port);
-    wait_for(&fake.live, 1);
+    server_start_with(srv_defaults(), fake_tok, true);
+    int fd = open_stream("abcd", 1, 400), idle = cl_connect(server.port);
+    wait_until_equal(&fake.live, 1);
     kill(getpid(), SIGTERM);
     struct km_buf rest = {0};
     struct answer a;
@@ -455,13 +455,13 @@ static void stops_politely(void **state)
     char c;
     assert_int_equal(recv(idle, &c, 1, 0), 0);
     close(idle);
-    pthread_join(up.thread, NULL);
-    assert_int_equal(up.rc, 0);
-    assert_int_equal(cl_connect(up.port), -1);
-    srv_free(up.s);
+    pthread_join(server.thread, NULL);
+    assert_int_equal(server.rc, 0);
+    assert_int_equal(cl_connect(server.port), -1);
+    srv_free(server.s);
 
     /* Asked twice, it does not wait: the stream ends in an error, not in a false stop. */
-    start_with(srv_defaults(), fake_tok, true);
+    server_start_with(srv_defaults(), fake_tok, true);
     fake.step_us = 20000;
     fd = open_stream("abcd", 1, 3000);
     char buf[10];
@@ -478,16 +478,16 @@ static void stops_politely(void **state)
     cl_free(&a);
     close(fd);
     km_buf_free(&rest);
-    pthread_join(up.thread, NULL);
-    srv_free(up.s);
+    pthread_join(server.thread, NULL);
+    srv_free(server.s);
     assert_int_equal(fake.live, 0);
 
     struct km_err err = {0};
     struct srv_opts o = srv_defaults();
     o.port = 0;
-    assert_int_equal(srv_open(&up.s, &o, fake_eng(), fake_tok, &err), 0);
+    assert_int_equal(srv_open(&server.s, &o, fake_eng(), fake_tok, &err), 0);
     struct srv *other;
-    o.port = srv_port(up.s);
+    o.port = srv_port(server.s);
     assert_int_equal(srv_open(&other, &o, fake_eng(), fake_tok, &err), KM_ENET);
     char port[16];
     snprintf(port, sizeof port, "%d", o.port);
@@ -495,13 +495,13 @@ static void stops_politely(void **state)
     assert_non_null(strstr(err.msg, port));
     o.host = "no.such.host.invalid";
     assert_int_equal(srv_open(&other, &o, fake_eng(), fake_tok, &err), KM_ENET);
-    srv_free(up.s);
+    srv_free(server.s);
 }
 
 int main(void)
 {
     km_log_level(KM_LOG_ERROR);
-#define T(f) cmocka_unit_test_setup(f, each)
+#define T(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
         T(a_vanished_client_is_cancelled), T(many_streams_at_once), T(ambiguous_framing_closes),
         T(pipelined_requests_in_order), T(expectations_never_stall), T(keys_are_wanted), T(versions_and_heads),

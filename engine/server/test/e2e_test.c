@@ -294,7 +294,7 @@ static void company_changes_nothing(void **state)
     }
     all_quiet();
     struct answer a;
-    cl_ask(port, "/metrics", NULL, &a);
+    cl_request(port, "/metrics", NULL, &a);
     assert_non_null(strstr(a.body.data, "vllm:request_success_total{finished_reason=\"stop\""));
     cl_free(&a);
 }

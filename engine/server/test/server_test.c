@@ -34,62 +34,62 @@ static cJSON *choice(const cJSON *v, int i)
 static void small_endpoints(void **state)
 {
     (void)state;
-    start();
+    server_start();
     struct answer a;
-    cl_ask(up.port, "/health", NULL, &a);
+    cl_request(server.port, "/health", NULL, &a);
     assert_int_equal(a.status, 200);
     assert_int_equal(a.body.len, 0);
     cl_free(&a);
-    cJSON *v = cl_json(up.port, "/version", NULL, 200);
+    cJSON *v = cl_json(server.port, "/version", NULL, 200);
     assert_string_equal(str(v, "version"), "0.1.0");
     assert_string_equal(str(v, "device"), "cpu");
     assert_true(cJSON_IsTrue(cJSON_GetObjectItem(v, "dummy_weights")));
     assert_int_equal(strlen(str(v, "fingerprint")), 64);
     cJSON_Delete(v);
-    v = cl_json(up.port, "/v1/models", NULL, 200);
+    v = cl_json(server.port, "/v1/models", NULL, 200);
     const cJSON *m = cJSON_GetArrayItem(cJSON_GetObjectItem(v, "data"), 0);
     assert_string_equal(str(m, "id"), "fake-1");
     assert_int_equal(num(m, "max_model_len"), 4000);
     cJSON_Delete(v);
-    v = cl_json(up.port, "/v1/models/fake-1", NULL, 200);
+    v = cl_json(server.port, "/v1/models/fake-1", NULL, 200);
     assert_string_equal(str(v, "object"), "model");
     cJSON_Delete(v);
-    cJSON_Delete(cl_json(up.port, "/v1/models/other", NULL, 404));
-    cJSON_Delete(cl_json(up.port, "/nothing", NULL, 404));
-    cJSON_Delete(cl_json(up.port, "/healthy", NULL, 404));
-    cJSON_Delete(cl_json(up.port, "/health/x", NULL, 404));
-    cJSON_Delete(cl_json(up.port, "/health", "{}", 405));
-    cJSON_Delete(cl_json(up.port, COMP, NULL, 405));
+    cJSON_Delete(cl_json(server.port, "/v1/models/other", NULL, 404));
+    cJSON_Delete(cl_json(server.port, "/nothing", NULL, 404));
+    cJSON_Delete(cl_json(server.port, "/healthy", NULL, 404));
+    cJSON_Delete(cl_json(server.port, "/health/x", NULL, 404));
+    cJSON_Delete(cl_json(server.port, "/health", "{}", 405));
+    cJSON_Delete(cl_json(server.port, COMP, NULL, 405));
 
-    v = cl_json(up.port, "/tokenize", "{\"prompt\":\"h\xc3\xa9<|im_end|>\",\"return_token_strs\":true}", 200);
+    v = cl_json(server.port, "/tokenize", "{\"prompt\":\"h\xc3\xa9<|im_end|>\",\"return_token_strs\":true}", 200);
     char *s = cJSON_PrintUnformatted(v);
     assert_string_equal(s, "{\"count\":4,\"max_model_len\":4000,\"tokens\":[104,195,169,258],\"token_strs\":[\"h\",\"\xef\xbf\xbd\","
                            "\"\xef\xbf\xbd\",\"<|im_end|>\"]}");
     cJSON_free(s);
     cJSON_Delete(v);
-    v = cl_json(up.port, "/tokenize", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 200);
+    v = cl_json(server.port, "/tokenize", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 200);
     assert_int_equal(num(v, "count"), 20);
     cJSON_Delete(v);
-    v = cl_json(up.port, "/detokenize", "{\"tokens\":[104,195,169,34]}", 200);
+    v = cl_json(server.port, "/detokenize", "{\"tokens\":[104,195,169,34]}", 200);
     assert_string_equal(str(v, "prompt"), "h\xc3\xa9\"");
     cJSON_Delete(v);
-    cJSON_Delete(cl_json(up.port, "/detokenize", "{\"tokens\":[290]}", 400));
+    cJSON_Delete(cl_json(server.port, "/detokenize", "{\"tokens\":[290]}", 400));
 
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache", "", 200));
+    cJSON_Delete(cl_json(server.port, "/reset_prefix_cache", "", 200));
     assert_int_equal(fake.external_resets, 0);
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache?reset_external=true", "", 200));
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache", "{\"reset_external\":true}", 200));
+    cJSON_Delete(cl_json(server.port, "/reset_prefix_cache?reset_external=true", "", 200));
+    cJSON_Delete(cl_json(server.port, "/reset_prefix_cache", "{\"reset_external\":true}", 200));
     assert_int_equal(fake.resets, 3);
     assert_int_equal(fake.external_resets, 2);
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache", "{\"reset_external\":1}", 400));
-    stop();
+    cJSON_Delete(cl_json(server.port, "/reset_prefix_cache", "{\"reset_external\":1}", 400));
+    server_stop();
 }
 
 static void a_completion_and_a_chat(void **state)
 {
     (void)state;
-    start();
-    cJSON *v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"hello\",\"max_tokens\":12}", 200);
+    server_start();
+    cJSON *v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"hello\",\"max_tokens\":12}", 200);
     assert_string_equal(str(v, "object"), "text_completion");
     assert_string_equal(str(v, "model"), "fake-1");
     assert_true(!strncmp(str(v, "id"), "cmpl-", 5));
@@ -103,7 +103,7 @@ static void a_completion_and_a_chat(void **state)
     assert_int_equal(num(cJSON_GetObjectItem(u, "prompt_tokens_details"), "cached_tokens"), 0);
     cJSON_Delete(v);
 
-    v = cl_json(up.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":7}", 200);
+    v = cl_json(server.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":7}", 200);
     assert_string_equal(str(v, "object"), "chat.completion");
     const cJSON *m = cJSON_GetObjectItem(choice(v, 0), "message");
     assert_string_equal(str(m, "role"), "assistant");
@@ -113,7 +113,7 @@ static void a_completion_and_a_chat(void **state)
     assert_int_equal(num(cJSON_GetObjectItem(u, "prompt_tokens_details"), "cached_tokens"), 16);
     cJSON_Delete(v);
 
-    v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":[\"ab\",[99,100]],\"n\":2,\"max_tokens\":3,\"echo\":true}", 200);
+    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":[\"ab\",[99,100]],\"n\":2,\"max_tokens\":3,\"echo\":true}", 200);
     static const char *const want[] = {"ababa", "ababa", "cdcdc", "cdcdc"};
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(v, "choices")), 4);
     for (int i = 0; i < 4; i++) {
@@ -125,18 +125,18 @@ static void a_completion_and_a_chat(void **state)
     cJSON_Delete(v);
 
     int before = fake.submitted;
-    v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"hello\",\"max_tokens\":0,\"echo\":true}", 200);
+    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"hello\",\"max_tokens\":0,\"echo\":true}", 200);
     assert_string_equal(str(choice(v, 0), "text"), "hello");
     assert_string_equal(str(choice(v, 0), "finish_reason"), "length");
     cJSON_Delete(v);
     assert_int_equal(fake.submitted, before);
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"hello\"}", 200));
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"hello\"}", 200));
     assert_int_equal(fake.last_max_tokens, 16);
     assert_int_equal(fake.last_top_k, 7); /* generation_config's */
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"x\",\"n\":3,\"seed\":40,\"max_tokens\":1}", 200));
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"x\",\"n\":3,\"seed\":40,\"max_tokens\":1}", 200));
     assert_int_equal(fake.last_seed, 42); /* each choice its own */
     assert_int_equal(fake.live, 0);
-    stop();
+    server_stop();
 }
 
 static void ends_are_told(void **state)
@@ -165,11 +165,11 @@ static void ends_are_told(void **state)
         {"\"prompt\":\"a\\u0000b\",\"max_tokens\":6", "a\xC0\x80""ba\xC0\x80""b", "length", "null"}, /* as km_json_parse has it */
         {"\"prompt\":[299,97],\"max_tokens\":4", "aa", "length", "null"}, /* an id the tokenizer does not know */
     };
-    start();
+    server_start();
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char body[512];
         snprintf(body, sizeof body, "{" MODEL ",%s}", rows[i].body);
-        cJSON *v = cl_json(up.port, COMP, body, 200);
+        cJSON *v = cl_json(server.port, COMP, body, 200);
         if (strcmp(str(choice(v, 0), "text"), rows[i].text))
             fail_msg("%s: %s", rows[i].body, str(choice(v, 0), "text"));
         assert_string_equal(str(choice(v, 0), "finish_reason"), rows[i].finish);
@@ -180,7 +180,7 @@ static void ends_are_told(void **state)
         /* The stream's text joined is the same text. */
         snprintf(body, sizeof body, "{" MODEL ",%s,\"stream\":true,\"stream_options\":{\"include_usage\":true}}", rows[i].body);
         struct streamed s;
-        cl_stream(up.port, COMP, body, &s);
+        cl_stream(server.port, COMP, body, &s);
         assert_string_equal(km_buf_str(&s.text[0]), rows[i].text);
         assert_string_equal(s.finish[0], rows[i].finish);
         assert_int_equal(s.done, 1);
@@ -189,19 +189,19 @@ static void ends_are_told(void **state)
         assert_int_equal(s.events, s.completion_tokens + 1); /* one a token, and the usage */
         cl_stream_free(&s);
     }
-    wait_for(&fake.live, 0);
+    wait_until_equal(&fake.live, 0);
     assert_int_equal(fake.cancelled_abort, 0);
-    stop();
+    server_stop();
 }
 
 static void streams_of_chats(void **state)
 {
     (void)state;
-    start();
+    server_start();
     const char *body = "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"caf\xc3\xa9\"}],\"max_tokens\":11,\"n\":3,"
                        "\"stream\":true}";
     struct streamed s;
-    cl_stream(up.port, CHAT, body, &s);
+    cl_stream(server.port, CHAT, body, &s);
     assert_int_equal(s.roles, 3);
     assert_int_equal(s.done, 1);
     assert_int_equal(s.usages, 0);
@@ -214,28 +214,28 @@ static void streams_of_chats(void **state)
     body = "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":3,\"stream\":true,\"stream_options\":"
            "{\"include_usage\":true,\"continuous_usage_stats\":true}}";
     struct answer a;
-    cl_ask(up.port, CHAT, body, &a);
+    cl_request(server.port, CHAT, body, &a);
     int usages = 0;
     for (const char *p = a.body.data; (p = strstr(p, "\"usage\":{\"prompt_tokens\":20")); p++)
         usages++;
     assert_int_equal(usages, 4);
     assert_non_null(strstr(a.body.data, "\"completion_tokens\":2,"));
     cl_free(&a);
-    stop();
+    server_stop();
 }
 
 static void probabilities_have_openais_shape(void **state)
 {
     (void)state;
-    start();
-    cJSON *v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"a\xc3\xa9\",\"max_tokens\":3,\"logprobs\":2}", 200);
+    server_start();
+    cJSON *v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"a\xc3\xa9\",\"max_tokens\":3,\"logprobs\":2}", 200);
     char *s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "logprobs"));
     assert_string_equal(s, "{\"tokens\":[\"a\",\"\xef\xbf\xbd\",\"\xef\xbf\xbd\"],\"token_logprobs\":[-0.5,-0.5,-0.5],"
                            "\"top_logprobs\":[{\"a\":-0.5,\"b\":-2},{\"\xef\xbf\xbd\":-0.5},{\"\xef\xbf\xbd\":-0.5}],"
                            "\"text_offset\":[0,1,2]}");
     cJSON_free(s);
     cJSON_Delete(v);
-    v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":2,\"logprobs\":1,\"return_tokens_as_token_ids\":true}",
+    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":2,\"logprobs\":1,\"return_tokens_as_token_ids\":true}",
                 200);
     s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "logprobs"));
     assert_string_equal(s, "{\"tokens\":[\"token_id:97\",\"token_id:98\"],\"token_logprobs\":[-0.5,-0.5],\"top_logprobs\":"
@@ -246,7 +246,7 @@ static void probabilities_have_openais_shape(void **state)
                        "\"top_logprobs\":%d%s}";
     char body[512];
     snprintf(body, sizeof body, chat, 2, "");
-    v = cl_json(up.port, CHAT, body, 200);
+    v = cl_json(server.port, CHAT, body, 200);
     s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "logprobs"));
     assert_string_equal(s, "{\"content\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,115,116,97,114,"
                            "116,124,62],\"top_logprobs\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,"
@@ -257,12 +257,12 @@ static void probabilities_have_openais_shape(void **state)
     cJSON_Delete(v);
     snprintf(body, sizeof body, chat, 0, ",\"stream\":true");
     struct answer a;
-    cl_ask(up.port, CHAT, body, &a);
+    cl_request(server.port, CHAT, body, &a);
     assert_non_null(strstr(a.body.data, "\"logprobs\":{\"content\":[{\"token\":\"u\",\"logprob\":-0.5,\"bytes\":[117],"
                                         "\"top_logprobs\":[]}],\"refusal\":null}"));
     cl_free(&a);
 
-    v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true}", 200);
+    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true}", 200);
     s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "token_ids"));
     assert_string_equal(s, "[97,98,97]");
     cJSON_free(s);
@@ -270,54 +270,54 @@ static void probabilities_have_openais_shape(void **state)
     assert_string_equal(s, "[97,98]");
     cJSON_free(s);
     cJSON_Delete(v);
-    cl_ask(up.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true,\"stream\":true}", &a);
+    cl_request(server.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true,\"stream\":true}", &a);
     const char *first = strstr(a.body.data, "\"prompt_token_ids\":[97,98]");
     assert_non_null(first);
     assert_null(strstr(first + 5, "prompt_token_ids"));
     assert_non_null(strstr(a.body.data, "\"token_ids\":[98]"));
     cl_free(&a);
-    stop();
+    server_stop();
 }
 
 static void ids_without_a_tokenizer(void **state)
 {
     (void)state;
-    start_with(srv_defaults(), NULL, false);
+    server_start_with(srv_defaults(), NULL, false);
     const char *body = "{" MODEL ",\"prompt\":[5,6],\"max_tokens\":3,\"return_tokens_as_token_ids\":true,\"return_token_ids\":true,"
                        "\"logprobs\":0%s}";
     char full[512];
     snprintf(full, sizeof full, body, "");
-    cJSON *v = cl_json(up.port, COMP, full, 200);
+    cJSON *v = cl_json(server.port, COMP, full, 200);
     assert_string_equal(str(choice(v, 0), "text"), "token_id:5 token_id:6 token_id:5");
     cJSON_Delete(v);
     snprintf(full, sizeof full, body, ",\"stream\":true");
     struct streamed s;
-    cl_stream(up.port, COMP, full, &s);
+    cl_stream(server.port, COMP, full, &s);
     assert_string_equal(s.text[0].data, "token_id:5 token_id:6 token_id:5");
     cl_stream_free(&s);
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"text\"}", 400));
-    cJSON_Delete(cl_json(up.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 400));
-    stop();
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"text\"}", 400));
+    cJSON_Delete(cl_json(server.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 400));
+    server_stop();
 }
 
 static void errors_of_the_engine(void **state)
 {
     (void)state;
-    start();
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\"}", 500));
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\"}", 500));
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\",\"stream\":true}", 500)); /* nothing was sent yet */
+    server_start();
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\"}", 500));
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\"}", 500));
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\",\"stream\":true}", 500)); /* nothing was sent yet */
     struct streamed s;
-    cl_stream(up.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\",\"stream\":true}", &s);
+    cl_stream(server.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\",\"stream\":true}", &s);
     assert_string_equal(s.text[0].data, "FAI");
     assert_string_equal(s.finish[0], ""); /* never a false end */
     assert_int_equal(s.errors, 1);
     assert_int_equal(s.done, 0);
     cl_stream_free(&s);
     /* One bad choice ends its siblings. */
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":[\"good\",\"FAIL\"],\"max_tokens\":1000}", 500));
-    wait_for(&fake.live, 0);
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"fine\"}", 200));
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":[\"good\",\"FAIL\"],\"max_tokens\":1000}", 500));
+    wait_until_equal(&fake.live, 0);
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"fine\"}", 200));
 
     fake.max_live = 3;
     fake.paused = 1;
@@ -327,16 +327,16 @@ static void errors_of_the_engine(void **state)
         char req[300];
         int n = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
                                           "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
-        fds[i] = cl_connect(up.port);
+        fds[i] = cl_connect(server.port);
         cl_send(fds[i], req, (size_t)n);
     }
-    wait_for(&fake.live, 3);
+    wait_until_equal(&fake.live, 3);
     struct answer a;
-    cl_ask(up.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", &a);
+    cl_request(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", &a);
     assert_int_equal(a.status, 429);
     assert_non_null(strstr(a.head.data, "Retry-After: 1"));
     cl_free(&a);
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache", "", 409));
+    cJSON_Delete(cl_json(server.port, "/reset_prefix_cache", "", 409));
     fake.paused = 0;
     for (int i = 0; i < 3; i++) {
         struct km_buf rest = {0};
@@ -347,13 +347,13 @@ static void errors_of_the_engine(void **state)
         close(fds[i]);
     }
     fake.max_live = 2; /* the third choice finds no place: the first two must not stay */
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"x\",\"n\":3,\"max_tokens\":1000}", 429));
-    wait_for(&fake.live, 0);
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"x\",\"n\":3,\"max_tokens\":1000}", 429));
+    wait_until_equal(&fake.live, 0);
 
     fake.failed = 1;
-    cJSON_Delete(cl_json(up.port, "/health", NULL, 503));
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 500));
-    stop();
+    cJSON_Delete(cl_json(server.port, "/health", NULL, 503));
+    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 500));
+    server_stop();
 }
 
 static void metrics_are_prometheus(void **state)
@@ -361,11 +361,11 @@ static void metrics_are_prometheus(void **state)
     (void)state;
     struct srv_opts o = srv_defaults();
     o.served_name = "we\"ird\\name";
-    start_with(o, fake_tok, false);
-    cJSON_Delete(cl_json(up.port, COMP, "{\"model\":\"we\\\"ird\\\\name\",\"prompt\":\"x\",\"max_tokens\":5}", 200));
-    cJSON_Delete(cl_json(up.port, COMP, "{\"model\":\"wrong\",\"prompt\":\"x\"}", 404));
+    server_start_with(o, fake_tok, false);
+    cJSON_Delete(cl_json(server.port, COMP, "{\"model\":\"we\\\"ird\\\\name\",\"prompt\":\"x\",\"max_tokens\":5}", 200));
+    cJSON_Delete(cl_json(server.port, COMP, "{\"model\":\"wrong\",\"prompt\":\"x\"}", 404));
     struct answer a;
-    cl_ask(up.port, "/metrics", NULL, &a);
+    cl_request(server.port, "/metrics", NULL, &a);
     assert_non_null(strstr(a.head.data, "text/plain; version=0.0.4"));
     /* Each line is a comment or name{labels} value; every name has a type, once. */
     int lines = 0;
@@ -384,24 +384,24 @@ static void metrics_are_prometheus(void **state)
     }
     assert_true(lines > 150);
     cl_free(&a);
-    assert_true(cl_metric(up.port, "vllm:time_to_first_token_seconds_count") == 1);
-    assert_true(cl_metric(up.port, "vllm:inter_token_latency_seconds_count") == 4);
-    assert_true(cl_metric(up.port, "vllm:request_generation_tokens_sum") == 5);
-    assert_true(cl_metric(up.port, "vllm:e2e_request_latency_seconds_count") == 1);
-    assert_true(cl_metric(up.port, "vllm:generation_tokens_total") == 5);
-    assert_true(cl_metric(up.port, "kvmark_host_memory_bytes") > 1000);
-    cl_ask(up.port, "/metrics", NULL, &a);
+    assert_true(cl_metric(server.port, "vllm:time_to_first_token_seconds_count") == 1);
+    assert_true(cl_metric(server.port, "vllm:inter_token_latency_seconds_count") == 4);
+    assert_true(cl_metric(server.port, "vllm:request_generation_tokens_sum") == 5);
+    assert_true(cl_metric(server.port, "vllm:e2e_request_latency_seconds_count") == 1);
+    assert_true(cl_metric(server.port, "vllm:generation_tokens_total") == 5);
+    assert_true(cl_metric(server.port, "kvmark_host_memory_bytes") > 1000);
+    cl_request(server.port, "/metrics", NULL, &a);
     assert_non_null(strstr(a.body.data, "kvmark_http_responses_total{code=\"404\"} 1\n"));
     assert_non_null(strstr(a.body.data, "vllm:request_generation_tokens_bucket{model_name=\"we\\\"ird\\\\name\",le=\"5\"} 1\n"));
     assert_non_null(strstr(a.body.data, "vllm:request_generation_tokens_bucket{model_name=\"we\\\"ird\\\\name\",le=\"2\"} 0\n"));
     cl_free(&a);
-    stop();
+    server_stop();
 }
 
 int main(void)
 {
     km_log_level(KM_LOG_ERROR);
-#define T(f) cmocka_unit_test_setup(f, each)
+#define T(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
         T(small_endpoints), T(a_completion_and_a_chat), T(ends_are_told), T(streams_of_chats),
         T(probabilities_have_openais_shape), T(ids_without_a_tokenizer), T(errors_of_the_engine),

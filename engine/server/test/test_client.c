@@ -129,7 +129,7 @@ void cl_free(struct answer *a)
     km_buf_free(&a->body);
 }
 
-void cl_ask(int port, const char *path, const char *body, struct answer *a)
+void cl_request(int port, const char *path, const char *body, struct answer *a)
 {
     struct km_buf b = {0}, rest = {0};
     if (body)
@@ -150,7 +150,7 @@ cJSON *cl_json(int port, const char *path, const char *body, int status)
     struct answer a;
     struct km_err err = {0};
     cJSON *v = NULL;
-    cl_ask(port, path, body, &a);
+    cl_request(port, path, body, &a);
     if (a.status != status)
         fail_msg("%s %.200s: %d instead of %d: %s", path, body ? body : "", a.status, status, km_buf_str(&a.body));
     if (km_json_parse(km_buf_str(&a.body), a.body.len, &v, &err))
@@ -227,7 +227,7 @@ void cl_stream_parse(const struct km_buf *body, struct streamed *s)
 void cl_stream(int port, const char *path, const char *body, struct streamed *s)
 {
     struct answer a;
-    cl_ask(port, path, body, &a);
+    cl_request(port, path, body, &a);
     if (a.status != 200)
         fail_msg("%s: %d %s", body, a.status, km_buf_str(&a.body));
     assert_non_null(strstr(a.head.data, "text/event-stream"));
@@ -244,7 +244,7 @@ void cl_stream_free(struct streamed *s)
 double cl_metric(int port, const char *name)
 {
     struct answer a;
-    cl_ask(port, "/metrics", NULL, &a);
+    cl_request(port, "/metrics", NULL, &a);
     assert_int_equal(a.status, 200);
     double v = -1;
     size_t n = strlen(name);

@@ -17,7 +17,7 @@ void cl_send(int fd, const char *s, size_t n);
 bool cl_read(int fd, struct km_buf *rest, struct answer *a);
 void cl_free(struct answer *a);
 /* One request on its own connection. body NULL: GET. */
-void cl_ask(int port, const char *path, const char *body, struct answer *a);
+void cl_request(int port, const char *path, const char *body, struct answer *a);
 /* The same with an answer that must be JSON with this status. */
 cJSON *cl_json(int port, const char *path, const char *body, int status);
 

@@ -8,48 +8,48 @@
 
 #include <unistd.h>
 
-struct stage up;
+struct test_server server;
 
 static void *serve(void *arg)
 {
     (void)arg;
-    up.rc = srv_run(up.s, up.signals, NULL);
+    server.rc = srv_run(server.s, server.signals, NULL);
     return NULL;
 }
 
-void start_with(struct srv_opts o, const struct tok *t, bool signals)
+void server_start_with(struct srv_opts o, const struct tok *t, bool signals)
 {
     struct km_err err = {0};
     o.port = 0;
-    if (srv_open(&up.s, &o, fake_eng(), t, &err))
+    if (srv_open(&server.s, &o, fake_eng(), t, &err))
         fail_msg("%s", err.msg);
-    up.port = srv_port(up.s);
-    up.signals = signals;
-    pthread_create(&up.thread, NULL, serve, NULL);
+    server.port = srv_port(server.s);
+    server.signals = signals;
+    pthread_create(&server.thread, NULL, serve, NULL);
 }
 
-void start(void)
+void server_start(void)
 {
-    start_with(srv_defaults(), fake_tok, false);
+    server_start_with(srv_defaults(), fake_tok, false);
 }
 
-void stop(void)
+void server_stop(void)
 {
-    srv_stop(up.s);
-    pthread_join(up.thread, NULL);
-    assert_int_equal(up.rc, 0);
-    srv_free(up.s);
-    up.s = NULL;
+    srv_stop(server.s);
+    pthread_join(server.thread, NULL);
+    assert_int_equal(server.rc, 0);
+    srv_free(server.s);
+    server.s = NULL;
 }
 
-int each(void **state)
+int server_setup(void **state)
 {
     (void)state;
     fake_reset();
     return 0;
 }
 
-void wait_for(atomic_int *v, int want)
+void wait_until_equal(atomic_int *v, int want)
 {
     int64_t until = km_now_ns() + 5000000000;
     while (*v != want && km_now_ns() < until)

@@ -11,19 +11,19 @@
 #define COMP "/v1/completions"
 #define CHAT "/v1/chat/completions"
 
-struct stage {
+struct test_server {
     struct srv *s;
     pthread_t thread;
     int port;
     bool signals;
     int rc;
 };
-extern struct stage up;
+extern struct test_server server;
 
-void start(void); /* with the defaults */
-void start_with(struct srv_opts o, const struct tok *t, bool signals);
-void stop(void);
-int each(void **state);                   /* before each test */
-void wait_for(atomic_int *v, int want);   /* at most 5 s */
+void server_start(void); /* with the defaults */
+void server_start_with(struct srv_opts o, const struct tok *t, bool signals);
+void server_stop(void);
+int server_setup(void **state);                   /* before each test */
+void wait_until_equal(atomic_int *v, int want);   /* at most 5 s */
 
 #endif

@@ -73,7 +73,7 @@ static void run_one(const char *bytes, size_t n, const char *const *stops, int n
         go = txt_push(&t, bytes + at, k, true);
         at += k;
         size_t from, len;
-        txt_take(&t, &from, &len);
+        txt_show(&t, &from, &len);
         km_buf_put(&got, km_buf_str(&t.text) + from, len);
         /* What is shown is a beginning of the final text, and made of whole characters. */
         assert_true(got.len <= want.len);
@@ -86,7 +86,7 @@ static void run_one(const char *bytes, size_t n, const char *const *stops, int n
     }
     txt_end(&t);
     size_t from, len;
-    txt_take(&t, &from, &len);
+    txt_show(&t, &from, &len);
     km_buf_put(&got, km_buf_str(&t.text) + from, len);
     assert_int_equal(got.len, want.len);
     assert_memory_equal(got.data, want.data, got.len);
@@ -121,7 +121,7 @@ static void shown(struct txt *t, const char *push, const char *want)
 {
     txt_push(t, push, strlen(push), true);
     size_t from, n;
-    txt_take(t, &from, &n);
+    txt_show(t, &from, &n);
     assert_int_equal(n, strlen(want));
     assert_memory_equal(km_buf_str(&t->text) + from, want, n);
 }
@@ -141,7 +141,7 @@ static void holds_back_no_more_than_needed(void **state)
     shown(&t, "ySTO", "y");
     shown(&t, "Q", "STOQ");
     shown(&t, "zSSTOX", "zSS");  /* TOX began inside STO */
-    assert_int_equal(t.hit, 1);
+    assert_int_equal(t.stopped_by, 1);
     txt_free(&t);
 
     txt_init(&t, &st);
@@ -156,7 +156,7 @@ static void holds_back_no_more_than_needed(void **state)
     txt_init(&t, &st);
     assert_true(txt_push(&t, "STOP ST", 7, false));
     shown(&t, "OP", "STOP STOP");
-    assert_int_equal(t.hit, -1);
+    assert_int_equal(t.stopped_by, -1);
     txt_free(&t);
     txt_stops_free(&st);
 }
@@ -177,7 +177,7 @@ static void long_stops_are_linear(void **state)
     size_t from, n, total = 0;
     for (int i = 0; i < 100000; i += 10) {
         assert_true(txt_push(&t, text + i, 10, true));
-        txt_take(&t, &from, &n);
+        txt_show(&t, &from, &n);
         total += n;
     }
     assert_int_equal(total, 80000);
