@@ -135,8 +135,8 @@ static void put_tool_calls(struct chat *c, const cJSON *calls, bool after_text)
     }
 }
 
-/* An assistant's turn. The template keeps its reasoning only behind the last question of a user: there always in the
- * last message, and in others if there is any. */
+/* An assistant's turn. The template drops the reasoning of turns before the last question of a user. Of the turns after
+ * it, the last one has a think block even without reasoning. */
 static void put_assistant(struct chat *c, const struct message *m, bool after_query, bool last)
 {
     const char *content = m->content, *reasoning = m->reasoning;

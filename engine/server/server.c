@@ -54,7 +54,7 @@ struct srv {
     time_t created;
     bool draining;             /* a shutdown has begun */
     bool forced;               /* the requests in work were ended */
-    int64_t drain_until;       /* when they are, by km_now_ns */
+    int64_t drain_until;       /* when the requests in work are ended, by km_now_ns */
     atomic_bool stop;
 };
 

@@ -1,4 +1,5 @@
-/* Connections: clients that leave, trickle, do not read, pipeline, disagree about framing, or come in crowds. */
+/* Connections: clients that disconnect, send slowly, do not read, pipeline, frame their requests ambiguously, or are
+ * many. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -20,8 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Status of a raw request, and whether the server closed after it. */
-static int raw(const char *bytes, size_t n, bool *closed)
+/* The status that these bytes are answered with; *closed: the server then closes and sends nothing else. */
+static int send_raw(const char *bytes, size_t n, bool *closed)
 {
     struct km_buf rest = {0};
     struct answer a = {0};
@@ -39,21 +40,17 @@ static int raw(const char *bytes, size_t n, bool *closed)
 
 static int open_stream(const char *prompt, int n, int max_tokens)
 {
-    char body[300], req[600];
+    char body[300];
     snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%s\",\"n\":%d,\"max_tokens\":%d,\"stream\":true}", prompt, n, max_tokens);
-    int len = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-                                        "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
-    int fd = cl_connect(server.port);
-    cl_send(fd, req, (size_t)len);
-    return fd;
+    return cl_start(server.port, COMP, body);
 }
 
-static void a_vanished_client_is_cancelled(void **state)
+static void a_disconnected_client_is_cancelled(void **state)
 {
     (void)state;
     server_start();
     for (int i = 0; i < 20; i++) {
-        /* Leaves at different points of the stream, politely and not, with one choice and with four. */
+        /* Disconnects at different points of the stream, by FIN and by RST, with one choice and with four. */
         int choices = i % 2 ? 4 : 1;
         int fd = open_stream("abcdef", choices, 3000);
         wait_until_equal(&fake.live, choices);
@@ -69,7 +66,7 @@ static void a_vanished_client_is_cancelled(void **state)
         wait_until_equal(&fake.live, 0);
         wait_until_equal(&fake.cancelled_abort, aborts + choices);
     }
-    /* Before the first token, and without a stream. */
+    /* Disconnects before the first token. */
     fake.paused = 1;
     int fd = open_stream("abc", 2, 100);
     wait_until_equal(&fake.live, 2);
@@ -81,7 +78,7 @@ static void a_vanished_client_is_cancelled(void **state)
     assert_true(cl_metric(server.port, "kvmark_http_requests_live") == 0);
     /* A finished request is not cancelled. */
     int aborts = fake.cancelled_abort;
-    cJSON_Delete(cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 200));
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 200);
     assert_int_equal(fake.cancelled_abort, aborts);
     server_stop();
 }
@@ -106,7 +103,7 @@ static void *stream_thread(void *arg)
     return NULL;
 }
 
-static void many_streams_at_once(void **state)
+static void concurrent_streams(void **state)
 {
     (void)state;
     server_start();
@@ -124,7 +121,7 @@ static void many_streams_at_once(void **state)
     server_stop();
 }
 
-static void ambiguous_framing_closes(void **state)
+static void ambiguous_framing_closes_the_connection(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
@@ -154,7 +151,7 @@ static void ambiguous_framing_closes(void **state)
         {J "Transfer-Encoding: chunked\r\n\r\n3E9\r\n", 413},
         {J "Expect: later\r\nContent-Length: 31\r\n\r\n" B, 417},
         {J "Content-Type: text/plain\r\nX\r\n\r\n", 400},
-        /* Refused with a body to come: closed, and the body is not read as a request. */
+        /* Refused before the body: the connection closes, and the body is not read as a request. */
         {"POST /nowhere HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 404},
         {"POST /health HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 405},
         {"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 415},
@@ -163,29 +160,29 @@ static void ambiguous_framing_closes(void **state)
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         bool closed;
-        int got = raw(rows[i].s, strlen(rows[i].s), &closed);
+        int got = send_raw(rows[i].s, strlen(rows[i].s), &closed);
         if (got != rows[i].status || !closed)
             fail_msg("row %zu: %d%s instead of %d", i, got, closed ? "" : " and open", rows[i].status);
     }
     bool closed;
-    assert_int_equal(raw(J "\r\n", strlen(J "\r\n"), &closed), 411);
+    assert_int_equal(send_raw(J "\r\n", strlen(J "\r\n"), &closed), 411);
     struct km_buf big = {0};
     km_buf_puts(&big, "GET /");
     for (int i = 0; i < 70000; i++)
         km_buf_putc(&big, 'a');
-    assert_int_equal(raw(big.data, big.len, &closed), 414);
+    assert_int_equal(send_raw(big.data, big.len, &closed), 414);
     km_buf_clear(&big);
     km_buf_puts(&big, "GET /health HTTP/1.1\r\nHost: h\r\n");
     for (int i = 0; i < 10000; i++)
         km_buf_printf(&big, "X-%d: y\r\n", i);
-    assert_int_equal(raw(big.data, big.len, &closed), 431);
+    assert_int_equal(send_raw(big.data, big.len, &closed), 431);
     km_buf_free(&big);
-    assert_int_equal(fake.submitted, 0); /* no smuggled request ran */
-    cJSON_Delete(cl_json(server.port, COMP, B, 200));
+    assert_int_equal(fake.submitted, 0); /* no smuggled request was run */
+    cl_expect(server.port, COMP, B, 200);
     server_stop();
 }
 
-static void pipelined_requests_in_order(void **state)
+static void pipelined_requests_are_answered_in_order(void **state)
 {
     (void)state;
     server_start();
@@ -225,7 +222,7 @@ static void pipelined_requests_in_order(void **state)
     server_stop();
 }
 
-static void expectations_never_stall(void **state)
+static void expect_100_continue_never_stalls(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
@@ -262,7 +259,7 @@ static void expectations_never_stall(void **state)
     server_stop();
 }
 
-static void keys_are_wanted(void **state)
+static void an_api_key_is_required(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
@@ -283,18 +280,18 @@ static void keys_are_wanted(void **state)
         char req[300];
         bool closed;
         int n = snprintf(req, sizeof req, "GET %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n%s\r\n", rows[i].path, rows[i].auth);
-        assert_int_equal(raw(req, (size_t)n, &closed), rows[i].status);
+        assert_int_equal(send_raw(req, (size_t)n, &closed), rows[i].status);
     }
     server_stop();
 }
 
-static void versions_and_heads(void **state)
+static void head_requests_and_http_1_0(void **state)
 {
     (void)state;
     server_start();
     struct km_buf rest = {0};
     struct answer a;
-    /* HEAD has the headers and no body; the connection goes on. */
+    /* HEAD has the headers of GET without the body, and the connection stays open. */
     int fd = cl_connect(server.port);
     const char *two = "HEAD /v1/models HTTP/1.1\r\nHost: h\r\n\r\nGET /health HTTP/1.1\r\nHost: h\r\n\r\n";
     cl_send(fd, two, strlen(two));
@@ -304,10 +301,10 @@ static void versions_and_heads(void **state)
         assert_true(n > 0);
         km_buf_put(&rest, buf, (size_t)n);
     }
-    assert_non_null(strstr(rest.data, "Content-Length: 1")); /* of the body that GET would send: 100 and some */
+    assert_non_null(strstr(rest.data, "Content-Length: 1")); /* of the body that GET sends, 100 to 199 bytes */
     km_buf_clear(&rest);
     close(fd);
-    /* HTTP/1.0: no chunks, the end is the end of the stream. */
+    /* HTTP/1.0 has no chunked coding: the end of the connection ends the stream. */
     fd = cl_connect(server.port);
     const char *body = "{" MODEL ",\"prompt\":\"abc\",\"stream\":true,\"max_tokens\":4}";
     char old[400];
@@ -328,14 +325,14 @@ static void versions_and_heads(void **state)
     server_stop();
 }
 
-static void slow_clients_are_cut(void **state)
+static void slow_clients_are_disconnected(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
     o.read_timeout = 0.4;
     o.idle_timeout = 0.6;
     server_start_with(o, fake_tok, false);
-    /* A head, and a body, at a few bytes a second: 408, whatever still trickles in. */
+    /* A head, and a body, of which a byte comes every 100 ms: 408 at the deadline, although bytes still come. */
     static const char *const starts[] = {"GET /hea", J "Content-Length: 31\r\n\r\n{\"mo"};
     for (int i = 0; i < 2; i++) {
         int fd = cl_connect(server.port);
@@ -353,12 +350,12 @@ static void slow_clients_are_cut(void **state)
         km_buf_free(&rest);
         close(fd);
     }
-    /* An idle connection just closes. */
+    /* An idle connection is closed without an answer. */
     int fd = cl_connect(server.port);
     char c;
     assert_int_equal(recv(fd, &c, 1, 0), 0);
     close(fd);
-    /* A stream that nobody reads: dropped and cancelled, while others go on. */
+    /* A stream that its client does not read: the connection is closed and its requests are cancelled. */
     fake.step_us = 50;
     fd = open_stream("abcdefgh", 128, 3900);
     wait_until_equal(&fake.live, 128);
@@ -371,7 +368,7 @@ static void slow_clients_are_cut(void **state)
     server_stop();
 }
 
-static void too_many_connections_wait(void **state)
+static void connections_above_the_limit_wait(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
@@ -394,7 +391,7 @@ static void too_many_connections_wait(void **state)
     server_stop();
 }
 
-static void no_descriptors_left(void **state)
+static void the_server_waits_for_file_descriptors(void **state)
 {
     (void)state;
     struct rlimit was, low = {128, 128};
@@ -407,7 +404,7 @@ static void no_descriptors_left(void **state)
         clients[i] = socket(AF_INET, SOCK_STREAM, 0);
     while ((fill[n] = dup(0)) >= 0)
         n++;
-    /* The handshake is the kernel's; the server cannot accept. It must wait, and not spin. */
+    /* The kernel completes the handshakes, but the server cannot accept. It must wait without using the CPU. */
     const char *get = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)server.port),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -435,7 +432,7 @@ static void no_descriptors_left(void **state)
     server_stop();
 }
 
-static void stops_politely(void **state)
+static void a_signal_lets_streams_finish(void **state)
 {
     (void)state;
     server_start_with(srv_defaults(), fake_tok, true);
@@ -444,7 +441,7 @@ static void stops_politely(void **state)
     kill(getpid(), SIGTERM);
     struct km_buf rest = {0};
     struct answer a;
-    assert_true(cl_read(fd, &rest, &a)); /* runs to its end */
+    assert_true(cl_read(fd, &rest, &a)); /* the stream runs to its end */
     struct streamed s;
     cl_stream_parse(&a.body, &s);
     assert_int_equal(s.text[0].len, 400);
@@ -459,11 +456,19 @@ static void stops_politely(void **state)
     assert_int_equal(server.rc, 0);
     assert_int_equal(cl_connect(server.port), -1);
     srv_free(server.s);
+    km_buf_free(&rest);
+}
 
-    /* Asked twice, it does not wait: the stream ends in an error, not in a false stop. */
+static void a_second_signal_ends_streams(void **state)
+{
+    (void)state;
+    /* A second signal ends the wait: the stream ends with an error event, and without [DONE]. */
     server_start_with(srv_defaults(), fake_tok, true);
     fake.step_us = 20000;
-    fd = open_stream("abcd", 1, 3000);
+    int fd = open_stream("abcd", 1, 3000);
+    struct km_buf rest = {0};
+    struct answer a;
+    struct streamed s;
     char buf[10];
     assert_true(recv(fd, buf, 1, MSG_PEEK) > 0);
     kill(getpid(), SIGTERM);
@@ -481,7 +486,11 @@ static void stops_politely(void **state)
     pthread_join(server.thread, NULL);
     srv_free(server.s);
     assert_int_equal(fake.live, 0);
+}
 
+static void a_taken_port_is_named(void **state)
+{
+    (void)state;
     struct km_err err = {0};
     struct srv_opts o = srv_defaults();
     o.port = 0;
@@ -503,9 +512,10 @@ int main(void)
     km_log_level(KM_LOG_ERROR);
 #define T(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
-        T(a_vanished_client_is_cancelled), T(many_streams_at_once), T(ambiguous_framing_closes),
-        T(pipelined_requests_in_order), T(expectations_never_stall), T(keys_are_wanted), T(versions_and_heads),
-        T(slow_clients_are_cut), T(too_many_connections_wait), T(no_descriptors_left), T(stops_politely),
+        T(a_disconnected_client_is_cancelled), T(concurrent_streams), T(ambiguous_framing_closes_the_connection),
+        T(pipelined_requests_are_answered_in_order), T(expect_100_continue_never_stalls), T(an_api_key_is_required), T(head_requests_and_http_1_0),
+        T(slow_clients_are_disconnected), T(connections_above_the_limit_wait), T(the_server_waits_for_file_descriptors), T(a_signal_lets_streams_finish),
+        T(a_second_signal_ends_streams), T(a_taken_port_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -93,7 +93,7 @@ struct run {
     int64_t generated;
 };
 
-static void push(struct run *r, const struct eng_event *e)
+static void push_event(struct run *r, const struct eng_event *e)
 {
     if (r->n_ev == r->cap_ev) {
         r->cap_ev = r->cap_ev ? 2 * r->cap_ev : 256;
@@ -102,22 +102,24 @@ static void push(struct run *r, const struct eng_event *e)
     r->ev[r->n_ev++] = *e;
 }
 
-static void drop(struct run *r, int i)
+static void remove_request(struct run *r, int i)
 {
     km_free(r->live[i].prompt);
     r->live[i] = r->live[--r->n];
     fake.live = r->n;
 }
 
-static bool one(struct run *r, struct req *q)
+/* One token, or the end, of a request; false if it has ended. */
+static bool step_request(struct run *r, struct req *q)
 {
-    struct eng_event e = {.id = q->id, .user = q->user, .n_prompt = q->n_prompt, .stop_id = -1, .arrived_ns = q->arrived,
+    struct eng_event e = {.id = q->id, .user = q->user, .n_prompt = q->n_prompt, .stop_id = -1,
+                          .arrived_ns = q->arrived,
                           .scheduled_ns = q->arrived, .now_ns = km_now_ns(), .n_cached = q->n_prompt / 16 * 16,
                           .finish = ENG_RUNNING};
     if (fake.failed || q->dead || (q->fail && q->n_out == 3)) {
         e.finish = ENG_ERROR;
         e.n_output = q->n_out;
-        push(r, &e);
+        push_event(r, &e);
         return false;
     }
     int32_t id = q->prompt[q->n_out % q->n_prompt];
@@ -142,11 +144,11 @@ static bool one(struct run *r, struct req *q)
     } else if (q->n_out == q->max) {
         e.finish = ENG_LENGTH;
     }
-    push(r, &e);
+    push_event(r, &e);
     return e.finish == ENG_RUNNING;
 }
 
-static void *loop(void *arg)
+static void *run_steps(void *arg)
 {
     struct run *r = arg;
     for (;;) {
@@ -157,8 +159,8 @@ static void *loop(void *arg)
         int before = r->n_ev;
         if (!fake.paused)
             for (int i = r->n - 1; i >= 0; i--)
-                if (!one(r, &r->live[i]))
-                    drop(r, i);
+                if (!step_request(r, &r->live[i]))
+                    remove_request(r, i);
         bool news = r->n_ev > before;
         pthread_mutex_unlock(&r->lock);
         if (news)
@@ -177,7 +179,7 @@ int run_start(struct run **out, struct eng *e, void (*wake)(void *arg), void *ar
     r->wake = wake;
     r->arg = arg;
     pthread_mutex_init(&r->lock, NULL);
-    pthread_create(&r->thread, NULL, loop, r);
+    pthread_create(&r->thread, NULL, run_steps, r);
     *out = r;
     return 0;
 }
@@ -191,7 +193,7 @@ void run_free(struct run *r)
     pthread_mutex_unlock(&r->lock);
     pthread_join(r->thread, NULL);
     while (r->n)
-        drop(r, 0);
+        remove_request(r, 0);
     km_free(r->ev);
     km_free(r);
 }
@@ -201,9 +203,9 @@ int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct 
     pthread_mutex_lock(&r->lock);
     int rc = 0;
     if (fake.failed) {
-        rc = km_fail(err, KM_EDEVICE, "the device is gone");
+        rc = km_fail(err, KM_EDEVICE, "the device has failed");
     } else if (r->n >= fake.max_live) {
-        rc = km_fail(err, KM_ELIMIT, "the queue is full: %d requests wait", r->n);
+        rc = km_fail(err, KM_ELIMIT, "%d requests wait, and the queue is full; try again later", r->n);
     } else {
         struct req *n = &r->live[r->n++];
         *n = (struct req){.id = ++r->next, .user = q->user, .n_prompt = q->n_prompt, .max = q->max_tokens,
@@ -233,7 +235,7 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_lock(&r->lock);
     for (int i = 0; i < r->n; i++)
         if (r->live[i].id == id) {
-            drop(r, i);
+            remove_request(r, i);
             break;
         }
     if (finish == ENG_STOP)
@@ -279,6 +281,6 @@ bool run_failed(struct run *r, struct km_err *why)
 {
     (void)r;
     if (fake.failed)
-        km_fail(why, KM_EDEVICE, "the device is gone");
+        km_fail(why, KM_EDEVICE, "the device has failed");
     return fake.failed;
 }

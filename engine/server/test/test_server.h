@@ -1,4 +1,4 @@
-/* A server on a thread of its own for the tests, over the scripted engine and the byte tokenizer. One at a time. */
+/* One server on a thread of its own, with the fake engine and the fake tokenizer, for tests over real sockets. */
 #ifndef SRV_TEST_SERVER_H
 #define SRV_TEST_SERVER_H
 
@@ -15,15 +15,15 @@ struct test_server {
     struct srv *s;
     pthread_t thread;
     int port;
-    bool signals;
-    int rc;
+    bool signals; /* it handles SIGTERM and SIGINT */
+    int rc;       /* of srv_run */
 };
 extern struct test_server server;
 
-void server_start(void); /* with the defaults */
+int server_setup(void **state); /* cmocka's set-up of each test: resets the fake engine */
+void server_start(void);        /* default options, with the fake tokenizer */
 void server_start_with(struct srv_opts o, const struct tok *t, bool signals);
-void server_stop(void);
-int server_setup(void **state);                   /* before each test */
-void wait_until_equal(atomic_int *v, int want);   /* at most 5 s */
+void server_stop(void);         /* the run must have ended with 0 */
+void wait_until_equal(atomic_int *v, int want); /* fails after 5 s */
 
 #endif
