@@ -4,14 +4,14 @@
  * for.
  *
  * All memory is taken at eng_open, one block more for each request at submit: a step allocates nothing. The engine
- * itself decides little: sched.c owns pages and queues, xfer.c the cache layer, the backend the arithmetic. */
+ * itself decides little: sched.c owns pages and queues, connector.c the cache layer, the backend the arithmetic. */
 #include "engine/engine.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/engine_internal.h"
-#include "engine/flight.h"
-#include "engine/xfer.h"
+#include "engine/step.h"
+#include "engine/connector.h"
 
 #include <limits.h>
 #include <stdatomic.h>
@@ -28,18 +28,18 @@ struct eng {
     struct kv_geom geom;
     struct kv_copier copier;
     struct sch sched;
-    struct xf xf;                  /* unused without a port */
+    struct connector con;          /* unused without a port */
 
     _Atomic uint64_t last_id;
     struct seq **by_id;            /* [by_id_mask + 1], chained */
     uint64_t by_id_mask;
 
     int max_blocks;                /* of one request */
-    struct flight flights[2];      /* the second is for backends that run ahead */
-    int oldest, n_flying;          /* those in flight: flights[oldest], and the other behind it */
-    struct seq *ended;             /* requests that ended in flight: the step's arrays point into them */
-    struct fl_pace pace;
-    int64_t ended_ns;              /* when the last step was seen to end */
+    struct step steps[2];      /* the second is for backends that run ahead */
+    int oldest, n_in_flight;          /* those in flight: steps[oldest], and the other behind it */
+    struct seq *ended_in_flight;             /* requests that ended in flight: the step's arrays point into them */
+    struct step_times times;
+    int64_t last_retired_ns;              /* when the last step was seen to end */
     struct smp_result *results;    /* [max_num_seqs] */
     struct eng_events events;
 
@@ -148,7 +148,7 @@ static int settle_lengths(struct eng_opts *o, const struct kv_geom *g, const str
     return 0;
 }
 
-static int take_memory(struct eng *e, struct km_err *err)
+static int alloc_buffers(struct eng *e, struct km_err *err)
 {
     size_t r = (size_t)e->o.max_num_seqs, alive = r + (size_t)e->o.max_waiting, ids = 16;
     while (ids < alive)
@@ -160,8 +160,8 @@ static int take_memory(struct eng *e, struct km_err *err)
     e->events.cap = (int)alive;
     if (!e->by_id || !e->results || !e->events.v)
         return km_fail(err, KM_ENOMEM, "no memory for %zu requests", alive);
-    for (int i = 0; i <= e->backend->ahead; i++) {
-        int rc = fl_take(&e->flights[i], e->o.max_num_batched_tokens, e->o.max_num_seqs, e->max_blocks, e->o.block_size,
+    for (int i = 0; i <= e->backend->async_sched; i++) {
+        int rc = step_init(&e->steps[i], e->o.max_num_batched_tokens, e->o.max_num_seqs, e->max_blocks, e->o.block_size,
                          err);
         if (rc)
             return rc;
@@ -202,7 +202,7 @@ int eng_plan(struct plan *out, struct eng_opts *o, const struct mdl *m, const st
     return rc ? rc : settle_lengths(o, &out->geom, c, err);
 }
 
-static int open_parts(struct eng *e, struct km_err *err)
+static int open_engine(struct eng *e, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(e->m);
     int rc = check_options(&e->o, c, e->port, err);
@@ -215,7 +215,7 @@ static int open_parts(struct eng *e, struct km_err *err)
     if (rc)
         return rc;
     e->max_blocks = (e->o.max_model_len + e->o.block_size - 1) / e->o.block_size;
-    rc = take_memory(e, err);
+    rc = alloc_buffers(e, err);
     if (!rc)
         rc = pg_new(&e->sched.pages, e->geom.n_pages, err);
     if (!rc && e->o.prefix_caching)
@@ -227,7 +227,7 @@ static int open_parts(struct eng *e, struct km_err *err)
     e->sched.max_tokens = e->o.max_num_batched_tokens;
     if (!e->port)
         return 0;
-    xf_init(&e->xf, e->port, &e->sched, e->max_blocks);
+    con_init(&e->con, e->port, &e->sched, e->max_blocks);
     e->copier = (struct kv_copier){e, copier_copy, copier_poll, e->backend->host_alloc ? copier_alloc : NULL, copier_free};
     rc = e->port->attach(e->port->self, &e->geom, &e->copier, err);
     e->attached = !rc;
@@ -244,7 +244,7 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
     e->m = m;
     e->backend = backend;
     e->port = port;
-    int rc = open_parts(e, err);
+    int rc = open_engine(e, err);
     if (rc) {
         eng_close(e);
         return rc;
@@ -253,7 +253,7 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
     return 0;
 }
 
-static struct seq **place_of(struct eng *e, uint64_t id)
+static struct seq **slot_of_id(struct eng *e, uint64_t id)
 {
     struct seq **at = &e->by_id[id & e->by_id_mask];
     while (*at && (*at)->id != id)
@@ -261,29 +261,29 @@ static struct seq **place_of(struct eng *e, uint64_t id)
     return at;
 }
 
-static void end(struct eng *e, struct seq *q, enum eng_finish finish)
+static void end_seq(struct eng *e, struct seq *q, enum eng_finish finish)
 {
     e->n.finished[finish]++;
     if (e->port)
-        xf_end(&e->xf, q);
-    bool flies = q->n_now && e->n_flying;
+        con_close_seq(&e->con, q);
+    bool in_flight = q->n_rows && e->n_in_flight;
     sch_remove(&e->sched, q);
-    *place_of(e, q->id) = q->chain;
-    if (flies) {
-        q->next = e->ended;
-        e->ended = q;
+    *slot_of_id(e, q->id) = q->chain;
+    if (in_flight) {
+        q->next = e->ended_in_flight;
+        e->ended_in_flight = q;
     } else {
         seq_free(q);
     }
 }
 
-static void end_list(struct eng *e, struct seq_list *l)
+static void end_all(struct eng *e, struct seq_list *l)
 {
     while (l->head)
-        end(e, l->head, ENG_ABORT);
+        end_seq(e, l->head, ENG_ABORT);
 }
 
-static void nap(void)
+static void sleep_briefly(void)
 {
     nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
 }
@@ -291,12 +291,12 @@ static void nap(void)
 /* Waits for the oldest step in flight, which then is in none. */
 static int wait_oldest(struct eng *e, struct km_err *err)
 {
-    struct flight *f = &e->flights[e->oldest];
-    int rc = e->backend->wait(e->be, f->ticket, e->results, err);
-    e->oldest ^= e->backend->ahead;
-    e->n_flying--;
-    for (struct seq *q; (q = e->ended);) { /* nobody has ended since a step was given behind this one */
-        e->ended = q->next;
+    struct step *s = &e->steps[e->oldest];
+    int rc = e->backend->wait(e->be, s->ticket, e->results, err);
+    e->oldest ^= e->backend->async_sched;
+    e->n_in_flight--;
+    for (struct seq *q; (q = e->ended_in_flight);) { /* nobody has ended since a step was given behind this one */
+        e->ended_in_flight = q->next;
         seq_free(q);
     }
     return rc;
@@ -306,30 +306,30 @@ void eng_close(struct eng *e)
 {
     if (!e)
         return;
-    while (e->n_flying)
+    while (e->n_in_flight)
         wait_oldest(e, NULL);
-    end_list(e, &e->sched.running);
-    end_list(e, &e->sched.loading);
-    end_list(e, &e->sched.waiting);
+    end_all(e, &e->sched.running);
+    end_all(e, &e->sched.loading);
+    end_all(e, &e->sched.waiting);
     if (e->attached) {
-        for (; e->xf.n_open; nap()) /* the port promises that every ticket ends */
-            xf_poll(&e->xf);
+        for (; e->con.n_open; sleep_briefly()) /* the port promises that every ticket ends */
+            con_poll(&e->con);
         e->port->detach(e->port->self);
-        xf_free(&e->xf);
+        con_deinit(&e->con);
     }
     if (e->be)
         e->backend->close(e->be);
     pg_free(e->sched.pages);
     px_free(e->sched.prefix);
     km_free(e->by_id);
-    fl_free(&e->flights[0]);
-    fl_free(&e->flights[1]);
+    step_deinit(&e->steps[0]);
+    step_deinit(&e->steps[1]);
     km_free(e->results);
     km_free(e->events.v);
     km_free(e);
 }
 
-int eng_make(struct eng *e, const struct eng_request *r, struct seq **out, struct km_err *err)
+int eng_prepare(struct eng *e, const struct eng_request *r, struct seq **out, struct km_err *err)
 {
     int rc = seq_new(out, r, &e->o, mdl_config(e->m), err);
     if (rc)
@@ -340,7 +340,7 @@ int eng_make(struct eng *e, const struct eng_request *r, struct seq **out, struc
     return 0;
 }
 
-void eng_add(struct eng *e, struct seq *q)
+void eng_enqueue(struct eng *e, struct seq *q)
 {
     if (e->backend->now)
         q->arrived_ns = now(e);
@@ -358,19 +358,19 @@ int eng_submit(struct eng *e, const struct eng_request *r, uint64_t *id, struct 
         return km_fail(err, KM_ELIMIT, "%d requests wait already, and the queue holds %d: try again later",
                        e->sched.waiting.n, e->o.max_waiting);
     struct seq *q;
-    int rc = eng_make(e, r, &q, err);
+    int rc = eng_prepare(e, r, &q, err);
     if (rc)
         return rc;
-    eng_add(e, q);
+    eng_enqueue(e, q);
     *id = q->id;
     return 0;
 }
 
 void eng_cancel(struct eng *e, uint64_t id, enum eng_finish finish)
 {
-    struct seq *q = *place_of(e, id);
+    struct seq *q = *slot_of_id(e, id);
     if (q)
-        end(e, q, finish);
+        end_seq(e, q, finish);
 }
 
 static struct eng_event *report(struct eng *e, const struct seq *q, enum eng_finish finish, int64_t at)
@@ -395,57 +395,57 @@ static struct eng_event *report(struct eng *e, const struct seq *q, enum eng_fin
 static void admit(struct eng *e)
 {
     int64_t at = now(e);
-    for (struct seq *q; (q = sch_next(&e->sched));) {
-        int external = e->port ? xf_lookup(&e->xf, q) : 0;
-        if (sch_admit(&e->sched, q, external) == SCH_FULL)
+    for (struct seq *q; (q = sch_next_waiting(&e->sched));) {
+        int external = e->port ? con_lookup(&e->con, q) : 0;
+        if (sch_admit(&e->sched, q, external) == ADMIT_FULL)
             return;
         if (q->scheduled_ns < 0)
             q->scheduled_ns = at;
         if (e->port)
-            xf_admitted(&e->xf, q);
+            con_load(&e->con, q);
     }
 }
 
 /* Schedules a step and gives it to the backend, if it has rows. */
-static int give(struct eng *e, struct km_err *err)
+static int submit_step(struct eng *e, struct km_err *err)
 {
-    sch_begin(&e->sched);
+    sch_begin_step(&e->sched);
     admit(e);
-    struct flight *f = &e->flights[(e->oldest + e->n_flying) % 2];
-    fl_fill(f, &e->sched);
-    if (!f->in.n_tokens)
+    struct step *s = &e->steps[(e->oldest + e->n_in_flight) % 2];
+    step_fill(s, &e->sched);
+    if (!s->batch.n_tokens)
         return 0;
-    f->began = now(e);
-    int rc = e->backend->step(e->be, &f->in, &f->ticket, err);
+    s->submitted_ns = now(e);
+    int rc = e->backend->step(e->be, &s->batch, &s->ticket, err);
     if (rc)
         return rc;
-    e->n.ahead_steps += e->n_flying;
-    e->n_flying++;
+    e->n.async_steps += e->n_in_flight;
+    e->n_in_flight++;
     return 0;
 }
 
 /* Whether the newest token ends q. An end token, which below min_tokens was banned, wins over the length, as in vLLM. */
-static enum eng_finish verdict(const struct seq *q, int32_t token)
+static enum eng_finish finish_after(const struct seq *q, int32_t token)
 {
-    for (int i = 0; i < q->n_ends; i++)
-        if (q->ends[i] == token)
+    for (int i = 0; i < q->n_end_ids; i++)
+        if (q->end_ids[i] == token)
             return ENG_STOP;
     return seq_output(q) >= q->max_tokens ? ENG_LENGTH : ENG_RUNNING;
 }
 
 /* A row of q ran that nobody could sample: it counts for nothing, nor does what a step behind made of it. */
-static void again(struct eng *e, struct seq *q)
+static void discard_result(struct eng *e, struct seq *q)
 {
-    if (q->n_now && e->n_flying)
-        e->flights[e->oldest].ids[q->at] = 0;
+    if (q->n_rows && e->n_in_flight)
+        e->steps[e->oldest].req_ids[q->batch_index] = 0;
     q->by_host = true;
-    sch_discard(q);
+    sch_discard_rows(q);
 }
 
 /* q was sampled: an event, and perhaps its end. */
-static void take_token(struct eng *e, struct seq *q, const struct smp_result *result, int64_t at)
+static void report_token(struct eng *e, struct seq *q, const struct smp_result *result, int64_t at)
 {
-    enum eng_finish finish = verdict(q, result->id);
+    enum eng_finish finish = finish_after(q, result->id);
     struct eng_event *v = report(e, q, finish, at);
     v->has_token = true;
     v->token = *result;
@@ -454,23 +454,23 @@ static void take_token(struct eng *e, struct seq *q, const struct smp_result *re
     if (v->n_output == 1)
         e->n.prompt_tokens += q->n_prompt;
     if (finish != ENG_RUNNING)
-        end(e, q, finish);
+        end_seq(e, q, finish);
 }
 
 /* The step ran: progress for those of its requests that are still there, and an event for each that was sampled. */
-static void collect(struct eng *e, const struct flight *f)
+static void apply_results(struct eng *e, const struct step *s)
 {
-    const struct batch *b = &f->in;
+    const struct batch *b = &s->batch;
     int64_t at = now(e);
     for (int r = 0, sample = 0; r < b->n_reqs; r++) {
         int rows = b->q_start[r + 1] - b->q_start[r];
         bool sampled = sample < b->n_samples && b->samples[sample].row == b->q_start[r + 1] - 1;
         const struct smp_result *result = sampled ? &e->results[sample++] : NULL;
-        struct seq *q = f->ids[r] ? *place_of(e, f->ids[r]) : NULL;
+        struct seq *q = s->req_ids[r] ? *slot_of_id(e, s->req_ids[r]) : NULL;
         if (!q || (result && result->id < 0)) {
             e->n.wasted_rows += rows;
             if (q)
-                again(e, q);
+                discard_result(e, q);
             continue;
         }
         e->n.computed_tokens += rows;
@@ -478,40 +478,40 @@ static void collect(struct eng *e, const struct flight *f)
             q->tokens[q->n_tokens++] = result->id;
             q->by_host = result->by_host;
         }
-        sch_computed(&e->sched, q);
+        sch_retire_rows(&e->sched, q);
         if (e->port)
-            xf_store(&e->xf, q);
+            con_store(&e->con, q);
         if (result)
-            take_token(e, q, result, at);
+            report_token(e, q, result, at);
     }
 }
 
 /* When the device came to f, the oldest step in flight: not before the one ahead of it had ended. */
-static int64_t reached(const struct eng *e, const struct flight *f)
+static int64_t started_ns(const struct eng *e, const struct step *s)
 {
-    return f->began > e->ended_ns ? f->began : e->ended_ns;
+    return s->submitted_ns > e->last_retired_ns ? s->submitted_ns : e->last_retired_ns;
 }
 
 /* The oldest step in flight ends: how long it took, and what came of it. */
-static int land(struct eng *e, struct km_err *err)
+static int retire_step(struct eng *e, struct km_err *err)
 {
-    const struct flight *f = &e->flights[e->oldest];
+    const struct step *s = &e->steps[e->oldest];
     int rc = wait_oldest(e, err);
     if (rc)
         return rc;
     int64_t at = now(e);
-    if (f->plain)
-        fl_note(&e->pace, f, at - reached(e, f));
-    e->ended_ns = at;
+    if (s->is_async_decode)
+        step_times_add(&e->times, s, at - started_ns(e, s));
+    e->last_retired_ns = at;
     e->n.steps++;
-    collect(e, f);
+    apply_results(e, s);
     return 0;
 }
 
 /* A step failed: the requests of all in flight end with an error, and with the device gone all others too. */
-static void fail_steps(struct eng *e, int rc)
+static void fail_requests(struct eng *e, int rc)
 {
-    while (e->n_flying)
+    while (e->n_in_flight)
         wait_oldest(e, NULL);
     int64_t at = now(e);
     e->dead = rc == KM_EDEVICE;
@@ -519,10 +519,10 @@ static void fail_steps(struct eng *e, int rc)
     for (int i = 0; i < 3; i++)
         for (struct seq *q = lists[i]->head, *next; q; q = next) {
             next = q->next;
-            if (!q->n_now && !q->n_before && !e->dead)
+            if (!q->n_rows && !q->n_rows_before && !e->dead)
                 continue;
             report(e, q, ENG_ERROR, at);
-            end(e, q, ENG_ERROR);
+            end_seq(e, q, ENG_ERROR);
         }
 }
 
@@ -531,29 +531,29 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
     e->events.n = 0;
     e->events.stalled = false;
     e->events.busy_until_ns = 0;
-    if (e->port && e->xf.n_open)
-        xf_poll(&e->xf);
+    if (e->port && e->con.n_open)
+        con_poll(&e->con);
     if (e->dead) {
-        fail_steps(e, KM_EDEVICE);
+        fail_requests(e, KM_EDEVICE);
         e->events.stalled = !eng_idle(e);
         *out = e->events;
         return km_fail(err, KM_EDEVICE, "the %s device failed: start the engine again", e->backend->name);
     }
-    bool flying = e->n_flying;
-    const struct flight *f = &e->flights[e->oldest];
+    bool was_in_flight = e->n_in_flight;
+    const struct step *s = &e->steps[e->oldest];
     int rc = 0;
-    if (!flying || (f->plain && sch_can_follow(&e->sched)))
-        rc = give(e, err);
-    if (!rc && !e->n_flying)
+    if (!was_in_flight || (s->is_async_decode && sch_can_schedule_async(&e->sched)))
+        rc = submit_step(e, err);
+    if (!rc && !e->n_in_flight)
         e->events.stalled = !eng_idle(e);
-    else if (!rc && (flying || !f->plain || !e->backend->ahead))
-        rc = land(e, err);
+    else if (!rc && (was_in_flight || !s->is_async_decode || !e->backend->async_sched))
+        rc = retire_step(e, err);
     if (rc)
-        fail_steps(e, rc);
-    f = &e->flights[e->oldest];
-    if (e->n_flying && f->plain && !e->backend->now) {
-        int64_t takes = fl_guess(&e->pace, f);
-        e->events.busy_until_ns = takes ? reached(e, f) + takes : 0;
+        fail_requests(e, rc);
+    s = &e->steps[e->oldest];
+    if (e->n_in_flight && s->is_async_decode && !e->backend->now) {
+        int64_t takes = step_times_estimate(&e->times, s);
+        e->events.busy_until_ns = takes ? started_ns(e, s) + takes : 0;
     }
     *out = e->events;
     return rc;
@@ -561,23 +561,23 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
 
 bool eng_idle(const struct eng *e)
 {
-    return !sch_alive(&e->sched) && !e->xf.n_open && !e->n_flying;
+    return !sch_n_requests(&e->sched) && !e->con.n_open && !e->n_in_flight;
 }
 
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
 {
     /* Without requests only stores can hold pages, and they end by themselves. */
-    for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->xf.n_open; nap()) {
-        xf_poll(&e->xf);
-        if (sch_alive(&e->sched) || km_now_ns() > until)
+    for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->con.n_open; sleep_briefly()) {
+        con_poll(&e->con);
+        if (sch_n_requests(&e->sched) || km_now_ns() > until)
             break;
     }
     struct pg_counts c = pg_counts(e->sched.pages);
     int used = c.pages - c.free - c.lru;
     if (used)
         return km_fail(err, KM_ELIMIT, "%d requests and %d transfers hold %d blocks: reset when they have ended",
-                       sch_alive(&e->sched), e->xf.n_open, used);
-    sch_forget(&e->sched);
+                       sch_n_requests(&e->sched), e->con.n_open, used);
+    sch_evict_cached(&e->sched);
     if (external && e->port && e->port->reset(e->port->self) < 0)
         return km_fail(err, KM_ELIMIT, "the cache layer kept chunks that are still in use: reset again later");
     return 0;
@@ -617,17 +617,17 @@ const struct mdl *eng_model(const struct eng *e)
 }
 
 /* The rows that requests have in a step are those of the step in flight. */
-static int check_flight(const struct eng *e, struct km_err *err)
+static int check_in_flight(const struct eng *e, struct km_err *err)
 {
-    const struct flight *f = &e->flights[e->oldest];
-    if (e->n_flying > 1)
-        return km_fail(err, KM_EINVAL, "%d steps are in flight between calls", e->n_flying);
+    const struct step *s = &e->steps[e->oldest];
+    if (e->n_in_flight > 1)
+        return km_fail(err, KM_EINVAL, "%d steps are in flight between calls", e->n_in_flight);
     for (const struct seq *q = e->sched.running.head; q; q = q->next) {
-        bool in = e->n_flying && q->at < f->in.n_reqs && f->ids[q->at] == q->id;
-        int rows = in ? f->in.q_start[q->at + 1] - f->in.q_start[q->at] : 0;
-        if (q->n_before || q->n_now != rows)
+        bool in = e->n_in_flight && q->batch_index < s->batch.n_reqs && s->req_ids[q->batch_index] == q->id;
+        int rows = in ? s->batch.q_start[q->batch_index + 1] - s->batch.q_start[q->batch_index] : 0;
+        if (q->n_rows_before || q->n_rows != rows)
             return km_fail(err, KM_EINVAL, "request %llu counts %d and %d rows in flight, the step has %d",
-                           (unsigned long long)q->id, q->n_before, q->n_now, rows);
+                           (unsigned long long)q->id, q->n_rows_before, q->n_rows, rows);
     }
     return 0;
 }
@@ -636,15 +636,15 @@ int eng_check(const struct eng *e, struct km_err *err)
 {
     int rc = sch_check(&e->sched, err), n = 0;
     if (!rc)
-        rc = check_flight(e, err);
+        rc = check_in_flight(e, err);
     if (!rc && e->port)
-        rc = xf_check(&e->xf, err);
+        rc = con_check(&e->con, err);
     for (uint64_t b = 0; b <= e->by_id_mask && !rc; b++)
         for (const struct seq *q = e->by_id[b]; q && !rc; q = q->chain, n++)
             if ((q->id & e->by_id_mask) != b)
                 rc = km_fail(err, KM_EINVAL, "request %llu is in the wrong place of the table of ids",
                              (unsigned long long)q->id);
-    if (!rc && n != sch_alive(&e->sched))
-        rc = km_fail(err, KM_EINVAL, "%d requests have ids, %d are on lists", n, sch_alive(&e->sched));
+    if (!rc && n != sch_n_requests(&e->sched))
+        rc = km_fail(err, KM_EINVAL, "%d requests have ids, %d are on lists", n, sch_n_requests(&e->sched));
     return rc;
 }

@@ -7,6 +7,7 @@
 #include "engine/dummy.h"
 #include "engine/safetensors.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -291,6 +292,16 @@ struct km_digest mdl_fingerprint(const struct mdl *m)
     return m->fingerprint;
 }
 
+float mdl_dummy_scale(const struct mdl_config *c, enum mdl_tensor t)
+{
+    const float base = 0.02f / 37837.2f;
+    int rows, cols;
+    mdl_shape(c, t, &rows, &cols);
+    if (cols == 1)
+        return 0;
+    return t == MDL_O || t == MDL_DOWN ? base / sqrtf(2.0f * (float)c->n_layers) : base;
+}
+
 /* dst[n] of type `as`, from element `first` of tensor t; a tied head is the embedding, also as a dummy. */
 static void make_dummy(const struct mdl *m, enum mdl_tensor t, int layer, uint64_t first, size_t n, enum km_dtype as,
                        void *dst)
@@ -298,7 +309,7 @@ static void make_dummy(const struct mdl *m, enum mdl_tensor t, int layer, uint64
     if (t == MDL_LM_HEAD && m->c.tied)
         t = MDL_EMBED;
     const uint64_t key = dmy_key(m->seed, t, layer);
-    const float scale = dmy_scale(&m->c, t);
+    const float scale = mdl_dummy_scale(&m->c, t);
     float *f = dst;
     uint16_t *h = dst;
     for (size_t i = 0; i < n; i++) {

@@ -15,7 +15,7 @@ struct list {
 
 struct pg_pool {
     struct page *v; /* [n] */
-    int n, returning;
+    int n, transfer_only;
     struct list free, lru; /* both are taken from the head */
 };
 
@@ -85,7 +85,7 @@ void pg_free(struct pg_pool *p)
     km_free(p);
 }
 
-int32_t pg_take(struct pg_pool *p)
+int32_t pg_alloc(struct pg_pool *p)
 {
     struct list *l = p->free.n ? &p->free : &p->lru;
     int32_t i = l->head;
@@ -100,7 +100,7 @@ void pg_ref(struct pg_pool *p, int32_t i)
 {
     struct page *g = &p->v[i];
     if (!g->refs && g->holds)
-        p->returning--;
+        p->transfer_only--;
     else if (!g->refs)
         unlink_page(p, home(p, i), i);
     g->refs++;
@@ -112,7 +112,7 @@ void pg_unref(struct pg_pool *p, int32_t i)
     if (--g->refs)
         return;
     if (g->holds)
-        p->returning++;
+        p->transfer_only++;
     else
         shelve(p, i);
 }
@@ -127,7 +127,7 @@ void pg_release(struct pg_pool *p, int32_t i)
     struct page *g = &p->v[i];
     if (--g->holds || g->refs)
         return;
-    p->returning--;
+    p->transfer_only--;
     shelve(p, i);
 }
 
@@ -171,7 +171,7 @@ int32_t pg_oldest(const struct pg_pool *p)
 
 struct pg_counts pg_counts(const struct pg_pool *p)
 {
-    return (struct pg_counts){.pages = p->n, .free = p->free.n, .lru = p->lru.n, .returning = p->returning};
+    return (struct pg_counts){.pages = p->n, .free = p->free.n, .lru = p->lru.n, .transfer_only = p->transfer_only};
 }
 
 /* One list: links agree in both directions, members are unused and of the right kind. */
@@ -204,19 +204,19 @@ int pg_check(const struct pg_pool *p, struct km_err *err)
         rc = check_list(p, &p->lru, true, err);
     if (rc)
         return rc;
-    int used = 0, returning = 0;
+    int used = 0, transfer_only = 0;
     for (int32_t i = 0; i < p->n; i++) {
         const struct page *g = &p->v[i];
         if (g->refs < 0 || g->holds < 0)
             return km_fail(err, KM_EINVAL, "page %d has %d references and %d holds", i, g->refs, g->holds);
         used += g->refs || g->holds;
-        returning += !g->refs && g->holds;
+        transfer_only += !g->refs && g->holds;
     }
     if (used + p->free.n + p->lru.n != p->n)
         return km_fail(err, KM_EINVAL, "%d pages in use, %d free and %d cached are not %d", used, p->free.n, p->lru.n,
                        p->n);
-    if (returning != p->returning)
-        return km_fail(err, KM_EINVAL, "%d pages are held by transfers alone, the record says %d", returning,
-                       p->returning);
+    if (transfer_only != p->transfer_only)
+        return km_fail(err, KM_EINVAL, "%d pages are held by transfers alone, the record says %d", transfer_only,
+                       p->transfer_only);
     return 0;
 }

@@ -62,7 +62,7 @@ void px_free(struct px *x)
     km_free(x);
 }
 
-struct km_digest px_root(struct px *x, const char *salt)
+struct km_digest px_root_key(struct px *x, const char *salt)
 {
     km_sha_begin(x->sha);
     km_sha_add(x->sha, salt ? "salt" : "none", 4);
@@ -71,7 +71,7 @@ struct km_digest px_root(struct px *x, const char *salt)
     return km_sha_end(x->sha);
 }
 
-struct km_digest px_next(struct px *x, const struct km_digest *parent, const int32_t *tokens)
+struct km_digest px_child_key(struct px *x, const struct km_digest *parent, const int32_t *tokens)
 {
     km_sha_begin(x->sha);
     km_sha_add(x->sha, parent->b, sizeof parent->b);

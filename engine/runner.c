@@ -90,7 +90,7 @@ static void drain(struct run *r)
     for (struct seq *q; (q = r->first);) {
         r->first = q->next;
         q->next = NULL;
-        eng_add(r->e, q);
+        eng_enqueue(r->e, q);
     }
     r->last = NULL;
     r->n_inside += r->n_first;
@@ -222,7 +222,7 @@ void run_free(struct run *r)
 int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct km_err *err)
 {
     struct seq *s;
-    int rc = eng_make(r->e, q, &s, err), most = eng_options(r->e)->max_waiting;
+    int rc = eng_prepare(r->e, q, &s, err), most = eng_options(r->e)->max_waiting;
     if (rc)
         return rc;
     pthread_mutex_lock(&r->lock);
@@ -274,7 +274,7 @@ int run_reset_cache(struct run *r, bool external, struct km_err *err)
     return rc;
 }
 
-int run_take(struct run *r, struct eng_events *out, struct km_err *err)
+int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
 {
     pthread_mutex_lock(&r->lock);
     int rc = 0, n = r->n_events;

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -285,11 +286,6 @@ static bool plain_name(const char *name)
     return n > 12 && n < 256 && name[0] != '.' && !strpbrk(name, "/\\") && !strcmp(name + n - 12, ".safetensors");
 }
 
-static int by_string(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
 /* Opens each file that the index names, once. */
 static int add_shards(struct st *s, const char *dir, const cJSON *map, struct km_err *err)
 {
@@ -313,7 +309,7 @@ static int add_shards(struct st *s, const char *dir, const cJSON *map, struct km
         names[i++] = kid->valuestring;
     }
     if (!rc) {
-        qsort(names, (size_t)n, sizeof *names, by_string);
+        km_sort_strings(names, (size_t)n);
         for (i = 0; i < n; i++)
             if (i == 0 || strcmp(names[i], names[distinct - 1]))
                 names[distinct++] = names[i];

@@ -43,7 +43,7 @@ static void enqueue(struct sch *s, struct seq *q)
 
 void sch_add(struct sch *s, struct seq *q)
 {
-    q->arrival = s->arrivals++;
+    q->arrival = s->n_arrivals++;
     enqueue(s, q);
 }
 
@@ -54,7 +54,7 @@ static bool grow(struct sch *s, struct seq *q, int n)
     if (need > pg_available(s->pages))
         return false;
     for (; need > 0; need--) {
-        int32_t page = pg_take(s->pages);
+        int32_t page = pg_alloc(s->pages);
         if (s->prefix)
             px_forget(s->prefix, page);
         pg_set_keyed(s->pages, page, false);
@@ -73,8 +73,8 @@ static void drop(struct sch *s, struct seq *q)
 static void preempt(struct sch *s, struct seq *q)
 {
     take_out(&s->running, q);
-    s->budget += q->n_now;
-    q->n_now = 0;
+    s->budget += q->n_rows;
+    q->n_rows = 0;
     drop(s, q);
     q->n_external = -1;
     q->n_preempted++;
@@ -103,16 +103,16 @@ static bool is_last(const struct seq *q, int rows)
     return rows && seq_output(q) + 1 >= q->max_tokens;
 }
 
-bool sch_can_follow(const struct sch *s)
+bool sch_can_schedule_async(const struct sch *s)
 {
     int need = 0;
     for (const struct seq *q = s->running.head; q; q = q->next) {
-        if (is_last(q, q->n_now)) {
+        if (is_last(q, q->n_rows)) {
             if (s->waiting.n)
                 return false;
             continue;
         }
-        int upto = q->n_computed + q->n_now + min_int(q->n_tokens - q->n_computed, s->max_tokens);
+        int upto = q->n_computed + q->n_rows + min_int(q->n_tokens - q->n_computed, s->max_tokens);
         int more = (upto + s->block_size - 1) / s->block_size - q->n_pages;
         need += more > 0 ? more : 0;
     }
@@ -122,13 +122,13 @@ bool sch_can_follow(const struct sch *s)
 /* Rows for a running request, at the cost of those after it in order. False: it is the last itself, and short. */
 static bool serve(struct sch *s, struct seq *q)
 {
-    if (is_last(q, q->n_before))
+    if (is_last(q, q->n_rows_before))
         return true;
     /* As many as before the row in flight, which adds a token. */
-    int from = q->n_computed + q->n_before, want = min_int(q->n_tokens - q->n_computed, s->budget);
+    int from = q->n_computed + q->n_rows_before, want = min_int(q->n_tokens - q->n_computed, s->budget);
     while (!grow(s, q, from + want)) {
         struct seq *last = last_running(s);
-        if (pg_counts(s->pages).returning || (last == q && s->loading.n)) {
+        if (pg_counts(s->pages).transfer_only || (last == q && s->loading.n)) {
             /* Take what there is, which leaves none to anybody else; the rest comes back when transfers end. */
             int room = (q->n_pages + pg_available(s->pages)) * s->block_size - from;
             want = min_int(want, room);
@@ -138,18 +138,18 @@ static bool serve(struct sch *s, struct seq *q)
             preempt(s, last);
         }
     }
-    q->n_now = want;
+    q->n_rows = want;
     s->budget -= want;
     return true;
 }
 
-void sch_begin(struct sch *s)
+void sch_begin_step(struct sch *s)
 {
     s->budget = s->max_tokens;
     s->closed = false;
     for (struct seq *q = s->running.head; q; q = q->next) {
-        q->n_before = q->n_now; /* 0 when no step is in flight */
-        q->n_now = 0;
+        q->n_rows_before = q->n_rows; /* 0 when no step is in flight */
+        q->n_rows = 0;
     }
     for (struct seq *q = s->running.head, *next; q && s->budget; q = next) {
         bool served = serve(s, q);
@@ -167,12 +167,12 @@ static void key_up_to(struct sch *s, struct seq *q, int n)
         if (q->n_keys)
             parent = &q->keys[q->n_keys - 1];
         else
-            root = px_root(s->prefix, q->salt);
-        q->keys[q->n_keys] = px_next(s->prefix, parent, q->tokens + (size_t)q->n_keys * (size_t)s->block_size);
+            root = px_root_key(s->prefix, q->salt);
+        q->keys[q->n_keys] = px_child_key(s->prefix, parent, q->tokens + (size_t)q->n_keys * (size_t)s->block_size);
     }
 }
 
-struct seq *sch_next(struct sch *s)
+struct seq *sch_next_waiting(struct sch *s)
 {
     struct seq *q = s->waiting.head;
     if (!q || s->closed || !s->budget || s->running.n + s->loading.n >= s->max_seqs || !pg_available(s->pages))
@@ -190,7 +190,7 @@ struct seq *sch_next(struct sch *s)
     return q;
 }
 
-enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external)
+enum sch_admission sch_admit(struct sch *s, struct seq *q, int n_external)
 {
     int hit = q->n_computed, most = (q->n_tokens - 1) / s->block_size * s->block_size;
     int to = min_int(n_external, most) / s->block_size * s->block_size;
@@ -199,7 +199,7 @@ enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external)
     if (!grow(s, q, load ? to : hit + now)) {
         drop(s, q);
         s->closed = true;
-        return SCH_FULL;
+        return ADMIT_FULL;
     }
     if (s->prefix && !q->n_preempted) {
         s->prefix_queries += q->n_tokens;
@@ -213,11 +213,11 @@ enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external)
     if (load) {
         q->load_from = hit;
         q->load_to = to;
-        return SCH_LOAD;
+        return ADMIT_LOAD;
     }
-    q->n_now = now;
+    q->n_rows = now;
     s->budget -= now;
-    return SCH_RUN;
+    return ADMIT_RUN;
 }
 
 static void publish(struct sch *s, struct seq *q)
@@ -231,7 +231,7 @@ static void publish(struct sch *s, struct seq *q)
             pg_set_keyed(s->pages, q->pages[q->n_published], true);
 }
 
-void sch_loaded(struct sch *s, struct seq *q, int good)
+void sch_load_done(struct sch *s, struct seq *q, int good)
 {
     good = good / s->block_size * s->block_size;
     q->n_computed = good < q->load_from ? q->load_from : min_int(good, q->load_to);
@@ -243,36 +243,36 @@ void sch_loaded(struct sch *s, struct seq *q, int good)
     insert_after(&s->running, s->running.tail, q);
 }
 
-void sch_give(struct sch *s, struct seq *q)
+void sch_schedule_loaded(struct sch *s, struct seq *q)
 {
     int now = min_int(q->n_tokens - q->n_computed, s->budget);
     if (!grow(s, q, q->n_computed + now))
         return;
-    q->n_now = now;
+    q->n_rows = now;
     s->budget -= now;
 }
 
-void sch_computed(struct sch *s, struct seq *q)
+void sch_retire_rows(struct sch *s, struct seq *q)
 {
-    int *rows = q->n_before ? &q->n_before : &q->n_now;
+    int *rows = q->n_rows_before ? &q->n_rows_before : &q->n_rows;
     q->n_computed += *rows;
     *rows = 0;
     publish(s, q);
 }
 
-void sch_discard(struct seq *q)
+void sch_discard_rows(struct seq *q)
 {
-    q->n_now = q->n_before = 0;
+    q->n_rows = q->n_rows_before = 0;
 }
 
 void sch_remove(struct sch *s, struct seq *q)
 {
     take_out(list_of(s, q), q);
-    sch_discard(q);
+    sch_discard_rows(q);
     drop(s, q);
 }
 
-void sch_forget(struct sch *s)
+void sch_evict_cached(struct sch *s)
 {
     for (int32_t page; (page = pg_oldest(s->pages)) >= 0;) {
         px_forget(s->prefix, page);
@@ -293,7 +293,7 @@ static int check_list(const struct sch *s, const struct seq_list *l, enum seq_st
                            state, q->state);
         if (state == SEQ_WAITING && prev && seq_before(q, prev))
             return km_fail(err, KM_EINVAL, "request %llu waits behind one that should come later", id);
-        if (state != SEQ_RUNNING && q->n_now + q->n_before)
+        if (state != SEQ_RUNNING && q->n_rows + q->n_rows_before)
             return km_fail(err, KM_EINVAL, "request %llu of state %d has rows in a step", id, state);
         if (state == SEQ_WAITING && (q->n_pages || q->n_computed))
             return km_fail(err, KM_EINVAL, "request %llu waits but holds %d pages", id, q->n_pages);

@@ -58,16 +58,16 @@ int seq_new(struct seq **out, const struct eng_request *r, const struct eng_opts
     memset(q, 0, sizeof *q);
     q->pages = (int32_t *)(q + 1); /* first, since every step reads them */
     q->tokens = q->pages + n_pages;
-    q->ends = q->tokens + n_tokens;
-    q->keys = (struct km_digest *)(q->ends + n_ends);
+    q->end_ids = q->tokens + n_tokens;
+    q->keys = (struct km_digest *)(q->end_ids + n_ends);
     if (r->cache_salt)
         q->salt = memcpy(q->keys + n_pages, r->cache_salt, n_salt);
     memcpy(q->tokens, r->prompt, (size_t)r->n_prompt * sizeof *q->tokens);
     if (!r->ignore_eos)
-        memcpy(q->ends, c->eos, (size_t)c->n_eos * sizeof *q->ends);
-    q->n_ends = (int)n_ends;
+        memcpy(q->end_ids, c->eos, (size_t)c->n_eos * sizeof *q->end_ids);
+    q->n_end_ids = (int)n_ends;
     if (r->n_stop)
-        memcpy(q->ends + n_ends - r->n_stop, r->stop_ids, (size_t)r->n_stop * sizeof *q->ends);
+        memcpy(q->end_ids + n_ends - r->n_stop, r->stop_ids, (size_t)r->n_stop * sizeof *q->end_ids);
     q->user = r->user;
     q->n_prompt = q->n_tokens = r->n_prompt;
     q->cap_pages = (int)n_pages;

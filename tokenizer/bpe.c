@@ -7,6 +7,7 @@
 #include "tokenizer/bpe.h"
 
 #include "base/mem.h"
+#include "base/random.h"
 
 #include <stdatomic.h>
 
@@ -57,7 +58,7 @@ void bpe_free(struct bpe *b)
 /* The slot of the pair, or the free one where it would go. */
 static struct bpe_merge *find(const struct bpe *b, int32_t left, int32_t right)
 {
-    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * KM_GOLDEN64;
     for (uint32_t i = (uint32_t)(h >> 32) & b->mask;; i = (i + 1) & b->mask) {
         struct bpe_merge *m = &b->slot[i];
         if (m->rank < 0 || (m->left == left && m->right == right))

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/random.h"
 #include "engine/server/respond.h"
 #include "engine/server/text.h"
 
@@ -409,15 +410,6 @@ static bool find_slot(struct jobs *j, struct choice *ch)
     return true;
 }
 
-/* SplitMix64: a well-distributed value from a counter. */
-static uint64_t mix(uint64_t x)
-{
-    x += 0x9E3779B97F4A7C15u;
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-    return x ^ x >> 31;
-}
-
 static int no_memory(struct km_err *err)
 {
     return km_fail(err, KM_ENOMEM, NO_MEMORY);
@@ -472,7 +464,7 @@ static int job_init(struct job *job, struct km_err *err)
     job->n_open = job->n_choices;
     char id[48];
     const char *prefix = a->kind == API_CHAT ? "chatcmpl" : "cmpl";
-    snprintf(id, sizeof id, "%s-%016" PRIx64 "%08" PRIx64, prefix, mix(j->id_base), ++j->n_started);
+    snprintf(id, sizeof id, "%s-%016" PRIx64 "%08" PRIx64, prefix, km_random_at(j->id_base, 1), ++j->n_started);
     rsp_init(&job->rsp, a->kind == API_CHAT, a->stream, id, (int64_t)time(NULL), j->env.model);
     job->choices = km_calloc((size_t)job->n_choices, sizeof *job->choices);
     if (!job->choices || !km_buf_ok(&job->rsp.head)) {
@@ -501,7 +493,8 @@ static int job_submit(struct job *job, struct km_err *err)
     for (int i = 0; !rc && i < job->n_choices; i++) {
         int k = i % (int)job->a.n;
         if (k == 0)
-            seed = job->a.seeded ? job->a.sampling.seed : mix((uint64_t)j->env.seed ^ mix(j->n_seeds++));
+            seed = job->a.seeded ? job->a.sampling.seed
+                                 : km_random_at((uint64_t)j->env.seed ^ km_random_at(j->n_seeds++, 1), 1);
         rc = choice_submit(j, &job->choices[i], seed + (uint64_t)k, err);
     }
     return rc;

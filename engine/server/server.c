@@ -425,7 +425,7 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     if (read(s->wake_fd, &n, sizeof n) < 0 && errno != EAGAIN)
         km_log(KM_LOG_ERROR, "cannot read the eventfd of the engine's thread: %s", strerror(errno));
     struct km_err err = {0};
-    if (run_take(s->run, &s->events, &err)) {
+    if (run_collect(s->run, &s->events, &err)) {
         struct timeval soon = {0, 1000}; /* out of memory: the runner keeps the events for the next try */
         event_base_once(s->base, -1, EV_TIMEOUT, on_wake, s, &soon);
     }

@@ -2,7 +2,7 @@
 #include "base/test/test.h"
 
 #include "base/mem.h"
-#include "rig.h"
+#include "fake_rig.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 static const int edges[] = {1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257};
 enum { N_EDGES = sizeof edges / sizeof *edges };
 
-static struct eng_stats stats(const struct rig *g)
+static struct eng_stats stats(const struct fake_rig *g)
 {
     struct eng_stats s;
     eng_stats(g->e, &s);
@@ -28,17 +28,17 @@ static void answers_at_the_edges(void **state)
     static const int budgets[] = {1, 7, 16, 255, 256, 257, 2048};
     for (size_t b = 0; b < sizeof budgets / sizeof *budgets; b++)
         for (int caching = 0; caching < 2; caching++) {
-            struct eng_opts o = rig_opts(200, budgets[b], 8);
+            struct eng_opts o = fake_rig_opts(200, budgets[b], 8);
             o.prefix_caching = caching;
-            struct rig g;
-            rig_open(&g, &o, NULL);
+            struct fake_rig g;
+            fake_rig_open(&g, &o, NULL);
             for (int i = 0; i < N_EDGES; i++)
                 for (int warm = 0; warm < 2; warm++) {
                     int64_t rows = g.m.rows, hits = stats(&g).prefix_hits;
                     int want = warm && caching ? whole_blocks_before_last(edges[i]) : 0;
                     struct job j;
                     job_init(&j, edges[i], 0, 0, (uint64_t)i, 5);
-                    rig_one(&g, &j);
+                    fake_rig_one(&g, &j);
                     assert_int_equal(j.last.n_cached, want);
                     assert_int_equal(j.last.n_cached_pool, want);
                     assert_int_equal(stats(&g).prefix_hits - hits, want);
@@ -47,7 +47,7 @@ static void answers_at_the_edges(void **state)
                 }
             assert_int_equal(stats(&g).preemptions, 0);
             assert_int_equal(stats(&g).computed_tokens, g.m.rows);
-            rig_close(&g);
+            fake_rig_close(&g);
         }
 }
 
@@ -57,21 +57,21 @@ static void many_at_once(void **state)
     static const int budgets[] = {1, 7, 16, 256, 2048};
     enum { N = 40 };
     for (size_t b = 0; b < sizeof budgets / sizeof *budgets; b++) {
-        struct eng_opts o = rig_opts(1000, budgets[b], 16);
-        struct rig g;
+        struct eng_opts o = fake_rig_opts(1000, budgets[b], 16);
+        struct fake_rig g;
         struct job j[N];
-        rig_open(&g, &o, NULL);
+        fake_rig_open(&g, &o, NULL);
         for (int i = 0; i < N; i++) {
             job_init(&j[i], edges[i % N_EDGES], 64, i % 3, (uint64_t)i, 1 + i % 20);
             j[i].r.sampling.seed = (uint64_t)i;
-            rig_submit(&g, &j[i]);
+            fake_rig_submit(&g, &j[i]);
         }
         assert_int_equal(stats(&g).waiting, N);
-        rig_step(&g);
+        fake_rig_step(&g);
         assert_true(stats(&g).running <= (budgets[b] < 16 ? budgets[b] : 16));
-        rig_run(&g);
+        fake_rig_run(&g);
         for (int i = 0; i < N; i++) {
-            rig_verify(&g, &j[i]);
+            fake_rig_verify(&g, &j[i]);
             job_free(&j[i]);
         }
         struct eng_stats s = stats(&g);
@@ -82,7 +82,7 @@ static void many_at_once(void **state)
         for (int i = 0; i < N; i++)
             prompt_tokens += edges[i % N_EDGES];
         assert_int_equal(s.prompt_tokens, prompt_tokens);
-        rig_close(&g);
+        fake_rig_close(&g);
     }
 }
 
@@ -92,28 +92,28 @@ static void a_pool_far_too_small(void **state)
     (void)state;
     for (int caching = 0; caching < 2; caching++) {
         enum { N = 20 };
-        struct eng_opts o = rig_opts(24, 64, 16);
+        struct eng_opts o = fake_rig_opts(24, 64, 16);
         o.prefix_caching = caching;
-        struct rig g;
+        struct fake_rig g;
         struct job j[N];
-        rig_open(&g, &o, NULL);
+        fake_rig_open(&g, &o, NULL);
         assert_int_equal(eng_options(g.e)->max_model_len, 24 * 16);
         int preempted = 0;
         for (int i = 0; i < N; i++) {
             job_init(&j[i], 20 + 5 * i, 32, i % 2, (uint64_t)i, 60);
             j[i].r.priority = i % 3;
-            rig_submit(&g, &j[i]);
+            fake_rig_submit(&g, &j[i]);
         }
-        rig_run(&g);
+        fake_rig_run(&g);
         for (int i = 0; i < N; i++) {
-            rig_verify(&g, &j[i]);
+            fake_rig_verify(&g, &j[i]);
             preempted += j[i].last.n_preempted;
             job_free(&j[i]);
         }
         assert_true(preempted > 10);
         assert_int_equal(stats(&g).preemptions, preempted);
         assert_int_equal(stats(&g).prefix_queries, caching ? N * 20 + 5 * N * (N - 1) / 2 : 0); /* once a request */
-        rig_close(&g);
+        fake_rig_close(&g);
     }
 }
 
@@ -121,37 +121,37 @@ static void a_pool_far_too_small(void **state)
 static void order_is_kept(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(8, 256, 4);
-    struct rig g;
+    struct eng_opts o = fake_rig_opts(8, 256, 4);
+    struct fake_rig g;
     struct job j[4];
-    rig_open(&g, &o, NULL);
+    fake_rig_open(&g, &o, NULL);
     static const int priority[] = {1, 0, 1, 0};
     for (int i = 0; i < 4; i++) {
         job_init(&j[i], 30, 0, 0, (uint64_t)i, 60);
         j[i].r.priority = priority[i];
-        rig_submit(&g, &j[i]);
+        fake_rig_submit(&g, &j[i]);
     }
     for (int i = 0; i < 4; i++)
         j[i].last.now_ns = 0;
-    rig_step(&g);
+    fake_rig_step(&g);
     for (int i = 0; i < 4; i++)
         assert_int_equal(j[i].n_out, 1); /* two blocks each: all fit */
-    rig_run(&g);
+    fake_rig_run(&g);
     assert_int_equal(j[1].last.n_preempted, 0);
     assert_true(j[2].last.n_preempted > 0);
     assert_int_equal(j[2].last.n_cached, 0); /* that of its first start */
     assert_true(j[1].last.now_ns < j[3].last.now_ns);
     assert_true(j[3].last.now_ns < j[0].last.now_ns);
     assert_true(j[0].last.now_ns < j[2].last.now_ns);
-    rig_finish(&g, j, 4);
+    fake_rig_finish(&g, j, 4);
 }
 
-static struct job run_job(struct rig *g, int n, uint64_t own, int out, const char *salt)
+static struct job run_job(struct fake_rig *g, int n, uint64_t own, int out, const char *salt)
 {
     struct job j;
     job_init(&j, n, 0, 0, own, out);
     j.r.cache_salt = salt;
-    rig_one(g, &j);
+    fake_rig_one(g, &j);
     job_free(&j);
     return j;
 }
@@ -159,9 +159,9 @@ static struct job run_job(struct rig *g, int n, uint64_t own, int out, const cha
 static void hits_are_counted_and_forgotten(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(100, 512, 8);
-    struct rig g;
-    rig_open(&g, &o, NULL);
+    struct eng_opts o = fake_rig_opts(100, 512, 8);
+    struct fake_rig g;
+    fake_rig_open(&g, &o, NULL);
     assert_int_equal(run_job(&g, 100, 1, 4, NULL).last.n_cached, 0);
     assert_int_equal(run_job(&g, 100, 1, 4, NULL).last.n_cached, 96);
     assert_int_equal(run_job(&g, 100, 2, 4, NULL).last.n_cached, 0);
@@ -176,11 +176,11 @@ static void hits_are_counted_and_forgotten(void **state)
     struct job j;
     struct km_err err;
     job_init(&j, 50, 0, 0, 9, 4);
-    rig_submit(&g, &j);
-    rig_step(&g);
+    fake_rig_submit(&g, &j);
+    fake_rig_step(&g);
     assert_int_equal(eng_reset_cache(g.e, false, &err), KM_ELIMIT);
     assert_non_null(strstr(err.msg, "1 requests"));
-    rig_run(&g);
+    fake_rig_run(&g);
     job_free(&j);
     assert_true(stats(&g).pages_cached > 0);
     assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
@@ -188,62 +188,62 @@ static void hits_are_counted_and_forgotten(void **state)
     assert_int_equal(eng_check(g.e, &err), 0);
     assert_int_equal(run_job(&g, 100, 1, 4, NULL).last.n_cached, 0);
     assert_int_equal(run_job(&g, 100, 1, 4, NULL).last.n_cached, 96);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 /* What was generated is findable too: a second turn hits the first one's answer. */
 static void a_second_turn_hits_the_answer(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(100, 512, 8);
-    struct rig g;
+    struct eng_opts o = fake_rig_opts(100, 512, 8);
+    struct fake_rig g;
     struct job a, b;
-    rig_open(&g, &o, NULL);
+    fake_rig_open(&g, &o, NULL);
     job_init(&a, 30, 30, 0, 0, 40);
-    rig_one(&g, &a);
+    fake_rig_one(&g, &a);
     job_init(&b, 90, 30, 0, 0, 4);
     memcpy(b.prompt + 30, a.out, sizeof *a.out * 40);
-    rig_one(&g, &b);
+    fake_rig_one(&g, &b);
     assert_int_equal(b.last.n_cached, 64); /* 69 computed: 30 + 39 */
     job_free(&a);
     job_free(&b);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 /* Eviction takes the oldest request's tail first, its head last, and an older request before a newer one. */
 static void eviction_takes_tails_first(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(20, 512, 8);
-    struct rig g;
-    rig_open(&g, &o, NULL);
+    struct eng_opts o = fake_rig_opts(20, 512, 8);
+    struct fake_rig g;
+    fake_rig_open(&g, &o, NULL);
     run_job(&g, 128, 1, 1, NULL); /* 8 pages */
     run_job(&g, 128, 2, 1, NULL); /* 8 pages, 4 unused left */
     run_job(&g, 97, 3, 1, NULL);  /* 7 pages, 6 of them full: 3 taken from the tail of the first */
     assert_int_equal(run_job(&g, 128, 2, 1, NULL).last.n_cached, 112);
     struct job j;
     job_init(&j, 128, 0, 0, 1, 1);
-    rig_submit(&g, &j);
-    rig_step(&g);
+    fake_rig_submit(&g, &j);
+    fake_rig_step(&g);
     assert_int_equal(j.last.n_cached, 80); /* its first 5 are left */
-    rig_verify(&g, &j);
+    fake_rig_verify(&g, &j);
     job_free(&j);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 static void a_vanished_client_frees_its_pages(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(64, 64, 8);
-    struct rig g;
+    struct eng_opts o = fake_rig_opts(64, 64, 8);
+    struct fake_rig g;
     struct job j[3];
-    rig_open(&g, &o, NULL);
+    fake_rig_open(&g, &o, NULL);
     for (int i = 0; i < 3; i++) {
         job_init(&j[i], 200, 0, 0, (uint64_t)i, 20);
-        rig_submit(&g, &j[i]);
+        fake_rig_submit(&g, &j[i]);
     }
     for (int i = 0; i < 6; i++)
-        rig_step(&g);
+        fake_rig_step(&g);
     assert_int_equal(stats(&g).running, 2);
     assert_int_equal(stats(&g).pages_used, 13 + 12);
     eng_cancel(g.e, j[0].id, ENG_ABORT); /* decoding */
@@ -262,34 +262,34 @@ static void a_vanished_client_frees_its_pages(void **state)
     assert_int_equal(run_job(&g, 200, 0, 2, NULL).last.n_cached, 192);
     for (int i = 0; i < 3; i++)
         job_free(&j[i]);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 /* Two requests with the same prompt in one batch compute it twice, and only the first one's pages get the name. */
 static void twins_do_not_collide(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(64, 512, 8);
-    struct rig g;
+    struct eng_opts o = fake_rig_opts(64, 512, 8);
+    struct fake_rig g;
     struct job j[2];
-    rig_open(&g, &o, NULL);
+    fake_rig_open(&g, &o, NULL);
     for (int i = 0; i < 2; i++) {
         job_init(&j[i], 100, 0, 0, 5, 8);
-        rig_submit(&g, &j[i]);
+        fake_rig_submit(&g, &j[i]);
     }
-    rig_run(&g);
+    fake_rig_run(&g);
     assert_int_equal(j[1].last.n_cached, 0);
     assert_int_equal(stats(&g).pages_cached, 6);
-    rig_finish(&g, j, 2);
+    fake_rig_finish(&g, j, 2);
 }
 
 static void stop_rules(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(100, 512, 8);
+    struct eng_opts o = fake_rig_opts(100, 512, 8);
     o.max_model_len = 60;
-    struct rig g;
-    rig_open(&g, &o, NULL);
+    struct fake_rig g;
+    fake_rig_open(&g, &o, NULL);
     g.m.c.vocab = 40; /* small, so that every id comes soon */
     int stops = 0, lengths = 0;
     for (int i = 0; i < 60; i++) {
@@ -303,7 +303,7 @@ static void stop_rules(void **state)
         j.r.n_stop = i % 3 == 0 ? 2 : 0;
         j.r.min_tokens = i % 4 == 0 ? 12 : 0;
         j.r.sampling.presence = i % 5 == 0; /* the history reaches the sampler whole */
-        rig_one(&g, &j); /* fake_answer knows all the rules */
+        fake_rig_one(&g, &j); /* fake_answer knows all the rules */
         int room = 60 - j.r.n_prompt, most = room < 30 ? room : 30;
         if (j.finish == ENG_LENGTH) {
             assert_int_equal(j.n_out, most);
@@ -317,16 +317,16 @@ static void stop_rules(void **state)
         job_free(&j);
     }
     assert_true(stops > 10 && lengths > 10);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 static void bad_requests_are_refused(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(10, 512, 8);
+    struct eng_opts o = fake_rig_opts(10, 512, 8);
     o.max_waiting = 2;
-    struct rig g;
-    rig_open(&g, &o, NULL);
+    struct fake_rig g;
+    fake_rig_open(&g, &o, NULL);
     static int32_t prompt[200], wrong[] = {1, 997}, negative[] = {-1};
     struct eng_request good = {.prompt = prompt, .n_prompt = 5, .max_tokens = 5, .sampling = smp_defaults()};
     struct {
@@ -367,7 +367,7 @@ static void bad_requests_are_refused(void **state)
     eng_cancel(g.e, id, ENG_ABORT);
     eng_cancel(g.e, other, ENG_ABORT);
     assert_int_equal(run_job(&g, 159, 1, 50, NULL).n_out, 1); /* the longest that fits, cut to what is left */
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 static void bad_options_are_refused(void **state)
@@ -375,7 +375,7 @@ static void bad_options_are_refused(void **state)
     (void)state;
     struct fake_port port;
     fake_port_init(&port, 40);
-    struct eng_opts good = rig_opts(10, 512, 8);
+    struct eng_opts good = fake_rig_opts(10, 512, 8);
     struct {
         struct eng_opts o;
         bool port;
@@ -419,79 +419,79 @@ static void a_failed_step_ends_its_requests_only(void **state)
 {
     (void)state;
     for (int in_wait = 0; in_wait < 2; in_wait++) {
-        struct eng_opts o = rig_opts(64, 32, 2);
-        struct rig g;
+        struct eng_opts o = fake_rig_opts(64, 32, 2);
+        struct fake_rig g;
         struct job j[4];
-        rig_open(&g, &o, NULL);
+        fake_rig_open(&g, &o, NULL);
         for (int i = 0; i < 4; i++) {
             job_init(&j[i], 40, 0, 0, (uint64_t)i, 8);
-            rig_submit(&g, &j[i]);
+            fake_rig_submit(&g, &j[i]);
         }
         g.m.fail_at = 3;
         g.m.fail_code = KM_ENOMEM;
         g.m.fail_in_wait = in_wait;
-        assert_int_equal(rig_step(&g), 0);
-        assert_int_equal(rig_step(&g), 0);
-        assert_int_equal(rig_step(&g), KM_ENOMEM);
+        assert_int_equal(fake_rig_step(&g), 0);
+        assert_int_equal(fake_rig_step(&g), 0);
+        assert_int_equal(fake_rig_step(&g), KM_ENOMEM);
         assert_int_equal(j[0].finish, ENG_ERROR);
         assert_false(j[0].last.has_token);
         assert_int_equal(j[2].finish, ENG_RUNNING);
         assert_int_equal(stats(&g).pages_used, 0);
-        rig_run(&g);
+        fake_rig_run(&g);
         assert_int_equal(stats(&g).finished[ENG_ERROR], 2);
         for (int i = 2; i < 4; i++)
-            rig_verify(&g, &j[i]);
+            fake_rig_verify(&g, &j[i]);
         for (int i = 0; i < 4; i++)
             job_free(&j[i]);
         assert_int_equal(run_job(&g, 40, 0, 8, NULL).finish, ENG_LENGTH);
-        rig_close(&g);
+        fake_rig_close(&g);
     }
 }
 
 static void a_lost_device_ends_everything(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(64, 32, 2);
-    struct rig g;
+    struct eng_opts o = fake_rig_opts(64, 32, 2);
+    struct fake_rig g;
     struct job j[4];
-    rig_open(&g, &o, NULL);
+    fake_rig_open(&g, &o, NULL);
     for (int i = 0; i < 4; i++) {
         job_init(&j[i], 40, 0, 0, (uint64_t)i, 8);
-        rig_submit(&g, &j[i]);
+        fake_rig_submit(&g, &j[i]);
     }
     g.m.fail_at = 2;
     g.m.fail_code = KM_EDEVICE;
-    rig_step(&g);
-    assert_int_equal(rig_step(&g), KM_EDEVICE);
+    fake_rig_step(&g);
+    assert_int_equal(fake_rig_step(&g), KM_EDEVICE);
     for (int i = 0; i < 4; i++) {
         assert_int_equal(j[i].finish, ENG_ERROR);
         job_free(&j[i]);
     }
     assert_int_equal(j[3].last.scheduled_ns, -1);
     assert_true(eng_idle(g.e));
-    assert_int_equal(rig_step(&g), KM_EDEVICE);
+    assert_int_equal(fake_rig_step(&g), KM_EDEVICE);
     uint64_t id;
     struct km_err err;
     static const int32_t one[] = {1};
     struct eng_request r = {.prompt = one, .n_prompt = 1, .max_tokens = 1, .sampling = smp_defaults()};
     assert_int_equal(eng_submit(g.e, &r, &id, &err), KM_EDEVICE);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 static void times_are_the_backends(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(64, 32, 1);
-    struct rig g = {.m = fake_model(997, 4096)};
+    struct eng_opts o = fake_rig_opts(64, 32, 1);
+    struct fake_rig g = {.m = fake_model(997, 4096)};
     struct km_err err;
     assert_int_equal(eng_open(&g.e, &o, &g.m, &be_fake_clock, NULL, &err), 0);
     g.m.clock = 500;
     struct job j[2];
     for (int i = 0; i < 2; i++) {
         job_init(&j[i], 40, 0, 0, (uint64_t)i, 3);
-        rig_submit(&g, &j[i]);
+        fake_rig_submit(&g, &j[i]);
     }
-    rig_run(&g);
+    fake_rig_run(&g);
     assert_int_equal(j[0].last.arrived_ns, 500);
     assert_int_equal(j[0].last.scheduled_ns, 500);
     assert_int_equal(j[0].last.now_ns, 4500); /* two chunks, two decodes */
@@ -500,11 +500,11 @@ static void times_are_the_backends(void **state)
     assert_int_equal(j[1].last.now_ns, 8500);
     for (int i = 0; i < 2; i++)
         job_free(&j[i]);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 /* Warm from the cache layer, the pool forgotten in between. */
-static int external_hit(struct rig *g, int n, uint64_t own, int out)
+static int external_hit(struct fake_rig *g, int n, uint64_t own, int out)
 {
     struct km_err err;
     assert_int_equal(eng_reset_cache(g->e, false, &err), 0);
@@ -519,13 +519,13 @@ static void loads_replace_computing(void **state)
     static const int lengths[] = {1, 15, 16, 63, 64, 65, 79, 80, 81, 127, 128, 129, 191, 192, 193, 255, 256, 257};
     for (int slow = 0; slow < 4; slow++)
         for (int caching = 0; caching < 2; caching++) {
-            struct eng_opts o = rig_opts(100, 48, 8);
+            struct eng_opts o = fake_rig_opts(100, 48, 8);
             o.prefix_caching = caching;
             struct fake_port p;
-            struct rig g;
+            struct fake_rig g;
             fake_port_init(&p, 64);
             p.slow = slow;
-            rig_open(&g, &o, &p);
+            fake_rig_open(&g, &o, &p);
             g.m.copy_polls = slow / 2 * 2;
             for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
                 int n = lengths[i], kept = p.kept;
@@ -538,7 +538,7 @@ static void loads_replace_computing(void **state)
                 assert_int_equal(g.m.rows - rows, n - want + 2);
             }
             assert_true(p.stores > 0 && p.loads > 0);
-            rig_close(&g);
+            fake_rig_close(&g);
             fake_port_free(&p);
         }
 }
@@ -547,11 +547,11 @@ static void loads_replace_computing(void **state)
 static void the_pool_comes_first(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(40, 512, 8);
+    struct eng_opts o = fake_rig_opts(40, 512, 8);
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     fake_port_init(&p, 64);
-    rig_open(&g, &o, &p);
+    fake_rig_open(&g, &o, &p);
     run_job(&g, 300, 1, 1, NULL); /* 19 pages, 4 chunks */
     assert_int_equal(p.last_n, 256);
     assert_int_equal(p.last_n_prompt, 300);
@@ -571,7 +571,7 @@ static void the_pool_comes_first(void **state)
     j = run_job(&g, 300, 2, 1, NULL); /* same family of tokens as 2's first 300 */
     assert_true(j.last.n_cached_pool < 256);
     assert_int_equal(j.last.n_cached, 256);
-    rig_close(&g);
+    fake_rig_close(&g);
     fake_port_free(&p);
 }
 
@@ -581,11 +581,11 @@ static void every_vice_of_a_cache(void **state)
     for (int vice = 0; vice < 7; vice++)
         for (int at = 0; at < 5; at++)
             for (int slow = 0; slow < 3; slow++) {
-                struct eng_opts o = rig_opts(100, 100, 8);
+                struct eng_opts o = fake_rig_opts(100, 100, 8);
                 struct fake_port p;
-                struct rig g;
+                struct fake_rig g;
                 fake_port_init(&p, 64);
-                rig_open(&g, &o, &p);
+                fake_rig_open(&g, &o, &p);
                 p.keep_nothing = vice == 0;
                 p.no_open = vice == 1;
                 run_job(&g, 300, 1, 10, NULL);
@@ -602,7 +602,7 @@ static void every_vice_of_a_cache(void **state)
                 if (vice != 5)
                     assert_int_equal(got, want);
                 assert_int_equal(p.loads, vice >= 2 && (vice != 5 || got || p.loads));
-                rig_close(&g);
+                fake_rig_close(&g);
                 fake_port_free(&p);
             }
 }
@@ -611,40 +611,40 @@ static void every_vice_of_a_cache(void **state)
 static void loading_waits_alone(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(64, 100, 8);
+    struct eng_opts o = fake_rig_opts(64, 100, 8);
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     struct job a, b;
     struct km_err err;
     fake_port_init(&p, 64);
-    rig_open(&g, &o, &p);
+    fake_rig_open(&g, &o, &p);
     run_job(&g, 300, 1, 1, NULL);
     assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
     p.slow = 8;
     job_init(&a, 300, 0, 0, 1, 5);
     job_init(&b, 20, 0, 0, 2, 4);
-    rig_submit(&g, &a);
-    rig_submit(&g, &b);
-    rig_step(&g);
+    fake_rig_submit(&g, &a);
+    fake_rig_submit(&g, &b);
+    fake_rig_step(&g);
     assert_int_equal(stats(&g).loading, 1);
     assert_int_equal(stats(&g).running, 1);
     assert_int_equal(stats(&g).pages_used, 16 + 2);
     for (int i = 0; i < 3; i++)
-        rig_step(&g);
+        fake_rig_step(&g);
     assert_int_equal(b.finish, ENG_LENGTH);
     assert_int_equal(a.n_out, 0);
     struct eng_events ev;
     assert_int_equal(eng_step(g.e, &ev, &err), 0);
     assert_true(ev.stalled); /* nothing to run, something to wait for */
-    rig_run(&g);
-    rig_verify(&g, &a);
-    rig_verify(&g, &b);
+    fake_rig_run(&g);
+    fake_rig_verify(&g, &a);
+    fake_rig_verify(&g, &b);
     job_free(&a);
 
     assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
     job_init(&a, 300, 0, 0, 1, 5);
-    rig_submit(&g, &a);
-    rig_step(&g);
+    fake_rig_submit(&g, &a);
+    fake_rig_step(&g);
     assert_int_equal(stats(&g).loading, 1);
     eng_cancel(g.e, a.id, ENG_ABORT);
     a.cancelled = true;
@@ -652,11 +652,11 @@ static void loading_waits_alone(void **state)
     assert_int_equal(stats(&g).pages_used, 16); /* the cache still writes there */
     assert_false(eng_idle(g.e));
     assert_int_equal(eng_check(g.e, &err), 0);
-    rig_run(&g);
+    fake_rig_run(&g);
     assert_int_equal(stats(&g).pages_used, 0);
     job_free(&a);
     job_free(&b);
-    rig_close(&g);
+    fake_rig_close(&g);
     fake_port_free(&p);
 }
 
@@ -664,18 +664,18 @@ static void loading_waits_alone(void **state)
 static void stores_outlive_requests(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(64, 512, 8);
+    struct eng_opts o = fake_rig_opts(64, 512, 8);
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     struct km_err err;
     struct job j;
     fake_port_init(&p, 64);
     p.slow = 5;
-    rig_open(&g, &o, &p);
+    fake_rig_open(&g, &o, &p);
     g.m.copy_polls = 5;
     job_init(&j, 300, 0, 0, 1, 1);
-    rig_submit(&g, &j);
-    rig_step(&g);
+    fake_rig_submit(&g, &j);
+    fake_rig_step(&g);
     assert_int_equal(j.finish, ENG_LENGTH);
     assert_int_equal(stats(&g).pages_used, 16);
     assert_int_equal(stats(&g).pages_cached, 2); /* 18 full pages, 16 of them being read */
@@ -687,8 +687,8 @@ static void stores_outlive_requests(void **state)
     assert_int_equal(external_hit(&g, 300, 1, 1), 0);
     /* closing waits for them too */
     job_init(&j, 300, 0, 0, 2, 50);
-    rig_submit(&g, &j);
-    rig_step(&g);
+    fake_rig_submit(&g, &j);
+    fake_rig_step(&g);
     eng_close(g.e);
     assert_int_equal(p.n_tickets + p.seqs, 0);
     assert_string_equal(g.m.complaint, "");
@@ -701,13 +701,13 @@ static void stores_outlive_requests(void **state)
 static void the_cache_is_asked_sparingly(void **state)
 {
     (void)state;
-    struct eng_opts o = rig_opts(20, 48, 8);
+    struct eng_opts o = fake_rig_opts(20, 48, 8);
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     struct job a, b;
     struct km_err err;
     fake_port_init(&p, 64);
-    rig_open(&g, &o, &p);
+    fake_rig_open(&g, &o, &p);
     run_job(&g, 130, 1, 60, NULL); /* 189 computed */
     assert_int_equal(p.stores, 2);
     run_job(&g, 130, 1, 64, NULL); /* 193: one chunk more, of its answer */
@@ -718,22 +718,22 @@ static void the_cache_is_asked_sparingly(void **state)
     int lookups = p.lookups;
     job_init(&a, 200, 0, 0, 2, 64); /* 13 to 17 pages of 20 */
     job_init(&b, 130, 0, 0, 1, 10); /* wants 8 at once, for its load */
-    rig_submit(&g, &a);
+    fake_rig_submit(&g, &a);
     for (int i = 0; i < 6; i++)
-        rig_step(&g);
-    rig_submit(&g, &b);
+        fake_rig_step(&g);
+    fake_rig_submit(&g, &b);
     for (int i = 0; i < 20; i++)
-        rig_step(&g);
+        fake_rig_step(&g);
     assert_int_equal(stats(&g).waiting, 1);
     assert_int_equal(p.lookups, lookups + 2);
-    rig_run(&g);
+    fake_rig_run(&g);
     assert_int_equal(p.lookups, lookups + 2);
     assert_int_equal(b.last.n_cached, 128);
-    rig_verify(&g, &a);
-    rig_verify(&g, &b);
+    fake_rig_verify(&g, &a);
+    fake_rig_verify(&g, &b);
     job_free(&a);
     job_free(&b);
-    rig_close(&g);
+    fake_rig_close(&g);
     fake_port_free(&p);
 }
 
@@ -742,20 +742,20 @@ static void steady_steps_allocate_nothing(void **state)
 {
     (void)state;
     enum { N = 6 };
-    struct eng_opts o = rig_opts(24, 64, 4);
+    struct eng_opts o = fake_rig_opts(24, 64, 4);
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     static struct job j[2 * N];
     struct eng_events ev;
     struct km_err err;
     fake_port_init(&p, 32);
     p.slow = 2;
-    rig_open(&g, &o, &p);
+    fake_rig_open(&g, &o, &p);
     for (int i = 0; i < 2 * N; i++) {
         job_init(&j[i], 100 + 9 * (i % N), 50, i % 2, (uint64_t)(i % N), 60);
-        rig_submit(&g, &j[i]);
+        fake_rig_submit(&g, &j[i]);
         if (i == N - 1)
-            rig_run(&g); /* warms up */
+            fake_rig_run(&g); /* warms up */
     }
     int preemptions = (int)stats(&g).preemptions;
     km_mem_fail_at(1);
@@ -766,7 +766,7 @@ static void steady_steps_allocate_nothing(void **state)
     assert_true(stats(&g).preemptions > preemptions && p.loads > 0);
     for (int i = 0; i < 2 * N; i++)
         job_free(&j[i]);
-    rig_close(&g);
+    fake_rig_close(&g);
     fake_port_free(&p);
 }
 
@@ -777,10 +777,10 @@ static void memory_runs_out(void **state)
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
     int refused = 0;
     for (long n = 1;; n++) {
-        struct eng_opts o = rig_opts(64, 64, 4);
+        struct eng_opts o = fake_rig_opts(64, 64, 4);
         struct fake_port p;
         struct mdl m = fake_model(997, 4096);
-        struct rig g = {.m = m, .port = &p};
+        struct fake_rig g = {.m = m, .port = &p};
         struct km_err err = {0};
         struct job j[2];
         fake_port_init(&p, 64);
@@ -814,7 +814,7 @@ static void memory_runs_out(void **state)
             assert_int_equal(open_rc, KM_ENOMEM);
         else {
             assert_int_equal(eng_check(g.e, &err), 0);
-            rig_close(&g);
+            fake_rig_close(&g);
         }
         fake_port_free(&p);
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
@@ -831,15 +831,15 @@ static void a_useless_lookup_is_given_back(void **state)
 {
     (void)state;
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     struct job a, b;
     fake_port_init(&p, 32);
-    struct eng_opts o = rig_opts(64, 512, 8);
-    rig_open(&g, &o, &p);
+    struct eng_opts o = fake_rig_opts(64, 512, 8);
+    fake_rig_open(&g, &o, &p);
     job_init(&a, 97, 97, 3, 1, 2);
     job_init(&b, 140, 97, 3, 2, 2);
-    rig_one(&g, &a);
-    rig_one(&g, &b);
+    fake_rig_one(&g, &a);
+    fake_rig_one(&g, &b);
     assert_int_equal(b.last.n_cached, 96);
     assert_int_equal(b.last.n_cached_pool, 96);
     assert_int_equal(p.lookups, 2);
@@ -847,7 +847,7 @@ static void a_useless_lookup_is_given_back(void **state)
     assert_int_equal(p.dropped, 1);
     job_free(&a);
     job_free(&b);
-    rig_close(&g);
+    fake_rig_close(&g);
     fake_port_free(&p);
 }
 

@@ -2,6 +2,7 @@
 #include "fake_backend.h"
 
 #include "base/clock.h"
+#include "base/random.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 
 enum { LONG_BAN = 8, STEPS = 3 };
 
-struct step {
+struct fake_step {
     const struct batch *in;
     int n_samples;            /* in's, which is the engine's again after the wait */
     uint64_t ticket;
@@ -23,12 +24,12 @@ struct step {
 
 struct be {
     struct mdl *m;
-    bool ahead;
+    bool async_sched;
     struct be_opts o;
     int n_pages;
     uint64_t *pool;  /* [n_pages][block_size] */
     long *written;   /* [n_pages * block_size], the step that wrote the slot last */
-    struct step step[STEPS];  /* two in flight and the one before, by number */
+    struct fake_step step[STEPS];  /* two in flight and the one before, by number */
     uint64_t ticket;
     struct fake_copy *copies; /* [n_copies] */
     int n_copies;
@@ -36,12 +37,12 @@ struct be {
 
 uint64_t fake_random(uint64_t *state)
 {
-    return smp_mix(*state += 0x9E3779B97F4A7C15u);
+    return km_random_next(state);
 }
 
 static uint64_t mix2(uint64_t a, uint64_t b)
 {
-    return smp_mix(smp_mix(a) ^ (b + 0x9E3779B97F4A7C15u));
+    return km_mix64(km_mix64(a) ^ (b + KM_GOLDEN64));
 }
 
 static uint64_t kv_of(int32_t token, int pos, uint64_t before)
@@ -106,14 +107,14 @@ const struct mdl_config *mdl_config(const struct mdl *m)
     return &m->c;
 }
 
-static int open_one(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom, bool ahead,
+static int open_one(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom, bool async_sched,
                     struct km_err *err)
 {
     if (o->memory_limit == 1)
         return km_fail(err, KM_ELIMIT, "the fake device has no room");
     struct be *b = calloc(1, sizeof *b);
     b->m = (struct mdl *)m;
-    b->ahead = ahead;
+    b->async_sched = async_sched;
     b->o = *o;
     b->n_pages = o->n_pages ? o->n_pages : 64;
     size_t n = (size_t)b->n_pages * (size_t)o->block_size;
@@ -137,7 +138,7 @@ static int fake_open(struct be **out, const struct be_opts *o, const struct mdl 
     return open_one(out, o, m, geom, false, err);
 }
 
-static int ahead_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
+static int async_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
                       struct km_err *err)
 {
     return open_one(out, o, m, geom, true, err);
@@ -167,9 +168,9 @@ static void complain(struct be *b, long step, const char *what, int r, int i)
 }
 
 /* The id of row i, which the step before may have chosen. */
-static int32_t token_of(struct be *b, const struct step *s, int r, int i)
+static int32_t token_of(struct be *b, const struct fake_step *s, int r, int i)
 {
-    const struct step *before = &b->step[(s->number - 1) % STEPS];
+    const struct fake_step *before = &b->step[(s->number - 1) % STEPS];
     int32_t id = s->in->tokens[i];
     if (id >= 0)
         return id;
@@ -180,15 +181,15 @@ static int32_t token_of(struct be *b, const struct step *s, int r, int i)
     return before->unchosen[-(id + 1)] ? 0 : before->results[-(id + 1)].id;
 }
 
-static void sample(struct be *b, struct step *s, int at, uint64_t fold)
+static void sample(struct be *b, struct fake_step *s, int at, uint64_t fold)
 {
     const struct smp_row *row = &s->in->samples[at];
     s->results[at] = (struct smp_result){.id = pick(fold, row, b->m->c.vocab)};
-    s->unchosen[at] = b->ahead && (row->p.n_logprobs >= 0 || row->n_history || row->n_banned > LONG_BAN ||
+    s->unchosen[at] = b->async_sched && (row->p.n_logprobs >= 0 || row->n_history || row->n_banned > LONG_BAN ||
                                    mix2(fold, (uint64_t)s->number) % 100 < (uint64_t)b->m->unchosen);
 }
 
-static void run_request(struct be *b, struct step *s, int r, int *sampled)
+static void run_request(struct be *b, struct fake_step *s, int r, int *sampled)
 {
     const struct batch *in = s->in;
     int B = b->o.block_size, from = in->q_start[r], to = in->q_start[r + 1], start = in->kv_len[r] - (to - from);
@@ -226,7 +227,7 @@ static void run_request(struct be *b, struct step *s, int r, int *sampled)
 static void run_until(struct be *b, long number)
 {
     for (long n = number - 1; n <= number; n++) {
-        struct step *s = &b->step[n % STEPS];
+        struct fake_step *s = &b->step[n % STEPS];
         if (n < 1 || s->number != n || s->ran)
             continue;
         int sampled = 0;
@@ -249,9 +250,9 @@ static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     b->m->clock += 1000;
     if (b->m->fail_at == number && !b->m->fail_in_wait)
         return failure(b, err);
-    struct step *s = &b->step[number % STEPS];
+    struct fake_step *s = &b->step[number % STEPS];
     if (in->n_tokens < 1 || in->n_tokens > b->o.max_tokens || in->n_reqs < 1 || in->n_reqs > b->o.max_reqs ||
-        in->q_start[0] != 0 || in->q_start[in->n_reqs] != in->n_tokens || b->m->in_flight > b->ahead) {
+        in->q_start[0] != 0 || in->q_start[in->n_reqs] != in->n_tokens || b->m->in_flight > b->async_sched) {
         complain(b, number, "sizes out of bounds, or too many steps in flight", in->n_reqs, in->n_tokens);
         return km_fail(err, KM_EINVAL, "a bad step");
     }
@@ -267,14 +268,14 @@ static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     b->m->rows += in->n_tokens;
     if (in->n_tokens > in->n_reqs)
         b->m->prefill_at = number;
-    if (!b->ahead || smp_mix((uint64_t)number) % 3 == 0)
+    if (!b->async_sched || km_mix64((uint64_t)number) % 3 == 0)
         run_until(b, number);
     return 0;
 }
 
 static int fake_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
 {
-    struct step *s = NULL;
+    struct fake_step *s = NULL;
     for (int i = 0; i < STEPS; i++)
         if (b->step[i].flying && (!s || b->step[i].number < s->number))
             s = &b->step[i];
@@ -359,7 +360,7 @@ static void fake_stats(struct be *b, struct be_stats *out)
 
 const struct backend be_fake = {.name = "fake", .open = fake_open, .close = fake_close, .step = fake_step,
                                 .wait = fake_wait, .copy = fake_copy, .poll = fake_poll, .stats = fake_stats};
-const struct backend be_fake_ahead = {.name = "fake", .ahead = true, .open = ahead_open, .close = fake_close,
+const struct backend be_fake_async = {.name = "fake", .async_sched = true, .open = async_open, .close = fake_close,
                                       .step = fake_step, .wait = fake_wait, .copy = fake_copy, .poll = fake_poll,
                                       .stats = fake_stats};
 const struct backend be_fake_clock = {.name = "fake", .open = fake_open, .close = fake_close, .step = fake_step,

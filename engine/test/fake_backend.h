@@ -39,7 +39,7 @@ struct mdl {
 
 extern const struct backend be_fake;       /* wall clock */
 extern const struct backend be_fake_clock; /* mdl.clock, 1000 a step */
-extern const struct backend be_fake_ahead; /* wall clock, a step ahead */
+extern const struct backend be_fake_async; /* wall clock, a step ahead */
 
 struct mdl fake_model(int vocab, int max_pos);
 

@@ -1,6 +1,7 @@
 /* The fake cache layer: a lookup remembers the chunks it found, a load copies from them. */
 #include "fake_port.h"
 
+#include "base/random.h"
 #include "engine/sample.h"
 
 #include <stdlib.h>
@@ -17,12 +18,12 @@ struct kv_seq {
 
 static uint64_t hash(uint64_t h, uint64_t v)
 {
-    return smp_mix(smp_mix(h) + v + 1);
+    return km_mix64(km_mix64(h) + v + 1);
 }
 
 static bool roll(struct fake_port *p)
 {
-    return p->lossy && smp_mix(p->rng += 0x9E3779B97F4A7C15u) % 100 < (uint64_t)p->lossy;
+    return p->lossy && km_random_next(&p->rng) % 100 < (uint64_t)p->lossy;
 }
 
 static struct fake_chunk *find(struct fake_port *p, uint64_t key)

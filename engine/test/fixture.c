@@ -83,7 +83,7 @@ static void put_tensor(struct file *f, const struct mdl_config *c, enum mdl_tens
     int rows, cols;
     mdl_shape(c, t, &rows, &cols);
     size_t begin = f->data.len;
-    float scale = dmy_scale(c, t);
+    float scale = mdl_dummy_scale(c, t);
     for (uint64_t i = 0; i < (uint64_t)rows * (uint64_t)cols; i++) {
         float v = km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(seed, t, layer), i, scale)));
         uint16_t h = dtype == KM_F16 ? fx_f32_to_f16(v) : km_f32_to_bf16(v);

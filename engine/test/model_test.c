@@ -78,7 +78,7 @@ static void f16_is_exact(void **state)
     assert_int_equal(mdl_open(&m, dir, false, 0, NULL), 0);
     assert_int_equal(mdl_read(m, MDL_GATE, 1, 0, 20, KM_F32, got, NULL), 0);
     for (int i = 0; i < 20 * 12; i++) {
-        float want = km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(3, MDL_GATE, 1), (uint64_t)i, dmy_scale(&small, MDL_GATE))));
+        float want = km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(3, MDL_GATE, 1), (uint64_t)i, mdl_dummy_scale(&small, MDL_GATE))));
         assert_true(fabsf(got[i] - want) <= 0x1p-24f);
     }
     mdl_free(m);

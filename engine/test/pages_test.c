@@ -21,18 +21,18 @@ static void pages_come_back(void **state)
     assert_int_equal(pg_new(&p, 4, NULL), 0);
     int32_t page[4];
     for (int i = 0; i < 4; i++) {
-        page[i] = pg_take(p);
+        page[i] = pg_alloc(p);
         assert_int_equal(page[i], i);
     }
-    assert_int_equal(pg_take(p), -1);
+    assert_int_equal(pg_alloc(p), -1);
     pg_ref(p, page[1]);
     pg_unref(p, page[1]);
     assert_int_equal(pg_available(p), 0);
     pg_unref(p, page[1]);
     pg_unref(p, page[3]);
     sane(p);
-    assert_int_equal(pg_take(p), page[3]); /* the warmest without a key goes first */
-    assert_int_equal(pg_take(p), page[1]);
+    assert_int_equal(pg_alloc(p), page[3]); /* the warmest without a key goes first */
+    assert_int_equal(pg_alloc(p), page[1]);
     pg_free(p);
 }
 
@@ -43,7 +43,7 @@ static void keyed_pages_go_last_and_tail_first(void **state)
     assert_int_equal(pg_new(&p, 6, NULL), 0);
     int32_t page[6];
     for (int i = 0; i < 6; i++)
-        page[i] = pg_take(p);
+        page[i] = pg_alloc(p);
     for (int i = 0; i < 5; i++)
         pg_set_keyed(p, page[i], true);
     for (int i = 5; i >= 0; i--) /* a sequence lets go of its tail first */
@@ -58,7 +58,7 @@ static void keyed_pages_go_last_and_tail_first(void **state)
     sane(p);
     static const int order[] = {5, 4, 2, 1, 0, 3};
     for (int i = 0; i < 6; i++)
-        assert_int_equal(pg_take(p), page[order[i]]);
+        assert_int_equal(pg_alloc(p), page[order[i]]);
     pg_free(p);
 }
 
@@ -67,19 +67,19 @@ static void transfers_hold_pages(void **state)
     (void)state;
     struct pg_pool *p;
     assert_int_equal(pg_new(&p, 2, NULL), 0);
-    int32_t a = pg_take(p);
+    int32_t a = pg_alloc(p);
     pg_hold(p, a);
     pg_hold(p, a);
     pg_unref(p, a);
     sane(p);
-    assert_int_equal(pg_counts(p).returning, 1);
+    assert_int_equal(pg_counts(p).transfer_only, 1);
     assert_int_equal(pg_available(p), 1);
     pg_set_keyed(p, a, true);
     pg_ref(p, a); /* found through its key while only a transfer has it */
-    assert_int_equal(pg_counts(p).returning, 0);
+    assert_int_equal(pg_counts(p).transfer_only, 0);
     pg_unref(p, a);
     pg_release(p, a);
-    assert_int_equal(pg_counts(p).returning, 1);
+    assert_int_equal(pg_counts(p).transfer_only, 1);
     pg_release(p, a);
     sane(p);
     assert_int_equal(pg_counts(p).lru, 1);
@@ -94,14 +94,14 @@ static void keys_chain(void **state)
     (void)state;
     struct px *x;
     assert_int_equal(px_new(&x, 8, 4, NULL), 0);
-    struct km_digest none = px_root(x, NULL), empty = px_root(x, ""), a = px_root(x, "a");
+    struct km_digest none = px_root_key(x, NULL), empty = px_root_key(x, ""), a = px_root_key(x, "a");
     assert_memory_not_equal(&none, &empty, sizeof none);
     assert_memory_not_equal(&none, &a, sizeof none);
     static const int32_t t[8] = {1, 2, 3, 4, 1, 2, 3, 4};
-    struct km_digest k0 = px_next(x, &none, t), k1 = px_next(x, &k0, t + 4), s0 = px_next(x, &a, t);
+    struct km_digest k0 = px_child_key(x, &none, t), k1 = px_child_key(x, &k0, t + 4), s0 = px_child_key(x, &a, t);
     assert_memory_not_equal(&k0, &k1, sizeof k0); /* equal tokens at another place */
     assert_memory_not_equal(&k0, &s0, sizeof k0); /* equal tokens under another salt */
-    struct km_digest again = px_next(x, &none, t);
+    struct km_digest again = px_child_key(x, &none, t);
     assert_memory_equal(&k0, &again, sizeof k0);
 
     assert_int_equal(px_find(x, &k0), -1);
@@ -128,11 +128,11 @@ static void keys_come_and_go(void **state)
     struct px *x;
     enum { N = 64 };
     assert_int_equal(px_new(&x, N, 1, NULL), 0);
-    struct km_digest root = px_root(x, NULL), key[N];
+    struct km_digest root = px_root_key(x, NULL), key[N];
     for (int32_t i = 0; i < 1000; i++) {
         int page = i % N;
         px_forget(x, page);
-        key[page] = px_next(x, &root, &i);
+        key[page] = px_child_key(x, &root, &i);
         assert_true(px_publish(x, &key[page], page));
         assert_int_equal(px_check(x, NULL), 0);
     }

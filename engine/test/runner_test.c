@@ -4,7 +4,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/runner.h"
-#include "rig.h"
+#include "fake_rig.h"
 
 #include <poll.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@
 
 /* The owner's side of a server: an eventfd that wake writes to. */
 struct desk {
-    struct rig g;
+    struct fake_rig g;
     struct run *run;
     int fd;
     struct eng_events ev;
@@ -33,9 +33,9 @@ static void desk_open_on(struct desk *d, int num_blocks, int budget, int max_seq
                          const struct backend *backend)
 {
     memset(d, 0, sizeof *d);
-    struct eng_opts o = rig_opts(num_blocks, budget, max_seqs);
+    struct eng_opts o = fake_rig_opts(num_blocks, budget, max_seqs);
     o.max_waiting = 100;
-    rig_open_on(&d->g, &o, port, backend);
+    fake_rig_open_on(&d->g, &o, port, backend);
     d->fd = eventfd(0, EFD_NONBLOCK);
     struct km_err err;
     assert_int_equal(run_start(&d->run, d->g.e, ring, &d->fd, &err), 0);
@@ -51,7 +51,7 @@ static void desk_close(struct desk *d)
     run_free(d->run);
     km_free(d->ev.v);
     close(d->fd);
-    rig_close(&d->g);
+    fake_rig_close(&d->g);
 }
 
 static int desk_submit(struct desk *d, struct job *j)
@@ -72,7 +72,7 @@ static bool desk_collect(struct desk *d, int ms)
     if (poll(&p, 1, ms) != 1)
         return false;
     assert_int_equal(read(d->fd, &n, sizeof n), sizeof n);
-    assert_int_equal(run_take(d->run, &d->ev, &err), 0);
+    assert_int_equal(run_collect(d->run, &d->ev, &err), 0);
     for (int i = 0; i < d->ev.n; i++) {
         struct eng_event *v = &d->ev.v[i];
         struct job *j = v->user;
@@ -112,7 +112,7 @@ static void answers_from(const struct backend *backend)
     }
     desk_run(&d);
     for (int i = 0; i < N; i++) {
-        rig_verify(&d.g, &j[i]);
+        fake_rig_verify(&d.g, &j[i]);
         job_free(&j[i]);
     }
     struct eng_stats s;
@@ -133,7 +133,7 @@ static void answers_come_through_the_mailbox(void **state)
 {
     (void)state;
     answers_from(&be_fake);
-    answers_from(&be_fake_ahead);
+    answers_from(&be_fake_async);
 }
 
 /* Requests that come while a step is in flight are in the next one: the thread takes them in until that one is due, and
@@ -145,7 +145,7 @@ static void an_arrival_is_in_the_next_step(void **state)
     struct desk d;
     struct job j, k;
     int good = 0, good_cancels = 0;
-    desk_open_on(&d, 200, 64, 8, NULL, &be_fake_ahead);
+    desk_open_on(&d, 200, 64, 8, NULL, &be_fake_async);
     d.g.m.step_us = 20000;
     for (int i = 0; i < TRIES; i++) {
         job_init(&j, 30, 0, 0, (uint64_t)i, 10);
@@ -160,13 +160,13 @@ static void an_arrival_is_in_the_next_step(void **state)
         bool waits = d.g.m.steps == given;
         desk_run(&d);
         good += in_flight == 1 && waits && d.g.m.prefill_at == given + 1;
-        rig_verify(&d.g, &j);
-        rig_verify(&d.g, &k);
+        fake_rig_verify(&d.g, &j);
+        fake_rig_verify(&d.g, &k);
         job_free(&j);
         job_free(&k);
 
         /* a cancel takes effect at once too: the place is free before the step ends */
-        job_init(&j, 30, 0, 0, 200 + (uint64_t)i, RIG_OUT);
+        job_init(&j, 30, 0, 0, 200 + (uint64_t)i, FAKE_RIG_OUT);
         assert_int_equal(desk_submit(&d, &j), 0);
         while (j.n_out < 5)
             desk_collect(&d, 10000);
@@ -195,7 +195,7 @@ static void cancels_end_requests(void **state)
     struct desk d;
     desk_open(&d, 200, 64, 4, NULL);
     for (int i = 0; i < N; i++) {
-        job_init(&j[i], 50, 0, 0, (uint64_t)i, RIG_OUT);
+        job_init(&j[i], 50, 0, 0, (uint64_t)i, FAKE_RIG_OUT);
         assert_int_equal(desk_submit(&d, &j[i]), 0);
         if (i % 2) {
             run_cancel(d.run, j[i].id, ENG_ABORT); /* perhaps before the engine saw it */
@@ -207,7 +207,7 @@ static void cancels_end_requests(void **state)
     run_cancel(d.run, 999999, ENG_ABORT);
     desk_run(&d);
     for (int i = 0; i < N; i++) {
-        rig_verify(&d.g, &j[i]);
+        fake_rig_verify(&d.g, &j[i]);
         job_free(&j[i]);
     }
     struct km_err err;
@@ -232,7 +232,7 @@ static void a_full_queue_says_so(void **state)
     int refused = 0, n = 0;
     struct km_err err;
     for (; n < 300 && !refused; n++) {
-        job_init(&j[n], 150, 0, 0, (uint64_t)n, RIG_OUT);
+        job_init(&j[n], 150, 0, 0, (uint64_t)n, FAKE_RIG_OUT);
         int rc = desk_submit(&d, &j[n]);
         if (rc) {
             assert_int_equal(rc, KM_ELIMIT);
@@ -263,7 +263,7 @@ static void a_lost_device_is_told(void **state)
     struct km_err why;
     assert_false(run_failed(d.run, &why));
     for (int i = 0; i < N; i++) /* before any is submitted the thread sleeps: nothing else reads these */
-        job_init(&j[i], 50, 0, 0, (uint64_t)i, RIG_OUT);
+        job_init(&j[i], 50, 0, 0, (uint64_t)i, FAKE_RIG_OUT);
     d.g.m.fail_code = KM_EDEVICE;
     d.g.m.fail_at = 3;
     d.g.m.step_us = 20000;
@@ -312,7 +312,7 @@ static void memory_runs_out(void **state)
                 km_free(d.ev.v);
                 d.ev = (struct eng_events){0};
             }
-            while (run_take(d.run, &d.ev, &err)) /* still there the next time */
+            while (run_collect(d.run, &d.ev, &err)) /* still there the next time */
                 assert_int_equal(err.code, KM_ENOMEM);
             for (int i = 0; i < d.ev.n; i++) {
                 j.out[j.n_out++] = d.ev.v[i].token.id;
@@ -322,21 +322,21 @@ static void memory_runs_out(void **state)
         }
         km_mem_fail_at(0);
         if (!rc)
-            rig_verify(&d.g, &j);
+            fake_rig_verify(&d.g, &j);
         job_free(&j);
     }
     desk_close(&d);
-    struct eng_opts o = rig_opts(10, 16, 2);
-    struct rig g;
+    struct eng_opts o = fake_rig_opts(10, 16, 2);
+    struct fake_rig g;
     struct run *r;
     struct km_err err;
-    rig_open(&g, &o, NULL);
+    fake_rig_open(&g, &o, NULL);
     for (long n = 1; n <= 2; n++) {
         km_mem_fail_at(n);
         assert_int_equal(run_start(&r, g.e, ring, NULL, &err), KM_ENOMEM);
     }
     km_mem_fail_at(0);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 int main(void)

@@ -54,15 +54,15 @@ static void sane(const struct sch *s)
         fail_msg("%s", err.msg);
     int rows = 0;
     for (const struct seq *q = s->running.head; q; q = q->next)
-        rows += q->n_now;
+        rows += q->n_rows;
     assert_int_equal(rows, s->max_tokens - s->budget);
 }
 
 static void plan(struct sch *s)
 {
-    sch_begin(s);
-    for (struct seq *q; (q = sch_next(s));)
-        if (sch_admit(s, q, 0) == SCH_FULL)
+    sch_begin_step(s);
+    for (struct seq *q; (q = sch_next_waiting(s));)
+        if (sch_admit(s, q, 0) == ADMIT_FULL)
             break;
     sane(s);
 }
@@ -71,10 +71,10 @@ static void plan(struct sch *s)
 static void ran(struct sch *s)
 {
     for (struct seq *q = s->running.head; q; q = q->next)
-        if (q->n_now) {
-            if (q->n_computed + q->n_now == q->n_tokens)
+        if (q->n_rows) {
+            if (q->n_computed + q->n_rows == q->n_tokens)
                 q->tokens[q->n_tokens++] = 900;
-            sch_computed(s, q);
+            sch_retire_rows(s, q);
         }
 }
 
@@ -94,17 +94,17 @@ static void a_budget_is_shared(void **state)
                                   {1, 1, 6, 0}, {1, 1, 6, 0}, {1, 1, 1, 0}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         plan(&s);
-        assert_int_equal(a->n_now, rows[i][0]);
-        assert_int_equal(b->n_now, rows[i][1]);
-        assert_int_equal(c->n_now, rows[i][2]);
-        assert_int_equal(d->n_now, rows[i][3]); /* three run at most */
+        assert_int_equal(a->n_rows, rows[i][0]);
+        assert_int_equal(b->n_rows, rows[i][1]);
+        assert_int_equal(c->n_rows, rows[i][2]);
+        assert_int_equal(d->n_rows, rows[i][3]); /* three run at most */
         ran(&s);
     }
     assert_int_equal(d->state, SEQ_WAITING);
     sch_remove(&s, a);
     seq_free(a);
     plan(&s);
-    assert_int_equal(d->n_now, 3);
+    assert_int_equal(d->n_rows, 3);
     close_sched(&s);
 }
 
@@ -139,8 +139,8 @@ static void the_last_in_order_pays(void **state)
     assert_int_equal(late->state, SEQ_WAITING);
     assert_int_equal(late->n_preempted, 1);
     assert_int_equal(late->n_computed, 0);
-    assert_int_equal(a->n_now, 1);
-    assert_int_equal(b->n_now, 1);
+    assert_int_equal(a->n_rows, 1);
+    assert_int_equal(b->n_rows, 1);
     assert_int_equal(s.budget, 18);
     assert_int_equal(w->state, SEQ_WAITING); /* though there is a page for it */
     assert_true(pg_available(s.pages) > 0);
@@ -164,15 +164,15 @@ static void rows_of_the_preempted_are_given_back(void **state)
     step(&s);
     plan(&s); /* late comes first and gets its row, then a needs a page, and late's are taken */
     assert_int_equal(late->n_preempted, 1);
-    assert_int_equal(late->n_now, 0);
+    assert_int_equal(late->n_rows, 0);
     assert_int_equal(late->n_tokens, 8); /* what it generated is kept */
     assert_int_equal(a->n_preempted, 0);
-    assert_int_equal(a->n_now, 1);
+    assert_int_equal(a->n_rows, 1);
     assert_int_equal(s.budget, 11);
     assert_int_equal(b->state, SEQ_WAITING); /* there is a page now, but not in this step */
     ran(&s);
     plan(&s);
-    assert_int_equal(b->n_now, 3);
+    assert_int_equal(b->n_rows, 3);
     close_sched(&s);
 }
 
@@ -191,10 +191,10 @@ static void pages_on_their_way_back_are_waited_for(void **state)
     sch_remove(&s, c);
     seq_free(c);
     c = add(&s, 1, 300, 0);
-    assert_int_equal(pg_counts(s.pages).returning, 3);
+    assert_int_equal(pg_counts(s.pages).transfer_only, 3);
     plan(&s);
-    assert_int_equal(a->n_now, 1);
-    assert_int_equal(b->n_now, 0); /* short of a page, but nobody is preempted for it */
+    assert_int_equal(a->n_rows, 1);
+    assert_int_equal(b->n_rows, 0); /* short of a page, but nobody is preempted for it */
     assert_int_equal(b->state, SEQ_RUNNING);
     assert_int_equal(c->state, SEQ_WAITING); /* and nobody new comes before it */
     assert_int_equal(s.preemptions, 0);
@@ -202,8 +202,8 @@ static void pages_on_their_way_back_are_waited_for(void **state)
     for (int i = 0; i < 3; i++)
         pg_release(s.pages, held[i]);
     plan(&s);
-    assert_int_equal(b->n_now, 1);
-    assert_int_equal(c->n_now, 1);
+    assert_int_equal(b->n_rows, 1);
+    assert_int_equal(c->n_rows, 1);
     close_sched(&s);
 }
 
@@ -218,8 +218,8 @@ static void a_chunk_shrinks_to_what_there_is(void **state)
     struct seq *b = add(&s, 12, 100, 0);
     s.budget = 12;
     s.closed = false;
-    assert_ptr_equal(sch_next(&s), b);
-    assert_int_equal(sch_admit(&s, b, 0), SCH_RUN);
+    assert_ptr_equal(sch_next_waiting(&s), b);
+    assert_int_equal(sch_admit(&s, b, 0), ADMIT_RUN);
     for (int i = 0; i < 3; i++)
         pg_hold(s.pages, b->pages[i]);
     int32_t held[3];
@@ -229,10 +229,10 @@ static void a_chunk_shrinks_to_what_there_is(void **state)
     step(&s); /* two pages free: up to 20 tokens, as wanted */
     assert_int_equal(a->n_computed, 20);
     plan(&s);
-    assert_int_equal(a->n_now, 0);
+    assert_int_equal(a->n_rows, 0);
     pg_release(s.pages, held[0]);
     plan(&s); /* one page of the three that ten tokens want */
-    assert_int_equal(a->n_now, 4);
+    assert_int_equal(a->n_rows, 4);
     ran(&s);
     pg_release(s.pages, held[1]);
     pg_release(s.pages, held[2]);
@@ -247,34 +247,34 @@ static void loads_take_their_pages_first(void **state)
     struct sch s;
     open_sched(&s, 8, 8, 10);
     struct seq *a = add(&s, 17, 0, 0);
-    sch_begin(&s);
-    assert_ptr_equal(sch_next(&s), a);
-    assert_int_equal(sch_admit(&s, a, 17), SCH_LOAD); /* at least one token is computed: 16 */
+    sch_begin_step(&s);
+    assert_ptr_equal(sch_next_waiting(&s), a);
+    assert_int_equal(sch_admit(&s, a, 17), ADMIT_LOAD); /* at least one token is computed: 16 */
     assert_int_equal(a->load_from, 0);
     assert_int_equal(a->load_to, 16);
     assert_int_equal(a->n_pages, 4);
     assert_int_equal(s.budget, 10);
     sane(&s);
     struct seq *b = add(&s, 40, 100, 0);
-    assert_ptr_equal(sch_next(&s), b);
-    assert_int_equal(sch_admit(&s, b, 24), SCH_FULL); /* six pages at once are not there */
+    assert_ptr_equal(sch_next_waiting(&s), b);
+    assert_int_equal(sch_admit(&s, b, 24), ADMIT_FULL); /* six pages at once are not there */
     assert_int_equal(b->n_pages, 0);
-    assert_null(sch_next(&s));
-    sch_loaded(&s, a, 11); /* came short: two whole blocks are good */
+    assert_null(sch_next_waiting(&s));
+    sch_load_done(&s, a, 11); /* came short: two whole blocks are good */
     assert_int_equal(a->n_computed, 8);
     assert_int_equal(a->n_cached, 8);
     assert_int_equal(a->n_cached_pool, 0);
-    sch_give(&s, a);
-    assert_int_equal(a->n_now, 9);
+    sch_schedule_loaded(&s, a);
+    assert_int_equal(a->n_rows, 9);
     sane(&s);
     ran(&s);
     /* what was loaded and computed is found by the next one */
     struct seq *c = add(&s, 17, 0, -1);
-    sch_begin(&s);
-    assert_ptr_equal(sch_next(&s), c);
+    sch_begin_step(&s);
+    assert_ptr_equal(sch_next_waiting(&s), c);
     assert_int_equal(c->n_computed, 16);
-    assert_int_equal(sch_admit(&s, c, 16), SCH_RUN); /* a cache that has no more is not loaded from */
-    assert_int_equal(c->n_now, 1);
+    assert_int_equal(sch_admit(&s, c, 16), ADMIT_RUN); /* a cache that has no more is not loaded from */
+    assert_int_equal(c->n_rows, 1);
     assert_int_equal(c->pages[3], a->pages[3]);
     sane(&s);
     close_sched(&s);

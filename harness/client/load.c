@@ -34,7 +34,7 @@ static int check(const struct hz_load *l, const struct wl_set *set, struct km_er
     if (l->timeout_s < 0 || !(l->timeout_s < 1e6))
         return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000",
                        l->timeout_s);
-    if (set->kind == WL_RANDOM)
+    if (wl_kind_ops(set->kind)->open_loop)
         return 0;
     if (l->num_clients < 1 || l->num_clients > set->n)
         return km_fail(err, KM_EINVAL,
@@ -91,7 +91,7 @@ static int open_loop(struct turns **out, const struct hz_load *l, const struct w
 
 static int connections(const struct hz_load *l, const struct wl_set *set)
 {
-    if (set->kind != WL_RANDOM)
+    if (!wl_kind_ops(set->kind)->open_loop)
         return (int)l->num_clients;
     int n = prompts(l, set);
     if (l->max_concurrency > 0 && l->max_concurrency < n)
@@ -106,7 +106,7 @@ static int warm_up(struct cli *c, struct req *r, const struct hz_load *l, const 
                    struct turns **s, struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
-    bool open = set->kind == WL_RANDOM;
+    bool open = wl_kind_ops(set->kind)->open_loop;
     int64_t t0 = km_now_ns();
     int rc = open ? open_loop(s, l, set, true, err) : closed(s, l, set, NULL, set->n, true, false, err);
     if (!rc)
@@ -145,7 +145,7 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
         struct cli_opts o = {.target = target,
                              .path = req_path(r),
                              .stream = load->stream,
-                             .prompts = set->kind == WL_RANDOM,
+                             .prompts = wl_kind_ops(set->kind)->single_prompts,
                              .completions = load->endpoint == HZ_COMPLETIONS,
                              .by_ids = load->send_token_ids,
                              .timeout_s = load->timeout_s};
@@ -155,7 +155,7 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
         rc = cli_connect(c, connections(load, set), err);
     if (!rc && load->warmup_step)
         rc = warm_up(c, r, load, set, &warm, out, err);
-    if (!rc && set->kind == WL_RANDOM)
+    if (!rc && wl_kind_ops(set->kind)->open_loop)
         rc = open_loop(&s, load, set, false, err);
     else if (!rc) {
         int n = set->n;

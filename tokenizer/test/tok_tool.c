@@ -9,17 +9,12 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "tokenizer/tokenizer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 static int bench(const struct tok *t, const char *path, struct km_err *err)
 {
@@ -36,7 +31,7 @@ static int bench(const struct tok *t, const char *path, struct km_err *err)
     }
     if (!rc) {
         double first = rate[0];
-        qsort(rate, RUNS, sizeof *rate, by_value);
+        km_sort_doubles(rate, RUNS);
         printf("%zu bytes, %zu tokens, MB/s: median %.1f, min %.1f, max %.1f of %d runs, the first %.1f\n",
                text.len, ids.n, rate[RUNS / 2], rate[0], rate[RUNS - 1], RUNS, first);
     }

@@ -102,7 +102,7 @@ static void wait_until_idle(void)
     assert_true(cl_metric(port, "vllm:num_requests_running") == 0);
     assert_true(cl_metric(port, "kvmark_kv_pages_used") == 0);
     assert_true(cl_metric(port, "kvmark_steps_total") > 0);
-    assert_true(cl_metric(port, "kvmark_ahead_steps_total") == 0); /* async scheduling is for the GPU */
+    assert_true(cl_metric(port, "kvmark_async_steps_total") == 0); /* async scheduling is for the GPU */
     assert_true(cl_metric(port, "kvmark_wasted_rows_total") == 0);
 }
 

@@ -254,7 +254,7 @@ int run_reset_cache(struct run *r, bool external, struct km_err *err)
     return 0;
 }
 
-int run_take(struct run *r, struct eng_events *out, struct km_err *err)
+int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
 {
     (void)err;
     pthread_mutex_lock(&r->lock);

@@ -1,6 +1,6 @@
 /* XXH3 in place or on threads. The queue's lock orders a job's bytes before the thread that reads them; the done
  * flag orders its sum before the thread that asked. */
-#include "kvcache/sums.h"
+#include "kvcache/checksum.h"
 
 #include "base/clock.h"
 
@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-void kvc_sum_now(struct kvc_sum *j)
+void kvc_checksum_run(struct kvc_checksum_job *j)
 {
     int64_t t0 = km_now_ns();
     j->sum = XXH3_64bits_withSeed(j->p, j->n, j->seed);
@@ -18,34 +18,34 @@ void kvc_sum_now(struct kvc_sum *j)
 
 static void *work(void *arg)
 {
-    struct kvc_summer *s = arg;
+    struct kvc_checksum_pool *s = arg;
     pthread_mutex_lock(&s->mu);
     for (;;) {
         while (!s->head && !s->stop)
             pthread_cond_wait(&s->more, &s->mu);
-        struct kvc_sum *j = s->head;
+        struct kvc_checksum_job *j = s->head;
         if (!j)
             break;
         s->head = j->next;
         if (!s->head)
             s->tail = &s->head;
         pthread_mutex_unlock(&s->mu);
-        kvc_sum_now(j);
+        kvc_checksum_run(j);
         pthread_mutex_lock(&s->mu);
     }
     pthread_mutex_unlock(&s->mu);
     return NULL;
 }
 
-void kvc_summer_open(struct kvc_summer *s)
+void kvc_checksum_pool_open(struct kvc_checksum_pool *s)
 {
-    *s = (struct kvc_summer){0};
+    *s = (struct kvc_checksum_pool){0};
     s->tail = &s->head;
     pthread_mutex_init(&s->mu, NULL);
     pthread_cond_init(&s->more, NULL);
 }
 
-void kvc_summer_close(struct kvc_summer *s)
+void kvc_checksum_pool_close(struct kvc_checksum_pool *s)
 {
     pthread_mutex_lock(&s->mu);
     s->stop = true;
@@ -58,10 +58,10 @@ void kvc_summer_close(struct kvc_summer *s)
 }
 
 /* A quarter of the cores, so that tokenizing, HTTP and the engine keep theirs. */
-static void start(struct kvc_summer *s)
+static void start(struct kvc_checksum_pool *s)
 {
     long want = sysconf(_SC_NPROCESSORS_ONLN) / 4;
-    want = want < 1 ? 1 : want > KVC_SUM_THREADS ? KVC_SUM_THREADS : want;
+    want = want < 1 ? 1 : want > KVC_CHECKSUM_THREADS ? KVC_CHECKSUM_THREADS : want;
     sigset_t all, old; /* signals are the main thread's business */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -71,12 +71,12 @@ static void start(struct kvc_summer *s)
     s->started = true;
 }
 
-void kvc_summer_put(struct kvc_summer *s, struct kvc_sum *j)
+void kvc_checksum_pool_submit(struct kvc_checksum_pool *s, struct kvc_checksum_job *j)
 {
     if (!s->started)
         start(s);
     if (!s->n_threads) {
-        kvc_sum_now(j);
+        kvc_checksum_run(j);
         return;
     }
     pthread_mutex_lock(&s->mu);

@@ -116,13 +116,13 @@ static int bench(const char *name, const struct kv_geom *g, int32_t *tok, const 
     struct km_err err;
     c.max_local_cpu = (int64_t)(N / B) * (int64_t)g->page_bytes;
     if (kvc_open(&k, &c, &err))
-        return fprintf(stderr, "kvc_bench: %s\n", err.msg), 1;
+        return fprintf(stderr, "kvcache_bench: %s\n", err.msg), 1;
     kvc_port(k, &p);
     if (p.attach(k, g, &copier, &err)) {
         kvc_free(k);
-        return fprintf(stderr, "kvc_bench: %s\n", err.msg), 1;
+        return fprintf(stderr, "kvcache_bench: %s\n", err.msg), 1;
     }
-    k->unchecked = unchecked;
+    k->skip_checksums = unchecked;
     int64_t store = 0, load = 0, hash = 0, miss = 0, empty = 0, sum0 = 0;
     uint64_t t;
     int good = 0, bad = 0;
@@ -156,7 +156,7 @@ static int bench(const char *name, const struct kv_geom *g, int32_t *tok, const 
            sum0 ? bytes / (double)sum0 : 0.0);
     kvc_free(k);
     if (bad)
-        fprintf(stderr, "kvc_bench: %d loads were not complete\n", bad);
+        fprintf(stderr, "kvcache_bench: %d loads were not complete\n", bad);
     return bad != 0;
 }
 
@@ -183,17 +183,17 @@ static int bench_late(const char *name, const struct kv_geom *g, int32_t *tok, c
     struct km_err err;
     c.max_local_cpu = (int64_t)(N / B) * (int64_t)g->page_bytes;
     if (kvc_open(&k, &c, &err))
-        return fprintf(stderr, "kvc_bench: %s\n", err.msg), 1;
+        return fprintf(stderr, "kvcache_bench: %s\n", err.msg), 1;
     kvc_port(k, &p);
     if (p.attach(k, g, &copier, &err)) {
         kvc_free(k);
-        return fprintf(stderr, "kvc_bench: %s\n", err.msg), 1;
+        return fprintf(stderr, "kvcache_bench: %s\n", err.msg), 1;
     }
     pthread_mutex_init(&d.mu, NULL);
     pthread_cond_init(&d.more, NULL);
     if (pthread_create(&d.thread, NULL, dma_run, &d)) {
         kvc_free(k);
-        return fprintf(stderr, "kvc_bench: no thread\n"), 1;
+        return fprintf(stderr, "kvcache_bench: no thread\n"), 1;
     }
     int64_t store = 0, load = 0, in_store = INT64_MAX, in_load = INT64_MAX;
     int good = 0, bad = 0;
@@ -227,7 +227,7 @@ static int bench_late(const char *name, const struct kv_geom *g, int32_t *tok, c
     pthread_mutex_unlock(&d.mu);
     pthread_join(d.thread, NULL);
     if (bad)
-        fprintf(stderr, "kvc_bench: %d moves were not complete\n", bad);
+        fprintf(stderr, "kvcache_bench: %d moves were not complete\n", bad);
     return bad != 0;
 }
 
@@ -252,7 +252,7 @@ int main(void)
         page_bytes = g.page_bytes = (size_t)g.n_layers * 2 * (size_t)g.n_kv_heads * B * (size_t)g.head_dim * 2;
         pages = km_calloc(N / B, page_bytes);
         if (!pages)
-            return fprintf(stderr, "kvc_bench: out of memory\n"), 1;
+            return fprintf(stderr, "kvcache_bench: out of memory\n"), 1;
         memset(pages, 3, (size_t)(N / B) * page_bytes);
         for (int without = 0; without < 2; without++)
             rc |= bench(m[i].name, &g, tok, table, without);

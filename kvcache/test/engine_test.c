@@ -71,10 +71,10 @@ static struct kvc *cache(int chunk, int chunks, bool decode, struct kv_port *por
 /* Flips one bit of one kept chunk, now and then, while no move is under way. */
 static void damage(struct kvc *k)
 {
-    if (!k || k->n_op || !k->chunks.n_ready || rnd(6))
+    if (!k || k->n_transfers || !k->chunks.n_ready || rnd(6))
         return;
     int slot = rnd(k->chunks.n);
-    if (k->chunks.c[slot].state == KVC_READY)
+    if (k->chunks.slot[slot].state == KVC_READY)
         kvc_dram_at(&k->dram, slot)[(size_t)rnd(1 << 30) % k->dram.slot_bytes] ^= (char)(1 << rnd(8));
 }
 
@@ -249,7 +249,7 @@ static void damage_counts(void **state)
         run1(plain, &want);
         run1(e, &a);
         for (int i = 0; i < k->chunks.n; i++)
-            if (k->chunks.c[i].state == KVC_READY && k->chunks.c[i].place == bad)
+            if (k->chunks.slot[i].state == KVC_READY && k->chunks.slot[i].position == bad)
                 kvc_dram_at(&k->dram, i)[k->dram.slot_bytes / 3] ^= 1;
         run1(e, &a);
         same(&want, &a);

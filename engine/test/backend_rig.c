@@ -1,4 +1,5 @@
-#include "engine/cuda/test/rig.h"
+/* Building the arrays of a step, and waiting for it. */
+#include "engine/test/backend_rig.h"
 
 #include "base/mem.h"
 
@@ -11,15 +12,15 @@ struct smp_params rig_greedy(void)
     return p;
 }
 
-static int finish(struct rig *r, uint64_t ticket, struct km_err *err)
+static int wait_for_copy(struct rig *r, uint64_t ticket, struct km_err *err)
 {
     int done;
     while (!(done = r->backend->poll(r->b, ticket)))
         ;
-    return done < 0 ? km_fail(err, done, "a copy failed") : 0;
+    return done < 0 ? km_fail(err, done, "a copy between pages and host memory failed") : 0;
 }
 
-static int poison(struct rig *r, struct km_err *err)
+static int fill_with_nan(struct rig *r, struct km_err *err)
 {
     char *nan = km_malloc(r->g.page_bytes);
     struct kv_copy *all = km_calloc((size_t)r->g.n_pages, sizeof *all);
@@ -32,7 +33,7 @@ static int poison(struct rig *r, struct km_err *err)
         rc = r->backend->copy(r->b, KV_TO_PAGE, all, r->g.n_pages, &ticket, err);
     }
     if (!rc)
-        rc = finish(r, ticket, err);
+        rc = wait_for_copy(r, ticket, err);
     km_free(nan);
     km_free(all);
     return rc;
@@ -41,9 +42,12 @@ static int poison(struct rig *r, struct km_err *err)
 int rig_open(struct rig *r, const struct backend *backend, const struct be_opts *o, const struct mdl *m,
              struct km_err *err)
 {
-    *r = (struct rig){.backend = backend};
-    int rc = backend->open(&r->b, o, m, &r->g, err);
-    return rc ? rc : poison(r, err);
+    struct be_opts cut = *o;
+    if (cut.max_model_len > mdl_config(m)->max_pos)
+        cut.max_model_len = mdl_config(m)->max_pos;
+    *r = (struct rig){.backend = backend, .stride = 7};
+    int rc = backend->open(&r->b, &cut, m, &r->g, err);
+    return rc ? rc : fill_with_nan(r, err);
 }
 
 void rig_close(struct rig *r)
@@ -60,7 +64,7 @@ int rig_seq_open(struct rig *r, struct rig_seq *s, int max_len, struct km_err *e
     s->table = km_calloc((size_t)s->blocks, sizeof *s->table);
     if (!s->table)
         return km_fail(err, KM_ENOMEM, "out of memory");
-    for (int i = 0; i < s->blocks; i++, r->next_page += 7)
+    for (int i = 0; i < s->blocks; i++, r->next_page += r->stride)
         s->table[i] = r->next_page % r->g.n_pages;
     return 0;
 }
@@ -149,5 +153,12 @@ int rig_copy(struct rig *r, const struct rig_seq *s, enum kv_dir dir, char *host
         c[i] = (struct kv_copy){s->table[i], host + (size_t)i * r->g.page_bytes};
     int rc = r->backend->copy(r->b, dir, c, s->blocks, &ticket, err);
     km_free(c);
-    return rc ? rc : finish(r, ticket, err);
+    return rc ? rc : wait_for_copy(r, ticket, err);
+}
+
+bool rig_same(const struct smp_result *a, const struct smp_result *b)
+{
+    return a->id == b->id && a->n_top == b->n_top && !memcmp(&a->logprob, &b->logprob, sizeof a->logprob) &&
+           !memcmp(a->top_id, b->top_id, sizeof *a->top_id * (size_t)a->n_top) &&
+           !memcmp(a->top_logprob, b->top_logprob, sizeof *a->top_logprob * (size_t)a->n_top);
 }

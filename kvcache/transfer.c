@@ -1,7 +1,7 @@
 /* An op advances whenever it is polled. Parts pass through it strictly in order, so one number each says how far
  * sending, copying and hashing have come, and one more (limit) from which part on it has failed: parts before it
  * count, parts after it do not, and the op is over only when no copy and no checksum is under way any more. */
-#include "kvcache/moves.h"
+#include "kvcache/transfer.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -14,14 +14,14 @@ struct part {
     int32_t copy0, n_copy; /* its pages in op->copy */
     int32_t batch;         /* parts sent together with this one, when it is the first of them */
     uint64_t ticket;       /* the copier's, likewise */
-    struct kvc_sum sum;
+    struct kvc_checksum_job sum;
 };
 
-struct kvc_op {
+struct kvc_transfer {
     struct kvc *kvc;
     struct kv_seq *seq;    /* NULL once that no longer concerns this op */
     enum kv_dir dir;
-    int slot;              /* in kvc->op */
+    int slot;              /* in kvc->transfers */
     uint32_t gen;
     int from, to, rc;
     int64_t t0;
@@ -33,23 +33,23 @@ struct kvc_op {
     struct part part[];    /* [n_parts] */
 };
 
-static bool is_load(const struct kvc_op *op)
+static bool is_load(const struct kvc_transfer *op)
 {
     return op->dir == KV_TO_PAGE;
 }
 
-struct kvc_op *kvc_op_new(struct kv_seq *s, enum kv_dir dir, int parts, int copies)
+struct kvc_transfer *kvc_transfer_new(struct kv_seq *s, enum kv_dir dir, int parts, int copies)
 {
     struct kvc *k = s->kvc;
-    if (k->n_op == k->cap_op) { /* the place for its ticket, before anything moves */
-        struct kvc_op **v = km_reallocarray(k->op, 2 * (size_t)k->cap_op + 8, sizeof *v);
+    if (k->n_transfers == k->cap_transfers) { /* the place for its ticket, before anything moves */
+        struct kvc_transfer **v = km_reallocarray(k->transfers, 2 * (size_t)k->cap_transfers + 8, sizeof *v);
         if (!v)
             return NULL;
-        memset(v + k->cap_op, 0, ((size_t)k->cap_op + 8) * sizeof *v);
-        k->op = v;
-        k->cap_op = 2 * k->cap_op + 8;
+        memset(v + k->cap_transfers, 0, ((size_t)k->cap_transfers + 8) * sizeof *v);
+        k->transfers = v;
+        k->cap_transfers = 2 * k->cap_transfers + 8;
     }
-    struct kvc_op *op = km_calloc(1, sizeof *op + (size_t)parts * sizeof *op->part);
+    struct kvc_transfer *op = km_calloc(1, sizeof *op + (size_t)parts * sizeof *op->part);
     struct kv_copy *copy = km_calloc((size_t)copies, sizeof *copy);
     if (!op || !copy) {
         km_free(op);
@@ -64,7 +64,7 @@ struct kvc_op *kvc_op_new(struct kv_seq *s, enum kv_dir dir, int parts, int copi
     return op;
 }
 
-void kvc_op_add(struct kvc_op *op, int slot, int tok, int first, int pages, const int32_t *block_table)
+void kvc_transfer_add(struct kvc_transfer *op, int slot, int tok, int first, int pages, const int32_t *block_table)
 {
     struct kvc *k = op->kvc;
     struct part *p = &op->part[op->n_parts++];
@@ -75,7 +75,7 @@ void kvc_op_add(struct kvc_op *op, int slot, int tok, int first, int pages, cons
     p->n_copy = pages;
     p->sum.p = base;
     p->sum.n = k->dram.slot_bytes;
-    memcpy(&p->sum.seed, k->chunks.c[slot].key.b, sizeof p->sum.seed);
+    memcpy(&p->sum.seed, k->chunks.slot[slot].key.b, sizeof p->sum.seed);
     for (int i = 0; i < pages; i++)
         op->copy[op->n_copies++] =
             (struct kv_copy){.page = block_table[i], .host = base + (size_t)(first + i) * k->geom.page_bytes};
@@ -83,7 +83,7 @@ void kvc_op_add(struct kvc_op *op, int slot, int tok, int first, int pages, cons
         kvc_chunks_ref(&k->chunks, slot);
 }
 
-static void fail_from(struct kvc_op *op, int part, int rc)
+static void fail_from(struct kvc_transfer *op, int part, int rc)
 {
     if (part < op->limit) {
         op->limit = part;
@@ -92,7 +92,7 @@ static void fail_from(struct kvc_op *op, int part, int rc)
 }
 
 /* Hands parts [n_sent, end) to the copier in one call. */
-static void send(struct kvc_op *op, int end)
+static void send(struct kvc_transfer *op, int end)
 {
     struct kvc *k = op->kvc;
     struct part *p = &op->part[op->n_sent], *last = &op->part[end - 1];
@@ -102,27 +102,27 @@ static void send(struct kvc_op *op, int end)
         fail_from(op, op->n_sent, rc);
         return;
     }
-    k->async |= p->ticket != 0;
+    k->async_copies |= p->ticket != 0;
     p->batch = end - op->n_sent;
     op->n_sent = end;
 }
 
-static void sum(struct kvc_op *op, struct part *p)
+static void sum(struct kvc_transfer *op, struct part *p)
 {
     struct kvc *k = op->kvc;
     op->n_summing++;
-    if (k->unchecked || !p->n_copy) {
-        p->sum.sum = k->chunks.c[p->slot].sum;
+    if (k->skip_checksums || !p->n_copy) {
+        p->sum.sum = k->chunks.slot[p->slot].sum;
         atomic_store_explicit(&p->sum.done, true, memory_order_relaxed);
-    } else if (k->async)
-        kvc_summer_put(&k->summer, &p->sum);
+    } else if (k->async_copies)
+        kvc_checksum_pool_submit(&k->checksums, &p->sum);
     else
-        kvc_sum_now(&p->sum);
+        kvc_checksum_run(&p->sum);
 }
 
 /* What the copier finished. A copy that failed does not end those behind it: the op waits for them, because
  * bytes are still moving. */
-static void collect_copies(struct kvc_op *op)
+static void collect_copies(struct kvc_transfer *op)
 {
     struct kvc *k = op->kvc;
     while (op->n_copied < op->n_sent) {
@@ -138,15 +138,15 @@ static void collect_copies(struct kvc_op *op)
     }
 }
 
-static void collect_sums(struct kvc_op *op)
+static void collect_sums(struct kvc_transfer *op)
 {
     struct kvc *k = op->kvc;
     for (; op->n_summed < op->n_summing; op->n_summed++) {
         struct part *p = &op->part[op->n_summed];
-        if (!kvc_sum_done(&p->sum))
+        if (!kvc_checksum_done(&p->sum))
             return;
-        k->sum_ns += p->sum.ns;
-        if (!is_load(op) || op->n_summed >= op->limit || p->sum.sum == k->chunks.c[p->slot].sum)
+        k->checksum_ns += p->sum.ns;
+        if (!is_load(op) || op->n_summed >= op->limit || p->sum.sum == k->chunks.slot[p->slot].sum)
             continue;
         fail_from(op, op->n_summed, KM_EFORMAT);
         kvc_chunks_drop(&k->chunks, p->slot); /* bytes that changed are of no use to anybody */
@@ -154,7 +154,7 @@ static void collect_sums(struct kvc_op *op)
 }
 
 /* True when the op is over. */
-static bool advance(struct kvc_op *op)
+static bool advance(struct kvc_transfer *op)
 {
     if (is_load(op)) {
         collect_sums(op);
@@ -169,7 +169,7 @@ static bool advance(struct kvc_op *op)
     return op->n_copied == op->n_sent && op->n_summed == op->n_summing;
 }
 
-static int finish_load(struct kvc_op *op)
+static int finish_load(struct kvc_transfer *op)
 {
     struct kvc *k = op->kvc;
     int good = op->to;
@@ -186,7 +186,7 @@ static int finish_load(struct kvc_op *op)
 }
 
 /* The last chunk first, so that the first is the newest: what runs out of room loses its tail. */
-static int finish_store(struct kvc_op *op)
+static int finish_store(struct kvc_transfer *op)
 {
     struct kvc *k = op->kvc;
     for (int i = op->n_parts - 1; i >= 0; i--) {
@@ -204,7 +204,7 @@ static int finish_store(struct kvc_op *op)
     return op->to;
 }
 
-static int finish(struct kvc_op *op, int *good)
+static int finish(struct kvc_transfer *op, int *good)
 {
     int rc = op->rc, n = is_load(op) ? finish_load(op) : finish_store(op);
     if (good)
@@ -214,25 +214,25 @@ static int finish(struct kvc_op *op, int *good)
     return rc;
 }
 
-static uint64_t enter(struct kvc_op *op)
+static uint64_t enter(struct kvc_transfer *op)
 {
     struct kvc *k = op->kvc;
-    while (k->op[op->slot])
+    while (k->transfers[op->slot])
         op->slot++;
-    k->op[op->slot] = op;
-    k->n_op++;
-    op->gen = ++k->op_gen;
+    k->transfers[op->slot] = op;
+    k->n_transfers++;
+    op->gen = ++k->transfer_gen;
     return (uint64_t)op->gen << 32 | ((uint32_t)op->slot + 1);
 }
 
-static int leave(struct kvc_op *op, int *good)
+static int leave(struct kvc_transfer *op, int *good)
 {
-    op->kvc->op[op->slot] = NULL;
-    op->kvc->n_op--;
+    op->kvc->transfers[op->slot] = NULL;
+    op->kvc->n_transfers--;
     return finish(op, good);
 }
 
-int kvc_op_run(struct kvc_op *op, int from, int to, uint64_t *ticket, int *good)
+int kvc_transfer_start(struct kvc_transfer *op, int from, int to, uint64_t *ticket, int *good)
 {
     op->from = from;
     op->to = to;
@@ -242,8 +242,8 @@ int kvc_op_run(struct kvc_op *op, int from, int to, uint64_t *ticket, int *good)
         if (is_load(op))
             sum(op, &op->part[i]);
         else if (i >= op->n_sent)
-            send(op, op->kvc->async ? op->n_parts : i + 1);
-        if (!op->kvc->async) /* copy this chunk while it is at hand */
+            send(op, op->kvc->async_copies ? op->n_parts : i + 1);
+        if (!op->kvc->async_copies) /* copy this chunk while it is at hand */
             advance(op);
     }
     over = advance(op);
@@ -251,10 +251,10 @@ int kvc_op_run(struct kvc_op *op, int from, int to, uint64_t *ticket, int *good)
     return over ? finish(op, good) : 0;
 }
 
-int kvc_op_poll(struct kvc *k, uint64_t ticket, int *good)
+int kvc_transfer_poll(struct kvc *k, uint64_t ticket, int *good)
 {
     uint32_t slot = (uint32_t)ticket - 1;
-    struct kvc_op *op = slot < (uint32_t)k->cap_op ? k->op[slot] : NULL;
+    struct kvc_transfer *op = slot < (uint32_t)k->cap_transfers ? k->transfers[slot] : NULL;
     if (!op || op->gen != ticket >> 32) {
         if (good)
             *good = 0;
@@ -266,25 +266,25 @@ int kvc_op_poll(struct kvc *k, uint64_t ticket, int *good)
     return rc < 0 ? rc : 1;
 }
 
-void kvc_op_forget_seq(struct kv_seq *s)
+void kvc_transfer_forget_seq(struct kv_seq *s)
 {
     const struct kvc *k = s->kvc;
-    for (int i = 0, left = k->n_op; left > 0; i++)
-        if (k->op[i]) {
+    for (int i = 0, left = k->n_transfers; left > 0; i++)
+        if (k->transfers[i]) {
             left--;
-            if (k->op[i]->seq == s)
-                k->op[i]->seq = NULL;
+            if (k->transfers[i]->seq == s)
+                k->transfers[i]->seq = NULL;
         }
 }
 
-bool kvc_op_drain(struct kvc *k)
+bool kvc_transfer_drain(struct kvc *k)
 {
     int64_t deadline = km_now_ns() + 10 * 1000000000LL;
     for (;;) {
-        for (int i = 0; i < k->cap_op; i++)
-            if (k->op[i] && advance(k->op[i]))
-                leave(k->op[i], NULL);
-        if (!k->n_op)
+        for (int i = 0; i < k->cap_transfers; i++)
+            if (k->transfers[i] && advance(k->transfers[i]))
+                leave(k->transfers[i], NULL);
+        if (!k->n_transfers)
             return true;
         if (km_now_ns() > deadline)
             return false;
@@ -292,10 +292,10 @@ bool kvc_op_drain(struct kvc *k)
     }
 }
 
-void kvc_op_count_refs(const struct kvc *k, int32_t *refs)
+void kvc_transfer_count_refs(const struct kvc *k, int32_t *refs)
 {
-    for (int i = 0; i < k->cap_op; i++)
-        for (int j = 0; k->op[i] && j < k->op[i]->n_parts; j++)
-            if (is_load(k->op[i]) || !k->op[i]->part[j].n_copy)
-                refs[k->op[i]->part[j].slot]++;
+    for (int i = 0; i < k->cap_transfers; i++)
+        for (int j = 0; k->transfers[i] && j < k->transfers[i]->n_parts; j++)
+            if (is_load(k->transfers[i]) || !k->transfers[i]->part[j].n_copy)
+                refs[k->transfers[i]->part[j].slot]++;
 }

@@ -1,7 +1,7 @@
 /* Pages and a copier for tests without an engine: at once or late, failing on demand. A late copy moves its bytes
  * only when its ticket is polled complete, so that whoever reads too early reads the wrong ones. */
-#ifndef KVC_TEST_FAKE_H
-#define KVC_TEST_FAKE_H
+#ifndef KVC_TEST_FAKE_PAGES_H
+#define KVC_TEST_FAKE_PAGES_H
 
 #include "kvcache/internal.h"
 

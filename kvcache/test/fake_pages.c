@@ -1,7 +1,8 @@
-/* See fake.h. */
-#include "kvcache/test/fake.h"
+/* See fake_pages.h. */
+#include "kvcache/test/fake_pages.h"
 
 #include "base/mem.h"
+#include "base/random.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -95,8 +96,7 @@ void fake_close(struct fake *f)
 
 static uint64_t mix(uint64_t h, uint64_t v)
 {
-    h = (h ^ v) * 0x9E3779B97F4A7C15u;
-    return h ^ h >> 29;
+    return km_mix64(h ^ v);
 }
 
 static uint64_t seed_of(const char *salt, const int32_t *tokens, int block)

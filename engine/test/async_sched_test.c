@@ -5,8 +5,8 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "engine/flight.h"
-#include "rig.h"
+#include "engine/step.h"
+#include "fake_rig.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -19,54 +19,54 @@ static int below(int n)
     return (int)(fake_random(&rng) % (uint64_t)n);
 }
 
-static struct eng_stats stats(const struct rig *g)
+static struct eng_stats stats(const struct fake_rig *g)
 {
     struct eng_stats s;
     eng_stats(g->e, &s);
     return s;
 }
 
-static void open_ahead(struct rig *g, int num_blocks, int budget, int max_seqs)
+static void open_async(struct fake_rig *g, int num_blocks, int budget, int max_seqs)
 {
-    struct eng_opts o = rig_opts(num_blocks, budget, max_seqs);
-    rig_open_on(g, &o, NULL, &be_fake_ahead);
+    struct eng_opts o = fake_rig_opts(num_blocks, budget, max_seqs);
+    fake_rig_open_on(g, &o, NULL, &be_fake_async);
 }
 
 /* ---- one thing at a time ---- */
 
-static void decodes_run_ahead(void **state)
+static void decodes_run_async(void **state)
 {
     (void)state;
-    struct rig g;
+    struct fake_rig g;
     struct job j[3];
-    open_ahead(&g, 64, 64, 8);
+    open_async(&g, 64, 64, 8);
     job_init(&j[0], 20, 0, 0, 1, 10);
-    rig_one(&g, &j[0]);
+    fake_rig_one(&g, &j[0]);
     assert_int_equal(stats(&g).steps, 10);
-    assert_int_equal(stats(&g).ahead_steps, 8); /* behind the prefill nothing, then all but the first */
+    assert_int_equal(stats(&g).async_steps, 8); /* behind the prefill nothing, then all but the first */
     for (int i = 1; i < 3; i++) {
         job_init(&j[i], 20, 0, 0, (uint64_t)i + 1, 10 * i);
-        rig_submit(&g, &j[i]);
+        fake_rig_submit(&g, &j[i]);
     }
-    rig_run(&g);
+    fake_rig_run(&g);
     assert_int_equal(stats(&g).steps, 30); /* the shorter one's last token was known to be its last */
-    assert_int_equal(stats(&g).ahead_steps, 8 + 18);
+    assert_int_equal(stats(&g).async_steps, 8 + 18);
     assert_int_equal(stats(&g).wasted_rows, 0);
     assert_int_equal(stats(&g).generated_tokens, 40);
-    rig_finish(&g, j, 3);
+    fake_rig_finish(&g, j, 3);
 }
 
 /* An end token is seen when the next row runs already: that row is nobody's. */
 static void an_end_token_wastes_a_row(void **state)
 {
     (void)state;
-    struct rig g;
+    struct fake_rig g;
     struct job j, stopped;
     struct eng_events ev;
     struct km_err err;
-    open_ahead(&g, 64, 64, 8);
+    open_async(&g, 64, 64, 8);
     job_init(&j, 31, 0, 0, 1, 20);
-    rig_one(&g, &j);
+    fake_rig_one(&g, &j);
     for (int n = 1; n < 20; n++) { /* over the edge of a block too */
         int32_t end = j.out[n - 1];
         int first = 0;
@@ -78,13 +78,13 @@ static void an_end_token_wastes_a_row(void **state)
         stopped.r.stop_ids = &end;
         stopped.r.n_stop = 1;
         stopped.r.min_tokens = n % 2 ? first : 0; /* allowed from there on */
-        rig_submit(&g, &stopped);
+        fake_rig_submit(&g, &stopped);
         while (stopped.finish == ENG_RUNNING)
-            rig_step(&g);
+            fake_rig_step(&g);
         assert_int_equal(stats(&g).pages_used, 0);
         assert_int_equal(eng_idle(g.e), first == 0); /* its prefill has nothing behind it */
-        rig_run(&g);
-        rig_verify(&g, &stopped);
+        fake_rig_run(&g);
+        fake_rig_verify(&g, &stopped);
         assert_int_equal(stopped.n_out, first + 1);
         assert_int_equal(stats(&g).wasted_rows - wasted, first > 0);
         assert_int_equal(stats(&g).computed_tokens - computed, 31 + first);
@@ -93,7 +93,7 @@ static void an_end_token_wastes_a_row(void **state)
         job_free(&stopped);
     }
     job_free(&j);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 /* Pages of the cancelled go to the next at once, while the step that writes them is still to run. */
@@ -101,15 +101,15 @@ static void cancelled_in_flight(void **state)
 {
     (void)state;
     for (int again = 0; again < 12; again++) { /* both kinds of step: run when given, and late */
-        struct rig g;
+        struct fake_rig g;
         struct job j, k;
         struct km_err err;
-        open_ahead(&g, 4, 64, 8);
+        open_async(&g, 4, 64, 8);
         job_init(&j, 40, 0, 0, 1, 20);
         job_init(&k, 50, 0, 0, 2, 14);
-        rig_submit(&g, &j);
+        fake_rig_submit(&g, &j);
         for (int i = 0; i < 3 + again; i++)
-            rig_step(&g);
+            fake_rig_step(&g);
         assert_int_equal(g.m.in_flight, 1);
         eng_cancel(g.e, j.id, ENG_ABORT);
         j.cancelled = true;
@@ -118,25 +118,25 @@ static void cancelled_in_flight(void **state)
         assert_false(eng_idle(g.e));
         if (again % 2)
             assert_int_equal(eng_reset_cache(g.e, true, &err), 0);
-        rig_one(&g, &k);
+        fake_rig_one(&g, &k);
         assert_int_equal(stats(&g).wasted_rows, 1);
-        rig_verify(&g, &j);
+        fake_rig_verify(&g, &j);
         job_free(&j);
         job_free(&k);
-        rig_close(&g);
+        fake_rig_close(&g);
     }
 }
 
 static void closing_waits_for_the_step(void **state)
 {
     (void)state;
-    struct rig g;
+    struct fake_rig g;
     struct job j;
-    open_ahead(&g, 64, 64, 8);
+    open_async(&g, 64, 64, 8);
     job_init(&j, 40, 0, 0, 1, 20);
-    rig_submit(&g, &j);
+    fake_rig_submit(&g, &j);
     for (int i = 0; i < 4; i++)
-        rig_step(&g);
+        fake_rig_step(&g);
     assert_int_equal(g.m.in_flight, 1);
     eng_close(g.e);
     assert_int_equal(g.m.in_flight, 0);
@@ -150,9 +150,9 @@ static void some_tokens_are_the_hosts(void **state)
     (void)state;
     static const int32_t ends[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
     for (int kind = 0; kind < 5; kind++) {
-        struct rig g;
+        struct fake_rig g;
         struct job j[2];
-        open_ahead(&g, 64, 64, 8);
+        open_async(&g, 64, 64, 8);
         for (int i = 0; i < 2; i++)
             job_init(&j[i], 20, 0, 0, (uint64_t)i, 30);
         if (kind == 0)
@@ -164,22 +164,22 @@ static void some_tokens_are_the_hosts(void **state)
         else
             g.m.unchosen = kind == 3 ? 10 : 100;
         for (int i = 0; i < 2; i++)
-            rig_submit(&g, &j[i]);
-        rig_run(&g);
+            fake_rig_submit(&g, &j[i]);
+        fake_rig_run(&g);
         struct eng_stats s = stats(&g);
         if (kind < 2) {
-            assert_int_equal(s.ahead_steps + s.wasted_rows, 0);
+            assert_int_equal(s.async_steps + s.wasted_rows, 0);
             assert_int_equal(s.steps, 30);
         } else if (kind == 2) {
             assert_int_equal(s.wasted_rows, 0); /* its first token, behind which nothing was, said it */
-            assert_in_range(s.ahead_steps, 1, 10);
+            assert_in_range(s.async_steps, 1, 10);
         } else if (kind == 3) {
             assert_in_range(s.wasted_rows, 2, 20);
-            assert_in_range(s.ahead_steps, 10, s.steps - 5);
+            assert_in_range(s.async_steps, 10, s.steps - 5);
         } else {
-            assert_int_equal(s.wasted_rows + s.ahead_steps, 0);
+            assert_int_equal(s.wasted_rows + s.async_steps, 0);
         }
-        rig_finish(&g, j, 2);
+        fake_rig_finish(&g, j, 2);
     }
 }
 
@@ -187,17 +187,17 @@ static void some_tokens_are_the_hosts(void **state)
 static void an_arrival_is_in_the_next_step(void **state)
 {
     (void)state;
-    struct rig g;
+    struct fake_rig g;
     struct job j, k;
     struct eng_events ev;
     struct km_err err;
-    open_ahead(&g, 64, 64, 8);
+    open_async(&g, 64, 64, 8);
     g.m.step_us = 20000;
     job_init(&j, 20, 0, 0, 1, 12);
     job_init(&k, 30, 0, 0, 2, 2);
-    rig_submit(&g, &j);
+    fake_rig_submit(&g, &j);
     for (int i = 0; i < 6; i++)
-        rig_step(&g);
+        fake_rig_step(&g);
     assert_int_equal(g.m.in_flight, 1);
     int64_t before = km_now_ns();
     assert_int_equal(eng_step(g.e, &ev, &err), 0);
@@ -205,17 +205,17 @@ static void an_arrival_is_in_the_next_step(void **state)
     j.out[j.n_out++] = ev.v[0].token.id;
     assert_in_range(ev.busy_until_ns, before + 20000000, after + 30000000);
     long given = g.m.steps;
-    rig_submit(&g, &k);
-    rig_step(&g);
+    fake_rig_submit(&g, &k);
+    fake_rig_step(&g);
     assert_int_equal(g.m.prefill_at, given + 1);
-    rig_step(&g);
+    fake_rig_step(&g);
     assert_int_equal(k.n_out, 1);
-    rig_run(&g);
-    rig_verify(&g, &j);
-    rig_verify(&g, &k);
+    fake_rig_run(&g);
+    fake_rig_verify(&g, &j);
+    fake_rig_verify(&g, &k);
     job_free(&j);
     job_free(&k);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 /* A place or pages that the step in flight will free are worth the wait: who waits for them is in the step after it. */
@@ -223,26 +223,26 @@ static void a_place_is_taken_as_soon_as_it_is_free(void **state)
 {
     (void)state;
     for (int pages = 0; pages < 2; pages++) {
-        struct rig g;
+        struct fake_rig g;
         struct job j[3];
-        open_ahead(&g, pages ? 9 : 64, 128, pages ? 8 : 2); /* 9: five for the long one, four for another */
+        open_async(&g, pages ? 9 : 64, 128, pages ? 8 : 2); /* 9: five for the long one, four for another */
         for (int i = 0; i < 3; i++) {
             job_init(&j[i], i ? 50 : 20, 0, 0, (uint64_t)i, i ? 10 : 50);
-            rig_submit(&g, &j[i]);
+            fake_rig_submit(&g, &j[i]);
         }
         while (j[1].finish == ENG_RUNNING)
-            rig_step(&g);
+            fake_rig_step(&g);
         assert_int_equal(g.m.in_flight, 0);
         assert_int_equal(j[0].n_out, 10);
-        rig_step(&g);
+        fake_rig_step(&g);
         assert_int_equal(j[2].n_out, 1);
         assert_int_equal(stats(&g).steps, 11);
-        rig_run(&g);
+        fake_rig_run(&g);
         assert_int_equal(stats(&g).steps, 50);
         assert_int_equal(stats(&g).preemptions, 0);
         assert_int_equal(stats(&g).wasted_rows, 0);
-        assert_in_range(stats(&g).ahead_steps, 40, 46);
-        rig_finish(&g, j, 3);
+        assert_in_range(stats(&g).async_steps, 40, 46);
+        fake_rig_finish(&g, j, 3);
     }
 }
 
@@ -253,33 +253,33 @@ static void a_failure_ends_both_steps(void **state)
         for (int at = 1; at < 12; at++)
             for (int lost = 0; lost < 4; lost++) {
                 int n = 2 + lost / 2; /* the third waits for the first to end */
-                struct rig g;
+                struct fake_rig g;
                 struct job j[3];
                 struct km_err err;
-                open_ahead(&g, 64, 64, 2);
+                open_async(&g, 64, 64, 2);
                 for (int i = 0; i < n; i++) { /* the first ends with step 8, so that 9 is without it */
                     job_init(&j[i], 20, 0, 0, (uint64_t)i, i == 1 ? 20 : 8);
-                    rig_submit(&g, &j[i]);
+                    fake_rig_submit(&g, &j[i]);
                 }
                 g.m.fail_at = at;
                 g.m.fail_code = lost % 2 ? KM_EDEVICE : KM_ENOMEM;
                 g.m.fail_in_wait = in_wait;
                 int rc = 0;
                 for (int i = 0; !rc && !eng_idle(g.e) && i < 100; i++)
-                    rc = rig_step(&g);
+                    rc = fake_rig_step(&g);
                 assert_int_equal(rc, g.m.fail_code);
                 assert_int_equal(g.m.in_flight, 0);
                 assert_int_equal(j[1].finish, ENG_ERROR);
                 assert_int_equal(stats(&g).pages_used, 0);
                 if (lost % 2) {
                     assert_true(eng_idle(g.e));
-                    assert_int_equal(rig_step(&g), KM_EDEVICE);
+                    assert_int_equal(fake_rig_step(&g), KM_EDEVICE);
                 } else {
-                    rig_run(&g);
+                    fake_rig_run(&g);
                     int64_t errors = stats(&g).finished[ENG_ERROR];
                     for (int i = 0; i < n; i++)
                         if (j[i].finish == ENG_LENGTH) {
-                            rig_verify(&g, &j[i]);
+                            fake_rig_verify(&g, &j[i]);
                             errors++;
                         }
                     assert_int_equal(errors, n);
@@ -287,7 +287,7 @@ static void a_failure_ends_both_steps(void **state)
                 assert_int_equal(eng_check(g.e, &err), 0);
                 for (int i = 0; i < n; i++)
                     job_free(&j[i]);
-                rig_close(&g);
+                fake_rig_close(&g);
             }
 }
 
@@ -295,16 +295,16 @@ static void a_failure_ends_both_steps(void **state)
 static void simulated_clocks_are_not_waited_for(void **state)
 {
     (void)state;
-    struct backend clocked = be_fake_ahead;
-    struct rig g;
+    struct backend clocked = be_fake_async;
+    struct fake_rig g;
     struct job j;
     struct eng_events ev;
     struct km_err err;
-    struct eng_opts o = rig_opts(64, 64, 8);
+    struct eng_opts o = fake_rig_opts(64, 64, 8);
     clocked.now = be_fake_clock.now;
-    rig_open_on(&g, &o, NULL, &clocked);
+    fake_rig_open_on(&g, &o, NULL, &clocked);
     job_init(&j, 20, 0, 0, 1, 12);
-    rig_submit(&g, &j);
+    fake_rig_submit(&g, &j);
     while (!eng_idle(g.e)) {
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
         assert_int_equal(ev.busy_until_ns, 0);
@@ -314,63 +314,63 @@ static void simulated_clocks_are_not_waited_for(void **state)
             j.finish = ev.v[i].finish;
         }
     }
-    assert_int_equal(stats(&g).ahead_steps, 10);
-    rig_verify(&g, &j);
+    assert_int_equal(stats(&g).async_steps, 10);
+    fake_rig_verify(&g, &j);
     job_free(&j);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 static void steps_are_guessed_rather_short(void **state)
 {
     (void)state;
-    struct fl_pace p = {0};
-    struct flight f = {.in.n_reqs = 8, .kv = 1000};
-    assert_int_equal(fl_guess(&p, &f), 0);
-    fl_note(&p, &f, 9000);
-    assert_int_equal(fl_guess(&p, &f), 0); /* one alone may be far off */
-    fl_note(&p, &f, 500000);
-    assert_int_equal(fl_guess(&p, &f), 9000);
-    fl_note(&p, &f, 8000);
-    assert_int_equal(fl_guess(&p, &f), 8000);
-    f.in.n_reqs = 9;
-    f.kv = 1100;
-    assert_int_equal(fl_guess(&p, &f), 8000);
-    f.in.n_reqs = 4;
-    assert_int_equal(fl_guess(&p, &f), 4000);
-    f.kv = 250;
-    assert_int_equal(fl_guess(&p, &f), 2000);
+    struct step_times t = {0};
+    struct step s = {.batch.n_reqs = 8, .kv_tokens = 1000};
+    assert_int_equal(step_times_estimate(&t, &s), 0);
+    step_times_add(&t, &s, 9000);
+    assert_int_equal(step_times_estimate(&t, &s), 0); /* one alone may be far off */
+    step_times_add(&t, &s, 500000);
+    assert_int_equal(step_times_estimate(&t, &s), 9000);
+    step_times_add(&t, &s, 8000);
+    assert_int_equal(step_times_estimate(&t, &s), 8000);
+    s.batch.n_reqs = 9;
+    s.kv_tokens = 1100;
+    assert_int_equal(step_times_estimate(&t, &s), 8000);
+    s.batch.n_reqs = 4;
+    assert_int_equal(step_times_estimate(&t, &s), 4000);
+    s.kv_tokens = 250;
+    assert_int_equal(step_times_estimate(&t, &s), 2000);
 }
 
 static void steady_steps_allocate_nothing(void **state)
 {
     (void)state;
     enum { N = 6 };
-    struct eng_opts o = rig_opts(40, 64, 4);
+    struct eng_opts o = fake_rig_opts(40, 64, 4);
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     static struct job j[2 * N];
     struct eng_events ev;
     struct km_err err;
     fake_port_init(&p, 32);
     p.slow = 2;
-    rig_open_on(&g, &o, &p, &be_fake_ahead);
+    fake_rig_open_on(&g, &o, &p, &be_fake_async);
     g.m.unchosen = 5;
     for (int i = 0; i < 2 * N; i++) {
         job_init(&j[i], 100 + 9 * (i % N), 50, i % 2, (uint64_t)(i % N), 60);
-        rig_submit(&g, &j[i]);
+        fake_rig_submit(&g, &j[i]);
         if (i == N - 1)
-            rig_run(&g); /* warms up */
+            fake_rig_run(&g); /* warms up */
     }
-    int64_t ahead = stats(&g).ahead_steps;
+    int64_t async = stats(&g).async_steps;
     km_mem_fail_at(1);
     while (!eng_idle(g.e))
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
     assert_null(km_malloc(1)); /* the failure is still there */
     assert_int_equal(stats(&g).finished[ENG_LENGTH], 2 * N);
-    assert_true(stats(&g).ahead_steps > ahead + 50);
+    assert_true(stats(&g).async_steps > async + 50);
     for (int i = 0; i < 2 * N; i++)
         job_free(&j[i]);
-    rig_close(&g);
+    fake_rig_close(&g);
     fake_port_free(&p);
 }
 
@@ -379,13 +379,13 @@ static void no_memory_for_the_second_step(void **state)
     (void)state;
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
     struct mdl m = fake_model(997, 4096);
-    struct eng_opts o = rig_opts(64, 64, 4);
+    struct eng_opts o = fake_rig_opts(64, 64, 4);
     struct eng *e;
     struct km_err err;
     int rc = KM_ENOMEM;
     for (long n = 1; rc; n++) {
         km_mem_fail_at(n);
-        rc = eng_open(&e, &o, &m, &be_fake_ahead, NULL, &err);
+        rc = eng_open(&e, &o, &m, &be_fake_async, NULL, &err);
         assert_true(!rc || rc == KM_ENOMEM);
     }
     km_mem_fail_at(0);
@@ -413,7 +413,7 @@ static void write_scene(struct scene *s)
     static const char *const salts[] = {NULL, NULL, NULL, "", "x"};
     for (int i = 0; i < 24; i++)
         stops[i] = 40 * i;
-    s->o = rig_opts(14 + below(90), 1 + below(150), 1 + below(16));
+    s->o = fake_rig_opts(14 + below(90), 1 + below(150), 1 + below(16));
     s->o.block_size = below(3) ? 16 : below(2) ? 1 : 7;
     s->o.num_blocks = s->o.num_blocks * 16 / s->o.block_size;
     s->o.prefix_caching = below(5) > 0;
@@ -430,7 +430,7 @@ static void write_scene(struct scene *s)
     longest = longest > 250 ? 250 : longest - 1;
     for (int i = 0; i < JOBS; i++) {
         struct job *j = &s->jobs[i];
-        int n = 1 + below(longest), out = 1 + below(RIG_OUT);
+        int n = 1 + below(longest), out = 1 + below(FAKE_RIG_OUT);
         job_init(j, n, below(3) ? below(n + 1) : n, below(4), (uint64_t)below(1000), out);
         j->r.cache_salt = salts[below(5)];
         j->r.priority = below(6) ? 0 : below(3) - 1;
@@ -452,14 +452,14 @@ static void write_scene(struct scene *s)
 static struct eng_stats play(const struct scene *s, const struct backend *backend, struct job *jobs)
 {
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     fake_port_init(&p, s->chunk);
     p.slow = s->slow;
     p.lossy = s->lossy;
     p.short_at = s->short_at;
     p.fail = s->fail;
     p.rng = s->port_rng;
-    rig_open_on(&g, &s->o, s->port ? &p : NULL, backend);
+    fake_rig_open_on(&g, &s->o, s->port ? &p : NULL, backend);
     g.m.copy_polls = s->copy_polls;
     g.m.unchosen = s->unchosen;
     for (int i = 0; i < JOBS; i++) {
@@ -472,20 +472,20 @@ static struct eng_stats play(const struct scene *s, const struct backend *backen
     for (int step = 0; step < 300 || !eng_idle(g.e); step++) {
         for (int i = 0; i < JOBS; i++) {
             if (s->comes[i] == step)
-                rig_submit(&g, &jobs[i]);
+                fake_rig_submit(&g, &jobs[i]);
             if (s->goes[i] && s->goes[i] == step && jobs[i].finish == ENG_RUNNING) {
                 eng_cancel(g.e, jobs[i].id, ENG_ABORT);
                 jobs[i].cancelled = true;
             }
         }
-        assert_int_equal(rig_step(&g), 0);
+        assert_int_equal(fake_rig_step(&g), 0);
         if (step > 100000)
             fail_msg("no end");
     }
     for (int i = 0; i < JOBS; i++)
-        rig_verify(&g, &jobs[i]);
+        fake_rig_verify(&g, &jobs[i]);
     struct eng_stats st = stats(&g);
-    rig_close(&g);
+    fake_rig_close(&g);
     fake_port_free(&p);
     return st;
 }
@@ -494,35 +494,35 @@ static void the_same_answers_as_one_at_a_time(void **state)
 {
     (void)state;
     static struct scene s;
-    static struct job one[JOBS], ahead[JOBS];
-    int64_t steps = 0, n_ahead = 0, wasted = 0, computed = 0, preempted = 0;
+    static struct job one[JOBS], async[JOBS];
+    int64_t steps = 0, n_async = 0, wasted = 0, computed = 0, preempted = 0;
     print_message("seed %llu\n", (unsigned long long)seed);
     rng = seed;
     for (int round = 0; round < 40; round++) {
         write_scene(&s);
-        struct eng_stats a = play(&s, &be_fake, one), b = play(&s, &be_fake_ahead, ahead);
-        assert_int_equal(a.ahead_steps + a.wasted_rows, 0);
+        struct eng_stats a = play(&s, &be_fake, one), b = play(&s, &be_fake_async, async);
+        assert_int_equal(a.async_steps + a.wasted_rows, 0);
         steps += b.steps;
-        n_ahead += b.ahead_steps;
+        n_async += b.async_steps;
         wasted += b.wasted_rows;
         computed += b.computed_tokens;
         preempted += b.preemptions;
         for (int i = 0; i < JOBS; i++) {
-            int n = one[i].n_out < ahead[i].n_out ? one[i].n_out : ahead[i].n_out;
-            if (!one[i].cancelled && !ahead[i].cancelled) {
-                assert_int_equal(one[i].n_out, ahead[i].n_out);
-                assert_int_equal(one[i].finish, ahead[i].finish);
-                assert_int_equal(one[i].last.stop_id, ahead[i].last.stop_id);
+            int n = one[i].n_out < async[i].n_out ? one[i].n_out : async[i].n_out;
+            if (!one[i].cancelled && !async[i].cancelled) {
+                assert_int_equal(one[i].n_out, async[i].n_out);
+                assert_int_equal(one[i].finish, async[i].finish);
+                assert_int_equal(one[i].last.stop_id, async[i].last.stop_id);
             }
-            assert_memory_equal(one[i].out, ahead[i].out, sizeof *one[i].out * (size_t)n);
+            assert_memory_equal(one[i].out, async[i].out, sizeof *one[i].out * (size_t)n);
             job_free(&one[i]);
-            job_free(&ahead[i]);
+            job_free(&async[i]);
             job_free(&s.jobs[i]);
         }
     }
     print_message("%lld of %lld steps ran ahead, %lld rows were wasted beside %lld computed, %lld preemptions\n",
-                  (long long)n_ahead, (long long)steps, (long long)wasted, (long long)computed, (long long)preempted);
-    assert_true(n_ahead > steps / 10);
+                  (long long)n_async, (long long)steps, (long long)wasted, (long long)computed, (long long)preempted);
+    assert_true(n_async > steps / 10);
     assert_true(wasted > 100 && wasted < computed / 10);
     assert_true(preempted > 50);
 }
@@ -531,7 +531,7 @@ int main(int argc, char **argv)
 {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decodes_run_ahead),
+        cmocka_unit_test(decodes_run_async),
         cmocka_unit_test(an_end_token_wastes_a_row),
         cmocka_unit_test(cancelled_in_flight),
         cmocka_unit_test(closing_waits_for_the_step),

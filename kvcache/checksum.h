@@ -4,8 +4,8 @@
  * have when a DMA moved the bytes for nothing. So a `kvc_sum` is one job, a `kvc_summer` a few threads that take
  * jobs in order; the threads start at the first job and a machine that grants none gets its sums computed in
  * place. A job belongs to whoever put it and must stay until it is done. */
-#ifndef KVC_SUMS_H
-#define KVC_SUMS_H
+#ifndef KVC_CHECKSUM_H
+#define KVC_CHECKSUM_H
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -13,33 +13,33 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KVC_SUM_THREADS 4
+#define KVC_CHECKSUM_THREADS 4
 
-struct kvc_sum {
+struct kvc_checksum_job {
     const void *p;        /* [n] bytes */
     size_t n;
     uint64_t seed;        /* binds the bytes to their key */
     uint64_t sum;         /* valid once done */
     int64_t ns;           /* what it took */
-    struct kvc_sum *next; /* in the queue */
+    struct kvc_checksum_job *next; /* in the queue */
     atomic_bool done;
 };
 
-struct kvc_summer {
+struct kvc_checksum_pool {
     pthread_mutex_t mu;
     pthread_cond_t more;
-    struct kvc_sum *head, **tail; /* jobs nobody took yet */
-    pthread_t thread[KVC_SUM_THREADS];
+    struct kvc_checksum_job *head, **tail; /* jobs nobody took yet */
+    pthread_t thread[KVC_CHECKSUM_THREADS];
     int n_threads; /* running */
     bool started, stop;
 };
 
-void kvc_summer_open(struct kvc_summer *s);
-void kvc_summer_close(struct kvc_summer *s); /* finishes every job first */
-void kvc_summer_put(struct kvc_summer *s, struct kvc_sum *j);
+void kvc_checksum_pool_open(struct kvc_checksum_pool *s);
+void kvc_checksum_pool_close(struct kvc_checksum_pool *s); /* finishes every job first */
+void kvc_checksum_pool_submit(struct kvc_checksum_pool *s, struct kvc_checksum_job *j);
 
-void kvc_sum_now(struct kvc_sum *j);
-static inline bool kvc_sum_done(const struct kvc_sum *j)
+void kvc_checksum_run(struct kvc_checksum_job *j);
+static inline bool kvc_checksum_done(const struct kvc_checksum_job *j)
 {
     return atomic_load_explicit(&j->done, memory_order_acquire);
 }

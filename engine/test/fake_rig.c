@@ -1,11 +1,11 @@
 #include "base/test/test.h"
 
-#include "rig.h"
+#include "fake_rig.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-struct eng_opts rig_opts(int num_blocks, int budget, int max_seqs)
+struct eng_opts fake_rig_opts(int num_blocks, int budget, int max_seqs)
 {
     struct eng_opts o = eng_defaults();
     o.num_blocks = num_blocks;
@@ -14,20 +14,20 @@ struct eng_opts rig_opts(int num_blocks, int budget, int max_seqs)
     return o;
 }
 
-void rig_open(struct rig *g, const struct eng_opts *o, struct fake_port *port)
+void fake_rig_open(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port)
 {
-    rig_open_on(g, o, port, &be_fake);
+    fake_rig_open_on(g, o, port, &be_fake);
 }
 
-void rig_open_on(struct rig *g, const struct eng_opts *o, struct fake_port *port, const struct backend *backend)
+void fake_rig_open_on(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port, const struct backend *backend)
 {
-    *g = (struct rig){.m = fake_model(997, 4096), .port = port};
+    *g = (struct fake_rig){.m = fake_model(997, 4096), .port = port};
     struct km_err err;
     if (eng_open(&g->e, o, &g->m, backend, port ? &port->port : NULL, &err))
         fail_msg("%s", err.msg);
 }
 
-void rig_close(struct rig *g)
+void fake_rig_close(struct fake_rig *g)
 {
     struct eng_stats s;
     eng_stats(g->e, &s);
@@ -64,7 +64,7 @@ void job_free(struct job *j)
     j->prompt = NULL;
 }
 
-void rig_submit(struct rig *g, struct job *j)
+void fake_rig_submit(struct fake_rig *g, struct job *j)
 {
     struct km_err err;
     if (eng_submit(g->e, &j->r, &j->id, &err))
@@ -74,7 +74,7 @@ void rig_submit(struct rig *g, struct job *j)
         j->prompt[i] = ~j->prompt[i];
 }
 
-int rig_step(struct rig *g)
+int fake_rig_step(struct fake_rig *g)
 {
     struct eng_events ev;
     struct km_err err = {0};
@@ -100,25 +100,25 @@ int rig_step(struct rig *g)
     return rc;
 }
 
-void rig_run(struct rig *g)
+void fake_rig_run(struct fake_rig *g)
 {
     for (long i = 0; !eng_idle(g->e); i++) {
-        assert_int_equal(rig_step(g), 0);
+        assert_int_equal(fake_rig_step(g), 0);
         if (i > 200000)
             fail_msg("the engine does not come to an end");
     }
 }
 
-void rig_verify(struct rig *g, const struct job *j)
+void fake_rig_verify(struct fake_rig *g, const struct job *j)
 {
-    int32_t want[RIG_OUT];
+    int32_t want[FAKE_RIG_OUT];
     enum eng_finish finish;
     struct eng_request r = j->r;
     int32_t *prompt = malloc(sizeof *prompt * (size_t)r.n_prompt);
     for (int i = 0; i < r.n_prompt; i++)
         prompt[i] = ~j->prompt[i];
     r.prompt = prompt;
-    int n = fake_answer(&g->m, &r, eng_options(g->e)->max_model_len, want, RIG_OUT, &finish);
+    int n = fake_answer(&g->m, &r, eng_options(g->e)->max_model_len, want, FAKE_RIG_OUT, &finish);
     free(prompt);
     if (j->cancelled) {
         assert_true(j->n_out <= n);
@@ -131,18 +131,18 @@ void rig_verify(struct rig *g, const struct job *j)
             fail_msg("a prompt of %d tokens: token %d is %d, not %d", r.n_prompt, i, j->out[i], want[i]);
 }
 
-void rig_one(struct rig *g, struct job *j)
+void fake_rig_one(struct fake_rig *g, struct job *j)
 {
-    rig_submit(g, j);
-    rig_run(g);
-    rig_verify(g, j);
+    fake_rig_submit(g, j);
+    fake_rig_run(g);
+    fake_rig_verify(g, j);
 }
 
-void rig_finish(struct rig *g, struct job *j, int n)
+void fake_rig_finish(struct fake_rig *g, struct job *j, int n)
 {
     for (int i = 0; i < n; i++) {
-        rig_verify(g, &j[i]);
+        fake_rig_verify(g, &j[i]);
         job_free(&j[i]);
     }
-    rig_close(g);
+    fake_rig_close(g);
 }

@@ -1,0 +1,46 @@
+/* An engine on the fake backend, jobs to run on it, and the answers they must give. */
+#ifndef FAKE_RIG_H
+#define FAKE_RIG_H
+
+#include "fake_backend.h"
+#include "fake_port.h"
+
+enum { FAKE_RIG_OUT = 64 }; /* most tokens a job may generate */
+
+struct job {
+    struct eng_request r;
+    int32_t *prompt;        /* the job's own copy */
+    char salt[8];
+    uint64_t id;
+    int32_t out[FAKE_RIG_OUT];
+    int n_out;
+    enum eng_finish finish;
+    bool cancelled;
+    struct eng_event last;  /* the last event seen */
+};
+
+struct fake_rig {
+    struct mdl m;
+    struct eng *e;
+    struct fake_port *port; /* NULL: none */
+    long steps;
+};
+
+struct eng_opts fake_rig_opts(int num_blocks, int budget, int max_seqs);
+void fake_rig_open(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port);
+void fake_rig_open_on(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port, const struct backend *backend);
+/* Asserts that nothing is held, closes, asserts that the backend had no complaint. */
+void fake_rig_close(struct fake_rig *g);
+
+/* A prompt of n tokens: the first `shared` are those of its family, the others its own. */
+void job_init(struct job *j, int n, int shared, int family, uint64_t own, int max_tokens);
+void job_free(struct job *j);
+void fake_rig_submit(struct fake_rig *g, struct job *j);
+/* One step, eng_check after it, events handed to their jobs. */
+int fake_rig_step(struct fake_rig *g);
+void fake_rig_run(struct fake_rig *g);                     /* until idle */
+void fake_rig_verify(struct fake_rig *g, const struct job *j); /* against fake_answer */
+void fake_rig_one(struct fake_rig *g, struct job *j);      /* submit, run, verify */
+void fake_rig_finish(struct fake_rig *g, struct job *j, int n); /* verifies and frees n jobs, then closes */
+
+#endif
