@@ -46,7 +46,9 @@ struct http_conn {
     struct http *h;
     struct http_conn *next, *prev; /* in http.all */
     struct http_conn *dirty_next;  /* in http.dirty */
+    struct http_conn *ready_next;  /* in http.ready */
     bool dirty;                    /* in the list of connections that http_flush must visit */
+    bool ready;                    /* in the list of connections whose next request was received */
     bool dead;                     /* to be freed by its timer */
     bool reading;                  /* a request has begun to arrive */
     bool unclean;                  /* bytes of the client may be unread at the close: linger */
@@ -72,7 +74,8 @@ struct http {
     void *arg;
     struct evconnlistener *listener;
     struct event *accept_timer;
-    struct http_conn *all, *dirty;
+    struct event *ready_timer; /* visits the list `ready` in the next turn of the event loop */
+    struct http_conn *all, *dirty, *ready;
     struct http_stats stats;
     bool draining, paused;
     int port;
@@ -127,6 +130,12 @@ static void conn_free(struct http_conn *c)
         for (struct http_conn **p = &h->dirty; *p; p = &(*p)->dirty_next)
             if (*p == c) {
                 *p = c->dirty_next;
+                break;
+            }
+    if (c->ready)
+        for (struct http_conn **p = &h->ready; *p; p = &(*p)->ready_next)
+            if (*p == c) {
+                *p = c->ready_next;
                 break;
             }
     if (c->prev)
@@ -401,7 +410,7 @@ static void set_read_deadline(struct http_conn *c)
     set_timer(c, started ? c->h->o.read_timeout : c->h->o.idle_timeout);
 }
 
-/* Parses data[0, n) until all of it is used or a request is in work. Returns the number of bytes used. */
+/* Parses data[0, n) until all of it is used or one request was reported. Returns the number of bytes used. */
 static size_t conn_parse(struct http_conn *c, const char *data, size_t n)
 {
     size_t at = 0;
@@ -416,17 +425,20 @@ static size_t conn_parse(struct http_conn *c, const char *data, size_t n)
             refuse(c, c->req.status, c->req.why);
         } else if (ev == HP_HEAD) {
             handle_head(c, at == n);
+            if (c->answered)
+                break;
         } else {
             event_del(c->timer);
             c->reading = false;
             c->state = C_CALL;
             c->h->handlers.request(c->h->arg, c, &c->req);
+            break;
         }
     }
     return at;
 }
 
-/* Parses bytes that were received while an answer was being made. */
+/* Parses bytes that were received while an answer was being made, up to the end of one request. */
 static void parse_pending(struct http_conn *c)
 {
     if (c->dead || c->state != C_READ)
@@ -442,6 +454,37 @@ static void parse_pending(struct http_conn *c)
         event_add(c->ev_read, NULL);
 }
 
+/* After an answer: sets the idle deadline, or has the next request parsed in the next turn of the event loop. A timer
+ * does that, because libevent would run a callback that is made active now before it polls the other sockets. */
+static void continue_reading(struct http_conn *c)
+{
+    struct http *h = c->h;
+    if (c->dead || c->state != C_READ)
+        return;
+    if (!c->in.len) {
+        parse_pending(c);
+    } else if (!c->ready) {
+        c->ready = true;
+        c->ready_next = h->ready;
+        h->ready = c;
+        struct timeval now = {0, 0};
+        event_add(h->ready_timer, &now);
+    }
+}
+
+static void on_ready(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    struct http *h = arg;
+    while (h->ready) {
+        struct http_conn *c = h->ready;
+        h->ready = c->ready_next;
+        c->ready = false;
+        parse_pending(c);
+    }
+    http_flush(h);
+}
+
 void http_flush(struct http *h)
 {
     while (h->dirty) {
@@ -451,7 +494,7 @@ void http_flush(struct http *h)
         if (c->dead)
             continue;
         conn_send(c);
-        parse_pending(c); /* may answer the next request and make c dirty again */
+        continue_reading(c);
     }
 }
 
@@ -497,7 +540,7 @@ static void on_write(evutil_socket_t fd, short what, void *arg)
     (void)fd, (void)what;
     struct http_conn *c = arg;
     conn_send(c);
-    parse_pending(c);
+    continue_reading(c);
     http_flush(c->h);
 }
 
@@ -609,7 +652,8 @@ int http_open(struct http **out, struct event_base *base, const struct http_opts
     h->handlers = *handlers;
     h->arg = arg;
     h->accept_timer = evtimer_new(base, on_accept_timer, h);
-    int rc = h->accept_timer ? listen_on(h, err) : km_fail(err, KM_ENOMEM, "no memory for the server");
+    h->ready_timer = evtimer_new(base, on_ready, h);
+    int rc = h->accept_timer && h->ready_timer ? listen_on(h, err) : km_fail(err, KM_ENOMEM, "no memory for the server");
     if (rc) {
         http_free(h);
         return rc;
@@ -629,6 +673,8 @@ void http_free(struct http *h)
         evconnlistener_free(h->listener);
     if (h->accept_timer)
         event_free(h->accept_timer);
+    if (h->ready_timer)
+        event_free(h->ready_timer);
     km_free(h);
 }
 

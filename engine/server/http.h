@@ -5,7 +5,8 @@
  * or later. Everything runs on the thread of the event base.
  *
  * Invariant: a connection has at most one request in work. Requests that a client pipelines are read in order, each
- * after the answer to the one before. A connection is never freed inside a call of its owner. */
+ * after the answer to the one before, and at most one in each turn of the event loop, so that no client delays the
+ * others. A connection is never freed inside a call of its owner. */
 #ifndef SRV_HTTP_H
 #define SRV_HTTP_H
 

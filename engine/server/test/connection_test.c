@@ -222,6 +222,37 @@ static void pipelined_requests_are_answered_in_order(void **state)
     server_stop();
 }
 
+static void pipelining_delays_no_other_client(void **state)
+{
+    (void)state;
+    /* Both clients have sent everything before the event loop begins. */
+    server_open(srv_defaults(), fake_tok);
+    struct km_buf many = {0};
+    for (int i = 0; i < 1000; i++)
+        km_buf_puts(&many, "GET /health HTTP/1.1\r\nHost: h\r\n\r\n");
+    int greedy = cl_connect(server.port);
+    cl_send(greedy, many.data, many.len);
+    int other = cl_start(server.port, "/metrics", NULL);
+    server_run(false);
+    struct km_buf rest = {0};
+    struct answer a;
+    assert_true(cl_read(other, &rest, &a));
+    const char *replies = strstr(a.body.data, "kvmark_http_responses_total{code=\"200\"} ");
+    assert_true(!replies || atoi(strchr(replies, ' ')) < 10);
+    cl_free(&a);
+    km_buf_clear(&rest);
+    for (int i = 0; i < 1000; i++) {
+        assert_true(cl_read(greedy, &rest, &a));
+        assert_int_equal(a.status, 200);
+        cl_free(&a);
+    }
+    km_buf_free(&rest);
+    km_buf_free(&many);
+    close(greedy);
+    close(other);
+    server_stop();
+}
+
 static void expect_100_continue_never_stalls(void **state)
 {
     (void)state;
@@ -513,7 +544,7 @@ int main(void)
 #define T(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
         T(a_disconnected_client_is_cancelled), T(concurrent_streams), T(ambiguous_framing_closes_the_connection),
-        T(pipelined_requests_are_answered_in_order), T(expect_100_continue_never_stalls), T(an_api_key_is_required), T(head_requests_and_http_1_0),
+        T(pipelined_requests_are_answered_in_order), T(pipelining_delays_no_other_client), T(expect_100_continue_never_stalls), T(an_api_key_is_required), T(head_requests_and_http_1_0),
         T(slow_clients_are_disconnected), T(connections_above_the_limit_wait), T(the_server_waits_for_file_descriptors), T(a_signal_lets_streams_finish),
         T(a_second_signal_ends_streams), T(a_taken_port_is_named),
     };

@@ -17,15 +17,25 @@ static void *serve(void *arg)
     return NULL;
 }
 
-void server_start_with(struct srv_opts o, const struct tok *t, bool signals)
+void server_open(struct srv_opts o, const struct tok *t)
 {
     struct km_err err = {0};
     o.port = 0;
     if (srv_open(&server.s, &o, fake_eng(), t, &err))
         fail_msg("%s", err.msg);
     server.port = srv_port(server.s);
+}
+
+void server_run(bool signals)
+{
     server.signals = signals;
     pthread_create(&server.thread, NULL, serve, NULL);
+}
+
+void server_start_with(struct srv_opts o, const struct tok *t, bool signals)
+{
+    server_open(o, t);
+    server_run(signals);
 }
 
 void server_start(void)

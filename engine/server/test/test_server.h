@@ -22,7 +22,9 @@ extern struct test_server server;
 
 int server_setup(void **state); /* cmocka's set-up of each test: resets the fake engine */
 void server_start(void);        /* default options, with the fake tokenizer */
-void server_start_with(struct srv_opts o, const struct tok *t, bool signals);
+void server_start_with(struct srv_opts o, const struct tok *t, bool signals); /* server_open and server_run */
+void server_open(struct srv_opts o, const struct tok *t); /* clients can connect and send, but get no answer */
+void server_run(bool signals);
 void server_stop(void);         /* the run must have ended with 0 */
 void wait_until_equal(atomic_int *v, int want); /* fails after 5 s */
 
