@@ -84,9 +84,11 @@ static void make_room(struct run *r, int n)
     }
 }
 
-/* Everything that came in goes into the engine, in order: requests, then cancels, then a reset. Lock held. */
-static void drain(struct run *r)
+/* Everything that came in goes into the engine, in order: requests, then cancels, then a reset. True if there was a
+ * reset. Lock held. */
+static bool drain(struct run *r)
 {
+    bool reset = r->reset;
     for (struct seq *q; (q = r->first);) {
         r->first = q->next;
         q->next = NULL;
@@ -106,6 +108,7 @@ static void drain(struct run *r)
     eng_stats(r->e, &r->stats);
     r->n_inside = r->stats.waiting;
     pthread_cond_broadcast(&r->done);
+    return reset;
 }
 
 /* What is left until the next step should be scheduled; not above 0: now. Lock held. */
@@ -148,8 +151,10 @@ static void *thread_main(void *arg)
     struct run *r = arg;
     pthread_mutex_lock(&r->lock);
     while (!r->stop) {
-        if (r->first || r->n_cancels || r->reset)
-            drain(r);
+        if ((r->first || r->n_cancels || r->reset) && drain(r)) {
+            wake(r);
+            continue; /* wake has released the lock, so more work may be queued */
+        }
         int64_t left = time_left(r);
         if (eng_idle(r->e))
             pthread_cond_wait(&r->work, &r->lock);
@@ -258,20 +263,28 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_unlock(&r->lock);
 }
 
-int run_reset_cache(struct run *r, bool external, struct km_err *err)
+void run_reset_begin(struct run *r, bool external)
 {
     pthread_mutex_lock(&r->lock);
     r->reset = true;
     r->reset_external = external;
     r->reset_done = false;
     pthread_cond_signal(&r->work);
-    while (!r->reset_done)
-        pthread_cond_wait(&r->done, &r->lock);
-    int rc = r->reset_rc;
-    if (rc && err)
-        *err = r->reset_err;
     pthread_mutex_unlock(&r->lock);
-    return rc;
+}
+
+bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
+{
+    pthread_mutex_lock(&r->lock);
+    bool ended = r->reset_done;
+    if (ended) {
+        *rc = r->reset_rc;
+        if (r->reset_rc && err)
+            *err = r->reset_err;
+        r->reset_done = false;
+    }
+    pthread_mutex_unlock(&r->lock);
+    return ended;
 }
 
 int run_collect(struct run *r, struct eng_events *out, struct km_err *err)

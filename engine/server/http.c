@@ -64,6 +64,7 @@ struct http_conn {
     struct km_buf in;    /* received, not parsed */
     struct km_buf out;   /* to be sent; out[0, out_at) is sent */
     size_t out_at;
+    void (*client_gone)(void *user);
     void *user;          /* of the held request; NULL: none */
 };
 
@@ -125,7 +126,7 @@ static void conn_free(struct http_conn *c)
 {
     struct http *h = c->h;
     if (c->user)
-        h->handlers.client_gone(h->arg, c->user);
+        c->client_gone(c->user);
     if (c->dirty)
         for (struct http_conn **p = &h->dirty; *p; p = &(*p)->dirty_next)
             if (*p == c) {
@@ -310,8 +311,9 @@ void http_reply_error(struct http_conn *c, int status, const char *headers, cons
     km_buf_free(&b);
 }
 
-void http_hold(struct http_conn *c, void *user)
+void http_hold(struct http_conn *c, void (*client_gone)(void *user), void *user)
 {
+    c->client_gone = client_gone;
     c->user = user;
     c->state = C_HELD;
 }

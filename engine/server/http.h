@@ -37,8 +37,6 @@ struct http_handlers {
     /* A request is complete. Answer now, or call http_hold and answer later. r is valid until the answer, or without
      * one until the handler returns. */
     void (*request)(void *arg, struct http_conn *c, struct hp *r);
-    /* The client of a held request has disconnected. c must not be used any more. user: from http_hold. */
-    void (*client_gone)(void *arg, void *user);
 };
 
 struct http_stats {
@@ -52,7 +50,7 @@ struct http_stats {
 
 int http_open(struct http **out, struct event_base *base, const struct http_opts *o,
               const struct http_handlers *handlers, void *arg, struct km_err *err);
-/* Closes every connection; client_gone is called for each held request. */
+/* Closes every connection; the client_gone of each held request is called. */
 void http_free(struct http *h);
 int http_port(const struct http *h);
 const struct http_stats *http_stats(const struct http *h);
@@ -70,8 +68,9 @@ void http_reply_error(struct http_conn *c, int status, const char *headers, cons
 #define HTTP_RETRY_SOON "Retry-After: 1\r\n"
 #define HTTP_RETRY_LATER "Retry-After: 5\r\n"
 
-/* Postpones the answer. client_gone(user) is called if the client disconnects before it. */
-void http_hold(struct http_conn *c, void *user);
+/* Postpones the answer. client_gone(user) is called if the client disconnects before it; c must not be used after that.
+ * user must not be NULL. */
+void http_hold(struct http_conn *c, void (*client_gone)(void *user), void *user);
 
 /* Answers in pieces: one begin, any number of puts, one end. Nothing is sent before http_flush, so that the owner can
  * put for many connections and then send once for each.

@@ -118,11 +118,6 @@ int jobs_live(const struct jobs *j)
     return j->n_live;
 }
 
-void jobs_client_gone(void *job)
-{
-    job_free(job);
-}
-
 /* Ends the job with an error: an answer of this status, or an event if the stream has begun. */
 static void job_fail(struct job *job, int status, const char *why)
 {
@@ -500,6 +495,11 @@ static int job_submit(struct job *job, struct km_err *err)
     return rc;
 }
 
+static void client_gone(void *job)
+{
+    job_free(job);
+}
+
 void jobs_start(struct jobs *j, struct http_conn *c, struct api_request *a)
 {
     struct job *job = km_calloc(1, sizeof *job);
@@ -516,7 +516,7 @@ void jobs_start(struct jobs *j, struct http_conn *c, struct api_request *a)
         j->list->prev = job;
     j->list = job;
     j->n_live++;
-    http_hold(c, job);
+    http_hold(c, client_gone, job);
 
     struct km_err err = {0};
     int rc = job_init(job, &err);

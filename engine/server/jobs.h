@@ -32,7 +32,6 @@ int jobs_live(const struct jobs *j);
 void jobs_start(struct jobs *j, struct http_conn *c, struct api_request *a);
 /* Handles one event of the engine: adds the token to its choice, streams it, ends the choice or the job. */
 void jobs_handle(struct jobs *j, const struct eng_event *ev);
-void jobs_client_gone(void *job); /* http_handlers.client_gone of a job's request */
 /* Ends every job with this error. */
 void jobs_fail_all(struct jobs *j, int status, const char *why);
 

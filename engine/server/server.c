@@ -16,6 +16,7 @@
 #include "engine/server/http.h"
 #include "engine/server/jobs.h"
 #include "engine/server/metrics.h"
+#include "engine/server/reset.h"
 #include "engine/server/respond.h"
 
 #include <errno.h>
@@ -47,6 +48,7 @@ struct srv {
     int wake_fd;               /* an eventfd: the engine has events, or srv_stop was called */
     struct http *http;
     struct jobs *jobs;
+    struct resets *resets;
     struct met met;
     struct eng_events events;  /* scratch */
     struct km_sha *sha;        /* NULL without an API key */
@@ -258,14 +260,7 @@ static void post_reset_prefix_cache(struct srv *s, struct http_conn *c, struct h
             return;
         }
     }
-    int rc = run_reset_cache(s->run, external, &err);
-    if (rc) {
-        http_reply_error(c, rc == KM_ELIMIT ? 409 : 500, "", err.msg, NULL, rc == KM_ELIMIT ? "cache_in_use" : NULL);
-        return;
-    }
-    struct km_buf b = {0};
-    km_buf_printf(&b, "{\"reset\":true,\"reset_external\":%s}", external ? "true" : "false");
-    reply_json(c, &b);
+    rst_start(s->resets, c, external);
 }
 
 enum { GET, POST };
@@ -369,12 +364,6 @@ static void on_request(void *arg, struct http_conn *c, struct hp *r)
     find_route(r->path)->handle(arg, c, r);
 }
 
-static void on_client_gone(void *arg, void *user)
-{
-    (void)arg;
-    jobs_client_gone(user);
-}
-
 /* Wakes the event loop; called on the engine's thread. */
 static void wake(void *arg)
 {
@@ -407,6 +396,7 @@ static void on_drain(evutil_socket_t fd, short what, void *arg)
         s->forced = true;
         s->drain_until += over;
         jobs_fail_all(s->jobs, 503, SHUTTING_DOWN);
+        rst_fail_all(s->resets, 503, SHUTTING_DOWN);
         http_flush(s->http);
     }
     if (!http_stats(s->http)->connections || (s->forced && over > (int64_t)LAST_SEND_MS * 1000000)) {
@@ -431,6 +421,7 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     }
     for (int i = 0; i < s->events.n; i++)
         jobs_handle(s->jobs, &s->events.v[i]);
+    rst_poll(s->resets);
     http_flush(s->http);
     if (atomic_load(&s->stop) && !s->draining)
         begin_drain(s);
@@ -462,11 +453,13 @@ static int open_parts(struct srv *s, struct km_err *err)
     struct http_opts h = {.host = o->host, .port = o->port, .max_connections = o->max_connections,
                           .max_body = o->max_body, .max_unsent = MAX_UNSENT, .idle_timeout = o->idle_timeout,
                           .read_timeout = o->read_timeout};
-    static const struct http_handlers handlers = {on_head, on_request, on_client_gone};
+    static const struct http_handlers handlers = {on_head, on_request};
     if (!rc)
         rc = http_open(&s->http, s->base, &h, &handlers, s, err);
     if (!rc)
         rc = run_start(&s->run, s->eng, wake, s, err);
+    if (!rc)
+        rc = rst_open(&s->resets, s->run, err);
     struct jobs_env env = {.run = s->run, .tok = s->tok, .model = s->model, .seed = o->seed, .met = &s->met};
     return rc ? rc : jobs_open(&s->jobs, &env, err);
 }
@@ -529,6 +522,7 @@ void srv_free(struct srv *s)
         return;
     http_free(s->http); /* first: the requests of its clients are cancelled, for which the runner must exist */
     jobs_free(s->jobs);
+    rst_free(s->resets);
     run_free(s->run);
     km_free(s->events.v);
     if (s->wake_event)

@@ -91,6 +91,8 @@ struct run {
     int n_ev, cap_ev;
     uint64_t next;
     int64_t generated;
+    bool reset, reset_external, reset_done;
+    int reset_rc;
 };
 
 static void push_event(struct run *r, const struct eng_event *e)
@@ -148,6 +150,15 @@ static bool step_request(struct run *r, struct req *q)
     return e.finish == ENG_RUNNING;
 }
 
+static void do_reset(struct run *r)
+{
+    r->reset = false;
+    r->reset_done = true;
+    r->reset_rc = r->n ? KM_ELIMIT : 0;
+    fake.resets += !r->n;
+    fake.external_resets += !r->n && r->reset_external;
+}
+
 static void *run_steps(void *arg)
 {
     struct run *r = arg;
@@ -161,7 +172,9 @@ static void *run_steps(void *arg)
             for (int i = r->n - 1; i >= 0; i--)
                 if (!step_request(r, &r->live[i]))
                     remove_request(r, i);
-        bool news = r->n_ev > before;
+        bool news = r->n_ev > before || r->reset;
+        if (r->reset)
+            do_reset(r);
         pthread_mutex_unlock(&r->lock);
         if (news)
             r->wake(r->arg);
@@ -245,13 +258,24 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_unlock(&r->lock);
 }
 
-int run_reset_cache(struct run *r, bool external, struct km_err *err)
+void run_reset_begin(struct run *r, bool external)
 {
-    if (r->n)
-        return km_fail(err, KM_ELIMIT, "%d requests hold pages", r->n);
-    fake.resets++;
-    fake.external_resets += external;
-    return 0;
+    pthread_mutex_lock(&r->lock);
+    r->reset = true;
+    r->reset_external = external;
+    pthread_mutex_unlock(&r->lock);
+}
+
+bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
+{
+    pthread_mutex_lock(&r->lock);
+    bool ended = r->reset_done;
+    r->reset_done = false;
+    *rc = r->reset_rc;
+    if (r->reset_rc)
+        km_fail(err, r->reset_rc, "requests hold pages");
+    pthread_mutex_unlock(&r->lock);
+    return ended;
 }
 
 int run_collect(struct run *r, struct eng_events *out, struct km_err *err)

@@ -98,6 +98,32 @@ static void reset_prefix_cache(void **state)
     server_stop();
 }
 
+static void resets_do_not_block_other_requests(void **state)
+{
+    (void)state;
+    server_start();
+    fake.step_us = 20000; /* the engine resets between two steps */
+    struct km_buf many = {0}, rest = {0};
+    struct answer a;
+    for (int i = 0; i < 50; i++)
+        km_buf_puts(&many, "POST /reset_prefix_cache HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
+    int pipelining = cl_connect(server.port), leaving = cl_start(server.port, "/reset_prefix_cache", "");
+    cl_send(pipelining, many.data, many.len);
+    cl_expect(server.port, "/v1/models", NULL, 200);
+    assert_true(fake.resets < 50);
+    close(leaving);
+    for (int i = 0; i < 50; i++) {
+        assert_true(cl_read(pipelining, &rest, &a));
+        assert_int_equal(a.status, 200);
+        cl_free(&a);
+    }
+    assert_true(fake.resets >= 50);
+    km_buf_free(&many);
+    km_buf_free(&rest);
+    close(pipelining);
+    server_stop();
+}
+
 static void completions_and_chats(void **state)
 {
     (void)state;
@@ -414,7 +440,7 @@ int main(void)
     km_log_level(KM_LOG_ERROR);
 #define T(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
-        T(health_version_and_models), T(tokenize_and_detokenize), T(reset_prefix_cache), T(completions_and_chats),
+        T(health_version_and_models), T(tokenize_and_detokenize), T(reset_prefix_cache), T(resets_do_not_block_other_requests), T(completions_and_chats),
         T(defaults_of_fields), T(finish_reasons_are_reported), T(chats_stream),
         T(logprobs_have_openais_shape), T(token_ids_without_a_tokenizer), T(engine_errors_reach_the_client),
         T(a_full_queue_is_429), T(metrics_are_prometheus),
