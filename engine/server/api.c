@@ -237,7 +237,9 @@ static int read_stop(struct api_request *a, const cJSON *v, const struct api_env
             return refuse(e, "stop", "\"stop\" has a string with a NUL character, which is not supported; remove it");
         if (a->n_stop == API_MAX_STOPS)
             return refuse(e, "stop", "\"stop\" has more than %d strings, the most that are supported", API_MAX_STOPS);
-        a->stop[a->n_stop++] = s->valuestring;
+        if (!(a->stop[a->n_stop] = km_strdup(s->valuestring)))
+            return no_memory(e);
+        a->n_stop++;
     }
     if (a->n_stop && !env->tok)
         return refuse(e, "stop", "\"stop\" needs a tokenizer, and this model has no tokenizer.json; use "
@@ -380,6 +382,44 @@ static int prompt_of_text(struct tok_ids *out, const char *text, const char *par
     return 0;
 }
 
+/* What max_tokens and max_completion_tokens ask for; INT64_MIN: neither is given. */
+static int read_max_tokens(struct api_request *a, const struct raw *r, struct api_error *e)
+{
+    int64_t old = r->max_tokens, asked = r->max_completion_tokens;
+    if (old != INT64_MIN && asked != INT64_MIN && old != asked)
+        return refuse(e, "max_tokens", "\"max_tokens\" is %lld and \"max_completion_tokens\" is %lld; give only "
+                                       "one of them", (long long)old, (long long)asked);
+    a->max_tokens = asked != INT64_MIN ? asked : old;
+    return 0;
+}
+
+/* Checks that a prompt of n tokens and the answer asked for, at least one token, fit the context. */
+static int check_context(const struct api_request *a, size_t n, const struct api_env *env, struct api_error *e)
+{
+    int64_t answer = a->max_tokens == INT64_MIN ? 1 : a->max_tokens, total = (int64_t)n + answer;
+    if (total <= env->max_model_len)
+        return 0;
+    const char *name = a->kind == API_CHAT ? "messages" : "prompt";
+    refuse(e, name, "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the %s and "
+                    "%lld to generate; shorten the %s or ask for fewer tokens",
+           env->max_model_len, (long long)total, n, name, (long long)answer, name);
+    e->code = "context_length_exceeded";
+    return -1;
+}
+
+/* One element of "prompt": text, or token ids, whose number is checked before they are read. */
+static int read_prompt(struct api_request *a, int i, const cJSON *v, const struct api_env *env, struct api_error *e)
+{
+    if (cJSON_IsString(v))
+        return prompt_of_text(&a->prompts[i], v->valuestring, "prompt", env, e);
+    if (!cJSON_IsArray(v))
+        return refuse(e, "prompt", "\"prompt\" has %s at index %d; every element must be a string or an array of ids",
+                      km_json_kind(v), i);
+    if (check_context(a, (size_t)cJSON_GetArraySize(v), env, e))
+        return -1;
+    return prompt_of_ids(&a->prompts[i], v, "prompt", env, e);
+}
+
 static int read_prompts(struct api_request *a, const cJSON *p, const struct api_env *env, struct api_error *e)
 {
     if (!p)
@@ -399,15 +439,7 @@ static int read_prompts(struct api_request *a, const cJSON *p, const struct api_
     a->n_prompts = n;
     const cJSON *v = one ? p : p->child;
     for (int i = 0; i < n; i++, v = one ? NULL : v->next) {
-        int rc;
-        if (cJSON_IsString(v))
-            rc = prompt_of_text(&a->prompts[i], v->valuestring, "prompt", env, e);
-        else if (cJSON_IsArray(v))
-            rc = prompt_of_ids(&a->prompts[i], v, "prompt", env, e);
-        else
-            rc = refuse(e, "prompt", "\"prompt\" has %s at index %d; every element must be a string or an array of ids",
-                        km_json_kind(v), i);
-        if (rc)
+        if (read_prompt(a, i, v, env, e))
             return -1;
         if (!a->prompts[i].n)
             return refuse(e, "prompt", "\"prompt\" has no tokens at index %d; give at least one character", i);
@@ -456,29 +488,17 @@ static int read_echo(struct api_request *a, const struct api_env *env, struct ap
     return km_buf_ok(&a->echo_text) ? 0 : no_memory(e);
 }
 
-/* Sets max_tokens and min_tokens, and checks that prompt and answer fit the context. */
+/* Checks every prompt against the context, and sets the final max_tokens and min_tokens. */
 static int read_lengths(struct api_request *a, const struct raw *r, const struct api_env *env, struct api_error *e)
 {
-    int64_t old = r->max_tokens, asked = r->max_completion_tokens;
-    if (old != INT64_MIN && asked != INT64_MIN && old != asked)
-        return refuse(e, "max_tokens", "\"max_tokens\" is %lld and \"max_completion_tokens\" is %lld; give only "
-                                       "one of them", (long long)old, (long long)asked);
-    if (asked == INT64_MIN)
-        asked = old;
     size_t longest = 0;
     for (int i = 0; i < a->n_prompts; i++)
         longest = a->prompts[i].n > longest ? a->prompts[i].n : longest;
-    int64_t space = env->max_model_len - (int64_t)longest;
-    int64_t least = asked == INT64_MIN ? 1 : asked;
-    const char *name = a->kind == API_CHAT ? "messages" : "prompt";
-    if (space < least || space < 0) {
-        refuse(e, name, "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the "
-                        "%s and %lld to generate; shorten the %s or ask for fewer tokens",
-               env->max_model_len, (long long)((int64_t)longest + least), longest, name, (long long)least, name);
-        e->code = "context_length_exceeded";
+    if (check_context(a, longest, env, e))
         return -1;
-    }
-    a->max_tokens = asked != INT64_MIN ? asked : a->kind == API_COMPLETION && space > 16 ? 16 : space;
+    int64_t space = env->max_model_len - (int64_t)longest;
+    if (a->max_tokens == INT64_MIN)
+        a->max_tokens = a->kind == API_COMPLETION && space > 16 ? 16 : space;
     a->min_tokens = r->min_tokens;
     if (a->min_tokens > a->max_tokens)
         return refuse(e, "min_tokens", "\"min_tokens\" is %lld; it must not be above max_tokens, which is %lld",
@@ -504,7 +524,6 @@ static int read_generation(struct api_request *a, const struct raw *r, bool thin
         return refuse(e, "best_of", "\"best_of\" is %lld; only 1 is supported, remove it", (long long)r->best_of);
     a->n = r->n;
     a->priority = r->priority;
-    a->cache_salt = r->cache_salt;
     a->stream = r->stream;
     a->ignore_eos = r->ignore_eos;
     a->echo = r->echo;
@@ -512,8 +531,12 @@ static int read_generation(struct api_request *a, const struct raw *r, bool thin
     a->skip_special = r->skip_special;
     a->tokens_as_ids = r->tokens_as_ids;
     a->token_ids = r->token_ids;
-    if (a->cache_salt && !*a->cache_salt)
+    if (r->cache_salt && !*r->cache_salt)
         return refuse(e, "cache_salt", "\"cache_salt\" is empty; give it a value or remove it");
+    if (r->cache_salt && !(a->cache_salt = km_strdup(r->cache_salt)))
+        return no_memory(e);
+    if (read_max_tokens(a, r, e))
+        return -1;
     if (read_sampling(a, r, env, e) || read_stop(a, r->stop, env, e) || read_stop_ids(a, r->stop_ids, env, e))
         return -1;
     if (a->kind == API_CHAT ? read_messages(a, r, thinking, env, e) : read_prompts(a, r->prompt, env, e))
@@ -552,29 +575,59 @@ static int read_tokenize(struct api_request *a, const struct raw *r, bool thinki
     return prompt_of_text(&a->prompts[0], r->prompt->valuestring, "prompt", env, e);
 }
 
+/* An upper bound of the number of JSON values in the text, without parsing it: each but the first follows a comma or an
+ * opening bracket. */
+static size_t count_values(const char *s, size_t n)
+{
+    size_t values = 1;
+    bool in_string = false;
+    for (size_t i = 0; i < n; i++) {
+        if (in_string && s[i] == '\\')
+            i++;
+        else if (s[i] == '"')
+            in_string = !in_string;
+        else if (!in_string)
+            values += s[i] == ',' || s[i] == '[' || s[i] == '{';
+    }
+    return values;
+}
+
+static int check_size(const char *body, size_t len, const struct api_env *env, struct api_error *e)
+{
+    size_t values = count_values(body, len), most = API_MAX_VALUES + (size_t)env->max_model_len;
+    if (values <= most)
+        return 0;
+    refuse(e, "", "the body has about %zu JSON values, and at most %zu are supported; send fewer prompts in a request",
+           values, most);
+    e->status = 413;
+    return -1;
+}
+
+static int read_body(struct api_request *a, const cJSON *root, const struct api_env *env, struct api_error *e)
+{
+    struct raw r = {.max_tokens = INT64_MIN, .max_completion_tokens = INT64_MIN, .n = 1, .seed = INT64_MIN,
+                    .top_k = INT64_MIN, .logprobs = INT64_MIN, .temperature = NAN, .top_p = NAN, .min_p = NAN,
+                    .presence = NAN, .frequency = NAN, .repetition = NAN, .skip_special = true,
+                    .generation_prompt = true};
+    bool thinking = true;
+    if (!cJSON_IsObject(root))
+        return refuse(e, "", "the body must be a JSON object, not %s", km_json_kind(root));
+    if (read_fields(root, a->kind, &r, e) || read_model(r.model, env, e) || read_options(a, &r, &thinking, e))
+        return -1;
+    return a->kind & GEN ? read_generation(a, &r, thinking, env, e) : read_tokenize(a, &r, thinking, env, e);
+}
+
 int api_parse(struct api_request *a, enum api_kind kind, const char *body, size_t len, const struct api_env *env,
               struct api_error *e)
 {
     memset(a, 0, sizeof *a);
     *e = (struct api_error){.status = 400};
     a->kind = kind;
-    if (km_json_parse(body, len, &a->root, &e->err))
+    cJSON *root = NULL;
+    if (check_size(body, len, env, e) || km_json_parse(body, len, &root, &e->err))
         return -1;
-    struct raw r = {.max_tokens = INT64_MIN, .max_completion_tokens = INT64_MIN, .n = 1, .seed = INT64_MIN,
-                    .top_k = INT64_MIN, .logprobs = INT64_MIN, .temperature = NAN, .top_p = NAN, .min_p = NAN,
-                    .presence = NAN, .frequency = NAN, .repetition = NAN, .skip_special = true,
-                    .generation_prompt = true};
-    bool thinking = true;
-    int rc;
-    if (!cJSON_IsObject(a->root))
-        rc = refuse(e, "", "the body must be a JSON object, not %s", km_json_kind(a->root));
-    else if (read_fields(a->root, kind, &r, e) || read_model(r.model, env, e) ||
-             read_options(a, &r, &thinking, e))
-        rc = -1;
-    else if (kind & GEN)
-        rc = read_generation(a, &r, thinking, env, e);
-    else
-        rc = read_tokenize(a, &r, thinking, env, e);
+    int rc = read_body(a, root, env, e);
+    cJSON_Delete(root);
     if (rc)
         api_free(a);
     return rc;
@@ -582,10 +635,12 @@ int api_parse(struct api_request *a, enum api_kind kind, const char *body, size_
 
 void api_free(struct api_request *a)
 {
-    cJSON_Delete(a->root);
     for (int i = 0; i < a->n_prompts; i++)
         km_free(a->prompts[i].v);
     km_free(a->prompts);
+    for (int i = 0; i < a->n_stop; i++)
+        km_free(a->stop[i]);
+    km_free(a->cache_salt);
     km_free(a->echo_end);
     km_buf_free(&a->echo_text);
     memset(a, 0, sizeof *a);

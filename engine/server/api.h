@@ -1,8 +1,8 @@
 /* Requests of the API: JSON in, validated values out.
  *
  * An `api_request` is the validated body of a request: every number is within its bounds, every prompt is encoded to
- * token ids, and max_tokens fits the context. It owns the parsed JSON that its strings point into. An `api_env` is
- * what requests are checked against.
+ * token ids, and max_tokens fits the context. It owns all it points to; neither the body nor the parsed JSON is needed
+ * once api_parse has returned. An `api_env` is what requests are checked against.
  *
  * A field that this server does not support and that would change the answer is an error that names the field. Other
  * unsupported fields and unknown fields are ignored. */
@@ -21,6 +21,9 @@
 enum api_kind { API_COMPLETION = 1, API_CHAT = 2, API_TOKENIZE = 4, API_DETOKENIZE = 8 };
 
 enum { API_MAX_CHOICES = 1024, API_MAX_STOPS = 4, API_MAX_STOP_IDS = 128 };
+/* JSON values in a body, besides one for each token of the context. A parsed value takes 64 bytes or more, a byte of the
+ * body may be half a value ("1,"). */
+enum { API_MAX_VALUES = 1 << 20 };
 
 struct api_env {
     const char *model;         /* the served name */
@@ -31,7 +34,7 @@ struct api_env {
 };
 
 struct api_error {
-    int status;       /* 400, 404 or 503 */
+    int status;       /* 400, 404, 413 or 503 */
     char param[64];   /* the field at fault; "": none */
     const char *code; /* "model_not_found"; NULL: none */
     struct km_err err;
@@ -39,7 +42,6 @@ struct api_error {
 
 struct api_request {
     enum api_kind kind;
-    cJSON *root;
     struct tok_ids *prompts; /* [n_prompts] */
     int n_prompts;
     struct km_buf echo_text; /* with echo: the texts of all prompts, joined */
@@ -49,11 +51,11 @@ struct api_request {
     int64_t max_tokens, min_tokens, priority;
     bool seeded;             /* the request has a seed, in sampling.seed */
     struct smp_params sampling;
-    const char *stop[API_MAX_STOPS]; /* [n_stop] */
+    char *stop[API_MAX_STOPS]; /* [n_stop] */
     int n_stop;
     int32_t stop_ids[API_MAX_STOP_IDS]; /* [n_stop_ids] */
     int n_stop_ids;
-    const char *cache_salt;  /* NULL: none */
+    char *cache_salt;        /* NULL: none */
     bool stream, include_usage;
     bool continuous_usage;   /* every event of the stream carries the usage so far */
     bool ignore_eos, echo, skip_special;

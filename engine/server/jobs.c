@@ -466,7 +466,7 @@ static int job_init(struct job *job, struct km_err *err)
         job->n_choices = 0;
         return no_memory(err);
     }
-    int rc = txt_stops_init(&job->stops, a->stop, a->n_stop, a->include_stop, err);
+    int rc = txt_stops_init(&job->stops, (const char *const *)a->stop, a->n_stop, a->include_stop, err);
     for (int i = 0; i < job->n_choices; i++) {
         struct choice *ch = &job->choices[i];
         ch->job = job;

@@ -62,7 +62,7 @@ struct srv {
 
 struct srv_opts srv_defaults(void)
 {
-    return (struct srv_opts){.host = "127.0.0.1", .port = 8000, .device = "cpu", .kv = "none", .max_body = 64 << 20,
+    return (struct srv_opts){.host = "127.0.0.1", .port = 8000, .device = "cpu", .kv = "none", .max_body = 8 << 20,
                              .max_connections = 4096, .idle_timeout = 120, .read_timeout = 30};
 }
 
@@ -171,7 +171,7 @@ static void get_metrics(struct srv *s, struct http_conn *c, struct hp *r)
     km_buf_free(&b);
 }
 
-/* Parses the body; answers with the error and returns false if it is not valid. */
+/* Parses the body and frees it; answers with the error and returns false if it is not valid. */
 static bool parse_body(struct srv *s, struct http_conn *c, struct hp *r, enum api_kind kind, struct api_request *a)
 {
     const struct mdl_config *m = mdl_config(eng_model(s->eng));
@@ -179,7 +179,9 @@ static bool parse_body(struct srv *s, struct http_conn *c, struct hp *r, enum ap
                           .max_model_len = eng_options(s->eng)->max_model_len, .temperature = m->temperature,
                           .top_p = m->top_p, .top_k = m->top_k};
     struct api_error e;
-    if (!api_parse(a, kind, km_buf_str(&r->body), r->body.len, &env, &e))
+    int rc = api_parse(a, kind, km_buf_str(&r->body), r->body.len, &env, &e);
+    km_buf_free(&r->body);
+    if (!rc)
         return true;
     http_reply_error(c, e.status, "", e.err.msg, e.param, e.code);
     return false;

@@ -17,7 +17,7 @@ struct srv_opts {
     int64_t seed;            /* seeds requests that have no "seed" of their own */
     const char *device;      /* the backend, for /version and /metrics: "cpu" */
     const char *kv;          /* the cache layer, for /version and /metrics: "none", "dram=5GiB" */
-    size_t max_body;         /* the longest request body, bytes: 64 MiB */
+    size_t max_body;         /* the longest request body, bytes: 8 MiB, or 64 for each token of a context of 131072 */
     int max_connections;     /* open at once: 4096; further clients wait in the kernel's queue */
     double idle_timeout;     /* s before a connection without a request is closed: 120 */
     double read_timeout;     /* s for a whole request to arrive, and for a stalled write: 30 */

@@ -426,6 +426,27 @@ static void prompt_and_answer_must_fit_the_context(void **state)
         }
 }
 
+/* {"model":"m","prompt":OPEN PIECE PIECE ... CLOSE} with n pieces */
+static void check_long(const char *open, const char *piece, int n, const char *close, int status, const char *param)
+{
+    struct km_buf b = {0};
+    km_buf_printf(&b, "{" M ",\"prompt\":%s", open);
+    for (int i = 0; i < n; i++)
+        km_buf_puts(&b, piece);
+    km_buf_printf(&b, "%s}", close);
+    check(API_COMPLETION, b.data, status, param);
+    km_buf_free(&b);
+}
+
+static void the_number_of_values_is_limited(void **state)
+{
+    (void)state;
+    check_long("[", "1,", API_MAX_VALUES + 100, "1]", 413, "");
+    check_long("[", "[],", API_MAX_VALUES / 2 + 100, "1]", 413, "");
+    check_long("[", "1,", API_MAX_VALUES - 100, "1]", 400, "prompt"); /* too long for the context */
+    check_long("\"", ",[{\\\",", API_MAX_VALUES / 2, "\"", 400, "prompt"); /* characters of a string are no values */
+}
+
 static void without_a_tokenizer_only_token_ids_are_accepted(void **state)
 {
     (void)state;
@@ -489,6 +510,7 @@ int main(void)
         cmocka_unit_test(unsupported_fields_are_refused), cmocka_unit_test(lists_are_checked),
         cmocka_unit_test(whole_bodies),             cmocka_unit_test(broken_json_is_refused),
         cmocka_unit_test(fields_become_values), cmocka_unit_test(prompt_and_answer_must_fit_the_context),
+        cmocka_unit_test(the_number_of_values_is_limited),
         cmocka_unit_test(without_a_tokenizer_only_token_ids_are_accepted), cmocka_unit_test(failed_allocations_are_503),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
