@@ -35,7 +35,7 @@ enum km_option_type {
     KM_NUM,    /* double; accepts "inf" */
     KM_STR,    /* const char *, borrowed */
     KM_LIST,   /* struct km_strs: each use of the option appends a text */
-    KM_SIZE,   /* int64_t, in bytes: 24GiB, 512MiB, 4G (4 GiB), 1000 */
+    KM_SIZE,   /* int64_t or uint64_t, in bytes: 24GiB, 512MiB, 4G (4 GiB), 1000 */
     KM_CHOICE  /* an enum, an int or a bool: lo plus the place of the word in `values` */
 };
 
@@ -65,7 +65,7 @@ struct km_option {
 #define KM_FIELD(s, f)                                                                                                 \
     KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, bool: KM_BOOL, int: KM_INT, int64_t: KM_INT, uint64_t: KM_INT,    \
                                         double: KM_NUM, const char *: KM_STR, struct km_strs: KM_LIST)
-#define KM_FIELD_SIZE(s, f) KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, int64_t: KM_SIZE)
+#define KM_FIELD_SIZE(s, f) KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, int64_t: KM_SIZE, uint64_t: KM_SIZE)
 #define KM_FIELD_CHOICE(s, f)                                                                                          \
     KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, int: KM_CHOICE, unsigned: KM_CHOICE, bool: KM_CHOICE)
 #define KM_FIELD_AT(s, f) .offset = offsetof(s, f), .size = sizeof(((s *)0)->f)

@@ -87,10 +87,11 @@ static void reserve_events(struct run *r, int n)
     }
 }
 
-/* Passes everything that was queued to the engine: first requests, then cancellations, then a reset. The lock is
- * held. */
-static void empty_queues(struct run *r)
+/* Passes everything that was queued to the engine: first requests, then cancellations, then a reset. True if there was a
+ * reset. The lock is held. */
+static bool empty_queues(struct run *r)
 {
+    bool reset = r->reset;
     for (struct seq *q; (q = r->first);) {
         r->first = q->next;
         q->next = NULL;
@@ -110,6 +111,7 @@ static void empty_queues(struct run *r)
     eng_stats(r->e, &r->stats);
     r->n_waiting = r->stats.waiting;
     pthread_cond_broadcast(&r->done);
+    return reset;
 }
 
 /* ns until the next step should be scheduled; 0 or less: now. The lock is held. */
@@ -152,8 +154,10 @@ static void *thread_main(void *arg)
     struct run *r = arg;
     pthread_mutex_lock(&r->lock);
     while (!r->stop) {
-        if (r->first || r->n_cancels || r->reset)
-            empty_queues(r);
+        if ((r->first || r->n_cancels || r->reset) && empty_queues(r)) {
+            call_wake(r);
+            continue; /* call_wake has released the lock, so more work may be queued */
+        }
         int64_t left = ns_to_next_step(r);
         if (eng_idle(r->e))
             pthread_cond_wait(&r->work, &r->lock);
@@ -263,20 +267,28 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_unlock(&r->lock);
 }
 
-int run_reset_cache(struct run *r, bool external, struct km_err *err)
+void run_reset_begin(struct run *r, bool external)
 {
     pthread_mutex_lock(&r->lock);
     r->reset = true;
     r->reset_external = external;
     r->reset_done = false;
     pthread_cond_signal(&r->work);
-    while (!r->reset_done)
-        pthread_cond_wait(&r->done, &r->lock);
-    int rc = r->reset_rc;
-    if (rc && err)
-        *err = r->reset_err;
     pthread_mutex_unlock(&r->lock);
-    return rc;
+}
+
+bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
+{
+    pthread_mutex_lock(&r->lock);
+    bool ended = r->reset_done;
+    if (ended) {
+        *rc = r->reset_rc;
+        if (r->reset_rc && err)
+            *err = r->reset_err;
+        r->reset_done = false;
+    }
+    pthread_mutex_unlock(&r->lock);
+    return ended;
 }
 
 int run_collect(struct run *r, struct eng_events *out, struct km_err *err)

@@ -19,7 +19,11 @@ void run_free(struct run *r); /* waits for the current step and ends the thread 
 int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct km_err *err);
 /* Cancels a request before the next step. Events that exist already can still be collected. */
 void run_cancel(struct run *r, uint64_t id, enum eng_finish finish);
-int run_reset_cache(struct run *r, bool external, struct km_err *err); /* waits for the current step */
+/* Begins eng_reset_cache, which happens before the next step. The thread calls `wake` when it has ended. One reset at a
+ * time: begin the next one only after run_reset_ended. */
+void run_reset_begin(struct run *r, bool external);
+/* True once, after the reset has ended: *rc and *err are what eng_reset_cache returned. */
+bool run_reset_ended(struct run *r, int *rc, struct km_err *err);
 
 /* Moves the events since the last call, oldest first, to `out`. The caller owns out->v, which grows as needed and is
  * freed with km_free. KM_ENOMEM: the events stay for the next call. */

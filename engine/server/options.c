@@ -10,7 +10,7 @@ static const struct km_option rows[] = {
      .help = "name of the model in the API (default: the model's)"},
     {.name = "api-key", KM_FIELD(struct srv_opts, api_key), .arg = "KEY", .secret = true,
      .help = "bearer token that each request must carry"},
-    {.name = "the largest request body", KM_FIELD(struct srv_opts, max_body), .fallback = "67108864"},
+    {.name = "the largest request body", KM_FIELD_SIZE(struct srv_opts, max_body), .fallback = "8MiB"},
     {.name = "the number of connections", KM_FIELD(struct srv_opts, max_connections), .fallback = "4096"},
     {.name = "the keep-alive timeout", KM_FIELD(struct srv_opts, idle_timeout), .fallback = "120"},
     {.name = "the timeout of a slow request", KM_FIELD(struct srv_opts, read_timeout), .fallback = "30"},

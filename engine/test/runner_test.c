@@ -211,7 +211,11 @@ static void cancels_end_requests(void **state)
         job_free(&j[i]);
     }
     struct km_err err;
-    assert_int_equal(run_reset_cache(d.run, true, &err), 0);
+    run_reset_begin(d.run, true);
+    int rc;
+    while (!run_reset_ended(d.run, &rc, &err))
+        usleep(100);
+    assert_int_equal(rc, 0);
     struct eng_stats s;
     run_stats(d.run, &s);
     assert_int_equal(s.pages_cached + s.pages_used, 0);

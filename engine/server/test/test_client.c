@@ -1,6 +1,6 @@
 #include "base/test/test.h"
 
-#include "engine/server/test/client.h"
+#include "engine/server/test/test_client.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -18,7 +18,7 @@ int cl_connect(int port)
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port),
                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct timeval tv = {20, 0}; /* a hang is a failure, not a wait */
+    struct timeval tv = {20, 0}; /* a server that hangs fails the test */
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &tv, sizeof tv);
     if (connect(fd, (struct sockaddr *)&a, sizeof a)) {
         close(fd);
@@ -32,13 +32,13 @@ void cl_send(int fd, const char *s, size_t n)
     while (n) {
         ssize_t k = send(fd, s, n, MSG_NOSIGNAL);
         if (k <= 0)
-            return; /* the answer will tell */
+            return; /* the server has closed: cl_read shows with which answer */
         s += k;
         n -= (size_t)k;
     }
 }
 
-static bool more(int fd, struct km_buf *rest)
+static bool receive(int fd, struct km_buf *rest)
 {
     char buf[65536];
     ssize_t n = recv(fd, buf, sizeof buf, 0);
@@ -56,21 +56,21 @@ static void drop(struct km_buf *b, size_t n)
     b->len -= n;
 }
 
-static bool line(int fd, struct km_buf *rest, char *out, size_t size)
+static bool read_line(int fd, struct km_buf *rest, char *out, size_t size)
 {
     char *p;
     while (!rest->data || !(p = strstr(rest->data, "\r\n")))
-        if (!more(fd, rest))
+        if (!receive(fd, rest))
             return false;
     snprintf(out, size, "%.*s", (int)(p - rest->data), rest->data);
     drop(rest, (size_t)(p - rest->data) + 2);
     return true;
 }
 
-static bool take(int fd, struct km_buf *rest, size_t n, struct km_buf *out)
+static bool read_bytes(int fd, struct km_buf *rest, size_t n, struct km_buf *out)
 {
     while (rest->len < n)
-        if (!more(fd, rest)) {
+        if (!receive(fd, rest)) {
             km_buf_put(out, km_buf_str(rest), rest->len);
             return false;
         }
@@ -87,7 +87,7 @@ bool cl_read(int fd, struct km_buf *rest, struct answer *a)
     bool chunked = false;
     long length = -1;
     do {
-        if (!line(fd, rest, l, sizeof l))
+        if (!read_line(fd, rest, l, sizeof l))
             return false;
         if (!strncmp(l, "HTTP/1.1 ", 9)) {
             a->status = atoi(l + 9);
@@ -103,10 +103,10 @@ bool cl_read(int fd, struct km_buf *rest, struct answer *a)
         return true;
     if (chunked) {
         for (;;) {
-            if (!line(fd, rest, l, sizeof l))
+            if (!read_line(fd, rest, l, sizeof l))
                 return true;
             size_t n = strtoul(l, NULL, 16);
-            if (!take(fd, rest, n, &a->body) || !line(fd, rest, l, sizeof l))
+            if (!read_bytes(fd, rest, n, &a->body) || !read_line(fd, rest, l, sizeof l))
                 return true;
             assert_string_equal(l, "");
             if (!n)
@@ -114,12 +114,12 @@ bool cl_read(int fd, struct km_buf *rest, struct answer *a)
         }
     }
     if (length >= 0) {
-        take(fd, rest, (size_t)length, &a->body);
+        read_bytes(fd, rest, (size_t)length, &a->body);
         return true;
     }
-    while (more(fd, rest))
+    while (receive(fd, rest))
         ;
-    take(fd, rest, rest->len, &a->body);
+    read_bytes(fd, rest, rest->len, &a->body);
     return true;
 }
 
@@ -129,19 +129,27 @@ void cl_free(struct answer *a)
     km_buf_free(&a->body);
 }
 
-void cl_ask(int port, const char *path, const char *body, struct answer *a)
+int cl_start(int port, const char *path, const char *body)
 {
-    struct km_buf b = {0}, rest = {0};
+    struct km_buf b = {0};
     if (body)
-        km_buf_printf(&b, "POST %s HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
+        km_buf_printf(&b,
+                      "POST %s HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
                       path, strlen(body), body);
     else
         km_buf_printf(&b, "GET %s HTTP/1.1\r\nHost: h\r\n\r\n", path);
     int fd = cl_connect(port);
     cl_send(fd, b.data, b.len);
+    km_buf_free(&b);
+    return fd;
+}
+
+void cl_request(int port, const char *path, const char *body, struct answer *a)
+{
+    struct km_buf rest = {0};
+    int fd = cl_start(port, path, body);
     cl_read(fd, &rest, a);
     close(fd);
-    km_buf_free(&b);
     km_buf_free(&rest);
 }
 
@@ -150,12 +158,13 @@ cJSON *cl_json(int port, const char *path, const char *body, int status)
     struct answer a;
     struct km_err err = {0};
     cJSON *v = NULL;
-    cl_ask(port, path, body, &a);
+    cl_request(port, path, body, &a);
     if (a.status != status)
-        fail_msg("%s %.200s: %d instead of %d: %s", path, body ? body : "", a.status, status, km_buf_str(&a.body));
+        fail_msg("%s %.200s: status %d instead of %d: %s", path, body ? body : "", a.status, status,
+                 km_buf_str(&a.body));
     if (km_json_parse(km_buf_str(&a.body), a.body.len, &v, &err))
         fail_msg("%s: %s in %s", path, err.msg, km_buf_str(&a.body));
-    if (status != 200) { /* the one error shape, all four keys */
+    if (status != 200) {
         const cJSON *e = cJSON_GetObjectItem(v, "error");
         assert_true(cJSON_IsString(cJSON_GetObjectItem(e, "message")));
         assert_true(cJSON_IsString(cJSON_GetObjectItem(e, "type")));
@@ -166,7 +175,17 @@ cJSON *cl_json(int port, const char *path, const char *body, int status)
     return v;
 }
 
-static void one_event(struct streamed *s, const char *json, size_t n)
+void cl_expect(int port, const char *path, const char *body, int status)
+{
+    cJSON_Delete(cl_json(port, path, body, status));
+}
+
+cJSON *cl_choice(const cJSON *v, int i)
+{
+    return cJSON_GetArrayItem(cJSON_GetObjectItem(v, "choices"), i);
+}
+
+static void count_event(struct streamed *s, const char *json, size_t n)
 {
     cJSON *v = NULL;
     struct km_err err = {0};
@@ -191,7 +210,7 @@ static void one_event(struct streamed *s, const char *json, size_t n)
     {
         int i = cJSON_GetObjectItem(c, "index")->valueint;
         assert_true(i >= 0 && i < 8);
-        assert_string_equal(s->finish[i], ""); /* nothing follows a finish */
+        assert_string_equal(s->finish[i], ""); /* nothing follows the finish_reason of a choice */
         const cJSON *delta = cJSON_GetObjectItem(c, "delta");
         const cJSON *text = delta ? cJSON_GetObjectItem(delta, "content") : cJSON_GetObjectItem(c, "text");
         if (delta && cJSON_GetObjectItem(delta, "role")) {
@@ -213,13 +232,13 @@ void cl_stream_parse(const struct km_buf *body, struct streamed *s)
     for (const char *p = km_buf_str(body); *p;) {
         const char *end = strstr(p, "\n\n");
         if (!end)
-            fail_msg("a cut-off event: %s", p);
+            fail_msg("an event without an end: %s", p);
         assert_memory_equal(p, "data: ", 6);
         assert_int_equal(s->done, 0); /* nothing follows [DONE] */
         if (!strncmp(p + 6, "[DONE]", 6))
             s->done++;
         else
-            one_event(s, p + 6, (size_t)(end - p - 6));
+            count_event(s, p + 6, (size_t)(end - p - 6));
         p = end + 2;
     }
 }
@@ -227,9 +246,9 @@ void cl_stream_parse(const struct km_buf *body, struct streamed *s)
 void cl_stream(int port, const char *path, const char *body, struct streamed *s)
 {
     struct answer a;
-    cl_ask(port, path, body, &a);
+    cl_request(port, path, body, &a);
     if (a.status != 200)
-        fail_msg("%s: %d %s", body, a.status, km_buf_str(&a.body));
+        fail_msg("%s: status %d: %s", body, a.status, km_buf_str(&a.body));
     assert_non_null(strstr(a.head.data, "text/event-stream"));
     cl_stream_parse(&a.body, s);
     cl_free(&a);
@@ -244,7 +263,7 @@ void cl_stream_free(struct streamed *s)
 double cl_metric(int port, const char *name)
 {
     struct answer a;
-    cl_ask(port, "/metrics", NULL, &a);
+    cl_request(port, "/metrics", NULL, &a);
     assert_int_equal(a.status, 200);
     double v = -1;
     size_t n = strlen(name);

@@ -1,11 +1,13 @@
-/* The request parser: a line at a time for the head, counted bytes for the body.
+/* A state machine: it reads the head and the chunk sizes line by line, and the body by counting bytes.
  *
- * Lines end in CR LF and nothing else does. The head stays in one buffer, cut up in place, and is never longer
- * than HP_MAX_HEAD, so that a request costs bounded memory until its length was accepted. libevent's own HTTP
- * server is not used because it takes bare LF, signed and repeated lengths, and a length beside a chunked
- * coding, before a callback could object. */
-#include "engine/server/parse.h"
+ * A line ends in CR LF; a bare CR or LF is an error. The head stays in one buffer, in which NULs separate the parts.
+ * It is never longer than HP_MAX_HEAD, so that the memory of a request is bounded until its length was accepted.
+ *
+ * libevent's own HTTP server is not used. It accepts bare LF, signed and repeated lengths, and a length beside a
+ * chunked coding, and calls back only after it has framed the request by them. */
+#include "engine/server/http_parse.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 
@@ -22,7 +24,7 @@ void hp_reset(struct hp *p)
 {
     struct km_buf head = p->head, line = p->line, body = p->body;
     size_t max_body = p->max_body;
-    /* A large body is given back: thousands of idle connections must not keep their largest request. */
+    /* A large body is freed, so that thousands of idle connections do not each keep their largest request. */
     if (body.cap > 65536)
         km_buf_free(&body);
     hp_init(p, max_body);
@@ -50,6 +52,14 @@ static enum hp_event bad(struct hp *p, int status, const char *why)
     p->status = status;
     p->why = why;
     return HP_BAD;
+}
+
+static enum hp_event bad_body_length(struct hp *p)
+{
+    snprintf(p->too_long, sizeof p->too_long,
+             "the request body is longer than %zu bytes, the most that this server accepts; send a shorter prompt",
+             p->max_body);
+    return bad(p, 413, p->too_long);
 }
 
 static bool is_token(unsigned char c)
@@ -88,40 +98,40 @@ bool hp_query_flag(const struct hp *p, const char *key)
     return false;
 }
 
-/* METHOD SP target SP HTTP/1.x, cut up in place. */
-static enum hp_event request_line(struct hp *p, char *s)
+/* METHOD SP target SP HTTP/1.x: puts a NUL behind the method, the path and the query. */
+static enum hp_event parse_request_line(struct hp *p, char *s)
 {
     char *sp = s;
     while (is_token((unsigned char)*sp))
         sp++;
     if (sp == s || *sp != ' ' || sp - s > 32)
-        return bad(p, 400, "the request line does not start with a method");
+        return bad(p, 400, "the request line does not start with a method and one space");
     *sp = 0;
     char *target = sp + 1, *end = target;
     while ((unsigned char)*end > 32 && (unsigned char)*end < 127)
         end++;
     if (end == target || *end != ' ')
-        return bad(p, 400, "the request target is empty or holds a character that must be escaped");
+        return bad(p, 400, "the request target is empty or has a character that must be percent-encoded");
     *end = 0;
     const char *v = end + 1;
     if (strncmp(v, "HTTP/", 5) || v[5] < '0' || v[5] > '9' || v[6] != '.' || v[7] < '0' || v[7] > '9' || v[8])
-        return bad(p, 400, "the request line does not end in HTTP/1.1");
+        return bad(p, 400, "the request line does not end in HTTP/1.1 or HTTP/1.0");
     if (v[5] != '1')
-        return bad(p, 505, "only HTTP/1.0 and HTTP/1.1 are spoken here");
+        return bad(p, 505, "this server supports HTTP/1.0 and HTTP/1.1 only");
     p->minor = v[7] - '0';
     if (strchr(target, '#'))
-        return bad(p, 400, "the request target holds a fragment");
+        return bad(p, 400, "the request target has a fragment (#...), which clients must not send");
     if (!strncasecmp(target, "http://", 7) || !strncasecmp(target, "https://", 8)) {
-        /* absolute-form, as a proxy would send it: the authority does not matter to one server */
+        /* absolute-form, as clients send it to a proxy: this server ignores the authority */
         target = strstr(target, "://") + 3;
         size_t authority = strcspn(target, "/?");
         if (!authority)
-            return bad(p, 400, "the request target names no host");
+            return bad(p, 400, "the request target is a URL without a host");
         target += authority;
         if (*target != '/')
-            *--target = '/'; /* "http://h?q" and "http://h": the host's last letter gives the place */
+            *--target = '/'; /* "http://h?q", "http://h": '/' overwrites the last letter of the host */
     } else if (*target != '/') {
-        return bad(p, 400, "the request target must start with '/'");
+        return bad(p, 400, "the request target must be a path that starts with '/'");
     }
     char *q = target + strcspn(target, "?");
     p->query_at = (uint32_t)(q - s) + (*q == '?');
@@ -131,16 +141,16 @@ static enum hp_event request_line(struct hp *p, char *s)
 }
 
 /* name ":" OWS value OWS */
-static enum hp_event header_line(struct hp *p, char *s, bool keep)
+static enum hp_event parse_header(struct hp *p, char *s, bool keep)
 {
     if (*s == ' ' || *s == '\t')
-        return bad(p, 400, "a header is folded over two lines");
+        return bad(p, 400, "a header continues on a second line; send it on one line");
     char *c = s;
     for (; is_token((unsigned char)*c); c++)
         if (*c >= 'A' && *c <= 'Z')
             *c += 'a' - 'A';
     if (c == s || *c != ':')
-        return bad(p, 400, "a header line has no name, or something between its name and the colon");
+        return bad(p, 400, "a header line has no name, or the name is not followed by a colon at once");
     *c = 0;
     char *v = c + 1;
     v += strspn(v, " \t");
@@ -150,17 +160,17 @@ static enum hp_event header_line(struct hp *p, char *s, bool keep)
     *e = 0;
     for (const unsigned char *u = (const unsigned char *)v; *u; u++)
         if ((*u < 32 && *u != '\t') || *u == 127)
-            return bad(p, 400, "a header value holds a control character");
+            return bad(p, 400, "a header value has a control character");
     if (!keep)
         return HP_MORE;
     if (p->n_headers == HP_MAX_HEADERS)
-        return bad(p, 431, "more than 100 headers");
+        return bad(p, 431, "the request has more than 100 headers");
     p->headers[p->n_headers].name = (uint32_t)(s - p->head.data);
     p->headers[p->n_headers++].value = (uint32_t)(v - p->head.data);
     return HP_MORE;
 }
 
-/* True when the comma list in value has the item. */
+/* True if the comma-separated list has the item. */
 static bool list_has(const char *value, const char *item)
 {
     size_t n = strlen(item);
@@ -183,43 +193,26 @@ static bool host_ok(const char *h)
     return true;
 }
 
-/* What the whole head means for framing. From here on the head does not move. */
-static enum hp_event head_end(struct hp *p)
+/* Content-Length: decimal digits, once, and not above max_body. */
+static enum hp_event parse_length(struct hp *p, const char *cl)
 {
-    p->method = p->head.data;
-    p->path = p->head.data + p->path_at;
-    p->query = p->head.data + p->query_at;
-    const char *host = hp_header(p, "host"), *te = hp_header(p, "transfer-encoding");
-    const char *cl = hp_header(p, "content-length"), *expect = hp_header(p, "expect");
-    if (header_count(p, "host") > 1)
-        return bad(p, 400, "more than one Host header");
-    if (!host && p->minor >= 1)
-        return bad(p, 400, "HTTP/1.1 needs a Host header");
-    if (host && !host_ok(host))
-        return bad(p, 400, "the Host header is not a host");
-    if (te) {
-        if (p->minor == 0)
-            return bad(p, 400, "Transfer-Encoding in an HTTP/1.0 request");
-        if (cl)
-            return bad(p, 400, "both Content-Length and Transfer-Encoding");
-        if (header_count(p, "transfer-encoding") > 1 || strcasecmp(te, "chunked"))
-            return bad(p, 400, "the only transfer coding understood is one \"chunked\"");
-        p->chunked = true;
-    }
-    if (cl) {
-        size_t n = strlen(cl);
-        if (header_count(p, "content-length") > 1 || !n || strspn(cl, "0123456789") != n)
-            return bad(p, 400, "Content-Length must be there once, as decimal digits");
-        while (n > 1 && *cl == '0')
-            cl++, n--;
-        uint64_t len = 0;
-        for (; *cl && len <= UINT64_MAX / 10 - 1; cl++)
-            len = len * 10 + (uint64_t)(*cl - '0');
-        if (*cl || len > p->max_body)
-            return bad(p, 413, "the body is larger than this server takes");
-        p->has_length = true;
-        p->length = len;
-    }
+    size_t n = strlen(cl);
+    if (header_count(p, "content-length") > 1 || !n || strspn(cl, "0123456789") != n)
+        return bad(p, 400, "Content-Length must be given once, as decimal digits");
+    while (n > 1 && *cl == '0')
+        cl++, n--;
+    uint64_t len = 0;
+    for (; *cl && len <= UINT64_MAX / 10 - 1; cl++)
+        len = len * 10 + (uint64_t)(*cl - '0');
+    if (*cl || len > p->max_body)
+        return bad_body_length(p);
+    p->has_length = true;
+    p->length = len;
+    return HP_MORE;
+}
+
+static void parse_connection(struct hp *p)
+{
     bool wants_close = false, wants_keep = false;
     for (int i = 0; i < p->n_headers; i++)
         if (!strcmp(p->head.data + p->headers[i].name, "connection")) {
@@ -227,9 +220,38 @@ static enum hp_event head_end(struct hp *p)
             wants_keep |= list_has(p->head.data + p->headers[i].value, "keep-alive");
         }
     p->keep_alive = !wants_close && (p->minor >= 1 || wants_keep);
+}
+
+/* Decides from the complete head how the body is framed. The head buffer does not move any more, so that pointers into
+ * it are valid from here on. */
+static enum hp_event end_head(struct hp *p)
+{
+    p->method = p->head.data;
+    p->path = p->head.data + p->path_at;
+    p->query = p->head.data + p->query_at;
+    const char *host = hp_header(p, "host"), *te = hp_header(p, "transfer-encoding");
+    const char *cl = hp_header(p, "content-length"), *expect = hp_header(p, "expect");
+    if (header_count(p, "host") > 1)
+        return bad(p, 400, "the request has more than one Host header");
+    if (!host && p->minor >= 1)
+        return bad(p, 400, "the request has no Host header, which HTTP/1.1 requires");
+    if (host && !host_ok(host))
+        return bad(p, 400, "the Host header is not the name or address of a host");
+    if (te) {
+        if (p->minor == 0)
+            return bad(p, 400, "Transfer-Encoding is not allowed in an HTTP/1.0 request");
+        if (cl)
+            return bad(p, 400, "the request has both Content-Length and Transfer-Encoding; send one of them");
+        if (header_count(p, "transfer-encoding") > 1 || strcasecmp(te, "chunked"))
+            return bad(p, 400, "the only Transfer-Encoding supported is \"chunked\", given once");
+        p->chunked = true;
+    }
+    if (cl && parse_length(p, cl) == HP_BAD)
+        return HP_BAD;
+    parse_connection(p);
     if (expect) {
         if (strcasecmp(expect, "100-continue"))
-            return bad(p, 417, "the only expectation understood is 100-continue");
+            return bad(p, 417, "the only Expect supported is 100-continue");
         p->expect_continue = p->minor >= 1;
     }
     p->left = p->length;
@@ -237,8 +259,8 @@ static enum hp_event head_end(struct hp *p)
     return HP_HEAD;
 }
 
-/* size in hex, then perhaps ";extensions" that nobody reads. */
-static enum hp_event chunk_size(struct hp *p, const char *s)
+/* The size in hexadecimal, then optional ";extensions", which are ignored. */
+static enum hp_event parse_chunk_size(struct hp *p, const char *s)
 {
     uint64_t v = 0;
     int digits = 0;
@@ -247,36 +269,38 @@ static enum hp_event chunk_size(struct hp *p, const char *s)
         if (d < 0)
             break;
         if (v >> 56)
-            return bad(p, 413, "the body is larger than this server takes");
+            return bad_body_length(p);
         v = v << 4 | (uint64_t)d;
     }
     if (!digits || (*s && *s != ';'))
         return bad(p, 400, "a chunk does not start with its size in hexadecimal");
     for (const unsigned char *u = (const unsigned char *)s; *u; u++)
         if ((*u < 32 && *u != '\t') || *u == 127)
-            return bad(p, 400, "a chunk extension holds a control character");
+            return bad(p, 400, "a chunk extension has a control character");
     if (v > p->max_body - p->body.len)
-        return bad(p, 413, "the body is larger than this server takes");
+        return bad_body_length(p);
     p->left = v;
     p->state = v ? S_CHUNK : S_TRAILERS;
     return HP_MORE;
 }
 
-/* Moves bytes up to a line's end into b. 1: the line is whole (its CR LF replaced by a NUL), 0: more is needed,
- * -1: HP_BAD was set. */
-static int take_line(struct hp *p, struct km_buf *b, size_t start, size_t max, int too_long, const char *data,
+/* Appends bytes up to the end of a line to b, in which the line starts at `start`. Returns 1 if the line is complete
+ * (NULs replace its CR LF), 0 if more bytes are needed, -1 if HP_BAD was set: with too_long for more than max bytes. */
+static int read_line(struct hp *p, struct km_buf *b, size_t start, size_t max, int too_long, const char *data,
                      size_t n, size_t *used)
 {
     const char *lf = memchr(data, '\n', n);
     size_t len = lf ? (size_t)(lf - data) + 1 : n;
     *used = len;
     if (b->len - start + len > max + 2) {
-        bad(p, too_long, too_long == 414 ? "the request line is too long" : "the head of the request is too long");
+        bad(p, too_long,
+            too_long == 414 ? "the request line is longer than 8192 bytes"
+                            : "the headers, a chunk size or the trailers of the request are too long");
         return -1;
     }
     km_buf_put(b, data, len);
     if (b->oom) {
-        bad(p, 503, "out of memory");
+        bad(p, 503, "the server has no memory for the request; try again later");
         return -1;
     }
     if (!lf)
@@ -284,11 +308,11 @@ static int take_line(struct hp *p, struct km_buf *b, size_t start, size_t max, i
     char *line = b->data + start;
     size_t all = b->len - start;
     if (all < 2 || line[all - 2] != '\r') {
-        bad(p, 400, "a line does not end in CR LF");
+        bad(p, 400, "a line of the request does not end in CR LF");
         return -1;
     }
     if (memchr(line, '\r', all - 2) || memchr(line, 0, all - 2)) {
-        bad(p, 400, "a line holds a bare CR or a NUL byte");
+        bad(p, 400, "a line of the request has a bare CR or a NUL byte");
         return -1;
     }
     line[all - 2] = line[all - 1] = 0;
@@ -299,9 +323,9 @@ static enum hp_event feed_head(struct hp *p, const char *data, size_t n, size_t 
 {
     bool first = p->state == S_LINE;
     if (first && !p->head.len && n && !is_token((unsigned char)*data) && *data != '\r')
-        return bad(p, 400, "this is not HTTP");
-    size_t room = first ? HP_MAX_LINE : p->line_start < HP_MAX_HEAD ? HP_MAX_HEAD - p->line_start : 0;
-    int got = take_line(p, &p->head, p->line_start, room, first ? 414 : 431, data, n, used);
+        return bad(p, 400, "the connection does not begin with an HTTP request; this server does not use TLS");
+    size_t max = first ? HP_MAX_LINE : p->line_start < HP_MAX_HEAD ? HP_MAX_HEAD - p->line_start : 0;
+    int got = read_line(p, &p->head, p->line_start, max, first ? 414 : 431, data, n, used);
     if (got <= 0)
         return got ? HP_BAD : HP_MORE;
     size_t start = p->line_start;
@@ -309,15 +333,15 @@ static enum hp_event feed_head(struct hp *p, const char *data, size_t n, size_t 
     char *line = p->head.data + start;
     if (first && !*line) {
         if (++p->blank_lines > MAX_BLANK_LINES)
-            return bad(p, 400, "empty lines instead of a request");
+            return bad(p, 400, "the connection begins with empty lines instead of a request");
         p->head.len = p->line_start = start;
         return HP_MORE;
     }
     if (first) {
         p->state = S_HEADERS;
-        return request_line(p, line);
+        return parse_request_line(p, line);
     }
-    return *line ? header_line(p, line, true) : head_end(p);
+    return *line ? parse_header(p, line, true) : end_head(p);
 }
 
 static enum hp_event feed_body(struct hp *p, const char *data, size_t n, size_t *used)
@@ -325,7 +349,7 @@ static enum hp_event feed_body(struct hp *p, const char *data, size_t n, size_t 
     size_t take = n < p->left ? n : (size_t)p->left;
     km_buf_put(&p->body, data, take);
     if (p->body.oom)
-        return bad(p, 503, "out of memory");
+        return bad(p, 503, "the server has no memory for the request; try again later");
     *used = take;
     p->left -= take;
     if (!p->left)
@@ -333,29 +357,29 @@ static enum hp_event feed_body(struct hp *p, const char *data, size_t n, size_t 
     return HP_MORE;
 }
 
-/* Chunk sizes, the CR LF after a chunk, trailers. */
+/* A chunk size, the CR LF behind a chunk, or a trailer. */
 static enum hp_event feed_line(struct hp *p, const char *data, size_t n, size_t *used)
 {
     bool trailer = p->state == S_TRAILERS;
     size_t max = trailer ? HP_MAX_HEAD - p->trailer_bytes : MAX_CHUNK_LINE;
-    int got = take_line(p, &p->line, 0, max, trailer ? 431 : 400, data, n, used);
+    int got = read_line(p, &p->line, 0, max, trailer ? 431 : 400, data, n, used);
     if (got <= 0)
         return got ? HP_BAD : HP_MORE;
     enum hp_event ev = HP_MORE;
     size_t len = p->line.len;
     if (p->state == S_CHUNK_SIZE) {
-        ev = chunk_size(p, p->line.data);
+        ev = parse_chunk_size(p, p->line.data);
     } else if (p->state == S_CHUNK_END) {
         if (*p->line.data)
-            return bad(p, 400, "a chunk is longer than its size");
+            return bad(p, 400, "a chunk has more bytes than its size says");
         p->state = S_CHUNK_SIZE;
     } else if (!*p->line.data) {
         p->state = S_DONE;
     } else {
-        ev = header_line(p, p->line.data, false);
+        ev = parse_header(p, p->line.data, false);
         p->trailer_bytes += len;
         if (p->trailer_bytes > HP_MAX_HEAD)
-            return bad(p, 431, "the trailers are too long");
+            return bad(p, 431, "the trailers of the request are longer than 32768 bytes");
     }
     km_buf_clear(&p->line);
     return ev;

@@ -1,8 +1,8 @@
-/* The request parser against requests that two readers could understand in two ways, and against every way of cutting
- * good ones into packets. */
+/* The request parser: requests whose framing two readers could understand in two ways must be refused, and how bytes are
+ * cut into packets must not matter. */
 #include "base/test/test.h"
 
-#include "engine/server/parse.h"
+#include "engine/server/http_parse.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +12,8 @@
 #define END "\r\n"
 #define P "POST /x HTTP/1.1\r\n" H
 
-/* Feeds all of it, step bytes at a time; the status (200 when complete), and the body and what was left over. */
+/* Feeds s in pieces of `step` bytes. Returns the status: 200 for a complete request, 0 if more bytes are needed.
+ * *taken: the bytes that were used. */
 static int feed(const char *s, size_t n, size_t step, struct hp *p, size_t *taken)
 {
     size_t at = 0;
@@ -30,12 +31,12 @@ static int feed(const char *s, size_t n, size_t step, struct hp *p, size_t *take
     }
 }
 
-static void strict_about_framing(void **state)
+static void framing_is_strict(void **state)
 {
     (void)state;
     static const struct {
         const char *s;
-        int status; /* 0: more is wanted */
+        int status; /* 0: more bytes are needed */
     } rows[] = {
         {"GET / HTTP/1.1\r\n" H END, 200},
         {"GET /a?b=c&d HTTP/1.1\r\n" H END, 200},
@@ -115,7 +116,7 @@ static void strict_about_framing(void **state)
         {P "Content-Length: 18446744073709551616\r\n" END, 413},
         {P "Content-Length: 18446744073709551619\r\n" END "abc", 413},
         {P "Content-Length: 99999999999999999999999999\r\n" END, 413},
-        /* coding */
+        /* transfer coding */
         {P "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n" END "3\r\nabc\r\n0\r\n\r\n", 400},
         {P "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n" END "abc", 400},
         {P "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n" END "0\r\n\r\n", 400},
@@ -171,7 +172,7 @@ static void nul_bytes_are_refused(void **state)
     }
 }
 
-static void cuts_do_not_matter(void **state)
+static void packet_boundaries_do_not_matter(void **state)
 {
     (void)state;
     const char *one = "POST /v1/x?a=1&flag=true&no=0 HTTP/1.1\r\nHost: h:80\r\nX-A: b c \r\nTransfer-Encoding: chunked\r\n"
@@ -211,7 +212,8 @@ static void cuts_do_not_matter(void **state)
     }
 }
 
-static int flood(const char *start, const char *piece, int n, size_t *held)
+/* Feeds `start` and then n times `piece`. Returns the status; *held: the memory that the parser holds, bytes. */
+static int feed_endless(const char *start, const char *piece, int n, size_t *held)
 {
     struct hp p;
     hp_init(&p, 1000);
@@ -224,28 +226,28 @@ static int flood(const char *start, const char *piece, int n, size_t *held)
     return got;
 }
 
-static void floods_end_early(void **state)
+static void endless_requests_end_early(void **state)
 {
     (void)state;
     size_t held;
-    assert_int_equal(flood("GET / HTTP/1.1\r\n" H, "A: b\r\n", 98, &held), 0);
-    assert_int_equal(flood("GET / HTTP/1.1\r\n" H, "A: b\r\n", 10000, &held), 431);
-    assert_int_equal(flood("GET / HTTP/1.1\r\n" H "X: ", "aaaaaaaaaaaaaaaa", 10000, &held), 431);
+    assert_int_equal(feed_endless("GET / HTTP/1.1\r\n" H, "A: b\r\n", 98, &held), 0);
+    assert_int_equal(feed_endless("GET / HTTP/1.1\r\n" H, "A: b\r\n", 10000, &held), 431);
+    assert_int_equal(feed_endless("GET / HTTP/1.1\r\n" H "X: ", "aaaaaaaaaaaaaaaa", 10000, &held), 431);
     assert_true(held < 2 * HP_MAX_HEAD);
-    assert_int_equal(flood("GET /", "aaaaaaaaaaaaaaaa", 10000, &held), 414);
+    assert_int_equal(feed_endless("GET /", "aaaaaaaaaaaaaaaa", 10000, &held), 414);
     assert_true(held < 4 * HP_MAX_LINE);
-    assert_int_equal(flood(P "Transfer-Encoding: chunked\r\n\r\n", "8\r\n12345678\r\n", 10000, &held), 413);
-    assert_int_equal(flood(P "Transfer-Encoding: chunked\r\n\r\n0\r\n", "T: v\r\n", 10000, &held), 431);
-    assert_int_equal(flood(P "Transfer-Encoding: chunked\r\n\r\n1;", "x", 10000, &held), 400);
+    assert_int_equal(feed_endless(P "Transfer-Encoding: chunked\r\n\r\n", "8\r\n12345678\r\n", 10000, &held), 413);
+    assert_int_equal(feed_endless(P "Transfer-Encoding: chunked\r\n\r\n0\r\n", "T: v\r\n", 10000, &held), 431);
+    assert_int_equal(feed_endless(P "Transfer-Encoding: chunked\r\n\r\n1;", "x", 10000, &held), 400);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(strict_about_framing),
+        cmocka_unit_test(framing_is_strict),
         cmocka_unit_test(nul_bytes_are_refused),
-        cmocka_unit_test(cuts_do_not_matter),
-        cmocka_unit_test(floods_end_early),
+        cmocka_unit_test(packet_boundaries_do_not_matter),
+        cmocka_unit_test(endless_requests_end_early),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-#include "engine/server/test/fake_tok.h"
+#include "engine/server/test/fake_tokenizer.h"
 
 #include "base/mem.h"
 #include "tokenizer/tokenizer.h"
@@ -24,7 +24,7 @@ int32_t tok_added_id(const struct tok *t, const char *text)
     return -1;
 }
 
-static void push(struct tok_ids *out, int32_t id)
+static void append_id(struct tok_ids *out, int32_t id)
 {
     if (out->n == out->cap) {
         out->cap = out->cap ? 2 * out->cap : 64;
@@ -33,7 +33,8 @@ static void push(struct tok_ids *out, int32_t id)
     out->v[out->n++] = id;
 }
 
-int tok_encode(const struct tok *t, const char *text, size_t len, bool specials, struct tok_ids *out, struct km_err *err)
+int tok_encode(const struct tok *t, const char *text, size_t len, bool specials, struct tok_ids *out,
+               struct km_err *err)
 {
     (void)t, (void)err;
     for (size_t i = 0; i < len;) {
@@ -41,10 +42,10 @@ int tok_encode(const struct tok *t, const char *text, size_t len, bool specials,
         while (specials && k < 8 && (len - i < strlen(added[k]) || memcmp(text + i, added[k], strlen(added[k]))))
             k++;
         if (specials && k < 8) {
-            push(out, FAKE_SPECIAL + k);
+            append_id(out, FAKE_SPECIAL + k);
             i += strlen(added[k]);
         } else {
-            push(out, (unsigned char)text[i++]);
+            append_id(out, (unsigned char)text[i++]);
         }
     }
     return 0;
