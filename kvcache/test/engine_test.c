@@ -75,7 +75,7 @@ static void damage(struct kvc *k)
         return;
     int slot = rnd(k->chunks.n);
     if (k->chunks.slot[slot].state == KVC_READY)
-        kvc_dram_at(&k->dram, slot)[(size_t)rnd(1 << 30) % k->dram.slot_bytes] ^= (char)(1 << rnd(8));
+        kvc_dram_at(&k->dram, slot)[(size_t)rnd(1 << 30) % k->geometry.chunk_bytes] ^= (char)(1 << rnd(8));
 }
 
 /* All of them at once. */
@@ -250,7 +250,7 @@ static void damage_counts(void **state)
         run1(e, &a);
         for (int i = 0; i < k->chunks.n; i++)
             if (k->chunks.slot[i].state == KVC_READY && k->chunks.slot[i].position == bad)
-                kvc_dram_at(&k->dram, i)[k->dram.slot_bytes / 3] ^= 1;
+                kvc_dram_at(&k->dram, i)[k->geometry.chunk_bytes / 3] ^= 1;
         run1(e, &a);
         same(&want, &a);
         assert_int_equal(a.cached, bad * 64);

@@ -237,7 +237,8 @@ static void identities_differ(void **state)
     struct km_digest root[10];
     for (int i = 0; i < 10; i++) {
         struct kvc_keys k;
-        assert_int_equal(kvc_keys_open(&k, &g[i], chunk[i], NULL), 0);
+        const struct kvc_geometry shape = {.pool = g[i], .chunk_size = chunk[i]};
+        assert_int_equal(kvc_keys_open(&k, &shape, NULL), 0);
         root[i] = kvc_keys_root(&k, "s");
         struct km_digest again = kvc_keys_root(&k, "s");
         assert_memory_equal(&root[i], &again, sizeof again);
@@ -260,7 +261,8 @@ static void keys_are_as_stated(void **state)
     for (int i = 0; i < 128; i++)
         ids[i] = i;
     fake_open(&f);
-    assert_int_equal(kvc_keys_open(&k, &f.geom, 64, NULL), 0);
+    const struct kvc_geometry shape = {.pool = f.geom, .chunk_size = 64};
+    assert_int_equal(kvc_keys_open(&k, &shape, NULL), 0);
     struct km_digest d = kvc_keys_root(&k, "salt");
     d = kvc_keys_next(&k, &d, ids);
     d = kvc_keys_next(&k, &d, ids + 64);
@@ -329,7 +331,7 @@ static void damage_is_found(void **state)
         assert_int_equal(r.p.lookup(s, r.tok, 320), 320);
         assert_int_equal(r.p.lookup(other, r.tok, 320), 320);
         int bad = rand() % 5, from = rand() % 20 * B, to = from + (1 + rand() % (20 - from / B)) * B;
-        size_t bytes = r.k->dram.slot_bytes;
+        size_t bytes = r.k->geometry.chunk_bytes;
         kvc_dram_at(&r.k->dram, s->pin[bad])[(size_t)rand() % bytes] ^= (char)(1 << rand() % 8);
         bool met = bad >= from / 64 && bad <= (to - 1) / 64;
         int want = !met ? to : bad * 64 > from ? bad * 64 : from;
@@ -621,7 +623,7 @@ static void attach_refuses(void **state)
     struct km_err err;
     assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_EINVAL);
     assert_non_null(strstr(err.msg, "already"));
-    assert_int_equal(r.f.held, 10 * (int64_t)r.k->dram.slot_bytes);
+    assert_int_equal(r.f.held, 10 * (int64_t)r.k->geometry.chunk_bytes);
     r.p.detach(r.k);
     struct kv_geom g = r.f.geom;
     g.block_size = 48;
@@ -677,14 +679,15 @@ static void budget_over_available_is_refused(void **state)
     struct kvc_dram d;
     struct km_err err;
     const int64_t gib = 1 << 30;
+    const struct kvc_geometry big = {.chunk_bytes = 1 << 20}, small = {.chunk_bytes = 1 << 12};
     f.fail_alloc = 1;
-    assert_int_equal(kvc_dram_open(&d, &f.copier, 1 << 20, gib, gib - 1, KVC_SLAB, &err), KM_ENOMEM);
-    assert_int_equal(kvc_dram_open(&d, &f.copier, 1 << 20, 3 * gib, 3 * gib / 2, KVC_SLAB, &err), KM_ENOMEM);
+    assert_int_equal(kvc_dram_open(&d, &big, &f.copier, gib, gib - 1, KVC_SLAB, &err), KM_ENOMEM);
+    assert_int_equal(kvc_dram_open(&d, &big, &f.copier, 3 * gib, 3 * gib / 2, KVC_SLAB, &err), KM_ENOMEM);
     assert_string_equal(err.msg, "the DRAM tier is to take 3 GiB (max_local_cpu_size), but only 1.5 GiB of memory are "
                                  "available to this process; lower max_local_cpu_size, or free memory");
     assert_int_equal(f.fail_alloc, 1); /* nothing was asked of the copier */
     f.fail_alloc = 0;
-    assert_int_equal(kvc_dram_open(&d, &f.copier, 1 << 12, 1 << 20, 1 << 20, KVC_SLAB, &err), 0);
+    assert_int_equal(kvc_dram_open(&d, &small, &f.copier, 1 << 20, 1 << 20, KVC_SLAB, &err), 0);
     assert_int_equal(f.held, 1 << 20);
     kvc_dram_close(&d);
     assert_int_equal(f.held, 0);

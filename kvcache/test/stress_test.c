@@ -332,7 +332,7 @@ static void late_and_faulty(void **state)
                 for (int i = 0; i < SEQS; i++)
                     read |= w.live[i].load != 0;
                 if (!read) {
-                    kvc_dram_at(&w.k->dram, slot)[rnd((int)w.k->dram.slot_bytes)] ^= 4;
+                    kvc_dram_at(&w.k->dram, slot)[rnd((int)w.k->geometry.chunk_bytes)] ^= 4;
                     faults++;
                 }
             }
