@@ -260,7 +260,8 @@ int km_json_write(const char *path, const cJSON *v, struct km_err *err)
     km_buf_puts(&b, text);
     km_buf_putc(&b, '\n');
     cJSON_free(text);
-    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err)
+                           : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
     km_buf_free(&b);
     return rc;
 }

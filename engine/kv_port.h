@@ -52,8 +52,8 @@ struct kv_copier {
     /* Submits the copy of n pages. c[n] stays valid until the ticket is finished. Ticket 0: already complete. */
     int (*copy)(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);
     int (*poll)(void *self, uint64_t ticket);     /* 1 complete, 0 pending, < 0 failed */
-    /* Host memory from which the device copies fastest (pinned memory on a GPU). host_alloc NULL: the device has no such
-     * memory, and the cache uses ordinary memory. */
+    /* Host memory from which the device copies fastest (pinned memory on a GPU). host_alloc NULL: the device has no
+     * such memory, and the cache uses ordinary memory. */
     void *(*host_alloc)(void *self, size_t size);
     void (*host_free)(void *self, void *p, size_t size);
 };
@@ -88,9 +88,9 @@ struct kv_port {
     int (*lookup)(struct kv_seq *s, const int32_t *tokens, int n);
 
     /* Submits the load of tokens [from, to) into their pages; both are multiples of the block size and within the last
-     * lookup. block_table[i] is the page of tokens [i * block_size, (i + 1) * block_size); the table stays unchanged until
-     * the ticket is finished. Ticket 0: the load is already complete, and *good is set as poll sets it.
-     * from == to means that the engine needs nothing of this lookup: its pins are dropped. */
+     * lookup. block_table[i] is the page of tokens [i * block_size, (i + 1) * block_size); the table stays unchanged
+     * until the ticket is finished. Ticket 0: the load is already complete, and *good is set as poll sets it.
+     * An empty range (from equal to `to`) means that the engine needs nothing of the lookup: its pins are dropped. */
     int (*load)(struct kv_seq *s, int from, int to, const int32_t *block_table, uint64_t *ticket, int *good);
 
     /* Offers tokens [0, n), all computed and in their pages. The cache stores the whole chunks among them that it does
@@ -100,9 +100,9 @@ struct kv_port {
     int (*store)(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, const int32_t *block_table,
                  uint64_t *ticket);
 
-    /* 1 complete, 0 pending, < 0 failed. Once a load's ticket is not pending, *good is the number of tokens from 0 whose
-     * KV is right in the pages: at least `from`, and less than `to` if the load failed. good may be NULL for a store.
-     * A ticket that is not pending any more is forgotten. */
+    /* 1 complete, 0 pending, < 0 failed. Once a load's ticket is not pending, *good is the number of tokens from 0
+     * whose KV is right in the pages: at least `from`, and less than `to` if the load failed. good may be NULL for a
+     * store. A ticket that is not pending any more is forgotten. */
     int (*poll)(void *self, uint64_t ticket, int *good);
 
     void (*close)(struct kv_seq *s); /* drops the pins; open tickets of the sequence go on */

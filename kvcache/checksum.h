@@ -1,9 +1,9 @@
 /* Checksums of chunks, computed on threads of their own when copies do not occupy the engine's thread.
  *
- * A chunk of a real model is tens of MiB and takes milliseconds to hash. The engine's thread cannot spare them while a DMA
- * engine moves the bytes. A `kvc_checksum_job` is the checksum of one chunk; a `kvc_checksum_pool` is a few threads that
- * run jobs in the order of submission. The threads start with the first job. If the system grants no thread, jobs run in
- * the submitting thread.
+ * A chunk of a real model is tens of MiB and takes milliseconds to hash. The engine's thread cannot spare them while a
+ * DMA engine moves the bytes. A `kvc_checksum_job` is the checksum of one chunk; a `kvc_checksum_pool` is a few threads
+ * that run jobs in the order of submission. The threads start with the first job. If the system grants no thread, jobs
+ * run in the submitting thread.
  *
  * A job belongs to the caller and must stay in place until kvc_checksum_done says that it has run. */
 #ifndef KVC_CHECKSUM_H

@@ -18,7 +18,8 @@ int kvc_chunks_open(struct kvc_chunks *s, int n, const struct kvc_geometry *g, e
     s->index = km_reallocarray(NULL, (size_t)s->mask + 1, sizeof *s->index);
     if (!s->slot || !s->ids || !s->index) {
         kvc_chunks_close(s);
-        return km_fail(err, KM_ENOMEM, "out of memory for the index of %d chunks; lower max_local_cpu_size, or raise chunk_size", n);
+        return km_fail(err, KM_ENOMEM,
+                       "out of memory for the index of %d chunks; lower max_local_cpu_size, or raise chunk_size", n);
     }
     memset(s->index, 0xFF, ((size_t)s->mask + 1) * sizeof *s->index);
     for (int i = 0; i < n; i++)

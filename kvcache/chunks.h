@@ -3,13 +3,13 @@
  * A slot holds one chunk: its key, its token ids, its position in the sequence, a checksum and a reference count. The
  * bytes lie in the DRAM tier's slot of the same number. A slot is in one of four states:
  *   FREE     on the free list
- *   FILLING  reserved for a chunk whose bytes are still being copied: in the index, so that no other store takes the same
- *            chunk, but never given to a load
+ *   FILLING  reserved for a chunk whose bytes are still being copied: in the index, so that no other store takes the
+ *            same chunk, but never given to a load
  *   READY    in the index and on the order list; evictable while its reference count is 0
  *   DROPPED  found damaged while referenced: in neither index nor order list, FREE when the last reference goes
  *
- * Invariant: every slot with a reference keeps its bytes. kvc_chunks_check walks all states and counts.
- * All memory is allocated when the store opens, so no later call can run out of memory. */
+ * Invariant: every slot with a reference keeps its bytes. kvc_chunks_check walks all states and counts. All memory is
+ * allocated when the store opens, so no later call can run out of memory. */
 #ifndef KVC_CHUNKS_H
 #define KVC_CHUNKS_H
 
@@ -65,7 +65,8 @@ void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY to FRE
 void kvc_chunks_ref(struct kvc_chunks *s, int slot);
 void kvc_chunks_unref(struct kvc_chunks *s, int slot);
 void kvc_chunks_touch(struct kvc_chunks *s, int slot); /* a READY chunk was used: it becomes the newest under LRU */
-int kvc_chunks_clear(struct kvc_chunks *s); /* drops every READY chunk without references; returns how many slots stay */
+/* Drops every READY chunk without references; returns how many slots stay in use. */
+int kvc_chunks_clear(struct kvc_chunks *s);
 
 /* refs: [n] the reference counts that the caller knows of. 0, or KM_EINVAL with the first broken invariant. */
 int kvc_chunks_check(const struct kvc_chunks *s, const int32_t *refs, struct km_err *err);

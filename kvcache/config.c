@@ -279,8 +279,8 @@ static int read_yaml(const char *path, const struct km_buf *text, struct kvc_con
             else {
                 yaml_node_t *second = yaml_document_get_root_node(&d.yaml);
                 if (second)
-                    rc = km_fail(err, KM_EFORMAT, "%s, line %zu: a second document starts; write one document per file", path,
-                                 second->start_mark.line + 1);
+                    rc = km_fail(err, KM_EFORMAT, "%s, line %zu: a second document starts; write one document per file",
+                                 path, second->start_mark.line + 1);
                 yaml_document_delete(&d.yaml);
             }
         }
@@ -297,8 +297,8 @@ int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warni
     for (size_t i = 0; i < text.len; i++)
         open += text.data[i] == '[' || text.data[i] == '{';
     if (!rc && open > MAX_BRACKETS)
-        rc = km_fail(err, KM_EFORMAT, "%s: the file has %d opening brackets; a cache configuration needs fewer than %d", path,
-                     open, MAX_BRACKETS);
+        rc = km_fail(err, KM_EFORMAT, "%s: the file has %d opening brackets; a cache configuration needs fewer than %d",
+                     path, open, MAX_BRACKETS);
     if (!rc)
         rc = read_yaml(path, &text, &out, warnings, err);
     km_buf_free(&text);

@@ -1,8 +1,8 @@
 /* The DRAM tier's memory: slots of one chunk each, in host memory from which the device copies fastest.
  *
  * All memory is allocated when the engine attaches, because pinning is slow (about 0.6 s per GiB on a GPU) and would
- * otherwise delay requests. It is allocated in slabs of bounded size, because one huge block may be refused where several
- * smaller ones are not. Slots never exceed the budget. */
+ * otherwise delay requests. It is allocated in slabs of bounded size, because one huge block may be refused where
+ * several smaller ones are not. Slots never exceed the budget. */
 #ifndef KVC_DRAM_H
 #define KVC_DRAM_H
 

@@ -28,8 +28,9 @@ struct kvc_config {
 };
 
 struct kvc_config kvc_defaults(void);
-/* Reads LMCache's YAML file into *c, which keeps the value of every key that the file leaves out. Each key that LMCache
- * knows and this version does not serve is a line of *warnings; an unknown key is an error that names the nearest one. */
+/* Reads LMCache's YAML file into *c, which keeps the value of every key that the file leaves out. A key
+ * that LMCache knows and this version does not serve is a line of *warnings. An unknown key is an error that names the
+ * nearest one. */
 int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warnings, struct km_err *err);
 /* Reads a one-line specification: "none" sets *off, a list such as "dram=50GiB" names the tiers. */
 int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km_err *err);

@@ -15,12 +15,12 @@
 struct kvc_transfer *kvc_transfer_new(struct kv_seq *s, enum kv_dir dir, int chunks, int copies);
 
 /* Adds the sequence's next chunk, whose first token is `start`. Pages [first, first + pages) of the chunk in `slot` are
- * copied from or to block_table[0, pages). A store adds chunks that are stored already with pages = 0: nothing is copied,
- * but they become the newest together with the others. */
+ * copied from or to block_table[0, pages). A store adds chunks that are stored already with pages = 0: nothing is
+ * copied, but they become the newest together with the others. */
 void kvc_transfer_add(struct kvc_transfer *t, int slot, int start, int first, int pages, const int32_t *block_table);
 
-/* Starts the transfer of tokens [from, to) and takes ownership of it. *ticket 0: it is finished already, *good is set as
- * kvc_transfer_poll sets it, and the transfer is freed. Returns 0, or < 0 if it has failed already. */
+/* Starts the transfer of tokens [from, to) and takes ownership of it. *ticket 0: it is finished already, *good is set
+ * as kvc_transfer_poll sets it, and the transfer is freed. Returns 0, or < 0 if it has failed already. */
 int kvc_transfer_start(struct kvc_transfer *t, int from, int to, uint64_t *ticket, int *good);
 
 /* The port's poll: 1 complete, 0 pending, < 0 failed. */

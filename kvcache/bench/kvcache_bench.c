@@ -177,7 +177,8 @@ static int bench_late(const char *name, const struct kv_geom *g, int32_t *tok, c
 {
     struct dma d = {.put = 0};
     struct kvc_config c = kvc_defaults();
-    struct kv_copier copier = {.self = &d, .copy = copy, .poll = poll, .host_alloc = host_alloc, .host_free = host_free};
+    struct kv_copier copier = {
+        .self = &d, .copy = copy, .poll = poll, .host_alloc = host_alloc, .host_free = host_free};
     struct kvc *k;
     struct kv_port p;
     struct km_err err;
