@@ -222,7 +222,7 @@ int kvc_chunks_check(const struct kvc_chunks *s, const int32_t *refs, struct km_
         count[KVC_READY] != s->n_ready || count[KVC_DROPPED] != s->n_dropped || listed != s->n_ready ||
         indexed != s->n_ready + s->n_filling || evictable != s->n_evictable)
         return km_fail(err, KM_EINVAL,
-                       "the counts (kept/found) differ: free %d/%d/%d, filling %d/%d, ready %d/%d, listed %d, indexed %d, "
+                       "counts (kept/found) differ: free %d/%d/%d, filling %d/%d, ready %d/%d, listed %d, indexed %d, "
                        "dropped %d/%d, evictable %d/%d",
                        s->n_free, count[KVC_FREE], free, s->n_filling, count[KVC_FILLING], s->n_ready,
                        count[KVC_READY], listed, indexed, s->n_dropped, count[KVC_DROPPED], s->n_evictable, evictable);
