@@ -27,7 +27,7 @@ struct item {
 struct scratch {
     float *q;                 /* [rows][d + 16] */
     float *o, *sum;           /* [rows][dp] of the span; of the spans so far */
-    float *l;                 /* [rows][KERN_MAX_VL] */
+    float *l;                 /* [rows][KERNELS_MAX_VL] */
     float *m, *sum_m, *sum_l; /* [rows] */
     int32_t *pos;             /* [rows] */
     float *kt, *v;            /* [KV_TILE][d], [KV_TILE][dp], as panels */
@@ -35,8 +35,8 @@ struct scratch {
 
 struct attn {
     const struct mdl_config *c;
-    const struct kern *k;
-    struct pool *pool;
+    const struct kernels *k;
+    struct thread_pool *pool;
     const struct kv_pool *kv;
     int group, q_block, rows, dp, ld_part, threads, max_items, max_parts_items;
     struct scratch *scratch;     /* [threads] */
@@ -57,44 +57,44 @@ static int up(int n, int to)
     return (n + to - 1) / to * to;
 }
 
-struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kern *k, int threads,
+struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kernels *k, int threads,
                          int max_tokens, int max_reqs, int max_model_len)
 {
     const int group = c->n_heads / c->n_kv_heads, d = c->head_dim, dp = up(d, k->nr);
     const int q_block = ROWS / group ? ROWS / group : 1, rows = q_block * group,
               spans = (max_model_len + SPAN - 1) / SPAN;
     const size_t r = (size_t)rows;
-    struct attn *at = arena_take(a, 1, sizeof *at);
+    struct attn *at = arena_alloc(a, 1, sizeof *at);
     struct attn tmp = {
         .group = group, .q_block = q_block, .rows = rows, .dp = dp, .ld_part = dp + 16, .threads = threads};
     tmp.max_items = max_reqs + max_tokens / q_block + 1;
     tmp.max_parts_items = 4 * threads * (spans + 1);
-    struct scratch *s = tmp.scratch = arena_take(a, (size_t)threads, sizeof *s);
+    struct scratch *s = tmp.scratch = arena_alloc(a, (size_t)threads, sizeof *s);
     for (int t = 0; t < threads; t++) {
         struct scratch one;
-        one.q = arena_take(a, r * (size_t)(d + 16), sizeof(float));
-        one.o = arena_take(a, r * (size_t)dp, sizeof(float));
-        one.sum = arena_take(a, r * (size_t)dp, sizeof(float));
-        one.l = arena_take(a, r * KERN_MAX_VL, sizeof(float));
-        one.m = arena_take(a, r, sizeof(float));
-        one.sum_m = arena_take(a, r, sizeof(float));
-        one.sum_l = arena_take(a, r, sizeof(float));
-        one.pos = arena_take(a, r, sizeof(int32_t));
-        one.kt = arena_take(a, (size_t)KV_TILE * (size_t)d, sizeof(float));
-        one.v = arena_take(a, (size_t)KV_TILE * (size_t)dp, sizeof(float));
+        one.q = arena_alloc(a, r * (size_t)(d + 16), sizeof(float));
+        one.o = arena_alloc(a, r * (size_t)dp, sizeof(float));
+        one.sum = arena_alloc(a, r * (size_t)dp, sizeof(float));
+        one.l = arena_alloc(a, r * KERNELS_MAX_VL, sizeof(float));
+        one.m = arena_alloc(a, r, sizeof(float));
+        one.sum_m = arena_alloc(a, r, sizeof(float));
+        one.sum_l = arena_alloc(a, r, sizeof(float));
+        one.pos = arena_alloc(a, r, sizeof(int32_t));
+        one.kt = arena_alloc(a, (size_t)KV_TILE * (size_t)d, sizeof(float));
+        one.v = arena_alloc(a, (size_t)KV_TILE * (size_t)dp, sizeof(float));
         if (s)
             s[t] = one;
     }
-    tmp.items = arena_take(a, (size_t)(tmp.max_items + tmp.max_parts_items), sizeof *tmp.items);
-    tmp.merges = arena_take(a, (size_t)tmp.max_items, sizeof *tmp.merges);
-    tmp.parts = arena_take(a, PART_FLOATS, sizeof(float));
-    tmp.zeros = arena_take(a, (size_t)d, sizeof(float));
+    tmp.items = arena_alloc(a, (size_t)(tmp.max_items + tmp.max_parts_items), sizeof *tmp.items);
+    tmp.merges = arena_alloc(a, (size_t)tmp.max_items, sizeof *tmp.merges);
+    tmp.parts = arena_alloc(a, PART_FLOATS, sizeof(float));
+    tmp.zeros = arena_alloc(a, (size_t)d, sizeof(float));
     if (at)
         *at = tmp;
     return at;
 }
 
-void attn_open(struct attn *at, const struct mdl_config *c, const struct kern *k, struct pool *pool,
+void attn_open(struct attn *at, const struct mdl_config *c, const struct kernels *k, struct thread_pool *pool,
                const struct kv_pool *kv)
 {
     at->c = c;
@@ -238,7 +238,7 @@ static void run_item(void *ctx, int task, int thread)
     for (int span = it->span0; span < it->span1; span++) {
         for (int r = 0; r < n; r++)
             s->m[r] = M_NONE;
-        memset(s->l, 0, (size_t)n * KERN_MAX_VL * sizeof(float));
+        memset(s->l, 0, (size_t)n * KERNELS_MAX_VL * sizeof(float));
         memset(s->o, 0, (size_t)n * (size_t)dp * sizeof(float));
         const int end = (span + 1) * SPAN <= last ? (span + 1) * SPAN : last + 1;
         for (int from = span * SPAN; from < end; from += KV_TILE) {
@@ -251,8 +251,8 @@ static void run_item(void *ctx, int task, int thread)
         }
         for (int r = 0; r < n; r++) {
             float l = 0, *o = s->o + (size_t)r * (size_t)dp;
-            for (int i = 0; i < KERN_MAX_VL; i++)
-                l += s->l[(size_t)r * KERN_MAX_VL + (size_t)i];
+            for (int i = 0; i < KERNELS_MAX_VL; i++)
+                l += s->l[(size_t)r * KERNELS_MAX_VL + (size_t)i];
             if (at->n_merges) {
                 float *rec = record(at, it, span, head, r);
                 memcpy(rec, o, (size_t)dp * sizeof(float));
@@ -291,6 +291,6 @@ void attn_run(struct attn *at, int layer, const float *q, size_t ldq, float *out
     at->ldq = ldq;
     at->out = out;
     at->ldo = ldo;
-    pool_for(at->pool, at->n_items * at->c->n_kv_heads, run_item, at);
-    pool_for(at->pool, at->n_merges * at->c->n_kv_heads, run_merge, at);
+    thread_pool_run(at->pool, at->n_items * at->c->n_kv_heads, run_item, at);
+    thread_pool_run(at->pool, at->n_merges * at->c->n_kv_heads, run_merge, at);
 }

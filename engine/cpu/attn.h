@@ -10,8 +10,8 @@
 
 #include "engine/batch.h"
 #include "engine/cpu/arena.h"
-#include "engine/cpu/kern.h"
-#include "engine/cpu/pool.h"
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/thread_pool.h"
 #include "engine/kv_port.h"
 #include "engine/model.h"
 
@@ -33,9 +33,9 @@ static inline void *kv_row(const struct kv_pool *kv, int32_t page, int layer, in
 struct attn;
 
 /* Where the arrays of an attn of these limits go; with a->base NULL only their size is counted. */
-struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kern *k, int threads,
+struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kernels *k, int threads,
                          int max_tokens, int max_reqs, int max_model_len);
-void attn_open(struct attn *at, const struct mdl_config *c, const struct kern *k, struct pool *pool,
+void attn_open(struct attn *at, const struct mdl_config *c, const struct kernels *k, struct thread_pool *pool,
                const struct kv_pool *kv);
 
 /* Divides a batch into items; good for every layer until the next plan. Returns the multiply-adds of one

@@ -18,8 +18,8 @@ enum {
 struct fwd {
     const struct mdl_config *c;
     const struct wts *w;
-    const struct kern *k;
-    struct pool *pool;
+    const struct kernels *k;
+    struct thread_pool *pool;
     const struct kv_pool *kv;
     struct attn *attn;
     void *block;
@@ -56,34 +56,34 @@ static void layout(struct fwd *f, struct arena *a, int threads, const struct fwd
     f->ld_v = stride(c->vocab, nr);
     f->logit_rows = (int)(LOGIT_FLOATS / f->ld_v);
     f->logit_rows = f->logit_rows < 1 ? 1 : f->logit_rows > lim->max_tokens ? lim->max_tokens : f->logit_rows;
-    f->x = arena_take(a, T * f->ld_d, sizeof(float));
-    f->xn = arena_take(a, T * f->ld_d, sizeof(float));
-    arena_row(a, PLAN_WORK, "residual stream, normalised");
-    f->qkv = arena_take(a, T * f->ld_qkv, sizeof(float));
-    arena_row(a, PLAN_WORK, "queries, keys, values");
-    f->att = arena_take(a, T * f->ld_att, sizeof(float));
-    arena_row(a, PLAN_WORK, "attention output");
-    f->h = arena_take(a, T * f->ld_f, sizeof(float));
-    arena_row(a, PLAN_WORK, "activation");
-    f->cs = arena_take(a, T * d, sizeof(float));
-    arena_row(a, PLAN_WORK, "rotary angles");
-    f->logits = arena_take(a, (size_t)f->logit_rows * f->ld_v, sizeof(float));
-    arena_row(a, PLAN_WORK, "logits");
-    f->tile = arena_take(a, (size_t)threads * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR), sizeof(float));
-    arena_row(a, PLAN_WORK, "tiles of products");
-    f->pick = arena_take(a, (size_t)threads * (size_t)c->vocab, sizeof(float));
-    arena_row(a, PLAN_WORK, "sampling scratch");
-    f->inv_freq = arena_take(a, d / 2, sizeof(float));
-    f->sel = arena_take(a, T, sizeof(int32_t));
-    f->sel_pos = arena_take(a, T, sizeof(int32_t));
-    f->sel_start = arena_take(a, (size_t)lim->max_reqs + 1, sizeof(int32_t));
-    f->row_of = arena_take(a, T, sizeof(int32_t));
-    arena_row(a, PLAN_WORK, "step arrays");
+    f->x = arena_alloc(a, T * f->ld_d, sizeof(float));
+    f->xn = arena_alloc(a, T * f->ld_d, sizeof(float));
+    arena_plan_row(a, PLAN_WORK, "residual stream, normalised");
+    f->qkv = arena_alloc(a, T * f->ld_qkv, sizeof(float));
+    arena_plan_row(a, PLAN_WORK, "queries, keys, values");
+    f->att = arena_alloc(a, T * f->ld_att, sizeof(float));
+    arena_plan_row(a, PLAN_WORK, "attention output");
+    f->h = arena_alloc(a, T * f->ld_f, sizeof(float));
+    arena_plan_row(a, PLAN_WORK, "activation");
+    f->cs = arena_alloc(a, T * d, sizeof(float));
+    arena_plan_row(a, PLAN_WORK, "rotary angles");
+    f->logits = arena_alloc(a, (size_t)f->logit_rows * f->ld_v, sizeof(float));
+    arena_plan_row(a, PLAN_WORK, "logits");
+    f->tile = arena_alloc(a, (size_t)threads * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERNELS_MAX_NR), sizeof(float));
+    arena_plan_row(a, PLAN_WORK, "tiles of products");
+    f->pick = arena_alloc(a, (size_t)threads * (size_t)c->vocab, sizeof(float));
+    arena_plan_row(a, PLAN_WORK, "sampling scratch");
+    f->inv_freq = arena_alloc(a, d / 2, sizeof(float));
+    f->sel = arena_alloc(a, T, sizeof(int32_t));
+    f->sel_pos = arena_alloc(a, T, sizeof(int32_t));
+    f->sel_start = arena_alloc(a, (size_t)lim->max_reqs + 1, sizeof(int32_t));
+    f->row_of = arena_alloc(a, T, sizeof(int32_t));
+    arena_plan_row(a, PLAN_WORK, "step arrays");
     f->attn = attn_layout(a, c, f->k, threads, lim->max_tokens, lim->max_reqs, lim->max_model_len);
-    arena_row(a, PLAN_WORK, "attention scratch");
+    arena_plan_row(a, PLAN_WORK, "attention scratch");
 }
 
-size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, const struct fwd_limits *lim,
+size_t fwd_bytes(const struct mdl_config *c, const struct kernels *k, int threads, const struct fwd_limits *lim,
                  struct plan *rows)
 {
     struct fwd f = {.c = c, .k = k};
@@ -92,20 +92,20 @@ size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, 
     return a.used;
 }
 
-int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, struct pool *pool,
+int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, struct thread_pool *pool,
              const struct kv_pool *kv, const struct fwd_limits *lim, struct km_err *err)
 {
-    const int threads = pool_threads(pool);
+    const int threads = thread_pool_threads(pool);
     struct fwd *f = km_calloc(1, sizeof *f);
-    size_t bytes = fwd_bytes(c, w->kern, threads, lim, NULL);
+    size_t bytes = fwd_bytes(c, w->kernels, threads, lim, NULL);
     struct arena a = {.base = f ? arena_block(bytes) : NULL};
     if (!a.base) {
         km_free(f);
         return km_fail(err, KM_ENOMEM, "out of memory for %zu bytes of work space", bytes);
     }
-    *f = (struct fwd){.c = c, .w = w, .k = w->kern, .pool = pool, .kv = kv, .block = a.base};
+    *f = (struct fwd){.c = c, .w = w, .k = w->kernels, .pool = pool, .kv = kv, .block = a.base};
     layout(f, &a, threads, lim);
-    attn_open(f->attn, c, w->kern, pool, kv);
+    attn_open(f->attn, c, w->kernels, pool, kv);
     mdl_inv_freq(c, f->inv_freq);
     *out = f;
     return 0;
@@ -135,7 +135,7 @@ struct product {
 static void panel_rows(const struct product *p, int m, const float *a, int panel, float *c, size_t ldc,
                        float *wide)
 {
-    const struct kern *k = p->f->k;
+    const struct kernels *k = p->f->k;
     const int K = p->w->k, step = BLOCK_FLOATS / k->nr;
     const size_t at = (size_t)panel * (size_t)K * (size_t)k->nr;
     for (int k0 = 0; k0 < K; k0 += step) {
@@ -161,7 +161,7 @@ static void product_task(void *ctx, int task, int thread)
     const int m = p->m - row0 < ROW_BLOCK ? p->m - row0 : ROW_BLOCK;
     const float *a = p->a + (size_t)row0 * p->lda;
     float *c = p->c + (size_t)row0 * p->ldc;
-    float *wide = f->tile + (size_t)thread * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR),
+    float *wide = f->tile + (size_t)thread * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERNELS_MAX_NR),
           *pair = wide + BLOCK_FLOATS;
     for (int i = first; i < first + p->per && i < p->w->n_panels; i += p->swiglu ? 2 : 1) {
         if (!p->swiglu) {
@@ -184,7 +184,7 @@ static void product(struct fwd *f, const struct wts_mat *w, int m, const float *
         .f = f, .w = w, .a = a, .lda = lda, .c = c, .ldc = ldc, .m = m, .add = add, .swiglu = swiglu};
     p.per = TASK_COLS / f->k->nr * (swiglu ? 2 : 1);
     p.groups = (w->n_panels + p.per - 1) / p.per;
-    pool_for(f->pool, (m + ROW_BLOCK - 1) / ROW_BLOCK * p.groups, product_task, &p);
+    thread_pool_run(f->pool, (m + ROW_BLOCK - 1) / ROW_BLOCK * p.groups, product_task, &p);
 }
 
 /* ---- work on rows ---- */
@@ -197,9 +197,9 @@ struct rows {
     struct smp_result *out;
 };
 
-static void each_rows(struct rows *r, pool_fn *fn)
+static void each_rows(struct rows *r, thread_pool_fn *fn)
 {
-    pool_for(r->f->pool, (r->n + EASY_ROWS - 1) / EASY_ROWS, fn, r);
+    thread_pool_run(r->f->pool, (r->n + EASY_ROWS - 1) / EASY_ROWS, fn, r);
 }
 
 #define FOR_ROWS(i, r, task)                                                                                      \
@@ -322,7 +322,7 @@ static void logits_and_samples(struct fwd *f, const struct batch *b, int n, stru
         int m = n - first < f->logit_rows ? n - first : f->logit_rows;
         product(f, &f->w->head, m, f->xn + (size_t)first * f->ld_d, f->ld_d, f->logits, f->ld_v, false, false);
         struct sampling s = {.f = f, .b = b, .first = first, .n = m, .out = out};
-        pool_for(f->pool, b->n_samples, sample_task, &s);
+        thread_pool_run(f->pool, b->n_samples, sample_task, &s);
     }
 }
 

@@ -19,9 +19,9 @@ struct fwd_limits {
 };
 
 /* Bytes of work space that fwd_open will allocate; rows (may be NULL) gets them by name. */
-size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, const struct fwd_limits *lim,
+size_t fwd_bytes(const struct mdl_config *c, const struct kernels *k, int threads, const struct fwd_limits *lim,
                  struct plan *rows);
-int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, struct pool *pool,
+int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, struct thread_pool *pool,
              const struct kv_pool *kv, const struct fwd_limits *lim, struct km_err *err);
 void fwd_close(struct fwd *f);
 

@@ -1,6 +1,6 @@
-/* A float vector of the machine's width, and the few operations that kern.c is written in.
+/* A float vector of the machine's width, and the few operations that kernels.c is written in.
  *
- * The including file is compiled once per instruction set (KERN_AVX512, KERN_AVX2, neither); the portable
+ * The including file is compiled once per instruction set (KERNELS_AVX512, KERNELS_AVX2, neither); the portable
  * flavour uses GCC's vector extensions, so that it is NEON on ARM. VL lanes a vector; NV vectors make the
  * width of a weight panel, NR = NV * VL columns; MR rows by NV vectors is what the registers hold. */
 #ifndef CPU_VEC_H
@@ -11,7 +11,7 @@
 
 #define V_INLINE static inline __attribute__((always_inline))
 
-#if defined(KERN_AVX512)
+#if defined(KERNELS_AVX512)
 #include <immintrin.h>
 enum { VL = 16, NV = 4, MR = 6 };
 typedef __m512 vf;
@@ -90,7 +90,7 @@ V_INLINE void v_transpose(vf r[VL])
         r[i] = t[i];
 }
 
-#elif defined(KERN_AVX2)
+#elif defined(KERNELS_AVX2)
 #include <immintrin.h>
 enum { VL = 8, NV = 2, MR = 6 };
 typedef __m256 vf;

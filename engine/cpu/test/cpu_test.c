@@ -468,8 +468,8 @@ static void every_instruction_set_agrees(void **state)
         pos[i] = slots[i] = i;
     for (int i = 0; i <= N / 16; i++)
         table[i] = i;
-    for (int i = 0; kern_all()[i]; i++) {
-        struct pool *pool;
+    for (int i = 0; kernels_supported()[i]; i++) {
+        struct thread_pool *pool;
         struct wts w;
         struct fwd *f;
         struct smp_result res;
@@ -479,8 +479,8 @@ static void every_instruction_set_agrees(void **state)
         kv.g.page_bytes = (size_t)(c->n_layers * 2 * c->n_kv_heads * 16 * c->head_dim) * sizeof(float);
         kv.pages = malloc(kv.g.page_bytes * (size_t)kv.g.n_pages);
         const struct fwd_limits lim = {N, 4, 1024, 16};
-        assert_int_equal(pool_open(&pool, 2, NULL), 0);
-        assert_int_equal(wts_load(&w, m, KM_F32, kern_all()[i], pool, NULL), 0);
+        assert_int_equal(thread_pool_open(&pool, 2, NULL), 0);
+        assert_int_equal(wts_load(&w, m, KM_F32, kernels_supported()[i], pool, NULL), 0);
         assert_int_equal(fwd_open(&f, c, &w, pool, &kv, &lim, NULL), 0);
         struct smp_row row = {.p = smp_defaults(), .row = N - 1};
         row.p.n_logprobs = 20;
@@ -494,12 +494,12 @@ static void every_instruction_set_agrees(void **state)
         double worst = 0;
         for (int j = 0; j < 10; j++)
             worst = fmax(worst, fabs((double)(res.top_logprob[j] - first.top_logprob[j])));
-        print_message("%s: %d, %.2e from the first\n", kern_all()[i]->name, res.id, worst);
+        print_message("%s: %d, %.2e from the first\n", kernels_supported()[i]->name, res.id, worst);
         assert_int_equal(res.id, first.id);
         assert_true(worst < 1e-4 && flops > 2e9);
         fwd_close(f);
         wts_free(&w);
-        pool_close(pool);
+        thread_pool_close(pool);
         free(kv.pages);
     }
     mdl_free(m);
@@ -569,8 +569,8 @@ static void plans_are_what_open_takes(void **state)
         struct be *b;
         struct kv_geom g;
         struct be_stats st;
-        size_t weight_block = wts_bytes(mdl_config(m), o.dtype, kern_pick(), &weights),
-               work_block = fwd_bytes(mdl_config(m), kern_pick(), 2, &lim, &work);
+        size_t weight_block = wts_bytes(mdl_config(m), o.dtype, kernels_best(), &weights),
+               work_block = fwd_bytes(mdl_config(m), kernels_best(), 2, &lim, &work);
         assert_int_equal(weight_block, plan_total(&weights, KM_MEM_HOST));
         assert_int_equal(work_block, plan_total(&work, KM_MEM_HOST));
         assert_int_equal(be_cpu.plan(&plan, &o, m, &err), 0);

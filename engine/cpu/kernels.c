@@ -1,12 +1,12 @@
-/* The kernels of kern.h in terms of vec.h. Compiled once per instruction set, with KERN_TABLE naming the table. */
-#include "engine/cpu/kern.h"
+/* The kernels of kernels.h in terms of vec.h. Compiled once per instruction set, with KERNELS_TABLE naming the table. */
+#include "engine/cpu/kernels.h"
 
 #include "base/dtype.h"
 #include "engine/cpu/vec.h"
 
 #include <math.h>
 
-_Static_assert((int)NR <= (int)KERN_MAX_NR && (int)VL <= (int)KERN_MAX_VL && (int)KV_TILE % (int)NR == 0, "panel width");
+_Static_assert((int)NR <= (int)KERNELS_MAX_NR && (int)VL <= (int)KERNELS_MAX_VL && (int)KV_TILE % (int)NR == 0, "panel width");
 
 /* m (a constant in each instance) rows against one panel. The accumulators are the register file; the loop
  * reads NV vectors of weights and m scalars for m * NV multiply-adds. */
@@ -237,7 +237,7 @@ static void attend(struct attn_rows *r, int d, int at, const float *kt, const fl
         for (int j = 0; j < m; j++) {
             int seen = r->pos[i + j] - at + 1;
             softmax_row(s + j * KV_TILE, seen > KV_TILE ? KV_TILE : seen, &r->m[i + j],
-                        r->l + (size_t)(i + j) * KERN_MAX_VL, r->o + (size_t)(i + j) * (size_t)r->dp, r->dp);
+                        r->l + (size_t)(i + j) * KERNELS_MAX_VL, r->o + (size_t)(i + j) * (size_t)r->dp, r->dp);
         }
         for (int c = 0; c < r->dp; c += NR)
             gemm(m, most, s, KV_TILE, v + (size_t)c * KV_TILE, false, r->o + (size_t)i * (size_t)r->dp + c, (size_t)r->dp,
@@ -245,8 +245,8 @@ static void attend(struct attn_rows *r, int d, int at, const float *kt, const fl
     }
 }
 
-const struct kern KERN_TABLE = {
-    .name = KERN_NAME,
+const struct kernels KERNELS_TABLE = {
+    .name = KERNELS_NAME,
     .nr = NR,
     .mr = MR,
     .gemm_f32 = gemm_f32,

@@ -1,7 +1,7 @@
 /* One word says what is to be done: the loop's number in the upper half, tasks not yet taken in the lower.
  * A task is taken by a compare-and-swap on it, so that the loop's fields are read only by those who hold a
  * task of that very loop, and the loop cannot end before they are through. */
-#include "engine/cpu/pool.h"
+#include "engine/cpu/thread_pool.h"
 
 #include "base/machine.h"
 #include "base/mem.h"
@@ -25,17 +25,17 @@
 enum { SPIN = 1000 };
 
 struct worker {
-    struct pool *p;
+    struct thread_pool *p;
     pthread_t id;
     int index;
 };
 
-struct pool {
+struct thread_pool {
     _Alignas(64) _Atomic uint64_t word;
     _Alignas(64) _Atomic int pending; /* tasks not finished */
     _Alignas(64) _Atomic int sleepers;
     atomic_bool stop;
-    pool_fn *fn;
+    thread_pool_fn *fn;
     void *ctx;
     int n;
     int n_threads, n_started;
@@ -44,7 +44,7 @@ struct pool {
     pthread_cond_t wake;
 };
 
-static bool take(struct pool *p, int *task)
+static bool take(struct thread_pool *p, int *task)
 {
     uint64_t w = atomic_load_explicit(&p->word, memory_order_acquire);
     while ((uint32_t)w)
@@ -55,7 +55,7 @@ static bool take(struct pool *p, int *task)
     return false;
 }
 
-static void work(struct pool *p, int thread)
+static void work(struct thread_pool *p, int thread)
 {
     int task;
     while (take(p, &task)) {
@@ -64,7 +64,7 @@ static void work(struct pool *p, int thread)
     }
 }
 
-static bool anything(struct pool *p)
+static bool anything(struct thread_pool *p)
 {
     return (uint32_t)atomic_load(&p->word) || atomic_load(&p->stop);
 }
@@ -72,7 +72,7 @@ static bool anything(struct pool *p)
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
-    struct pool *p = w->p;
+    struct thread_pool *p = w->p;
     while (!atomic_load(&p->stop)) {
         work(p, w->index);
         for (int i = 0; i < SPIN && !anything(p); i++)
@@ -89,7 +89,7 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-static void wake_all(struct pool *p)
+static void wake_all(struct thread_pool *p)
 {
     if (!atomic_load(&p->sleepers))
         return;
@@ -98,7 +98,7 @@ static void wake_all(struct pool *p)
     pthread_mutex_unlock(&p->lock);
 }
 
-void pool_for(struct pool *p, int n, pool_fn *fn, void *ctx)
+void thread_pool_run(struct thread_pool *p, int n, thread_pool_fn *fn, void *ctx)
 {
     if (p->n_threads == 1 || n <= 1) {
         for (int i = 0; i < n; i++)
@@ -121,11 +121,11 @@ void pool_for(struct pool *p, int n, pool_fn *fn, void *ctx)
     }
 }
 
-int pool_open(struct pool **out, int n_threads, struct km_err *err)
+int thread_pool_open(struct thread_pool **out, int n_threads, struct km_err *err)
 {
     if (n_threads <= 0)
         n_threads = km_usable_cores();
-    struct pool *p = km_aligned(64, sizeof *p);
+    struct thread_pool *p = km_aligned(64, sizeof *p);
     if (!p)
         return km_fail(err, KM_ENOMEM, "out of memory");
     memset(p, 0, sizeof *p);
@@ -143,14 +143,14 @@ int pool_open(struct pool **out, int n_threads, struct km_err *err)
             p->n_started++;
     }
     if (rc) {
-        pool_close(p);
+        thread_pool_close(p);
         return rc;
     }
     *out = p;
     return 0;
 }
 
-void pool_close(struct pool *p)
+void thread_pool_close(struct thread_pool *p)
 {
     if (!p)
         return;
@@ -166,7 +166,7 @@ void pool_close(struct pool *p)
     km_free(p);
 }
 
-int pool_threads(const struct pool *p)
+int thread_pool_threads(const struct thread_pool *p)
 {
     return p->n_threads;
 }

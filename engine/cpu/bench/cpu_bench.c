@@ -8,7 +8,7 @@
 #include "base/mem.h"
 #include "base/sort.h"
 #include "engine/backend.h"
-#include "engine/cpu/pool.h"
+#include "engine/cpu/thread_pool.h"
 
 #include <cblas.h>
 #include <math.h>
@@ -45,7 +45,7 @@ struct bench {
     const struct mdl_config *c;
     struct be *be;
     struct kv_geom g;
-    struct pool *pool;
+    struct thread_pool *pool;
     int threads, repeats;
     int32_t *table, *table_start, *tokens, *positions, *slots, *q_start, *kv_len;
     float *a, *b, *o; /* operands of the OpenBLAS twin */
@@ -75,7 +75,7 @@ static void twin_task(void *ctx, int task, int thread)
 static double twin_product(struct bench *x, int m, int n, int k, int heads)
 {
     x->twin.m = m, x->twin.n = n, x->twin.k = k, x->twin.heads = heads;
-    pool_for(x->pool, heads ? heads : x->threads, twin_task, x);
+    thread_pool_run(x->pool, heads ? heads : x->threads, twin_task, x);
     return 2.0 * m * n * k * (heads ? heads : 1);
 }
 
@@ -232,7 +232,7 @@ static void bench_decode(struct bench *x, int batch, int ctx)
             step(x, &b);
         int64_t t1 = km_now_ns();
         for (int i = 0; i < 3; i++)
-            pool_for(x->pool, x->threads * 8, read_task, &rd);
+            thread_pool_run(x->pool, x->threads * 8, read_task, &rd);
         int64_t t2 = km_now_ns();
         if (r >= 0) {
             ms[r] = (double)(t1 - t0) / 3e6;
@@ -281,9 +281,9 @@ static void open_all(struct bench *x, const struct mdl *m, enum km_dtype dtype, 
                         .max_model_len = most,
                         .n_threads = x->threads};
     o.n_pages = blocks > (most + 15) / 16 ? blocks : (most + 15) / 16;
-    if (be_cpu.open(&x->be, &o, m, &x->g, &err) || pool_open(&x->pool, x->threads, &err))
+    if (be_cpu.open(&x->be, &o, m, &x->g, &err) || thread_pool_open(&x->pool, x->threads, &err))
         die(&err);
-    x->threads = pool_threads(x->pool);
+    x->threads = thread_pool_threads(x->pool);
     const size_t wide =
         (size_t)(c->ffn * 2 > c->n_heads * c->head_dim * 3 ? c->ffn * 2 : c->n_heads * c->head_dim * 3) +
         (size_t)most;
@@ -308,7 +308,7 @@ static void close_all(struct bench *x)
                          x->q_start, x->kv_len,      x->a,      x->b,         x->o};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         km_free(all[i]);
-    pool_close(x->pool);
+    thread_pool_close(x->pool);
     be_cpu.close(x->be);
 }
 

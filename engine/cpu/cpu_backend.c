@@ -16,8 +16,8 @@
 struct be {
     const struct mdl_config *c;
     struct be_opts o;
-    const struct kern *kern;
-    struct pool *threads;
+    const struct kernels *kernels;
+    struct thread_pool *threads;
     struct wts weights;
     struct kv_pool kv;
     struct fwd *fwd;
@@ -34,7 +34,7 @@ static void be_close(struct be *b)
         return;
     fwd_close(b->fwd);
     wts_free(&b->weights);
-    pool_close(b->threads);
+    thread_pool_close(b->threads);
     km_free(b->kv.pages);
     km_free(b->results[0]);
     km_free(b->results[1]);
@@ -101,7 +101,7 @@ static int plan_pages(const struct be_opts *o, int64_t free_now, int64_t fixed, 
 static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(m);
-    const struct kern *kern = kern_pick();
+    const struct kernels *kernels = kernels_best();
     const struct fwd_limits lim = {o->max_tokens, o->max_reqs, o->max_model_len, o->block_size};
     const int threads = o->n_threads ? o->n_threads : km_usable_cores();
     struct kv_geom *g = &out->geom;
@@ -112,9 +112,9 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
         return rc;
     km_cpu_name(name, sizeof name);
     snprintf(out->device, sizeof out->device, "%.60s, %d thread%s, %s", name, threads, threads > 1 ? "s" : "",
-             kern->name);
-    wts_bytes(c, o->dtype, kern, out);
-    fwd_bytes(c, kern, threads, &lim, out);
+             kernels->name);
+    wts_bytes(c, o->dtype, kernels, out);
+    fwd_bytes(c, kernels, threads, &lim, out);
     plan_add(out, PLAN_WORK, "results of two steps", KM_MEM_HOST,
              2 * (int64_t)o->max_tokens * (int64_t)sizeof(struct smp_result));
     plan_add(out, PLAN_WORK, "step arrays", KM_MEM_HOST, o->max_tokens); /* marks */
@@ -149,7 +149,7 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
     b->st.work_bytes = plan_sum(&plan, PLAN_WORK, KM_MEM_HOST);
     b->st.kv_bytes = plan_sum(&plan, PLAN_KV, KM_MEM_HOST);
     memcpy(b->st.device, plan.device, sizeof b->st.device);
-    rc = pool_open(&b->threads, o->n_threads, err);
+    rc = thread_pool_open(&b->threads, o->n_threads, err);
     if (rc)
         return rc;
     b->kv.pages = arena_block((size_t)b->st.kv_bytes);
@@ -158,7 +158,7 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
     b->marks = km_calloc((size_t)o->max_tokens, 1);
     if (!b->kv.pages || !b->results[0] || !b->results[1] || !b->marks)
         return km_fail(err, KM_ENOMEM, "out of memory for a KV pool of %lld bytes", (long long)b->st.kv_bytes);
-    rc = wts_load(&b->weights, m, o->dtype, b->kern, b->threads, err);
+    rc = wts_load(&b->weights, m, o->dtype, b->kernels, b->threads, err);
     if (!rc)
         rc = fwd_open(&b->fwd, b->c, &b->weights, b->threads, &b->kv, &lim, err);
     return rc;
@@ -172,7 +172,7 @@ static int be_open(struct be **out, const struct be_opts *o, const struct mdl *m
         return km_fail(err, KM_ENOMEM, "out of memory");
     b->c = mdl_config(m);
     b->o = *o;
-    b->kern = kern_pick();
+    b->kernels = kernels_best();
     int rc = open_parts(b, m, err);
     if (rc) {
         be_close(b);
@@ -292,7 +292,7 @@ static int be_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n
             return km_fail(err, KM_EINVAL, "copy %d is of page %d; the pool has %d", i, c[i].page,
                            b->kv.g.n_pages);
     struct copying j = {.b = b, .dir = dir, .c = c};
-    pool_for(b->threads, n, copy_one, &j);
+    thread_pool_run(b->threads, n, copy_one, &j);
     *ticket = 0;
     return 0;
 }

@@ -1,14 +1,14 @@
 /* The arithmetic of the CPU backend, once per instruction set.
  *
- * `struct kern` is a table of kernels compiled for one width; kern_pick chooses at run time. Weights come
+ * `struct kernels` is a table of kernels compiled for one width; kernels_best chooses at run time. Weights come
  * as panels: [ceil(N / nr)][K][nr], so that a product reads them front to back whatever the number of rows.
  *
  * Invariant: an element of a product is one chain of fused multiply-adds over k in rising order, and
  * attention works on tiles of KV_TILE tokens at fixed positions. Neither depends on which rows, requests
  * or chunks share the call, so a token's result has the same bits alone, batched, chunked or after a
  * cache hit. */
-#ifndef CPU_KERN_H
-#define CPU_KERN_H
+#ifndef CPU_KERNELS_H
+#define CPU_KERNELS_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -16,7 +16,7 @@
 
 enum {
     KV_TILE = 64,    /* tokens of K and V that one attention step handles */
-    KERN_MAX_NR = 64 /* no table has wider panels */
+    KERNELS_MAX_NR = 64 /* no table has wider panels */
 };
 
 /* State of attention rows: softmax(QK)V so far, in base 2 and not yet divided by l. */
@@ -26,12 +26,12 @@ struct attn_rows {
     size_t ldq;
     const int32_t *pos; /* [n] a row sees tokens 0..pos */
     float *m;          /* [n] running maximum */
-    float *l;          /* [n][KERN_MAX_VL] running sums, by lane */
+    float *l;          /* [n][KERNELS_MAX_VL] running sums, by lane */
     float *o;          /* [n][dp] */
 };
-enum { KERN_MAX_VL = 16 };
+enum { KERNELS_MAX_VL = 16 };
 
-struct kern {
+struct kernels {
     const char *name;
     int nr, mr; /* panel width; rows that one pass over a panel serves */
 
@@ -55,10 +55,10 @@ struct kern {
     void (*attend)(struct attn_rows *r, int d, int at, const float *kt, const float *v);
 };
 
-const struct kern *kern_pick(void);
+const struct kernels *kernels_best(void);
 /* Tables this machine can run, widest first, NULL-terminated: for tests. */
-const struct kern *const *kern_all(void);
+const struct kernels *const *kernels_supported(void);
 
-extern const struct kern kern_avx512, kern_avx2, kern_portable;
+extern const struct kernels kernels_avx512, kernels_avx2, kernels_portable;
 
 #endif
