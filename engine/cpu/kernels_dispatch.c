@@ -1,4 +1,4 @@
-/* Which kernels this machine runs. */
+/* Chooses the kernels by the instruction sets that this CPU has. */
 #include "engine/cpu/kernels.h"
 
 #if defined(__x86_64__)

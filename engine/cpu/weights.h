@@ -1,7 +1,7 @@
-/* The backend's copy of the weights: matrices as the panels of kernels.h, in one block.
+/* The backend's copy of the weights: matrices as the panels of kernels.h, all in one block.
  *
- * Q, K and V are joined, gate and up interleaved panel by panel (so that one task of the product holds both
- * and can finish SwiGLU). The embedding is read out of the head's panels, which it shares when tied. */
+ * Q, K and V are joined to one matrix. Gate and up are interleaved panel by panel, so that one GEMM task has both and
+ * can apply SwiGLU. The embedding is read from the panels of the head when both are tied. */
 #ifndef CPU_WEIGHTS_H
 #define CPU_WEIGHTS_H
 
@@ -11,7 +11,7 @@
 #include "engine/model.h"
 
 struct wts_mat {
-    void *panels; /* [n_panels][k][nr] of the weights' dtype */
+    void *panels; /* [n_panels][k][nr] elements of the weights' dtype */
     int n_panels, k;
 };
 
@@ -27,14 +27,14 @@ struct wts {
     struct wts_layer *layers; /* [L] */
     float *norm_out;          /* [D] */
     struct wts_mat embed, head;
-    void *block;
+    void *block;              /* [bytes] holds all of the above */
     size_t bytes;
 };
 
-/* Bytes that wts_load will allocate; rows (may be NULL) gets them by name. */
+/* Bytes that wts_load allocates; `rows` (may be NULL) gets them by name. */
 size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kernels *kernels, struct plan *rows);
-int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kernels *kernels, struct thread_pool *pool,
-             struct km_err *err);
+int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kernels *kernels,
+             struct thread_pool *pool, struct km_err *err);
 void wts_free(struct wts *w);
 
 /* x[D] = the token's embedding. */

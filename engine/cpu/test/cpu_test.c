@@ -1,5 +1,5 @@
-/* The CPU backend against outside vectors, against a plain reference, and against itself: chunked, batched,
- * scattered, copied. Every pool is filled with NaN before use. */
+/* The CPU backend against vectors of another implementation, against a plain reference, and against itself: with
+ * chunked prefill, in batches, with scattered and with copied pages. Every KV pool is filled with NaN before use. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -33,7 +33,7 @@ static void open_rig(struct rig *r, const struct mdl *m, struct be_opts o)
         fail_msg("%s", err.msg);
 }
 
-/* Text-like ids: the golden prompts, repeated. */
+/* Token ids of real text: the golden prompts, repeated. */
 static void some_tokens(int32_t *t, int n, int vocab)
 {
     uint32_t x = 12345;
@@ -43,7 +43,7 @@ static void some_tokens(int32_t *t, int n, int vocab)
     }
 }
 
-/* ---- outside vectors ---- */
+/* ---- vectors of another implementation ---- */
 
 static int ints(const cJSON *v, int32_t *out)
 {
@@ -58,11 +58,13 @@ struct score {
     int steps, ties, agreed, in_top5;
 };
 
-/* One vector, teacher-forced. A greedy step counts as a tie when the reference's first two are within tie. */
+/* Scores one vector, teacher-forced. A greedy step counts as a tie if the reference's first two log-probabilities
+ * differ by less than `tie`. */
 static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
 {
     static int32_t prompt[8192], want[64];
-    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt), n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want);
+    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt),
+        n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want);
     struct seq q;
     seq_open(r, &q, n + n_want);
     struct smp_result res = rig_prefill(r, &q, prompt, n, 2048);
@@ -87,7 +89,7 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
         else
             s->agreed += res.id == want[i];
         if (i + 1 < n_want)
-            rig_step(r, &(struct part){&q, &want[i], 1, true}, 1, &res);
+            rig_step(r, &(struct seq_rows){&q, &want[i], 1, true}, 1, &res);
     }
     seq_close(&q);
 }
@@ -127,8 +129,8 @@ static void golden_bf16(void **state)
     assert_int_equal(km_json_file(KVM_SOURCE_DIR "/engine/test/golden-qwen3-tiny-lm.json", 0, &g, NULL), 0);
     /* KV is rounded to 8 bits of mantissa; everything else is as in fp32. */
     struct score s = play_all(m, KM_BF16, cJSON_GetObjectItem(g, "vectors"), 0.1);
-    print_message("bf16, qwen3-tiny-lm: worst of top-8 %.2e; greedy %d of %d (%d near-ties), in top 5: %d of %d\n", s.worst,
-                  s.agreed, s.steps - s.ties, s.ties, s.in_top5, s.steps);
+    print_message("bf16, qwen3-tiny-lm: worst of top-8 %.2e; greedy %d of %d (%d near-ties), in top 5: %d of %d\n",
+                  s.worst, s.agreed, s.steps - s.ties, s.ties, s.in_top5, s.steps);
     assert_true(s.worst < 0.3);
     assert_int_equal(s.agreed + s.ties, s.steps);
     assert_int_equal(s.in_top5, s.steps);
@@ -160,7 +162,7 @@ static void golden_random_shapes(void **state)
     cJSON_Delete(g);
 }
 
-/* ---- a plain reference, in double, for shapes that fit nothing ---- */
+/* ---- a plain reference in double, for shapes that are no multiple of any vector or tile ---- */
 
 static double *read_mat(const struct mdl *m, enum mdl_tensor t, int layer)
 {
@@ -211,14 +213,16 @@ static void ref_rope(const struct mdl_config *c, int T, int heads, double *x)
     for (int t = 0; t < T; t++)
         for (int h = 0; h < heads; h++)
             for (int i = 0; i < c->head_dim / 2; i++) {
-                double *v = x + (t * heads + h) * c->head_dim, a = t / pow((double)c->rope_theta, 2.0 * i / c->head_dim);
+                double *v = x + (t * heads + h) * c->head_dim,
+                       a = t / pow((double)c->rope_theta, 2.0 * i / c->head_dim);
                 double lo = v[i], hi = v[i + c->head_dim / 2];
                 v[i] = lo * cos(a) - hi * sin(a);
                 v[i + c->head_dim / 2] = hi * cos(a) + lo * sin(a);
             }
 }
 
-static void ref_attention(const struct mdl_config *c, int T, const double *q, const double *k, const double *v, double *out)
+static void ref_attention(const struct mdl_config *c, int T, const double *q, const double *k, const double *v,
+                          double *out)
 {
     const int H = c->n_heads, G = c->n_kv_heads, d = c->head_dim;
     double *p = malloc(sizeof *p * (size_t)T);
@@ -246,7 +250,8 @@ static double *reference(const struct mdl *m, const int32_t *tokens, int T)
 {
     const struct mdl_config *c = mdl_config(m);
     const int D = c->hidden, Hd = c->n_heads * c->head_dim, Gd = c->n_kv_heads * c->head_dim, F = c->ffn;
-    double *emb = read_mat(m, MDL_EMBED, 0), *x = malloc(sizeof *x * (size_t)(T * D)), *xn = malloc(sizeof *xn * (size_t)(T * D));
+    double *emb = read_mat(m, MDL_EMBED, 0), *x = malloc(sizeof *x * (size_t)(T * D)),
+           *xn = malloc(sizeof *xn * (size_t)(T * D));
     double *q = malloc(sizeof *q * (size_t)(T * Hd)), *a = malloc(sizeof *a * (size_t)(T * Hd));
     double *k = malloc(sizeof *k * (size_t)(T * Gd)), *v = malloc(sizeof *v * (size_t)(T * Gd));
     double *g = malloc(sizeof *g * (size_t)(T * F)), *u = malloc(sizeof *u * (size_t)(T * F));
@@ -281,15 +286,28 @@ static double *reference(const struct mdl *m, const int32_t *tokens, int T)
     return logits;
 }
 
+static struct mdl_config shape(int n_layers, int hidden, int n_heads, int n_kv_heads, int head_dim, int ffn, int vocab,
+                               bool tied)
+{
+    return (struct mdl_config){.n_layers = n_layers,
+                               .hidden = hidden,
+                               .n_heads = n_heads,
+                               .n_kv_heads = n_kv_heads,
+                               .head_dim = head_dim,
+                               .ffn = ffn,
+                               .vocab = vocab,
+                               .max_pos = 512,
+                               .tied = tied};
+}
+
 static void odd_shapes_match_a_plain_reference(void **state)
 {
     (void)state;
+    /* layers, hidden, heads, KV heads, head_dim, ffn, vocabulary, tied */
     const struct mdl_config shapes[] = {
-        {.n_layers = 2, .hidden = 20, .n_heads = 6, .n_kv_heads = 2, .head_dim = 10, .ffn = 28, .vocab = 37, .max_pos = 512},
-        {.n_layers = 1, .hidden = 33, .n_heads = 5, .n_kv_heads = 5, .head_dim = 34, .ffn = 65, .vocab = 100, .max_pos = 512, .tied = true},
-        {.n_layers = 3, .hidden = 64, .n_heads = 7, .n_kv_heads = 1, .head_dim = 96, .ffn = 130, .vocab = 64, .max_pos = 512},
-        {.n_layers = 1, .hidden = 8, .n_heads = 128, .n_kv_heads = 1, .head_dim = 2, .ffn = 2, .vocab = 9, .max_pos = 512, .tied = true},
-        {.n_layers = 2, .hidden = 2, .n_heads = 1, .n_kv_heads = 1, .head_dim = 66, .ffn = 200, .vocab = 21, .max_pos = 512},
+        shape(2, 20, 6, 2, 10, 28, 37, false), shape(1, 33, 5, 5, 34, 65, 100, true),
+        shape(3, 64, 7, 1, 96, 130, 64, false), shape(1, 8, 128, 1, 2, 2, 9, true),
+        shape(2, 2, 1, 1, 66, 200, 21, false),
     };
     char dir[64];
     int32_t tokens[150];
@@ -326,7 +344,7 @@ static void odd_shapes_match_a_plain_reference(void **state)
     assert_true(worst < 1e-4);
 }
 
-/* ---- the backend against itself: all of it bit for bit ---- */
+/* ---- the backend against itself: results are equal bit for bit ---- */
 
 static void chunks_change_nothing(void **state)
 {
@@ -350,7 +368,7 @@ static void chunks_change_nothing(void **state)
                 else if (!rig_same(&res, &want[j]))
                     fail_msg("chunks of %d, token %d: %d (%.9g) instead of %d (%.9g)", chunks[i], j, res.id,
                              (double)res.logprob, want[j].id, (double)want[j].logprob);
-                rig_step(&r, &(struct part){&s, &want[j].id, 1, true}, 1, &res);
+                rig_step(&r, &(struct seq_rows){&s, &want[j].id, 1, true}, 1, &res);
             }
             seq_close(&s);
         }
@@ -359,7 +377,7 @@ static void chunks_change_nothing(void **state)
     mdl_free(m);
 }
 
-/* Five sequences in different places of their lives, alone and in one batch, with 1 and 4 threads. */
+/* Five sequences at different stages (prefill, decode), alone and in one batch, with 1 and 4 threads. */
 static void batches_and_pages_change_nothing(void **state)
 {
     (void)state;
@@ -377,18 +395,18 @@ static void batches_and_pages_change_nothing(void **state)
             o.block_size = 1, o.n_pages = 8192;
         open_rig(&r, m, o);
         r.stride = round < 2 ? 1 : 37;
-        struct part parts[N];
+        struct seq_rows rows[N];
         struct seq s[N];
         for (int i = 0; i < N; i++) {
             seq_open(&r, &s[i], done[i] + now[i]);
             if (done[i])
                 rig_prefill(&r, &s[i], tokens + i, done[i], 2048);
-            parts[i] = (struct part){&s[i], tokens + i + done[i], now[i], true};
+            rows[i] = (struct seq_rows){&s[i], tokens + i + done[i], now[i], true};
             if (round == 0)
-                rig_step(&r, &parts[i], 1, &alone[i]);
+                rig_step(&r, &rows[i], 1, &alone[i]);
         }
         if (round)
-            rig_step(&r, parts, N, together);
+            rig_step(&r, rows, N, together);
         for (int i = 0; i < N && round; i++)
             if (!rig_same(&alone[i], &together[i]))
                 fail_msg("round %d, sequence %d: %d (%.9g) instead of %d (%.9g)", round, i, together[i].id,
@@ -422,7 +440,7 @@ static void pages_go_out_and_come_back(void **state)
         assert_int_equal(be_cpu.copy(r.b, KV_TO_HOST, c, PAGES, &ticket, NULL), 0);
         assert_int_equal(ticket, 0);
         assert_int_equal(be_cpu.poll(r.b, ticket), 1);
-        rig_step(&r, &(struct part){&a, &tokens[N], 1, true}, 1, &want);
+        rig_step(&r, &(struct seq_rows){&a, &tokens[N], 1, true}, 1, &want);
         r.stride = 5;
         seq_open(&r, &b, N + 1);
         for (int i = 0; i < PAGES; i++)
@@ -433,14 +451,16 @@ static void pages_go_out_and_come_back(void **state)
         assert_int_equal(be_cpu.copy(r.b, KV_TO_HOST, c, PAGES, &ticket, NULL), 0);
         assert_memory_equal(host, back, PAGES * r.g.page_bytes);
         b.n_done = N;
-        rig_step(&r, &(struct part){&b, &tokens[N], 1, true}, 1, &got);
+        rig_step(&r, &(struct seq_rows){&b, &tokens[N], 1, true}, 1, &got);
         assert_true(rig_same(&want, &got));
-        /* and the bytes matter: one flipped exponent bit of the last V changes the answer */
+        /* The bytes matter: one flipped exponent bit of the last V changes the answer. */
         host[PAGES * r.g.page_bytes - 1] ^= 0x20;
-        assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE, &(struct kv_copy){b.table[PAGES - 1], host + (PAGES - 1) * r.g.page_bytes}, 1,
-                                     &ticket, NULL), 0);
+        assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE,
+                                     &(struct kv_copy){b.table[PAGES - 1], host + (PAGES - 1) * r.g.page_bytes}, 1,
+                                     &ticket, NULL),
+                         0);
         b.n_done = N;
-        rig_step(&r, &(struct part){&b, &tokens[N], 1, true}, 1, &got);
+        rig_step(&r, &(struct seq_rows){&b, &tokens[N], 1, true}, 1, &got);
         assert_false(rig_same(&want, &got));
         struct km_err err = {0};
         c[0].page = r.g.n_pages;
@@ -454,7 +474,7 @@ static void pages_go_out_and_come_back(void **state)
     mdl_free(m);
 }
 
-/* The same through each instruction set: the tables not picked here must work where they are. */
+/* The same answers with each instruction set that this CPU has, also those that kernels_best does not choose. */
 static void every_instruction_set_agrees(void **state)
 {
     (void)state;
@@ -528,13 +548,13 @@ static void budgets_are_kept(void **state)
     rig_close(&r);
     o.memory_limit = 1 << 20;
     assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
-    assert_non_null(strstr(err.msg, "bytes are needed"));
+    assert_non_null(strstr(err.msg, "weights and workspace take"));
     o.memory_limit = 64 << 20;
     o.n_pages = 1 << 20;
     assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
     assert_non_null(strstr(err.msg, "1048576 pages"));
     o.memory_limit = 0;
-    o.n_pages = 1 << 26; /* 6 TB */
+    o.n_pages = 1 << 26; /* about 6 TB of KV */
     assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
     o = rig_opts(KM_F32);
     o.n_pages = 0;
@@ -550,8 +570,8 @@ static void budgets_are_kept(void **state)
     mdl_free(m);
 }
 
-/* Rows add up to the blocks that are allocated, to the byte; and what the allocator counts over an open is the plan,
- * each of its three blocks rounded up to huge pages and placed by at most one more, and a few small things beside. */
+/* The plan's rows add up to the allocated blocks, to the byte. What the allocator counts for an open is the plan, plus
+ * the rounding of its three blocks to huge pages, at most one huge page each for alignment, and a few small structs. */
 static void plans_are_what_open_takes(void **state)
 {
     (void)state;
@@ -560,7 +580,7 @@ static void plans_are_what_open_takes(void **state)
     for (int i = 0; i < 4; i++) {
         struct mdl *m = open_model(names[i / 2]);
         struct be_opts o = rig_opts(i % 2 ? KM_BF16 : KM_F32);
-        o.max_tokens = 16384 - i; /* the bounds must be small beside a row */
+        o.max_tokens = 16384 - i; /* large rows, beside which the bounds below are small */
         o.n_pages = i < 2 ? 333 : 0;
         o.memory_limit = i < 2 ? 0 : (int64_t)700 << 20;
         const struct fwd_limits lim = {o.max_tokens, o.max_reqs, o.max_model_len, o.block_size};
@@ -599,7 +619,7 @@ static void plans_are_what_open_takes(void **state)
     }
 }
 
-/* Too little memory: the words of open, and the rows all the same. */
+/* Without enough memory, plan fails with open's message and still fills in the rows. */
 static void plans_that_do_not_fit(void **state)
 {
     (void)state;
@@ -628,11 +648,20 @@ static void bad_batches_are_refused(void **state)
     struct mdl *m = open_model(TINY);
     struct rig r;
     open_rig(&r, m, rig_opts(KM_F32));
-    int32_t tokens[2] = {5, 6}, pos[2] = {0, 1}, slots[2] = {0, 1}, q_start[2] = {0, 2}, kv_len[1] = {2}, table[1] = {0},
-            table_start[2] = {0, 1};
+    int32_t tokens[2] = {5, 6}, pos[2] = {0, 1}, slots[2] = {0, 1}, q_start[2] = {0, 2}, kv_len[1] = {2},
+            table[1] = {0}, table_start[2] = {0, 1};
     struct smp_row rows[2] = {{.p = smp_defaults(), .row = 1}, {.p = smp_defaults(), .row = 1}};
-    struct batch b = {.n_tokens = 2, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = 1, .q_start = q_start,
-                      .kv_len = kv_len, .table_start = table_start, .block_table = table, .n_samples = 1, .samples = rows};
+    struct batch b = {.n_tokens = 2,
+                      .tokens = tokens,
+                      .positions = pos,
+                      .slots = slots,
+                      .n_reqs = 1,
+                      .q_start = q_start,
+                      .kv_len = kv_len,
+                      .table_start = table_start,
+                      .block_table = table,
+                      .n_samples = 1,
+                      .samples = rows};
     struct smp_result res[2];
     uint64_t ticket = 0;
     struct km_err err = {0};
@@ -641,11 +670,12 @@ static void bad_batches_are_refused(void **state)
     assert_int_equal(be_cpu.wait(r.b, ticket + 1, res, &err), KM_EINVAL);
     const struct {
         int32_t *at, bad;
-    } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1}, {&pos[1], 0}, {&pos[1], 2}, {&pos[0], -1}, {&slots[1], 512 * 16},
-                    {&slots[0], -1},    {&q_start[1], 3}, {&q_start[0], 1}, {&kv_len[0], 0}, {&kv_len[0], 17}, {&table[0], 512},
-                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2}, {&rows[0].row, -1},
-                    {&b.n_tokens, 0},   {&b.n_tokens, 4096},
-                    {&b.n_reqs, 0},     {&b.n_samples, 2}};
+    } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1},      {&pos[1], 0},         {&pos[1], 2},
+                    {&pos[0], -1},      {&slots[1], 512 * 16}, {&slots[0], -1},      {&q_start[1], 3},
+                    {&q_start[0], 1},   {&kv_len[0], 0},       {&kv_len[0], 17},     {&table[0], 512},
+                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2},
+                    {&rows[0].row, -1}, {&b.n_tokens, 0},      {&b.n_tokens, 4096},  {&b.n_reqs, 0},
+                    {&b.n_samples, 2}};
     for (size_t i = 0; i < sizeof rows_bad / sizeof *rows_bad; i++) {
         int32_t was = *rows_bad[i].at;
         *rows_bad[i].at = rows_bad[i].bad;
@@ -686,7 +716,7 @@ static void failed_allocations_are_survived(void **state)
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
         assert_true(n < 1000);
     }
-    /* Weights that cannot be read are the model's error, not a crash in a thread. */
+    /* Weights that cannot be read are an error that names the file, not a crash in a thread. */
     char path[96];
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     assert_int_equal(truncate(path, 3000), 0);

@@ -1,4 +1,3 @@
-/* Builds the arrays of a step anew each time, with -1 behind the last page, as the contract says. */
 #include "engine/cpu/test/rig.h"
 
 #include <stdio.h>
@@ -62,47 +61,57 @@ void seq_close(struct seq *s)
     free(s->table);
 }
 
-void rig_step(struct rig *r, const struct part *parts, int n, struct smp_result *res)
+void rig_step(struct rig *r, const struct seq_rows *seqs, int n, struct smp_result *res)
 {
     int T = 0, pages = 0, n_samples = 0;
     for (int i = 0; i < n; i++) {
-        T += parts[i].count;
-        pages += parts[i].s->blocks;
+        T += seqs[i].count;
+        pages += seqs[i].s->blocks;
     }
     int32_t *tokens = malloc(sizeof(int32_t) * (size_t)T * 3), *pos = tokens + T, *slots = pos + T;
-    int32_t *q_start = calloc((size_t)(3 * n + 2), sizeof(int32_t)), *kv_len = q_start + n + 1, *table_start = kv_len + n;
+    int32_t *q_start = calloc((size_t)(3 * n + 2), sizeof(int32_t)), *kv_len = q_start + n + 1,
+            *table_start = kv_len + n;
     int32_t *table = malloc(sizeof(int32_t) * (size_t)pages);
     struct smp_row rows[RIG_MAX] = {0};
     struct smp_result out[RIG_MAX];
-    must(n <= RIG_MAX ? 0 : -1, &(struct km_err){.msg = "too many parts"});
+    must(n <= RIG_MAX ? 0 : -1, &(struct km_err){.msg = "too many sequences in a step"});
     for (int i = 0, t = 0; i < n; i++) {
-        struct seq *s = parts[i].s;
+        struct seq *s = seqs[i].s;
         memcpy(table + table_start[i], s->table, (size_t)s->blocks * sizeof *table);
         table_start[i + 1] = table_start[i] + s->blocks;
         q_start[i] = t;
-        for (int j = 0; j < parts[i].count; j++, t++) {
-            tokens[t] = parts[i].tokens[j];
+        for (int j = 0; j < seqs[i].count; j++, t++) {
+            tokens[t] = seqs[i].tokens[j];
             pos[t] = s->n_done + j;
             slots[t] = s->table[pos[t] / r->g.block_size] * r->g.block_size + pos[t] % r->g.block_size;
         }
-        s->n_done += parts[i].count;
+        s->n_done += seqs[i].count;
         kv_len[i] = s->n_done;
         q_start[i + 1] = t;
-        if (parts[i].sample) {
+        if (seqs[i].sample) {
             rows[n_samples].p = smp_defaults();
             rows[n_samples].p.temperature = 0;
             rows[n_samples].p.n_logprobs = RIG_TOP;
             rows[n_samples++].row = t - 1;
         }
     }
-    struct batch b = {.n_tokens = T, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = n, .q_start = q_start,
-                      .kv_len = kv_len, .table_start = table_start, .block_table = table, .n_samples = n_samples, .samples = rows};
+    struct batch b = {.n_tokens = T,
+                      .tokens = tokens,
+                      .positions = pos,
+                      .slots = slots,
+                      .n_reqs = n,
+                      .q_start = q_start,
+                      .kv_len = kv_len,
+                      .table_start = table_start,
+                      .block_table = table,
+                      .n_samples = n_samples,
+                      .samples = rows};
     uint64_t ticket;
     struct km_err err = {0};
     must(be_cpu.step(r->b, &b, &ticket, &err), &err);
     must(be_cpu.wait(r->b, ticket, out, &err), &err);
     for (int i = 0, s = 0; i < n; i++)
-        if (parts[i].sample)
+        if (seqs[i].sample)
             res[i] = out[s++];
     free(tokens);
     free(q_start);
@@ -114,7 +123,7 @@ struct smp_result rig_prefill(struct rig *r, struct seq *s, const int32_t *token
     struct smp_result res = {0};
     for (int at = 0; at < n; at += chunk) {
         int count = n - at < chunk ? n - at : chunk;
-        rig_step(r, &(struct part){s, tokens + at, count, at + count == n}, 1, &res);
+        rig_step(r, &(struct seq_rows){s, tokens + at, count, at + count == n}, 1, &res);
     }
     return res;
 }

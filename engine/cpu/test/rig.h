@@ -1,4 +1,4 @@
-/* A backend and sequences on it, for tests: what the engine does, without the engine. */
+/* A CPU backend and sequences on it, for tests: makes the steps that the engine would make. */
 #ifndef RIG_H
 #define RIG_H
 
@@ -10,17 +10,17 @@ struct rig {
     struct be *b;
     struct kv_geom g;
     const struct mdl_config *c;
-    int next_page; /* pages are handed out from here, `stride` apart, modulo the pool */
+    int next_page; /* the next sequence's first page; pages follow `stride` apart, modulo the pool */
     int stride;
 };
 
-/* One sequence: pages for max_len tokens, n_done of them computed. */
+/* A sequence: pages for max_len tokens, of which the first n_done are computed. */
 struct seq {
-    int32_t *table; /* [blocks] */
+    int32_t *table; /* [blocks] block table */
     int blocks, n_done;
 };
 
-/* Every page of the pool is filled with NaN bytes first. */
+/* Opens a backend and fills every page of its pool with NaN. */
 int rig_open(struct rig *r, const struct mdl *m, struct be_opts o, struct km_err *err);
 void rig_close(struct rig *r);
 struct be_opts rig_opts(enum km_dtype dtype); /* 2 threads, blocks of 16, 512 pages, 2048 tokens a step */
@@ -28,16 +28,17 @@ struct be_opts rig_opts(enum km_dtype dtype); /* 2 threads, blocks of 16, 512 pa
 void seq_open(struct rig *r, struct seq *s, int max_len);
 void seq_close(struct seq *s);
 
-/* One step: n sequences, each goes on by count[i] tokens from tokens[i]. sample[i]: take the last row's
- * result into res[i]. */
-struct part {
+/* The rows of one sequence in a step: `count` tokens more. sample: the last row is sampled, into res[] of rig_step at
+ * the same index. */
+struct seq_rows {
     struct seq *s;
     const int32_t *tokens;
     int count;
     bool sample;
 };
-void rig_step(struct rig *r, const struct part *parts, int n, struct smp_result *res);
-/* tokens[n] in chunks; the result is that of the last. */
+/* One step of n sequences. */
+void rig_step(struct rig *r, const struct seq_rows *seqs, int n, struct smp_result *res);
+/* Computes tokens[n] in steps of `chunk` tokens; returns the result of the last token. */
 struct smp_result rig_prefill(struct rig *r, struct seq *s, const int32_t *tokens, int n, int chunk);
 
 /* Same id, and the same bits in all top log-probabilities. */

@@ -1,4 +1,4 @@
-/* The thread pool: every task once, none after the loop, threads asleep or awake. */
+/* The thread pool: every task runs once and none after its loop, whether the threads sleep or spin. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
@@ -42,7 +42,7 @@ static void every_task_runs_once(void **state)
             atomic_store(&c.open, 0);
             for (int i = 0; i < n; i++)
                 assert_int_equal(atomic_load(&c.done[i]), 1);
-            if (round % 500 == 0) /* long enough for the others to fall asleep */
+            if (round % 500 == 0) /* long enough for the other threads to fall asleep */
                 nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
         }
         assert_int_equal(atomic_load(&c.stray), 0);
@@ -51,7 +51,7 @@ static void every_task_runs_once(void **state)
     }
 }
 
-static void a_pool_that_cannot_start_leaves_nothing(void **state)
+static void a_pool_that_cannot_start_frees_everything(void **state)
 {
     (void)state;
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
@@ -74,7 +74,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_task_runs_once),
-        cmocka_unit_test(a_pool_that_cannot_start_leaves_nothing),
+        cmocka_unit_test(a_pool_that_cannot_start_frees_everything),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
