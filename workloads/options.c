@@ -1,4 +1,5 @@
 /* The options of generating a workload: one row per field of `struct wl_gen_opts`. */
+#include "workloads/spec.h"
 #include "workloads/workload.h"
 
 static const struct km_option rows[] = {
@@ -7,9 +8,9 @@ static const struct km_option rows[] = {
              "they exist and else the generator"},
     {.name = "text-dir", KM_FIELD(struct wl_gen_opts, text_dir), .arg = "DIR",
      .help = "folder to search for text_files first"},
-    {.name = "num-conversations", KM_FIELD(struct wl_gen_opts, num_conversations), .arg = "N", .lo = 1, .hi = 1 << 20,
+    {.name = "num-conversations", KM_FIELD(struct wl_gen_opts, num_conversations), .arg = "N", .lo = 1, .hi = WL_MAX_CONVS,
      .help = "number of conversations (default: the workload's)"},
-    {.name = "num-prompts", KM_FIELD(struct wl_gen_opts, num_prompts), .arg = "N", .lo = 1, .hi = 1 << 24,
+    {.name = "num-prompts", KM_FIELD(struct wl_gen_opts, num_prompts), .arg = "N", .lo = 1, .hi = WL_MAX_CONVS,
      .help = "number of prompts, of a workload of single prompts (default: the workload's)"},
 };
 

@@ -118,13 +118,10 @@ int wl_text_read(struct wl_text *out, const struct wl_spec *s, const struct wl_g
 {
     if (o->text == WL_TEXT_BUILTIN)
         return make_builtin(out, need, t, err);
-    struct km_err why;
-    int rc = read_files(out, s, o, t, &why);
-    if (!rc)
-        return 0;
+    int rc = read_files(out, s, o, t, err);
     if (rc != KM_ENOENT || o->text != WL_TEXT_AUTO)
-        return km_fail(err, rc, "%s", why.msg);
-    km_free(out->ids.v); /* of the files before the missing one */
+        return rc;
+    km_free(out->ids.v);
     *out = (struct wl_text){0};
     return make_builtin(out, need, t, err);
 }

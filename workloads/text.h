@@ -11,7 +11,7 @@ struct wl_text {
 };
 
 /* Tokenizes the source text that o names: the files of s->json's "text_files", one after the other (KM_ENOENT if one is
- * missing, unless o allows the built-in text then), or the built-in text, enough of it for `need` tokens. */
+ * missing), or the built-in text, of which it makes enough for `need` tokens. */
 int wl_text_read(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, int64_t need,
                  const struct tok *t, struct km_err *err);
 

@@ -68,20 +68,21 @@ int wl_spec_read(struct wl_spec **out, const char *path, struct km_err *err);
 void wl_spec_free(struct wl_spec *s);
 enum wl_kind wl_spec_kind(const struct wl_spec *s);
 
-/* Where the words of a multi-turn workload come from: its text_files; the built-in text (builtin_text.h), which the set
- * names as such; or the files if all are there, and else the built-in text. */
+/* The source text: the workload's text_files, the built-in text (builtin_text.h), or the files if they all exist and the
+ * built-in text if not. */
 enum wl_text_source { WL_TEXT_FILE, WL_TEXT_BUILTIN, WL_TEXT_AUTO };
 
-/* All zeros are the defaults; ranges are the rows of workloads/options.c. Text files are searched in text_dir (if not
- * NULL), the workload file's folder, "." and "data", in this order. */
+/* All zeros are the defaults; the rows of options.c have the ranges. Text files are searched in text_dir (if not NULL),
+ * the workload file's folder, "." and "data", in this order. */
 struct wl_gen_opts {
     uint64_t seed;
     const char *text_dir;
     enum wl_text_source text;
-    int num_conversations; /* 0: the file's own number; not for workloads of single prompts */
-    int num_prompts;       /* 0: the file's own number; only for workloads of single prompts */
+    int num_conversations; /* 0: as many as the file says; not for kinds with single_prompts */
+    int num_prompts;       /* 0: as many as the file says; only for kinds with single_prompts */
 };
-/* The options as a table of base/option.h, for command lines; without the seed, which other parts of a run share. */
+
+/* The options as a table for command lines, without the seed, which other parts of a run use too. */
 struct km_option_group wl_option_group(struct wl_gen_opts *o);
 
 /* Generates the set. t may be NULL for a kind without needs_tokenizer (kind.h). Errors: KM_ENOENT for a missing text

@@ -1,4 +1,4 @@
-/* The foundation: buffers, UTF-8, JSON access, files, hashes, and allocation failure. */
+/* The base library: buffers, UTF-8, random numbers, sorting, JSON, files, hashes and failing allocations. */
 #include "base/test/test.h"
 
 #include "base/buf.h"

@@ -153,8 +153,7 @@ static void sha256_with_qwen3_and_the_novel(void **state)
 static void messages_of_a_conversation(void **state)
 {
     (void)state;
-    struct wl_set *s =
-        generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.text = WL_TEXT_BUILTIN}, tiny);
+    struct wl_set *s = generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.text = WL_TEXT_BUILTIN}, tiny);
     static const char instruction[] = "Please rewrite the following text and add more content: ";
     assert_string_equal(s->name, "generate_multi_turn");
     assert_int_equal(s->n, 24);

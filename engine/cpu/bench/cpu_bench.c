@@ -1,14 +1,14 @@
-/* cpu_bench: how fast the CPU backend is, beside what this machine can do in the same minute.
+/* cpu_bench: the speed of the CPU backend, compared with what this machine can do in the same minute.
  *
- * Prefill is timed in turns with OpenBLAS on the same products: the linear layers, and attention's two as
- * plain products at their causal average. Decode is timed in turns with a plain read of as many bytes. Medians
- * over the repeats, with the spread from smallest to largest. */
+ * Prefill alternates with OpenBLAS on GEMMs of the same shapes: the linear layers, and QK and PV of attention as dense
+ * GEMMs over the average number of tokens that a causal mask leaves. Decode alternates with a plain read of as many
+ * bytes as a step reads. Figures are medians over the repeats, with minimum and maximum. */
 #include "base/args.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/sort.h"
 #include "engine/backend.h"
-#include "engine/cpu/pool.h"
+#include "engine/cpu/thread_pool.h"
 
 #include <cblas.h>
 #include <math.h>
@@ -24,6 +24,7 @@ static void die(const struct km_err *err)
     exit(1);
 }
 
+/* p, or the end of the program when there is no memory. */
 static void *must(void *p)
 {
     if (!p)
@@ -31,6 +32,7 @@ static void *must(void *p)
     return p;
 }
 
+/* Minimum, median and maximum. */
 struct spread {
     double lo, mid, hi;
 };
@@ -45,23 +47,23 @@ struct bench {
     const struct mdl_config *c;
     struct be *be;
     struct kv_geom g;
-    struct pool *pool;
+    struct thread_pool *pool;
     int threads, repeats;
     int32_t *table, *table_start, *tokens, *positions, *slots, *q_start, *kv_len;
-    float *a, *b, *o; /* operands of the OpenBLAS twin */
+    float *a, *b, *o; /* operands and result of the OpenBLAS GEMMs */
     struct {
-        int m, n, k, heads; /* heads 0: the rows are shared out; else that many products */
-    } twin;
+        int m, n, k, heads; /* heads 0: one GEMM, its rows divided among the threads; else one GEMM per head */
+    } blas;
 };
 
 /* ---- prefill ---- */
 
-static void twin_task(void *ctx, int task, int thread)
+static void blas_task(void *ctx, int task, int thread)
 {
     struct bench *x = ctx;
-    const int m = x->twin.m, n = x->twin.n, k = x->twin.k;
+    const int m = x->blas.m, n = x->blas.n, k = x->blas.k;
     (void)thread;
-    if (x->twin.heads) {
+    if (x->blas.heads) {
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1, x->a, k, x->b, k, 0,
                     x->o + (size_t)task * (size_t)m * (size_t)n, n);
         return;
@@ -72,30 +74,30 @@ static void twin_task(void *ctx, int task, int thread)
                     k, x->b, k, 0, x->o + (size_t)from * (size_t)n, n);
 }
 
-static double twin_product(struct bench *x, int m, int n, int k, int heads)
+static double blas_gemm(struct bench *x, int m, int n, int k, int heads)
 {
-    x->twin.m = m, x->twin.n = n, x->twin.k = k, x->twin.heads = heads;
-    pool_for(x->pool, heads ? heads : x->threads, twin_task, x);
+    x->blas.m = m, x->blas.n = n, x->blas.k = k, x->blas.heads = heads;
+    thread_pool_run(x->pool, heads ? heads : x->threads, blas_task, x);
     return 2.0 * m * n * k * (heads ? heads : 1);
 }
 
-/* One layer's products for tokens [from, from + m), and attention as H products for each thread's own heads. */
-static double twin_chunk(struct bench *x, int from, int m)
+/* The GEMMs of all layers for tokens [from, from + m); attention's GEMMs are divided among the threads by heads. */
+static double blas_chunk(struct bench *x, int from, int m)
 {
     const struct mdl_config *c = x->c;
     const int q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, seen = from + (m + 1) / 2;
     double flops = 0;
     for (int l = 0; l < c->n_layers; l++) {
-        flops += twin_product(x, m, q + 2 * kv, c->hidden, 0);
-        flops += twin_product(x, m, seen, c->head_dim, x->threads) * c->n_heads / x->threads;
+        flops += blas_gemm(x, m, q + 2 * kv, c->hidden, 0);
+        flops += blas_gemm(x, m, seen, c->head_dim, x->threads) * c->n_heads / x->threads;
         for (int h = x->threads; h < c->n_heads; h += x->threads)
-            twin_product(x, m, seen, c->head_dim, x->threads);
-        flops += twin_product(x, m, c->head_dim, seen, x->threads) * c->n_heads / x->threads;
+            blas_gemm(x, m, seen, c->head_dim, x->threads);
+        flops += blas_gemm(x, m, c->head_dim, seen, x->threads) * c->n_heads / x->threads;
         for (int h = x->threads; h < c->n_heads; h += x->threads)
-            twin_product(x, m, c->head_dim, seen, x->threads);
-        flops += twin_product(x, m, c->hidden, q, 0);
-        flops += twin_product(x, m, 2 * c->ffn, c->hidden, 0);
-        flops += twin_product(x, m, c->hidden, c->ffn, 0);
+            blas_gemm(x, m, c->head_dim, seen, x->threads);
+        flops += blas_gemm(x, m, c->hidden, q, 0);
+        flops += blas_gemm(x, m, 2 * c->ffn, c->hidden, 0);
+        flops += blas_gemm(x, m, c->hidden, c->ffn, 0);
     }
     return flops;
 }
@@ -136,8 +138,8 @@ static void prefill_chunk(struct bench *x, int from, int m, bool last)
 
 static void bench_prefill(struct bench *x, int n)
 {
-    double ours[MAX_REPEATS], twins[MAX_REPEATS], ratio[MAX_REPEATS], rate[MAX_REPEATS];
-    for (int r = -1; r < x->repeats; r++) { /* the first turn warms up */
+    double ours[MAX_REPEATS], blas[MAX_REPEATS], ratio[MAX_REPEATS], rate[MAX_REPEATS];
+    for (int r = -1; r < x->repeats; r++) { /* turn -1 is the warm-up */
         double time[2] = {0}, flops[2] = {0};
         for (int from = 0; from < n; from += CHUNK) {
             int m = n - from < CHUNK ? n - from : CHUNK;
@@ -146,7 +148,7 @@ static void bench_prefill(struct bench *x, int n)
             int64_t t0 = km_now_ns();
             prefill_chunk(x, from, m, from + m == n);
             int64_t t1 = km_now_ns();
-            flops[1] += twin_chunk(x, from, m);
+            flops[1] += blas_chunk(x, from, m);
             time[1] += (double)(km_now_ns() - t1);
             time[0] += (double)(t1 - t0);
             be_cpu.stats(x->be, &after);
@@ -154,12 +156,12 @@ static void bench_prefill(struct bench *x, int n)
         }
         if (r >= 0) {
             ours[r] = flops[0] / time[0];
-            twins[r] = flops[1] / time[1];
-            ratio[r] = ours[r] / twins[r];
+            blas[r] = flops[1] / time[1];
+            ratio[r] = ours[r] / blas[r];
             rate[r] = n / time[0] * 1e9;
         }
     }
-    struct spread o = spread_of(ours, x->repeats), t = spread_of(twins, x->repeats),
+    struct spread o = spread_of(ours, x->repeats), t = spread_of(blas, x->repeats),
                   q = spread_of(ratio, x->repeats), s = spread_of(rate, x->repeats);
     printf("%6d  %7.0f (%6.0f-%6.0f)  %6.1f (%5.1f-%5.1f)  %6.1f (%5.1f-%5.1f)  %5.2f (%.2f-%.2f)\n", n, s.mid,
            s.lo, s.hi, o.mid, o.lo, o.hi, t.mid, t.lo, t.hi, q.mid, q.lo, q.hi);
@@ -168,6 +170,7 @@ static void bench_prefill(struct bench *x, int n)
 
 /* ---- decode ---- */
 
+/* A plain read of n words by all threads. */
 struct reading {
     const uint64_t *p; /* [n] */
     size_t n;
@@ -232,7 +235,7 @@ static void bench_decode(struct bench *x, int batch, int ctx)
             step(x, &b);
         int64_t t1 = km_now_ns();
         for (int i = 0; i < 3; i++)
-            pool_for(x->pool, x->threads * 8, read_task, &rd);
+            thread_pool_run(x->pool, x->threads * 8, read_task, &rd);
         int64_t t2 = km_now_ns();
         if (r >= 0) {
             ms[r] = (double)(t1 - t0) / 3e6;
@@ -249,7 +252,7 @@ static void bench_decode(struct bench *x, int batch, int ctx)
     fflush(stdout);
 }
 
-/* Pages of small numbers, so that decode attends to something finite. */
+/* Fills all pages with small numbers, so that decode attends to finite values. */
 static void fill_pages(struct bench *x)
 {
     struct km_err err = {0};
@@ -281,9 +284,9 @@ static void open_all(struct bench *x, const struct mdl *m, enum km_dtype dtype, 
                         .max_model_len = most,
                         .n_threads = x->threads};
     o.n_pages = blocks > (most + 15) / 16 ? blocks : (most + 15) / 16;
-    if (be_cpu.open(&x->be, &o, m, &x->g, &err) || pool_open(&x->pool, x->threads, &err))
+    if (be_cpu.open(&x->be, &o, m, &x->g, &err) || thread_pool_open(&x->pool, x->threads, &err))
         die(&err);
-    x->threads = pool_threads(x->pool);
+    x->threads = thread_pool_threads(x->pool);
     const size_t wide =
         (size_t)(c->ffn * 2 > c->n_heads * c->head_dim * 3 ? c->ffn * 2 : c->n_heads * c->head_dim * 3) +
         (size_t)most;
@@ -308,7 +311,7 @@ static void close_all(struct bench *x)
                          x->q_start, x->kv_len,      x->a,      x->b,         x->o};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         km_free(all[i]);
-    pool_close(x->pool);
+    thread_pool_close(x->pool);
     be_cpu.close(x->be);
 }
 
@@ -356,7 +359,7 @@ int main(int argc, char **argv)
         lens[n_lens++] = atoi(lengths.v[i]);
     for (int i = 0; i < n_lens; i++) {
         if (lens[i] < 1)
-            die(&(struct km_err){.msg = "a prompt length must be a number of tokens"});
+            die(&(struct km_err){.msg = "a prompt length is not a positive number of tokens"});
         longest = lens[i] > longest ? lens[i] : longest;
     }
     if (mdl_open(&m, o.model, false, 1, &err))
@@ -366,7 +369,7 @@ int main(int argc, char **argv)
     open_all(&x, m, o.dtype, longest, o.batch ? o.batch : 1, o.context);
     struct be_stats st;
     be_cpu.stats(x.be, &st);
-    printf("%s, %s; %s; yardstick OpenBLAS %s on %d threads\n\n", mdl_name(m), km_dtype_name(x.g.dtype), st.device,
+    printf("%s, %s; %s; compared with OpenBLAS %s on %d threads\n\n", mdl_name(m), km_dtype_name(x.g.dtype), st.device,
            openblas_get_corename(), x.threads);
     printf("prompt  tokens/s                 GFLOP/s                OpenBLAS GFLOP/s       ratio\n");
     for (int i = 0; i < n_lens; i++)
