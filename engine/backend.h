@@ -1,8 +1,8 @@
 /* A backend runs the steps of the engine on one kind of device: CPU, CUDA, or a simulated GPU.
  *
- * `struct backend` is a table of functions; `struct be` is one open instance, which owns its copy of the weights and the
- * KV pool. The engine owns the assignment of pages to requests. The interface is a whole step, not an operator, so that
- * CUDA can fuse kernels and capture graphs, while the CPU loops over layers.
+ * `struct backend` is a table of functions; `struct be` is one open instance, which owns its copy of the weights and
+ * the KV pool. The engine owns the assignment of pages to requests. The interface is a whole step, not an operator, so
+ * that CUDA can fuse kernels and capture graphs, while the CPU loops over layers.
  *
  * All calls come from the engine's thread. Order: steps run in the order of submission. A copy submitted after a step
  * sees the KV that this step writes, and overwrites no page before the step has read it. A step submitted after `poll`
@@ -89,8 +89,8 @@ extern const struct backend be_cuda; /* in a build without CUDA: only a name and
 
 /* The registry (engine/backend.c): backend i in order of preference, the first preferred; NULL after the last. */
 const struct backend *backend_at(int i);
-/* The backend named `want`, or for "auto" the first whose probe succeeds. KM_EINVAL: no such name. KM_EDEVICE: the named
- * backend has no usable device. */
+/* The backend named `want`, or for "auto" the first whose probe succeeds. KM_EINVAL: no such name. KM_EDEVICE: the
+ * named backend has no usable device. */
 int backend_pick(const char *want, const struct backend **out, struct km_err *err);
 /* Like backend_pick, but for a plan: a named backend of this build needs no device. */
 int backend_pick_plan(const char *want, const struct backend **out, struct km_err *err);

@@ -1,4 +1,4 @@
-/* Open tickets as a list. Tickets are reused, so a steady stream of transfers allocates nothing. */
+/* The open tickets are a linked list. Finished tickets are reused, so transfers allocate nothing once enough exist. */
 #include "engine/connector.h"
 
 #include "base/mem.h"
@@ -7,11 +7,11 @@
 
 struct con_ticket {
     struct con_ticket *next;
-    uint64_t ticket;
-    struct seq *loads;  /* the request that waits for it; NULL for a store and when that request ended */
-    int from;           /* tokens that were right before, for a load */
-    int hold_from, hold_to;
-    int32_t pages[];    /* [max_blocks], the first hold_to are set, [hold_from, hold_to) are held */
+    uint64_t ticket;        /* the port's */
+    struct seq *loading;    /* the request that waits for this load; NULL for a store, or if the request ended */
+    int from;               /* for a load: tokens whose KV was correct before it */
+    int hold_from, hold_to; /* blocks whose pages this ticket holds */
+    int32_t pages[];        /* [max_blocks] copy of the block table, of which the first hold_to entries are set */
 };
 
 void con_init(struct connector *c, const struct kv_port *port, struct sch *sched, int max_blocks)
@@ -28,8 +28,8 @@ void con_deinit(struct connector *c)
     c->spare = NULL;
 }
 
-/* A ticket naming the pages of q's tokens [from, to); NULL without memory. */
-static struct con_ticket *prepare(struct connector *c, const struct seq *q, int from, int to)
+/* A ticket for the pages of q's tokens [from, to), not open yet; NULL without memory. */
+static struct con_ticket *new_ticket(struct connector *c, const struct seq *q, int from, int to)
 {
     struct con_ticket *t = c->spare;
     if (t)
@@ -38,7 +38,7 @@ static struct con_ticket *prepare(struct connector *c, const struct seq *q, int 
         return NULL;
     t->next = NULL;
     t->ticket = 0;
-    t->loads = NULL;
+    t->loading = NULL;
     t->from = from;
     t->hold_from = from / c->sched->block_size;
     t->hold_to = to / c->sched->block_size;
@@ -46,13 +46,14 @@ static struct con_ticket *prepare(struct connector *c, const struct seq *q, int 
     return t;
 }
 
-static void put_back(struct connector *c, struct con_ticket *t)
+static void recycle_ticket(struct connector *c, struct con_ticket *t)
 {
     t->next = c->spare;
     c->spare = t;
 }
 
-static void keep_open(struct connector *c, struct con_ticket *t)
+/* Adds the ticket to the open ones, and holds its pages. */
+static void open_ticket(struct connector *c, struct con_ticket *t)
 {
     for (int i = t->hold_from; i < t->hold_to; i++)
         pg_hold(c->sched->pages, t->pages[i]);
@@ -78,7 +79,9 @@ int con_lookup(struct connector *c, struct seq *q)
     return q->n_external;
 }
 
-static void loaded(struct connector *c, struct seq *q, int good)
+/* The load of q ended with tokens [0, good) correct. The cache layer has these chunks, so they are not offered
+ * again. */
+static void finish_load(struct connector *c, struct seq *q, int good)
 {
     sch_load_done(c->sched, q, good);
     q->n_offered = q->n_computed / c->port->chunk_size * c->port->chunk_size;
@@ -90,21 +93,21 @@ void con_load(struct connector *c, struct seq *q)
     int good = q->load_from;
     if (q->state != SEQ_LOADING) {
         uint64_t none;
-        if (q->n_external > 0) /* the pool had as much: an empty load drops the pins */
+        if (q->n_external > 0) /* the pool has as many tokens: an empty load releases what the lookup pinned */
             c->port->load(q->kv, 0, 0, NULL, &none, &good);
         return;
     }
-    struct con_ticket *t = prepare(c, q, q->load_from, q->load_to);
+    struct con_ticket *t = new_ticket(c, q, q->load_from, q->load_to);
     if (t && c->port->load(q->kv, q->load_from, q->load_to, t->pages, &t->ticket, &good) < 0)
         t->ticket = 0;
     if (t && t->ticket) {
-        t->loads = q;
-        keep_open(c, t);
+        t->loading = q;
+        open_ticket(c, t);
         return;
     }
     if (t)
-        put_back(c, t);
-    loaded(c, q, good);
+        recycle_ticket(c, t);
+    finish_load(c, q, good);
     sch_schedule_loaded(c->sched, q);
 }
 
@@ -113,14 +116,14 @@ void con_store(struct connector *c, struct seq *q)
     int whole = q->n_computed / c->port->chunk_size * c->port->chunk_size;
     if (!q->kv || whole <= q->n_offered)
         return;
-    struct con_ticket *t = prepare(c, q, 0, whole);
+    struct con_ticket *t = new_ticket(c, q, 0, whole);
     if (!t)
-        return; /* offered again with the next chunk */
+        return; /* the chunk is offered again together with the next one */
     q->n_offered = whole;
     if (c->port->store(q->kv, q->tokens, whole, q->n_prompt, t->pages, &t->ticket) < 0 || !t->ticket)
-        put_back(c, t);
+        recycle_ticket(c, t);
     else
-        keep_open(c, t);
+        open_ticket(c, t);
 }
 
 void con_poll(struct connector *c)
@@ -135,9 +138,9 @@ void con_poll(struct connector *c)
         c->n_open--;
         for (int i = t->hold_to; i-- > t->hold_from;)
             pg_release(c->sched->pages, t->pages[i]);
-        if (t->loads)
-            loaded(c, t->loads, good);
-        put_back(c, t);
+        if (t->loading)
+            finish_load(c, t->loading, good);
+        recycle_ticket(c, t);
     }
 }
 
@@ -145,8 +148,8 @@ void con_close_seq(struct connector *c, struct seq *q)
 {
     if (q->state == SEQ_LOADING)
         for (struct con_ticket *t = c->open; t; t = t->next)
-            if (t->loads == q)
-                t->loads = NULL;
+            if (t->loading == q)
+                t->loading = NULL;
     if (q->kv)
         c->port->close(q->kv);
     q->kv = NULL;
@@ -161,18 +164,19 @@ int con_check(const struct connector *c, struct km_err *err)
     for (const struct con_ticket *t = c->open; t; t = t->next, n_open++) {
         for (int i = t->hold_from; i < t->hold_to; i++)
             holds[t->pages[i]]++;
-        if (t->loads && t->loads->state != SEQ_LOADING)
-            rc = km_fail(err, KM_EINVAL, "a load is open for request %llu, which is in state %d",
-                         (unsigned long long)t->loads->id, t->loads->state);
-        loads += t->loads != NULL;
+        if (t->loading && t->loading->state != SEQ_LOADING)
+            rc = km_fail(err, KM_EINVAL, "a load is open for request %llu, which has state %d",
+                         (unsigned long long)t->loading->id, t->loading->state);
+        loads += t->loading != NULL;
     }
     for (int i = 0; i < n && !rc; i++)
         if (holds[i] != pg_holds(c->sched->pages, i))
-            rc = km_fail(err, KM_EINVAL, "page %d counts %d holds, open tickets have %d", i,
+            rc = km_fail(err, KM_EINVAL, "page %d records %d holds, but the open tickets have %d", i,
                          pg_holds(c->sched->pages, i), holds[i]);
     if (!rc && (n_open != c->n_open || loads != c->sched->loading.n))
-        rc = km_fail(err, KM_EINVAL, "%d tickets open and %d loads, the records say %d and %d", n_open, loads, c->n_open,
-                     c->sched->loading.n);
+        rc = km_fail(err, KM_EINVAL,
+                     "%d tickets and %d loads are open, but %d tickets and %d loading requests are recorded", n_open,
+                     loads, c->n_open, c->sched->loading.n);
     km_free(holds);
     return rc;
 }

@@ -25,8 +25,8 @@ struct connector {
 void con_init(struct connector *c, const struct kv_port *port, struct sch *sched, int max_blocks);
 void con_deinit(struct connector *c); /* no ticket may be open */
 
-/* Tokens that the cache layer can load for a request from sch_next_waiting. The cache layer is asked once per admission,
- * and only if it could have more than the pool. */
+/* Tokens that the cache layer can load for a request from sch_next_waiting. The cache layer is asked once per
+ * admission, and only if it could have more than the pool. */
 int con_lookup(struct connector *c, struct seq *q);
 /* After sch_admit: starts the load if the admission needs one. */
 void con_load(struct connector *c, struct seq *q);

@@ -1,17 +1,17 @@
-/* The life of a request and the step loop: poll transfers, schedule, run the backend, report.
+/* The step loop (poll transfers, schedule, submit, retire, report), and opening, closing and checking the engine.
  *
- * At most one step is in flight between calls, and within eng_step two: the next is given before the older is waited
- * for.
+ * At most one step is in flight between calls. Within eng_step there can be two, because the next step is submitted
+ * before the older one is retired.
  *
- * All memory is taken at eng_open, one block more for each request at submit: a step allocates nothing. The engine
- * itself decides little: sched.c owns pages and queues, connector.c the cache layer, the backend the arithmetic. */
+ * eng_open allocates all buffers and eng_submit one block per request, so a step allocates nothing. The decisions are
+ * made elsewhere: sched.c assigns rows and pages, connector.c talks to the cache layer, the backend computes. */
 #include "engine/engine.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/connector.h"
 #include "engine/engine_internal.h"
 #include "engine/step.h"
-#include "engine/connector.h"
 
 #include <limits.h>
 #include <stdatomic.h>
@@ -19,32 +19,32 @@
 #include <time.h>
 
 struct eng {
-    struct eng_opts o;             /* as resolved */
+    struct eng_opts o;             /* resolved */
     const struct mdl *m;
     const struct backend *backend;
     struct be *be;
-    const struct kv_port *port;    /* NULL: none */
-    bool attached;
+    const struct kv_port *port;    /* NULL: no cache layer */
+    bool attached;                 /* the port */
     struct kv_geom geom;
     struct kv_copier copier;
     struct sch sched;
     struct connector con;          /* unused without a port */
 
     _Atomic uint64_t last_id;
-    struct seq **by_id;            /* [by_id_mask + 1], chained */
+    struct seq **by_id;            /* [by_id_mask + 1] hash table of the requests, chained */
     uint64_t by_id_mask;
 
     int max_blocks;                /* of one request */
-    struct step steps[2];      /* the second is for backends that run ahead */
-    int oldest, n_in_flight;          /* those in flight: steps[oldest], and the other behind it */
-    struct seq *ended_in_flight;             /* requests that ended in flight: the step's arrays point into them */
+    struct step steps[2];          /* the second one is used with async scheduling only */
+    int oldest, n_in_flight;       /* steps[oldest] is in flight if n_in_flight >= 1, the other one if 2 */
+    struct seq *ended_in_flight;   /* requests that ended while a step's arrays pointed into them */
     struct step_times times;
-    int64_t last_retired_ns;              /* when the last step was seen to end */
-    struct smp_result *results;    /* [max_num_seqs] */
+    int64_t last_retired_ns;
+    struct smp_result *results;    /* [max_num_seqs] of the step that is being retired */
     struct eng_events events;
 
     bool dead;                     /* the device failed */
-    struct eng_stats n;            /* the counters; the rest is filled in by eng_stats */
+    struct eng_stats n;            /* the counters; eng_stats fills in the other members */
 };
 
 struct eng_opts eng_defaults(void)
@@ -63,8 +63,9 @@ static int64_t now(const struct eng *e)
     return e->backend->now ? e->backend->now(e->be) : km_now_ns();
 }
 
-/* The backend's copy verbs under the names the port knows. */
-static int copier_copy(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
+/* The backend's copy functions, in the form that the port expects. */
+static int copier_copy(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+                       struct km_err *err)
 {
     struct eng *e = self;
     return e->backend->copy(e->be, dir, c, n, ticket, err);
@@ -118,8 +119,10 @@ static int check_options(const struct eng_opts *o, const struct mdl_config *c, c
         return km_fail(err, KM_EINVAL, "--gpu-memory-limit is %lld bytes: it cannot be negative",
                        (long long)o->memory_limit);
     if (port && (port->chunk_size < 1 || port->chunk_size % o->block_size))
-        return km_fail(err, KM_EINVAL, "the cache's chunk of %d tokens is not a multiple of the block of %d: change "
-                       "--chunk-size or --block-size", port->chunk_size, o->block_size);
+        return km_fail(err, KM_EINVAL,
+                       "the chunk size of the cache layer is %d tokens, which is not a multiple of the block size, %d: "
+                       "change --chunk-size or --block-size",
+                       port->chunk_size, o->block_size);
     return 0;
 }
 
@@ -128,21 +131,23 @@ static int min_int(int a, int b)
     return a < b ? a : b;
 }
 
-/* The context against the pool that the backend could make. */
-static int settle_lengths(struct eng_opts *o, const struct kv_geom *g, const struct mdl_config *c, struct km_err *err)
+/* Resolves max_model_len and num_blocks against the KV pool that the backend has. */
+static int resolve_lengths(struct eng_opts *o, const struct kv_geom *g, const struct mdl_config *c, struct km_err *err)
 {
-    int64_t room = (int64_t)g->n_pages * o->block_size;
-    if (g->n_pages < 1 || room > INT_MAX)
-        return km_fail(err, KM_ELIMIT, "the KV pool has %d blocks of %d tokens: allow it more memory, or set "
+    int64_t capacity = (int64_t)g->n_pages * o->block_size;
+    if (g->n_pages < 1 || capacity > INT_MAX)
+        return km_fail(err, KM_ELIMIT, "the KV pool has %d blocks of %d tokens: raise the memory limit, or set "
                        "--num-gpu-blocks-override", g->n_pages, o->block_size);
-    if (o->max_model_len > room)
-        return km_fail(err, KM_ELIMIT, "--max-model-len is %d, but the KV pool holds %lld tokens (%d blocks of %d): lower "
-                       "it, or allow the pool more memory", o->max_model_len, (long long)room, g->n_pages,
-                       o->block_size);
+    if (o->max_model_len > capacity)
+        return km_fail(err, KM_ELIMIT,
+                       "--max-model-len is %d, but the KV pool holds %lld tokens (%d blocks of %d): lower "
+                       "--max-model-len, or raise the memory limit",
+                       o->max_model_len, (long long)capacity, g->n_pages, o->block_size);
     if (!o->max_model_len)
-        o->max_model_len = min_int(c->max_pos, (int)room);
+        o->max_model_len = min_int(c->max_pos, (int)capacity);
     if (o->max_model_len < 2)
-        return km_fail(err, KM_ELIMIT, "the context is %d token: one for the prompt and one for the answer are the least",
+        return km_fail(err, KM_ELIMIT,
+                       "max_model_len is %d, but the prompt and the output need at least one token each",
                        o->max_model_len);
     o->num_blocks = g->n_pages;
     return 0;
@@ -159,7 +164,7 @@ static int alloc_buffers(struct eng *e, struct km_err *err)
     e->events.v = km_calloc(alive, sizeof *e->events.v);
     e->events.cap = (int)alive;
     if (!e->by_id || !e->results || !e->events.v)
-        return km_fail(err, KM_ENOMEM, "no memory for %zu requests", alive);
+        return km_fail(err, KM_ENOMEM, "no memory for the records of %zu requests: lower --max-num-seqs", alive);
     for (int i = 0; i <= e->backend->async_sched; i++) {
         int rc = step_init(&e->steps[i], e->o.max_num_batched_tokens, e->o.max_num_seqs, e->max_blocks, e->o.block_size,
                          err);
@@ -169,10 +174,11 @@ static int alloc_buffers(struct eng *e, struct km_err *err)
     return 0;
 }
 
-/* What the backend is asked for; settles what of o does not depend on the pool. */
+/* The options for the backend. Also resolves the options in o that do not depend on the KV pool. */
 static struct be_opts backend_options(struct eng_opts *o, const struct mdl_config *c)
 {
-    o->max_num_seqs = min_int(o->max_num_seqs, o->max_num_batched_tokens); /* a decode is a row at least */
+    /* More requests cannot run at once, because each one has at least one row per step. */
+    o->max_num_seqs = min_int(o->max_num_seqs, o->max_num_batched_tokens);
     int longest = o->max_model_len ? o->max_model_len : c->max_pos;
     if (!o->max_model_len && o->num_blocks)
         longest = min_int(longest, o->num_blocks * o->block_size);
@@ -196,10 +202,10 @@ int eng_plan(struct plan *out, struct eng_opts *o, const struct mdl *m, const st
     if (rc)
         return rc;
     if (!backend->plan)
-        return km_fail(err, KM_EINVAL, "the %s backend does not plan", backend->name);
+        return km_fail(err, KM_EINVAL, "the %s backend cannot plan its memory", backend->name);
     struct be_opts b = backend_options(o, c);
     rc = backend->plan(out, &b, m, err);
-    return rc ? rc : settle_lengths(o, &out->geom, c, err);
+    return rc ? rc : resolve_lengths(o, &out->geom, c, err);
 }
 
 static int open_engine(struct eng *e, struct km_err *err)
@@ -211,7 +217,7 @@ static int open_engine(struct eng *e, struct km_err *err)
     struct be_opts b = backend_options(&e->o, c);
     rc = e->backend->open(&e->be, &b, e->m, &e->geom, err);
     if (!rc)
-        rc = settle_lengths(&e->o, &e->geom, c, err);
+        rc = resolve_lengths(&e->o, &e->geom, c, err);
     if (rc)
         return rc;
     e->max_blocks = (e->o.max_model_len + e->o.block_size - 1) / e->o.block_size;
@@ -228,7 +234,8 @@ static int open_engine(struct eng *e, struct km_err *err)
     if (!e->port)
         return 0;
     con_init(&e->con, e->port, &e->sched, e->max_blocks);
-    e->copier = (struct kv_copier){e, copier_copy, copier_poll, e->backend->host_alloc ? copier_alloc : NULL, copier_free};
+    e->copier = (struct kv_copier){e, copier_copy, copier_poll, e->backend->host_alloc ? copier_alloc : NULL,
+                                   copier_free};
     rc = e->port->attach(e->port->self, &e->geom, &e->copier, err);
     e->attached = !rc;
     return rc;
@@ -239,7 +246,7 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
 {
     struct eng *e = km_calloc(1, sizeof *e);
     if (!e)
-        return km_fail(err, KM_ENOMEM, "no memory for an engine");
+        return km_fail(err, KM_ENOMEM, "no memory for an engine object");
     e->o = *o;
     e->m = m;
     e->backend = backend;
@@ -253,7 +260,8 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
     return 0;
 }
 
-static struct seq **slot_of_id(struct eng *e, uint64_t id)
+/* The pointer in the hash table that points to the request, or the NULL pointer at the end of its bucket. */
+static struct seq **find_link(struct eng *e, uint64_t id)
 {
     struct seq **at = &e->by_id[id & e->by_id_mask];
     while (*at && (*at)->id != id)
@@ -261,6 +269,7 @@ static struct seq **slot_of_id(struct eng *e, uint64_t id)
     return at;
 }
 
+/* Ends a request. If a step in flight has its rows, its memory is freed only when that step is retired. */
 static void end_seq(struct eng *e, struct seq *q, enum eng_finish finish)
 {
     e->n.finished[finish]++;
@@ -268,7 +277,7 @@ static void end_seq(struct eng *e, struct seq *q, enum eng_finish finish)
         con_close_seq(&e->con, q);
     bool in_flight = q->n_rows && e->n_in_flight;
     sch_remove(&e->sched, q);
-    *slot_of_id(e, q->id) = q->chain;
+    *find_link(e, q->id) = q->chain;
     if (in_flight) {
         q->next = e->ended_in_flight;
         e->ended_in_flight = q;
@@ -288,14 +297,16 @@ static void sleep_briefly(void)
     nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
 }
 
-/* Waits for the oldest step in flight, which then is in none. */
+/* Waits for the oldest step in flight. The step is then no longer in flight, and its results are in e->results. */
 static int wait_oldest(struct eng *e, struct km_err *err)
 {
     struct step *s = &e->steps[e->oldest];
     int rc = e->backend->wait(e->be, s->ticket, e->results, err);
     e->oldest ^= e->backend->async_sched;
     e->n_in_flight--;
-    for (struct seq *q; (q = e->ended_in_flight);) { /* nobody has ended since a step was given behind this one */
+    /* A request in this list ended before a newer step was submitted, so only the step that just finished had its
+     * rows. */
+    for (struct seq *q; (q = e->ended_in_flight);) {
         e->ended_in_flight = q->next;
         seq_free(q);
     }
@@ -312,7 +323,7 @@ void eng_close(struct eng *e)
     end_all(e, &e->sched.loading);
     end_all(e, &e->sched.waiting);
     if (e->attached) {
-        for (; e->con.n_open; sleep_briefly()) /* the port promises that every ticket ends */
+        for (; e->con.n_open; sleep_briefly()) /* the port guarantees that every ticket ends */
             con_poll(&e->con);
         e->port->detach(e->port->self);
         con_deinit(&e->con);
@@ -353,9 +364,9 @@ void eng_enqueue(struct eng *e, struct seq *q)
 int eng_submit(struct eng *e, const struct eng_request *r, uint64_t *id, struct km_err *err)
 {
     if (e->dead)
-        return km_fail(err, KM_EDEVICE, "the %s device failed: start the engine again", e->backend->name);
+        return km_fail(err, KM_EDEVICE, "the %s device failed: restart the engine", e->backend->name);
     if (e->sched.waiting.n >= e->o.max_waiting)
-        return km_fail(err, KM_ELIMIT, "%d requests wait already, and the queue holds %d: try again later",
+        return km_fail(err, KM_ELIMIT, "%d requests are waiting and the queue holds at most %d: try again later",
                        e->sched.waiting.n, e->o.max_waiting);
     struct seq *q;
     int rc = eng_prepare(e, r, &q, err);
@@ -368,12 +379,13 @@ int eng_submit(struct eng *e, const struct eng_request *r, uint64_t *id, struct 
 
 void eng_cancel(struct eng *e, uint64_t id, enum eng_finish finish)
 {
-    struct seq *q = *slot_of_id(e, id);
+    struct seq *q = *find_link(e, id);
     if (q)
         end_seq(e, q, finish);
 }
 
-static struct eng_event *report(struct eng *e, const struct seq *q, enum eng_finish finish, int64_t at)
+/* Adds an event without a token. The array is long enough for one event of every request. */
+static struct eng_event *add_event(struct eng *e, const struct seq *q, enum eng_finish finish, int64_t at)
 {
     struct eng_event *v = &e->events.v[e->events.n++];
     v->id = q->id;
@@ -406,7 +418,7 @@ static void admit(struct eng *e)
     }
 }
 
-/* Schedules a step and gives it to the backend, if it has rows. */
+/* Schedules a step and submits it to the backend, if it has rows. */
 static int submit_step(struct eng *e, struct km_err *err)
 {
     sch_begin_step(&e->sched);
@@ -424,7 +436,8 @@ static int submit_step(struct eng *e, struct km_err *err)
     return 0;
 }
 
-/* Whether the newest token ends q. An end token, which below min_tokens was banned, wins over the length, as in vLLM. */
+/* Whether q ends with its newest token. An end token takes precedence over the length, as in vLLM. Before min_tokens no
+ * end token can come, because the sampler bans them. */
 static enum eng_finish finish_after(const struct seq *q, int32_t token)
 {
     for (int i = 0; i < q->n_end_ids; i++)
@@ -433,8 +446,9 @@ static enum eng_finish finish_after(const struct seq *q, int32_t token)
     return seq_output(q) >= q->max_tokens ? ENG_LENGTH : ENG_RUNNING;
 }
 
-/* A row of q ran that nobody could sample: it counts for nothing, nor does what a step behind made of it. */
-static void discard_result(struct eng *e, struct seq *q)
+/* The backend could not sample q's row. Discards the row, and also q's row in the next step if that is in flight, since
+ * it was computed from a wrong token. q is then scheduled again, with no step behind it. */
+static void discard_row(struct eng *e, struct seq *q)
 {
     if (q->n_rows && e->n_in_flight)
         e->steps[e->oldest].req_ids[q->batch_index] = 0;
@@ -442,11 +456,11 @@ static void discard_result(struct eng *e, struct seq *q)
     sch_discard_rows(q);
 }
 
-/* q was sampled: an event, and perhaps its end. */
+/* Reports the token that was sampled for q, and ends q if it was the last one. */
 static void report_token(struct eng *e, struct seq *q, const struct smp_result *result, int64_t at)
 {
     enum eng_finish finish = finish_after(q, result->id);
-    struct eng_event *v = report(e, q, finish, at);
+    struct eng_event *v = add_event(e, q, finish, at);
     v->has_token = true;
     v->token = *result;
     v->stop_id = finish == ENG_STOP ? result->id : -1;
@@ -457,7 +471,7 @@ static void report_token(struct eng *e, struct seq *q, const struct smp_result *
         end_seq(e, q, finish);
 }
 
-/* The step ran: progress for those of its requests that are still there, and an event for each that was sampled. */
+/* Records the progress of each request of the step that is still alive, and reports each sampled token. */
 static void apply_results(struct eng *e, const struct step *s)
 {
     const struct batch *b = &s->batch;
@@ -466,11 +480,11 @@ static void apply_results(struct eng *e, const struct step *s)
         int rows = b->q_start[r + 1] - b->q_start[r];
         bool sampled = sample < b->n_samples && b->samples[sample].row == b->q_start[r + 1] - 1;
         const struct smp_result *result = sampled ? &e->results[sample++] : NULL;
-        struct seq *q = s->req_ids[r] ? *slot_of_id(e, s->req_ids[r]) : NULL;
+        struct seq *q = s->req_ids[r] ? *find_link(e, s->req_ids[r]) : NULL;
         if (!q || (result && result->id < 0)) {
             e->n.wasted_rows += rows;
             if (q)
-                discard_result(e, q);
+                discard_row(e, q);
             continue;
         }
         e->n.computed_tokens += rows;
@@ -486,13 +500,13 @@ static void apply_results(struct eng *e, const struct step *s)
     }
 }
 
-/* When the device came to f, the oldest step in flight: not before the one ahead of it had ended. */
+/* When the device started s, the oldest step in flight: on submission, or when the step before it ended. */
 static int64_t started_ns(const struct eng *e, const struct step *s)
 {
     return s->submitted_ns > e->last_retired_ns ? s->submitted_ns : e->last_retired_ns;
 }
 
-/* The oldest step in flight ends: how long it took, and what came of it. */
+/* Waits for the oldest step in flight, records how long it took, and applies its results. */
 static int retire_step(struct eng *e, struct km_err *err)
 {
     const struct step *s = &e->steps[e->oldest];
@@ -508,7 +522,7 @@ static int retire_step(struct eng *e, struct km_err *err)
     return 0;
 }
 
-/* A step failed: the requests of all in flight end with an error, and with the device gone all others too. */
+/* A step failed. Ends the requests of all steps in flight with an error; if the device failed, ends all requests. */
 static void fail_requests(struct eng *e, int rc)
 {
     while (e->n_in_flight)
@@ -521,7 +535,7 @@ static void fail_requests(struct eng *e, int rc)
             next = q->next;
             if (!q->n_rows && !q->n_rows_before && !e->dead)
                 continue;
-            report(e, q, ENG_ERROR, at);
+            add_event(e, q, ENG_ERROR, at);
             end_seq(e, q, ENG_ERROR);
         }
 }
@@ -537,13 +551,16 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
         fail_requests(e, KM_EDEVICE);
         e->events.stalled = !eng_idle(e);
         *out = e->events;
-        return km_fail(err, KM_EDEVICE, "the %s device failed: start the engine again", e->backend->name);
+        return km_fail(err, KM_EDEVICE, "the %s device failed: restart the engine", e->backend->name);
     }
     bool was_in_flight = e->n_in_flight;
     const struct step *s = &e->steps[e->oldest];
     int rc = 0;
+    /* If a step is in flight, the next one is submitted before it is retired only where async scheduling allows
+     * that. */
     if (!was_in_flight || (s->is_async_decode && sch_can_schedule_async(&e->sched)))
         rc = submit_step(e, err);
+    /* A step that this call submitted stays in flight if the next call may submit another one behind it. */
     if (!rc && !e->n_in_flight)
         e->events.stalled = !eng_idle(e);
     else if (!rc && (was_in_flight || !s->is_async_decode || !e->backend->async_sched))
@@ -552,8 +569,8 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
         fail_requests(e, rc);
     s = &e->steps[e->oldest];
     if (e->n_in_flight && s->is_async_decode && !e->backend->now) {
-        int64_t takes = step_times_estimate(&e->times, s);
-        e->events.busy_until_ns = takes ? started_ns(e, s) + takes : 0;
+        int64_t ns = step_times_estimate(&e->times, s);
+        e->events.busy_until_ns = ns ? started_ns(e, s) + ns : 0;
     }
     *out = e->events;
     return rc;
@@ -566,7 +583,7 @@ bool eng_idle(const struct eng *e)
 
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
 {
-    /* Without requests only stores can hold pages, and they end by themselves. */
+    /* If no request is alive, only stores hold pages, and a store ends without any further call of the engine. */
     for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->con.n_open; sleep_briefly()) {
         con_poll(&e->con);
         if (sch_n_requests(&e->sched) || km_now_ns() > until)
@@ -575,11 +592,13 @@ int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
     struct pg_counts c = pg_counts(e->sched.pages);
     int used = c.pages - c.free - c.lru;
     if (used)
-        return km_fail(err, KM_ELIMIT, "%d requests and %d transfers hold %d blocks: reset when they have ended",
+        return km_fail(err, KM_ELIMIT,
+                       "%d requests and %d transfers hold %d blocks: reset the cache when they have ended",
                        sch_n_requests(&e->sched), e->con.n_open, used);
     sch_evict_cached(&e->sched);
     if (external && e->port && e->port->reset(e->port->self) < 0)
-        return km_fail(err, KM_ELIMIT, "the cache layer kept chunks that are still in use: reset again later");
+        return km_fail(err, KM_ELIMIT,
+                       "the cache layer still uses some of its chunks and kept them: reset the cache again later");
     return 0;
 }
 
@@ -616,7 +635,7 @@ const struct mdl *eng_model(const struct eng *e)
     return e->m;
 }
 
-/* The rows that requests have in a step are those of the step in flight. */
+/* Checks that the rows recorded in the requests are those of the step in flight. */
 static int check_in_flight(const struct eng *e, struct km_err *err)
 {
     const struct step *s = &e->steps[e->oldest];
@@ -626,7 +645,7 @@ static int check_in_flight(const struct eng *e, struct km_err *err)
         bool in = e->n_in_flight && q->batch_index < s->batch.n_reqs && s->req_ids[q->batch_index] == q->id;
         int rows = in ? s->batch.q_start[q->batch_index + 1] - s->batch.q_start[q->batch_index] : 0;
         if (q->n_rows_before || q->n_rows != rows)
-            return km_fail(err, KM_EINVAL, "request %llu counts %d and %d rows in flight, the step has %d",
+            return km_fail(err, KM_EINVAL, "request %llu records %d and %d rows in flight, but the step has %d",
                            (unsigned long long)q->id, q->n_rows_before, q->n_rows, rows);
     }
     return 0;
@@ -642,9 +661,11 @@ int eng_check(const struct eng *e, struct km_err *err)
     for (uint64_t b = 0; b <= e->by_id_mask && !rc; b++)
         for (const struct seq *q = e->by_id[b]; q && !rc; q = q->chain, n++)
             if ((q->id & e->by_id_mask) != b)
-                rc = km_fail(err, KM_EINVAL, "request %llu is in the wrong place of the table of ids",
+                rc = km_fail(err, KM_EINVAL, "request %llu is in the wrong bucket of the hash table of ids",
                              (unsigned long long)q->id);
     if (!rc && n != sch_n_requests(&e->sched))
-        rc = km_fail(err, KM_EINVAL, "%d requests have ids, %d are on lists", n, sch_n_requests(&e->sched));
+        rc = km_fail(err, KM_EINVAL,
+                     "%d requests are in the hash table of ids, but %d are on the lists of the scheduler", n,
+                     sch_n_requests(&e->sched));
     return rc;
 }

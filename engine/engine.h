@@ -4,8 +4,8 @@
  * requests, runs the backend, samples, and reports the results as events. The caller sees no pages, batches or cache
  * layer.
  *
- * The engine has no thread: all calls must come from one thread. For servers, engine/runner.h runs it on a thread of its
- * own.
+ * The engine has no thread: all calls must come from one thread. For servers, engine/runner.h runs it on a thread of
+ * its own.
  *
  * Async scheduling: if the backend supports it, the engine schedules and submits a step while a decode step runs, so
  * that the device never waits for the host. eng_step then returns with the newest step in flight. */
@@ -22,7 +22,7 @@
 #include <stdint.h>
 
 struct eng_opts {
-    int max_model_len;          /* prompt and output of one request; 0: the model's, or what the KV pool holds if less */
+    int max_model_len;          /* tokens of one request, prompt and output; 0: the model's, or the KV pool if less */
     int max_num_seqs;           /* requests that run at once, at most max_num_batched_tokens; default 256 */
     int max_num_batched_tokens; /* token budget of a step; default 2048 */
     int block_size;             /* tokens of one page; default 16 */
@@ -104,12 +104,12 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
              const struct kv_port *port, struct km_err *err);
 void eng_close(struct eng *e); /* drops unfinished requests without events */
 
-/* Queues a request. KM_EINVAL: a field has a bad value. KM_ELIMIT: the request is too long for the context, or the queue
- * is full. The message says which. */
+/* Queues a request. KM_EINVAL: a field has a bad value. KM_ELIMIT: the request is too long for the context, or the
+ * queue is full. The message says which. */
 int eng_submit(struct eng *e, const struct eng_request *r, uint64_t *id, struct km_err *err);
 /* Ends a request at once. Its pages are free when this returns, and full pages can still be found by their prefix. No
- * event follows. finish is the counter that the request adds to: ENG_STOP for a stop string, ENG_ABORT for a client that
- * disconnected. */
+ * event follows. finish is the counter that the request adds to: ENG_STOP for a stop string, ENG_ABORT for a client
+ * that disconnected. */
 void eng_cancel(struct eng *e, uint64_t id, enum eng_finish finish);
 
 /* Runs one step and sets *out to its events. If the backend fails, the requests of the step end with ENG_ERROR and the

@@ -5,8 +5,8 @@
 #include "engine/engine.h"
 #include "engine/seq.h"
 
-/* Validates and copies r, and assigns its id. Reads only what is constant after eng_open, so any thread may call it. The
- * caller owns *out. */
+/* Validates and copies r, and assigns its id. Reads only what is constant after eng_open, so any thread may call it.
+ * The caller owns *out. */
 int eng_prepare(struct eng *e, const struct eng_request *r, struct seq **out, struct km_err *err);
 /* Queues q; the engine owns it from now on. */
 void eng_enqueue(struct eng *e, struct seq *q);

@@ -4,8 +4,8 @@
  * backend needs. Their source is hidden from the caller: safetensors files (bf16, f16 or f32, one file or shards), or
  * the seed of a model with dummy weights. Shapes are checked against the config before anything is read.
  *
- * Letters used everywhere in engine/: L layers, D hidden size, H query heads, G key/value heads, d head_dim, F ffn size,
- * V vocabulary, T rows (tokens) of one step, B tokens of a block. */
+ * Letters used everywhere in engine/: L layers, D hidden size, H query heads, G key/value heads, d head_dim, F ffn
+ * size, V vocabulary, T rows (tokens) of one step, B tokens of a block. */
 #ifndef MDL_MODEL_H
 #define MDL_MODEL_H
 
@@ -72,8 +72,8 @@ void mdl_shape(const struct mdl_config *c, enum mdl_tensor t, int *rows, int *co
 int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n, enum km_dtype as, void *dst,
              struct km_err *err);
 
-/* The scale of a tensor's dummy weights (engine/dummy.h): a standard deviation of 0.02, and less for the two projections
- * that add to the residual stream, so that it stays bounded in deep models. 0 for norm weights. */
+/* The scale of a tensor's dummy weights (engine/dummy.h): a standard deviation of 0.02, and less for the two
+ * projections that add to the residual stream, so that it stays bounded in deep models. 0 for norm weights. */
 float mdl_dummy_scale(const struct mdl_config *c, enum mdl_tensor t);
 
 /* The rotary embedding's inverse frequencies, [head_dim / 2]: theta^(-2i / head_dim) in f32, as transformers and vLLM

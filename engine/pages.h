@@ -1,13 +1,13 @@
 /* The page pool: which pages of the backend's KV pool are in use, and which page is reused next.
  *
- * `struct pg_pool` counts two kinds of users of a page: references by sequences and holds by transfers. A page is in one
- * of three places. It is in use, or on the free list if its content is worthless, or on the LRU list if nobody uses it
- * but the prefix index can still find it. pg_alloc prefers the free list, then the oldest page of the LRU list.
+ * `struct pg_pool` counts two kinds of users of a page: references by sequences and holds by transfers. A page is in
+ * one of three places. It is in use, or on the free list if its content is worthless, or on the LRU list if nobody uses
+ * it but the prefix index can still find it. pg_alloc prefers the free list, then the oldest page of the LRU list.
  * Sequences free their pages from the last to the first, so the end of a sequence is evicted before its start. The pool
  * knows nothing of tokens or keys.
  *
- * Invariant: refs + holds > 0 if and only if the page is on no list. An unused page is on the LRU list if it is `keyed`,
- * else on the free list. */
+ * Invariant: refs + holds > 0 if and only if the page is on no list. An unused page is on the LRU list if it is
+ * `keyed`, else on the free list. */
 #ifndef PG_PAGES_H
 #define PG_PAGES_H
 

@@ -4,8 +4,8 @@
  * root key is the SHA-256 of the cache salt. Equal keys therefore mean equal tokens, positions and salt from the start
  * on. The longest cached prefix is found by looking up the keys block by block until one is missing.
  *
- * Invariant: a key has at most one page, and a page at most one key. Only full, computed pages are published. The key of
- * a page is removed before the page is written again. */
+ * Invariant: a key has at most one page, and a page at most one key. Only full, computed pages are published. The key
+ * of a page is removed before the page is written again. */
 #ifndef PX_PREFIX_H
 #define PX_PREFIX_H
 

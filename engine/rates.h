@@ -1,6 +1,7 @@
 /* Measured limits of a device: the rates that a result on this device can be compared with.
  *
- * A backend measures them (`measure` in engine/backend.h). Each rate is the median of five runs after one warm-up run. */
+ * A backend measures them (`measure` in engine/backend.h). Each rate is the median of five runs after one warm-up
+ * run. */
 #ifndef ENG_RATES_H
 #define ENG_RATES_H
 

@@ -1,9 +1,9 @@
 /* The runner: an engine on a thread of its own, for servers.
  *
  * `struct run` owns the thread and two queues, one for requests and cancellations and one for events. Its functions may
- * be called from any one thread. The runner's thread steps the engine while there is work, and sleeps otherwise. After a
- * step with events it calls `wake` from its own thread, for example to write to an eventfd. The owner then fetches the
- * events with run_collect. */
+ * be called from any one thread. The runner's thread steps the engine while there is work, and sleeps otherwise. After
+ * a step with events it calls `wake` from its own thread, for example to write to an eventfd. The owner then fetches
+ * the events with run_collect. */
 #ifndef ENG_RUNNER_H
 #define ENG_RUNNER_H
 

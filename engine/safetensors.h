@@ -1,9 +1,9 @@
 /* Safetensors files: the tensor table of a model folder, and reads of tensors.
  *
  * `struct st` is one open model folder, with model.safetensors or with the shards that model.safetensors.index.json
- * names. st_open checks every rule of the format before it allocates anything whose size comes from a file. Afterwards a
- * tensor is a checked range of bytes in a file. Reads use pread instead of mmap, so that a file which is truncated while
- * open gives an error instead of a SIGBUS. */
+ * names. st_open checks every rule of the format before it allocates anything whose size comes from a file. Afterwards
+ * a tensor is a checked range of bytes in a file. Reads use pread instead of mmap, so that a file which is truncated
+ * while open gives an error instead of a SIGBUS. */
 #ifndef ST_SAFETENSORS_H
 #define ST_SAFETENSORS_H
 

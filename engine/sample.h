@@ -1,8 +1,8 @@
 /* Sampling parameters, and the reference sampler that every backend must agree with.
  *
- * A token is drawn with the Gumbel-max trick: each id that the filters leave gets its scaled logit plus random noise, and
- * the highest score wins. A parallel backend therefore needs one arg-max and no cumulative sum. The noise is a hash of
- * (seed, step, id), so the draw is the same on every device and in any batch. */
+ * A token is drawn with the Gumbel-max trick: each id that the filters leave gets its scaled logit plus random noise,
+ * and the highest score wins. A parallel backend therefore needs one arg-max and no cumulative sum. The noise is a hash
+ * of (seed, step, id), so the draw is the same on every device and in any batch. */
 #ifndef SMP_SAMPLE_H
 #define SMP_SAMPLE_H
 
@@ -51,8 +51,8 @@ struct smp_result {
     float top_logprob[SMP_MAX_TOP];
 };
 
-/* Samples one row of logits [V], which stay unchanged. scratch: [V] floats. Never fails: if no logit is a usable number,
- * the id is 0. */
+/* Samples one row of logits [V], which stay unchanged. scratch: [V] floats. Never fails: if no logit is a usable
+ * number, the id is 0. */
 void smp_sample(const struct smp_row *r, const float *logits, int vocab, float *scratch, struct smp_result *out);
 
 /* The hash key of a row, computed once. */

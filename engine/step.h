@@ -32,8 +32,8 @@ struct step {
     struct smp_row *samples;             /* [max_reqs] */
 };
 
-/* Allocates the arrays; max_blocks is the largest number of blocks of one request. KM_ENOMEM: call step_deinit, as after
- * success. */
+/* Allocates the arrays; max_blocks is the largest number of blocks of one request. KM_ENOMEM: call step_deinit, as
+ * after success. */
 int step_init(struct step *s, int max_tokens, int max_reqs, int max_blocks, int block_size, struct km_err *err);
 void step_deinit(struct step *s);
 

@@ -12,7 +12,7 @@
 #define TOKENS_MAX 1e9 /* largest parameter of a distribution that a file may give, in tokens */
 
 /* Visits v and its children depth-first, which is the order of their literals in the text. p: the text from there on.
- * Returns the text behind v's last number. */
+ * Returns the text after v's last number. */
 static const char *note_integers(const char *p, cJSON *v)
 {
     if (cJSON_IsNumber(v)) {

@@ -296,8 +296,7 @@ static int generate(struct wl_set *set, const struct wl_spec *s, const struct wl
     p.instruction = tok_count(t, INSTRUCTION, sizeof INSTRUCTION - 1, err);
     int rc = p.instruction < 0 ? (int)p.instruction : sample_lengths(&p, s->params, (uint32_t)o->seed, err);
     if (!rc)
-        rc = o->builtin_text ? wl_text_from_builtin(&text, bound_text_tokens(&p), t, err)
-                             : wl_text_from_files(&text, s, o, t, err);
+        rc = wl_text_read(&text, s, o, bound_text_tokens(&p), t, err);
     if (!rc)
         rc = put_common_prefix(&common, &p, &text, t, err);
     if (!rc)

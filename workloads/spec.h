@@ -7,6 +7,7 @@
 
 #include <stdint.h>
 
+/* Limits on the conversations or prompts of a workload, and on the messages of a conversation. */
 enum { WL_MAX_CONVS = 1000000, WL_MAX_MESSAGES = 100000 };
 
 struct wl_spec {

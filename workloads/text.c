@@ -70,8 +70,8 @@ static int add_file(struct wl_text *out, const char *path, const struct tok *t, 
     return rc;
 }
 
-int wl_text_from_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
-                       struct km_err *err)
+static int read_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                      struct km_err *err)
 {
     const cJSON *f;
     cJSON_ArrayForEach(f, cJSON_GetObjectItemCaseSensitive(s->json, "text_files"))
@@ -97,7 +97,7 @@ int wl_text_from_files(struct wl_text *out, const struct wl_spec *s, const struc
 
 /* Makes eight bytes of text per token that is needed, rounded up to 65536 tokens. English text has fewer bytes per
  * token under any vocabulary in use; the caller checks the number of tokens. */
-int wl_text_from_builtin(struct wl_text *out, int64_t need, const struct tok *t, struct km_err *err)
+static int make_builtin(struct wl_text *out, int64_t need, const struct tok *t, struct km_err *err)
 {
     if (need > (int64_t)(TEXT_MAX / 8))
         return km_fail(err, KM_ELIMIT,
@@ -111,4 +111,10 @@ int wl_text_from_builtin(struct wl_text *out, int64_t need, const struct tok *t,
     snprintf(out->label, sizeof out->label, "built-in text");
     km_buf_free(&b);
     return rc;
+}
+
+int wl_text_read(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, int64_t need,
+                 const struct tok *t, struct km_err *err)
+{
+    return o->builtin_text ? make_builtin(out, need, t, err) : read_files(out, s, o, t, err);
 }

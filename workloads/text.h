@@ -10,11 +10,9 @@ struct wl_text {
     char label[128];    /* file names, or "built-in text" */
 };
 
-/* Reads and tokenizes the files of spec->json's "text_files", one after the other. KM_ENOENT if one is missing. */
-int wl_text_from_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
-                       struct km_err *err);
-/* Tokenizes enough of the built-in text for `need` tokens (builtin_text.h). The text for a smaller need is a prefix of
- * the text for a larger one. */
-int wl_text_from_builtin(struct wl_text *out, int64_t need, const struct tok *t, struct km_err *err);
+/* Tokenizes the source text that o names: the files of s->json's "text_files", one after the other (KM_ENOENT if one is
+ * missing), or the built-in text, of which it makes enough for `need` tokens. */
+int wl_text_read(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, int64_t need,
+                 const struct tok *t, struct km_err *err);
 
 #endif

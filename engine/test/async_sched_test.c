@@ -1,6 +1,6 @@
-/* The engine a step ahead of its backend: the same answers as one step at a time, whatever ends, fails, arrives or
- * cannot be chosen while a step is in flight. The seed of the random part is printed; as the program's argument it is
- * replayed. */
+/* Async scheduling: the answers are those of synchronous scheduling, whatever ends, fails, arrives or cannot be sampled
+ * on the device while a step is in flight. The seed of the random part is printed, and the program takes it as its
+ * argument to repeat a run. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -19,22 +19,15 @@ static int below(int n)
     return (int)(fake_random(&rng) % (uint64_t)n);
 }
 
-static struct eng_stats stats(const struct fake_rig *g)
-{
-    struct eng_stats s;
-    eng_stats(g->e, &s);
-    return s;
-}
-
 static void open_async(struct fake_rig *g, int num_blocks, int budget, int max_seqs)
 {
     struct eng_opts o = fake_rig_opts(num_blocks, budget, max_seqs);
     fake_rig_open_on(g, &o, NULL, &be_fake_async);
 }
 
-/* ---- one thing at a time ---- */
+/* ---- single cases ---- */
 
-static void decodes_run_async(void **state)
+static void decodes_are_scheduled_async(void **state)
 {
     (void)state;
     struct fake_rig g;
@@ -42,22 +35,23 @@ static void decodes_run_async(void **state)
     open_async(&g, 64, 64, 8);
     job_init(&j[0], 20, 0, 0, 1, 10);
     fake_rig_one(&g, &j[0]);
-    assert_int_equal(stats(&g).steps, 10);
-    assert_int_equal(stats(&g).async_steps, 8); /* behind the prefill nothing, then all but the first */
+    assert_int_equal(fake_rig_stats(&g).steps, 10);
+    assert_int_equal(fake_rig_stats(&g).async_steps, 8); /* all decodes but the first, which follows the prefill */
     for (int i = 1; i < 3; i++) {
         job_init(&j[i], 20, 0, 0, (uint64_t)i + 1, 10 * i);
         fake_rig_submit(&g, &j[i]);
     }
     fake_rig_run(&g);
-    assert_int_equal(stats(&g).steps, 30); /* the shorter one's last token was known to be its last */
-    assert_int_equal(stats(&g).async_steps, 8 + 18);
-    assert_int_equal(stats(&g).wasted_rows, 0);
-    assert_int_equal(stats(&g).generated_tokens, 40);
+    /* the scheduler knows the last token by max_tokens, and schedules no row behind it */
+    assert_int_equal(fake_rig_stats(&g).steps, 30);
+    assert_int_equal(fake_rig_stats(&g).async_steps, 8 + 18);
+    assert_int_equal(fake_rig_stats(&g).wasted_rows, 0);
+    assert_int_equal(fake_rig_stats(&g).generated_tokens, 40);
     fake_rig_finish(&g, j, 3);
 }
 
-/* An end token is seen when the next row runs already: that row is nobody's. */
-static void an_end_token_wastes_a_row(void **state)
+/* When an end token is retired, the request's next row is already in flight. That row is wasted. */
+static void an_end_token_wastes_one_row(void **state)
 {
     (void)state;
     struct fake_rig g;
@@ -67,27 +61,27 @@ static void an_end_token_wastes_a_row(void **state)
     open_async(&g, 64, 64, 8);
     job_init(&j, 31, 0, 0, 1, 20);
     fake_rig_one(&g, &j);
-    for (int n = 1; n < 20; n++) { /* over the edge of a block too */
+    for (int n = 1; n < 20; n++) { /* also across a block boundary */
         int32_t end = j.out[n - 1];
         int first = 0;
         while (j.out[first] != end)
             first++;
-        int64_t wasted = stats(&g).wasted_rows, computed = stats(&g).computed_tokens;
+        int64_t wasted = fake_rig_stats(&g).wasted_rows, computed = fake_rig_stats(&g).computed_tokens;
         assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
         job_init(&stopped, 31, 0, 0, 1, 20);
         stopped.r.stop_ids = &end;
         stopped.r.n_stop = 1;
-        stopped.r.min_tokens = n % 2 ? first : 0; /* allowed from there on */
+        stopped.r.min_tokens = n % 2 ? first : 0; /* end tokens are allowed from there on */
         fake_rig_submit(&g, &stopped);
         while (stopped.finish == ENG_RUNNING)
             fake_rig_step(&g);
-        assert_int_equal(stats(&g).pages_used, 0);
-        assert_int_equal(eng_idle(g.e), first == 0); /* its prefill has nothing behind it */
+        assert_int_equal(fake_rig_stats(&g).pages_used, 0);
+        assert_int_equal(eng_idle(g.e), first == 0); /* no step is submitted behind its prefill */
         fake_rig_run(&g);
         fake_rig_verify(&g, &stopped);
         assert_int_equal(stopped.n_out, first + 1);
-        assert_int_equal(stats(&g).wasted_rows - wasted, first > 0);
-        assert_int_equal(stats(&g).computed_tokens - computed, 31 + first);
+        assert_int_equal(fake_rig_stats(&g).wasted_rows - wasted, first > 0);
+        assert_int_equal(fake_rig_stats(&g).computed_tokens - computed, 31 + first);
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
         assert_int_equal(ev.n, 0);
         job_free(&stopped);
@@ -96,11 +90,13 @@ static void an_end_token_wastes_a_row(void **state)
     fake_rig_close(&g);
 }
 
-/* Pages of the cancelled go to the next at once, while the step that writes them is still to run. */
-static void cancelled_in_flight(void **state)
+/* The pages of a cancelled request are assigned to the next one at once, even if a step that writes them is still to
+ * run. */
+static void pages_of_a_request_cancelled_in_flight_are_free(void **state)
 {
     (void)state;
-    for (int again = 0; again < 12; again++) { /* both kinds of step: run when given, and late */
+    /* both kinds of steps: those that run when submitted, and those that run later */
+    for (int again = 0; again < 12; again++) {
         struct fake_rig g;
         struct job j, k;
         struct km_err err;
@@ -114,12 +110,12 @@ static void cancelled_in_flight(void **state)
         eng_cancel(g.e, j.id, ENG_ABORT);
         j.cancelled = true;
         assert_int_equal(eng_check(g.e, &err), 0);
-        assert_int_equal(stats(&g).pages_used, 0);
+        assert_int_equal(fake_rig_stats(&g).pages_used, 0);
         assert_false(eng_idle(g.e));
         if (again % 2)
             assert_int_equal(eng_reset_cache(g.e, true, &err), 0);
         fake_rig_one(&g, &k);
-        assert_int_equal(stats(&g).wasted_rows, 1);
+        assert_int_equal(fake_rig_stats(&g).wasted_rows, 1);
         fake_rig_verify(&g, &j);
         job_free(&j);
         job_free(&k);
@@ -127,7 +123,7 @@ static void cancelled_in_flight(void **state)
     }
 }
 
-static void closing_waits_for_the_step(void **state)
+static void closing_waits_for_the_step_in_flight(void **state)
 {
     (void)state;
     struct fake_rig g;
@@ -144,8 +140,8 @@ static void closing_waits_for_the_step(void **state)
     job_free(&j);
 }
 
-/* What only the host can choose is waited for. */
-static void some_tokens_are_the_hosts(void **state)
+/* No step is submitted behind a step with a row that only the host can sample. */
+static void rows_sampled_by_the_host_are_waited_for(void **state)
 {
     (void)state;
     static const int32_t ends[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12};
@@ -160,18 +156,20 @@ static void some_tokens_are_the_hosts(void **state)
         else if (kind == 1)
             j[0].r.sampling.frequency = 0.5;
         else if (kind == 2)
-            j[0].r.stop_ids = ends, j[0].r.n_stop = 12, j[0].r.min_tokens = 20; /* more than the device bans */
+            /* more banned ids than the device supports */
+            j[0].r.stop_ids = ends, j[0].r.n_stop = 12, j[0].r.min_tokens = 20;
         else
-            g.m.unchosen = kind == 3 ? 10 : 100;
+            g.m.host_sampled = kind == 3 ? 10 : 100;
         for (int i = 0; i < 2; i++)
             fake_rig_submit(&g, &j[i]);
         fake_rig_run(&g);
-        struct eng_stats s = stats(&g);
+        struct eng_stats s = fake_rig_stats(&g);
         if (kind < 2) {
             assert_int_equal(s.async_steps + s.wasted_rows, 0);
             assert_int_equal(s.steps, 30);
         } else if (kind == 2) {
-            assert_int_equal(s.wasted_rows, 0); /* its first token, behind which nothing was, said it */
+            /* its first token, with no step behind it, showed that the host must sample */
+            assert_int_equal(s.wasted_rows, 0);
             assert_in_range(s.async_steps, 1, 10);
         } else if (kind == 3) {
             assert_in_range(s.wasted_rows, 2, 20);
@@ -183,8 +181,8 @@ static void some_tokens_are_the_hosts(void **state)
     }
 }
 
-/* Whoever comes before the next step is given is in it. */
-static void an_arrival_is_in_the_next_step(void **state)
+/* A request that arrives before the next step is scheduled is part of it. */
+static void a_new_request_is_in_the_next_step(void **state)
 {
     (void)state;
     struct fake_rig g;
@@ -204,10 +202,10 @@ static void an_arrival_is_in_the_next_step(void **state)
     int64_t after = km_now_ns();
     j.out[j.n_out++] = ev.v[0].token.id;
     assert_in_range(ev.busy_until_ns, before + 20000000, after + 30000000);
-    long given = g.m.steps;
+    long submitted = g.m.steps;
     fake_rig_submit(&g, &k);
     fake_rig_step(&g);
-    assert_int_equal(g.m.prefill_at, given + 1);
+    assert_int_equal(g.m.prefill_at, submitted + 1);
     fake_rig_step(&g);
     assert_int_equal(k.n_out, 1);
     fake_rig_run(&g);
@@ -218,14 +216,16 @@ static void an_arrival_is_in_the_next_step(void **state)
     fake_rig_close(&g);
 }
 
-/* A place or pages that the step in flight will free are worth the wait: who waits for them is in the step after it. */
-static void a_place_is_taken_as_soon_as_it_is_free(void **state)
+/* If a request waits for a place or for pages that the step in flight will free, the next step is not scheduled before
+ * that, and the request is in it. */
+static void a_waiting_request_gets_freed_pages_at_once(void **state)
 {
     (void)state;
     for (int pages = 0; pages < 2; pages++) {
         struct fake_rig g;
         struct job j[3];
-        open_async(&g, pages ? 9 : 64, 128, pages ? 8 : 2); /* 9: five for the long one, four for another */
+        /* 9 pages: five for the long request, four for another one */
+        open_async(&g, pages ? 9 : 64, 128, pages ? 8 : 2);
         for (int i = 0; i < 3; i++) {
             job_init(&j[i], i ? 50 : 20, 0, 0, (uint64_t)i, i ? 10 : 50);
             fake_rig_submit(&g, &j[i]);
@@ -236,28 +236,28 @@ static void a_place_is_taken_as_soon_as_it_is_free(void **state)
         assert_int_equal(j[0].n_out, 10);
         fake_rig_step(&g);
         assert_int_equal(j[2].n_out, 1);
-        assert_int_equal(stats(&g).steps, 11);
+        assert_int_equal(fake_rig_stats(&g).steps, 11);
         fake_rig_run(&g);
-        assert_int_equal(stats(&g).steps, 50);
-        assert_int_equal(stats(&g).preemptions, 0);
-        assert_int_equal(stats(&g).wasted_rows, 0);
-        assert_in_range(stats(&g).async_steps, 40, 46);
+        assert_int_equal(fake_rig_stats(&g).steps, 50);
+        assert_int_equal(fake_rig_stats(&g).preemptions, 0);
+        assert_int_equal(fake_rig_stats(&g).wasted_rows, 0);
+        assert_in_range(fake_rig_stats(&g).async_steps, 40, 46);
         fake_rig_finish(&g, j, 3);
     }
 }
 
-static void a_failure_ends_both_steps(void **state)
+static void a_failure_ends_the_requests_of_both_steps(void **state)
 {
     (void)state;
     for (int in_wait = 0; in_wait < 2; in_wait++)
         for (int at = 1; at < 12; at++)
             for (int lost = 0; lost < 4; lost++) {
-                int n = 2 + lost / 2; /* the third waits for the first to end */
+                int n = 2 + lost / 2; /* the third request waits until the first one ends */
                 struct fake_rig g;
                 struct job j[3];
                 struct km_err err;
                 open_async(&g, 64, 64, 2);
-                for (int i = 0; i < n; i++) { /* the first ends with step 8, so that 9 is without it */
+                for (int i = 0; i < n; i++) { /* the first request ends with step 8 */
                     job_init(&j[i], 20, 0, 0, (uint64_t)i, i == 1 ? 20 : 8);
                     fake_rig_submit(&g, &j[i]);
                 }
@@ -270,13 +270,13 @@ static void a_failure_ends_both_steps(void **state)
                 assert_int_equal(rc, g.m.fail_code);
                 assert_int_equal(g.m.in_flight, 0);
                 assert_int_equal(j[1].finish, ENG_ERROR);
-                assert_int_equal(stats(&g).pages_used, 0);
+                assert_int_equal(fake_rig_stats(&g).pages_used, 0);
                 if (lost % 2) {
                     assert_true(eng_idle(g.e));
                     assert_int_equal(fake_rig_step(&g), KM_EDEVICE);
                 } else {
                     fake_rig_run(&g);
-                    int64_t errors = stats(&g).finished[ENG_ERROR];
+                    int64_t errors = fake_rig_stats(&g).finished[ENG_ERROR];
                     for (int i = 0; i < n; i++)
                         if (j[i].finish == ENG_LENGTH) {
                             fake_rig_verify(&g, &j[i]);
@@ -291,8 +291,8 @@ static void a_failure_ends_both_steps(void **state)
             }
 }
 
-/* A backend with a clock of its own cannot be waited for by the wall clock. */
-static void simulated_clocks_are_not_waited_for(void **state)
+/* With a simulated clock there is no wall-clock time to sleep until. */
+static void a_simulated_clock_has_no_busy_until(void **state)
 {
     (void)state;
     struct backend clocked = be_fake_async;
@@ -314,20 +314,20 @@ static void simulated_clocks_are_not_waited_for(void **state)
             j.finish = ev.v[i].finish;
         }
     }
-    assert_int_equal(stats(&g).async_steps, 10);
+    assert_int_equal(fake_rig_stats(&g).async_steps, 10);
     fake_rig_verify(&g, &j);
     job_free(&j);
     fake_rig_close(&g);
 }
 
-static void steps_are_guessed_rather_short(void **state)
+static void estimates_are_lower_bounds(void **state)
 {
     (void)state;
     struct step_times t = {0};
     struct step s = {.batch.n_reqs = 8, .kv_tokens = 1000};
     assert_int_equal(step_times_estimate(&t, &s), 0);
     step_times_add(&t, &s, 9000);
-    assert_int_equal(step_times_estimate(&t, &s), 0); /* one alone may be far off */
+    assert_int_equal(step_times_estimate(&t, &s), 0); /* one step alone may be an outlier */
     step_times_add(&t, &s, 500000);
     assert_int_equal(step_times_estimate(&t, &s), 9000);
     step_times_add(&t, &s, 8000);
@@ -354,27 +354,27 @@ static void steady_steps_allocate_nothing(void **state)
     fake_port_init(&p, 32);
     p.slow = 2;
     fake_rig_open_on(&g, &o, &p, &be_fake_async);
-    g.m.unchosen = 5;
+    g.m.host_sampled = 5;
     for (int i = 0; i < 2 * N; i++) {
         job_init(&j[i], 100 + 9 * (i % N), 50, i % 2, (uint64_t)(i % N), 60);
         fake_rig_submit(&g, &j[i]);
         if (i == N - 1)
-            fake_rig_run(&g); /* warms up */
+            fake_rig_run(&g); /* warm-up */
     }
-    int64_t async = stats(&g).async_steps;
+    int64_t async = fake_rig_stats(&g).async_steps;
     km_mem_fail_at(1);
     while (!eng_idle(g.e))
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
-    assert_null(km_malloc(1)); /* the failure is still there */
-    assert_int_equal(stats(&g).finished[ENG_LENGTH], 2 * N);
-    assert_true(stats(&g).async_steps > async + 50);
+    assert_null(km_malloc(1)); /* the failure is still to come */
+    assert_int_equal(fake_rig_stats(&g).finished[ENG_LENGTH], 2 * N);
+    assert_true(fake_rig_stats(&g).async_steps > async + 50);
     for (int i = 0; i < 2 * N; i++)
         job_free(&j[i]);
     fake_rig_close(&g);
     fake_port_free(&p);
 }
 
-static void no_memory_for_the_second_step(void **state)
+static void failed_allocations_of_the_second_step_are_errors(void **state)
 {
     (void)state;
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
@@ -393,23 +393,24 @@ static void no_memory_for_the_second_step(void **state)
     assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
 }
 
-/* ---- everything at once ---- */
+/* ---- random traffic ---- */
 
 enum { JOBS = 60 };
 
-/* A random scene, the same for both engines: who comes and goes after which step. */
-struct scene {
+/* Random traffic, the same for both engines: options, requests, and the steps at which they are submitted and
+ * cancelled. */
+struct traffic {
     struct eng_opts o;
     bool port;
-    int chunk, slow, lossy, short_at, fail, copy_polls, unchosen;
+    int chunk, slow, lossy, short_at, fail, copy_polls, host_sampled;
     uint64_t port_rng;
-    struct job jobs[JOBS]; /* as they are asked */
-    int comes[JOBS], goes[JOBS]; /* goes 0: stays */
+    struct job jobs[JOBS]; /* before they are submitted */
+    int submit_at[JOBS], cancel_at[JOBS]; /* step numbers; cancel_at 0: never */
 };
 
-static void write_scene(struct scene *s)
+static void make_traffic(struct traffic *s)
 {
-    static int32_t stops[24]; /* enough of them to be met */
+    static int32_t stops[24]; /* enough for some to be sampled */
     static const char *const salts[] = {NULL, NULL, NULL, "", "x"};
     for (int i = 0; i < 24; i++)
         stops[i] = 40 * i;
@@ -424,7 +425,7 @@ static void write_scene(struct scene *s)
     s->short_at = below(3) ? -1 : below(4);
     s->fail = below(2);
     s->copy_polls = below(2) * below(5);
-    s->unchosen = below(3) ? 0 : below(2) ? 3 : 40;
+    s->host_sampled = below(3) ? 0 : below(2) ? 3 : 40;
     s->port_rng = fake_random(&rng);
     int longest = s->o.num_blocks * s->o.block_size, strange = below(3);
     longest = longest > 250 ? 250 : longest - 1;
@@ -443,13 +444,13 @@ static void write_scene(struct scene *s)
             j->r.sampling.repetition = 1.1;
         if (strange && !below(10))
             j->r.sampling.n_logprobs = 1;
-        s->comes[i] = below(250);
-        s->goes[i] = below(5) ? 0 : s->comes[i] + below(40);
+        s->submit_at[i] = below(250);
+        s->cancel_at[i] = below(5) ? 0 : s->submit_at[i] + below(40);
     }
 }
 
-/* Plays it; what each job got is in jobs. */
-static struct eng_stats play(const struct scene *s, const struct backend *backend, struct job *jobs)
+/* Runs the traffic on an engine; the results are in jobs. */
+static struct eng_stats run_traffic(const struct traffic *s, const struct backend *backend, struct job *jobs)
 {
     struct fake_port p;
     struct fake_rig g;
@@ -461,7 +462,7 @@ static struct eng_stats play(const struct scene *s, const struct backend *backen
     p.rng = s->port_rng;
     fake_rig_open_on(&g, &s->o, s->port ? &p : NULL, backend);
     g.m.copy_polls = s->copy_polls;
-    g.m.unchosen = s->unchosen;
+    g.m.host_sampled = s->host_sampled;
     for (int i = 0; i < JOBS; i++) {
         jobs[i] = s->jobs[i];
         jobs[i].r.user = &jobs[i];
@@ -471,9 +472,9 @@ static struct eng_stats play(const struct scene *s, const struct backend *backen
     }
     for (int step = 0; step < 300 || !eng_idle(g.e); step++) {
         for (int i = 0; i < JOBS; i++) {
-            if (s->comes[i] == step)
+            if (s->submit_at[i] == step)
                 fake_rig_submit(&g, &jobs[i]);
-            if (s->goes[i] && s->goes[i] == step && jobs[i].finish == ENG_RUNNING) {
+            if (s->cancel_at[i] && s->cancel_at[i] == step && jobs[i].finish == ENG_RUNNING) {
                 eng_cancel(g.e, jobs[i].id, ENG_ABORT);
                 jobs[i].cancelled = true;
             }
@@ -484,23 +485,23 @@ static struct eng_stats play(const struct scene *s, const struct backend *backen
     }
     for (int i = 0; i < JOBS; i++)
         fake_rig_verify(&g, &jobs[i]);
-    struct eng_stats st = stats(&g);
+    struct eng_stats st = fake_rig_stats(&g);
     fake_rig_close(&g);
     fake_port_free(&p);
     return st;
 }
 
-static void the_same_answers_as_one_at_a_time(void **state)
+static void answers_equal_those_of_synchronous_scheduling(void **state)
 {
     (void)state;
-    static struct scene s;
+    static struct traffic s;
     static struct job one[JOBS], async[JOBS];
     int64_t steps = 0, n_async = 0, wasted = 0, computed = 0, preempted = 0;
     print_message("seed %llu\n", (unsigned long long)seed);
     rng = seed;
     for (int round = 0; round < 40; round++) {
-        write_scene(&s);
-        struct eng_stats a = play(&s, &be_fake, one), b = play(&s, &be_fake_async, async);
+        make_traffic(&s);
+        struct eng_stats a = run_traffic(&s, &be_fake, one), b = run_traffic(&s, &be_fake_async, async);
         assert_int_equal(a.async_steps + a.wasted_rows, 0);
         steps += b.steps;
         n_async += b.async_steps;
@@ -520,7 +521,7 @@ static void the_same_answers_as_one_at_a_time(void **state)
             job_free(&s.jobs[i]);
         }
     }
-    print_message("%lld of %lld steps ran ahead, %lld rows were wasted beside %lld computed, %lld preemptions\n",
+    print_message("%lld of %lld steps were submitted early; %lld rows wasted, %lld computed; %lld preemptions\n",
                   (long long)n_async, (long long)steps, (long long)wasted, (long long)computed, (long long)preempted);
     assert_true(n_async > steps / 10);
     assert_true(wasted > 100 && wasted < computed / 10);
@@ -531,19 +532,19 @@ int main(int argc, char **argv)
 {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(decodes_run_async),
-        cmocka_unit_test(an_end_token_wastes_a_row),
-        cmocka_unit_test(cancelled_in_flight),
-        cmocka_unit_test(closing_waits_for_the_step),
-        cmocka_unit_test(some_tokens_are_the_hosts),
-        cmocka_unit_test(an_arrival_is_in_the_next_step),
-        cmocka_unit_test(a_place_is_taken_as_soon_as_it_is_free),
-        cmocka_unit_test(a_failure_ends_both_steps),
-        cmocka_unit_test(simulated_clocks_are_not_waited_for),
-        cmocka_unit_test(steps_are_guessed_rather_short),
+        cmocka_unit_test(decodes_are_scheduled_async),
+        cmocka_unit_test(an_end_token_wastes_one_row),
+        cmocka_unit_test(pages_of_a_request_cancelled_in_flight_are_free),
+        cmocka_unit_test(closing_waits_for_the_step_in_flight),
+        cmocka_unit_test(rows_sampled_by_the_host_are_waited_for),
+        cmocka_unit_test(a_new_request_is_in_the_next_step),
+        cmocka_unit_test(a_waiting_request_gets_freed_pages_at_once),
+        cmocka_unit_test(a_failure_ends_the_requests_of_both_steps),
+        cmocka_unit_test(a_simulated_clock_has_no_busy_until),
+        cmocka_unit_test(estimates_are_lower_bounds),
         cmocka_unit_test(steady_steps_allocate_nothing),
-        cmocka_unit_test(no_memory_for_the_second_step),
-        cmocka_unit_test(the_same_answers_as_one_at_a_time),
+        cmocka_unit_test(failed_allocations_of_the_second_step_are_errors),
+        cmocka_unit_test(answers_equal_those_of_synchronous_scheduling),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

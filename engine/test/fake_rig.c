@@ -1,3 +1,4 @@
+/* Jobs on an engine with the fake backend. */
 #include "base/test/test.h"
 
 #include "fake_rig.h"
@@ -19,7 +20,8 @@ void fake_rig_open(struct fake_rig *g, const struct eng_opts *o, struct fake_por
     fake_rig_open_on(g, o, port, &be_fake);
 }
 
-void fake_rig_open_on(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port, const struct backend *backend)
+void fake_rig_open_on(struct fake_rig *g, const struct eng_opts *o, struct fake_port *port,
+                      const struct backend *backend)
 {
     *g = (struct fake_rig){.m = fake_model(997, 4096), .port = port};
     struct km_err err;
@@ -38,7 +40,8 @@ void fake_rig_close(struct fake_rig *g)
     if (!g->m.fail_at)
         assert_int_equal(s.computed_tokens + s.wasted_rows, g->m.rows);
     if (!g->port && !s.wasted_rows)
-        assert_int_equal(g->m.spare_pages, 0); /* only loads that came short and rows that are run again leave some */
+        /* only a load that failed in part, or a row that is run again, may leave some */
+        assert_int_equal(g->m.spare_pages, 0);
     if (g->port) {
         assert_int_equal(g->port->seqs, 0);
         assert_int_equal(g->port->n_tickets, 0);
@@ -69,7 +72,7 @@ void fake_rig_submit(struct fake_rig *g, struct job *j)
     struct km_err err;
     if (eng_submit(g->e, &j->r, &j->id, &err))
         fail_msg("%s", err.msg);
-    /* What was submitted is copied: the caller's memory may change. */
+    /* The engine must have copied the prompt, so changing it must not matter. */
     for (int i = 0; i < j->r.n_prompt; i++)
         j->prompt[i] = ~j->prompt[i];
 }
@@ -105,7 +108,7 @@ void fake_rig_run(struct fake_rig *g)
     for (long i = 0; !eng_idle(g->e); i++) {
         assert_int_equal(fake_rig_step(g), 0);
         if (i > 200000)
-            fail_msg("the engine does not come to an end");
+            fail_msg("the engine is not idle after 200000 steps");
     }
 }
 
@@ -128,7 +131,7 @@ void fake_rig_verify(struct fake_rig *g, const struct job *j)
     assert_int_equal(j->n_out, n);
     for (int i = 0; i < n; i++)
         if (j->out[i] != want[i])
-            fail_msg("a prompt of %d tokens: token %d is %d, not %d", r.n_prompt, i, j->out[i], want[i]);
+            fail_msg("prompt of %d tokens: generated token %d is %d instead of %d", r.n_prompt, i, j->out[i], want[i]);
 }
 
 void fake_rig_one(struct fake_rig *g, struct job *j)
@@ -136,6 +139,23 @@ void fake_rig_one(struct fake_rig *g, struct job *j)
     fake_rig_submit(g, j);
     fake_rig_run(g);
     fake_rig_verify(g, j);
+}
+
+struct job fake_rig_run_job(struct fake_rig *g, int n, uint64_t own, int max_tokens, const char *salt)
+{
+    struct job j;
+    job_init(&j, n, 0, 0, own, max_tokens);
+    j.r.cache_salt = salt;
+    fake_rig_one(g, &j);
+    job_free(&j);
+    return j;
+}
+
+struct eng_stats fake_rig_stats(const struct fake_rig *g)
+{
+    struct eng_stats s;
+    eng_stats(g->e, &s);
+    return s;
 }
 
 void fake_rig_finish(struct fake_rig *g, struct job *j, int n)

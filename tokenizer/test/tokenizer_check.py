@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Compares tok_tool with Hugging Face `tokenizers` on the same tokenizer.json, id for id.
+"""Compares the tokenizer with Hugging Face `tokenizers` on the same tokenizer.json, token id by token id.
 
     pip install tokenizers
-    python3 tokenizer/test/compare.py build/tokenizer/tok_tool TOKENIZER.json [TEXT_FILE ...] [--random 20000]
+    python3 tokenizer/test/tokenizer_check.py build/tokenizer/tokenizer_check TOKENIZER.json [TEXT_FILE ...]
 
-Texts: each file as a whole and by lines, random Unicode strings, and megabytes of one thing. Every text is
-encoded with added tokens and as plain text, and decoded again. Exit status 1 when anything differs.
+The texts are each file, as a whole and by lines, random Unicode strings, and strings of 1 MiB that repeat a few
+characters. Every text is encoded with added tokens and as plain text, and decoded again. The exit status is 1 if
+anything differs.
 """
 import argparse
 import json
@@ -34,7 +35,7 @@ RANGES = [(0x20, 0x7E), (0xA0, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0
 
 def random_char(rng):
     if rng.random() < 0.1:
-        c = rng.randrange(1, 0x110000)  # unassigned and private ones too; NUL cannot pass through cJSON
+        c = rng.randrange(1, 0x110000)  # unassigned and private code points too, but no NUL: cJSON cannot hold it
         return "?" if 0xD800 <= c < 0xE000 else chr(c)
     return chr(rng.randint(*rng.choice(RANGES)))
 
@@ -66,56 +67,54 @@ def random_text(rng, special):
     return "".join(out)
 
 
-def ask(tool, path, flags, values):
-    """tok_tool's answer to each value, and the seconds its library took."""
+def run_ours(program, path, mode, values):
+    """Returns our result for each value, and the seconds that our library took."""
     lines = "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values)
-    got = subprocess.run([tool, path, *flags], input=lines.encode(), capture_output=True, check=False)
-    if got.returncode:
-        sys.exit(got.stderr.decode())
-    return [json.loads(line) for line in got.stdout.splitlines()], float(got.stderr.split()[-2])
+    done = subprocess.run([program, path, mode], input=lines.encode(), capture_output=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr.decode())
+    return [json.loads(line) for line in done.stdout.splitlines()], float(done.stderr.split()[-2])
 
 
 class Comparison:
-    def __init__(self, tool, path):
-        self.tool, self.path, self.different = tool, path, 0
+    def __init__(self, program, path):
+        self.program, self.path, self.different = program, path, 0
         whole = json.load(open(path, encoding="utf-8"))
         self.special = [a["content"] for a in whole["added_tokens"]]
         self.theirs = tokenizers.Tokenizer.from_file(path)
-        # With no added tokens in the file, theirs splits the text of one like ours with --plain.
+        # Without added tokens in the file, theirs splits their text like any other, as our encode-plain does.
         self.theirs_plain = tokenizers.Tokenizer.from_str(json.dumps({**whole, "added_tokens": []}))
 
     def run(self, name, texts):
         size = sum(len(t.encode()) for t in texts) / 1e6
-        for flags, theirs in ((["--plain"], self.theirs_plain), ([], self.theirs)):
-            ours, seconds = ask(self.tool, self.path, flags, texts)
+        for mode, theirs in (("encode-plain", self.theirs_plain), ("encode", self.theirs)):
+            ours, seconds = run_ours(self.program, self.path, mode, texts)
             start = time.perf_counter()
             want = [theirs.encode(t).ids for t in texts]
             their_seconds = time.perf_counter() - start
-            bad = [i for i, ids in enumerate(want) if ids != ours[i]]
-            self.report(name + (" plain" if flags else ""), texts, bad, len(texts) - len(bad))
-            print(f"    {size:.2f} MB, {sum(map(len, want))} ids; MB/s: ours {size / max(seconds, 1e-9):.1f}, "
-                  f"theirs {size / their_seconds:.1f}; longest text {max(map(len, texts))} characters")
-        back, _ = ask(self.tool, self.path, ["--decode"], want)
-        text_back = [self.theirs.decode(ids, skip_special_tokens=False) for ids in want]
-        bad = [i for i, t in enumerate(text_back) if t != back[i]]
-        self.report(name + " decoded", texts, bad, len(texts) - len(bad))
+            self.report(f"{name}, {mode}", texts, want, ours)
+            print(f"    {size:.2f} MB, {sum(map(len, want))} ids; ours {size / max(seconds, 1e-9):.1f} MB/s, "
+                  f"theirs {size / their_seconds:.1f} MB/s; longest text {max(map(len, texts))} characters")
+        ours, _ = run_ours(self.program, self.path, "decode", want)
+        self.report(f"{name}, decode", texts, [self.theirs.decode(ids, skip_special_tokens=False) for ids in want], ours)
 
-    def report(self, name, texts, bad, equal):
-        print(f"{name}: {equal} equal, {len(bad)} different")
+    def report(self, name, texts, theirs, ours):
+        bad = [i for i, want in enumerate(theirs) if want != ours[i]]
+        print(f"{name}: {len(texts) - len(bad)} equal, {len(bad)} different")
         self.different += len(bad)
         for i in bad[:3]:
-            print("    differs:", ascii(texts[i])[:300])
+            print("    different:", ascii(texts[i])[:300])
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("tool")
-    p.add_argument("tokenizer")
-    p.add_argument("files", nargs="*")
-    p.add_argument("--random", type=int, default=20000)
-    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("program", help="build/tokenizer/tokenizer_check")
+    p.add_argument("tokenizer", help="tokenizer.json")
+    p.add_argument("files", nargs="*", help="UTF-8 text files")
+    p.add_argument("--random", type=int, default=20000, help="number of random strings (default 20000)")
+    p.add_argument("--seed", type=int, default=1, help="seed of the random strings (default 1)")
     a = p.parse_args()
-    c = Comparison(a.tool, a.tokenizer)
+    c = Comparison(a.program, a.tokenizer)
     for f in a.files:
         text = open(f, encoding="utf-8", newline="").read()
         c.run(os.path.basename(f), [text])
