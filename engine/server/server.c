@@ -48,12 +48,6 @@ struct srv {
     atomic_bool stop;
 };
 
-struct srv_opts srv_defaults(void)
-{
-    return (struct srv_opts){.host = "127.0.0.1", .port = 8000, .device = "cpu", .kv = "none", .max_body = 8 << 20,
-                             .max_connections = 4096, .idle_timeout = 120, .read_timeout = 30};
-}
-
 /* Wakes the event loop, from any thread. */
 static void wake(void *arg)
 {

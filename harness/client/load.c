@@ -14,26 +14,11 @@
 
 enum { OPEN_AHEAD = 64 }; /* connections opened beforehand when prompts arrive at a rate */
 
-struct hz_load hz_load_defaults(void)
-{
-    return (struct hz_load){
-        .num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = HZ_CHAT};
-}
-
 /* The numbers that vLLM's client also refuses, with its rules. */
 static int check(const struct hz_load *l, const struct wl_set *set, struct km_err *err)
 {
     if (set->n < 1)
         return km_fail(err, KM_EINVAL, "workload %s is empty", set->name);
-    if (l->request_rate < 0 || isnan(l->request_rate))
-        return km_fail(err, KM_EINVAL, "--request-rate is %g; it must be positive, or 0 for no pause",
-                       l->request_rate);
-    if (!(l->burstiness > 0))
-        return km_fail(err, KM_EINVAL, "--burstiness is %g; it must be positive, 1 for Poisson arrivals",
-                       l->burstiness);
-    if (l->timeout_s < 0 || !(l->timeout_s < 1e6))
-        return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000",
-                       l->timeout_s);
     if (wl_kind_ops(set->kind)->open_loop)
         return 0;
     if (l->num_clients < 1 || l->num_clients > set->n)
@@ -135,7 +120,9 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
     struct cli *c = NULL;
     struct turns *warm = NULL, *s = NULL;
     *out = (struct hz_trace){.fixed_history = load->fixed_history};
-    int rc = check(load, set, err);
+    int rc = hz_load_check(load, err);
+    if (!rc)
+        rc = check(load, set, err);
     if (!rc)
         rc = rest_model(target, out->model, sizeof out->model, err);
     if (!rc)
