@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/machine.h"
 #include "base/mem.h"
+#include "base/option.h"
 #include "engine/cpu/forward.h"
 
 #include <stdio.h>
@@ -83,21 +84,20 @@ static int plan_pages(const struct be_opts *o, int64_t available, int64_t fixed,
     }
     n = n > most ? most : n;
     const int64_t pages = n > 0 ? n : 1, need = fixed + pages * page;
-    const double gib = 1 << 30;
     if (n < 1 || n * page > left)
         return km_fail(
             err, KM_ELIMIT,
-            "weights and workspace take %.4g GiB, and %lld pages of KV %.4g GiB more, but %s %.4g GiB; ask for "
-            "fewer pages, %slower the model length, or use a smaller model",
-            (double)fixed / gib, (long long)pages, (double)(pages * page) / gib,
-            o->memory_limit ? "the memory limit is" : "the available memory is", (double)limit / gib,
+            "weights and workspace take %s, and %lld page%s of KV %s more, but the %s is %s; ask for fewer pages, %slower "
+            "the model length, or use a smaller model",
+            km_size_text(fixed).s, (long long)pages, pages > 1 ? "s" : "", km_size_text(pages * page).s,
+            o->memory_limit ? "memory limit" : "available memory", km_size_text(limit).s,
             o->memory_limit ? "raise the limit, " : "");
     if (need > available)
         return km_fail(
             err, KM_ELIMIT,
-            "weights, workspace and %lld pages of KV take %.4g GiB, but only %.4g GiB of memory are available "
-            "to this process; lower the memory limit, or use a smaller model",
-            (long long)pages, (double)need / gib, (double)available / gib);
+            "weights, workspace and %lld pages of KV take %s, but only %s of memory are available to this process; lower "
+            "the memory limit, or use a smaller model",
+            (long long)pages, km_size_text(need).s, km_size_text(available).s);
     *out = (int)n;
     return 0;
 }
