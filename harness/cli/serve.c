@@ -151,9 +151,9 @@ static int plan_cache(struct serve_plan *out, const struct cache_choice *cache, 
     out->cache_chunks = cache->on ? c->max_local_cpu / chunk : 0;
     if (cache->on && !out->cache_chunks)
         return km_fail(err, KM_EINVAL,
-                       "the cache layer may take %.6g MiB, but one chunk of %d tokens of this model is %.6g MiB; give "
-                       "--kv-cache more memory or lower --chunk-size",
-                       (double)c->max_local_cpu / (1 << 20), out->chunk_size, (double)chunk / (1 << 20));
+                       "the cache layer may take %s, but one chunk of %d tokens of this model is %s; give --kv-cache more "
+                       "memory or lower --chunk-size",
+                       km_size_text(c->max_local_cpu).s, out->chunk_size, km_size_text(chunk).s);
     return 0;
 }
 
@@ -225,16 +225,15 @@ static int open_tokenizer(const struct serve_opts *o, struct parts *p, struct km
 
 static void log_engine(const struct parts *p, const char *cache)
 {
-    const double gib = 1 << 30;
     const struct eng_opts *o = eng_options(p->eng);
     struct eng_stats st;
     eng_stats(p->eng, &st);
     km_log(KM_LOG_INFO,
-           "%s%s, %s, on %s: weights %.2f GiB, workspace %.2f GiB, KV pool %.2f GiB (%d blocks of %d tokens, %d tokens), "
-           "context %d tokens, cache layer: %s",
+           "%s%s, %s, on %s: weights %s, workspace %s, KV pool %s (%d blocks of %d tokens, %d tokens), context %d "
+           "tokens, cache layer: %s",
            mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "",
-           km_dtype_name((enum km_dtype)o->dtype), st.be.device, (double)st.be.weight_bytes / gib,
-           (double)st.be.workspace_bytes / gib, (double)st.be.kv_bytes / gib, o->num_blocks, o->block_size,
+           km_dtype_name((enum km_dtype)o->dtype), st.be.device, km_size_text(st.be.weight_bytes).s,
+           km_size_text(st.be.workspace_bytes).s, km_size_text(st.be.kv_bytes).s, o->num_blocks, o->block_size,
            o->num_blocks * o->block_size, o->max_model_len, cache);
 }
 
