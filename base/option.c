@@ -39,7 +39,7 @@ static union value load(const struct km_option *o, const void *object)
     else if (o->type == KM_STR)
         v.text = *(const char *const *)at;
     else if (o->type != KM_LIST)
-        v.whole = o->size == sizeof(bool) ? *(const bool *)at
+        v.whole = o->size == sizeof(bool)  ? *(const bool *)at
                   : o->size == sizeof(int) ? *(const int *)at
                                            : *(const int64_t *)at;
     return v;
@@ -137,17 +137,23 @@ static int parse(const struct km_option *o, const char *text, union value *out, 
     if (word < 0)
         return km_fail(err, KM_EINVAL, "%s%s is \"%s\"; it must be one of %s", dashes(o), o->name, text, o->values);
     switch (o->type) {
-    case KM_BOOL: return parse_bool(o, text, out, err);
+    case KM_BOOL:
+        return parse_bool(o, text, out, err);
     case KM_INT:
-    case KM_NUM: return parse_number(o, text, out, err);
+    case KM_NUM:
+        return parse_number(o, text, out, err);
     case KM_SIZE: {
         int rc = km_parse_size(text, &out->whole, err);
         if (rc)
             return km_context(err, "%s%s", dashes(o), o->name);
         return in_range(o, (double)out->whole) ? 0 : fail_range(o, text, err);
     }
-    case KM_CHOICE: out->whole = (int64_t)o->lo + word; return 0;
-    default: out->text = text; return 0;
+    case KM_CHOICE:
+        out->whole = (int64_t)o->lo + word;
+        return 0;
+    default:
+        out->text = text;
+        return 0;
     }
 }
 
@@ -212,7 +218,8 @@ static int check_row(const struct km_option *o, const void *object, struct km_er
             return 0;
         return km_fail(err, KM_EINVAL, "%s%s is %lld, which stands for none of %s", dashes(o), o->name,
                        (long long)v.whole, o->values);
-    default: return 0;
+    default:
+        return 0;
     }
 }
 
@@ -251,9 +258,13 @@ static void add_json(cJSON *to, const struct km_option *o, const void *object)
 {
     union value v = load(o, object);
     switch (o->type) {
-    case KM_BOOL: cJSON_AddBoolToObject(to, o->name, v.whole != 0); break;
+    case KM_BOOL:
+        cJSON_AddBoolToObject(to, o->name, v.whole != 0);
+        break;
     case KM_INT:
-    case KM_SIZE: cJSON_AddNumberToObject(to, o->name, (double)v.whole); break;
+    case KM_SIZE:
+        cJSON_AddNumberToObject(to, o->name, (double)v.whole);
+        break;
     case KM_NUM:
         if (isinf(v.real)) /* JSON has no infinity */
             cJSON_AddStringToObject(to, o->name, "inf");
@@ -264,8 +275,12 @@ static void add_json(cJSON *to, const struct km_option *o, const void *object)
         if (v.text && !o->secret)
             cJSON_AddStringToObject(to, o->name, v.text);
         break;
-    case KM_CHOICE: add_word(to, o, v.whole); break;
-    case KM_LIST: add_list(to, o, (const struct km_strs *)((const char *)object + o->offset)); break;
+    case KM_CHOICE:
+        add_word(to, o, v.whole);
+        break;
+    case KM_LIST:
+        add_list(to, o, (const struct km_strs *)((const char *)object + o->offset));
+        break;
     }
 }
 

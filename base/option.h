@@ -2,9 +2,9 @@
  *
  * A `km_option` is one row: the option's name, type, default, range or allowed values, help text, and the field that it
  * fills. The field is an offset into the struct that the consumer of the option reads, so no code copies options from
- * one struct to another. A `km_option_group` is a table of rows with the struct that the rows fill. Programs pass a list
- * of groups to the functions here and in base/args.h: defaults, range checks, command lines, `--help`, man pages and the
- * options recorded in result files all come from the rows.
+ * one struct to another. A `km_option_group` is a table of rows with the struct that the rows fill. Programs pass a
+ * list of groups to the functions here and in base/args.h: defaults, range checks, command lines, `--help`, man pages
+ * and the options recorded in result files all come from the rows.
  *
  * To add an option: add the field to the struct, the row to the table beside it, and the code that uses the field.
  *
@@ -30,13 +30,13 @@
 #include <stdint.h>
 
 enum km_option_type {
-    KM_BOOL,   /* --name, --no-name */
-    KM_INT,    /* int, int64_t or uint64_t */
-    KM_NUM,    /* double; accepts "inf" */
-    KM_STR,    /* const char *, borrowed */
-    KM_LIST,   /* struct km_strs: each use of the option appends a text */
-    KM_SIZE,   /* int64_t or uint64_t, in bytes: 24GiB, 512MiB, 4G (4 GiB), 1000 */
-    KM_CHOICE  /* an enum, an int or a bool: lo plus the place of the word in `values` */
+    KM_BOOL,  /* --name, --no-name */
+    KM_INT,   /* int, int64_t or uint64_t */
+    KM_NUM,   /* double; accepts "inf" */
+    KM_STR,   /* const char *, borrowed */
+    KM_LIST,  /* struct km_strs: each use of the option appends a text */
+    KM_SIZE,  /* int64_t or uint64_t, in bytes: 24GiB, 512MiB, 4G (4 GiB), 1000 */
+    KM_CHOICE /* an enum, an int or a bool: lo plus the place of the word in `values` */
 };
 
 struct km_strs {
@@ -55,9 +55,9 @@ struct km_option {
     const char *arg;      /* what the help calls the value: DIR, N, URL; NULL: `values` */
     const char *values;   /* KM_STR, KM_CHOICE: the allowed words, "auto|float32|bfloat16"; NULL: any text */
     const char *fallback; /* the default as text, read as if the user had typed it; NULL: 0, false or NULL */
-    double lo, hi;        /* range of a number, if lo < hi. A field may also hold its default outside of it: 0, not set */
-    bool secret;          /* recorded results have no text of it, and of a list only the length */
-    const char *help;     /* NULL: not on the command line, only default and range; messages say `name` without dashes */
+    double lo, hi;    /* range of a number, if lo < hi. A field may also hold its default outside of it: 0, not set */
+    bool secret;      /* recorded results have no text of it, and of a list only the length */
+    const char *help; /* NULL: not on the command line, only default and range; messages say `name` without dashes */
 };
 
 /* The initialisers of a row's type, offset and size, for field f of struct s. A field of any other type than those
@@ -65,13 +65,13 @@ struct km_option {
 #define KM_FIELD(s, f)                                                                                                 \
     KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, bool: KM_BOOL, int: KM_INT, int64_t: KM_INT, uint64_t: KM_INT,    \
                                         double: KM_NUM, const char *: KM_STR, struct km_strs: KM_LIST)
-#define KM_FIELD_SIZE(s, f) KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, int64_t: KM_SIZE, uint64_t: KM_SIZE)
+#define KM_FIELD_SIZE(s, f) KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, int64_t : KM_SIZE, uint64_t : KM_SIZE)
 #define KM_FIELD_CHOICE(s, f)                                                                                          \
-    KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, int: KM_CHOICE, unsigned: KM_CHOICE, bool: KM_CHOICE)
+    KM_FIELD_AT(s, f), .type = _Generic(((s *)0)->f, int : KM_CHOICE, unsigned : KM_CHOICE, bool : KM_CHOICE)
 #define KM_FIELD_AT(s, f) .offset = offsetof(s, f), .size = sizeof(((s *)0)->f)
 
 struct km_option_group {
-    const char *title; /* heading in help and man pages */
+    const char *title;            /* heading in help and man pages */
     const struct km_option *rows; /* [n] */
     int n;
     void *object; /* the struct that the rows fill */

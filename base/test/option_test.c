@@ -29,28 +29,64 @@ struct pool_opts {
 
 static const struct km_option load_rows[] = {
     {.name = "early-stop", KM_FIELD(struct load_opts, early_stop), .fallback = "true", .help = "stop early"},
-    {.name = "num-clients", .letter = 'p', KM_FIELD(struct load_opts, num_clients), .arg = "N", .fallback = "1",
-     .lo = 1, .hi = 100, .help = "clients"},
-    {.name = "request-rate", KM_FIELD(struct load_opts, request_rate), .arg = "R", .fallback = "0.5", .lo = 0,
-     .hi = INFINITY, .help = "requests per second"},
+    {.name = "num-clients",
+     .letter = 'p',
+     KM_FIELD(struct load_opts, num_clients),
+     .arg = "N",
+     .fallback = "1",
+     .lo = 1,
+     .hi = 100,
+     .help = "clients"},
+    {.name = "request-rate",
+     KM_FIELD(struct load_opts, request_rate),
+     .arg = "R",
+     .fallback = "0.5",
+     .lo = 0,
+     .hi = INFINITY,
+     .help = "requests per second"},
     {.name = "header", KM_FIELD(struct load_opts, headers), .arg = "K=V", .secret = true, .help = "a header"},
-    {.name = "device", KM_FIELD(struct load_opts, device), .values = "auto|cpu|cuda", .fallback = "auto",
+    {.name = "device",
+     KM_FIELD(struct load_opts, device),
+     .values = "auto|cpu|cuda",
+     .fallback = "auto",
      .help = "a device"},
 };
 static const struct km_option pool_rows[] = {
-    {.name = "block-size", KM_FIELD(struct pool_opts, block_size), .arg = "N", .fallback = "16", .lo = 1, .hi = 1024,
+    {.name = "block-size",
+     KM_FIELD(struct pool_opts, block_size),
+     .arg = "N",
+     .fallback = "16",
+     .lo = 1,
+     .hi = 1024,
      .help = "tokens of a block"},
-    {.name = "max-len", KM_FIELD(struct pool_opts, max_len), .arg = "N", .lo = 2, .hi = 4096,
+    {.name = "max-len",
+     KM_FIELD(struct pool_opts, max_len),
+     .arg = "N",
+     .lo = 2,
+     .hi = 4096,
      .help = "tokens (default: the model's)"},
-    {.name = "dtype", KM_FIELD_CHOICE(struct pool_opts, dtype), .values = "auto|float32|bfloat16", .fallback = "auto",
-     .lo = -1, .help = "number format"},
-    {.name = "memory-limit", KM_FIELD_SIZE(struct pool_opts, memory_limit), .arg = "SIZE", .fallback = "1GiB",
+    {.name = "dtype",
+     KM_FIELD_CHOICE(struct pool_opts, dtype),
+     .values = "auto|float32|bfloat16",
+     .fallback = "auto",
+     .lo = -1,
+     .help = "number format"},
+    {.name = "memory-limit",
+     KM_FIELD_SIZE(struct pool_opts, memory_limit),
+     .arg = "SIZE",
+     .fallback = "1GiB",
      .help = "a limit"},
     {.name = "seed", KM_FIELD(struct pool_opts, seed), .arg = "N", .lo = 0, .hi = 9e15, .help = "a seed"},
-    {.name = "color", KM_FIELD_CHOICE(struct pool_opts, color), .values = "red|green|blue", .fallback = "green",
+    {.name = "color",
+     KM_FIELD_CHOICE(struct pool_opts, color),
+     .values = "red|green|blue",
+     .fallback = "green",
      .help = "a color"},
-    {.name = "sampling", KM_FIELD_CHOICE(struct pool_opts, random), .values = "round_robin|random",
-     .fallback = "round_robin", .help = "an order"},
+    {.name = "sampling",
+     KM_FIELD_CHOICE(struct pool_opts, random),
+     .values = "round_robin|random",
+     .fallback = "round_robin",
+     .help = "an order"},
     {.name = "api_key", KM_FIELD(struct pool_opts, key), .arg = "KEY", .secret = true, .help = "a key"},
     {.name = "the queue length", KM_FIELD(struct pool_opts, queue), .fallback = "64", .lo = 1, .hi = 128},
 };
@@ -96,13 +132,15 @@ static void command_lines_fill_the_fields(void **state)
     struct both b;
     struct km_strs pos = {0};
     struct km_err err;
-    char *argv[] = {"w.json",   "--early-stop", "-p",       "10",      "--memory-limit=24GiB", "--request-rate",
-                    "inf",      "--device",     "cpu",      "--header", "a=b",                 "--header",
-                    "c=d",      "--dtype",      "bfloat16", "--color",  "blue",                "--sampling",
-                    "random",   "--seed",       "9000000000", "--api-key", "k",                "--",
-                    "--no-such"};
+    char words[] = "w.json --early-stop -p 10 --memory-limit=24GiB --request-rate inf --device cpu --header a=b "
+                   "--header c=d --dtype bfloat16 --color blue --sampling random --seed 9000000000 --api-key k -- "
+                   "--no-such";
+    char *argv[32];
+    int argc = 0;
+    for (char *w = strtok(words, " "); w; w = strtok(NULL, " "))
+        argv[argc++] = w;
     set_up(&b);
-    assert_int_equal(parse(&b, sizeof argv / sizeof *argv, argv, &pos, &err), 0);
+    assert_int_equal(parse(&b, argc, argv, &pos, &err), 0);
     assert_true(b.load.early_stop && b.load.num_clients == 10 && isinf(b.load.request_rate) && b.load.headers.n == 2);
     assert_string_equal(b.load.device, "cpu");
     assert_true(b.pool.memory_limit == 24LL << 30 && b.pool.dtype == 1 && b.pool.color == BLUE && b.pool.random);
@@ -124,23 +162,22 @@ static void bad_command_lines_say_what_is_right(void **state)
     static const struct {
         char *a, *b;
         const char *say;
-    } bad[] = {
-        {"--num-client", "3", "unknown flag --num-client; did you mean --num-clients?"},
-        {"--no-device", "3", "unknown flag --no-device; did you mean --device?"},
-        {"--xxxxxxxxx", "3", "unknown flag --xxxxxxxxx; --help lists the flags"},
-        {"-z", "3", "unknown flag -z; --help lists the flags"},
-        {"-p", "0", "--num-clients is 0; it must be between 1 and 100"},
-        {"-p", "x", "--num-clients is \"x\"; it must be a whole number"},
-        {"-p", "1.5", "--num-clients is \"1.5\"; it must be a whole number"},
-        {"--request-rate", "-1", "--request-rate is -1; it must be between 0 and inf"},
-        {"--request-rate", "nan", "--request-rate is \"nan\"; it must be a number"},
-        {"--max-len", "0", "--max-len is 0; it must be between 2 and 4096"},
-        {"--device", "tpu", "--device is \"tpu\"; it must be one of auto|cpu|cuda"},
-        {"--color", "re", "--color is \"re\"; it must be one of red|green|blue"},
-        {"--memory-limit", "24Q", "--memory-limit: \"24Q\" is not a size; write for example 24GiB or 512MiB"},
-        {"--early-stop=x", "", "--early-stop takes no value; write --early-stop or --no-early-stop"},
-        {"x", "--color", "--color needs a value (red|green|blue)"},
-        {"--the queue length", "3", "unknown flag --the queue length; --help lists the flags"}};
+    } bad[] = {{"--num-client", "3", "unknown flag --num-client; did you mean --num-clients?"},
+               {"--no-device", "3", "unknown flag --no-device; did you mean --device?"},
+               {"--xxxxxxxxx", "3", "unknown flag --xxxxxxxxx; --help lists the flags"},
+               {"-z", "3", "unknown flag -z; --help lists the flags"},
+               {"-p", "0", "--num-clients is 0; it must be between 1 and 100"},
+               {"-p", "x", "--num-clients is \"x\"; it must be a whole number"},
+               {"-p", "1.5", "--num-clients is \"1.5\"; it must be a whole number"},
+               {"--request-rate", "-1", "--request-rate is -1; it must be between 0 and inf"},
+               {"--request-rate", "nan", "--request-rate is \"nan\"; it must be a number"},
+               {"--max-len", "0", "--max-len is 0; it must be between 2 and 4096"},
+               {"--device", "tpu", "--device is \"tpu\"; it must be one of auto|cpu|cuda"},
+               {"--color", "re", "--color is \"re\"; it must be one of red|green|blue"},
+               {"--memory-limit", "24Q", "--memory-limit: \"24Q\" is not a size; write for example 24GiB or 512MiB"},
+               {"--early-stop=x", "", "--early-stop takes no value; write --early-stop or --no-early-stop"},
+               {"x", "--color", "--color needs a value (red|green|blue)"},
+               {"--the queue length", "3", "unknown flag --the queue length; --help lists the flags"}};
     struct both b;
     struct km_strs pos = {0};
     struct km_err err;
@@ -259,10 +296,14 @@ static void text_is_wrapped(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(defaults_come_from_the_rows),        cmocka_unit_test(command_lines_fill_the_fields),
-        cmocka_unit_test(bad_command_lines_say_what_is_right), cmocka_unit_test(structs_filled_by_hand_are_checked),
-        cmocka_unit_test(other_readers_set_rows_by_name),     cmocka_unit_test(options_become_json),
-        cmocka_unit_test(help_states_the_defaults),           cmocka_unit_test(text_is_wrapped),
+        cmocka_unit_test(defaults_come_from_the_rows),
+        cmocka_unit_test(command_lines_fill_the_fields),
+        cmocka_unit_test(bad_command_lines_say_what_is_right),
+        cmocka_unit_test(structs_filled_by_hand_are_checked),
+        cmocka_unit_test(other_readers_set_rows_by_name),
+        cmocka_unit_test(options_become_json),
+        cmocka_unit_test(help_states_the_defaults),
+        cmocka_unit_test(text_is_wrapped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

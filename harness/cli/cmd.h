@@ -14,7 +14,7 @@ enum { CMD_MAX_GROUPS = 8 };
 
 /* One call of a subcommand. */
 struct cmd_call {
-    void *options;      /* the subcommand's struct, as the user filled it */
+    void *options;       /* the subcommand's struct, as the user filled it */
     struct km_strs args; /* the arguments that are not options */
     struct km_option_group groups[CMD_MAX_GROUPS];
     int n_groups;

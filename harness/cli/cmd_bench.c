@@ -17,18 +17,33 @@ struct bench_opts {
 };
 
 static const struct km_option rows[] = {
-    {.name = "output", .letter = 'o', KM_FIELD(struct bench_opts, suite.dir), .arg = "DIR",
+    {.name = "output",
+     .letter = 'o',
+     KM_FIELD(struct bench_opts, suite.dir),
+     .arg = "DIR",
      .help = "result folder (required); runs that it holds already are not run again"},
     {.name = "device", KM_FIELD(struct bench_opts, device), .arg = "DEV", .help = "short for --set device=DEV"},
-    {.name = "url", .letter = 'u', KM_FIELD(struct bench_opts, url), .arg = "URL",
+    {.name = "url",
+     .letter = 'u',
+     KM_FIELD(struct bench_opts, url),
+     .arg = "URL",
      .help = "short for --set url=URL: measure a server that is running"},
-    {.name = "set", .letter = 's', KM_FIELD(struct bench_opts, suite.set), .arg = "OPTION=VALUE",
+    {.name = "set",
+     .letter = 's',
+     KM_FIELD(struct bench_opts, suite.set),
+     .arg = "OPTION=VALUE",
      .help = "an option of kvmark run, for every row that does not set it; may be given more than once"},
-    {.name = "pairs", KM_FIELD(struct bench_opts, suite.pairs), .arg = "N", .lo = 1, .hi = 1000,
+    {.name = "pairs",
+     KM_FIELD(struct bench_opts, suite.pairs),
+     .arg = "N",
+     .lo = 1,
+     .hi = 1000,
      .help = "repeats of each row (default: the suite's)"},
     {.name = "table", KM_FIELD(struct bench_opts, suite.only), .arg = "ID", .help = "make only this table"},
     {.name = "plan", KM_FIELD(struct bench_opts, plan), .help = "print the commands of the runs, and run none"},
-    {.name = "program", KM_FIELD(struct bench_opts, suite.exe), .arg = "FILE",
+    {.name = "program",
+     KM_FIELD(struct bench_opts, suite.exe),
+     .arg = "FILE",
      .help = "the kvmark program to run (default: this one)"},
     {.name = "quiet", .letter = 'q', KM_FIELD(struct bench_opts, quiet), .help = "print no progress on stderr"},
 };
@@ -132,8 +147,9 @@ static int bench(const struct hz_suite *s, const struct hz_suite_opts *o)
     if (rc)
         return cmd_error(&err, cmd_status_of(rc));
     if (res.failed)
-        km_log(KM_LOG_ERROR, "%d of %d runs failed; their messages are in %s/logs, and the same command tries them again",
-               res.failed, res.failed + res.ran, o->dir);
+        km_log(KM_LOG_ERROR,
+               "%d of %d runs failed; their messages are in %s/logs, and the same command tries them again", res.failed,
+               res.failed + res.ran, o->dir);
     if (res.interrupted)
         km_log(KM_LOG_WARN, "interrupted; the same command continues from here");
     if (!res.done) {
@@ -200,15 +216,16 @@ const struct cmd cmd_bench = {
     .name = "bench",
     .usage = "SUITE.json -o DIR [OPTIONS]",
     .summary = "Run a suite of tables, rows and repeats, and report on it",
-    .text = "A suite says which tables to make. Each row of a table is a set of options of kvmark run, and each run is a "
-            "process of its own. The rows take turns, repeat by repeat (AB BA BA AB), so that a slow drift of the "
-            "machine affects all of them. A run that several tables need is made once. DIR gets a run folder per cell, "
-            "tables.md, report.html and plots; stdout gets the tables.\n\n"
-            "Runs that DIR holds already are not made again, so the same command continues where it stopped. Ctrl-C "
-            "ends the current run and reports on the finished ones; a second Ctrl-C kills the run. The exit status is "
-            "1 if a run failed or was cut short.\n\n"
-            "--set and its short forms replace the defaults of the suite and the options of a table, but not those of "
-            "a row: what a table compares stays as it is.",
+    .text =
+        "A suite says which tables to make. Each row of a table is a set of options of kvmark run, and each run is a "
+        "process of its own. The rows take turns, repeat by repeat (AB BA BA AB), so that a slow drift of the "
+        "machine affects all of them. A run that several tables need is made once. DIR gets a run folder per cell, "
+        "tables.md, report.html and plots; stdout gets the tables.\n\n"
+        "Runs that DIR holds already are not made again, so the same command continues where it stopped. Ctrl-C "
+        "ends the current run and reports on the finished ones; a second Ctrl-C kills the run. The exit status is "
+        "1 if a run failed or was cut short.\n\n"
+        "--set and its short forms replace the defaults of the suite and the options of a table, but not those of "
+        "a row: what a table compares stays as it is.",
     .options_size = sizeof(struct bench_opts),
     .groups = groups,
     .run = run,

@@ -15,11 +15,17 @@ struct compare_cmd {
 };
 
 static const struct km_option rows[] = {
-    {.name = "format", .letter = 'f', KM_FIELD_CHOICE(struct compare_cmd, format), .values = "md|csv|json",
-     .fallback = "md", .help = "format of the result on stdout"},
-    {.name = "fail-if", KM_FIELD(struct compare_cmd, limits), .arg = "LIMIT",
-     .help = "exit with status 3 if the change from A to B is beyond LIMIT, FIGURE>+N% or FIGURE<-N%; may be given more "
-             "than once"},
+    {.name = "format",
+     .letter = 'f',
+     KM_FIELD_CHOICE(struct compare_cmd, format),
+     .values = "md|csv|json",
+     .fallback = "md",
+     .help = "format of the result on stdout"},
+    {.name = "fail-if",
+     KM_FIELD(struct compare_cmd, limits),
+     .arg = "LIMIT",
+     .help = "exit with status 3 if the change from A to B is beyond LIMIT, FIGURE>+N% or FIGURE<-N%; may be given "
+             "more than once"},
 };
 
 static int groups(void *options, struct km_option_group *out)
@@ -35,8 +41,7 @@ static const char *profile_name(const struct compare_cmd *o)
     return o->compare.profile == HZ_SEED ? "seed" : "strict";
 }
 
-static int print_json(const struct hz_comparison *c, const struct km_strs *pos, const char *profile,
-                      struct km_err *err)
+static int print_json(const struct hz_comparison *c, const struct km_strs *pos, const char *profile, struct km_err *err)
 {
     cJSON *v = hz_comparison_json(c);
     cJSON_AddStringToObject(v, "a", pos->v[0]);
@@ -80,8 +85,7 @@ static int print_grid(const struct hz_comparison *c, bool md, const char *profil
 }
 
 /* Prints a line for each limit that is missed; CMD_LIMIT if there is one. */
-static int check_limits(const struct hz_limit *limits, const struct km_strs *texts,
-                        const struct hz_comparison *c)
+static int check_limits(const struct hz_limit *limits, const struct km_strs *texts, const struct hz_comparison *c)
 {
     int status = CMD_OK;
     for (int i = 0; i < texts->n; i++) {
@@ -89,8 +93,7 @@ static int check_limits(const struct hz_limit *limits, const struct km_strs *tex
         if (!hz_limit_missed(&limits[i], c, &change))
             continue;
         if (isnan(change))
-            km_log(KM_LOG_ERROR, "limit %s missed: the figure was not measured, or on too few requests",
-                   texts->v[i]);
+            km_log(KM_LOG_ERROR, "limit %s missed: the figure was not measured, or on too few requests", texts->v[i]);
         else
             km_log(KM_LOG_ERROR, "limit %s missed: the change is %+.1f%%", texts->v[i], change);
         status = CMD_LIMIT;

@@ -12,11 +12,22 @@ struct gen_opts {
 };
 
 static const struct km_option rows[] = {
-    {.name = "tokenizer", .letter = 't', KM_FIELD(struct gen_opts, tokenizer), .arg = "DIR",
+    {.name = "tokenizer",
+     .letter = 't',
+     KM_FIELD(struct gen_opts, tokenizer),
+     .arg = "DIR",
      .help = "folder of a tokenizer.json, or the file itself, to count tokens with (required)"},
-    {.name = "seed", KM_FIELD(struct gen_opts, workload.seed), .arg = "N", .fallback = "0", .lo = 0,
-     .hi = 4294967295.0, .help = "seed of the random numbers"},
-    {.name = "output", .letter = 'o', KM_FIELD(struct gen_opts, out), .arg = "FILE.json",
+    {.name = "seed",
+     KM_FIELD(struct gen_opts, workload.seed),
+     .arg = "N",
+     .fallback = "0",
+     .lo = 0,
+     .hi = 4294967295.0,
+     .help = "seed of the random numbers"},
+    {.name = "output",
+     .letter = 'o',
+     KM_FIELD(struct gen_opts, out),
+     .arg = "FILE.json",
      .help = "file to write the conversations to, in vLLM's format (default: only the statistics)"},
 };
 
@@ -61,8 +72,9 @@ const struct cmd cmd_gen = {
     .name = "gen",
     .usage = "WORKLOAD.json --tokenizer DIR [-o FILE.json] [OPTIONS]",
     .summary = "Generate the conversations or prompts of a workload, and print their statistics",
-    .text = "WORKLOAD.json may be vLLM's generate_multi_turn.json, unchanged. The same seed, text and tokenizer give the "
-            "conversations that vLLM's generator makes.",
+    .text =
+        "WORKLOAD.json may be vLLM's generate_multi_turn.json, unchanged. The same seed, text and tokenizer give the "
+        "conversations that vLLM's generator makes.",
     .options_size = sizeof(struct gen_opts),
     .groups = groups,
     .run = run,

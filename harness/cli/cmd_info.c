@@ -19,7 +19,8 @@ struct info_opts {
 
 static const struct km_option rows[] = {
     {.name = "json", KM_FIELD(struct info_opts, json), .help = "print one JSON object, not lines"},
-    {.name = "plan", KM_FIELD(struct info_opts, plan),
+    {.name = "plan",
+     KM_FIELD(struct info_opts, plan),
      .help = "print the memory that an engine with the options of serve would take"},
 };
 
@@ -170,13 +171,14 @@ const struct cmd cmd_info = {
     .name = "info",
     .usage = "[--json] | --plan --model DIR|PRESET [OPTIONS]",
     .summary = "Describe this machine and measure its limits, or plan the memory of an engine",
-    .text = "Without options, info prints the machine, its devices, and limits that it measures now: arithmetic, memory, "
-            "disk, loopback and, with a GPU, copies and GEMM.\n\n"
-            "--plan takes the options of serve. It prints, without loading weights, the memory that serve would "
-            "allocate: weights, workspace by buffer, what is left free for the driver, and the KV pool with the tokens, "
-            "the requests of some lengths and the context that it holds. If the engine does not fit, the exit status is "
-            "1, with the message of serve.\n\n"
-            "--gpu-memory-limit SIZE needs no GPU: with it, --plan --device cuda works on any machine.",
+    .text =
+        "Without options, info prints the machine, its devices, and limits that it measures now: arithmetic, memory, "
+        "disk, loopback and, with a GPU, copies and GEMM.\n\n"
+        "--plan takes the options of serve. It prints, without loading weights, the memory that serve would "
+        "allocate: weights, workspace by buffer, what is left free for the driver, and the KV pool with the tokens, "
+        "the requests of some lengths and the context that it holds. If the engine does not fit, the exit status is "
+        "1, with the message of serve.\n\n"
+        "--gpu-memory-limit SIZE needs no GPU: with it, --plan --device cuda works on any machine.",
     .options_size = sizeof(struct info_opts),
     .groups = groups,
     .run = run,

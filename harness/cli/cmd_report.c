@@ -29,8 +29,9 @@ const struct cmd cmd_report = {
     .name = "report",
     .usage = "DIR",
     .summary = "Write tables.md, report.html and plots from the runs in a result folder",
-    .text = "DIR is the result folder of kvmark bench, complete or not, or the folder of one kvmark run. Nothing is run, "
-            "and no network is used. report.html is one file that needs no other. Plots need gnuplot; the folder plots/ "
-            "keeps the data and the script of each.",
+    .text =
+        "DIR is the result folder of kvmark bench, complete or not, or the folder of one kvmark run. Nothing is run, "
+        "and no network is used. report.html is one file that needs no other. Plots need gnuplot; the folder plots/ "
+        "keeps the data and the script of each.",
     .run = run,
 };

@@ -27,19 +27,38 @@ struct run_opts {
 };
 
 static const struct km_option rows[] = {
-    {.name = "url", .letter = 'u', KM_FIELD(struct run_opts, target.url), .arg = "URL",
+    {.name = "url",
+     .letter = 'u',
+     KM_FIELD(struct run_opts, target.url),
+     .arg = "URL",
      .help = "an OpenAI-compatible server, for example http://127.0.0.1:8000 (default: start an engine)"},
-    {.name = "output", .letter = 'o', KM_FIELD(struct run_opts, out), .arg = "DIR",
+    {.name = "output",
+     .letter = 'o',
+     KM_FIELD(struct run_opts, out),
+     .arg = "DIR",
      .help = "run folder to write (required); it must not hold a run"},
-    {.name = "profile", KM_FIELD_CHOICE(struct run_opts, profile), .values = "seed|strict", .fallback = "seed",
+    {.name = "profile",
+     KM_FIELD_CHOICE(struct run_opts, profile),
+     .values = "seed|strict",
+     .fallback = "seed",
      .help = "definitions of the printed figures: those of vLLM's clients, or one strict set for all servers; both are "
              "stored"},
-    {.name = "header", KM_FIELD(struct run_opts, target.headers), .arg = "K=V", .secret = true,
+    {.name = "header",
+     KM_FIELD(struct run_opts, target.headers),
+     .arg = "K=V",
+     .secret = true,
      .help = "an extra header of each request; may be given more than once"},
-    {.name = "extra-body", KM_FIELD(struct run_opts, target.extra_body), .arg = "JSON",
+    {.name = "extra-body",
+     KM_FIELD(struct run_opts, target.extra_body),
+     .arg = "JSON",
      .help = "a JSON object whose members are added to the body of each request"},
-    {.name = "ready-check-timeout-sec", KM_FIELD(struct run_opts, ready_timeout), .arg = "S", .fallback = "600",
-     .lo = 0, .hi = 1e6, .help = "seconds to wait until the server is ready"},
+    {.name = "ready-check-timeout-sec",
+     KM_FIELD(struct run_opts, ready_timeout),
+     .arg = "S",
+     .fallback = "600",
+     .lo = 0,
+     .hi = 1e6,
+     .help = "seconds to wait until the server is ready"},
     {.name = "quiet", .letter = 'q', KM_FIELD(struct run_opts, quiet), .help = "print no progress lines"},
 };
 
@@ -104,10 +123,11 @@ static int check_context(const struct hz_target *target, const struct wl_set *se
         int64_t context = 0;
         int longest = longest_request(set, l);
         if (!km_json_int(first, "max_model_len", false, 1, 1 << 30, &context, NULL) && context && longest > context)
-            rc = km_fail(err, KM_EINVAL,
-                         "the longest request of %s needs %d tokens but the server's context is %d; give the KV pool more "
-                         "memory, or take a shorter workload",
-                         set->name, longest, (int)context);
+            rc = km_fail(
+                err, KM_EINVAL,
+                "the longest request of %s needs %d tokens but the server's context is %d; give the KV pool more "
+                "memory, or take a shorter workload",
+                set->name, longest, (int)context);
     }
     cJSON_Delete(v);
     km_buf_free(&body);
@@ -326,12 +346,13 @@ const struct cmd cmd_run = {
     .name = "run",
     .usage = "WORKLOAD.json [--url URL] -o DIR [OPTIONS]",
     .summary = "Measure one workload once, against --url or against an engine that is started for it",
-    .text = "Without --url, kvmark run starts an engine in a process of its own, on a free port of 127.0.0.1. All options "
-            "of kvmark serve apply to it. It is measured over HTTP by the same client as any other server.\n\n"
-            "With --url, --model names the model to ask for (default: the first that the server lists). --tokenizer "
-            "names the folder whose tokenizer makes the workload and counts its tokens (default: the folder of the "
-            "server's model, if the server runs on this machine).\n\n"
-            "Ctrl-C ends the run and keeps what is complete.",
+    .text =
+        "Without --url, kvmark run starts an engine in a process of its own, on a free port of 127.0.0.1. All options "
+        "of kvmark serve apply to it. It is measured over HTTP by the same client as any other server.\n\n"
+        "With --url, --model names the model to ask for (default: the first that the server lists). --tokenizer "
+        "names the folder whose tokenizer makes the workload and counts its tokens (default: the folder of the "
+        "server's model, if the server runs on this machine).\n\n"
+        "Ctrl-C ends the run and keeps what is complete.",
     .options_size = sizeof(struct run_opts),
     .groups = groups,
     .run = run,

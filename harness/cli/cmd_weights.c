@@ -12,13 +12,28 @@ struct weights_opts {
 };
 
 static const struct km_option rows[] = {
-    {.name = "output", .letter = 'o', KM_FIELD(struct weights_opts, out), .arg = "DIR",
+    {.name = "output",
+     .letter = 'o',
+     KM_FIELD(struct weights_opts, out),
+     .arg = "DIR",
      .help = "folder to create (required)"},
-    {.name = "seed", KM_FIELD(struct weights_opts, seed), .arg = "N", .fallback = "0", .lo = 0, .hi = 9e15,
+    {.name = "seed",
+     KM_FIELD(struct weights_opts, seed),
+     .arg = "N",
+     .fallback = "0",
+     .lo = 0,
+     .hi = 9e15,
      .help = "seed of the weights, as in serve"},
-    {.name = "shard-size", KM_FIELD_SIZE(struct weights_opts, shard_bytes), .arg = "SIZE",
-     .fallback = "4GiB", .help = "largest size of one file"},
-    {.name = "threads", KM_FIELD(struct weights_opts, threads), .arg = "N", .lo = 0, .hi = 1024,
+    {.name = "shard-size",
+     KM_FIELD_SIZE(struct weights_opts, shard_bytes),
+     .arg = "SIZE",
+     .fallback = "4GiB",
+     .help = "largest size of one file"},
+    {.name = "threads",
+     KM_FIELD(struct weights_opts, threads),
+     .arg = "N",
+     .lo = 0,
+     .hi = 1024,
      .help = "CPU threads (default: one per core)"},
 };
 

@@ -6,7 +6,8 @@
 static const char *const places[KM_MEM_KINDS] = {
     [KM_MEM_HOST] = "host", [KM_MEM_PINNED] = "pinned", [KM_MEM_DEVICE] = "device"};
 static const char *const headings[KM_MEM_KINDS] = {[KM_MEM_HOST] = "Host memory",
-                                                   [KM_MEM_PINNED] = "Pinned host memory, which the GPU copies from and to",
+                                                   [KM_MEM_PINNED] =
+                                                       "Pinned host memory, which the GPU copies from and to",
                                                    [KM_MEM_DEVICE] = "GPU memory"};
 static const char *const groups[PLAN_GROUPS] = {
     [PLAN_WEIGHTS] = "weights", [PLAN_WORKSPACE] = "workspace", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
@@ -78,8 +79,8 @@ static void print_kv(const struct serve_plan *p, FILE *to)
     const struct eng_opts *e = &p->engine;
     int length[LENGTHS], n = fill_lengths(p, length);
     int64_t chunk = p->token_bytes * p->chunk_size;
-    fprintf(to, "\nKV pool      %d blocks of %d tokens, %.4g MiB each; %lld tokens in all\n", e->num_blocks, e->block_size,
-            mib(p->token_bytes * e->block_size), (long long)e->num_blocks * e->block_size);
+    fprintf(to, "\nKV pool      %d blocks of %d tokens, %.4g MiB each; %lld tokens in all\n", e->num_blocks,
+            e->block_size, mib(p->token_bytes * e->block_size), (long long)e->num_blocks * e->block_size);
     fprintf(to, "Context      %d tokens, prompt and answer together\n", e->max_model_len);
     fprintf(to, "Requests     ");
     for (int i = 0; i < n; i++)

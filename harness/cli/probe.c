@@ -31,7 +31,7 @@ static double probe_prefill(void)
     struct be *be = NULL;
     struct kv_geom geom;
     int32_t tokens[T], positions[T], slots[T], blocks[T / BLOCK], q_start[2] = {0, T}, len = T,
-            table_start[2] = {0, T / BLOCK};
+                                                                  table_start[2] = {0, T / BLOCK};
     for (int i = 0; i < T; i++) {
         tokens[i] = 1 + i * 7 % 4000;
         positions[i] = slots[i] = i;

@@ -39,9 +39,8 @@ static void format_line(const struct hz_progress *now, char *out, size_t size)
     term_clock(s, spent, sizeof spent);
     term_clock(finished ? s * (now->total - finished) / finished : -1, left, sizeof left);
     snprintf(out, size, "%d/%d requests, %d in flight, %d failed, %s, %s left, %.0f tok/s in, %.0f out, TTFT %.0f ms",
-             now->done, now->total, now->active, now->failed, spent, left,
-             s > 0 ? (double)now->prompt_tokens / s : 0, s > 0 ? (double)now->output_tokens / s : 0,
-             now->ttft_mean_ms);
+             now->done, now->total, now->active, now->failed, spent, left, s > 0 ? (double)now->prompt_tokens / s : 0,
+             s > 0 ? (double)now->output_tokens / s : 0, now->ttft_mean_ms);
 }
 
 /* The client calls this at most ten times a second, so the time that it takes does not matter. */

@@ -18,29 +18,58 @@
 #include <unistd.h>
 
 static const struct km_option model_rows[] = {
-    {.name = "model", .letter = 'm', KM_FIELD(struct serve_opts, model), .arg = "DIR",
+    {.name = "model",
+     .letter = 'm',
+     KM_FIELD(struct serve_opts, model),
+     .arg = "DIR",
      .help = "Hugging Face folder, or a preset such as qwen3-8b, which has dummy weights"},
-    {.name = "tokenizer", KM_FIELD(struct serve_opts, tokenizer), .arg = "DIR",
+    {.name = "tokenizer",
+     KM_FIELD(struct serve_opts, tokenizer),
+     .arg = "DIR",
      .help = "folder of a tokenizer.json, or the file itself (default: the model's)"},
-    {.name = "load-format", KM_FIELD_CHOICE(struct serve_opts, dummy_weights), .values = "auto|dummy",
-     .fallback = "auto", .help = "dummy: weights made from --seed, not read from files"},
-    {.name = "device", KM_FIELD(struct serve_opts, device), .arg = "DEV", .fallback = "auto",
+    {.name = "load-format",
+     KM_FIELD_CHOICE(struct serve_opts, dummy_weights),
+     .values = "auto|dummy",
+     .fallback = "auto",
+     .help = "dummy: weights made from --seed, not read from files"},
+    {.name = "device",
+     KM_FIELD(struct serve_opts, device),
+     .arg = "DEV",
+     .fallback = "auto",
      .help = "auto, cpu or cuda; auto takes a GPU if there is one"},
-    {.name = "seed", KM_FIELD(struct serve_opts, seed), .arg = "N", .fallback = "0", .lo = 0, .hi = 9e15,
+    {.name = "seed",
+     KM_FIELD(struct serve_opts, seed),
+     .arg = "N",
+     .fallback = "0",
+     .lo = 0,
+     .hi = 9e15,
      .help = "seed of dummy weights, of sampling, and of generated workloads"},
-    {.name = "batch-invariant", KM_FIELD(struct serve_opts, batch_invariant),
+    {.name = "batch-invariant",
+     KM_FIELD(struct serve_opts, batch_invariant),
      .help = "the same bits in any batch; not available in this version"},
 };
 
 static const struct km_option cache_rows[] = {
-    {.name = "kv-cache", KM_FIELD(struct serve_opts, kv_cache), .arg = "SPEC", .fallback = "none",
+    {.name = "kv-cache",
+     KM_FIELD(struct serve_opts, kv_cache),
+     .arg = "SPEC",
+     .fallback = "none",
      .help = "cache layer: none, or host memory such as dram=50GiB"},
-    {.name = "kv-config", KM_FIELD(struct serve_opts, kv_config), .arg = "FILE.yaml",
+    {.name = "kv-config",
+     KM_FIELD(struct serve_opts, kv_config),
+     .arg = "FILE.yaml",
      .help = "cache layer as in a configuration file of LMCache"},
-    {.name = "chunk-size", KM_FIELD(struct serve_opts, chunk_size), .arg = "N", .lo = 1, .hi = 1 << 20,
+    {.name = "chunk-size",
+     KM_FIELD(struct serve_opts, chunk_size),
+     .arg = "N",
+     .lo = 1,
+     .hi = 1 << 20,
      .help = "tokens of a chunk, a multiple of --block-size (default: 256, or what --kv-config says)"},
-    {.name = "kv-role", KM_FIELD(struct serve_opts, kv_role), .values = "kv_both|kv_producer|kv_consumer",
-     .fallback = "kv_both", .help = "this version has only kv_both"},
+    {.name = "kv-role",
+     KM_FIELD(struct serve_opts, kv_role),
+     .values = "kv_both|kv_producer|kv_consumer",
+     .fallback = "kv_both",
+     .help = "this version has only kv_both"},
 };
 
 int serve_option_groups(struct serve_opts *o, struct km_option_group *out)
@@ -150,10 +179,11 @@ static int plan_cache(struct serve_plan *out, const struct cache_choice *cache, 
     int64_t chunk = out->token_bytes * out->chunk_size;
     out->cache_chunks = cache->on ? c->max_local_cpu / chunk : 0;
     if (cache->on && !out->cache_chunks)
-        return km_fail(err, KM_EINVAL,
-                       "the cache layer may take %s, but one chunk of %d tokens of this model is %s; give --kv-cache more "
-                       "memory or lower --chunk-size",
-                       km_size_text(c->max_local_cpu).s, out->chunk_size, km_size_text(chunk).s);
+        return km_fail(
+            err, KM_EINVAL,
+            "the cache layer may take %s, but one chunk of %d tokens of this model is %s; give --kv-cache more "
+            "memory or lower --chunk-size",
+            km_size_text(c->max_local_cpu).s, out->chunk_size, km_size_text(chunk).s);
     return 0;
 }
 
@@ -231,10 +261,10 @@ static void log_engine(const struct parts *p, const char *cache)
     km_log(KM_LOG_INFO,
            "%s%s, %s, on %s: weights %s, workspace %s, KV pool %s (%d blocks of %d tokens, %d tokens), context %d "
            "tokens, cache layer: %s",
-           mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "",
-           km_dtype_name((enum km_dtype)o->dtype), st.be.device, km_size_text(st.be.weight_bytes).s,
-           km_size_text(st.be.workspace_bytes).s, km_size_text(st.be.kv_bytes).s, o->num_blocks, o->block_size,
-           o->num_blocks * o->block_size, o->max_model_len, cache);
+           mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "", km_dtype_name((enum km_dtype)o->dtype),
+           st.be.device, km_size_text(st.be.weight_bytes).s, km_size_text(st.be.workspace_bytes).s,
+           km_size_text(st.be.kv_bytes).s, o->num_blocks, o->block_size, o->num_blocks * o->block_size,
+           o->max_model_len, cache);
 }
 
 static int open_parts(const struct serve_opts *o, struct parts *p, struct km_err *err)

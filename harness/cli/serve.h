@@ -1,9 +1,9 @@
 /* An engine and its HTTP server, from command-line options.
  *
- * `serve_opts` holds every option of `kvmark serve`; the names are vLLM's where vLLM has the option. serve_run opens the
- * model, the tokenizer, the cache layer, the engine and the server, in this order, and serves until it is told to stop.
- * serve_spawn does so in a child process: `kvmark run` measures its own engine over HTTP, in a process apart from the
- * client. */
+ * `serve_opts` holds every option of `kvmark serve`; the names are vLLM's where vLLM has the option. serve_run opens
+ * the model, the tokenizer, the cache layer, the engine and the server, in this order, and serves until it is told to
+ * stop. serve_spawn does so in a child process: `kvmark run` measures its own engine over HTTP, in a process apart from
+ * the client. */
 #ifndef SERVE_H
 #define SERVE_H
 
@@ -50,8 +50,8 @@ struct serve_plan {
     int64_t cache_chunks;   /* chunks that the cache layer's memory holds */
     bool fits;              /* if not, only facts, model, mem.rows and mem.limit are valid */
 };
-/* Plans without reading weights, and with --gpu-memory-limit also without a GPU. KM_EINVAL: wrong options. KM_ELIMIT: it
- * does not fit, with the message that serve_run would fail with. */
+/* Plans without reading weights, and with --gpu-memory-limit also without a GPU. KM_EINVAL: wrong options. KM_ELIMIT:
+ * it does not fit, with the message that serve_run would fail with. */
 int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct km_err *err);
 
 /* Serves in this process until SIGTERM or SIGINT. ready (may be NULL) is called when the port is bound. */
