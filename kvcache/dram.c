@@ -3,6 +3,7 @@
 #include "kvcache/dram.h"
 
 #include "base/mem.h"
+#include "base/option.h"
 
 #include <limits.h>
 
@@ -29,23 +30,22 @@ static size_t slab_bytes(const struct kvc_dram *d, int i)
 int kvc_dram_open(struct kvc_dram *d, const struct kvc_geometry *g, const struct kv_copier *copier, int64_t budget,
                   int64_t available, size_t slab_most, struct km_err *err)
 {
-    const double gib = 1073741824.0;
     const size_t slot_bytes = g->chunk_bytes;
     *d = (struct kvc_dram){.geometry = g, .copier = *copier};
     int64_t n = budget / (int64_t)slot_bytes;
     if (n < 1)
         return km_fail(err, KM_EINVAL,
-                       "the DRAM tier may take %.6g MiB (max_local_cpu_size), but one chunk of this model is %.6g "
-                       "MiB; raise max_local_cpu_size, or lower chunk_size",
-                       (double)budget / 1048576, (double)slot_bytes / 1048576);
+                       "the DRAM tier may take %s (max_local_cpu_size), but one chunk of this model is %s; raise "
+                       "max_local_cpu_size, or lower chunk_size",
+                       km_size_text(budget).s, km_size_text((int64_t)slot_bytes).s);
     if (n > INT_MAX / 4)
         return km_fail(err, KM_EINVAL, "the DRAM tier would hold %lld chunks, more than %d; raise chunk_size",
                        (long long)n, INT_MAX / 4);
     if (budget > available)
         return km_fail(err, KM_ENOMEM,
-                       "the DRAM tier is to take %.4g GiB (max_local_cpu_size), but only %.4g GiB of memory are "
-                       "available to this process; lower max_local_cpu_size, or free memory",
-                       (double)budget / gib, (double)available / gib);
+                       "the DRAM tier is to take %s (max_local_cpu_size), but only %s of memory are available to this "
+                       "process; lower max_local_cpu_size, or free memory",
+                       km_size_text(budget).s, km_size_text(available).s);
     d->per_slab = slot_bytes >= slab_most ? 1 : (int)(slab_most / slot_bytes);
     d->n_slots = (int)n;
     int n_slabs = (d->n_slots + d->per_slab - 1) / d->per_slab;
@@ -55,12 +55,12 @@ int kvc_dram_open(struct kvc_dram *d, const struct kvc_geometry *g, const struct
     for (; d->n_slabs < n_slabs; d->n_slabs++) {
         d->slab[d->n_slabs] = alloc_slab(d, slab_bytes(d, d->n_slabs));
         if (!d->slab[d->n_slabs]) {
-            double got = (double)d->n_slabs * (double)d->per_slab * (double)slot_bytes;
+            int64_t got = (int64_t)d->n_slabs * d->per_slab * (int64_t)slot_bytes;
             kvc_dram_close(d);
             return km_fail(err, KM_ENOMEM,
-                           "the device gave only %.4g GiB of host memory for the DRAM tier's %.4g GiB "
-                           "(max_local_cpu_size); lower max_local_cpu_size",
-                           got / gib, (double)budget / gib);
+                           "the device gave only %s of host memory for the DRAM tier's %s (max_local_cpu_size); lower "
+                           "max_local_cpu_size",
+                           km_size_text(got).s, km_size_text(budget).s);
         }
     }
     return 0;

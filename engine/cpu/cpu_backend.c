@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/machine.h"
 #include "base/mem.h"
+#include "base/option.h"
 #include "engine/cpu/forward.h"
 
 #include <stdio.h>
@@ -83,21 +84,20 @@ static int plan_pages(const struct be_opts *o, int64_t available, int64_t fixed,
     }
     n = n > most ? most : n;
     const int64_t pages = n > 0 ? n : 1, need = fixed + pages * page;
-    const double gib = 1 << 30;
     if (n < 1 || n * page > left)
         return km_fail(
             err, KM_ELIMIT,
-            "weights and workspace take %.4g GiB, and %lld pages of KV %.4g GiB more, but %s %.4g GiB; ask for "
-            "fewer pages, %slower the model length, or use a smaller model",
-            (double)fixed / gib, (long long)pages, (double)(pages * page) / gib,
-            o->memory_limit ? "the memory limit is" : "the available memory is", (double)limit / gib,
+            "weights and workspace take %s, and %lld page%s of KV %s more, but the %s is %s; ask for fewer pages, %slower "
+            "the model length, or use a smaller model",
+            km_size_text(fixed).s, (long long)pages, pages > 1 ? "s" : "", km_size_text(pages * page).s,
+            o->memory_limit ? "memory limit" : "available memory", km_size_text(limit).s,
             o->memory_limit ? "raise the limit, " : "");
     if (need > available)
         return km_fail(
             err, KM_ELIMIT,
-            "weights, workspace and %lld pages of KV take %.4g GiB, but only %.4g GiB of memory are available "
-            "to this process; lower the memory limit, or use a smaller model",
-            (long long)pages, (double)need / gib, (double)available / gib);
+            "weights, workspace and %lld pages of KV take %s, but only %s of memory are available to this process; lower "
+            "the memory limit, or use a smaller model",
+            (long long)pages, km_size_text(need).s, km_size_text(available).s);
     *out = (int)n;
     return 0;
 }
@@ -119,9 +119,9 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
              kernels->name);
     wts_bytes(c, o->dtype, kernels, out);
     fwd_bytes(c, kernels, threads, &lim, out);
-    plan_add(out, PLAN_WORK, "results of two steps", KM_MEM_HOST,
+    plan_add(out, PLAN_WORKSPACE, "results of two steps", KM_MEM_HOST,
              2 * (int64_t)o->max_tokens * (int64_t)sizeof(struct smp_result));
-    plan_add(out, PLAN_WORK, "step arrays", KM_MEM_HOST, o->max_tokens); /* be.marks */
+    plan_add(out, PLAN_WORKSPACE, "step arrays", KM_MEM_HOST, o->max_tokens); /* be.marks */
     *g = (struct kv_geom){.n_layers = c->n_layers,
                           .n_kv_heads = c->n_kv_heads,
                           .head_dim = c->head_dim,
@@ -150,7 +150,7 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
         return rc;
     b->kv.g = plan.geom;
     b->st.weight_bytes = plan_sum(&plan, PLAN_WEIGHTS, KM_MEM_HOST);
-    b->st.work_bytes = plan_sum(&plan, PLAN_WORK, KM_MEM_HOST);
+    b->st.workspace_bytes = plan_sum(&plan, PLAN_WORKSPACE, KM_MEM_HOST);
     b->st.kv_bytes = plan_sum(&plan, PLAN_KV, KM_MEM_HOST);
     memcpy(b->st.device, plan.device, sizeof b->st.device);
     rc = thread_pool_open(&b->threads, o->n_threads, err);

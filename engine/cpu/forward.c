@@ -58,29 +58,29 @@ static void layout(struct fwd *f, struct arena *a, int threads, const struct fwd
     f->logit_rows = f->logit_rows < 1 ? 1 : f->logit_rows > lim->max_tokens ? lim->max_tokens : f->logit_rows;
     f->x = arena_alloc(a, T * f->ld_d, sizeof(float));
     f->xn = arena_alloc(a, T * f->ld_d, sizeof(float));
-    arena_plan_row(a, PLAN_WORK, "residual stream, and after RMSNorm");
+    arena_plan_row(a, PLAN_WORKSPACE, "residual stream, and after RMSNorm");
     f->qkv = arena_alloc(a, T * f->ld_qkv, sizeof(float));
-    arena_plan_row(a, PLAN_WORK, "queries, keys, values");
+    arena_plan_row(a, PLAN_WORKSPACE, "queries, keys, values");
     f->att = arena_alloc(a, T * f->ld_att, sizeof(float));
-    arena_plan_row(a, PLAN_WORK, "attention output");
+    arena_plan_row(a, PLAN_WORKSPACE, "attention output");
     f->h = arena_alloc(a, T * f->ld_f, sizeof(float));
-    arena_plan_row(a, PLAN_WORK, "feed-forward activation");
+    arena_plan_row(a, PLAN_WORKSPACE, "feed-forward activation");
     f->cs = arena_alloc(a, T * d, sizeof(float));
-    arena_plan_row(a, PLAN_WORK, "rotary angles");
+    arena_plan_row(a, PLAN_WORKSPACE, "rotary angles");
     f->logits = arena_alloc(a, (size_t)f->logit_rows * f->ld_v, sizeof(float));
-    arena_plan_row(a, PLAN_WORK, "logits");
+    arena_plan_row(a, PLAN_WORKSPACE, "logits");
     f->tile = arena_alloc(a, (size_t)threads * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERNELS_MAX_NR), sizeof(float));
-    arena_plan_row(a, PLAN_WORK, "GEMM tiles");
+    arena_plan_row(a, PLAN_WORKSPACE, "GEMM tiles");
     f->sampler = arena_alloc(a, (size_t)threads * (size_t)c->vocab, sizeof(float));
-    arena_plan_row(a, PLAN_WORK, "sampling scratch");
+    arena_plan_row(a, PLAN_WORKSPACE, "sampling scratch");
     f->inv_freq = arena_alloc(a, d / 2, sizeof(float));
     f->sampled = arena_alloc(a, T, sizeof(int32_t));
     f->sampled_pos = arena_alloc(a, T, sizeof(int32_t));
     f->sampled_start = arena_alloc(a, (size_t)lim->max_reqs + 1, sizeof(int32_t));
     f->sampled_index = arena_alloc(a, T, sizeof(int32_t));
-    arena_plan_row(a, PLAN_WORK, "step arrays");
+    arena_plan_row(a, PLAN_WORKSPACE, "step arrays");
     f->attn = attn_layout(a, c, f->k, threads, lim->max_tokens, lim->max_reqs, lim->max_model_len);
-    arena_plan_row(a, PLAN_WORK, "attention scratch");
+    arena_plan_row(a, PLAN_WORKSPACE, "attention scratch");
 }
 
 size_t fwd_bytes(const struct mdl_config *c, const struct kernels *k, int threads, const struct fwd_limits *lim,

@@ -1,369 +1,72 @@
-/* The server: routes, and the one event loop that joins connections, jobs and the engine's thread.
+/* The event loop that joins connections, jobs and the engine, and its shutdown.
  *
- * The engine runs on its own thread and writes to an eventfd when it has events; everything else happens here, on
- * the caller's thread, without locks. A batch of events is worked off whole before anything is sent, so that each
- * connection gets one write per step. */
+ * The engine runs on a thread of its own and writes to an eventfd when it has events. Everything else runs on the
+ * thread of the event loop, without locks. All events of a step are handled before anything is sent, so that each
+ * connection gets one write for each step. */
 #include "engine/server/server.h"
 
 #include "base/clock.h"
-#include "base/hash.h"
-#include "base/json.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "engine/server/api.h"
+#include "engine/server/endpoints.h"
 #include "engine/server/http.h"
 #include "engine/server/jobs.h"
 #include "engine/server/metrics.h"
-#include "engine/server/respond.h"
+#include "engine/server/reset.h"
 
 #include <errno.h>
 #include <event2/event.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { GRACE_S = 10, LAST_WORDS_MS = 1500, DRAIN_TICK_MS = 10, MAX_UNSENT = 4 << 20 };
+/* A shutdown lets requests in work run for GRACE_S. Then they fail, and their clients have LAST_SEND_MS to read the
+ * error. Every DRAIN_TICK_MS the server checks whether all connections have closed. */
+enum { GRACE_S = 10, LAST_SEND_MS = 1500, DRAIN_TICK_MS = 10 };
+enum { MAX_UNSENT = 4 << 20 }; /* bytes of a stream that its client has not read */
 
 struct srv {
     struct srv_opts o;
-    char *model, *device, *kv; /* copies */
+    char *model, *device, *kv; /* owned copies of options */
     struct eng *eng;
     const struct tok *tok;
     struct run *run;
     struct event_base *base;
     struct event *wake_event, *drain_timer;
-    int wake_fd;
+    int wake_fd;               /* an eventfd: the engine has events, or srv_stop was called */
     struct http *http;
     struct jobs *jobs;
+    struct resets *resets;
     struct met met;
-    struct eng_events events;
-    struct km_sha *sha;
-    struct km_digest key; /* of the API key */
-    time_t created;
-    bool draining, forced;
-    int64_t drain_until;
+    struct eng_events events;  /* scratch */
+    struct endpoints endpoints;
+    bool forced;               /* the requests in work were ended */
+    int64_t drain_until;       /* when the requests in work are ended, by km_now_ns */
     atomic_bool stop;
 };
 
-struct srv_opts srv_defaults(void)
-{
-    return (struct srv_opts){.host = "127.0.0.1", .port = 8000, .device = "cpu", .kv = "none", .max_body = 64 << 20,
-                             .max_connections = 4096, .idle_timeout = 120, .read_timeout = 30};
-}
-
-static void reply_json(struct http_conn *c, struct km_buf *b)
-{
-    if (km_buf_ok(b))
-        http_reply(c, 200, "application/json", "", km_buf_str(b), b->len);
-    else
-        jobs_refuse(c, 503, "Retry-After: 5\r\n", "out of memory", NULL, NULL);
-    km_buf_free(b);
-}
-
-static void put_field(struct km_buf *b, const char *key, const char *value)
-{
-    km_buf_printf(b, "%s\"%s\":\"", b->len > 1 ? "," : "", key);
-    km_buf_put_json(b, value, strlen(value));
-    km_buf_putc(b, '"');
-}
-
-static void get_health(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    (void)r;
-    struct km_err why = {0};
-    if (run_failed(s->run, &why))
-        jobs_refuse(c, 503, "", why.msg, NULL, "engine_failed");
-    else
-        http_reply(c, 200, NULL, "", "", 0);
-}
-
-static void get_version(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    (void)r;
-    struct km_buf b = {0};
-    struct eng_stats st;
-    run_stats(s->run, &st);
-    const struct mdl *m = eng_model(s->eng);
-    struct km_digest d = mdl_fingerprint(m);
-    char hex[65];
-    km_hex(&d, hex);
-    km_buf_putc(&b, '{');
-    put_field(&b, "version", KVMARK_VERSION);
-    put_field(&b, "server", "kvmark");
-    put_field(&b, "device", s->device);
-    put_field(&b, "device_name", st.be.device);
-    put_field(&b, "kv", s->kv);
-    put_field(&b, "model", mdl_name(m));
-    put_field(&b, "fingerprint", hex);
-    put_field(&b, "dtype", km_dtype_name(eng_options(s->eng)->dtype));
-    const struct eng_opts *o = eng_options(s->eng);
-    km_buf_printf(&b, ",\"dummy_weights\":%s,\"num_gpu_blocks\":%d,\"block_size\":%d,\"max_model_len\":%d,"
-                      "\"max_num_seqs\":%d,\"max_num_batched_tokens\":%d}",
-                  mdl_is_dummy(m) ? "true" : "false", o->num_blocks, o->block_size, o->max_model_len, o->max_num_seqs,
-                  o->max_num_batched_tokens);
-    reply_json(c, &b);
-}
-
-/* "root" is where the model was read from: clients on this machine find the tokenizer there, as with vLLM. */
-static void put_model(struct srv *s, struct km_buf *b)
-{
-    const struct mdl *m = eng_model(s->eng);
-    struct km_buf o = {0};
-    km_buf_putc(&o, '{');
-    put_field(&o, "id", s->model);
-    put_field(&o, "object", "model");
-    km_buf_printf(&o, ",\"created\":%lld", (long long)s->created);
-    put_field(&o, "owned_by", "kvmark");
-    put_field(&o, "root", mdl_dir(m) ? mdl_dir(m) : mdl_name(m));
-    km_buf_printf(&o, ",\"parent\":null,\"max_model_len\":%d}", eng_options(s->eng)->max_model_len);
-    km_buf_put(b, km_buf_str(&o), o.len);
-    b->oom |= o.oom;
-    km_buf_free(&o);
-}
-
-static void get_models(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    struct km_buf b = {0};
-    const char *name = r->path + strlen("/v1/models");
-    if (*name == '/') {
-        if (strcmp(name + 1, s->model)) {
-            jobs_refuse(c, 404, "", "There is no such model; GET /v1/models names the one there is", "model",
-                        "model_not_found");
-            return;
-        }
-        put_model(s, &b);
-    } else {
-        km_buf_puts(&b, "{\"object\":\"list\",\"data\":[");
-        put_model(s, &b);
-        km_buf_puts(&b, "]}");
-    }
-    reply_json(c, &b);
-}
-
-static void get_metrics(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    (void)r;
-    struct km_buf b = {0};
-    struct met_facts f = {.model = s->model, .device = s->device, .kv = s->kv, .opts = eng_options(s->eng),
-                          .http = http_stats(s->http), .live = jobs_live(s->jobs)};
-    run_stats(s->run, &f.stats);
-    met_write(&s->met, &f, &b);
-    http_reply(c, 200, "text/plain; version=0.0.4; charset=utf-8", "", km_buf_str(&b), b.len);
-    km_buf_free(&b);
-}
-
-static bool parse_body(struct srv *s, struct http_conn *c, struct hp *r, enum api_kind kind, struct api *a)
-{
-    const struct mdl_config *m = mdl_config(eng_model(s->eng));
-    struct api_env env = {.model = s->model, .tok = s->tok, .vocab = m->vocab,
-                          .max_model_len = eng_options(s->eng)->max_model_len, .temperature = m->temperature,
-                          .top_p = m->top_p, .top_k = m->top_k};
-    struct api_error e;
-    if (!api_parse(a, kind, km_buf_str(&r->body), r->body.len, &env, &e))
-        return true;
-    jobs_refuse(c, e.status, "", e.err.msg, e.param, e.code);
-    return false;
-}
-
-static void post_completions(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    struct api a;
-    if (parse_body(s, c, r, API_COMPLETION, &a))
-        jobs_start(s->jobs, c, &a);
-}
-
-static void post_chat(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    struct api a;
-    if (parse_body(s, c, r, API_CHAT, &a))
-        jobs_start(s->jobs, c, &a);
-}
-
-static void post_tokenize(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    struct api a;
-    if (!parse_body(s, c, r, API_TOKENIZE, &a))
-        return;
-    struct km_buf b = {0};
-    const struct tok_ids *ids = &a.prompts[0];
-    km_buf_printf(&b, "{\"count\":%zu,\"max_model_len\":%d,\"tokens\":[", ids->n,
-                  eng_options(s->eng)->max_model_len);
-    for (size_t i = 0; i < ids->n; i++)
-        km_buf_printf(&b, i ? ",%d" : "%d", ids->v[i]);
-    km_buf_puts(&b, "],\"token_strs\":");
-    if (a.token_strs) {
-        for (size_t i = 0; i < ids->n; i++) {
-            km_buf_puts(&b, i ? ",\"" : "[\"");
-            rsp_token(&b, s->tok, ids->v[i], false);
-            km_buf_putc(&b, '"');
-        }
-        km_buf_puts(&b, ids->n ? "]}" : "[]}");
-    } else {
-        km_buf_puts(&b, "null}");
-    }
-    api_free(&a);
-    reply_json(c, &b);
-}
-
-static void post_detokenize(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    struct api a;
-    if (!parse_body(s, c, r, API_DETOKENIZE, &a))
-        return;
-    struct km_buf text = {0}, b = {0};
-    struct km_err err = {0};
-    if (tok_decode(s->tok, a.prompts[0].v, a.prompts[0].n, false, &text, &err)) {
-        jobs_refuse(c, 400, "", err.msg, "tokens", NULL);
-    } else {
-        km_buf_putc(&b, '{');
-        km_buf_puts(&b, "\"prompt\":\"");
-        km_buf_put_json(&b, km_buf_str(&text), text.len);
-        km_buf_puts(&b, "\"}");
-        b.oom |= text.oom;
-        reply_json(c, &b);
-    }
-    km_buf_free(&text);
-    api_free(&a);
-}
-
-static void post_reset(struct srv *s, struct http_conn *c, struct hp *r)
-{
-    struct km_err err = {0};
-    bool external = hp_query_flag(r, "reset_external");
-    if (r->body.len) {
-        cJSON *v = NULL;
-        int rc = km_json_parse(r->body.data, r->body.len, &v, &err);
-        if (!rc)
-            rc = km_json_bool(v, "reset_external", false, &external, &err);
-        cJSON_Delete(v);
-        if (rc) {
-            jobs_refuse(c, 400, "", err.msg, "reset_external", NULL);
-            return;
-        }
-    }
-    int rc = run_reset_cache(s->run, external, &err);
-    if (rc) {
-        jobs_refuse(c, rc == KM_ELIMIT ? 409 : 500, "", err.msg, NULL, rc == KM_ELIMIT ? "cache_in_use" : NULL);
-        return;
-    }
-    struct km_buf b = {0};
-    km_buf_printf(&b, "{\"reset\":true,\"reset_external\":%s}", external ? "true" : "false");
-    reply_json(c, &b);
-}
-
-static const struct route {
-    const char *path;
-    bool post, json; /* json: a body of JSON is needed */
-    void (*answer)(struct srv *s, struct http_conn *c, struct hp *r);
-} routes[] = {
-    {"/health", false, false, get_health},
-    {"/version", false, false, get_version},
-    {"/metrics", false, false, get_metrics},
-    {"/v1/models", false, false, get_models},
-    {"/v1/completions", true, true, post_completions},
-    {"/v1/chat/completions", true, true, post_chat},
-    {"/tokenize", true, true, post_tokenize},
-    {"/detokenize", true, true, post_detokenize},
-    {"/reset_prefix_cache", true, false, post_reset},
-};
-
-static const struct route *find_route(const char *path)
-{
-    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
-        size_t n = strlen(routes[i].path);
-        if (!strncmp(path, routes[i].path, n) && (!path[n] || (path[n] == '/' && routes[i].answer == get_models)))
-            return &routes[i];
-    }
-    return NULL;
-}
-
-/* Compares digests, all bytes of them: how long it takes says nothing about the key. */
-static bool key_ok(struct srv *s, const struct hp *r)
-{
-    const char *auth = hp_header(r, "authorization");
-    if (!auth || strncasecmp(auth, "bearer ", 7))
-        return false;
-    auth += 7 + strspn(auth + 7, " ");
-    km_sha_begin(s->sha);
-    km_sha_add(s->sha, auth, strlen(auth));
-    struct km_digest d = km_sha_end(s->sha);
-    volatile unsigned char differ = 0;
-    for (size_t i = 0; i < sizeof d.b; i++)
-        differ |= d.b[i] ^ s->key.b[i];
-    return !differ;
-}
-
-/* What can be refused before the body is read. */
-static void on_head(void *arg, struct http_conn *c, const struct hp *r)
-{
-    struct srv *s = arg;
-    const struct route *route = find_route(r->path);
-    if (s->o.api_key && !(route && route->answer == get_health) && !key_ok(s, r)) {
-        jobs_refuse(c, 401, "WWW-Authenticate: Bearer\r\n",
-                    "Incorrect API key: send the server's --api-key as a Bearer token", NULL, "invalid_api_key");
-        return;
-    }
-    if (!route) {
-        jobs_refuse(c, 404, "", "There is nothing at this path; the API is under /v1", NULL, "not_found");
-        return;
-    }
-    bool get = !strcmp(r->method, "GET") || !strcmp(r->method, "HEAD");
-    if (route->post ? strcmp(r->method, "POST") != 0 : !get) {
-        jobs_refuse(c, 405, route->post ? "Allow: POST\r\n" : "Allow: GET, HEAD\r\n",
-                    route->post ? "This path wants POST" : "This path wants GET", NULL, NULL);
-        return;
-    }
-    if (s->draining) {
-        jobs_refuse(c, 503, "Retry-After: 5\r\n", "The server is shutting down", NULL, "shutting_down");
-        return;
-    }
-    if (!route->json)
-        return;
-    const char *type = hp_header(r, "content-type"), *coding = hp_header(r, "content-encoding");
-    size_t n = type ? strcspn(type, "; \t") : 0;
-    if (n != strlen("application/json") || strncasecmp(type, "application/json", n))
-        jobs_refuse(c, 415, "", "Content-Type must be application/json", NULL, NULL);
-    else if (coding && strcasecmp(coding, "identity"))
-        jobs_refuse(c, 415, "", "Content-Encoding is not supported: send the JSON as it is", NULL, NULL);
-    else if (!r->has_length && !r->chunked)
-        jobs_refuse(c, 411, "", "Content-Length is missing", NULL, NULL);
-}
-
-static void on_request(void *arg, struct http_conn *c, struct hp *r)
-{
-    find_route(r->path)->answer(arg, c, r);
-}
-
-static void on_gone(void *arg, void *user)
-{
-    (void)arg;
-    jobs_gone(user);
-}
-
-/* From the engine's thread. */
+/* Wakes the event loop, from any thread. */
 static void wake(void *arg)
 {
     struct srv *s = arg;
     uint64_t one = 1;
     ssize_t n = write(s->wake_fd, &one, sizeof one);
-    (void)n; /* full means that it is awake */
+    (void)n; /* fails only if the counter is full, and then the loop is about to wake anyway */
 }
 
 static void begin_drain(struct srv *s)
 {
-    if (s->draining) {
-        s->drain_until = km_now_ns(); /* asked twice: no more patience */
+    if (s->endpoints.draining) {
+        s->drain_until = km_now_ns(); /* asked twice: do not wait any longer */
         return;
     }
-    s->draining = true;
+    s->endpoints.draining = true;
     s->drain_until = km_now_ns() + (int64_t)GRACE_S * 1000000000;
     if (jobs_live(s->jobs))
-        km_log(KM_LOG_INFO, "stopping: %d requests in work get %d s", jobs_live(s->jobs), GRACE_S);
+        km_log(KM_LOG_INFO, "shutting down: %d requests in work have %d s to finish", jobs_live(s->jobs), GRACE_S);
     http_drain(s->http);
     event_active(s->drain_timer, EV_TIMEOUT, 0);
 }
@@ -376,10 +79,11 @@ static void on_drain(evutil_socket_t fd, short what, void *arg)
     if (over >= 0 && !s->forced) {
         s->forced = true;
         s->drain_until += over;
-        jobs_fail_all(s->jobs, 503, "The server is shutting down");
+        jobs_fail_all(s->jobs, 503, EP_SHUTTING_DOWN);
+        rst_fail_all(s->resets, 503, EP_SHUTTING_DOWN);
         http_flush(s->http);
     }
-    if (!http_stats(s->http)->connections || (s->forced && over > (int64_t)LAST_WORDS_MS * 1000000)) {
+    if (!http_stats(s->http)->connections || (s->forced && over > (int64_t)LAST_SEND_MS * 1000000)) {
         event_base_loopbreak(s->base);
         return;
     }
@@ -393,16 +97,17 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     struct srv *s = arg;
     uint64_t n;
     if (read(s->wake_fd, &n, sizeof n) < 0 && errno != EAGAIN)
-        km_log(KM_LOG_ERROR, "cannot read the wake-up of the engine: %s", strerror(errno));
+        km_log(KM_LOG_ERROR, "cannot read the eventfd of the engine's thread: %s", strerror(errno));
     struct km_err err = {0};
-    if (run_take(s->run, &s->events, &err)) {
-        struct timeval soon = {0, 1000}; /* out of memory: the events are kept */
+    if (run_collect(s->run, &s->events, &err)) {
+        struct timeval soon = {0, 1000}; /* out of memory: the runner keeps the events for the next try */
         event_base_once(s->base, -1, EV_TIMEOUT, on_wake, s, &soon);
     }
     for (int i = 0; i < s->events.n; i++)
-        jobs_event(s->jobs, &s->events.v[i]);
+        jobs_handle(s->jobs, &s->events.v[i]);
+    rst_poll(s->resets);
     http_flush(s->http);
-    if (atomic_load(&s->stop) && !s->draining)
+    if (atomic_load(&s->stop) && !s->endpoints.draining)
         begin_drain(s);
 }
 
@@ -412,39 +117,42 @@ static void on_signal(evutil_socket_t sig, short what, void *arg)
     begin_drain(arg);
 }
 
+/* Opens what the server consists of; srv_free closes what was opened before a failure. */
 static int open_parts(struct srv *s, struct km_err *err)
 {
     const struct srv_opts *o = &s->o;
     if ((s->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) < 0)
-        return km_fail(err, KM_EIO, "cannot make an eventfd: %s", strerror(errno));
+        return km_fail(err, KM_EIO, "cannot create an eventfd: %s", strerror(errno));
     s->base = event_base_new();
     s->wake_event = s->base ? event_new(s->base, s->wake_fd, EV_READ | EV_PERSIST, on_wake, s) : NULL;
     s->drain_timer = s->base ? evtimer_new(s->base, on_drain, s) : NULL;
     if (!s->wake_event || !s->drain_timer || !s->model || !s->device || !s->kv)
-        return km_fail(err, KM_ENOMEM, "out of memory opening the server");
+        return km_fail(err, KM_ENOMEM, "no memory for the server");
     event_add(s->wake_event, NULL);
-    int rc = 0;
-    if (o->api_key && !(rc = km_sha_new(&s->sha, err))) {
-        km_sha_add(s->sha, o->api_key, strlen(o->api_key));
-        s->key = km_sha_end(s->sha);
-    }
+    int rc = ep_init(&s->endpoints, o->api_key, err);
     struct http_opts h = {.host = o->host, .port = o->port, .max_connections = o->max_connections,
                           .max_body = o->max_body, .max_unsent = MAX_UNSENT, .idle_timeout = o->idle_timeout,
                           .read_timeout = o->read_timeout};
-    static const struct http_calls calls = {on_head, on_request, on_gone};
     if (!rc)
-        rc = http_open(&s->http, s->base, &h, &calls, s, err);
+        rc = http_open(&s->http, s->base, &h, &ep_handlers, &s->endpoints, err);
     if (!rc)
         rc = run_start(&s->run, s->eng, wake, s, err);
+    if (!rc)
+        rc = rst_open(&s->resets, s->run, err);
     struct jobs_env env = {.run = s->run, .tok = s->tok, .model = s->model, .seed = o->seed, .met = &s->met};
-    return rc ? rc : jobs_open(&s->jobs, &env, err);
+    if (!rc)
+        rc = jobs_open(&s->jobs, &env, err);
+    struct endpoints *p = &s->endpoints;
+    p->eng = s->eng, p->tok = s->tok, p->run = s->run, p->http = s->http, p->jobs = s->jobs, p->resets = s->resets;
+    p->met = &s->met, p->model = s->model, p->device = s->device, p->kv = s->kv, p->created = time(NULL);
+    return rc;
 }
 
 int srv_open(struct srv **out, const struct srv_opts *o, struct eng *e, const struct tok *t, struct km_err *err)
 {
     struct srv *s = km_calloc(1, sizeof *s);
     if (!s)
-        return km_fail(err, KM_ENOMEM, "out of memory opening the server");
+        return km_fail(err, KM_ENOMEM, "no memory for the server");
     s->o = *o;
     s->wake_fd = -1;
     s->eng = e;
@@ -452,7 +160,6 @@ int srv_open(struct srv **out, const struct srv_opts *o, struct eng *e, const st
     s->model = km_strdup(o->served_name ? o->served_name : mdl_name(eng_model(e)));
     s->device = km_strdup(o->device ? o->device : "");
     s->kv = km_strdup(o->kv ? o->kv : "none");
-    s->created = time(NULL);
     int rc = open_parts(s, err);
     if (rc) {
         srv_free(s);
@@ -477,7 +184,9 @@ int srv_run(struct srv *s, bool handle_signals, struct km_err *err)
             if (sig[i])
                 event_add(sig[i], NULL);
     }
-    int rc = event_base_dispatch(s->base) < 0 ? km_fail(err, KM_EIO, "the event loop failed") : 0;
+    int rc = 0;
+    if (event_base_dispatch(s->base) < 0)
+        rc = km_fail(err, KM_EIO, "the event loop of the server failed: %s", strerror(errno));
     for (int i = 0; i < 2; i++)
         if (sig[i])
             event_free(sig[i]);
@@ -494,8 +203,9 @@ void srv_free(struct srv *s)
 {
     if (!s)
         return;
-    http_free(s->http); /* clients first: their requests are cancelled while the engine still runs */
+    http_free(s->http); /* first: the requests of its clients are cancelled, for which the runner must exist */
     jobs_free(s->jobs);
+    rst_free(s->resets);
     run_free(s->run);
     km_free(s->events.v);
     if (s->wake_event)
@@ -506,7 +216,7 @@ void srv_free(struct srv *s)
         event_base_free(s->base);
     if (s->wake_fd >= 0)
         close(s->wake_fd);
-    km_sha_free(s->sha);
+    ep_deinit(&s->endpoints);
     km_free(s->model);
     km_free(s->device);
     km_free(s->kv);

@@ -83,7 +83,9 @@ struct hz_row hz_row_of(const struct hz_trace *t, const struct hz_rec *r, enum w
 {
     if (!r->ok)
         return (struct hz_row){NAN, NAN, NAN, NAN, NAN};
-    return profile == HZ_STRICT ? strict_row(t, r) : kind == WL_RANDOM ? seed_prompt(r) : seed_turn(t, r);
+    if (profile == HZ_STRICT)
+        return strict_row(t, r);
+    return wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE ? seed_prompt(r) : seed_turn(t, r);
 }
 
 struct hz_stat hz_stat_of(double *v, int n)
@@ -159,7 +161,7 @@ static double duration(const struct hz_trace *t, enum wl_kind kind, enum hz_prof
                        const struct row *rows, int n)
 {
     double first = INFINITY, latest = -INFINITY, end = 0, last = -INFINITY;
-    if (profile == HZ_SEED && kind == WL_RANDOM)
+    if (profile == HZ_SEED && wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE)
         return (double)(t->end_ns - t->begin_ns) / 1e9;
     for (int i = 0; i < n; i++) {
         first = fmin(first, rows[i].start);
@@ -198,7 +200,7 @@ static void sum_tokens(const struct hz_trace *t, struct hz_summary *o)
 
 void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile, struct hz_summary *out)
 {
-    bool seed = profile == HZ_SEED, prompts = kind == WL_RANDOM;
+    bool seed = profile == HZ_SEED, bench_serve = wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE;
     *out = (struct hz_summary){.profile = profile};
     struct row *rows = km_calloc((size_t)t->n, sizeof *rows);
     double *scratch = km_calloc((size_t)t->n, sizeof *scratch), *gaps = NULL;
@@ -236,7 +238,7 @@ void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile p
     out->response_ttft_ms = fits ? column(rows, n, offsetof(struct row, response), scratch) : no_stat();
     out->itl_ms = fits ? hz_stat_of(gaps, n_gaps) : no_stat();
     sum_tokens(t, out);
-    if (seed && prompts) {
+    if (seed && bench_serve) {
         /* numpy's std is the population's, pandas' is the sample's; each tool has its own. */
         struct hz_stat *all[] = {&out->ttft_ms, &out->tpot_ms, &out->itl_ms, &out->e2e_ms, &out->response_ttft_ms};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++)

@@ -315,30 +315,42 @@ static void close_all(struct bench *x)
     be_cpu.close(x->be);
 }
 
+struct bench_opts {
+    const char *model;
+    enum km_dtype dtype;
+    int threads, repeats, context, batch;
+};
+
+static const struct km_option rows[] = {
+    {.name = "model", .letter = 'm', KM_FIELD(struct bench_opts, model), .arg = "DIR-OR-PRESET",
+     .fallback = "qwen3-tiny", .help = "the model"},
+    {.name = "dtype", .letter = 'd', KM_FIELD_CHOICE(struct bench_opts, dtype), .values = "float32|bfloat16",
+     .fallback = "float32", .help = "number format of weights and KV"},
+    {.name = "threads", .letter = 't', KM_FIELD(struct bench_opts, threads), .arg = "N", .lo = 0, .hi = 1024,
+     .help = "CPU threads (default: one per core)"},
+    {.name = "repeats", .letter = 'r', KM_FIELD(struct bench_opts, repeats), .arg = "N", .fallback = "7", .lo = 1,
+     .hi = MAX_REPEATS, .help = "repeats of each measurement"},
+    {.name = "context", .letter = 'c', KM_FIELD(struct bench_opts, context), .arg = "N", .fallback = "5000", .lo = 1,
+     .hi = 1 << 20, .help = "tokens that a decode step attends to"},
+    {.name = "batch", .letter = 'b', KM_FIELD(struct bench_opts, batch), .arg = "N", .fallback = "16", .lo = 0,
+     .hi = 64, .help = "largest decode batch, of 1, 4, 16, 64; 0: no decode"},
+};
+
 int main(int argc, char **argv)
 {
-    const char *model = "qwen3-tiny", *dtype = "float32";
-    int64_t threads = 0, repeats = 7, ctx = 5000, batch = 16;
+    struct bench_opts o;
+    struct km_option_group group = KM_OPTION_GROUP("Options", rows, &o);
     bool help = false;
     struct km_strs lengths = {0};
-    const struct km_flag flags[] = {
-        {"model", 'm', KM_STR, &model, "DIR-OR-PRESET", "the model (default: qwen3-tiny)", 0, 0},
-        {"dtype", 'd', KM_STR, &dtype, "float32|bfloat16", "format of weights and KV (default: float32)", 0, 0},
-        {"threads", 't', KM_INT, &threads, "N", "threads (default: one per core)", 0, 1024},
-        {"repeats", 'r', KM_INT, &repeats, "N", "repeats of each measurement (default: 7)", 1, MAX_REPEATS},
-        {"context", 'c', KM_INT, &ctx, "N", "tokens that decode attends to (default: 5000)", 1, 1 << 20},
-        {"batch", 'b', KM_INT, &batch, "N", "largest decode batch, of 1, 4, 16, 64 (default: 16; 0: no decode)", 0,
-         64},
-    };
-    const int n_flags = (int)(sizeof flags / sizeof *flags);
+    km_options_default(&group, 1);
     struct km_err err = {0};
     struct mdl *m;
-    if (km_args_parse(flags, n_flags, argc - 1, argv + 1, &lengths, &help, &err))
+    if (km_args_parse(&group, 1, argc - 1, argv + 1, &lengths, &help, &err))
         die(&err);
     if (help) {
         struct km_buf b = {0};
-        km_args_help(flags, n_flags, &b);
-        printf("usage: cpu_bench [flags] [PROMPT-LENGTH ...] (default: 512 1024 2048 5000)\n%s", km_buf_str(&b));
+        km_args_help(&group, 1, 80, &b);
+        printf("usage: cpu_bench [OPTIONS] [PROMPT-LENGTH ...] (default: 512 1024 2048 5000)\n%s", km_buf_str(&b));
         km_buf_free(&b);
         return 0;
     }
@@ -350,11 +362,11 @@ int main(int argc, char **argv)
             die(&(struct km_err){.msg = "a prompt length is not a positive number of tokens"});
         longest = lens[i] > longest ? lens[i] : longest;
     }
-    if (mdl_open(&m, model, false, 1, &err))
+    if (mdl_open(&m, o.model, false, 1, &err))
         die(&err);
-    struct bench x = {.threads = (int)threads, .repeats = (int)repeats};
+    struct bench x = {.threads = o.threads, .repeats = o.repeats};
     openblas_set_num_threads(1);
-    open_all(&x, m, dtype[0] == 'b' ? KM_BF16 : KM_F32, longest, batch ? (int)batch : 1, (int)ctx);
+    open_all(&x, m, o.dtype, longest, o.batch ? o.batch : 1, o.context);
     struct be_stats st;
     be_cpu.stats(x.be, &st);
     printf("%s, %s; %s; compared with OpenBLAS %s on %d threads\n\n", mdl_name(m), km_dtype_name(x.g.dtype), st.device,
@@ -362,12 +374,12 @@ int main(int argc, char **argv)
     printf("prompt  tokens/s                 GFLOP/s                OpenBLAS GFLOP/s       ratio\n");
     for (int i = 0; i < n_lens; i++)
         bench_prefill(&x, lens[i]);
-    if (batch) {
-        printf("\n batch  ms a step                GB/s                   plain read GB/s        ratio   at %lld "
+    if (o.batch) {
+        printf("\n batch  ms a step                GB/s                   plain read GB/s        ratio   at %d "
                "tokens\n",
-               (long long)ctx);
-        for (int b = 1; b <= batch; b *= 4)
-            bench_decode(&x, b, (int)ctx);
+               o.context);
+        for (int b = 1; b <= o.batch; b *= 4)
+            bench_decode(&x, b, o.context);
     }
     close_all(&x);
     mdl_free(m);
