@@ -1,7 +1,7 @@
 #!/bin/bash
 # Everything a machine with an NVIDIA card should verify and time, in one command:
 #   scripts/gpu_check.sh BIN_DIR [OUT_DIR]
-# BIN_DIR holds kvmark, kernels_check, engine_check and speed: a bundle (scripts/bundle.sh) or a build folder. bash and python3
+# BIN_DIR holds kvmark, kernels_check, engine_check and cuda_bench: a bundle (scripts/bundle.sh) or a build folder. bash and python3
 # are enough; checks that need more (PyTorch and transformers, compute-sanitizer) are left out, visibly, where it is not
 # installed. Exit 1 when a check fails.
 #   MODEL=qwen3-8b      what is timed
@@ -118,7 +118,7 @@ check_http() {
 
 check_sizes() {
     local size
-    for size in 0.6b 1.7b 4b 14b 32b; do ours speed "qwen3-$size" few || return 1; done
+    for size in 0.6b 1.7b 4b 14b 32b; do ours cuda_bench "qwen3-$size" few || return 1; done
 }
 
 # ---- sanitizer: four tools at once, each with its own file and its own time ----
@@ -158,7 +158,7 @@ fi
 if wants hf && [ -n "$hf_model" ]; then
     if [ -n "$have_torch" ]; then check_hf; else echo "== hf: skipped, PyTorch and transformers are not installed"; fi
 fi
-wants speed && part speed ours speed "$model" "$out/speed.json"
+wants speed && part speed ours cuda_bench "$model" "$out/speed.json"
 wants sizes && part sizes check_sizes
 wants http && check_http
 if wants yardsticks; then

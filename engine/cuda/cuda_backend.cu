@@ -6,7 +6,7 @@
  *
  * Two steps may be in flight: what the host fills or reads is there twice, step n's in [n % 2]; what the card uses is
  * there once, and the stream keeps the order. The logits are the newest step's. */
-#include "engine/cuda/product.h"
+#include "engine/cuda/gemm/gemm.h"
 
 extern "C" {
 #include "base/clock.h"

@@ -1,6 +1,6 @@
 /* From options and model to shapes, and from shapes to the plan. Nothing here touches a card: where the card matters,
  * a child process is asked (probe.cu), and without one its place is taken by an H100's numbers. */
-#include "engine/cuda/room.h"
+#include "engine/cuda/workspace.h"
 #include "engine/cuda/weights.h"
 
 #include <stdio.h>

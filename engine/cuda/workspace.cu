@@ -1,6 +1,6 @@
 /* The list of what the CUDA backend holds, and the two things done with it: taking it and adding it up. */
-#include "engine/cuda/room.h"
-#include "engine/cuda/stream.h"
+#include "engine/cuda/workspace.h"
+#include "engine/cuda/gemm/small_m_sm90.h"
 
 #include <string.h>
 

@@ -6,7 +6,7 @@
 #ifndef CU_PRODUCT_H
 #define CU_PRODUCT_H
 
-#include "engine/cuda/room.h"
+#include "engine/cuda/workspace.h"
 #include "engine/cuda/weights.h"
 
 enum cu_product {

@@ -23,7 +23,7 @@
  */
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/sm90.cuh"
-#include "engine/cuda/stream.h"
+#include "engine/cuda/gemm/small_m_sm90.h"
 
 #include <cuda.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* Which kernel makes which product (product.h). The limits between them are where their times cross on an H100 at the
  * shapes of Qwen3-8B (kernels_check stream, ffn and time). */
-#include "engine/cuda/product.h"
-#include "engine/cuda/stream.h"
+#include "engine/cuda/gemm/gemm.h"
+#include "engine/cuda/gemm/small_m_sm90.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /* Hopper's products of few rows (stream_sm90.cu): every output of odd sizes, in every shape that a block may have; and
  * its time at the products of Qwen3-8B beside cuBLASLt's. */
-#include "engine/cuda/stream.h"
+#include "engine/cuda/gemm/small_m_sm90.h"
 #include "engine/cuda/test/check.h"
 
 #include <string.h>
