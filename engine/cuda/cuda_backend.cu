@@ -37,13 +37,13 @@ struct be {
     cu_dims m;
     const struct mdl *mdl;
     cu_weights w;
-    struct cu_products *products;
+    struct cu_gemms *products;
     cudaStream_t steps, copies;
     cudaEvent_t copy_done[COPY_EVENTS];
     uint64_t n_steps, n_copies;
     flying flight[2]; /* step n in [n % 2] */
 
-    cu_room room; /* work space, step arrays, KV pool */
+    cu_workspace room; /* work space, step arrays, KV pool */
     cu_prefill_plan prefill;
     bool sm90; /* prefill is made, and the Hopper kernel used */
 
@@ -63,27 +63,27 @@ static char *side_of(const struct be *b, int side)
 }
 
 /* Enqueues a step of T tokens of R requests whose arrays lie on one side; S rows are sampled. */
-static int forward(struct be *b, int side, int T, int R, int n_items, int n_tiles, int S, struct km_err *err)
+static int forward(struct be *b, int side, int T, int R, int n_splits, int n_tiles, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
-    cu_meta in;
+    cu_step_arrays in;
     cudaStream_t s = b->steps;
     int rc = 0;
-    cu_fetch(side_of(b, side), cu_carve(m, T, R, b->room.arrays, &in), b->room.arrays, s);
+    cu_fetch(side_of(b, side), cu_step_carve(m, T, R, b->room.arrays, &in), b->room.arrays, s);
     cu_embed(m, b->w.embed, b->room.inv_freq, in, b->room.chosen, T, b->room.x, b->room.angles, s);
-    rc = cu_product(b->products, CU_QKV, 0, T, in, s, err);
+    rc = cu_gemm_run(b->products, CU_GEMM_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
-        if (n_items)
-            cu_attn_decode(m, b->room.qkv, in, n_items, l, b->room.pool, b->room.o, b->room.attn_work, s);
+        if (n_splits)
+            cu_attn_decode(m, b->room.qkv, in, n_splits, l, b->room.pool, b->room.o, b->room.attn_work, s);
         if (n_tiles && b->sm90)
             cu_attn_prefill_sm90(m, b->prefill, in, n_tiles, l, b->room.o, s);
         else if (n_tiles)
             cu_attn_prefill(m, b->room.qkv, in, n_tiles, l, b->room.pool, b->room.o, s);
-        rc = cu_product_chain(b->products, l, T, in, s, err);
+        rc = cu_gemm_chain(b->products, l, T, in, s, err);
     }
     if (!rc && S) {
         cu_rmsnorm(m, b->room.x, b->w.norm_out, in.sample_row, S, b->room.h_out, s);
-        rc = cu_product(b->products, CU_HEAD, 0, S, in, s, err);
+        rc = cu_gemm_run(b->products, CU_GEMM_HEAD, 0, S, in, s, err);
         cu_sample(b->room.logits, S, m.V, in, m.max_reqs, b->room.pick_work, b->room.chosen,
                   b->room.picks + side * m.max_reqs, s);
     }
@@ -96,7 +96,7 @@ static int forward(struct be *b, int side, int T, int R, int n_items, int n_tile
 /* ---- graphs ---- */
 
 /* Surplus row i of a padded batch: token 0 at position 0 of the spare page. No attention runs for it. */
-static void pad_row(const struct be *b, const cu_meta &h, int i)
+static void pad_row(const struct be *b, const cu_step_arrays &h, int i)
 {
     h.tokens[i] = h.positions[i] = 0;
     h.slots[i] = b->room.n_pages << b->m.B_log2;
@@ -104,27 +104,27 @@ static void pad_row(const struct be *b, const cu_meta &h, int i)
     h.kv_len[i] = 1;
     h.table_start[i] = 0;
     h.sample_row[i] = i;
-    h.draws[i] = cu_draw{0, 1, 0, 1, 0, true, false};
+    h.draws[i] = cu_sampling{0, 1, 0, 1, 0, true, false};
     h.ban_start[i + 1] = h.ban_start[i];
 }
 
 /* Makes a step of `n` decoding requests one of g's: rows and items up to what was captured. */
-static void pad(const struct be *b, const cu_meta &h, int n, int n_items, int reqs)
+static void pad(const struct be *b, const cu_step_arrays &h, int n, int n_splits, int reqs)
 {
     for (int i = n; i < reqs; i++)
         pad_row(b, h, i);
-    for (int i = n_items; i < cu_items_max(b->m, reqs); i++)
+    for (int i = n_splits; i < cu_attn_splits_max(b->m, reqs); i++)
         h.items[i].req = -1;
 }
 
 static int capture(struct be *b, int reqs, struct km_err *err)
 {
-    cu_meta h;
-    size_t fixed = cu_carve(b->m, reqs, reqs, side_of(b, 0), &h);
+    cu_step_arrays h;
+    size_t fixed = cu_step_carve(b->m, reqs, reqs, side_of(b, 0), &h);
     *h.bytes = (int32_t)fixed;
     h.q_start[0] = h.ban_start[0] = 0;
     pad(b, h, 0, 0, reqs);
-    int items = cu_items_max(b->m, reqs);
+    int items = cu_attn_splits_max(b->m, reqs);
     int rc = forward(b, 0, reqs, reqs, items, 0, reqs, err); /* chooses GEMM algorithms, loads modules */
     if (rc)
         return rc;
@@ -163,18 +163,18 @@ static int capture_all(struct be *b, struct km_err *err)
 /* ---- a step ---- */
 
 /* True when the kernels of sample.cu give what the row asks for; else its logits go to the reference sampler. */
-static bool on_card(const struct smp_row *r)
+static bool on_gpu(const struct smp_row *r)
 {
     return r->p.n_logprobs < 0 && !r->n_history && r->n_banned <= CU_MAX_BANNED;
 }
 
-static cu_draw draw_of(const struct smp_row *r)
+static cu_sampling sampling_of(const struct smp_row *r)
 {
     const struct smp_params *p = &r->p;
     if (p->temperature == 0)
-        return cu_draw{0, 1, 0, 1, 0, true, false};
+        return cu_sampling{0, 1, 0, 1, 0, true, false};
     float scale = (float)fmax(p->temperature, 0.01); /* as in smp_sample */
-    return cu_draw{smp_key(p->seed, r->step),
+    return cu_sampling{smp_key(p->seed, r->step),
                    scale,
                    (float)p->min_p,
                    (float)p->top_p,
@@ -185,10 +185,10 @@ static cu_draw draw_of(const struct smp_row *r)
 
 /* What of a step is what: counted while its arrays are filled. */
 struct parts {
-    int n_dec, n_items, n_tiles;
+    int n_dec, n_splits, n_tiles;
 };
 
-static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *n)
+static void fill(struct be *b, const struct batch *in, const cu_step_arrays &h, parts *n)
 {
     memcpy(h.tokens, in->tokens, sizeof(int32_t) * (size_t)in->n_tokens);
     memcpy(h.positions, in->positions, sizeof(int32_t) * (size_t)in->n_tokens);
@@ -206,13 +206,13 @@ static void fill(struct be *b, const struct batch *in, const cu_meta &h, parts *
             h.tile_row[n->n_tiles++] = row;
         }
     }
-    n->n_items = cu_items(b->m, h, b->room.decoding, n->n_dec, h.items);
+    n->n_splits = cu_attn_splits(b->m, h, b->room.decoding, n->n_dec, h.items);
     int banned = 0;
     h.ban_start[0] = 0;
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *s = &in->samples[i];
         h.sample_row[i] = s->row;
-        h.draws[i] = draw_of(s);
+        h.draws[i] = sampling_of(s);
         for (int k = 0; k < s->n_banned && s->n_banned <= CU_MAX_BANNED; k++)
             h.ban[banned++] = s->banned[k];
         h.ban_start[i + 1] = banned;
@@ -262,14 +262,14 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     parts n = {};
     const graph *g = graph_for(b, in);
     int T = g ? g->reqs : in->n_tokens, R = g ? g->reqs : in->n_reqs;
-    cu_meta h;
-    size_t fixed = cu_carve(b->m, T, R, side_of(b, side), &h);
+    cu_step_arrays h;
+    size_t fixed = cu_step_carve(b->m, T, R, side_of(b, side), &h);
     fill(b, in, h, &n);
     *h.bytes = (int32_t)(fixed + (size_t)in->table_start[in->n_reqs] * sizeof(int32_t));
     if (g) {
-        pad(b, h, n.n_dec, n.n_items, R);
+        pad(b, h, n.n_dec, n.n_splits, R);
         CU_TRY(cudaGraphLaunch(g->exec[side], b->steps));
-    } else if ((rc = forward(b, side, T, R, n.n_items, n.n_tiles, in->n_samples, err)))
+    } else if ((rc = forward(b, side, T, R, n.n_splits, n.n_tiles, in->n_samples, err)))
         return rc;
     flying *f = &b->flight[side];
     CU_TRY(cudaEventRecord(f->done, b->steps));
@@ -303,7 +303,7 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
     const int32_t *picks = b->room.picks + side * b->m.max_reqs;
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *r = &in->samples[i];
-        bool chosen = on_card(r) && picks[i] >= 0;
+        bool chosen = on_gpu(r) && picks[i] >= 0;
         if (chosen || !newest) {
             /* -1: the step behind has other logits there by now; nobody looks at the top of none */
             out[i].id = chosen ? picks[i] : -1;
@@ -363,9 +363,9 @@ static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int
             while (at + run < n && c[at + run].page == c[at].page + run &&
                    static_cast<char *>(c[at + run].host) == static_cast<char *>(c[at].host) + (size_t)run * page)
                 run++;
-            void *on_card = b->room.pool + (size_t)c[at].page * b->m.page_elems;
-            dst[k] = dir == KV_TO_HOST ? c[at].host : on_card;
-            src[k] = dir == KV_TO_HOST ? on_card : c[at].host;
+            void *on_gpu = b->room.pool + (size_t)c[at].page * b->m.page_elems;
+            dst[k] = dir == KV_TO_HOST ? c[at].host : on_gpu;
+            src[k] = dir == KV_TO_HOST ? on_gpu : c[at].host;
             size[k++] = (size_t)run * page;
             at += run;
         }
@@ -415,8 +415,8 @@ static void cuda_close(struct be *b)
         for (cudaGraphExec_t e : b->graphs[i].exec)
             if (e)
                 cudaGraphExecDestroy(e);
-    cu_room_free(&b->room);
-    cu_products_close(b->products);
+    cu_workspace_free(&b->room);
+    cu_gemms_close(b->products);
     cu_weights_free(&b->w);
     for (cudaEvent_t e : b->copy_done)
         if (e)
@@ -431,23 +431,23 @@ static void cuda_close(struct be *b)
     km_free(b);
 }
 
-static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
+static int alloc_workspace(struct be *b, const struct be_opts *o, struct km_err *err)
 {
     const cu_dims &m = b->m;
-    cu_room *r = &b->room;
-    cu_room_list(r, m);
-    int rc = cu_room_take(r, err);
+    cu_workspace *r = &b->room;
+    cu_workspace_list(r, m);
+    int rc = cu_workspace_alloc(r, err);
     if (rc)
         return rc;
-    size_t listed = cu_room_bytes(r, KM_MEM_DEVICE);
-    cu_card card;
+    size_t listed = cu_workspace_bytes(r, KM_MEM_DEVICE);
+    cu_gpu card;
     CU_TRY(cudaMemGetInfo(&card.avail, &card.total));
-    rc = cu_room_pool(r, m, o, b->w.bytes, &card, err);
-    rc = rc ? rc : cu_room_take(r, err);
+    rc = cu_workspace_add_pool(r, m, o, b->w.bytes, &card, err);
+    rc = rc ? rc : cu_workspace_alloc(r, err);
     if (rc)
         return rc;
-    b->st.work_bytes = (int64_t)listed + CU_GEMM_WORKSPACE;
-    b->st.kv_bytes = (int64_t)(cu_room_bytes(r, KM_MEM_DEVICE) - listed);
+    b->st.work_bytes = (int64_t)listed + CU_LT_WORKSPACE;
+    b->st.kv_bytes = (int64_t)(cu_workspace_bytes(r, KM_MEM_DEVICE) - listed);
 
     float freq[64];
     mdl_inv_freq(mdl_config(b->mdl), freq);
@@ -457,7 +457,7 @@ static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
 
 static int plan_prefill(struct be *b, struct km_err *err)
 {
-    const cu_room &r = b->room;
+    const cu_workspace &r = b->room;
     b->sm90 = cu_attn_prefill_sm90_usable(b->m);
     if (!b->sm90)
         return 0;
@@ -466,9 +466,9 @@ static int plan_prefill(struct be *b, struct km_err *err)
 
 static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
-    cu_card card;
+    cu_gpu card;
     CU_TRY(cudaSetDevice(0));
-    int rc = cu_card_look(&card, err);
+    int rc = cu_gpu_get(&card, err);
     rc = rc ? rc : cu_dims_make(&b->m, o, m, &card, err);
     if (rc)
         return rc;
@@ -481,9 +481,9 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     for (cudaEvent_t &e : b->copy_done)
         CU_TRY(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
     rc = cu_weights_load(&b->w, m, err);
-    rc = rc ? rc : make_room(b, o, err);
+    rc = rc ? rc : alloc_workspace(b, o, err);
     rc = rc ? rc : plan_prefill(b, err);
-    rc = rc ? rc : cu_products_open(&b->products, b->m, &b->w, &b->room, b->steps, err);
+    rc = rc ? rc : cu_gemms_open(&b->products, b->m, &b->w, &b->room, b->steps, err);
     rc = rc ? rc : capture_all(b, err);
     b->st.weight_bytes = (int64_t)b->w.bytes;
     return rc;

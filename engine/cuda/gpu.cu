@@ -13,7 +13,7 @@ extern "C" {
 #include <sys/wait.h>
 #include <unistd.h>
 
-int cu_card_look(struct cu_card *out, struct km_err *err)
+int cu_gpu_get(struct cu_gpu *out, struct km_err *err)
 {
     int driver = 0, runtime = 0, n = 0;
     cudaDriverGetVersion(&driver);
@@ -37,7 +37,7 @@ int cu_card_look(struct cu_card *out, struct km_err *err)
         return km_fail(err, KM_EDEVICE,
                        "%s has compute capability %d.%d; the CUDA engine needs 8.0 or newer: use --device cpu",
                        p.name, p.major, p.minor);
-    *out = cu_card{"", p.major * 10 + p.minor, p.multiProcessorCount, p.totalGlobalMem, 0};
+    *out = cu_gpu{"", p.major * 10 + p.minor, p.multiProcessorCount, p.totalGlobalMem, 0};
     snprintf(out->name, sizeof out->name, "%.60s", p.name);
     return 0;
 }
@@ -45,19 +45,19 @@ int cu_card_look(struct cu_card *out, struct km_err *err)
 /* What a child has to say: one write, small enough to be whole. */
 struct answer {
     struct km_err err;
-    cu_card card;
+    cu_gpu card;
     struct rates rates;
 };
 
 static void look(answer *a)
 {
-    cu_card_look(&a->card, &a->err);
+    cu_gpu_get(&a->card, &a->err);
 }
 
 static void look_inside(answer *a)
 {
     size_t total;
-    if (cu_card_look(&a->card, &a->err))
+    if (cu_gpu_get(&a->card, &a->err))
         return;
     cudaError_t rc = cudaMemGetInfo(&a->card.avail, &total);
     if (rc != cudaSuccess)
@@ -93,7 +93,7 @@ static int ask_child(void (*ask)(answer *), answer *a, struct km_err *err)
     return a->err.code ? km_fail(err, a->err.code, "%s", a->err.msg) : 0;
 }
 
-int cu_card_ask(struct cu_card *out, struct km_err *err)
+int cu_gpu_query(struct cu_gpu *out, struct km_err *err)
 {
     answer a;
     int rc = ask_child(look_inside, &a, err);
@@ -173,7 +173,7 @@ static int gemm_rate(bench *b, double *tflops, struct km_err *err)
     auto run = [&] {
         int rc = 0;
         for (int i = 0; i < GEMMS && !rc; i++)
-            rc = cu_gemm(b->lt, b->x, b->x, n, n, n, false, b->y, false, b->s, err);
+            rc = cu_lt_gemm(b->lt, b->x, b->x, n, n, n, false, b->y, false, b->s, err);
         return rc;
     };
     int rc = time_runs(*b, run, &s, err);
@@ -198,14 +198,14 @@ static int measure_all(struct rates *out, struct km_err *err)
     out->copy_gbps *= 2; /* read and written */
     rc = rc ? rc : copy_rate(b, b.to, b.host, ACROSS, &out->to_card_gbps, err);
     rc = rc ? rc : copy_rate(b, b.host, b.from, ACROSS, &out->to_host_gbps, err);
-    rc = rc ? rc : cu_gemm_open(&b.lt, err);
+    rc = rc ? rc : cu_lt_open(&b.lt, err);
     return rc ? rc : gemm_rate(&b, &out->gemm_tflops, err);
 }
 
 /* In the child: what it takes ends with it. */
 static void measure(answer *a)
 {
-    if (cu_card_look(&a->card, &a->err))
+    if (cu_gpu_get(&a->card, &a->err))
         return;
     snprintf(a->rates.device, sizeof a->rates.device, "%s", a->card.name);
     a->rates.memory = (int64_t)a->card.total;

@@ -28,7 +28,7 @@ static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_e
     return 0;
 }
 
-int cu_dims_make(cu_dims *d, const struct be_opts *o, const struct mdl *m, const cu_card *card, struct km_err *err)
+int cu_dims_make(cu_dims *d, const struct be_opts *o, const struct mdl *m, const cu_gpu *card, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(m);
     *d = cu_dims{};
@@ -66,10 +66,10 @@ struct kv_geom cu_geom(const cu_dims &d, const struct mdl *m, int n_pages)
 }
 
 /* The card to plan for: the one that is here, else, under a stated limit, one that has room for it. */
-static int pick_card(cu_card *card, const struct be_opts *o, struct plan *out, struct km_err *err)
+static int gpu_to_plan_for(cu_gpu *card, const struct be_opts *o, struct plan *out, struct km_err *err)
 {
     struct km_err why = {};
-    if (!cu_card_ask(card, &why)) {
+    if (!cu_gpu_query(card, &why)) {
         snprintf(out->device, sizeof out->device, "%.60s, %.0f GiB", card->name, (double)card->total / (1 << 30));
         return 0;
     }
@@ -77,7 +77,7 @@ static int pick_card(cu_card *card, const struct be_opts *o, struct plan *out, s
         return km_fail(err, KM_EDEVICE,
                        "%s; to plan without a card, state what it may use, for example --gpu-memory-limit 24GiB",
                        why.msg);
-    *card = cu_card{"", 90, 132, SIZE_MAX, SIZE_MAX};
+    *card = cu_gpu{"", 90, 132, SIZE_MAX, SIZE_MAX};
     snprintf(out->device, sizeof out->device,
              "no card here; scratch as on an H100, %d multiprocessors; older cards need more", card->n_sms);
     return 0;
@@ -93,7 +93,7 @@ static void add_weights(struct plan *out, const struct mdl_config *c)
     plan_add(out, PLAN_WEIGHTS, "layers", KM_MEM_DEVICE, (int64_t)w.layers);
 }
 
-static void add_rows(struct plan *out, const struct cu_room *r, int from, enum plan_group group)
+static void add_rows(struct plan *out, const struct cu_workspace *r, int from, enum plan_group group)
 {
     for (int i = from; i < r->n_rows; i++)
         plan_add(out, group, r->rows[i].name, r->rows[i].where, (int64_t)r->rows[i].bytes);
@@ -101,29 +101,29 @@ static void add_rows(struct plan *out, const struct cu_room *r, int from, enum p
 
 int cu_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
-    cu_card card;
+    cu_gpu card;
     cu_dims d;
-    struct cu_room room = {};
+    struct cu_workspace room = {};
     *out = {};
-    int rc = pick_card(&card, o, out, err);
+    int rc = gpu_to_plan_for(&card, o, out, err);
     rc = rc ? rc : cu_dims_make(&d, o, m, &card, err);
     if (rc)
         return rc;
     out->limited = KM_MEM_DEVICE;
     out->limit_stated = o->memory_limit != 0;
-    out->limit = cu_room_limit(o, &card);
+    out->limit = cu_memory_limit(o, &card);
     out->geom = cu_geom(d, m, 0);
     add_weights(out, mdl_config(m));
-    cu_room_list(&room, d);
+    cu_workspace_list(&room, d);
     add_rows(out, &room, 0, PLAN_WORK);
-    plan_add(out, PLAN_WORK, "cuBLASLt workspace", KM_MEM_DEVICE, CU_GEMM_WORKSPACE);
-    plan_add(out, PLAN_RESERVE, "graphs, libraries, driver", KM_MEM_DEVICE, CU_RESERVE - CU_GEMM_WORKSPACE);
+    plan_add(out, PLAN_WORK, "cuBLASLt workspace", KM_MEM_DEVICE, CU_LT_WORKSPACE);
+    plan_add(out, PLAN_RESERVE, "graphs, libraries, driver", KM_MEM_DEVICE, CU_RESERVE - CU_LT_WORKSPACE);
     int listed = room.n_rows;
     size_t weights = cu_weights_size(mdl_config(m)),
-           held = weights + cu_room_bytes(&room, KM_MEM_DEVICE) + CU_GEMM_WORKSPACE;
+           held = weights + cu_workspace_bytes(&room, KM_MEM_DEVICE) + CU_LT_WORKSPACE;
     if (card.avail != SIZE_MAX)
         card.avail -= held < card.avail ? held : card.avail;
-    rc = cu_room_pool(&room, d, o, weights, &card, err);
+    rc = cu_workspace_add_pool(&room, d, o, weights, &card, err);
     if (rc)
         return rc;
     add_rows(out, &room, listed, PLAN_KV);

@@ -38,7 +38,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
 }
 
 /* Eight rows of 16-bit numbers, lane l holding two neighbours of row l / 4: rows become columns. */
-__device__ __forceinline__ uint32_t turn8x8(uint32_t v)
+__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t v)
 {
     uint32_t out;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
@@ -98,7 +98,7 @@ __device__ __forceinline__ float silu(float x)
 }
 
 /* 16 bytes that will not be read again soon, of a row whose next ones will: DRAM gives 256 at a time gladly. */
-__device__ __forceinline__ uint4 ld_stream(const void *p)
+__device__ __forceinline__ uint4 ld_nc_streaming(const void *p)
 {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -109,13 +109,13 @@ __device__ __forceinline__ uint4 ld_stream(const void *p)
 
 /* Programmatic dependent launch: wait for the kernel before us; let the one after us start. No-ops before sm_90
  * and in launches without the attribute. */
-__device__ __forceinline__ void grid_wait()
+__device__ __forceinline__ void griddep_wait()
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-__device__ __forceinline__ void grid_release()
+__device__ __forceinline__ void griddep_launch()
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

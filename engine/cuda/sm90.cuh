@@ -8,27 +8,27 @@
 
 /* ---- mbarriers: 8 bytes; a phase ends when `count` arrivals and all expected bytes are in ---- */
 
-__device__ __forceinline__ void bar_init(uint32_t bar, int count)
+__device__ __forceinline__ void mbar_init(uint32_t bar, int count)
 {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count));
 }
 /* Makes initialised barriers known to the copy engine and to the cluster's other blocks, once they have synchronised.
  */
-__device__ __forceinline__ void bar_init_done()
+__device__ __forceinline__ void mbar_init_fence()
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 /* One arrival, and so many bytes more that this phase waits for. */
-__device__ __forceinline__ void bar_expect(uint32_t bar, int bytes)
+__device__ __forceinline__ void mbar_expect_tx(uint32_t bar, int bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void bar_arrive(uint32_t bar)
+__device__ __forceinline__ void mbar_arrive(uint32_t bar)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 /* The cluster's name for what lies where `here` does, in the block of that rank. */
-__device__ __forceinline__ uint32_t of_rank(uint32_t here, int rank)
+__device__ __forceinline__ uint32_t mapa(uint32_t here, int rank)
 {
     uint32_t there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
@@ -36,12 +36,12 @@ __device__ __forceinline__ uint32_t of_rank(uint32_t here, int rank)
 }
 /* An arrival there. It orders nothing of ours beyond this block: it gives room back whose reads are over. (Release at
  * cluster scope would put a fence of the whole card before it.) */
-__device__ __forceinline__ void bar_arrive_cluster(uint32_t there)
+__device__ __forceinline__ void mbar_arrive_cluster(uint32_t there)
 {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
 /* Waits for the end of the phase of this parity. A fresh barrier is in phase 0; "phase 1" has ended before it. */
-__device__ __forceinline__ void bar_wait(uint32_t bar, int parity)
+__device__ __forceinline__ void mbar_wait(uint32_t bar, int parity)
 {
     asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra "
                  "done;\nbra again;\ndone:\n}" ::"r"(bar),
@@ -55,7 +55,7 @@ __device__ __forceinline__ void cluster_sync()
 }
 
 /* A place in a ring of stages, and the parity of the phase that its barriers are in there. */
-struct ring {
+struct pipe_state {
     int stage = 0, parity = 0;
     __device__ __forceinline__ void next(int stages)
     {
@@ -64,7 +64,7 @@ struct ring {
     }
 };
 
-/* 16 or 4 bytes to a place in a block of the cluster, counted by a barrier there; both as of_rank names them. */
+/* 16 or 4 bytes to a place in a block of the cluster, counted by a barrier there; both as mapa names them. */
 __device__ __forceinline__ void st_async(uint32_t there, float a, float b, float c, float d, uint32_t bar_there)
 {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
@@ -82,7 +82,7 @@ __device__ __forceinline__ void st_async(uint32_t there, float a, uint32_t bar_t
 
 /* ---- tensor copies: a box of a map made by cu_tensor_map, its bytes counted by a barrier ---- */
 
-__device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
+__device__ __forceinline__ void tma_load_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
 {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
@@ -91,7 +91,7 @@ __device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, 
         : "memory");
 }
 /* Whole groups of a map of four dimensions, the inner three of which are a group. */
-__device__ __forceinline__ void tma_groups(uint32_t dst, const void *map, int group, uint32_t bar)
+__device__ __forceinline__ void tma_load_groups(uint32_t dst, const void *map, int group, uint32_t bar)
 {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
                  "[%1, {%2, %2, %2, %3}], [%4];" ::"r"(dst),
@@ -99,15 +99,15 @@ __device__ __forceinline__ void tma_groups(uint32_t dst, const void *map, int gr
                  : "memory");
 }
 /* Whole groups of a map of five dimensions: the inner three are a group, the outer one a stack of groups. */
-__device__ __forceinline__ void tma_stack(uint32_t dst, const void *map, int col, int group, int stack, uint32_t bar)
+__device__ __forceinline__ void tma_load_stack(uint32_t dst, const void *map, int col, int group, int stack, uint32_t bar)
 {
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
                  "[%1, {%2, %3, %3, %4, %5}], [%6];" ::"r"(dst),
                  "l"(map), "r"(col), "r"(0), "r"(group), "r"(stack), "r"(bar)
                  : "memory");
 }
-/* The same as tma_box to every block whose rank is set in `ranks`: same place, and each block's own barrier counts. */
-__device__ __forceinline__ void tma_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
+/* The same as tma_load_box to every block whose rank is set in `ranks`: same place, and each block's own barrier counts. */
+__device__ __forceinline__ void tma_load_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
                                                   uint16_t ranks)
 {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
@@ -120,22 +120,22 @@ __device__ __forceinline__ void tma_box_multicast(uint32_t dst, const void *map,
 
 /* Shared-memory matrix descriptor, 128-byte swizzle; byte strides (PTX ISA, "matrix descriptor format"). An offset
  * within shared memory is added to it in units of 16 bytes. */
-__device__ __forceinline__ uint64_t desc(uint32_t addr, int lead, int stride)
+__device__ __forceinline__ uint64_t wgmma_desc(uint32_t addr, int lead, int stride)
 {
     return (uint64_t)((addr & 0x3FFFF) >> 4) | (uint64_t)(lead >> 4) << 16 | (uint64_t)(stride >> 4) << 32 |
            (uint64_t)1 << 62;
 }
 
-__device__ __forceinline__ void wg_fence()
+__device__ __forceinline__ void wgmma_fence()
 {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void wg_commit()
+__device__ __forceinline__ void wgmma_commit()
 {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 /* Until all but the last N groups are done. */
-template <int N> __device__ __forceinline__ void wg_wait()
+template <int N> __device__ __forceinline__ void wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }

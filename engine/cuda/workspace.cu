@@ -5,12 +5,12 @@
 #include <string.h>
 
 /* n elements that *at will point to. */
-template <typename T> static void add(struct cu_room *r, const char *name, enum km_mem_kind where, T **at, size_t n)
+template <typename T> static void add(struct cu_workspace *r, const char *name, enum km_mem_kind where, T **at, size_t n)
 {
-    r->rows[r->n_rows++] = cu_room_row{name, where, n * sizeof(T), reinterpret_cast<void **>(at)};
+    r->rows[r->n_rows++] = cu_workspace_row{name, where, n * sizeof(T), reinterpret_cast<void **>(at)};
 }
 
-size_t cu_carve(const cu_dims &m, int T, int R, char *base, cu_meta *out)
+size_t cu_step_carve(const cu_dims &m, int T, int R, char *base, cu_step_arrays *out)
 {
     size_t at = 0, t = (size_t)T, r = (size_t)R, tiles = t / 2 + 1; /* a tile has at least two rows */
     auto next = [&](size_t n) {
@@ -27,9 +27,9 @@ size_t cu_carve(const cu_dims &m, int T, int R, char *base, cu_meta *out)
     out->table_start = next(r);
     out->tile_req = next(tiles);
     out->tile_row = next(tiles);
-    out->items = reinterpret_cast<cu_item *>(next((size_t)cu_items_max(m, R) * (sizeof(cu_item) / sizeof(int32_t))));
+    out->items = reinterpret_cast<cu_split *>(next((size_t)cu_attn_splits_max(m, R) * (sizeof(cu_split) / sizeof(int32_t))));
     out->sample_row = next(r);
-    out->draws = reinterpret_cast<cu_draw *>(next(r * (sizeof(cu_draw) / sizeof(int32_t))));
+    out->draws = reinterpret_cast<cu_sampling *>(next(r * (sizeof(cu_sampling) / sizeof(int32_t))));
     out->ban_start = next(r + 1);
     out->ban = next(r * CU_MAX_BANNED);
     out->table = next(0);
@@ -39,31 +39,31 @@ size_t cu_carve(const cu_dims &m, int T, int R, char *base, cu_meta *out)
 /* Bytes of the largest step's. */
 static size_t arrays_bytes(const cu_dims &m)
 {
-    cu_meta none;
+    cu_step_arrays none;
     size_t table = (size_t)m.max_reqs * (size_t)m.max_blocks * sizeof(int32_t);
-    return cu_carve(m, m.max_tokens, m.max_reqs, nullptr, &none) + (table + 63) / 64 * 64;
+    return cu_step_carve(m, m.max_tokens, m.max_reqs, nullptr, &none) + (table + 63) / 64 * 64;
 }
 
-int cu_gu_rows(const cu_dims &m)
+int cu_gate_up_rows(const cu_dims &m)
 {
-    return cu_ffn_sm90_usable(m) && m.max_tokens >= CU_FFN_M ? CU_FFN_M - 1 : m.max_tokens;
+    return cu_gate_up_sm90_usable(m) && m.max_tokens >= CU_GATE_UP_SM90_MIN ? CU_GATE_UP_SM90_MIN - 1 : m.max_tokens;
 }
 
-void cu_room_list(struct cu_room *r, const cu_dims &m)
+void cu_workspace_list(struct cu_workspace *r, const cu_dims &m)
 {
     size_t T = (size_t)m.max_tokens, R = (size_t)m.max_reqs, D = (size_t)m.D, F = (size_t)m.F, V = (size_t)m.V;
     add(r, "residual stream", KM_MEM_DEVICE, &r->x, T * D);
     add(r, "normalised rows", KM_MEM_DEVICE, &r->h, T * D);
     add(r, "queries, keys, values", KM_MEM_DEVICE, &r->qkv, T * (size_t)(m.H + 2 * m.G) * m.d);
     add(r, "attention output", KM_MEM_DEVICE, &r->o, T * (size_t)m.H * m.d);
-    add(r, "gate and up", KM_MEM_DEVICE, &r->gu, (size_t)cu_gu_rows(m) * 2 * F);
+    add(r, "gate and up", KM_MEM_DEVICE, &r->gu, (size_t)cu_gate_up_rows(m) * 2 * F);
     add(r, "activation", KM_MEM_DEVICE, &r->act, T * F);
     add(r, "rows to sample", KM_MEM_DEVICE, &r->h_out, R * D);
     add(r, "logits", KM_MEM_DEVICE, &r->logits, R * V);
     add(r, "rotary frequencies", KM_MEM_DEVICE, &r->inv_freq, (size_t)m.d / 2);
     add(r, "rotary angles", KM_MEM_DEVICE, &r->angles, T * (size_t)m.d / 2);
     add(r, "attention scratch", KM_MEM_DEVICE, &r->attn_work, cu_attn_decode_work(m));
-    add(r, "norm sums", KM_MEM_DEVICE, &r->sums, (D + 63) / 64 * CU_STREAM_M);
+    add(r, "norm sums", KM_MEM_DEVICE, &r->sums, (D + 63) / 64 * CU_SMALL_M_SM90);
     add(r, "attention counters", KM_MEM_DEVICE, &r->handed, 2);
     add(r, "sampling scratch", KM_MEM_DEVICE, &r->pick_work, cu_sample_work(m.max_reqs));
     r->arrays_bytes = arrays_bytes(m);
@@ -76,16 +76,16 @@ void cu_room_list(struct cu_room *r, const cu_dims &m)
     add(r, "decoding requests", KM_MEM_HOST, &r->decoding, R);
 }
 
-int64_t cu_room_limit(const struct be_opts *o, const cu_card *card)
+int64_t cu_memory_limit(const struct be_opts *o, const cu_gpu *card)
 {
     return o->memory_limit ? o->memory_limit : (int64_t)((double)card->total * o->memory_utilization);
 }
 
-int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
-                 const cu_card *card, struct km_err *err)
+int cu_workspace_add_pool(struct cu_workspace *r, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
+                 const cu_gpu *card, struct km_err *err)
 {
-    size_t page = m.page_elems * sizeof(bf16), held = weight_bytes + cu_room_bytes(r, KM_MEM_DEVICE) + CU_RESERVE;
-    double limit = (double)cu_room_limit(o, card), room = limit - (double)held;
+    size_t page = m.page_elems * sizeof(bf16), held = weight_bytes + cu_workspace_bytes(r, KM_MEM_DEVICE) + CU_RESERVE;
+    double limit = (double)cu_memory_limit(o, card), room = limit - (double)held;
     if (room > (double)card->avail - (double)CU_RESERVE)
         room = (double)card->avail - (double)CU_RESERVE;
     long fit = room > 0 ? (long)(room / (double)page) - 1 : 0;
@@ -100,7 +100,7 @@ int cu_room_pool(struct cu_room *r, const cu_dims &m, const struct be_opts *o, s
     return 0;
 }
 
-static int take(cu_room_row *row, struct km_err *err)
+static int take(cu_workspace_row *row, struct km_err *err)
 {
     void *p = nullptr;
     cudaError_t rc = cudaSuccess;
@@ -125,7 +125,7 @@ static int take(cu_room_row *row, struct km_err *err)
     return 0;
 }
 
-int cu_room_take(struct cu_room *r, struct km_err *err)
+int cu_workspace_alloc(struct cu_workspace *r, struct km_err *err)
 {
     for (int i = 0; i < r->n_rows; i++) {
         int rc = *r->rows[i].at ? 0 : take(&r->rows[i], err);
@@ -135,10 +135,10 @@ int cu_room_take(struct cu_room *r, struct km_err *err)
     return 0;
 }
 
-void cu_room_free(struct cu_room *r)
+void cu_workspace_free(struct cu_workspace *r)
 {
     for (int i = 0; i < r->n_rows; i++) {
-        cu_room_row *row = &r->rows[i];
+        cu_workspace_row *row = &r->rows[i];
         void *p = *row->at;
         *row->at = nullptr;
         if (p && row->where == KM_MEM_HOST)
@@ -150,7 +150,7 @@ void cu_room_free(struct cu_room *r)
     }
 }
 
-size_t cu_room_bytes(const struct cu_room *r, enum km_mem_kind where)
+size_t cu_workspace_bytes(const struct cu_workspace *r, enum km_mem_kind where)
 {
     size_t n = 0;
     for (int i = 0; i < r->n_rows; i++)

@@ -1,7 +1,7 @@
 /* Attention of requests with one query token: reading the KV once, as fast as memory gives it.
  *
  * The host cuts every request's KV into items of about equal length, so that the card is full whatever the batch
- * looks like (cu_items). A block takes one item of one kv head; its warps take tiles of 16 tokens in turn, each
+ * looks like (cu_attn_splits). A block takes one item of one kv head; its warps take tiles of 16 tokens in turn, each
  * through a ring of its own in shared memory that cp.async keeps STAGES - 1 tiles ahead.
  *
  * The query heads of the group are the rows of the mma tile (up to 16). A lane's 16-byte pieces are B fragments as
@@ -205,7 +205,7 @@ template <int DH> struct alignas(DH / 8) cols {
 
 template <int DH>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
-    attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G,
+    attn_decode_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_step_arrays meta, int H, int G,
                        int B_log2, size_t page_elems, size_t layer_at, float scale_log2, partial part,
                        bf16 *__restrict__ o)
 {
@@ -215,9 +215,9 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     __shared__ int last;
     int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
     int head = blockIdx.x, group = H / G;
-    cu_item it = meta.items[blockIdx.y];
+    cu_split it = meta.items[blockIdx.y];
     if (it.req < 0) { /* a captured graph has room for more items than this step needs */
-        grid_wait();
+        griddep_wait();
         return;
     }
 
@@ -241,8 +241,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
         if (tok < it.end && tok + TILE < it.len)
             in.fetch(tok, i);
     }
-    grid_release();
-    grid_wait();
+    griddep_launch();
+    griddep_wait();
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         int tok = first + i * WARPS * TILE;
@@ -378,20 +378,20 @@ int wave(const cu_dims &m)
 }
 
 template <int DH>
-void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool, bf16 *o,
+void launch(const cu_dims &m, const bf16 *qkv, const cu_step_arrays &meta, int n_splits, int layer, const bf16 *pool, bf16 *o,
             const partial &part, cudaStream_t s)
 {
     float scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * DH;
     int size = shape<DH>::SMEM;
     cudaFuncSetAttribute(attn_decode_kernel<DH>, cudaFuncAttributeMaxDynamicSharedMemorySize, size);
-    cu_launch(attn_decode_kernel<DH>, dim3((unsigned)m.G, (unsigned)n_items), WARPS * 32, (size_t)size, s, qkv, pool,
+    cu_launch(attn_decode_kernel<DH>, dim3((unsigned)m.G, (unsigned)n_splits), WARPS * 32, (size_t)size, s, qkv, pool,
               meta, m.H, m.G, m.B_log2, m.page_elems, layer_at, scale_log2, part, o);
 }
 
 } // namespace
 
-int cu_items_max(const cu_dims &m, int reqs)
+int cu_attn_splits_max(const cu_dims &m, int reqs)
 {
     return reqs + wave(m);
 }
@@ -411,7 +411,7 @@ static int part_len(int len, int most)
 
 /* The longest an item may be: of a few candidates the one that ends first, counted in waves of blocks times their
  * length. The least of them makes at most n + wave items. */
-static int longest_item(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n)
+static int longest_item(const cu_dims &m, const cu_step_arrays &h, const int32_t *reqs, int n)
 {
     enum { LEAST = WARPS * TILE, START = 64 }; /* what starting a block costs, in tokens */
     long all = 0, slots = (long)BLOCKS_PER_SM * m.n_sms, best_cost = INT64_MAX;
@@ -433,14 +433,14 @@ static int longest_item(const cu_dims &m, const cu_meta &h, const int32_t *reqs,
     return best;
 }
 
-int cu_items(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n, struct cu_item *out)
+int cu_attn_splits(const cu_dims &m, const cu_step_arrays &h, const int32_t *reqs, int n, struct cu_split *out)
 {
     int used = 0, most = n ? longest_item(m, h, reqs, n) : 0;
     for (int i = 0; i < n; i++) {
         int r = reqs[i], len = h.kv_len[r], each = part_len(len, most), first = used, parts = parts_of(len, each);
         for (int k = 0; k < parts; k++) {
             int end = k + 1 < parts ? (k + 1) * each : len;
-            out[used++] = cu_item{r, h.q_start[r], len, h.table_start[r], k * each, end, first, parts};
+            out[used++] = cu_split{r, h.q_start[r], len, h.table_start[r], k * each, end, first, parts};
         }
     }
     return used;
@@ -448,17 +448,17 @@ int cu_items(const cu_dims &m, const cu_meta &h, const int32_t *reqs, int n, str
 
 size_t cu_attn_decode_work(const cu_dims &m)
 {
-    size_t cells = (size_t)cu_items_max(m, m.max_reqs) * m.G;
+    size_t cells = (size_t)cu_attn_splits_max(m, m.max_reqs) * m.G;
     return counters(m) * sizeof(int) + cells * ((size_t)(m.H / m.G) * m.d * sizeof(float) + 16 * sizeof(float2));
 }
 
-void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_items, int layer, const bf16 *pool,
+void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_step_arrays &meta, int n_splits, int layer, const bf16 *pool,
                     bf16 *o, void *work, cudaStream_t s)
 {
     partial part;
     part.arrived = static_cast<int *>(work);
     part.ml = reinterpret_cast<float2 *>(part.arrived + counters(m));
-    part.o = reinterpret_cast<float *>(part.ml + (size_t)cu_items_max(m, m.max_reqs) * m.G * 16);
+    part.o = reinterpret_cast<float *>(part.ml + (size_t)cu_attn_splits_max(m, m.max_reqs) * m.G * 16);
     auto go = m.d == 128 ? launch<128> : m.d == 64 ? launch<64> : launch<32>;
-    go(m, qkv, meta, n_items, layer, pool, o, part, s);
+    go(m, qkv, meta, n_splits, layer, pool, o, part, s);
 }

@@ -26,10 +26,10 @@ template <int DH> struct smem_layout {
 
 template <int DH>
 __global__ void __launch_bounds__(WARPS * 32, 2)
-    attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_meta meta, int H, int G,
+    attn_prefill_kernel(const bf16 *__restrict__ qkv, const bf16 *__restrict__ pool, cu_step_arrays meta, int H, int G,
                         int B_log2, size_t page_elems, size_t layer_at, float scale_log2, bf16 *__restrict__ o)
 {
-    grid_wait();
+    griddep_wait();
     extern __shared__ __align__(128) char smem[];
     using lay = smem_layout<DH>;
     constexpr int PIECES = DH / 8, KS = DH / 16, NT = DH / 8;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(WARPS * 32, 2)
 }
 
 template <int DH>
-void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer, const bf16 *pool,
+void launch(const cu_dims &m, const bf16 *qkv, const cu_step_arrays &meta, int n_tiles, int layer, const bf16 *pool,
             bf16 *o, cudaStream_t s)
 {
     float scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
@@ -183,7 +183,7 @@ void launch(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles,
 
 } // namespace
 
-void cu_attn_prefill(const cu_dims &m, const bf16 *qkv, const cu_meta &meta, int n_tiles, int layer,
+void cu_attn_prefill(const cu_dims &m, const bf16 *qkv, const cu_step_arrays &meta, int n_tiles, int layer,
                      const bf16 *pool, bf16 *o, cudaStream_t s)
 {
     auto go = m.d == 128 ? launch<128> : m.d == 64 ? launch<64> : launch<32>;

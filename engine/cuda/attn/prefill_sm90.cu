@@ -52,7 +52,7 @@ struct smem_layout {
 };
 
 /* ROWS rows of queries of a head. */
-__device__ __forceinline__ void tma_queries(uint32_t dst, const CUtensorMap *map, int row, int head, uint32_t bar)
+__device__ __forceinline__ void tma_load_queries(uint32_t dst, const CUtensorMap *map, int row, int head, uint32_t bar)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
                  "[%1, {%2, %3, %4}], [%5];" ::"r"(dst),
@@ -79,7 +79,7 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[64], const uint32_t *a, uint
 
 struct params {
     bf16 *o;
-    cu_meta meta;
+    cu_step_arrays meta;
     int H, G, B_log2, n_tiles;        /* of queries */
     int groups_per_page, layer_group; /* in the pool's tensor */
     int *handed;                      /* [2] jobs taken; blocks that found none left */
@@ -108,7 +108,7 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
                                         work *shared, uint32_t base, int lane)
 {
     int B = 1 << P.B_log2, box = min(B, (int)TILE_K), boxes = TILE_K / box, total = P.n_tiles * P.H, n = 0;
-    ring t;
+    pipe_state t;
     for (int job = blockIdx.x; job < total; n++) {
         work w = describe(P, job);
         const int32_t *table = P.meta.table + P.meta.table_start[w.req];
@@ -119,7 +119,7 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
         };
         int next = look_up(w.n_tiles - 1);
         if (n == 0)
-            grid_wait();
+            griddep_wait();
         job = lane == 0 ? gridDim.x + atomicAdd(P.handed, 1) : 0; /* not waited for before it is told */
         for (int j = w.n_tiles - 1; j >= 0; j--, t.next(STAGES)) {
             int group = next;
@@ -128,32 +128,32 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
             for (int kv = 0; kv < 2; kv++) {
                 uint32_t at = base + kv * (smem_layout::V - smem_layout::K) + t.stage * TILE_BYTES,
                          bar = base + kv * (smem_layout::V_FULL - smem_layout::K_FULL) + 8 * t.stage;
-                bar_wait(bar + smem_layout::K_EMPTY, t.parity ^ 1);
+                mbar_wait(bar + smem_layout::K_EMPTY, t.parity ^ 1);
                 if (lane == 0)
-                    bar_expect(bar + smem_layout::K_FULL, TILE_BYTES);
+                    mbar_expect_tx(bar + smem_layout::K_FULL, TILE_BYTES);
                 __syncwarp();
                 if (lane < boxes)
-                    tma_groups(at + smem_layout::K + lane * (box / 8) * GROUP_BYTES, pool,
+                    tma_load_groups(at + smem_layout::K + lane * (box / 8) * GROUP_BYTES, pool,
                                group + (kv ? v_group : k_group), bar + smem_layout::K_FULL);
                 if (kv || j < w.n_tiles - 1)
                     continue;
                 /* Behind the first keys, which may come while the consumers are still at the last job. */
-                bar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
+                mbar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
                 if (lane == 0) {
                     *shared = w;
-                    bar_expect(base + smem_layout::Q_FULL, ROWS * DH * 2);
-                    tma_queries(base + smem_layout::Q, queries, w.row, w.head, base + smem_layout::Q_FULL);
+                    mbar_expect_tx(base + smem_layout::Q_FULL, ROWS * DH * 2);
+                    tma_load_queries(base + smem_layout::Q, queries, w.row, w.head, base + smem_layout::Q_FULL);
                 }
                 __syncwarp();
             }
         }
         job = __shfl_sync(~0u, job, 0);
     }
-    bar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
+    mbar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
     if (lane)
         return;
     shared->n_tiles = 0;
-    bar_arrive(base + smem_layout::Q_FULL);
+    mbar_arrive(base + smem_layout::Q_FULL);
     if (atomicAdd(P.handed + 1, 1) == (int)gridDim.x - 1) /* the last to ask: ready for the next launch */
         P.handed[0] = P.handed[1] = 0;
 }
@@ -206,22 +206,22 @@ __device__ __forceinline__ void pack(const float (&s)[64], uint32_t (&p)[32])
 
 __device__ __forceinline__ void scores(float (&s)[64], uint32_t q, uint32_t k)
 {
-    wg_fence();
+    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < DH / 16; i++) {
         int half = i / 4, in = i % 4 * 32;
-        wgmma_ss(s, desc(q + half * Q_HALF + in, 16, 1024), desc(k + half * HALF_GROUP + in, 16, GROUP_BYTES), i > 0);
+        wgmma_ss(s, wgmma_desc(q + half * Q_HALF + in, 16, 1024), wgmma_desc(k + half * HALF_GROUP + in, 16, GROUP_BYTES), i > 0);
     }
-    wg_commit();
+    wgmma_commit();
 }
 
 __device__ __forceinline__ void values(float (&acc)[64], const uint32_t (&p)[32], uint32_t v)
 {
-    wg_fence();
+    wgmma_fence();
 #pragma unroll
     for (int i = 0; i < TILE_K / 16; i++)
-        wgmma_rs(acc, p + 4 * i, desc(v + i * 2 * GROUP_BYTES, HALF_GROUP, GROUP_BYTES));
-    wg_commit();
+        wgmma_rs(acc, p + 4 * i, wgmma_desc(v + i * 2 * GROUP_BYTES, HALF_GROUP, GROUP_BYTES));
+    wgmma_commit();
 }
 
 /* Zeroes the values of tokens [from, TILE_K) of a tile; all consumer threads. */
@@ -281,15 +281,15 @@ __device__ __forceinline__ void consume(const params &P, const work *shared, cha
 {
     int wg = tid / 128, lane = tid % 32, t = lane % 4, first = tid / 32 * 16 + lane / 4; /* of the lane's rows */
     uint32_t q = base + smem_layout::Q + wg * 64 * 128;
-    auto k_at = [&](ring at) { return base + smem_layout::K + at.stage * TILE_BYTES; };
-    auto v_at = [&](ring at) { return base + smem_layout::V + at.stage * TILE_BYTES; };
+    auto k_at = [&](pipe_state at) { return base + smem_layout::K + at.stage * TILE_BYTES; };
+    auto v_at = [&](pipe_state at) { return base + smem_layout::V + at.stage * TILE_BYTES; };
     auto done = [&](int bar) {
         if (lane == 0)
-            bar_arrive(base + bar);
+            mbar_arrive(base + bar);
     };
-    ring now;
+    pipe_state now;
     for (int n = 0;; n++) {
-        bar_wait(base + smem_layout::Q_FULL, n & 1);
+        mbar_wait(base + smem_layout::Q_FULL, n & 1);
         const work w = job_of(shared, lane);
         if (!w.n_tiles)
             return;
@@ -304,31 +304,31 @@ __device__ __forceinline__ void consume(const params &P, const work *shared, cha
         a.sum[0] = a.sum[1] = 0;
 
         int j = w.n_tiles - 1;
-        bar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
+        mbar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
         scores(s, q, k_at(now));
-        wg_wait<0>();
+        wgmma_wait<0>();
         done(smem_layout::K_EMPTY + 8 * now.stage);
         if (j == 0)
             done(smem_layout::Q_EMPTY);
         softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
         pack(s, p);
-        bar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
+        mbar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
         if (w.stop - j * TILE_K < TILE_K)
             zero_tail(smem + smem_layout::V + now.stage * TILE_BYTES, w.stop - j * TILE_K, tid);
 
         while (--j >= 0) {
-            ring before = now;
+            pipe_state before = now;
             now.next(STAGES);
-            bar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
+            mbar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
             scores(s, q, k_at(now));
-            bar_wait(base + smem_layout::V_FULL + 8 * before.stage, before.parity);
+            mbar_wait(base + smem_layout::V_FULL + 8 * before.stage, before.parity);
             values(a.acc, p, v_at(before));
-            wg_wait<1>();
+            wgmma_wait<1>();
             done(smem_layout::K_EMPTY + 8 * now.stage);
             if (j == 0)
                 done(smem_layout::Q_EMPTY);
             softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
-            wg_wait<0>();
+            wgmma_wait<0>();
             done(smem_layout::V_EMPTY + 8 * before.stage);
             if (__any_sync(~0u, fix[0] != 1 || fix[1] != 1)) {
 #pragma unroll
@@ -337,9 +337,9 @@ __device__ __forceinline__ void consume(const params &P, const work *shared, cha
             }
             pack(s, p);
         }
-        bar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
+        mbar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
         values(a.acc, p, v_at(now));
-        wg_wait<0>();
+        wgmma_wait<0>();
         done(smem_layout::V_EMPTY + 8 * now.stage);
         now.next(STAGES);
         write_out(P, w, a, first, t);
@@ -356,15 +356,15 @@ __global__ void __launch_bounds__(THREADS, 1)
     work *shared = reinterpret_cast<work *>(smem + smem_layout::WORK);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2 * STAGES; i++) {
-            bar_init(base + smem_layout::K_FULL + 8 * i, 1);
-            bar_init(base + smem_layout::K_EMPTY + 8 * i, WARPS);
+            mbar_init(base + smem_layout::K_FULL + 8 * i, 1);
+            mbar_init(base + smem_layout::K_EMPTY + 8 * i, WARPS);
         }
-        bar_init(base + smem_layout::Q_FULL, 1);
-        bar_init(base + smem_layout::Q_EMPTY, WARPS);
-        bar_init_done();
+        mbar_init(base + smem_layout::Q_FULL, 1);
+        mbar_init(base + smem_layout::Q_EMPTY, WARPS);
+        mbar_init_fence();
     }
     __syncthreads();
-    grid_release(); /* all blocks are on the card: the product behind may ask for its weights */
+    griddep_launch(); /* all blocks are on the card: the product behind may ask for its weights */
     if (threadIdx.x >= 32 * WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32 * (WARPS + 1))
@@ -395,7 +395,7 @@ int cu_attn_prefill_sm90_plan(cu_prefill_plan *p, const cu_dims &m, const bf16 *
     return rc ? rc : cu_tensor_map(p->queries, qkv, 3, q, q_strides, q_box, err);
 }
 
-void cu_attn_prefill_sm90(const cu_dims &m, const cu_prefill_plan &p, const cu_meta &meta, int n_tiles, int layer,
+void cu_attn_prefill_sm90(const cu_dims &m, const cu_prefill_plan &p, const cu_step_arrays &meta, int n_tiles, int layer,
                           bf16 *o, cudaStream_t s)
 {
     CUtensorMap pool, queries;

@@ -77,16 +77,16 @@ struct tile {
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *h, const CUtensorMap *w, uint32_t base)
 {
     int rank = (int)blockIdx.x % CLUSTER;
-    ring at;
+    pipe_state at;
     for (int i = (int)blockIdx.x / CLUSTER; i < P.units * P.across; i += (int)gridDim.x / CLUSTER) {
         tile t(P, i);
         int h_row = (t.unit * CLUSTER + rank) * ROWS, w_row = t.column * COLS + rank * P.F; /* gate, or up */
         for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
             uint32_t full = base + smem_layout::FULL + 8 * at.stage, dst = base + at.stage * STAGE_BYTES;
-            bar_wait(base + smem_layout::EMPTY + 8 * at.stage, at.parity ^ 1);
-            bar_expect(full, STAGE_BYTES);
-            tma_box(dst + smem_layout::H, h, k * STEP, h_row, full);
-            tma_box_multicast(dst + smem_layout::W + rank * BOX_BYTES, w, k * STEP, w_row, full, 3);
+            mbar_wait(base + smem_layout::EMPTY + 8 * at.stage, at.parity ^ 1);
+            mbar_expect_tx(full, STAGE_BYTES);
+            tma_load_box(dst + smem_layout::H, h, k * STEP, h_row, full);
+            tma_load_box_multicast(dst + smem_layout::W + rank * BOX_BYTES, w, k * STEP, w_row, full, 3);
         }
     }
 }
@@ -130,24 +130,24 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
 {
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x % 128 / 32, rank = (int)blockIdx.x % CLUSTER;
     uint32_t full = base + smem_layout::FULL;
-    uint32_t empty = of_rank(base + smem_layout::EMPTY, lane % CLUSTER); /* lane r tells the block of rank r */
+    uint32_t empty = mapa(base + smem_layout::EMPTY, lane % CLUSTER); /* lane r tells the block of rank r */
     auto release = [&](int stage) {
         if (lane < CLUSTER)
-            bar_arrive_cluster(empty + 8 * stage);
+            mbar_arrive_cluster(empty + 8 * stage);
     };
-    uint64_t h0 = desc(base + smem_layout::H + wg * (BOX_BYTES / 2), 16, 1024);
-    uint64_t w0 = desc(base + smem_layout::W, 16, 1024);
+    uint64_t h0 = wgmma_desc(base + smem_layout::H + wg * (BOX_BYTES / 2), 16, 1024);
+    uint64_t w0 = wgmma_desc(base + smem_layout::W, 16, 1024);
     char *out = smem + smem_layout::OUT + (4 * wg + warp) * OUT_BYTES;
     float acc[128];
-    ring at;
+    pipe_state at;
     if (wg == 1) /* a little behind the other: then one multiplies while the other finishes its tile */
-        bar_wait(full + 8 * (LAG - 1), 0);
+        mbar_wait(full + 8 * (LAG - 1), 0);
     for (int i = (int)blockIdx.x / CLUSTER; i < P.units * P.across; i += (int)gridDim.x / CLUSTER) {
         tile t(P, i);
         int row = (t.unit * CLUSTER + rank) * ROWS + wg * 64;
         if (row >= P.M) { /* no rows: stages must still be released */
             for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
-                bar_wait(full + 8 * at.stage, at.parity);
+                mbar_wait(full + 8 * at.stage, at.parity);
                 __syncwarp(); /* as wgmma would: no lane may miss a phase */
                 release(at.stage);
             }
@@ -155,20 +155,20 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
         }
         int before = 0;
         for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
-            bar_wait(full + 8 * at.stage, at.parity);
-            wg_fence();
+            mbar_wait(full + 8 * at.stage, at.parity);
+            wgmma_fence();
 #pragma unroll
             for (int s = 0; s < STEP / 16; s++) {
                 int in = at.stage * (STAGE_BYTES / 16) + 2 * s;
                 wgmma(acc, h0 + in, w0 + in, s > 0 || k > 0);
             }
-            wg_commit();
-            wg_wait<1>();
+            wgmma_commit();
+            wgmma_wait<1>();
             if (k > 0)
                 release(before);
             before = at.stage;
         }
-        wg_wait<0>();
+        wgmma_wait<0>();
         asm volatile("" : WG_R128(acc, 0)::"memory"); /* complete only now */
         release(before);
         finish(P, acc, out, row + warp * 16, t.column * COLS, lane);
@@ -176,7 +176,7 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
 }
 
 __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    ffn_sm90_kernel(const __grid_constant__ params P, const __grid_constant__ CUtensorMap h,
+    gate_up_sm90_kernel(const __grid_constant__ params P, const __grid_constant__ CUtensorMap h,
                     const __grid_constant__ CUtensorMap w)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -184,13 +184,13 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     uint32_t base = smem_u32(smem);
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            bar_init(base + smem_layout::FULL + 8 * i, 1);
-            bar_init(base + smem_layout::EMPTY + 8 * i, 4 * CONSUMERS * CLUSTER);
+            mbar_init(base + smem_layout::FULL + 8 * i, 1);
+            mbar_init(base + smem_layout::EMPTY + 8 * i, 4 * CONSUMERS * CLUSTER);
         }
-        bar_init_done();
+        mbar_init_fence();
     }
     cluster_sync(); /* no bytes and no arrivals to a block whose barriers are not there yet */
-    grid_wait();
+    griddep_wait();
     int wg = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
     if (wg == CONSUMERS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -215,20 +215,20 @@ int map_rows(char (&map)[128], const bf16 *base, int rows, int D, struct km_err 
 
 } // namespace
 
-bool cu_ffn_sm90_usable(const cu_dims &m)
+bool cu_gate_up_sm90_usable(const cu_dims &m)
 {
     /* D: whole steps, and as many in one tile as the second warpgroup waits for. F: act is written by 16 bytes. */
     return m.arch == 90 && m.D % STEP == 0 && m.D >= LAG * STEP && m.F % 8 == 0;
 }
 
-int cu_ffn_sm90_plan(struct cu_ffn_plan *out, const cu_dims &m, const bf16 *h, const bf16 *w_gate_up,
+int cu_gate_up_sm90_plan(struct cu_gate_up_plan *out, const cu_dims &m, const bf16 *h, const bf16 *w_gate_up,
                      struct km_err *err)
 {
     int rc = map_rows(out->h_map, h, m.max_tokens, m.D, err);
     return rc ? rc : map_rows(out->w_map, w_gate_up, 2 * m.F, m.D, err);
 }
 
-void cu_ffn_sm90(const cu_dims &m, const struct cu_ffn_plan &p, int M, bf16 *act, cudaStream_t s)
+void cu_gate_up_sm90(const cu_dims &m, const struct cu_gate_up_plan &p, int M, bf16 *act, cudaStream_t s)
 {
     CUtensorMap h, w;
     static_assert(sizeof h == sizeof p.h_map, "tensor map");
@@ -244,6 +244,6 @@ void cu_ffn_sm90(const cu_dims &m, const struct cu_ffn_plan &p, int M, bf16 *act
     int groups = (P.units + GROUP - 1) / GROUP;
     P.group = (P.units + groups - 1) / groups;
     int clusters = m.n_sms / CLUSTER < P.units * P.across ? m.n_sms / CLUSTER : P.units * P.across;
-    cudaFuncSetAttribute(ffn_sm90_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_layout::SIZE);
-    cu_launch(ffn_sm90_kernel, dim3((unsigned)(clusters * CLUSTER)), THREADS, smem_layout::SIZE, s, P, h, w);
+    cudaFuncSetAttribute(gate_up_sm90_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem_layout::SIZE);
+    cu_launch(gate_up_sm90_kernel, dim3((unsigned)(clusters * CLUSTER)), THREADS, smem_layout::SIZE, s, P, h, w);
 }

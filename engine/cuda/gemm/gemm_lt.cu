@@ -13,7 +13,7 @@ extern "C" {
 
 namespace {
 enum { CANDIDATES = 16, MAX_CHOICES = 256, TIMED_RUNS = 5 };
-const size_t WORKSPACE = CU_GEMM_WORKSPACE, L2_FLUSH = 96u << 20;
+const size_t WORKSPACE = CU_LT_WORKSPACE, L2_FLUSH = 96u << 20;
 
 struct choice {
     int bucket, N, K;
@@ -43,7 +43,7 @@ static int lt_fail(struct km_err *err, cublasStatus_t rc, const char *what)
             return lt_fail(err, lt_rc_, #call);                                                                    \
     } while (0)
 
-int cu_gemm_open(struct cu_lt **out, struct km_err *err)
+int cu_lt_open(struct cu_lt **out, struct km_err *err)
 {
     struct cu_lt *g = static_cast<cu_lt *>(km_calloc(1, sizeof *g));
     if (!g)
@@ -67,7 +67,7 @@ int cu_gemm_open(struct cu_lt **out, struct km_err *err)
     return 0;
 }
 
-void cu_gemm_close(struct cu_lt *g)
+void cu_lt_close(struct cu_lt *g)
 {
     if (!g)
         return;
@@ -89,7 +89,7 @@ void cu_gemm_close(struct cu_lt *g)
 }
 
 /* 1, 2, 3, 4, 6, 8, 12, 16, 24 ...: the smallest not below M. */
-int cu_gemm_bucket(int M)
+int cu_lt_bucket(int M)
 {
     int b = 1;
     while (b < M)
@@ -163,10 +163,10 @@ static int choose(struct cu_lt *g, choice *p, layouts *l, int M, const bf16 *x, 
     return 0;
 }
 
-int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
+int cu_lt_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
             cudaStream_t s, struct km_err *err)
 {
-    int b = cu_gemm_bucket(M);
+    int b = cu_lt_bucket(M);
     choice *p = nullptr;
     for (int i = 0; i < g->n_choices && !p; i++) {
         choice *q = &g->choices[i];

@@ -45,7 +45,7 @@ struct params {
 };
 
 template <mode MODE, int COLS, bool NORM> /* COLS: 8-column tiles of x rows, 1 or 2 */
-__global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const params P)
+__global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
 {
     const bf16 *__restrict__ x = P.x, *__restrict__ w = P.w;
     const int M = P.M, N = P.N, K = P.K;
@@ -69,10 +69,10 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const params P)
 #pragma unroll
     for (int u = 0; u < UNROLL; u++)
         if (s0 + u < s1) {
-            a0[u] = ld_stream(w0 + (s0 + u) * 32);
-            a1[u] = ld_stream(w1 + (s0 + u) * 32);
+            a0[u] = ld_nc_streaming(w0 + (s0 + u) * 32);
+            a1[u] = ld_nc_streaming(w1 + (s0 + u) * 32);
         }
-    grid_wait();
+    griddep_wait();
     float squares[COLS] = {};
     for (int s = s0; s < s1; s += UNROLL) {
         uint4 b[UNROLL][COLS], n[UNROLL];
@@ -101,12 +101,12 @@ __global__ void __launch_bounds__(WARPS * 32) skinny_kernel(const params P)
                 mma_bf16(acc[c], hi, b[u][c].z, b[u][c].w);
             }
             if (s + u + UNROLL < s1) {
-                a0[u] = ld_stream(w0 + (s + u + UNROLL) * 32);
-                a1[u] = ld_stream(w1 + (s + u + UNROLL) * 32);
+                a0[u] = ld_nc_streaming(w0 + (s + u + UNROLL) * 32);
+                a1[u] = ld_nc_streaming(w1 + (s + u + UNROLL) * 32);
             }
         }
     }
-    grid_release();
+    griddep_launch();
 
     __shared__ float part[WARPS][COLS][4][32], part_squares[WARPS][COLS][8];
 #pragma unroll
@@ -169,12 +169,12 @@ template <mode MODE, bool NORM> void launch(const params &p, cudaStream_t s)
 {
     int rows = MODE == SWIGLU ? 8 : 16;
     dim3 grid((unsigned)((p.N + rows - 1) / rows));
-    cu_launch(p.M <= 8 ? skinny_kernel<MODE, 1, NORM> : skinny_kernel<MODE, 2, NORM>, grid, WARPS * 32, 0, s, p);
+    cu_launch(p.M <= 8 ? small_m_kernel<MODE, 1, NORM> : small_m_kernel<MODE, 2, NORM>, grid, WARPS * 32, 0, s, p);
 }
 
 } // namespace
 
-void cu_skinny(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf16 *y, cudaStream_t s)
+void cu_small_m(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf16 *y, cudaStream_t s)
 {
     params p = {x, w, nullptr, M, N, K, 0, y};
     if (add)
@@ -183,19 +183,19 @@ void cu_skinny(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf16
         launch<STORE, false>(p, s);
 }
 
-void cu_skinny_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y,
+void cu_small_m_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y,
                     cudaStream_t s)
 {
     launch<STORE, true>(params{x, w, norm, M, N, K, eps, y}, s);
 }
 
-void cu_skinny_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K,
+void cu_small_m_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K,
                       bf16 *act, cudaStream_t s)
 {
     launch<SWIGLU, true>(params{x, w_gate_up, norm, M, F, K, eps, act}, s);
 }
 
-void cu_skinny_logits(const bf16 *x, const bf16 *w, int M, int N, int K, float *y, cudaStream_t s)
+void cu_small_m_logits(const bf16 *x, const bf16 *w, int M, int N, int K, float *y, cudaStream_t s)
 {
     launch<LOGITS, false>(params{x, w, nullptr, M, N, K, 0, y}, s);
 }

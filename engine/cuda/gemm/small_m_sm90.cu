@@ -39,14 +39,14 @@ struct params {
     void *y;
     const bf16 *norm; /* of ADD, or NULL: h = y * norm and sums of y's squares are wanted too */
     bf16 *h;          /* [M][N] */
-    float *sums;      /* [tiles][CU_STREAM_M] */
+    float *sums;      /* [tiles][CU_SMALL_M_SM90] */
     int M, N, steps;  /* rows; columns of y; K / STEP */
     int tiles, stack; /* of 64 rows of w; that lie together in w's map */
     int split;        /* blocks to a tile: 1, or 2 with half of K each */
     bool scaled;      /* x is an h: its rows are scaled by the sums, a tile of which is a step here */
     float eps;
-    enum cu_stream_to to;
-    cu_stream_heads heads;
+    enum cu_epilogue to;
+    cu_small_m_heads heads;
 };
 
 /* Where things lie in shared memory. A stage holds a step of a tile, or of TN rows of x. */
@@ -109,35 +109,35 @@ template <int TN> __device__ __forceinline__ void produce_weights(const params &
 {
     typedef layout<TN> in;
     share mine(P);
-    ring at;
+    pipe_state at;
     for (int t = 0; t < mine.tiles; t++)
         for (int k = 0; k < mine.span; k++, at.next(in::W_STAGES)) {
             int tile = mine.tile + t * mine.stride;
             uint32_t full = base + in::W_FULL + 8 * at.stage;
-            bar_wait(base + in::W_EMPTY + 8 * at.stage, at.parity ^ 1);
-            bar_expect(full, TILE_BYTES);
-            tma_stack(base + at.stage * TILE_BYTES, &P.w, (mine.first + k) * STEP, tile % P.stack * (TILE / 16),
+            mbar_wait(base + in::W_EMPTY + 8 * at.stage, at.parity ^ 1);
+            mbar_expect_tx(full, TILE_BYTES);
+            tma_load_stack(base + at.stage * TILE_BYTES, &P.w, (mine.first + k) * STEP, tile % P.stack * (TILE / 16),
                       tile / P.stack, full);
         }
-    grid_release();
+    griddep_launch();
 }
 
 template <int TN> __device__ __forceinline__ void produce_rows(const params &P, uint32_t base)
 {
     typedef layout<TN> in;
     share mine(P);
-    ring at;
+    pipe_state at;
     if (P.split > 1) /* the blocks of 8 rows that are this block's */
-        bar_expect(base + in::PARTED, ((P.M + 7) / 8 + 1 - mine.rank) / 2 * 8 * TILE * 4);
-    if (P.to == CU_STREAM_HEADS)
-        bar_expect(base + in::PARTED, TN * 4);
-    grid_wait();
+        mbar_expect_tx(base + in::PARTED, ((P.M + 7) / 8 + 1 - mine.rank) / 2 * 8 * TILE * 4);
+    if (P.to == CU_EPILOGUE_HEADS)
+        mbar_expect_tx(base + in::PARTED, TN * 4);
+    griddep_wait();
     for (int t = 0; t < mine.tiles; t++)
         for (int k = 0; k < mine.span; k++, at.next(in::X_STAGES)) {
             uint32_t full = base + in::X_FULL + 8 * at.stage;
-            bar_wait(base + in::X_EMPTY + 8 * at.stage, at.parity ^ 1);
-            bar_expect(full, in::X_STAGE);
-            tma_box(base + in::X + at.stage * in::X_STAGE, &P.x, (mine.first + k) * STEP, 0, full);
+            mbar_wait(base + in::X_EMPTY + 8 * at.stage, at.parity ^ 1);
+            mbar_expect_tx(full, in::X_STAGE);
+            tma_load_box(base + in::X + at.stage * in::X_STAGE, &P.x, (mine.first + k) * STEP, 0, full);
         }
 }
 
@@ -149,23 +149,23 @@ template <int TN> __device__ __forceinline__ void help(const params &P, char *sm
     enum { AT_ONCE = 32 };
     float *scales = reinterpret_cast<float *>(smem + in::SCALE);
     int32_t *slots = reinterpret_cast<int32_t *>(smem + in::SLOTS);
-    grid_wait();
+    griddep_wait();
     for (int m = tid; m < TN; m += THREADS - HELPERS) {
         float sum = 0;
         for (int t = 0; P.scaled && m < P.M && t < P.steps; t += AT_ONCE) {
             float v[AT_ONCE];
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
-                v[i] = t + i < P.steps ? P.sums[(t + i) * CU_STREAM_M + m] : 0;
+                v[i] = t + i < P.steps ? P.sums[(t + i) * CU_SMALL_M_SM90 + m] : 0;
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
                 sum += v[i];
         }
         scales[m] = P.scaled ? rsqrtf(sum / (float)(P.steps * STEP) + P.eps) : 1;
-        if (P.to == CU_STREAM_HEADS && m < P.M)
+        if (P.to == CU_EPILOGUE_HEADS && m < P.M)
             slots[m] = P.heads.slots[m];
     }
-    bar_arrive(base + in::READY);
+    mbar_arrive(base + in::READY);
 }
 
 /* ---- outputs: 8 rows of x by the 16 rows of w of a warp at a time ----
@@ -196,13 +196,13 @@ template <int TN> struct outputs {
     {
         column = tile * TILE + tid / 32 * 16;
         lane = tid % 32;
-        if (P.to == CU_STREAM_SWIGLU)
+        if (P.to == CU_EPILOGUE_SWIGLU)
             column /= 2;
-        if (P.to == CU_STREAM_HEADS) {
+        if (P.to == CU_EPILOGUE_HEADS) {
             column = tile / 2 * 128 + tile % 2 * 32 + tid / 32 * 8;
             begin_heads();
         }
-        if (P.to == CU_STREAM_ADD)
+        if (P.to == CU_EPILOGUE_ADD)
             begin_add();
     }
 
@@ -248,7 +248,7 @@ template <int TN> struct outputs {
 
     __device__ __forceinline__ void put_act(const float (&v)[4], int m) const
     {
-        uint32_t act = turn8x8(pack_bf16(silu(v[0]) * v[2], silu(v[1]) * v[3]));
+        uint32_t act = movmatrix_trans(pack_bf16(silu(v[0]) * v[2], silu(v[1]) * v[3]));
         if (m + lane / 4 < P.M)
             static_cast<uint32_t *>(P.y)[pair_at(P.N, column, m, lane)] = act;
     }
@@ -257,7 +257,7 @@ template <int TN> struct outputs {
     {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            uint32_t pair = turn8x8(now[h]);
+            uint32_t pair = movmatrix_trans(now[h]);
             if (wanted && m + lane / 4 < P.M)
                 y[pair_at(P.N, column, m, lane) + 4 * h] = pair;
         }
@@ -270,7 +270,7 @@ template <int TN> struct outputs {
         float sum[2] = {};
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            uint32_t before = turn8x8(was[h]);
+            uint32_t before = movmatrix_trans(was[h]);
             now[h] = pack_bf16(v[2 * h] + low(before), v[2 * h + 1] + high(before));
             normed[h] = pack_bf16(low(now[h]) * norm[h], high(now[h]) * norm[h]);
             sum[0] += low(now[h]) * low(now[h]);
@@ -312,7 +312,7 @@ template <int TN> struct outputs {
             now[0] = pack_bf16(first[0], first[1]);
             now[1] = pack_bf16(second[0], second[1]);
         }
-        uint32_t lo = turn8x8(now[0]), hi = turn8x8(now[1]);
+        uint32_t lo = movmatrix_trans(now[0]), hi = movmatrix_trans(now[1]);
         if (m >= P.M)
             return;
         bf16 *to = static_cast<bf16 *>(P.y) + (size_t)m * P.N + column;
@@ -338,7 +338,7 @@ template <int TN> __device__ __forceinline__ float all_squares(const float *squa
 }
 
 /* Blocks FROM to UNTIL of a warp's: without a branch between them, so that each hides the latencies of the others. */
-template <int TN, enum cu_stream_to TO, int FROM, int UNTIL>
+template <int TN, enum cu_epilogue TO, int FROM, int UNTIL>
 __device__ __forceinline__ void put_blocks(const outputs<TN> &out, const float (&acc)[TN / 2], const float *scales,
                                            float *squares)
 {
@@ -346,15 +346,15 @@ __device__ __forceinline__ void put_blocks(const outputs<TN> &out, const float (
     for (int i = FROM; i < UNTIL; i++) {
         int m = 8 * (out.rank + i * out.P.split);
         float v[4] = {acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]};
-        if (TO == CU_STREAM_BF16 || TO == CU_STREAM_SWIGLU) { /* rows that a norm may come before */
+        if (TO == CU_EPILOGUE_BF16 || TO == CU_EPILOGUE_SWIGLU) { /* rows that a norm may come before */
             float2 s = *reinterpret_cast<const float2 *>(scales + m + out.lane % 4 * 2);
             v[0] *= s.x, v[1] *= s.y, v[2] *= s.x, v[3] *= s.y;
         }
-        if (TO == CU_STREAM_F32) {
+        if (TO == CU_EPILOGUE_F32) {
             out.put_f32(v, m);
-        } else if (TO == CU_STREAM_SWIGLU) {
+        } else if (TO == CU_EPILOGUE_SWIGLU) {
             out.put_act(v, m);
-        } else if (TO == CU_STREAM_ADD) {
+        } else if (TO == CU_EPILOGUE_ADD) {
             out.add(v, out.held[i], squares, m);
         } else {
             uint32_t now[2] = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])};
@@ -363,7 +363,7 @@ __device__ __forceinline__ void put_blocks(const outputs<TN> &out, const float (
     }
 }
 
-template <int TN, enum cu_stream_to TO>
+template <int TN, enum cu_epilogue TO>
 __device__ __forceinline__ void put_tile(const outputs<TN> &out, const float (&acc)[TN / 2], const float *scales,
                                          float *squares)
 {
@@ -400,9 +400,9 @@ __device__ __forceinline__ void put_half_head(const outputs<TN> &out, float (&ac
     int other = (int)blockIdx.x % CLUSTER ^ 1;
     if (tid < TN) {
         mine = all_squares<TN>(squares, tid);
-        st_async(of_rank(base + in::THEIR_SQUARES + 4 * tid, other), mine, of_rank(base + in::PARTED, other));
+        st_async(mapa(base + in::THEIR_SQUARES + 4 * tid, other), mine, mapa(base + in::PARTED, other));
     }
-    bar_wait(base + in::PARTED, 0);
+    mbar_wait(base + in::PARTED, 0);
     if (tid < TN)
         own[tid] = rsqrtf((mine + reinterpret_cast<const float *>(smem + in::THEIR_SQUARES)[tid]) / 128 + out.P.eps);
     consumers_sync();
@@ -423,14 +423,14 @@ __device__ __forceinline__ void finish(const outputs<TN> &out, float (&acc)[TN /
     float *squares = reinterpret_cast<float *>(smem + in::SQUARES);
     int split = P.split, rank = out.rank;
     if (split > 1) { /* what the other block is to put out goes there, what this one is comes here */
-        uint32_t part = of_rank(base + in::PART + tid * 16, rank ^ 1), bar = of_rank(base + in::PARTED, rank ^ 1);
+        uint32_t part = mapa(base + in::PART + tid * 16, rank ^ 1), bar = mapa(base + in::PARTED, rank ^ 1);
 #pragma unroll
         for (int i = 0; i < TN / 16; i++)
             if (8 * (2 * i + 1 - rank) < P.M)
                 st_async(part + i * (CONSUMERS * 16), rank ? acc[8 * i] : acc[8 * i + 4],
                          rank ? acc[8 * i + 1] : acc[8 * i + 5], rank ? acc[8 * i + 2] : acc[8 * i + 6],
                          rank ? acc[8 * i + 3] : acc[8 * i + 7], bar);
-        bar_wait(base + in::PARTED, 0);
+        mbar_wait(base + in::PARTED, 0);
         const float4 *theirs = reinterpret_cast<const float4 *>(smem + in::PART) + tid;
 #pragma unroll
         for (int i = 0; i < TN / 16; i++) { /* ours, as if there were no other rows */
@@ -441,22 +441,22 @@ __device__ __forceinline__ void finish(const outputs<TN> &out, float (&acc)[TN /
             acc[4 * i + 3] = (rank ? acc[8 * i + 7] : acc[8 * i + 3]) + p.w;
         }
     }
-    bar_wait(base + in::READY, 0);
-    if (P.to == CU_STREAM_BF16)
-        put_tile<TN, CU_STREAM_BF16>(out, acc, scales, squares);
-    else if (P.to == CU_STREAM_SWIGLU)
-        put_tile<TN, CU_STREAM_SWIGLU>(out, acc, scales, squares);
-    else if (P.to == CU_STREAM_ADD)
-        put_tile<TN, CU_STREAM_ADD>(out, acc, scales, squares + tid / 32 * TN);
-    else if (P.to == CU_STREAM_HEADS)
+    mbar_wait(base + in::READY, 0);
+    if (P.to == CU_EPILOGUE_BF16)
+        put_tile<TN, CU_EPILOGUE_BF16>(out, acc, scales, squares);
+    else if (P.to == CU_EPILOGUE_SWIGLU)
+        put_tile<TN, CU_EPILOGUE_SWIGLU>(out, acc, scales, squares);
+    else if (P.to == CU_EPILOGUE_ADD)
+        put_tile<TN, CU_EPILOGUE_ADD>(out, acc, scales, squares + tid / 32 * TN);
+    else if (P.to == CU_EPILOGUE_HEADS)
         put_half_head<TN>(out, acc, smem, base, tid);
     else
-        put_tile<TN, CU_STREAM_F32>(out, acc, scales, squares);
+        put_tile<TN, CU_EPILOGUE_F32>(out, acc, scales, squares);
     if (!P.norm)
         return;
     consumers_sync();
     if (tid < P.M && tid / 8 % split == rank)
-        P.sums[tile * CU_STREAM_M + tid] = all_squares<TN>(squares, tid);
+        P.sums[tile * CU_SMALL_M_SM90 + tid] = all_squares<TN>(squares, tid);
     consumers_sync(); /* before the next tile's squares */
 }
 
@@ -465,35 +465,35 @@ __device__ __forceinline__ void finish(const outputs<TN> &out, float (&acc)[TN /
 template <int TN> __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t base, int tid)
 {
     typedef layout<TN> in;
-    uint64_t w0 = desc(base, 16, 1024), x0 = desc(base + in::X, 16, 1024);
+    uint64_t w0 = wgmma_desc(base, 16, 1024), x0 = wgmma_desc(base + in::X, 16, 1024);
     auto release = [&](int w_stage, int x_stage) {
         if (tid % 32 == 0) {
-            bar_arrive(base + in::W_EMPTY + 8 * w_stage);
-            bar_arrive(base + in::X_EMPTY + 8 * x_stage);
+            mbar_arrive(base + in::W_EMPTY + 8 * w_stage);
+            mbar_arrive(base + in::X_EMPTY + 8 * x_stage);
         }
     };
     share mine(P);
-    ring w, x;
-    grid_wait();
+    pipe_state w, x;
+    griddep_wait();
     for (int t = 0; t < mine.tiles; t++) {
         int tile = mine.tile + t * mine.stride, w_before = 0, x_before = 0;
         outputs<TN> out(P, mine.rank, tile, tid);
         float acc[TN / 2];
         for (int k = 0; k < mine.span; k++, w.next(in::W_STAGES), x.next(in::X_STAGES)) {
-            bar_wait(base + in::W_FULL + 8 * w.stage, w.parity);
-            bar_wait(base + in::X_FULL + 8 * x.stage, x.parity);
-            wg_fence();
+            mbar_wait(base + in::W_FULL + 8 * w.stage, w.parity);
+            mbar_wait(base + in::X_FULL + 8 * x.stage, x.parity);
+            wgmma_fence();
 #pragma unroll
             for (int s = 0; s < STEP / 16; s++)
                 wgmma<TN>(acc, w0 + w.stage * (TILE_BYTES / 16) + 2 * s, x0 + x.stage * (in::X_STAGE / 16) + 2 * s,
                           s > 0 || k > 0);
-            wg_commit();
-            wg_wait<1>();
+            wgmma_commit();
+            wgmma_wait<1>();
             if (k > 0)
                 release(w_before, x_before);
             w_before = w.stage, x_before = x.stage;
         }
-        wg_wait<0>();
+        wgmma_wait<0>();
 #pragma unroll
         for (int i = 0; i < TN / 2; i++)
             asm volatile("" : "+f"(acc[i])::"memory"); /* complete only now */
@@ -504,7 +504,7 @@ template <int TN> __device__ __forceinline__ void consume(const params &P, char 
 
 template <int TN>
 __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    stream_sm90_kernel(const __grid_constant__ params P)
+    small_m_sm90_kernel(const __grid_constant__ params P)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     typedef layout<TN> in;
@@ -513,16 +513,16 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     int tid = (int)threadIdx.x;
     if (tid == 0) {
         for (int i = 0; i < in::W_STAGES; i++) {
-            bar_init(base + in::W_FULL + 8 * i, 1);
-            bar_init(base + in::W_EMPTY + 8 * i, CONSUMERS / 32);
+            mbar_init(base + in::W_FULL + 8 * i, 1);
+            mbar_init(base + in::W_EMPTY + 8 * i, CONSUMERS / 32);
         }
         for (int i = 0; i < in::X_STAGES; i++) {
-            bar_init(base + in::X_FULL + 8 * i, 1);
-            bar_init(base + in::X_EMPTY + 8 * i, CONSUMERS / 32);
+            mbar_init(base + in::X_FULL + 8 * i, 1);
+            mbar_init(base + in::X_EMPTY + 8 * i, CONSUMERS / 32);
         }
-        bar_init(base + in::READY, THREADS - HELPERS);
-        bar_init(base + in::PARTED, 1);
-        bar_init_done();
+        mbar_init(base + in::READY, THREADS - HELPERS);
+        mbar_init(base + in::PARTED, 1);
+        mbar_init_fence();
     }
     cluster_sync(); /* no parts to a block whose barriers are not there yet */
     if (tid < CONSUMERS)
@@ -539,19 +539,19 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
 const struct {
     int rows;
     void (*run)(params);
-} classes[CU_STREAM_CLASSES] = {{16, stream_sm90_kernel<16>},
-                                {32, stream_sm90_kernel<32>},
-                                {64, stream_sm90_kernel<64>},
-                                {CU_STREAM_M, stream_sm90_kernel<CU_STREAM_M>}};
+} classes[CU_SMALL_M_CLASSES] = {{16, small_m_sm90_kernel<16>},
+                                {32, small_m_sm90_kernel<32>},
+                                {64, small_m_sm90_kernel<64>},
+                                {CU_SMALL_M_SM90, small_m_sm90_kernel<CU_SMALL_M_SM90>}};
 
 } // namespace
 
-bool cu_stream_sm90_usable(const cu_dims &m, int rows, int K)
+bool cu_small_m_sm90_usable(const cu_dims &m, int rows, int K)
 {
     return m.arch == 90 && rows % 16 == 0 && K % STEP == 0;
 }
 
-int cu_stream_sm90_blocks(const cu_dims &m, int *out, struct km_err *err)
+int cu_small_m_sm90_blocks(const cu_dims &m, int *out, struct km_err *err)
 {
     int most = m.n_sms / CLUSTER;
     for (auto &c : classes) {
@@ -570,14 +570,14 @@ int cu_stream_sm90_blocks(const cu_dims &m, int *out, struct km_err *err)
     return 0;
 }
 
-int cu_stream_sm90_weights(struct cu_stream_weights *out, const bf16 *w, int rows, int K, enum cu_stream_to to,
+int cu_small_m_sm90_weights(struct cu_small_m_weights *out, const bf16 *w, int rows, int K, enum cu_epilogue to,
                            struct km_err *err)
 {
     /* Groups of 8 rows and the 8 that belong to them: the next ones, or those of up, or those half a head on. */
     uint64_t row = (uint64_t)K * sizeof(bf16), all = (uint64_t)rows * row;
-    uint64_t pair = to == CU_STREAM_SWIGLU ? all / 2 : to == CU_STREAM_HEADS ? 64 * row : 8 * row;
-    uint64_t next = to == CU_STREAM_SWIGLU || to == CU_STREAM_HEADS ? 8 * row : 16 * row;
-    uint64_t stack = to == CU_STREAM_HEADS ? 128 : (uint64_t)rows;
+    uint64_t pair = to == CU_EPILOGUE_SWIGLU ? all / 2 : to == CU_EPILOGUE_HEADS ? 64 * row : 8 * row;
+    uint64_t next = to == CU_EPILOGUE_SWIGLU || to == CU_EPILOGUE_HEADS ? 8 * row : 16 * row;
+    uint64_t stack = to == CU_EPILOGUE_HEADS ? 128 : (uint64_t)rows;
     uint64_t dims[] = {(uint64_t)K, 8, 2, stack / 16, (uint64_t)rows / stack},
              strides[] = {row, pair, next, stack * row};
     uint32_t box[] = {STEP, 8, 2, TILE / 16, 1};
@@ -585,19 +585,19 @@ int cu_stream_sm90_weights(struct cu_stream_weights *out, const bf16 *w, int row
     return cu_tensor_map(out->map, w, 5, dims, strides, box, err);
 }
 
-int cu_stream_sm90_rows(struct cu_stream_rows *out, const bf16 *x, int max_rows, int K, struct km_err *err)
+int cu_small_m_sm90_rows(struct cu_small_m_rows *out, const bf16 *x, int max_rows, int K, struct km_err *err)
 {
     uint64_t dims[] = {(uint64_t)K, (uint64_t)max_rows}, stride = (uint64_t)K * sizeof(bf16);
     int rc = 0;
-    for (int i = 0; i < CU_STREAM_CLASSES && !rc; i++) {
+    for (int i = 0; i < CU_SMALL_M_CLASSES && !rc; i++) {
         uint32_t box[] = {STEP, (uint32_t)classes[i].rows};
         rc = cu_tensor_map(out->map[i], x, 2, dims, &stride, box, err);
     }
     return rc;
 }
 
-void cu_stream_sm90(const struct cu_stream_room &r, const struct cu_stream_job &job, int M,
-                    const struct cu_stream_heads *heads, cudaStream_t s)
+void cu_small_m_sm90(const struct cu_small_m_workspace &r, const struct cu_small_m_job &job, int M,
+                    const struct cu_small_m_heads *heads, cudaStream_t s)
 {
     params P = {};
     int c = 0;
@@ -612,11 +612,11 @@ void cu_stream_sm90(const struct cu_stream_room &r, const struct cu_stream_job &
     P.sums = r.sums;
     P.to = job.w->to;
     P.M = M;
-    P.N = P.to == CU_STREAM_SWIGLU ? job.w->rows / 2 : job.w->rows;
+    P.N = P.to == CU_EPILOGUE_SWIGLU ? job.w->rows / 2 : job.w->rows;
     P.steps = job.w->K / STEP;
     P.tiles = (job.w->rows + TILE - 1) / TILE;
-    P.stack = P.to == CU_STREAM_HEADS ? 2 : P.tiles;
-    P.split = P.to != CU_STREAM_HEADS && P.tiles * CLUSTER <= r.blocks && P.steps >= CLUSTER ? (int)CLUSTER : 1;
+    P.stack = P.to == CU_EPILOGUE_HEADS ? 2 : P.tiles;
+    P.split = P.to != CU_EPILOGUE_HEADS && P.tiles * CLUSTER <= r.blocks && P.steps >= CLUSTER ? (int)CLUSTER : 1;
     P.scaled = job.scaled;
     P.eps = r.eps;
     if (heads)

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, int fixed,
 __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int32_t *chosen, const int32_t *positions,
                              const float *inv_freq, int D, int half, bf16 *x, float2 *angles)
 {
-    grid_wait();
-    grid_release(); /* not before the wait: what follows may read the step's arrays at once */
+    griddep_wait();
+    griddep_launch(); /* not before the wait: what follows may read the step's arrays at once */
     int id = tokens[blockIdx.x];
     if (id < 0)
         id = max(chosen[-(id + 1)], 0); /* of a row left to the host nothing is kept */
@@ -46,8 +46,8 @@ template <int PER>
 __global__ void __launch_bounds__(128)
     rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps, bf16 *out)
 {
-    grid_release(); /* the product behind may ask for its weights */
-    grid_wait();
+    griddep_launch(); /* the product behind may ask for its weights */
+    griddep_wait();
     size_t row = rows ? (size_t)rows[blockIdx.x] : blockIdx.x;
     const uint4 *src = reinterpret_cast<const uint4 *>(x + row * D);
     bf16x8 v[PER];
@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(256)
     struct alignas(2 * N) piece {
         bf16 v[N];
     };
-    grid_release();
-    grid_wait();
+    griddep_launch();
+    griddep_wait();
     int token = blockIdx.x, heads = H + 2 * G, lane = threadIdx.x % 32;
     int slot = slots[token], off = slot & ((1 << B_log2) - 1);
     bf16 *page = pool + (size_t)(slot >> B_log2) * page_elems + layer_at;
@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(256)
 
 __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 {
-    grid_wait();
-    grid_release();
+    griddep_wait();
+    griddep_launch();
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total8)
         return;
@@ -170,7 +170,7 @@ void cu_fetch(const char *host, size_t fixed, char *dev, cudaStream_t s)
                                         reinterpret_cast<uint4 *>(dev));
 }
 
-void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_meta &meta, const int32_t *chosen,
+void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_step_arrays &meta, const int32_t *chosen,
               int T, bf16 *x, float2 *angles, cudaStream_t s)
 {
     cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, meta.tokens, chosen, meta.positions, inv_freq, m.D,
@@ -185,7 +185,7 @@ void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *r
 }
 
 void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float2 *angles,
-                      const cu_meta &meta, int T, int layer, bf16 *pool, cudaStream_t s)
+                      const cu_step_arrays &meta, int T, int layer, bf16 *pool, cudaStream_t s)
 {
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * m.d;
     auto kernel = m.d == 128  ? qk_rope_store_kernel<128>

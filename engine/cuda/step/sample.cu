@@ -41,7 +41,7 @@ struct values {
     const int32_t *ban;
     int n_ban;
 
-    __device__ __forceinline__ values(const float *all, int V, const cu_meta &meta, int row)
+    __device__ __forceinline__ values(const float *all, int V, const cu_step_arrays &meta, int row)
         : logits(all + (size_t)row * V), scale(meta.draws[row].scale), ban(meta.ban + meta.ban_start[row]),
           n_ban(meta.ban_start[row + 1] - meta.ban_start[row])
     {
@@ -163,7 +163,7 @@ template <typename T> __device__ int first_bin(shared &s, const T *total, T want
     return s.pick;
 }
 
-__device__ cut find_cut(shared &s, const values &row, int V, const cu_draw &d)
+__device__ cut find_cut(shared &s, const values &row, int V, const cu_sampling &d)
 {
     const cut unknown = {0, -1};
     float mine = -INFINITY;
@@ -241,13 +241,13 @@ __device__ cut find_cut(shared &s, const values &row, int V, const cu_draw &d)
     return s.pick == INT32_MAX ? c : cut{s.list[s.pick].x, __float_as_int(s.list[s.pick].y)};
 }
 
-__global__ void __launch_bounds__(CUT_THREADS, 1) cut_kernel(const float *logits, int V, cu_meta meta, cut *out)
+__global__ void __launch_bounds__(CUT_THREADS, 1) cut_kernel(const float *logits, int V, cu_step_arrays meta, cut *out)
 {
     extern __shared__ __align__(16) char smem[];
-    grid_wait();
-    grid_release();
+    griddep_wait();
+    griddep_launch();
     int row = blockIdx.x;
-    const cu_draw d = meta.draws[row];
+    const cu_sampling d = meta.draws[row];
     cut c = {-FLT_MAX, INT32_MAX};
     if (d.filtered)
         c = find_cut(*reinterpret_cast<shared *>(smem), values(logits, V, meta, row), V, d);
@@ -265,13 +265,13 @@ __device__ __forceinline__ float noise(uint64_t key, int id)
 }
 
 __global__ void __launch_bounds__(RACE_THREADS)
-    race_kernel(const float *logits, int V, cu_meta meta, const cut *cuts, best *found, int *arrived, int32_t *out,
+    race_kernel(const float *logits, int V, cu_step_arrays meta, const cut *cuts, best *found, int *arrived, int32_t *out,
                 int32_t *told)
 {
-    grid_wait();
-    grid_release();
+    griddep_wait();
+    griddep_launch();
     int row = blockIdx.y, part = blockIdx.x, per = (V + PARTS - 1) / PARTS, end = min(V, (part + 1) * per);
-    const cu_draw d = meta.draws[row];
+    const cu_sampling d = meta.draws[row];
     const values v(logits, V, meta, row);
     const cut c = cuts[row];
     best mine = {-INFINITY, INT32_MAX};
@@ -334,7 +334,7 @@ size_t cu_sample_work(int rows)
     return (size_t)rows * (PARTS * sizeof(best) + sizeof(cut) + sizeof(int));
 }
 
-void cu_sample(const float *logits, int S, int V, const cu_meta &meta, int max_rows, void *work, int32_t *out,
+void cu_sample(const float *logits, int S, int V, const cu_step_arrays &meta, int max_rows, void *work, int32_t *out,
                int32_t *told, cudaStream_t s)
 {
     best *found = static_cast<best *>(work);

@@ -30,7 +30,7 @@ static inline void die(cudaError_t rc, const char *file, int line)
 #define OK(x) die((x), __FILE__, __LINE__)
 
 /* Of the shapes only what is the card's. */
-static inline cu_dims card_dims()
+static inline cu_dims gpu_dims()
 {
     cu_dims m = {};
     cudaDeviceProp card;
@@ -154,11 +154,11 @@ template <typename F> static float time_ms(F call, int inner)
 }
 
 /* ffn_check.cu: Hopper's gate and up product with SwiGLU; small: two shapes. Nothing on other cards. */
-void check_ffn_sm90(bool small);
-void time_ffn_sm90();
+void check_gate_up_sm90(bool small);
+void time_gate_up_sm90();
 
 /* stream_check.cu: Hopper's products of few rows; small: one shape of blocks. Nothing on other cards. */
-void check_stream_sm90(bool small);
-void time_stream_sm90();
+void check_small_m_sm90(bool small);
+void time_small_m_sm90();
 
 #endif

@@ -6,7 +6,7 @@
 
 static cu_dims dims_of(int D, int F)
 {
-    cu_dims m = card_dims();
+    cu_dims m = gpu_dims();
     m.D = D, m.F = F;
     return m;
 }
@@ -46,7 +46,7 @@ static void check_shape(int F, int D, const int *rows, int n, const int *sms, in
 {
     cu_dims m = dims_of(D, F);
     int max_rows = rows[n - 1], all_sms = m.n_sms;
-    if (!cu_ffn_sm90_usable(m))
+    if (!cu_gate_up_sm90_usable(m))
         return;
     both<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
     randomize(h, 1);
@@ -59,16 +59,16 @@ static void check_shape(int F, int D, const int *rows, int n, const int *sms, in
         judge j(name);
         for (int i = 0; i < n; i++) {
             int M = rows[i];
-            cu_ffn_plan p;
+            cu_gate_up_plan p;
             struct km_err err;
             m.max_tokens = m.n_sms == 4 ? M : max_rows; /* h ends at M: zeros must come; or has rows behind */
-            if (cu_ffn_sm90_plan(&p, m, h.d, w.d, &err)) {
+            if (cu_gate_up_sm90_plan(&p, m, h.d, w.d, &err)) {
                 printf("BAD  %s\n", err.msg);
                 failures++;
                 continue;
             }
             act.poison();
-            cu_ffn_sm90(m, p, M, act.d, 0);
+            cu_gate_up_sm90(m, p, M, act.d, 0);
             OK(cudaGetLastError());
             act.down();
             judge_rows(j, act, sum, M, F);
@@ -80,7 +80,7 @@ static void check_shape(int F, int D, const int *rows, int n, const int *sms, in
 /* On the whole card, and on so few SMs that a block meets many tiles and its barriers many phases. 2100 rows are two
  * groups of tiles, the second smaller, and end in a block without rows. small: on two clusters, once with columns in
  * two tiles and once with rows in two groups; both end in part of a tile and in a warpgroup without rows. */
-void check_ffn_sm90(bool small)
+void check_gate_up_sm90(bool small)
 {
     static const int rows[] = {1, 63, 64, 65, 127, 129, 300, 2100}, sms[] = {0, 4, 2};
     if (small) {
@@ -97,7 +97,7 @@ void check_ffn_sm90(bool small)
 
 /* Each way alone, in turn, with weights that no cache holds; then as many launches in a row as three prefills make,
  * where the power limit counts. */
-void time_ffn_sm90()
+void time_gate_up_sm90()
 {
     enum { OURS, BOTH, PRODUCT, WAYS };
     enum { COPIES = 3, ROUNDS = 11, ROWS_OF_LAUNCHES = 3, IN_ROW = 36 * 3, MOST = 8192 };
@@ -106,16 +106,16 @@ void time_ffn_sm90()
     m.max_tokens = MOST;
     struct cu_lt *lt = nullptr;
     struct km_err err;
-    if (!cu_ffn_sm90_usable(m))
+    if (!cu_gate_up_sm90_usable(m))
         return;
-    int rc = cu_gemm_open(&lt, &err);
+    int rc = cu_lt_open(&lt, &err);
     size_t one = (size_t)2 * m.F * m.D;
     bf16 *w = numbers(COPIES * one, 0.02f), *h = numbers((size_t)MOST * m.D, 1), *gu, *act;
     OK(cudaMalloc(&gu, (size_t)MOST * 2 * m.F * sizeof(bf16)));
     OK(cudaMalloc(&act, (size_t)MOST * m.F * sizeof(bf16)));
-    cu_ffn_plan plans[COPIES];
+    cu_gate_up_plan plans[COPIES];
     for (int i = 0; i < COPIES && !rc; i++)
-        rc = cu_ffn_sm90_plan(&plans[i], m, h, w + i * one, &err);
+        rc = cu_gate_up_sm90_plan(&plans[i], m, h, w + i * one, &err);
     cudaEvent_t t0, t1;
     OK(cudaEventCreate(&t0));
     OK(cudaEventCreate(&t1));
@@ -126,9 +126,9 @@ void time_ffn_sm90()
         for (int i = 0; i < times && !rc; i++) {
             int copy = turn++ % COPIES;
             if (way == OURS)
-                cu_ffn_sm90(m, plans[copy], M, act, 0);
+                cu_gate_up_sm90(m, plans[copy], M, act, 0);
             else
-                rc = cu_gemm(lt, h, w + copy * one, M, 2 * m.F, m.D, false, gu, false, 0, &err);
+                rc = cu_lt_gemm(lt, h, w + copy * one, M, 2 * m.F, m.D, false, gu, false, 0, &err);
             if (way == BOTH)
                 cu_swiglu(m, gu, M, act, 0);
         }
@@ -138,7 +138,7 @@ void time_ffn_sm90()
         OK(cudaEventElapsedTime(&ms, t0, t1));
         return ms / (float)times;
     };
-    for (int M : {(int)CU_FFN_M, 1024, 2048, 4096, 5000, (int)MOST}) {
+    for (int M : {(int)CU_GATE_UP_SM90_MIN, 1024, 2048, 4096, 5000, (int)MOST}) {
         float alone[WAYS][ROUNDS], row[WAYS][ROWS_OF_LAUNCHES];
         for (int r = -1; r < ROUNDS; r++) /* the first round loads code and chooses algorithms */
             for (int way = 0; way < WAYS; way++)
@@ -166,5 +166,5 @@ void time_ffn_sm90()
     cudaEventDestroy(t1);
     for (bf16 *p : {w, h, gu, act})
         cudaFree(p);
-    cu_gemm_close(lt);
+    cu_lt_close(lt);
 }

@@ -15,10 +15,10 @@ extern "C" {
 /* A set of requests over scattered pages. */
 struct scene {
     cu_dims m = {};
-    int R, T = 0, n_pages, n_tiles = 0, n_items = 0;
+    int R, T = 0, n_pages, n_tiles = 0, n_splits = 0;
     both<bf16> *pool, *qkv, *o;
     both<int32_t> *meta;
-    cu_meta hm = {}, dm = {};
+    cu_step_arrays hm = {}, dm = {};
 
     /* sms: pretend this many, since they decide how decode attention is cut; 0: the card's own. timing: numbers
      * everywhere, and only a few thousand different ones, which is quick to make. */
@@ -26,7 +26,7 @@ struct scene {
           bool timing = false)
         : R(n)
     {
-        m = card_dims();
+        m = gpu_dims();
         m.L = L, m.H = H, m.G = G, m.d = d, m.B = B, m.B_log2 = __builtin_ctz((unsigned)B), m.max_reqs = n,
         m.eps = 1e-6f;
         m.page_elems = (size_t)L * 2 * G * B * d;
@@ -38,7 +38,7 @@ struct scene {
         pool = new both<bf16>((size_t)n_pages * m.page_elems);
         qkv = new both<bf16>((size_t)T * (H + 2 * G) * d);
         o = new both<bf16>((size_t)T * H * d);
-        meta = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64 + 8 * cu_items_max(m, n) + 4));
+        meta = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64 + 8 * cu_attn_splits_max(m, n) + 4));
         int32_t *at = meta->h;
         auto next = [&](int32_t *&host, int32_t *&dev, size_t count) {
             host = at, dev = meta->d + (at - meta->h), at += count;
@@ -50,8 +50,8 @@ struct scene {
         int32_t *host_items, *dev_items, *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)n)),
                                          n_dec = 0;
         at += (meta->h - at) & 3; /* items are 16-byte things */
-        next(host_items, dev_items, 8 * (size_t)cu_items_max(m, n));
-        hm.items = reinterpret_cast<cu_item *>(host_items), dm.items = reinterpret_cast<cu_item *>(dev_items);
+        next(host_items, dev_items, 8 * (size_t)cu_attn_splits_max(m, n));
+        hm.items = reinterpret_cast<cu_split *>(host_items), dm.items = reinterpret_cast<cu_split *>(dev_items);
         next(hm.tile_req, dm.tile_req, (size_t)T);
         next(hm.tile_row, dm.tile_row, (size_t)T);
         next(hm.positions, dm.positions, (size_t)T);
@@ -81,7 +81,7 @@ struct scene {
                 hm.tile_req[n_tiles] = r, hm.tile_row[n_tiles++] = i;
         }
         free(perm);
-        n_items = cu_items(m, hm, decoding, n_dec, hm.items);
+        n_splits = cu_attn_splits(m, hm, decoding, n_dec, hm.items);
         free(decoding);
         meta->up();
         randomize(*qkv, 1);
@@ -183,7 +183,7 @@ static void check_attention_sm90(scene &s, bool small)
         cu_dims m = s.m;
         m.n_sms = sms;
         s.o->poison();
-        cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, 1, s.pool->d, s.o->d, work, 0);
+        cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
         cu_attn_prefill_sm90(m, plan, s.dm, s.n_tiles, 1, s.o->d, 0);
         snprintf(name, sizeof name, "attention sm90 %d/%d heads, pages of %d, %d SMs", s.m.H, s.m.G, s.m.B, sms);
         s.judge_rows(name, 1, 7);
@@ -211,10 +211,10 @@ static void check_attention(int H, int G, int d, int B, bool small)
         OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
         for (int again = 0; again < 2; again++) { /* twice: the arrival counters must be back at zero */
             s.o->poison();
-            cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, 1, s.pool->d, s.o->d, work, 0);
+            cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
         }
         cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 1, s.pool->d, s.o->d, 0);
-        snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d items", H, G, d, B, s.n_items);
+        snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d items", H, G, d, B, s.n_splits);
         s.judge_rows(name, 1, 7);
         if ((small || sms > 8) && cu_attn_prefill_sm90_usable(s.m))
             check_attention_sm90(s, small);
@@ -273,7 +273,7 @@ static void check_products(bool small)
 {
     struct cu_lt *lt = nullptr;
     struct km_err err;
-    if (cu_gemm_open(&lt, &err)) {
+    if (cu_lt_open(&lt, &err)) {
         printf("BAD  %s\n", err.msg);
         failures++;
         return;
@@ -293,7 +293,7 @@ static void check_products(bool small)
         char name[96];
         for (int mode = 0; mode < 5; mode++) {
             static const char *const what[] = {"store", "add", "norm, swiglu", "logits", "norm, store"};
-            bool skinny = M <= CU_SKINNY_M;
+            bool skinny = M <= CU_SMALL_M;
             if (mode == 1) {
                 randomize(y, 1);
                 memcpy(y0.h, y.h, y.n * sizeof(bf16));
@@ -306,15 +306,15 @@ static void check_products(bool small)
                 continue;
             int rc = 0;
             if (mode == 2)
-                cu_skinny_swiglu(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
+                cu_small_m_swiglu(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
             else if (mode == 4)
-                cu_skinny_norm(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
+                cu_small_m_norm(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
             else if (mode == 3 && skinny)
-                cu_skinny_logits(x.d, w.d, M, N, K, yf.d, 0);
+                cu_small_m_logits(x.d, w.d, M, N, K, yf.d, 0);
             else if (skinny)
-                cu_skinny(x.d, w.d, M, N, K, mode == 1, y.d, 0);
+                cu_small_m(x.d, w.d, M, N, K, mode == 1, y.d, 0);
             else
-                rc = cu_gemm(lt, x.d, w.d, M, N, K, mode == 1, mode == 3 ? (void *)yf.d : (void *)y.d, mode == 3, 0,
+                rc = cu_lt_gemm(lt, x.d, w.d, M, N, K, mode == 1, mode == 3 ? (void *)yf.d : (void *)y.d, mode == 3, 0,
                              &err);
             if (rc)
                 printf("BAD  %s\n", err.msg), failures++;
@@ -343,7 +343,7 @@ static void check_products(bool small)
             }
         }
     }
-    cu_gemm_close(lt);
+    cu_lt_close(lt);
 }
 
 /* Lengths below, at and past what must always travel, and not of whole pieces; nothing past the end is touched. */
@@ -390,7 +390,7 @@ static void check_between_products()
         randomize(table, 1);
         x.poison();
         angles.poison();
-        cu_meta meta = {};
+        cu_step_arrays meta = {};
         meta.tokens = tokens.d, meta.positions = positions.d;
         cu_embed(m, table.d, inv_freq.d, meta, chosen.d, 4, x.d, angles.d, 0);
         x.down();
@@ -469,7 +469,7 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
     const int S = n_kinds * draws_a_kind;
     int left = 0;
     both<float> logits((size_t)S * V);
-    both<cu_draw> draws((size_t)S);
+    both<cu_sampling> draws((size_t)S);
     both<int32_t> bans((size_t)S * 3 + 1), ids((size_t)S);
     both<char> work(cu_sample_work(S));
     struct smp_row *rows = static_cast<struct smp_row *>(calloc((size_t)S, sizeof *rows));
@@ -494,7 +494,7 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
         r.p.seed = (uint64_t)i * 977 + 5;
         r.step = (uint64_t)(i % 5);
         r.banned = ban, r.n_banned = k.n_banned;
-        draws.h[i] = cu_draw{smp_key(r.p.seed, r.step),
+        draws.h[i] = cu_sampling{smp_key(r.p.seed, r.step),
                              k.temperature == 0 ? 1 : (float)k.temperature,
                              (float)k.min_p,
                              (float)k.top_p,
@@ -509,7 +509,7 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
     for (int i = 0; i < S; i++) { /* a launch a row: ban_start of neighbours overlap; all use the same counter */
         bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / draws_a_kind].n_banned;
         bans.up();
-        cu_meta meta = {};
+        cu_step_arrays meta = {};
         meta.ban_start = bans.d + i, meta.ban = bans.d + S + 1, meta.draws = draws.d + i;
         OK(cudaMemset(ids.d + i, 0x7F, sizeof(int32_t)));
         told[i] = 0x7F7F7F7F;
@@ -565,7 +565,7 @@ static void time_decode(int reqs, int len)
     double bytes = (double)reqs * len * 2 * 8 * 128 * 2;
     int layer = 0;
     float ms = time_ms(
-        [&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_items, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
+        [&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
     printf("decode attention %4d x %6d  %8.1f us %6.2f TB/s\n", reqs, len, ms * 1e3, bytes / ms / 1e9);
     cudaFree(work);
     delete[] q;
@@ -576,7 +576,7 @@ static void time_products()
 {
     struct cu_lt *lt = nullptr;
     struct km_err err;
-    if (cu_gemm_open(&lt, &err))
+    if (cu_lt_open(&lt, &err))
         return;
     static const int shapes[][2] = {{6144, 4096}, {4096, 4096}, {24576, 4096}, {4096, 12288}, {151936, 4096}};
     for (auto &sh : shapes) {
@@ -593,17 +593,17 @@ static void time_products()
             int turn = 0;
             auto next = [&] { return w.d + (size_t)(turn++ % copies) * N * K; };
             printf("product N %6d K %5d M %4d", N, K, M);
-            if (M <= CU_SKINNY_M) {
-                float ms = time_ms([&] { cu_skinny(x.d, next(), M, N, K, false, y.d, 0); }, 20);
+            if (M <= CU_SMALL_M) {
+                float ms = time_ms([&] { cu_small_m(x.d, next(), M, N, K, false, y.d, 0); }, 20);
                 printf("  skinny %8.1f us %.2f TB/s", ms * 1e3, 2.0 * N * K / ms / 1e9);
             }
             float ms =
-                time_ms([&] { cu_gemm(lt, x.d, next(), M, N, K, false, y.d, false, 0, &err); }, M > 256 ? 4 : 20);
+                time_ms([&] { cu_lt_gemm(lt, x.d, next(), M, N, K, false, y.d, false, 0, &err); }, M > 256 ? 4 : 20);
             printf("  cublasLt %8.1f us %.2f TB/s %6.0f TFLOP/s\n", ms * 1e3, 2.0 * N * K / ms / 1e9,
                    2.0 * M * N * K / ms / 1e9);
         }
     }
-    cu_gemm_close(lt);
+    cu_lt_close(lt);
 }
 
 int main(int argc, char **argv)
@@ -614,17 +614,17 @@ int main(int argc, char **argv)
     bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small"), ffn = !strcmp(what, "ffn"),
          stream = !strcmp(what, "stream");
     if (ffn) {
-        check_ffn_sm90(false);
+        check_gate_up_sm90(false);
     } else if (stream) {
-        check_stream_sm90(false);
+        check_small_m_sm90(false);
     } else if (strcmp(what, "time") && !attention) {
         check_fetch();
         check_between_products();
         check_sampling(small ? 1200 : 151936, small ? 1 : 6, small ? EVERY_WAY : ALL_KINDS);
         check_sampling(SORTED + 100, 1, FLAT);
         check_products(small);
-        check_ffn_sm90(small);
-        check_stream_sm90(small);
+        check_gate_up_sm90(small);
+        check_small_m_sm90(small);
         for (int d : {32, 64, 128})
             check_qk_rope(d, 33);
         check_qk_rope(128, 600);
@@ -643,9 +643,9 @@ int main(int argc, char **argv)
     if (strcmp(what, "time") && !attention)
         printf("%s: %d failures\n", failures ? "FAILED" : "all kernels agree", failures);
     if (ffn)
-        time_ffn_sm90();
+        time_gate_up_sm90();
     else if (stream)
-        time_stream_sm90();
+        time_small_m_sm90();
     else if (strcmp(what, "check") && !small) {
         for (int n : {2048, 5000, 8192, 20480})
             time_prefill(n);
@@ -656,8 +656,8 @@ int main(int argc, char **argv)
         time_decode(16, 8192);
         if (!attention) {
             time_products();
-            time_ffn_sm90();
-            time_stream_sm90();
+            time_gate_up_sm90();
+            time_small_m_sm90();
         }
     }
     return failures != 0;

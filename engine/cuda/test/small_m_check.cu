@@ -9,12 +9,12 @@
 struct workroom {
     both<bf16> h;
     both<float> sums;
-    cu_stream_room r;
-    explicit workroom(int D) : h((size_t)CU_STREAM_M * D), sums((size_t)(D + 63) / 64 * CU_STREAM_M)
+    cu_small_m_workspace r;
+    explicit workroom(int D) : h((size_t)CU_SMALL_M_SM90 * D), sums((size_t)(D + 63) / 64 * CU_SMALL_M_SM90)
     {
         struct km_err err;
         r = {h.d, sums.d, 0, 1e-6f};
-        if (cu_stream_sm90_blocks(card_dims(), &r.blocks, &err))
+        if (cu_small_m_sm90_blocks(gpu_dims(), &r.blocks, &err))
             printf("BAD  %s\n", err.msg), failures++;
     }
 };
@@ -25,16 +25,16 @@ struct operands {
     int N, K;
     both<bf16> x, w, y, y0;
     both<float> yf;
-    double *sum; /* x w^T [CU_STREAM_M][2N] */
+    double *sum; /* x w^T [CU_SMALL_M_SM90][2N] */
     operands(int n, int k)
-        : N(n), K(k), x((size_t)CU_STREAM_M * K), w((size_t)2 * N * K), y((size_t)(CU_STREAM_M + 1) * N), y0(y.n),
+        : N(n), K(k), x((size_t)CU_SMALL_M_SM90 * K), w((size_t)2 * N * K), y((size_t)(CU_SMALL_M_SM90 + 1) * N), y0(y.n),
           yf(y.n)
     {
         randomize(x, 1);
         randomize(w, 0.05f);
         randomize(y0, 1);
-        sum = static_cast<double *>(calloc((size_t)CU_STREAM_M * 2 * N, sizeof(double)));
-        for (int r = 0; r < CU_STREAM_M; r++)
+        sum = static_cast<double *>(calloc((size_t)CU_SMALL_M_SM90 * 2 * N, sizeof(double)));
+        for (int r = 0; r < CU_SMALL_M_SM90; r++)
             for (int i = 0; i < 2 * N; i++)
                 for (int e = 0; e < K; e++)
                     sum[(size_t)r * 2 * N + i] += f(x.h[(size_t)r * K + e]) * f(w.h[(size_t)i * K + e]);
@@ -46,16 +46,16 @@ struct operands {
 };
 
 /* M rows against their sums; what lies behind them in y must be as poison() left it. */
-static void check_one(workroom &room, operands &o, const cu_stream_weights &w, const cu_stream_rows &x, int M, judge &j)
+static void check_one(workroom &room, operands &o, const cu_small_m_weights &w, const cu_small_m_rows &x, int M, judge &j)
 {
-    enum cu_stream_to to = w.to;
-    bool f32 = to == CU_STREAM_F32;
-    cu_stream_job job = {&w, &x, f32 ? (void *)o.yf.d : (void *)o.y.d, nullptr, false};
+    enum cu_epilogue to = w.to;
+    bool f32 = to == CU_EPILOGUE_F32;
+    cu_small_m_job job = {&w, &x, f32 ? (void *)o.yf.d : (void *)o.y.d, nullptr, false};
     o.yf.poison();
     o.y.poison();
-    if (to == CU_STREAM_ADD)
+    if (to == CU_EPILOGUE_ADD)
         OK(cudaMemcpy(o.y.d, o.y0.d, sizeof(bf16) * (size_t)M * o.N, cudaMemcpyDeviceToDevice));
-    cu_stream_sm90(room.r, job, M, nullptr, 0);
+    cu_small_m_sm90(room.r, job, M, nullptr, 0);
     OK(cudaGetLastError());
     o.y.down();
     o.yf.down();
@@ -67,11 +67,11 @@ static void check_one(workroom &room, operands &o, const cu_stream_weights &w, c
     }
     for (int i = 0; i < M * o.N; i++) {
         const double *s = o.sum + (size_t)(i / o.N) * 2 * o.N + i % o.N;
-        double was = to == CU_STREAM_ADD ? f(o.y0.h[i]) : 0;
-        if (to == CU_STREAM_SWIGLU)
+        double was = to == CU_EPILOGUE_ADD ? f(o.y0.h[i]) : 0;
+        if (to == CU_EPILOGUE_SWIGLU)
             j.add(f(o.y.h[i]), s[0] / (1 + exp(-s[0])) * s[o.N]);
         else
-            j.add(f32 ? (double)o.yf.h[i] : f(o.y.h[i]), *s + was, to == CU_STREAM_ADD ? fmax(fabs(*s), fabs(was)) : 0);
+            j.add(f32 ? (double)o.yf.h[i] : f(o.y.h[i]), *s + was, to == CU_EPILOGUE_ADD ? fmax(fabs(*s), fabs(was)) : 0);
     }
 }
 
@@ -82,15 +82,15 @@ static void check_shape(int N, int K, bool small)
     operands o(N, K);
     workroom room(64);
     int all = room.r.blocks;
-    cu_stream_rows x;
+    cu_small_m_rows x;
     struct km_err err;
-    int rc = cu_stream_sm90_rows(&x, o.x.d, CU_STREAM_M, K, &err);
+    int rc = cu_small_m_sm90_rows(&x, o.x.d, CU_SMALL_M_SM90, K, &err);
     for (int to = 0; to < 4 && !rc; to++) {
         char name[96];
         snprintf(name, sizeof name, "stream sm90 %s N %d K %d", names[to], N, K);
         judge j(name);
-        cu_stream_weights w;
-        rc = cu_stream_sm90_weights(&w, o.w.d, to == CU_STREAM_SWIGLU ? 2 * N : N, K, (enum cu_stream_to)to, &err);
+        cu_small_m_weights w;
+        rc = cu_small_m_sm90_weights(&w, o.w.d, to == CU_EPILOGUE_SWIGLU ? 2 * N : N, K, (enum cu_epilogue)to, &err);
         for (int M : Ms)
             for (int blocks : {all, 4, 2}) {
                 if (rc || (small && ((M != 17 && M != 127) || blocks == 4)))
@@ -115,9 +115,9 @@ struct layer {
     both<float2> angles;
     both<int32_t> slots;
     both<bf16> *w[4];
-    cu_stream_weights maps[4];
-    cu_stream_rows o_rows, h_rows, act_rows;
-    cu_stream_heads heads;
+    cu_small_m_weights maps[4];
+    cu_small_m_rows o_rows, h_rows, act_rows;
+    cu_small_m_heads heads;
     workroom room;
     int rc;
     struct km_err err;
@@ -125,14 +125,14 @@ struct layer {
     layer(int d, int a, int ffn, int n, bool timing)
         : D(d), A(a), F(ffn), N(n), H(n % 128 ? 0 : n / 128 * 4 / 6), G(n % 128 ? 0 : n / 128 / 6), o(rows(A)),
           x0(rows(D)), x(rows(D)), act(rows(F)), qkv(rows(N)), norms((size_t)2 * D), head_norms(256),
-          pool(PAGES * page()), angles(rows(64)), slots(CU_STREAM_M), room(D)
+          pool(PAGES * page()), angles(rows(64)), slots(CU_SMALL_M_SM90), room(D)
     {
         const int heights[] = {D, 2 * F, D, N}, widths[] = {A, D, F, D};
-        const enum cu_stream_to to[] = {CU_STREAM_ADD, CU_STREAM_SWIGLU, CU_STREAM_ADD,
-                                        H ? CU_STREAM_HEADS : CU_STREAM_BF16};
-        rc = cu_stream_sm90_rows(&o_rows, o.d, CU_STREAM_M, A, &err);
-        rc = rc ? rc : cu_stream_sm90_rows(&h_rows, room.h.d, CU_STREAM_M, D, &err);
-        rc = rc ? rc : cu_stream_sm90_rows(&act_rows, act.d, CU_STREAM_M, F, &err);
+        const enum cu_epilogue to[] = {CU_EPILOGUE_ADD, CU_EPILOGUE_SWIGLU, CU_EPILOGUE_ADD,
+                                        H ? CU_EPILOGUE_HEADS : CU_EPILOGUE_BF16};
+        rc = cu_small_m_sm90_rows(&o_rows, o.d, CU_SMALL_M_SM90, A, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&h_rows, room.h.d, CU_SMALL_M_SM90, D, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&act_rows, act.d, CU_SMALL_M_SM90, F, &err);
         for (int i = 0; i < 4; i++) {
             w[i] = new both<bf16>((size_t)heights[i] * widths[i]);
             if (timing) {
@@ -142,11 +142,11 @@ struct layer {
             } else {
                 randomize(*w[i], 1 / sqrtf((float)widths[i]));
             }
-            rc = rc ? rc : cu_stream_sm90_weights(&maps[i], w[i]->d, heights[i], widths[i], to[i], &err);
+            rc = rc ? rc : cu_small_m_sm90_weights(&maps[i], w[i]->d, heights[i], widths[i], to[i], &err);
         }
         for (auto *p : {&o, &x0, &norms, &head_norms})
             randomize(*p, 1);
-        for (int m = 0; m < CU_STREAM_M; m++) { /* no two rows in one place, and not in order */
+        for (int m = 0; m < CU_SMALL_M_SM90; m++) { /* no two rows in one place, and not in order */
             slots.h[m] = m * 37 % (PAGES * BLOCK);
             for (int i = 0; i < 64; i++) {
                 double angle = 1000 * uniform() / (i + 1);
@@ -175,7 +175,7 @@ struct layer {
     }
     static size_t rows(int columns)
     {
-        return (size_t)CU_STREAM_M * columns;
+        return (size_t)CU_SMALL_M_SM90 * columns;
     }
     size_t page() const
     {
@@ -183,12 +183,12 @@ struct layer {
     }
     void run(int M)
     {
-        const cu_stream_job jobs[4] = {{&maps[O], &o_rows, x.d, norms.d, false},
+        const cu_small_m_job jobs[4] = {{&maps[O], &o_rows, x.d, norms.d, false},
                                        {&maps[GATE_UP], &h_rows, act.d, nullptr, true},
                                        {&maps[DOWN], &act_rows, x.d, norms.d + D, false},
                                        {&maps[QKV], &h_rows, qkv.d, nullptr, true}};
         for (auto &job : jobs)
-            cu_stream_sm90(room.r, job, M, &heads, 0);
+            cu_small_m_sm90(room.r, job, M, &heads, 0);
     }
     /* Where column n of row m of qkv is found. */
     const bf16 &at(int m, int n) const
@@ -276,7 +276,7 @@ static void check_chain(int D, int A, int F, int N, bool small)
     snprintf(name, sizeof name, "stream sm90 chain D %d A %d F %d N %d%s", D, A, F, N, l.H ? ", heads" : "");
     judge j(name);
     double *x = new double[layer::rows(D)], *size = new double[layer::rows(D)], *qkv = new double[layer::rows(N)];
-    for (int r = 0; r < CU_STREAM_M; r++)
+    for (int r = 0; r < CU_SMALL_M_SM90; r++)
         chain_row(l, r, x + (size_t)r * D, size + (size_t)r * D, qkv + (size_t)r * N);
     int all = l.room.r.blocks;
     for (int M : {1, 8, 16, 17, 64, 100, 128})
@@ -303,9 +303,9 @@ static void check_chain(int D, int A, int F, int N, bool small)
     delete[] qkv;
 }
 
-void check_stream_sm90(bool small)
+void check_small_m_sm90(bool small)
 {
-    if (!cu_stream_sm90_usable(card_dims(), 64, 64))
+    if (!cu_small_m_sm90_usable(gpu_dims(), 64, 64))
         return;
     check_shape(208, small ? 128 : 512, small);
     check_chain(128, 192, 64, 80, small);
@@ -328,63 +328,63 @@ template <typename F> static float in_row_ms(F call, int n)
 }
 
 /* Each product of Qwen3-8B with weights that no cache holds, as many launches in a row as a decode step makes. */
-void time_stream_sm90()
+void time_small_m_sm90()
 {
     enum { COPIES = 8, WIDEST = 12288, IN_ROW = 24 };
     static const struct {
         const char *name;
         int rows, K;
-        cu_stream_to to;
-    } products[] = {{"qkv", 6144, 4096, CU_STREAM_BF16},
-                    {"o", 4096, 4096, CU_STREAM_ADD},
-                    {"gate, up", 24576, 4096, CU_STREAM_SWIGLU},
-                    {"down", 4096, 12288, CU_STREAM_ADD},
-                    {"head", 151936, 4096, CU_STREAM_F32}};
-    static const int Ms[] = {1, 8, 16, 24, 64, CU_STREAM_M};
-    cu_dims m = card_dims();
+        cu_epilogue to;
+    } products[] = {{"qkv", 6144, 4096, CU_EPILOGUE_BF16},
+                    {"o", 4096, 4096, CU_EPILOGUE_ADD},
+                    {"gate, up", 24576, 4096, CU_EPILOGUE_SWIGLU},
+                    {"down", 4096, 12288, CU_EPILOGUE_ADD},
+                    {"head", 151936, 4096, CU_EPILOGUE_F32}};
+    static const int Ms[] = {1, 8, 16, 24, 64, CU_SMALL_M_SM90};
+    cu_dims m = gpu_dims();
     struct cu_lt *lt = nullptr;
     struct km_err err;
-    if (!cu_stream_sm90_usable(m, 16, 64))
+    if (!cu_small_m_sm90_usable(m, 16, 64))
         return;
-    int rc = cu_gemm_open(&lt, &err);
+    int rc = cu_lt_open(&lt, &err);
     size_t most = (size_t)COPIES * 24576 * 4096;
-    bf16 *w = numbers(most, 0.02f), *x = numbers((size_t)CU_STREAM_M * WIDEST, 1), *act;
+    bf16 *w = numbers(most, 0.02f), *x = numbers((size_t)CU_SMALL_M_SM90 * WIDEST, 1), *act;
     float *y;
-    OK(cudaMalloc(&y, (size_t)CU_STREAM_M * 151936 * sizeof(float)));
-    OK(cudaMalloc(&act, (size_t)CU_STREAM_M * WIDEST * sizeof(bf16)));
+    OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90 * 151936 * sizeof(float)));
+    OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90 * WIDEST * sizeof(bf16)));
     workroom room(4096);
     for (auto &p : products) {
         int copies = (int)(most / ((size_t)p.rows * p.K));
         copies = copies > COPIES ? COPIES : copies;
-        cu_stream_weights maps[COPIES];
-        cu_stream_rows rows;
-        bool swiglu = p.to == CU_STREAM_SWIGLU, f32 = p.to == CU_STREAM_F32, add = p.to == CU_STREAM_ADD;
+        cu_small_m_weights maps[COPIES];
+        cu_small_m_rows rows;
+        bool swiglu = p.to == CU_EPILOGUE_SWIGLU, f32 = p.to == CU_EPILOGUE_F32, add = p.to == CU_EPILOGUE_ADD;
         for (int i = 0; i < copies && !rc; i++)
-            rc = cu_stream_sm90_weights(&maps[i], w + (size_t)i * p.rows * p.K, p.rows, p.K, p.to, &err);
-        rc = rc ? rc : cu_stream_sm90_rows(&rows, x, CU_STREAM_M, p.K, &err);
+            rc = cu_small_m_sm90_weights(&maps[i], w + (size_t)i * p.rows * p.K, p.rows, p.K, p.to, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&rows, x, CU_SMALL_M_SM90, p.K, &err);
         for (int M : Ms) {
-            bool skinny = M <= CU_SKINNY_M;
+            bool skinny = M <= CU_SMALL_M;
             int n = f32 ? 4 : IN_ROW;
             m.F = p.rows / 2;
             float theirs = in_row_ms(
                 [&](int i) {
                     const bf16 *wi = w + (size_t)(i % copies) * p.rows * p.K;
                     if (skinny && swiglu)
-                        cu_skinny_swiglu(x, x, 1e-6f, wi, M, m.F, p.K, act, 0);
+                        cu_small_m_swiglu(x, x, 1e-6f, wi, M, m.F, p.K, act, 0);
                     else if (skinny && f32)
-                        cu_skinny_logits(x, wi, M, p.rows, p.K, y, 0);
+                        cu_small_m_logits(x, wi, M, p.rows, p.K, y, 0);
                     else if (skinny)
-                        cu_skinny(x, wi, M, p.rows, p.K, add, act, 0);
+                        cu_small_m(x, wi, M, p.rows, p.K, add, act, 0);
                     else
-                        rc = rc ? rc : cu_gemm(lt, x, wi, M, p.rows, p.K, add, y, f32, 0, &err);
+                        rc = rc ? rc : cu_lt_gemm(lt, x, wi, M, p.rows, p.K, add, y, f32, 0, &err);
                     if (!skinny && swiglu)
                         cu_swiglu(m, reinterpret_cast<bf16 *>(y), M, act, 0);
                 },
                 n);
             float ours = in_row_ms(
                 [&](int i) {
-                    cu_stream_job job = {&maps[i % copies], &rows, f32 ? (void *)y : (void *)act, nullptr, false};
-                    cu_stream_sm90(room.r, job, M, nullptr, 0);
+                    cu_small_m_job job = {&maps[i % copies], &rows, f32 ? (void *)y : (void *)act, nullptr, false};
+                    cu_small_m_sm90(room.r, job, M, nullptr, 0);
                 },
                 n);
             double bytes = 2.0 * p.rows * p.K;
@@ -396,7 +396,7 @@ void time_stream_sm90()
         printf("BAD  %s\n", err.msg), failures++;
     for (void *p : {(void *)w, (void *)x, (void *)y, (void *)act})
         cudaFree(p);
-    cu_gemm_close(lt);
+    cu_lt_close(lt);
 
     layer l(4096, 4096, 12288, 6144, true);
     for (int M : Ms) {
