@@ -1,26 +1,28 @@
-/* The first half of a feed-forward layer for many rows on Hopper: gate and up products with SwiGLU, one kernel.
+/* Gate and up GEMMs with SwiGLU in the epilogue, for many rows on Hopper: the first half of a feed-forward layer in one
+ * kernel.
  *
- * A block makes 128 rows by 128 columns of act: 128 rows of h by two boxes of 128 rows of w, the gate rows and the up
- * rows of those columns, so that a thread holds both numbers of an output. A producer warp keeps four steps of 64 along
- * D in flight (TMA); two consumer warpgroups multiply 64 x 256 each (wgmma). Blocks stay and walk over tiles, and the
- * producer is already in the next tile while the consumers finish one. They come in clusters of two, which take two row
- * tiles of the same columns: each block loads one of the two boxes of w for both, a third less to read from L2.
+ * Fusing saves writing gate and up to memory and reading them back. On an H100, at the shapes of Qwen3-8B, with 512 to
+ * 8192 rows and launches back to back as in a prefill, the kernel takes 0.85 to 0.98 of the time of cuBLASLt and a
+ * SwiGLU kernel. The same design with a plain or adding epilogue took 0.99 to 1.09 of cuBLASLt's time from 2048 rows
+ * on, and up to 2.3 times as long below, so that cuBLASLt runs the other GEMMs.
  *
- * Barriers of a stage, used for the n-th time (n = step / STAGES, steps counted over all tiles of the block):
- *   full   1 arrival, the block's own producer's, which also announces the stage's 48 KB: 16 of h, 16 of w that this
- *          block's producer sent, and 16 of w that its peer's did. A peer's bytes may come before the announcement: the
- *          missing arrival keeps the phase open. Its n-th phase has parity n & 1.
- *   empty  8 arrivals, one of each consumer warp, from both blocks of the cluster, since the producer writes to both.
- *          The producer's n-th use waits for phase n - 1; for n = 0 that is the phase before the first.
- * No barrier is more than one phase ahead of any thread that waits for it: a stage's next bytes come after all
- * consumers have left it, and they leave it once for every time that it was full, also where a warpgroup has no rows.
+ * A tile is 128 rows by 128 columns of act: 128 rows of h by two boxes of 128 rows of w, the gate rows and the up rows
+ * of the same columns. A thread therefore holds gate and up of each of its outputs. In a thread block, a producer warp
+ * keeps four steps of 64 along D in flight (TMA), and two consumer warpgroups multiply 64 x 256 each (wgmma). Blocks
+ * are persistent: while the consumers finish one tile, the producer loads the next. Two blocks are a cluster and take
+ * two row tiles of the same columns. Each loads one of the two boxes of w for both blocks, which saves a third of the
+ * reads from L2.
  *
- * The gain is the round trip of gate and up through memory. On an H100, at the shapes of Qwen3-8B and 512 to 8192 rows,
- * back to back as in a prefill, it takes 0.85 to 0.98 of the time of cuBLASLt and a SwiGLU kernel; with plain or added
- * output the same design took 0.99 to 1.09 of cuBLASLt's time from 2048 rows on and up to 2.3 below, so cuBLASLt keeps
- * the other products.
- */
-#include "engine/cuda/cu.h"
+ * Barriers of each stage, at their n-th use (n = step / STAGES, with steps counted over all tiles of the block):
+ *   FULL   1 arrival, by the block's own producer, which also announces 48 KB: 16 of h, 16 of w from this block's
+ *          producer, and 16 of w from the other block's. Bytes of the other block may arrive before the announcement;
+ *          the missing arrival keeps the phase open. The n-th phase has parity n & 1.
+ *   EMPTY  8 arrivals, one by each consumer warp of both blocks, because the producer writes into both. At its n-th use
+ *          the producer waits for phase n - 1, which for n = 0 counts as ended.
+ * No barrier is more than one phase ahead of a thread that waits for it: a stage is filled again only after all
+ * consumers have left it, and they leave it once per filling, also when a warpgroup has no rows. */
+#include "engine/cuda/gemm/gate_up_sm90.h"
+#include "engine/cuda/tensor_map.h"
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/sm90.cuh"
 
@@ -30,15 +32,15 @@
 namespace {
 
 enum { CLUSTER = 2, ROWS = 128, COLS = 128, STEP = 64, STAGES = 4, THREADS = 384, CONSUMERS = 2 };
-enum { GROUP = 8 }; /* most units walked together, column by column, while their h stays in L2: 2048 rows */
-enum { LAG = 2 };   /* steps that the second warpgroup starts behind the first */
+enum { GROUP = 8 }; /* most units that are walked together, column by column: 2048 rows, whose h stays in L2 */
+enum { LAG = 2 };   /* steps by which the second warpgroup starts later than the first */
 enum { BOX_BYTES = 128 * STEP * 2, STAGE_BYTES = 3 * BOX_BYTES };
-enum { OUT_BYTES = 16 * COLS * 2 }; /* a consumer warp's 16 rows on their way out */
+enum { OUT_BYTES = 16 * COLS * 2 }; /* a consumer warp's 16 output rows */
 
 struct smem_layout {
     enum {
         H = 0,
-        W = BOX_BYTES, /* of a stage: two boxes, one behind the other, are 256 rows to wgmma */
+        W = BOX_BYTES, /* within a stage: two boxes back to back, which wgmma reads as 256 rows */
         OUT = STAGES * STAGE_BYTES,
         FULL = OUT + 4 * CONSUMERS * OUT_BYTES,
         EMPTY = FULL + 8 * STAGES,
@@ -49,11 +51,12 @@ struct smem_layout {
 struct params {
     bf16 *act;         /* [M][F] */
     int M, F, steps;   /* D / STEP */
-    int units, across; /* a cluster's row tiles, tiles of columns */
-    int group;         /* units walked together: GROUP, or fewer so that groups are of one size */
+    int units, across; /* units of two row tiles, one for each block of a cluster; tiles of columns */
+    int group;         /* units that are walked together: at most GROUP, and about the same number in each group */
 };
 
-/* d[64 x 256] (+)= h w^T of 16 along D: both from shared memory, both with D innermost. */
+/* wgmma.m64n256k16: d[64 x 256] = or += h w^T over 16 elements of D. Both operands are in shared memory with D
+ * innermost. keep 0: d is overwritten. */
 __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t h, uint64_t w, int keep)
 {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
@@ -62,7 +65,7 @@ __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t h, uint64_t w, i
                  : "l"(h), "l"(w), "r"(keep));
 }
 
-/* The i-th tile of a cluster: its unit of row tiles, and its columns. Groups of equal size, the last may be smaller. */
+/* The i-th tile of all clusters: its unit and its tile of columns. The last group may have fewer units. */
 struct tile {
     int unit, column;
     __device__ __forceinline__ tile(const params &P, int i)
@@ -74,6 +77,7 @@ struct tile {
     }
 };
 
+/* The producer thread: for each step one box of h for this block, and one box of w (gate or up) for both blocks. */
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *h, const CUtensorMap *w, uint32_t base)
 {
     int rank = (int)blockIdx.x % CLUSTER;
@@ -91,6 +95,7 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *h, c
     }
 }
 
+/* stmatrix.x4: four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8. */
 __device__ __forceinline__ void stmatrix_x4(uint32_t addr, const uint32_t (&r)[4])
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(addr), "r"(r[0]), "r"(r[1]),
@@ -98,10 +103,12 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t addr, const uint32_t (&r)[4
                  : "memory");
 }
 
-/* A warp's 16 rows: through shared memory, so that 16 lanes write a row's 256 bytes together. Pieces of 16 bytes lie at
- * their number ^ (row & 7), which keeps both ways free of bank conflicts. Accumulators 4n + 2h and the next are columns
- * 8n + 2 (lane % 4) of row lane / 4 + 8h, gate in the first 64 and up in the others: a matrix as stmatrix takes it. */
-__device__ __forceinline__ void finish(const params &P, const float (&acc)[128], char *out, int row, int col, int lane)
+/* The epilogue of a warp's 16 rows from `row` on: SwiGLU, then to memory by way of shared memory, so that 16 lanes
+ * write the 256 bytes of a row together. The 16-byte piece k of a row lies at k ^ (row & 7), so that neither writing
+ * nor reading has bank conflicts. Accumulators 4n + 2h and the next are columns 8n + 2 (lane % 4) of row lane / 4 + 8h,
+ * the layout of stmatrix; the first 64 are gate, the others up. */
+__device__ __forceinline__ void epilogue(const params &P, const float (&acc)[128], char *out, int row, int col,
+                                         int lane)
 {
     int r8 = lane % 16, far = lane / 16;
     uint32_t matrix_row = smem_u32(out) + r8 * (COLS * 2);
@@ -126,11 +133,12 @@ __device__ __forceinline__ void finish(const params &P, const float (&acc)[128],
     __syncwarp();
 }
 
+/* A thread of consumer warpgroup wg, 0 or 1. */
 __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t base, int wg)
 {
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x % 128 / 32, rank = (int)blockIdx.x % CLUSTER;
     uint32_t full = base + smem_layout::FULL;
-    uint32_t empty = mapa(base + smem_layout::EMPTY, lane % CLUSTER); /* lane r tells the block of rank r */
+    uint32_t empty = mapa(base + smem_layout::EMPTY, lane % CLUSTER); /* lane r arrives in the block of rank r */
     auto release = [&](int stage) {
         if (lane < CLUSTER)
             mbar_arrive_cluster(empty + 8 * stage);
@@ -140,15 +148,15 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
     char *out = smem + smem_layout::OUT + (4 * wg + warp) * OUT_BYTES;
     float acc[128];
     pipe_state at;
-    if (wg == 1) /* a little behind the other: then one multiplies while the other finishes its tile */
+    if (wg == 1) /* starts later, so that one warpgroup multiplies while the other is in its epilogue */
         mbar_wait(full + 8 * (LAG - 1), 0);
     for (int i = (int)blockIdx.x / CLUSTER; i < P.units * P.across; i += (int)gridDim.x / CLUSTER) {
         tile t(P, i);
         int row = (t.unit * CLUSTER + rank) * ROWS + wg * 64;
-        if (row >= P.M) { /* no rows: stages must still be released */
+        if (row >= P.M) { /* the warpgroup has no rows, but must still release the stages */
             for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
                 mbar_wait(full + 8 * at.stage, at.parity);
-                __syncwarp(); /* as wgmma would: no lane may miss a phase */
+                __syncwarp(); /* as wgmma does: without it, a slow lane could miss a phase */
                 release(at.stage);
             }
             continue;
@@ -169,15 +177,15 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
             before = at.stage;
         }
         wgmma_wait<0>();
-        asm volatile("" : WG_R128(acc, 0)::"memory"); /* complete only now */
+        asm volatile("" : WG_R128(acc, 0)::"memory"); /* the compiler must not read acc before this point */
         release(before);
-        finish(P, acc, out, row + warp * 16, t.column * COLS, lane);
+        epilogue(P, acc, out, row + warp * 16, t.column * COLS, lane);
     }
 }
 
 __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     gate_up_sm90_kernel(const __grid_constant__ params P, const __grid_constant__ CUtensorMap h,
-                    const __grid_constant__ CUtensorMap w)
+                        const __grid_constant__ CUtensorMap w)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) char smem[];
@@ -189,7 +197,7 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
         }
         mbar_init_fence();
     }
-    cluster_sync(); /* no bytes and no arrivals to a block whose barriers are not there yet */
+    cluster_sync(); /* the other block's barriers are initialised before bytes or arrivals go there */
     griddep_wait();
     int wg = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
     if (wg == CONSUMERS) {
@@ -201,11 +209,11 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
         consume(P, smem, base, wg);
     }
     __syncwarp();
-    cluster_sync(); /* nor to one that is gone */
+    cluster_sync(); /* a block must not exit while the other may still send bytes or arrivals to it */
 #endif
 }
 
-/* A matrix [rows][D] in boxes of 128 rows and one step. */
+/* The tensor map of a matrix [rows][D], in boxes of 128 rows by one step. */
 int map_rows(char (&map)[128], const bf16 *base, int rows, int D, struct km_err *err)
 {
     uint64_t dims[] = {(uint64_t)D, (uint64_t)rows}, stride = (uint64_t)D * sizeof(bf16);
@@ -217,12 +225,12 @@ int map_rows(char (&map)[128], const bf16 *base, int rows, int D, struct km_err 
 
 bool cu_gate_up_sm90_usable(const cu_dims &m)
 {
-    /* D: whole steps, and as many in one tile as the second warpgroup waits for. F: act is written by 16 bytes. */
+    /* D is a multiple of a step, and a tile has at least LAG steps. act is written 16 bytes at a time. */
     return m.arch == 90 && m.D % STEP == 0 && m.D >= LAG * STEP && m.F % 8 == 0;
 }
 
 int cu_gate_up_sm90_plan(struct cu_gate_up_plan *out, const cu_dims &m, const bf16 *h, const bf16 *w_gate_up,
-                     struct km_err *err)
+                         struct km_err *err)
 {
     int rc = map_rows(out->h_map, h, m.max_tokens, m.D, err);
     return rc ? rc : map_rows(out->w_map, w_gate_up, 2 * m.F, m.D, err);

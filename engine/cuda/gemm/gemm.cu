@@ -1,225 +1,238 @@
-/* Which kernel makes which product (product.h). The limits between them are where their times cross on an H100 at the
- * shapes of Qwen3-8B (kernels_check stream, ffn and time). */
+/* The choice of a kernel for each GEMM (gemm.h). The limits in M are where the kernels' times cross at the shapes of
+ * Qwen3-8B on an H100, measured by kernels_check small_m, gate_up and time. */
 #include "engine/cuda/gemm/gemm.h"
+#include "engine/cuda/gemm/gate_up_sm90.h"
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/gemm/small_m.h"
 #include "engine/cuda/gemm/small_m_sm90.h"
+#include "engine/cuda/step/fused.h"
 
 #include <string.h>
 
 struct cu_gemms {
     cu_dims m;
     const cu_weights *w;
-    const cu_workspace *room;
+    const cu_workspace *ws;
     struct cu_lt *lt;
-    bool streams[CU_GEMMS];        /* Hopper's kernel for few rows can make it */
+    bool small_m_sm90[CU_GEMMS];      /* small_m_sm90.cu can run the GEMM */
     cu_small_m_weights *layers, head;  /* layers: [L][CU_GEMM_HEAD] */
-    cu_small_m_rows rows[CU_GEMMS]; /* what it multiplies */
-    cu_small_m_workspace stream;
-    cu_gate_up_plan *ffn; /* [L]; NULL where Hopper's kernel for many rows cannot be used */
+    cu_small_m_rows rows[CU_GEMMS];
+    cu_small_m_workspace small_m;
+    cu_gate_up_plan *gate_up; /* [L]; NULL where gate_up_sm90.cu cannot be used */
 };
 
 struct operands {
-    const bf16 *x, *norm, *w; /* norm: NULL, or x is normalised by it first, into the room's h */
+    const bf16 *x, *norm, *w; /* norm: [K], or NULL for a GEMM without RMSNorm before it */
     int rows, K;              /* of w */
-    enum cu_epilogue to;
+    enum cu_epilogue epilogue;
     void *y;
 };
 
-static operands of(const struct cu_gemms *p, enum cu_gemm which, int layer)
+static operands operands_of(const struct cu_gemms *g, enum cu_gemm which, int layer)
 {
-    const cu_dims &m = p->m;
-    const cu_workspace &r = *p->room;
-    const cu_layer &w = p->w->layers[layer];
+    const cu_dims &m = g->m;
+    const cu_workspace &ws = *g->ws;
+    const cu_layer &w = g->w->layers[layer];
     switch (which) {
-    case CU_GEMM_QKV: /* heads: as far as a kernel can */
-        return {r.x, w.norm_attn, w.qkv, (m.H + 2 * m.G) * m.d, m.D, CU_EPILOGUE_HEADS, r.qkv};
+    case CU_GEMM_QKV:
+        return {ws.x, w.norm_attn, w.qkv, (m.H + 2 * m.G) * m.d, m.D, CU_EPILOGUE_HEADS, ws.qkv};
     case CU_GEMM_O:
-        return {r.o, nullptr, w.o, m.D, m.H * m.d, CU_EPILOGUE_ADD, r.x};
+        return {ws.o, nullptr, w.o, m.D, m.H * m.d, CU_EPILOGUE_ADD, ws.x};
     case CU_GEMM_GATE_UP:
-        return {r.x, w.norm_ffn, w.gate_up, 2 * m.F, m.D, CU_EPILOGUE_SWIGLU, r.act};
+        return {ws.x, w.norm_ffn, w.gate_up, 2 * m.F, m.D, CU_EPILOGUE_SWIGLU, ws.act};
     case CU_GEMM_DOWN:
-        return {r.act, nullptr, w.down, m.D, m.F, CU_EPILOGUE_ADD, r.x};
+        return {ws.act, nullptr, w.down, m.D, m.F, CU_EPILOGUE_ADD, ws.x};
     default:
-        return {r.h_out, nullptr, p->w->lm_head, m.V, m.D, CU_EPILOGUE_F32, r.logits};
+        return {ws.h_out, nullptr, g->w->lm_head, m.V, m.D, CU_EPILOGUE_F32, ws.logits};
     }
 }
 
 /* ---- opening ---- */
 
-static int plan_streams(struct cu_gemms *p, struct km_err *err)
+static int plan_small_m_sm90(struct cu_gemms *g, struct km_err *err)
 {
     int rc = 0;
-    p->layers = static_cast<cu_small_m_weights *>(km_calloc((size_t)p->m.L * CU_GEMM_HEAD, sizeof *p->layers));
-    if (!p->layers)
+    g->layers = static_cast<cu_small_m_weights *>(km_calloc((size_t)g->m.L * CU_GEMM_HEAD, sizeof *g->layers));
+    if (!g->layers)
         return km_fail(err, KM_ENOMEM, "out of memory");
-    p->stream = {p->room->h, p->room->sums, 0, p->m.eps};
-    if (p->m.arch == 90)
-        rc = cu_small_m_sm90_blocks(p->m, &p->stream.blocks, err);
+    g->small_m = {g->ws->h, g->ws->squares, 0, g->m.eps};
+    if (g->m.arch == 90)
+        rc = cu_small_m_sm90_blocks(g->m, &g->small_m.blocks, err);
     for (int i = 0; i < CU_GEMMS && !rc; i++) {
         enum cu_gemm which = static_cast<enum cu_gemm>(i);
-        operands o = of(p, which, 0);
-        int max_rows = which == CU_GEMM_HEAD ? p->m.max_reqs : p->m.max_tokens;
-        if (which == CU_GEMM_QKV && (p->m.d != 128 || o.rows > 64 * p->stream.blocks))
-            o.to = CU_EPILOGUE_BF16;
-        p->streams[i] = cu_small_m_sm90_usable(p->m, o.rows, o.K);
-        if (!p->streams[i])
+        operands o = operands_of(g, which, 0);
+        int max_rows = which == CU_GEMM_HEAD ? g->m.max_reqs : g->m.max_tokens;
+        if (which == CU_GEMM_QKV && (g->m.d != 128 || o.rows > 64 * g->small_m.blocks))
+            o.epilogue = CU_EPILOGUE_BF16;
+        g->small_m_sm90[i] = cu_small_m_sm90_usable(g->m, o.rows, o.K);
+        if (!g->small_m_sm90[i])
             continue;
-        rc = cu_small_m_sm90_rows(&p->rows[i], o.norm ? p->room->h : o.x, max_rows, o.K, err);
-        for (int l = 0; l < (which == CU_GEMM_HEAD ? 1 : p->m.L) && !rc; l++)
-            rc = cu_small_m_sm90_weights(which == CU_GEMM_HEAD ? &p->head : &p->layers[l * CU_GEMM_HEAD + i], of(p, which, l).w,
-                                        o.rows, o.K, o.to, err);
+        rc = cu_small_m_sm90_rows(&g->rows[i], o.norm ? g->ws->h : o.x, max_rows, o.K, err);
+        for (int l = 0; l < (which == CU_GEMM_HEAD ? 1 : g->m.L) && !rc; l++)
+            rc = cu_small_m_sm90_weights(which == CU_GEMM_HEAD ? &g->head : &g->layers[l * CU_GEMM_HEAD + i],
+                                         operands_of(g, which, l).w, o.rows, o.K, o.epilogue, err);
     }
     return rc;
 }
 
-static int plan_ffn(struct cu_gemms *p, struct km_err *err)
+static int plan_gate_up_sm90(struct cu_gemms *g, struct km_err *err)
 {
     int rc = 0;
-    if (!cu_gate_up_sm90_usable(p->m))
+    if (!cu_gate_up_sm90_usable(g->m))
         return 0;
-    p->ffn = static_cast<cu_gate_up_plan *>(km_calloc((size_t)p->m.L, sizeof *p->ffn));
-    if (!p->ffn)
+    g->gate_up = static_cast<cu_gate_up_plan *>(km_calloc((size_t)g->m.L, sizeof *g->gate_up));
+    if (!g->gate_up)
         return km_fail(err, KM_ENOMEM, "out of memory");
-    for (int l = 0; l < p->m.L && !rc; l++)
-        rc = cu_gate_up_sm90_plan(&p->ffn[l], p->m, p->room->h, p->w->layers[l].gate_up, err);
+    for (int l = 0; l < g->m.L && !rc; l++)
+        rc = cu_gate_up_sm90_plan(&g->gate_up[l], g->m, g->ws->h, g->w->layers[l].gate_up, err);
     return rc;
 }
 
-/* Every product at every size at which cuBLASLt chooses anew: now rather than in somebody's first request. Gate and up
- * of more rows than cu_gate_up_rows are Hopper's own kernel's. */
-static int warm(struct cu_gemms *p, cudaStream_t s, struct km_err *err)
+/* Runs every GEMM once in each bucket of M for which cuBLASLt chooses an algorithm, so that no request pays for the
+ * choice. Gate and up of more rows than cu_gate_up_rows never reach cuBLASLt. */
+static int choose_algorithms(struct cu_gemms *g, cudaStream_t s, struct km_err *err)
 {
     int rc = 0;
-    cu_step_arrays zeros; /* as nothing has been filled in yet */
-    cu_step_carve(p->m, p->m.max_tokens, p->m.max_reqs, p->room->arrays, &zeros);
-    for (int M = CU_SMALL_M + 1; M <= p->m.max_tokens && !rc; M = cu_lt_bucket(M) + 1)
+    cu_step_arrays zeros; /* the workspace is still zeroed */
+    cu_step_carve(g->m, g->m.max_tokens, g->m.max_reqs, g->ws->arrays, &zeros);
+    for (int M = CU_SMALL_M + 1; M <= g->m.max_tokens && !rc; M = cu_lt_bucket(M) + 1)
         for (int i = 0; i < CU_GEMMS && !rc; i++) {
-            int most = i == CU_GEMM_HEAD ? p->m.max_reqs : i == CU_GEMM_GATE_UP ? cu_gate_up_rows(p->m) : p->m.max_tokens;
+            int most = i == CU_GEMM_HEAD      ? g->m.max_reqs
+                       : i == CU_GEMM_GATE_UP ? cu_gate_up_rows(g->m)
+                                              : g->m.max_tokens;
             int T = cu_lt_bucket(M) < most ? cu_lt_bucket(M) : most;
             if (M <= most)
-                rc = cu_gemm_run(p, static_cast<enum cu_gemm>(i), 0, T, zeros, s, err);
+                rc = cu_gemm_run(g, static_cast<enum cu_gemm>(i), 0, T, zeros, s, err);
         }
     return rc;
 }
 
-int cu_gemms_open(struct cu_gemms **out, const cu_dims &m, const cu_weights *w, const cu_workspace *r, cudaStream_t s,
-                     struct km_err *err)
+int cu_gemms_open(struct cu_gemms **out, const cu_dims &m, const cu_weights *w, const cu_workspace *ws, cudaStream_t s,
+                  struct km_err *err)
 {
-    struct cu_gemms *p = static_cast<cu_gemms *>(km_calloc(1, sizeof *p));
-    if (!p)
+    struct cu_gemms *g = static_cast<cu_gemms *>(km_calloc(1, sizeof *g));
+    if (!g)
         return km_fail(err, KM_ENOMEM, "out of memory");
-    p->m = m, p->w = w, p->room = r;
-    int rc = cu_lt_open(&p->lt, err);
-    rc = rc ? rc : plan_streams(p, err);
-    rc = rc ? rc : plan_ffn(p, err);
-    rc = rc ? rc : warm(p, s, err);
+    g->m = m, g->w = w, g->ws = ws;
+    int rc = cu_lt_open(&g->lt, err);
+    rc = rc ? rc : plan_small_m_sm90(g, err);
+    rc = rc ? rc : plan_gate_up_sm90(g, err);
+    rc = rc ? rc : choose_algorithms(g, s, err);
     if (rc) {
-        cu_gemms_close(p);
-        p = nullptr;
+        cu_gemms_close(g);
+        g = nullptr;
     }
-    *out = p;
+    *out = g;
     return rc;
 }
 
-void cu_gemms_close(struct cu_gemms *p)
+void cu_gemms_close(struct cu_gemms *g)
 {
-    if (!p)
+    if (!g)
         return;
-    cu_lt_close(p->lt);
-    km_free(p->layers);
-    km_free(p->ffn);
-    km_free(p);
+    cu_lt_close(g->lt);
+    km_free(g->layers);
+    km_free(g->gate_up);
+    km_free(g);
 }
 
-/* ---- one product ---- */
+/* ---- one GEMM ---- */
 
-static void skinny(const struct cu_gemms *p, const operands &o, int T, cudaStream_t s)
+static void run_small_m(const struct cu_gemms *g, const operands &o, int T, cudaStream_t s)
 {
-    float eps = p->m.eps;
+    float eps = g->m.eps;
     bf16 *y = static_cast<bf16 *>(o.y);
-    if (o.to == CU_EPILOGUE_SWIGLU)
+    if (o.epilogue == CU_EPILOGUE_SWIGLU)
         cu_small_m_swiglu(o.x, o.norm, eps, o.w, T, o.rows / 2, o.K, y, s);
-    else if (o.to == CU_EPILOGUE_F32)
+    else if (o.epilogue == CU_EPILOGUE_F32)
         cu_small_m_logits(o.x, o.w, T, o.rows, o.K, static_cast<float *>(o.y), s);
     else if (o.norm)
         cu_small_m_norm(o.x, o.norm, eps, o.w, T, o.rows, o.K, y, s);
     else
-        cu_small_m(o.x, o.w, T, o.rows, o.K, o.to == CU_EPILOGUE_ADD, y, s);
+        cu_small_m(o.x, o.w, T, o.rows, o.K, o.epilogue == CU_EPILOGUE_ADD, y, s);
 }
 
-/* By Hopper's kernel for few rows. after: the norm of the product behind, or NULL; scaled: h and sums are those of x.
- * Heads that it cannot put into their places are put there by another. */
-static void stream(const struct cu_gemms *p, enum cu_gemm which, int layer, const bf16 *after, bool scaled, int T,
-                   const cu_step_arrays &in, cudaStream_t s)
+/* Rotates the heads of qkv and stores k and v, when no epilogue has done it. */
+static void store_heads(const struct cu_gemms *g, int layer, int T, const cu_step_arrays &in, cudaStream_t s)
 {
-    const cu_dims &m = p->m;
-    const cu_workspace &r = *p->room;
-    const cu_layer &w = p->w->layers[layer];
+    const cu_workspace &ws = *g->ws;
+    const cu_layer &w = g->w->layers[layer];
+    cu_qk_rope_store(g->m, ws.qkv, w.q_norm, w.k_norm, ws.angles, in, T, layer, ws.pool, s);
+}
+
+/* next_norm: gamma of the RMSNorm after this GEMM, or NULL. scaled: the workspace's h and squares were made from x by
+ * the GEMM before. */
+static void run_small_m_sm90(const struct cu_gemms *g, enum cu_gemm which, int layer, const bf16 *next_norm,
+                             bool scaled, int T, const cu_step_arrays &in, cudaStream_t s)
+{
+    const cu_dims &m = g->m;
+    const cu_workspace &ws = *g->ws;
+    const cu_layer &w = g->w->layers[layer];
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * m.d;
-    cu_small_m_heads heads = {w.q_norm, w.k_norm,     r.angles, in.slots, r.pool,
-                             layer_at, m.page_elems, m.H,      m.G,      m.B_log2};
-    cu_small_m_job job = {which == CU_GEMM_HEAD ? &p->head : &p->layers[layer * CU_GEMM_HEAD + which], &p->rows[which],
-                         of(p, which, layer).y, after, scaled};
-    cu_small_m_sm90(p->stream, job, T, &heads, s);
-    if (which == CU_GEMM_QKV && job.w->to != CU_EPILOGUE_HEADS)
-        cu_qk_rope_store(m, r.qkv, w.q_norm, w.k_norm, r.angles, in, T, layer, r.pool, s);
+    cu_small_m_heads heads = {w.q_norm, w.k_norm,     ws.angles, in.slots, ws.pool,
+                              layer_at, m.page_elems, m.H,       m.G,      m.B_log2};
+    cu_small_m_job job = {which == CU_GEMM_HEAD ? &g->head : &g->layers[layer * CU_GEMM_HEAD + which], &g->rows[which],
+                          operands_of(g, which, layer).y, next_norm, scaled};
+    cu_small_m_sm90(g->small_m, job, T, &heads, s);
+    if (which == CU_GEMM_QKV && job.w->epilogue != CU_EPILOGUE_HEADS)
+        store_heads(g, layer, T, in, s);
 }
 
-/* The products but for heads, by what any card has. */
-static int plain(struct cu_gemms *p, enum cu_gemm which, int layer, int T, cudaStream_t s, struct km_err *err)
+/* Runs a GEMM that small_m_sm90.cu cannot run. The heads of QKV are left as the GEMM makes them. */
+static int run_any(struct cu_gemms *g, enum cu_gemm which, int layer, int T, cudaStream_t s, struct km_err *err)
 {
-    operands o = of(p, which, layer);
+    operands o = operands_of(g, which, layer);
     if (T <= CU_SMALL_M) {
-        skinny(p, o, T, s);
+        run_small_m(g, o, T, s);
         return 0;
     }
-    const bf16 *x = o.norm ? p->room->h : o.x;
+    const bf16 *x = o.norm ? g->ws->h : o.x;
     if (o.norm)
-        cu_rmsnorm(p->m, o.x, o.norm, nullptr, T, p->room->h, s);
-    if (which == CU_GEMM_GATE_UP && p->ffn && T >= CU_GATE_UP_SM90_MIN) {
-        cu_gate_up_sm90(p->m, p->ffn[layer], T, p->room->act, s);
+        cu_rmsnorm(g->m, o.x, o.norm, nullptr, T, g->ws->h, s);
+    if (which == CU_GEMM_GATE_UP && g->gate_up && T >= CU_GATE_UP_SM90_MIN) {
+        cu_gate_up_sm90(g->m, g->gate_up[layer], T, g->ws->act, s);
         return 0;
     }
-    bool f32 = o.to == CU_EPILOGUE_F32, add = o.to == CU_EPILOGUE_ADD;
-    int rc = cu_lt_gemm(p->lt, x, o.w, T, o.rows, o.K, add, which == CU_GEMM_GATE_UP ? p->room->gu : o.y, f32, s, err);
+    bool f32 = o.epilogue == CU_EPILOGUE_F32, add = o.epilogue == CU_EPILOGUE_ADD;
+    void *y = which == CU_GEMM_GATE_UP ? g->ws->gu : o.y;
+    int rc = cu_lt_gemm(g->lt, x, o.w, T, o.rows, o.K, add, y, f32, s, err);
     if (!rc && which == CU_GEMM_GATE_UP)
-        cu_swiglu(p->m, p->room->gu, T, p->room->act, s);
+        cu_swiglu(g->m, g->ws->gu, T, g->ws->act, s);
     return rc;
 }
 
-int cu_gemm_run(struct cu_gemms *p, enum cu_gemm which, int layer, int T, const cu_step_arrays &in, cudaStream_t s,
-               struct km_err *err)
+int cu_gemm_run(struct cu_gemms *g, enum cu_gemm which, int layer, int T, const cu_step_arrays &in, cudaStream_t s,
+                struct km_err *err)
 {
-    const cu_workspace &r = *p->room;
-    const cu_layer &w = p->w->layers[layer];
-    if (p->streams[which] && T <= CU_SMALL_M_SM90) {
-        operands o = of(p, which, layer);
+    if (g->small_m_sm90[which] && T <= CU_SMALL_M_SM90) {
+        operands o = operands_of(g, which, layer);
         if (o.norm)
-            cu_rmsnorm(p->m, o.x, o.norm, nullptr, T, r.h, s);
-        stream(p, which, layer, nullptr, false, T, in, s);
+            cu_rmsnorm(g->m, o.x, o.norm, nullptr, T, g->ws->h, s);
+        run_small_m_sm90(g, which, layer, nullptr, false, T, in, s);
         return 0;
     }
-    int rc = plain(p, which, layer, T, s, err);
+    int rc = run_any(g, which, layer, T, s, err);
     if (!rc && which == CU_GEMM_QKV)
-        cu_qk_rope_store(p->m, r.qkv, w.q_norm, w.k_norm, r.angles, in, T, layer, r.pool, s);
+        store_heads(g, layer, T, in, s);
     return rc;
 }
 
-int cu_gemm_chain(struct cu_gemms *p, int layer, int T, const cu_step_arrays &in, cudaStream_t s, struct km_err *err)
+int cu_gemm_chain(struct cu_gemms *g, int layer, int T, const cu_step_arrays &in, cudaStream_t s, struct km_err *err)
 {
-    bool last = layer + 1 == p->m.L, streams = T <= CU_SMALL_M_SM90;
+    bool last = layer + 1 == g->m.L, small_m_sm90 = T <= CU_SMALL_M_SM90;
     int rc = 0;
     for (int i = 0; i < CU_GEMM_HEAD; i++)
-        streams = streams && p->streams[i];
-    if (streams) { /* norms and heads go with the products */
-        const cu_layer *w = &p->w->layers[layer];
-        stream(p, CU_GEMM_O, layer, w->norm_ffn, false, T, in, s);
-        stream(p, CU_GEMM_GATE_UP, layer, nullptr, true, T, in, s);
-        stream(p, CU_GEMM_DOWN, layer, last ? nullptr : w[1].norm_attn, false, T, in, s);
+        small_m_sm90 = small_m_sm90 && g->small_m_sm90[i];
+    if (small_m_sm90) { /* norms and heads are part of the GEMMs */
+        const cu_layer *w = &g->w->layers[layer];
+        run_small_m_sm90(g, CU_GEMM_O, layer, w->norm_ffn, false, T, in, s);
+        run_small_m_sm90(g, CU_GEMM_GATE_UP, layer, nullptr, true, T, in, s);
+        run_small_m_sm90(g, CU_GEMM_DOWN, layer, last ? nullptr : w[1].norm_attn, false, T, in, s);
         if (!last)
-            stream(p, CU_GEMM_QKV, layer + 1, nullptr, true, T, in, s);
+            run_small_m_sm90(g, CU_GEMM_QKV, layer + 1, nullptr, true, T, in, s);
         return 0;
     }
     for (enum cu_gemm next : {CU_GEMM_O, CU_GEMM_GATE_UP, CU_GEMM_DOWN})
-        rc = rc ? rc : cu_gemm_run(p, next, layer, T, in, s, err);
-    return rc || last ? rc : cu_gemm_run(p, CU_GEMM_QKV, layer + 1, T, in, s, err);
+        rc = rc ? rc : cu_gemm_run(g, next, layer, T, in, s, err);
+    return rc || last ? rc : cu_gemm_run(g, CU_GEMM_QKV, layer + 1, T, in, s, err);
 }

@@ -1,13 +1,15 @@
-/* Products with few rows (decode with small batches): limited by reading the weights, so built around the loads.
+/* Small-M GEMMs (decode with small batches) by mma.sync. The time is that of reading the weights, so that the kernel is
+ * built around the loads: each weight is read once, with 16-byte loads, UNROLL of them in flight per lane.
  *
- * A warp owns 16 rows of w and a slice of K. Each lane loads 16 bytes of row g and of row g + 8 (g = lane / 4)
- * straight into the registers of an mma A fragment: the contraction index may be permuted freely as long as x is
- * permuted the same way, so lane t = lane % 4 takes elements 8t .. 8t+7 of every 32 and no shared memory is needed
- * for w. The warps of a block split K and meet once, in shared memory. x (B fragment, up to 8 columns a tile) is
- * read with the same permutation.
+ * A warp owns 16 rows of w and a slice of K. Each lane loads 16 bytes of row g and of row g + 8 (g = lane / 4) straight
+ * into the registers of an mma A fragment. The contraction index may be permuted freely as long as x is permuted the
+ * same way: lane t = lane % 4 takes elements 8t to 8t + 7 of every 32, so that w needs no shared memory. x, the B
+ * fragment of up to 8 rows of x per tile, is read with the same permutation. The warps of a thread block split K and
+ * add their accumulators in shared memory.
  *
- * Every weight byte is read once, with 16-byte loads, UNROLL of them in flight a lane. */
-#include "engine/cuda/cu.h"
+ * RMSNorm can be folded in: the kernel multiplies x by gamma as it loads x, adds up the squares on the way, and scales
+ * the outputs of a row by 1 / rms at the end. */
+#include "engine/cuda/gemm/small_m.h"
 #include "engine/cuda/ptx.cuh"
 
 namespace {
@@ -15,13 +17,13 @@ namespace {
 enum { WARPS = 8, UNROLL = 4 };
 enum mode { STORE, ADD, SWIGLU, LOGITS };
 
-/* Weight rows of a block: 16 consecutive, or 8 of gate and the same 8 of up. */
+/* Rows of w that a thread block multiplies: 16 consecutive ones, or 8 of gate and the same 8 of up. */
 template <mode MODE> __device__ __forceinline__ int w_row(int tile, int g, int half, int N)
 {
     return MODE == SWIGLU ? tile * 8 + g + half * N : tile * 16 + g + half * 8;
 }
 
-/* 16 bytes of x times 16 of the norm's weight; their squares are added up on the way. */
+/* 8 elements of x times 8 of gamma. Adds the squares of x to `squares`. */
 __device__ __forceinline__ uint4 normed(uint4 x, uint4 weight, float &squares)
 {
     uint4 out;
@@ -38,33 +40,19 @@ __device__ __forceinline__ uint4 normed(uint4 x, uint4 weight, float &squares)
 }
 
 struct params {
-    const bf16 *x, *w, *norm; /* norm: [K], used by NORM kernels */
+    const bf16 *x, *w, *norm; /* norm: [K] gamma, used by NORM kernels */
     int M, N, K;
     float eps;
     void *y;
 };
 
-template <mode MODE, int COLS, bool NORM> /* COLS: 8-column tiles of x rows, 1 or 2 */
-__global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
+/* Multiplies steps [s0, s1) of K, 32 elements each. w0, w1: the lane's two rows of w, from its first element on.
+ * Weights do not depend on the kernel before, so that the first loads of them are started before griddep_wait. */
+template <int COLS, bool NORM>
+__device__ __forceinline__ void multiply(const params &P, const bf16 *__restrict__ x, const bf16 *w0, const bf16 *w1,
+                                         int s0, int s1, int g, int t, float (&acc)[COLS][4], float (&squares)[COLS])
 {
-    const bf16 *__restrict__ x = P.x, *__restrict__ w = P.w;
-    const int M = P.M, N = P.N, K = P.K;
-    void *y = P.y;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    int tile = blockIdx.x;
-    int out_rows = MODE == SWIGLU ? 8 : 16;
-    int r0 = w_row<MODE>(tile, g, 0, N), r1 = w_row<MODE>(tile, g, 1, N);
-    int limit = MODE == SWIGLU ? 2 * N : N;
-    bool ok0 = r0 < limit && (MODE != SWIGLU || tile * 8 + g < N),
-         ok1 = r1 < limit && (MODE != SWIGLU || tile * 8 + g < N);
-    const bf16 *w0 = w + (size_t)(ok0 ? r0 : 0) * K + 8 * t, *w1 = w + (size_t)(ok1 ? r1 : 0) * K + 8 * t;
-
-    float acc[COLS][4] = {};
-    int steps = K / 32; /* 32 elements of K a step */
-    int per_warp = (steps + WARPS - 1) / WARPS;
-    int s0 = warp * per_warp, s1 = min(steps, s0 + per_warp);
-
-    /* The first weights may be fetched before the kernel that makes x has ended. */
+    const int M = P.M, K = P.K;
     uint4 a0[UNROLL], a1[UNROLL];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++)
@@ -73,7 +61,6 @@ __global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
             a1[u] = ld_nc_streaming(w1 + (s0 + u) * 32);
         }
     griddep_wait();
-    float squares[COLS] = {};
     for (int s = s0; s < s1; s += UNROLL) {
         uint4 b[UNROLL][COLS], n[UNROLL];
 #pragma unroll
@@ -106,6 +93,52 @@ __global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
             }
         }
     }
+}
+
+/* Stores a lane's outputs of x rows 8c + 2t and the next. v[0] and v[1] are of weight row g, v[2] and v[3] of weight
+ * row g + 8, or of the row of up. */
+template <mode MODE> __device__ __forceinline__ void store(const params &P, int tile, int g, int m, const float *v)
+{
+    enum { OUT_ROWS = MODE == SWIGLU ? 8 : 16 };
+    const int N = P.N;
+    if (MODE == SWIGLU) {
+        int n = tile * OUT_ROWS + g;
+        float gate = v[0];
+        if (n < N)
+            static_cast<bf16 *>(P.y)[(size_t)m * N + n] = __float2bfloat16(gate / (1 + __expf(-gate)) * v[2]);
+    }
+    for (int h = 0; h < (MODE == SWIGLU ? 0 : 2); h++) {
+        int n = tile * OUT_ROWS + g + 8 * h;
+        if (n >= N)
+            continue;
+        size_t at = (size_t)m * N + n;
+        if (MODE == LOGITS)
+            static_cast<float *>(P.y)[at] = v[2 * h];
+        else {
+            bf16 *p = static_cast<bf16 *>(P.y) + at;
+            *p = __float2bfloat16(v[2 * h] + (MODE == ADD ? __bfloat162float(*p) : 0.f));
+        }
+    }
+}
+
+/* A thread block for each 16 rows of w, or 8 of gate and 8 of up. COLS: tiles of 8 rows of x, 1 or 2. */
+template <mode MODE, int COLS, bool NORM>
+__global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
+{
+    const bf16 *__restrict__ x = P.x, *__restrict__ w = P.w;
+    const int M = P.M, N = P.N, K = P.K;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    int tile = blockIdx.x;
+    int r0 = w_row<MODE>(tile, g, 0, N), r1 = w_row<MODE>(tile, g, 1, N);
+    int limit = MODE == SWIGLU ? 2 * N : N;
+    bool ok0 = r0 < limit && (MODE != SWIGLU || tile * 8 + g < N),
+         ok1 = r1 < limit && (MODE != SWIGLU || tile * 8 + g < N);
+    const bf16 *w0 = w + (size_t)(ok0 ? r0 : 0) * K + 8 * t, *w1 = w + (size_t)(ok1 ? r1 : 0) * K + 8 * t;
+    int steps = K / 32, per_warp = (steps + WARPS - 1) / WARPS;
+    int s0 = warp * per_warp, s1 = min(steps, s0 + per_warp);
+
+    float acc[COLS][4] = {}, squares[COLS] = {};
+    multiply<COLS, NORM>(P, x, w0, w1, s0, s1, g, t, acc, squares);
     griddep_launch();
 
     __shared__ float part[WARPS][COLS][4][32], part_squares[WARPS][COLS][8];
@@ -122,7 +155,7 @@ __global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
             part_squares[warp][c][g] = squares[c];
     }
     __syncthreads();
-    if (warp >= COLS)
+    if (warp >= COLS) /* one warp for each tile of x adds up and stores */
         return;
     int c = warp;
     float v[4] = {};
@@ -130,13 +163,12 @@ __global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
 #pragma unroll
         for (int i = 0; i < 4; i++)
             v[i] += part[k][c][i][lane];
-    /* v[0], v[1]: weight row g, x rows 2t and 2t+1; v[2], v[3]: weight row g + 8 (or up's row). */
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         int m = c * 8 + 2 * t + j;
         if (m >= M)
             continue;
-        if (NORM) { /* the norm's scale is the row's: it may come last */
+        if (NORM) { /* 1 / rms is a factor of the whole row, so that it can be applied last */
             float sum = 0;
             for (int k = 0; k < WARPS; k++)
                 sum += part_squares[k][c][2 * t + j];
@@ -144,24 +176,7 @@ __global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
             v[j] *= scale;
             v[2 + j] *= scale;
         }
-        if (MODE == SWIGLU) {
-            int n = tile * out_rows + g;
-            float gate = v[j];
-            if (n < N)
-                static_cast<bf16 *>(y)[(size_t)m * N + n] = __float2bfloat16(gate / (1 + __expf(-gate)) * v[2 + j]);
-        }
-        for (int h = 0; h < (MODE == SWIGLU ? 0 : 2); h++) {
-            int n = tile * out_rows + g + 8 * h;
-            if (n >= N)
-                continue;
-            size_t at = (size_t)m * N + n;
-            if (MODE == LOGITS)
-                static_cast<float *>(y)[at] = v[2 * h + j];
-            else {
-                bf16 *p = static_cast<bf16 *>(y) + at;
-                *p = __float2bfloat16(v[2 * h + j] + (MODE == ADD ? __bfloat162float(*p) : 0.f));
-            }
-        }
+        store<MODE>(P, tile, g, m, v + j);
     }
 }
 
@@ -184,13 +199,13 @@ void cu_small_m(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf1
 }
 
 void cu_small_m_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y,
-                    cudaStream_t s)
+                     cudaStream_t s)
 {
     launch<STORE, true>(params{x, w, norm, M, N, K, eps, y}, s);
 }
 
 void cu_small_m_swiglu(const bf16 *x, const bf16 *norm, float eps, const bf16 *w_gate_up, int M, int F, int K,
-                      bf16 *act, cudaStream_t s)
+                       bf16 *act, cudaStream_t s)
 {
     launch<SWIGLU, true>(params{x, w_gate_up, norm, M, F, K, eps, act}, s);
 }

@@ -1,68 +1,73 @@
-/* Hopper's products of few rows, at the speed of reading their weights: y[M][N] of x[M][K] w[N][K]^T for M <= CU_SMALL_M_SM90
- * (stream_sm90.cu). Nothing in the order of a row's sums depends on M.
+/* Small-M GEMMs on Hopper: y[M][N] = x[M][K] w[N][K]^T for M <= CU_SMALL_M_SM90, at the speed of reading w.
  *
- * The operands are named once and borrowed: weights, with what becomes of their product, and x with the rows behind it.
- * Between two products of a chain nothing else runs: the one that makes x also leaves what the next one's norm needs. */
+ * The two nouns are the operands, each described once by tensor maps and borrowed: the weights, with the epilogue that
+ * their GEMM has, and the rows of x. In a chain of such GEMMs no other kernel runs between two of them: the GEMM that
+ * writes x also writes what the RMSNorm before the next GEMM needs. The order of a row's sums does not depend on M. */
 #ifndef CU_SMALL_M_SM90_H
 #define CU_SMALL_M_SM90_H
 
 #include "engine/cuda/cu.h"
 
-enum { CU_SMALL_M_SM90 = 128, CU_SMALL_M_CLASSES = 4 };
+enum { CU_SMALL_M_SM90 = 128 };  /* most rows */
+enum { CU_SMALL_M_CLASSES = 4 }; /* kernels for up to 16, 32, 64 and 128 rows */
 
+/* What becomes of the accumulators. */
 enum cu_epilogue {
     CU_EPILOGUE_BF16,
     CU_EPILOGUE_F32,
     CU_EPILOGUE_ADD,    /* y += */
     CU_EPILOGUE_SWIGLU, /* y = silu(gate) * up; w is [2N][K], gate first */
-    CU_EPILOGUE_HEADS   /* w is q, k and v of heads of 128: normalised and rotated, q in y, k and v in their pages */
+    CU_EPILOGUE_HEADS   /* w is q, k and v, heads of 128: normalised and rotated; q goes to y, k and v to their pages */
 };
 
 struct cu_small_m_weights {
-    char map[128];
+    char map[128]; /* tensor map */
     int rows, K;
-    enum cu_epilogue to;
+    enum cu_epilogue epilogue;
 };
 
 struct cu_small_m_rows {
-    char map[CU_SMALL_M_CLASSES][128];
+    char map[CU_SMALL_M_CLASSES][128]; /* tensor maps, with boxes of 16, 32, 64 and 128 rows */
 };
 
 struct cu_small_m_job {
     const struct cu_small_m_weights *w;
     const struct cu_small_m_rows *x;
-    void *y;          /* bf16, or f32 of F32 */
-    const bf16 *norm; /* [N] of ADD, or NULL: the room's h and sums become those of y under this norm; N in whole 64s */
-    bool scaled;      /* x is the room's h: the product is that of rmsnorm(x). Not of ADD and F32 */
+    void *y; /* f32 with CU_EPILOGUE_F32, else bf16 */
+    /* [N], or NULL: gamma of the RMSNorm that follows. The workspace's h and squares are then written from y. Only with
+     * CU_EPILOGUE_ADD, and with N a multiple of 64. */
+    const bf16 *norm;
+    /* x is the workspace's h: the result is that of rmsnorm. Not with CU_EPILOGUE_ADD or CU_EPILOGUE_F32. */
+    bool scaled;
 };
 
-/* Where HEADS go: as cu_qk_rope_store's arguments. */
+/* Destination of CU_EPILOGUE_HEADS: as the arguments of cu_qk_rope_store (step/fused.h). */
 struct cu_small_m_heads {
     const bf16 *q_norm, *k_norm; /* [128] */
     const float2 *angles;        /* [M][64] */
     const int32_t *slots;        /* [M] */
     bf16 *pool;
-    size_t layer_at, page_elems;
+    size_t layer_at, page_elems; /* elements: offset of the layer within a page; of a page */
     int H, G, B_log2;
 };
 
-/* What the products of a stream share. */
+/* What all GEMMs of a chain share. */
 struct cu_small_m_workspace {
-    bf16 *h;     /* [M][N of a job with a norm] y * norm, not yet scaled */
-    float *sums; /* [N / 64][CU_SMALL_M_SM90] squares of y, by 64 columns */
-    int blocks;  /* cu_small_m_sm90_blocks */
+    bf16 *h;        /* [M][D] y * norm, without the factor 1 / rms */
+    float *squares; /* [D / 64][CU_SMALL_M_SM90] sums of the squares of y, over tiles of 64 columns */
+    int blocks;     /* cu_small_m_sm90_blocks */
     float eps;
 };
 
-bool cu_small_m_sm90_usable(const cu_dims &m, int rows, int K); /* w's */
-/* Blocks that fit on the card at once; KM_EDEVICE. */
+bool cu_small_m_sm90_usable(const cu_dims &m, int rows, int K); /* rows and K of the weights */
+/* Thread blocks that the GPU holds at once, in whole clusters. KM_EDEVICE. */
 int cu_small_m_sm90_blocks(const cu_dims &m, int *out, struct km_err *err);
-/* HEADS: whole heads, and at most 64 rows for each of the blocks. KM_EDEVICE. */
-int cu_small_m_sm90_weights(struct cu_small_m_weights *out, const bf16 *w, int rows, int K, enum cu_epilogue to,
-                           struct km_err *err);
+/* CU_EPILOGUE_HEADS needs whole heads, and at most 64 rows for each of the blocks. KM_EDEVICE. */
+int cu_small_m_sm90_weights(struct cu_small_m_weights *out, const bf16 *w, int rows, int K, enum cu_epilogue epilogue,
+                            struct km_err *err);
 int cu_small_m_sm90_rows(struct cu_small_m_rows *out, const bf16 *x, int max_rows, int K, struct km_err *err);
-/* heads: looked at by HEADS alone. */
-void cu_small_m_sm90(const struct cu_small_m_workspace &r, const struct cu_small_m_job &job, int M,
-                    const struct cu_small_m_heads *heads, cudaStream_t s);
+/* heads: used by CU_EPILOGUE_HEADS alone. */
+void cu_small_m_sm90(const struct cu_small_m_workspace &ws, const struct cu_small_m_job &job, int M,
+                     const struct cu_small_m_heads *heads, cudaStream_t s);
 
 #endif

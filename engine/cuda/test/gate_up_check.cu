@@ -1,5 +1,8 @@
 /* Hopper's gate and up product with SwiGLU (ffn_sm90.cu): every output of odd sizes, and its time at the shapes of
  * Qwen3-8B beside that of cuBLASLt and cu_swiglu, which do the same, and of cuBLASLt's product alone. */
+#include "engine/cuda/gemm/gate_up_sm90.h"
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/step/fused.h"
 #include "engine/cuda/test/check.h"
 
 #include <string.h>

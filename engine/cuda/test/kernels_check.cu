@@ -4,6 +4,11 @@
  * small: as little of every path of every kernel but cuBLAS's as will do, for compute-sanitizer; attention: times that
  * alone; ffn, stream: checks and times Hopper's gate and up product alone, or its products of few rows (ffn_check.cu,
  * stream_check.cu). */
+#include "engine/cuda/attn/attn.h"
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/gemm/small_m.h"
+#include "engine/cuda/step/fused.h"
+#include "engine/cuda/step/sample.h"
 #include "engine/cuda/test/check.h"
 
 extern "C" {
@@ -51,7 +56,7 @@ struct scene {
                                          n_dec = 0;
         at += (meta->h - at) & 3; /* items are 16-byte things */
         next(host_items, dev_items, 8 * (size_t)cu_attn_splits_max(m, n));
-        hm.items = reinterpret_cast<cu_split *>(host_items), dm.items = reinterpret_cast<cu_split *>(dev_items);
+        hm.splits = reinterpret_cast<cu_split *>(host_items), dm.splits = reinterpret_cast<cu_split *>(dev_items);
         next(hm.tile_req, dm.tile_req, (size_t)T);
         next(hm.tile_row, dm.tile_row, (size_t)T);
         next(hm.positions, dm.positions, (size_t)T);
@@ -81,7 +86,7 @@ struct scene {
                 hm.tile_req[n_tiles] = r, hm.tile_row[n_tiles++] = i;
         }
         free(perm);
-        n_splits = cu_attn_splits(m, hm, decoding, n_dec, hm.items);
+        n_splits = cu_attn_splits(m, hm, decoding, n_dec, hm.splits);
         free(decoding);
         meta->up();
         randomize(*qkv, 1);
@@ -167,16 +172,16 @@ static void check_attention_sm90(scene &s, bool small)
     char name[96];
     struct km_err err;
     cu_prefill_plan plan;
-    both<int32_t> handed(2);
-    handed.up();
-    if (cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, handed.d, &err)) {
+    both<int32_t> job_counters(2);
+    job_counters.up();
+    if (cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, job_counters.d, &err)) {
         printf("BAD  %s\n", err.msg);
         failures++;
         return;
     }
     void *work;
-    OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
-    OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
+    OK(cudaMalloc(&work, cu_attn_decode_workspace(s.m)));
+    OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
     for (int sms : {3, 1, s.m.n_sms}) { /* few blocks: each takes many jobs, over the rings' phases */
         if (small && sms != 3)
             continue;
@@ -187,9 +192,9 @@ static void check_attention_sm90(scene &s, bool small)
         cu_attn_prefill_sm90(m, plan, s.dm, s.n_tiles, 1, s.o->d, 0);
         snprintf(name, sizeof name, "attention sm90 %d/%d heads, pages of %d, %d SMs", s.m.H, s.m.G, s.m.B, sms);
         s.judge_rows(name, 1, 7);
-        handed.down();
-        if (handed.h[0] || handed.h[1]) {
-            printf("BAD  the counters of jobs are left at %d and %d\n", handed.h[0], handed.h[1]);
+        job_counters.down();
+        if (job_counters.h[0] || job_counters.h[1]) {
+            printf("BAD  the counters of jobs are left at %d and %d\n", job_counters.h[0], job_counters.h[1]);
             failures++;
         }
     }
@@ -207,8 +212,8 @@ static void check_attention(int H, int G, int d, int B, bool small)
             continue;
         scene s(H, G, d, B, 2, small ? 6 : 10, q, kv, sms);
         void *work;
-        OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
-        OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
+        OK(cudaMalloc(&work, cu_attn_decode_workspace(s.m)));
+        OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
         for (int again = 0; again < 2; again++) { /* twice: the arrival counters must be back at zero */
             s.o->poison();
             cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
@@ -471,7 +476,7 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
     both<float> logits((size_t)S * V);
     both<cu_sampling> draws((size_t)S);
     both<int32_t> bans((size_t)S * 3 + 1), ids((size_t)S);
-    both<char> work(cu_sample_work(S));
+    both<char> work(cu_sample_workspace(S));
     struct smp_row *rows = static_cast<struct smp_row *>(calloc((size_t)S, sizeof *rows));
     float *scratch = static_cast<float *>(malloc(sizeof(float) * (size_t)V));
     work.up();
@@ -510,7 +515,7 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
         bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / draws_a_kind].n_banned;
         bans.up();
         cu_step_arrays meta = {};
-        meta.ban_start = bans.d + i, meta.ban = bans.d + S + 1, meta.draws = draws.d + i;
+        meta.ban_start = bans.d + i, meta.ban = bans.d + S + 1, meta.sampling = draws.d + i;
         OK(cudaMemset(ids.d + i, 0x7F, sizeof(int32_t)));
         told[i] = 0x7F7F7F7F;
         cu_sample(logits.d + (size_t)i * V, 1, V, meta, S, work.d, ids.d + i, told + i, 0);
@@ -543,9 +548,9 @@ static void time_prefill(int len)
     printf("prefill attention %6d tokens  mma.sync %8.3f ms %6.0f TFLOP/s", len, ms, flops / ms / 1e9);
     if (cu_attn_prefill_sm90_usable(s.m)) {
         cu_prefill_plan plan;
-        both<int32_t> handed(2);
-        handed.up();
-        cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, handed.d, nullptr);
+        both<int32_t> job_counters(2);
+        job_counters.up();
+        cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, job_counters.d, nullptr);
         ms = time_ms([&] { cu_attn_prefill_sm90(s.m, plan, s.dm, s.n_tiles, 0, s.o->d, 0); }, 2);
         printf("   wgmma %8.3f ms %6.0f TFLOP/s", ms, flops / ms / 1e9);
     }
@@ -560,8 +565,8 @@ static void time_decode(int reqs, int len)
     int L = reqs * len > 100000 ? 2 : 8; /* rotate over layers, so that no cache holds the KV */
     scene s(32, 8, 128, 16, L, reqs, q, kv, 0, true);
     void *work;
-    OK(cudaMalloc(&work, cu_attn_decode_work(s.m)));
-    OK(cudaMemset(work, 0, cu_attn_decode_work(s.m)));
+    OK(cudaMalloc(&work, cu_attn_decode_workspace(s.m)));
+    OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
     double bytes = (double)reqs * len * 2 * 8 * 128 * 2;
     int layer = 0;
     float ms = time_ms(

@@ -1,6 +1,9 @@
 /* Hopper's products of few rows (stream_sm90.cu): every output of odd sizes, in every shape that a block may have; and
  * its time at the products of Qwen3-8B beside cuBLASLt's. */
 #include "engine/cuda/gemm/small_m_sm90.h"
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/gemm/small_m.h"
+#include "engine/cuda/step/fused.h"
 #include "engine/cuda/test/check.h"
 
 #include <string.h>
@@ -48,7 +51,7 @@ struct operands {
 /* M rows against their sums; what lies behind them in y must be as poison() left it. */
 static void check_one(workroom &room, operands &o, const cu_small_m_weights &w, const cu_small_m_rows &x, int M, judge &j)
 {
-    enum cu_epilogue to = w.to;
+    enum cu_epilogue to = w.epilogue;
     bool f32 = to == CU_EPILOGUE_F32;
     cu_small_m_job job = {&w, &x, f32 ? (void *)o.yf.d : (void *)o.y.d, nullptr, false};
     o.yf.poison();
