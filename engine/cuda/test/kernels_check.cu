@@ -1,9 +1,16 @@
-/* Every kernel against a plain loop in double precision on fresh random inputs, outputs poisoned first; then its
- * speed at the shapes of Qwen3-8B beside the limit it lives under. A program, not a unit test: it needs a GPU.
- *   kernels_check [check|small|time|attention|ffn|stream|all] [seed]        exit 1 when a kernel is wrong
- * small: as little of every path of every kernel but cuBLAS's as will do, for compute-sanitizer; attention: times that
- * alone; ffn, stream: checks and times Hopper's gate and up product alone, or its products of few rows (ffn_check.cu,
- * stream_check.cu). */
+/* Checks every kernel against a plain loop in double precision, on random inputs and with outputs set to NaN before the
+ * launch. Then times the kernels at the shapes of Qwen3-8B, in the units of the limit that applies to them. A program,
+ * not a unit test: it needs a GPU.
+ *
+ *   kernels_check [check|small|time|attention|gate_up|small_m|all] [SEED]      exit 1 when a kernel is wrong
+ *
+ *   check      all kernels, no timing
+ *   small      every path of every kernel but cuBLASLt's on the smallest inputs, for compute-sanitizer
+ *   time       all timings, no checks
+ *   attention  times attention alone
+ *   gate_up    checks and times gemm/gate_up_sm90.cu alone
+ *   small_m    checks and times gemm/small_m_sm90.cu alone
+ *   all        checks, then timings (default) */
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/gemm/small_m.h"
@@ -17,16 +24,16 @@ extern "C" {
 
 #include <string.h>
 
-/* A set of requests over scattered pages. */
+/* A step's requests, with random queries, and KV in pages scattered over a pool. */
 struct scene {
     cu_dims m = {};
     int R, T = 0, n_pages, n_tiles = 0, n_splits = 0;
     both<bf16> *pool, *qkv, *o;
-    both<int32_t> *meta;
+    both<int32_t> *arrays;
     cu_step_arrays hm = {}, dm = {};
 
-    /* sms: pretend this many, since they decide how decode attention is cut; 0: the card's own. timing: numbers
-     * everywhere, and only a few thousand different ones, which is quick to make. */
+    /* sms: number of SMs to assume, which decides how decode attention splits KV; 0: the GPU's own. timing: random
+     * numbers everywhere, of which only 65536 are different, since that is quick to make. */
     scene(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len, int sms = 0,
           bool timing = false)
         : R(n)
@@ -43,20 +50,20 @@ struct scene {
         pool = new both<bf16>((size_t)n_pages * m.page_elems);
         qkv = new both<bf16>((size_t)T * (H + 2 * G) * d);
         o = new both<bf16>((size_t)T * H * d);
-        meta = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64 + 8 * cu_attn_splits_max(m, n) + 4));
-        int32_t *at = meta->h;
+        arrays = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64 + 8 * cu_attn_splits_max(m, n) + 4));
+        int32_t *at = arrays->h;
         auto next = [&](int32_t *&host, int32_t *&dev, size_t count) {
-            host = at, dev = meta->d + (at - meta->h), at += count;
+            host = at, dev = arrays->d + (at - arrays->h), at += count;
         };
         next(hm.q_start, dm.q_start, (size_t)n + 1);
         next(hm.kv_len, dm.kv_len, (size_t)n);
         next(hm.table_start, dm.table_start, (size_t)n);
         next(hm.table, dm.table, (size_t)blocks);
-        int32_t *host_items, *dev_items, *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)n)),
-                                         n_dec = 0;
-        at += (meta->h - at) & 3; /* items are 16-byte things */
-        next(host_items, dev_items, 8 * (size_t)cu_attn_splits_max(m, n));
-        hm.splits = reinterpret_cast<cu_split *>(host_items), dm.splits = reinterpret_cast<cu_split *>(dev_items);
+        int32_t *host_splits, *dev_splits, *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)n)),
+                                           n_dec = 0;
+        at += (arrays->h - at) & 3; /* splits are aligned to 16 bytes */
+        next(host_splits, dev_splits, 8 * (size_t)cu_attn_splits_max(m, n));
+        hm.splits = reinterpret_cast<cu_split *>(host_splits), dm.splits = reinterpret_cast<cu_split *>(dev_splits);
         next(hm.tile_req, dm.tile_req, (size_t)T);
         next(hm.tile_row, dm.tile_row, (size_t)T);
         next(hm.positions, dm.positions, (size_t)T);
@@ -88,7 +95,7 @@ struct scene {
         free(perm);
         n_splits = cu_attn_splits(m, hm, decoding, n_dec, hm.splits);
         free(decoding);
-        meta->up();
+        arrays->up();
         randomize(*qkv, 1);
         if (timing) {
             size_t some = pool->n < 65536 ? pool->n : 65536;
@@ -99,7 +106,7 @@ struct scene {
             pool->up();
             return;
         }
-        /* Pages hold numbers where a request has tokens and NaN everywhere else. */
+        /* Pages hold random numbers where a request has tokens, and NaN everywhere else. */
         memset((void *)pool->h, 0xFF, pool->n * sizeof(bf16));
         for (int r = 0; r < n; r++)
             for (int k = 0; k < kv_len[r]; k++)
@@ -115,8 +122,9 @@ struct scene {
         delete pool;
         delete qkv;
         delete o;
-        delete meta;
+        delete arrays;
     }
+    /* Key (kv 0) or value (kv 1) of token k of request r, element e of KV head g. */
     bf16 *at_kv(int r, int k, int l, int kv, int g, int e)
     {
         size_t page = (size_t)hm.table[hm.table_start[r] + k / m.B];
@@ -148,6 +156,7 @@ struct scene {
             out[e] /= sum;
         free(s);
     }
+    /* Compares every step-th row and head of o with the reference. */
     void judge_rows(const char *name, int layer, int step)
     {
         o->down();
@@ -166,7 +175,7 @@ struct scene {
     }
 };
 
-/* The rows of prefill tiles by wgmma, the others as they are; small: on few SMs alone. */
+/* Prefill by wgmma, decode as in check_attention. small: on 3 SMs only. */
 static void check_attention_sm90(scene &s, bool small)
 {
     char name[96];
@@ -182,7 +191,7 @@ static void check_attention_sm90(scene &s, bool small)
     void *work;
     OK(cudaMalloc(&work, cu_attn_decode_workspace(s.m)));
     OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
-    for (int sms : {3, 1, s.m.n_sms}) { /* few blocks: each takes many jobs, over the rings' phases */
+    for (int sms : {3, 1, s.m.n_sms}) { /* few SMs: each thread block takes many jobs, and the rings wrap around */
         if (small && sms != 3)
             continue;
         cu_dims m = s.m;
@@ -194,14 +203,15 @@ static void check_attention_sm90(scene &s, bool small)
         s.judge_rows(name, 1, 7);
         job_counters.down();
         if (job_counters.h[0] || job_counters.h[1]) {
-            printf("BAD  the counters of jobs are left at %d and %d\n", job_counters.h[0], job_counters.h[1]);
+            printf("BAD  the job counters are %d and %d after the launch, not 0\n", job_counters.h[0],
+                   job_counters.h[1]);
             failures++;
         }
     }
     cudaFree(work);
 }
 
-/* small: the first requests, and 3 SMs, on which the 777 tokens are cut into parts that go round a ring of tiles. */
+/* small: the first six requests, on 3 SMs, where the splits of 777 tokens are long enough to wrap the ring of tiles. */
 static void check_attention(int H, int G, int d, int B, bool small)
 {
     static const int q[] = {1, 1, 1, 2, 128, 129, 127, 257, 64, 1},
@@ -214,12 +224,12 @@ static void check_attention(int H, int G, int d, int B, bool small)
         void *work;
         OK(cudaMalloc(&work, cu_attn_decode_workspace(s.m)));
         OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
-        for (int again = 0; again < 2; again++) { /* twice: the arrival counters must be back at zero */
+        for (int again = 0; again < 2; again++) { /* twice: the first launch must leave the counters at zero */
             s.o->poison();
             cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
         }
         cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 1, s.pool->d, s.o->d, 0);
-        snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d items", H, G, d, B, s.n_splits);
+        snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d splits", H, G, d, B, s.n_splits);
         s.judge_rows(name, 1, 7);
         if ((small || sms > 8) && cu_attn_prefill_sm90_usable(s.m))
             check_attention_sm90(s, small);
@@ -227,7 +237,7 @@ static void check_attention(int H, int G, int d, int B, bool small)
     }
 }
 
-/* rows: of one of the requests; a warp takes one head of few tokens, several of many. */
+/* rows: query rows of the third request. With few rows in the step a warp takes one head, with many several heads. */
 static void check_qk_rope(int d, int rows)
 {
     const int q[] = {5, 1, rows}, kv[] = {5, 40, rows + 44};
@@ -237,7 +247,8 @@ static void check_qk_rope(int d, int rows)
     randomize(qn, 1);
     randomize(kn, 1);
     for (size_t i = 0; i < angles.n; i++) {
-        double a = (double)((float)s.hm.positions[i / (d / 2)] * (float)(1.0 / pow(1e6, 2.0 * (double)(i % (d / 2)) / d)));
+        float freq = (float)(1.0 / pow(1e6, 2.0 * (double)(i % (d / 2)) / d));
+        double a = (double)((float)s.hm.positions[i / (d / 2)] * freq);
         angles.h[i] = make_float2((float)cos(a), (float)sin(a));
     }
     angles.up();
@@ -273,8 +284,8 @@ static void check_qk_rope(int d, int rows)
             }
 }
 
-/* small: those of few multiplications, none of which is cuBLAS's. */
-static void check_products(bool small)
+/* GEMMs by small_m.cu and by cuBLASLt. small: the smallest shapes, none of which is cuBLASLt's. */
+static void check_gemms(bool small)
 {
     struct cu_lt *lt = nullptr;
     struct km_err err;
@@ -298,7 +309,7 @@ static void check_products(bool small)
         char name[96];
         for (int mode = 0; mode < 5; mode++) {
             static const char *const what[] = {"store", "add", "norm, swiglu", "logits", "norm, store"};
-            bool skinny = M <= CU_SMALL_M;
+            bool small_m = M <= CU_SMALL_M;
             if (mode == 1) {
                 randomize(y, 1);
                 memcpy(y0.h, y.h, y.n * sizeof(bf16));
@@ -307,26 +318,25 @@ static void check_products(bool small)
                 yf.poison();
             }
             bool normed = mode == 2 || mode == 4;
-            if (normed && !skinny)
+            if (normed && !small_m)
                 continue;
             int rc = 0;
             if (mode == 2)
                 cu_small_m_swiglu(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
             else if (mode == 4)
                 cu_small_m_norm(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
-            else if (mode == 3 && skinny)
+            else if (mode == 3 && small_m)
                 cu_small_m_logits(x.d, w.d, M, N, K, yf.d, 0);
-            else if (skinny)
+            else if (small_m)
                 cu_small_m(x.d, w.d, M, N, K, mode == 1, y.d, 0);
             else
                 rc = cu_lt_gemm(lt, x.d, w.d, M, N, K, mode == 1, mode == 3 ? (void *)yf.d : (void *)y.d, mode == 3, 0,
-                             &err);
+                                &err);
             if (rc)
                 printf("BAD  %s\n", err.msg), failures++;
             y.down();
             yf.down();
-            snprintf(name, sizeof name, "%s %s M %d N %d K %d", skinny ? "skinny" : "cublasLt", what[mode], M, N,
-                     K);
+            snprintf(name, sizeof name, "%s %s M %d N %d K %d", small_m ? "small-M" : "cuBLASLt", what[mode], M, N, K);
             judge j(name);
             for (int i = 0; i < M * N; i += 1 + M * N / 20000) {
                 int m = i / N, n = i % N;
@@ -334,7 +344,7 @@ static void check_products(bool small)
                 for (int k = 0; k < K; k++) {
                     double v = f(x.h[(size_t)m * K + k]);
                     ss += v * v;
-                    if (normed) /* the product's operand is in bf16, here as everywhere */
+                    if (normed) /* x * gamma is rounded to bf16, as in the kernel */
                         v = f(__float2bfloat16((float)(v * f(norm.h[k]))));
                     a += v * f(w.h[(size_t)n * K + k]);
                     if (mode == 2)
@@ -351,14 +361,14 @@ static void check_products(bool small)
     cu_lt_close(lt);
 }
 
-/* Lengths below, at and past what must always travel, and not of whole pieces; nothing past the end is touched. */
+/* Sizes below, at and above `fixed`, some of them not multiples of 16; bytes after the end must not change. */
 static void check_fetch()
 {
     enum { FIXED = 3 * 4096 + 64, ALL = FIXED + 5 * 4096 }; /* bytes */
     int32_t *host;
     both<int32_t> dev(ALL / 4 + 256);
     OK(cudaHostAlloc(&host, ALL, cudaHostAllocDefault));
-    judge j("a step's arrays from pinned memory");
+    judge j("fetch of a step's arrays");
     for (int bytes : {0, (int)FIXED, FIXED + 4, FIXED + 20, FIXED + 4096, (int)ALL}) {
         for (int i = 0; i < ALL / 4; i++)
             host[i] = (int32_t)(bytes + 7 * i);
@@ -373,31 +383,32 @@ static void check_fetch()
     OK(cudaFreeHost(host));
 }
 
-static void check_between_products()
+static void check_fused()
 {
     cu_dims m = {};
     m.eps = 1e-6f;
-    m.D = 1080; /* more pieces of 16 bytes than threads, and not a multiple of them */
+    m.D = 1080; /* more 16-byte pieces than threads, and not a multiple of the number of threads */
     {
         m.d = 64;
         both<bf16> table((size_t)5 * m.D), x((size_t)4 * m.D);
-        both<int32_t> tokens(4), chosen(2), positions(4);
+        both<int32_t> tokens(4), sampled_ids(2), positions(4);
         both<float> inv_freq(32);
         both<float2> angles(4 * 32);
-        static const int rows[] = {4, 0, 3, 0}; /* the third was chosen on the card; the fourth not yet by the host */
+        /* Expected ids. The third was sampled on the device; the fourth is still to be sampled by the host. */
+        static const int rows[] = {4, 0, 3, 0};
         tokens.h[0] = 4, tokens.h[1] = 0, tokens.h[2] = -2, tokens.h[3] = -1;
-        chosen.h[0] = -1, chosen.h[1] = 3;
+        sampled_ids.h[0] = -1, sampled_ids.h[1] = 3;
         for (int i = 0; i < 32; i++)
             inv_freq.h[i] = (float)pow(1e6, -i / 32.0);
         for (int i = 0; i < 4; i++)
             positions.h[i] = i * 13001;
-        tokens.up(), chosen.up(), positions.up(), inv_freq.up();
+        tokens.up(), sampled_ids.up(), positions.up(), inv_freq.up();
         randomize(table, 1);
         x.poison();
         angles.poison();
-        cu_step_arrays meta = {};
-        meta.tokens = tokens.d, meta.positions = positions.d;
-        cu_embed(m, table.d, inv_freq.d, meta, chosen.d, 4, x.d, angles.d, 0);
+        cu_step_arrays arrays = {};
+        arrays.tokens = tokens.d, arrays.positions = positions.d;
+        cu_embed(m, table.d, inv_freq.d, arrays, sampled_ids.d, 4, x.d, angles.d, 0);
         x.down();
         angles.down();
         {
@@ -452,12 +463,14 @@ static void check_between_products()
     }
 }
 
-/* How many kinds of sampling to check; ids that the card sorts at most. */
-enum { FLAT = 1, EVERY_WAY = 9, ALL_KINDS = 15, SORTED = 4096 };
+/* Numbers of kinds of sampling to check: flat logits alone, one for each path of the kernels, all. SORTED: the most ids
+ * that the kernels can sort. */
+enum { FLAT = 1, EVERY_PATH = 9, ALL_KINDS = 15, SORTED = 4096 };
 
-/* Rows of every kind of sampling against the reference sampler. Equal but for draws that differ in the last bits of
- * a logarithm: none are expected among so few. Only rows of more than SORTED ids may be left to it. */
-static void check_sampling(int V, int draws_a_kind, int n_kinds)
+/* Rows of several kinds of sampling against the reference sampler, rows_per_kind of each. The ids are equal, unless two
+ * scores differ only in the last bits of a logarithm, which is not expected among so few rows. Only rows of more than
+ * SORTED ids may be left to the reference sampler. */
+static void check_sampling(int V, int rows_per_kind, int n_kinds)
 {
     struct kind {
         double temperature, top_p, min_p;
@@ -465,30 +478,30 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
         float spread;
     };
     static const kind kinds[ALL_KINDS] = {
-        {1, 0.9, 0, 40, 0, 0}, /* flat: of more ids than the card sorts it is left to the host */
+        {1, 0.9, 0, 40, 0, 0}, /* flat logits: more than SORTED ids are left to the host */
         {0, 1, 0, 0, 2, 3},      {1, 1, 0, 0, 2, 3},      {0.6, 0.95, 0, 20, 0, 3},  {1.5, 0.9, 0, 0, 0, 3},
         {0.8, 1, 0.05, 0, 0, 3}, {1, 1, 0, 1, 0, 3},      {2, 0.3, 0.001, 50, 0, 3}, {1, 1, 0, 151936, 0, 3},
-        {0, 1, 0, 0, 0, 3}, /* from here on other numbers, by ways met above */
+        {0, 1, 0, 0, 0, 3}, /* from here on other numbers for the same paths */
         {1, 1, 0, 0, 0, 3},      {1, 0.5, 0, 1000, 1, 3}, {1, 0.01, 0, 0, 0, 3},     {0.01, 0.9, 0, 5, 0, 3},
         {1, 0.9, 0, 0, 0, 30}};
-    const int S = n_kinds * draws_a_kind;
+    const int S = n_kinds * rows_per_kind;
     int left = 0;
     both<float> logits((size_t)S * V);
-    both<cu_sampling> draws((size_t)S);
+    both<cu_sampling> sampling((size_t)S);
     both<int32_t> bans((size_t)S * 3 + 1), ids((size_t)S);
-    both<char> work(cu_sample_workspace(S));
+    both<char> workspace(cu_sample_workspace(S));
     struct smp_row *rows = static_cast<struct smp_row *>(calloc((size_t)S, sizeof *rows));
     float *scratch = static_cast<float *>(malloc(sizeof(float) * (size_t)V));
-    work.up();
+    workspace.up();
     for (int i = 0; i < S; i++) {
-        auto &k = kinds[i / draws_a_kind];
+        auto &k = kinds[i / rows_per_kind];
         float *x = logits.h + (size_t)i * V;
         int32_t *ban = bans.h + S + 1 + 2 * i, top = 0;
         for (int j = 0; j < V; j++) {
             x[j] = normal() * k.spread;
             top = x[j] > x[top] ? j : top;
         }
-        if (i % 2) /* ties at the top, and all over */
+        if (i % 2) /* ties, at the maximum and elsewhere */
             for (int j = 0; j < V; j += 3)
                 x[j] = x[j + 1 < V ? j + 1 : 0];
         ban[0] = top, ban[1] = (top + 77) % V;
@@ -499,26 +512,26 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
         r.p.seed = (uint64_t)i * 977 + 5;
         r.step = (uint64_t)(i % 5);
         r.banned = ban, r.n_banned = k.n_banned;
-        draws.h[i] = cu_sampling{smp_key(r.p.seed, r.step),
-                             k.temperature == 0 ? 1 : (float)k.temperature,
-                             (float)k.min_p,
-                             (float)k.top_p,
-                             k.top_k,
-                             k.temperature == 0,
-                             k.temperature > 0 && (k.min_p > 0 || k.top_k > 0 || k.top_p < 1)};
+        sampling.h[i] = cu_sampling{smp_key(r.p.seed, r.step),
+                                    k.temperature == 0 ? 1 : (float)k.temperature,
+                                    (float)k.min_p,
+                                    (float)k.top_p,
+                                    k.top_k,
+                                    k.temperature == 0,
+                                    k.temperature > 0 && (k.min_p > 0 || k.top_k > 0 || k.top_p < 1)};
     }
-    logits.up(), draws.up();
-    int32_t *told;
-    OK(cudaHostAlloc(&told, (size_t)S * sizeof *told, cudaHostAllocDefault));
+    logits.up(), sampling.up();
+    int32_t *ids_host;
+    OK(cudaHostAlloc(&ids_host, (size_t)S * sizeof *ids_host, cudaHostAllocDefault));
     judge j("sampled ids");
-    for (int i = 0; i < S; i++) { /* a launch a row: ban_start of neighbours overlap; all use the same counter */
-        bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / draws_a_kind].n_banned;
+    for (int i = 0; i < S; i++) { /* one launch per row, because rows overlap in ban_start; all use the same counter */
+        bans.h[i] = 2 * i, bans.h[i + 1] = 2 * i + kinds[i / rows_per_kind].n_banned;
         bans.up();
-        cu_step_arrays meta = {};
-        meta.ban_start = bans.d + i, meta.ban = bans.d + S + 1, meta.sampling = draws.d + i;
+        cu_step_arrays in = {};
+        in.ban_start = bans.d + i, in.ban = bans.d + S + 1, in.sampling = sampling.d + i;
         OK(cudaMemset(ids.d + i, 0x7F, sizeof(int32_t)));
-        told[i] = 0x7F7F7F7F;
-        cu_sample(logits.d + (size_t)i * V, 1, V, meta, S, work.d, ids.d + i, told + i, 0);
+        ids_host[i] = 0x7F7F7F7F;
+        cu_sample(logits.d + (size_t)i * V, 1, V, in, S, workspace.d, ids.d + i, ids_host + i, 0);
         OK(cudaDeviceSynchronize());
     }
     ids.down();
@@ -526,13 +539,13 @@ static void check_sampling(int V, int draws_a_kind, int n_kinds)
         struct smp_result want;
         smp_sample(&rows[i], logits.h + (size_t)i * V, V, scratch, &want);
         left += ids.h[i] < 0;
-        j.add(told[i] == ids.h[i] ? 0 : 1, 0);
+        j.add(ids_host[i] == ids.h[i] ? 0 : 1, 0);
         j.add(ids.h[i] == want.id || (ids.h[i] < 0 && V > SORTED) ? 0 : 1, 0);
         if (ids.h[i] >= 0 && ids.h[i] != want.id)
-            printf("     kind %d: %d, not %d\n", i / draws_a_kind, ids.h[i], want.id);
+            printf("     kind %d: id %d, the reference sampler's is %d\n", i / rows_per_kind, ids.h[i], want.id);
     }
     printf("     %d of %d rows were left to the reference sampler\n", left, S);
-    OK(cudaFreeHost(told));
+    OK(cudaFreeHost(ids_host));
     free(rows);
     free(scratch);
 }
@@ -562,22 +575,22 @@ static void time_decode(int reqs, int len)
     int *q = new int[(size_t)reqs], *kv = new int[(size_t)reqs];
     for (int i = 0; i < reqs; i++)
         q[i] = 1, kv[i] = len;
-    int L = reqs * len > 100000 ? 2 : 8; /* rotate over layers, so that no cache holds the KV */
+    int L = reqs * len > 100000 ? 2 : 8; /* launches rotate over layers, so that no cache holds the KV */
     scene s(32, 8, 128, 16, L, reqs, q, kv, 0, true);
     void *work;
     OK(cudaMalloc(&work, cu_attn_decode_workspace(s.m)));
     OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
     double bytes = (double)reqs * len * 2 * 8 * 128 * 2;
     int layer = 0;
-    float ms = time_ms(
-        [&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
+    float ms =
+        time_ms([&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
     printf("decode attention %4d x %6d  %8.1f us %6.2f TB/s\n", reqs, len, ms * 1e3, bytes / ms / 1e9);
     cudaFree(work);
     delete[] q;
     delete[] kv;
 }
 
-static void time_products()
+static void time_gemms()
 {
     struct cu_lt *lt = nullptr;
     struct km_err err;
@@ -597,14 +610,14 @@ static void time_products()
                 continue;
             int turn = 0;
             auto next = [&] { return w.d + (size_t)(turn++ % copies) * N * K; };
-            printf("product N %6d K %5d M %4d", N, K, M);
+            printf("GEMM N %6d K %5d M %4d", N, K, M);
             if (M <= CU_SMALL_M) {
                 float ms = time_ms([&] { cu_small_m(x.d, next(), M, N, K, false, y.d, 0); }, 20);
-                printf("  skinny %8.1f us %.2f TB/s", ms * 1e3, 2.0 * N * K / ms / 1e9);
+                printf("  small-M %8.1f us %.2f TB/s", ms * 1e3, 2.0 * N * K / ms / 1e9);
             }
             float ms =
                 time_ms([&] { cu_lt_gemm(lt, x.d, next(), M, N, K, false, y.d, false, 0, &err); }, M > 256 ? 4 : 20);
-            printf("  cublasLt %8.1f us %.2f TB/s %6.0f TFLOP/s\n", ms * 1e3, 2.0 * N * K / ms / 1e9,
+            printf("  cuBLASLt %8.1f us %.2f TB/s %6.0f TFLOP/s\n", ms * 1e3, 2.0 * N * K / ms / 1e9,
                    2.0 * M * N * K / ms / 1e9);
         }
     }
@@ -616,18 +629,18 @@ int main(int argc, char **argv)
     const char *what = argc > 1 ? argv[1] : "all";
     setvbuf(stdout, nullptr, _IOLBF, 0);
     rng = argc > 2 ? strtoull(argv[2], nullptr, 10) : 1;
-    bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small"), ffn = !strcmp(what, "ffn"),
-         stream = !strcmp(what, "stream");
-    if (ffn) {
+    bool attention = !strcmp(what, "attention"), small = !strcmp(what, "small"), gate_up = !strcmp(what, "gate_up"),
+         small_m = !strcmp(what, "small_m");
+    if (gate_up) {
         check_gate_up_sm90(false);
-    } else if (stream) {
+    } else if (small_m) {
         check_small_m_sm90(false);
     } else if (strcmp(what, "time") && !attention) {
         check_fetch();
-        check_between_products();
-        check_sampling(small ? 1200 : 151936, small ? 1 : 6, small ? EVERY_WAY : ALL_KINDS);
+        check_fused();
+        check_sampling(small ? 1200 : 151936, small ? 1 : 6, small ? EVERY_PATH : ALL_KINDS);
         check_sampling(SORTED + 100, 1, FLAT);
-        check_products(small);
+        check_gemms(small);
         check_gate_up_sm90(small);
         check_small_m_sm90(small);
         for (int d : {32, 64, 128})
@@ -647,9 +660,9 @@ int main(int argc, char **argv)
     }
     if (strcmp(what, "time") && !attention)
         printf("%s: %d failures\n", failures ? "FAILED" : "all kernels agree", failures);
-    if (ffn)
+    if (gate_up)
         time_gate_up_sm90();
-    else if (stream)
+    else if (small_m)
         time_small_m_sm90();
     else if (strcmp(what, "check") && !small) {
         for (int n : {2048, 5000, 8192, 20480})
@@ -660,7 +673,7 @@ int main(int argc, char **argv)
         time_decode(256, 640);
         time_decode(16, 8192);
         if (!attention) {
-            time_products();
+            time_gemms();
             time_gate_up_sm90();
             time_small_m_sm90();
         }

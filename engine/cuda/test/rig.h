@@ -1,5 +1,5 @@
-/* A backend and sequences on it, for programs that check one backend against another: what the engine does, without
- * it. */
+/* Drives a backend without the engine, for programs that compare backends: a rig (one open backend) and sequences, each
+ * with pages of its own. */
 #ifndef CUDA_RIG_H
 #define CUDA_RIG_H
 
@@ -11,7 +11,7 @@ struct rig {
     const struct backend *backend;
     struct be *b;
     struct kv_geom g;
-    int next_page; /* pages are handed out from here, 7 apart, modulo the pool */
+    int next_page; /* the next page that a sequence gets; pages are 7 apart, modulo the pool */
 };
 
 /* One sequence: scattered pages for max_len tokens, n_done of them computed. */
@@ -20,7 +20,7 @@ struct rig_seq {
     int blocks, n_done;
 };
 
-/* What one sequence does in a step. */
+/* One sequence's part of a step. */
 struct rig_part {
     struct rig_seq *s;
     const int32_t *tokens; /* [count] */
@@ -28,21 +28,21 @@ struct rig_part {
     const struct smp_params *sample; /* NULL: none */
 };
 
-struct smp_params rig_greedy(void); /* with RIG_TOP alternatives */
+struct smp_params rig_greedy(void); /* greedy, with RIG_TOP log-probabilities */
 
-/* Every page of the pool is filled with NaN bytes first. The number of pages must not be a multiple of 7. */
+/* Opens the backend and fills every page of the pool with NaN. The number of pages must not be a multiple of 7. */
 int rig_open(struct rig *r, const struct backend *backend, const struct be_opts *o, const struct mdl *m,
              struct km_err *err);
 void rig_close(struct rig *r);
 int rig_seq_open(struct rig *r, struct rig_seq *s, int max_len, struct km_err *err);
 void rig_seq_close(struct rig_seq *s);
 
-/* One step; out[n], untouched where nothing was sampled. */
+/* Runs one step. out: [n] results; entries of parts without sampling stay as they are. */
 int rig_step(struct rig *r, const struct rig_part *parts, int n, struct smp_result *out, struct km_err *err);
-/* The whole prompt in steps of `chunk` tokens, the last one sampled. */
+/* Prefills a prompt in chunks of `chunk` tokens, and samples its last token. */
 int rig_prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, int chunk, struct smp_result *out,
                 struct km_err *err);
-/* All pages of a sequence to host[blocks] pages, or back. */
+/* Copies all pages of a sequence to host[blocks] pages, or back. */
 int rig_copy(struct rig *r, const struct rig_seq *s, enum kv_dir dir, char *host, struct km_err *err);
 
 #endif
