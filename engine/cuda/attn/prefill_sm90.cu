@@ -110,8 +110,8 @@ __device__ __forceinline__ job_desc describe(const params &P, int job)
 }
 
 /* The producer warp. Lane i copies the i-th box of each tile and reads the box's page id one tile ahead. The first job
- * of block b is job b. The producer can describe it before griddep_wait, while the kernel that makes queries and keys
- * still runs, because the step's arrays are older. */
+ * of block b is job b. The producer describes it before griddep_wait, while the kernel that makes queries and keys
+ * still runs: the step's arrays may be read without waiting (cu_fetch). */
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool, const CUtensorMap *queries,
                                         job_desc *shared, uint32_t base, int lane)
 {
@@ -364,6 +364,7 @@ __device__ __forceinline__ void consume(const params &P, const job_desc *shared,
     }
 }
 
+/* Grid: one thread block per SM, or fewer. setmaxnreg moves registers from the producer's warps to the consumers. */
 __global__ void __launch_bounds__(THREADS, 1)
     attn_prefill_sm90_kernel(const params P, const __grid_constant__ CUtensorMap pool,
                              const __grid_constant__ CUtensorMap queries)

@@ -22,9 +22,9 @@
  * No barrier is more than one phase ahead of a thread that waits for it: a stage is filled again only after all
  * consumers have left it, and they leave it once per filling, also when a warpgroup has no rows. */
 #include "engine/cuda/gemm/gate_up_sm90.h"
-#include "engine/cuda/tensor_map.h"
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/sm90.cuh"
+#include "engine/cuda/tensor_map.h"
 
 #include <cuda.h>
 #include <string.h>
@@ -183,6 +183,8 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
     }
 }
 
+/* Grid: one thread block per SM, or fewer, in clusters of two. setmaxnreg moves registers from the producer's warps to
+ * the consumers. */
 __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     gate_up_sm90_kernel(const __grid_constant__ params P, const __grid_constant__ CUtensorMap h,
                         const __grid_constant__ CUtensorMap w)

@@ -93,8 +93,8 @@ DEFINE_WGMMA(32, WG_N16, WG_R16, "%16", "%17", "%18")
 DEFINE_WGMMA(64, WG_N32, WG_R32, "%32", "%33", "%34")
 DEFINE_WGMMA(128, WG_N64, WG_R64, "%64", "%65", "%66")
 
-/* A thread block's share of the GEMM: every stride-th tile from `tile` on, `tiles` in all; of K the steps [first, first
- * + span). rank: of the block in its cluster with split-K, else 0. */
+/* A thread block's share of the GEMM: every stride-th tile from `tile` on, `tiles` in all. Of K it has `span` steps
+ * from step `first` on. rank: of the block in its cluster with split-K, else 0. */
 struct work_share {
     int rank, first, span, tile, stride, tiles;
     __device__ __forceinline__ work_share(const params &P)
@@ -351,9 +351,7 @@ template <int TN> __device__ __forceinline__ float sum_squares(const float *squa
     return (squares[m] + squares[TN + m]) + (squares[2 * TN + m] + squares[3 * TN + m]);
 }
 
-/* Stores the warp's 8-row blocks FROM to UNTIL. There is no branch between them, so that they hide each other's
- * latency.
- * */
+/* Stores the warp's 8-row blocks FROM to UNTIL. No branch lies between them, so that they hide each other's latency. */
 template <int TN, enum cu_epilogue TO, int FROM, int UNTIL>
 __device__ __forceinline__ void store_blocks(const tile_output<TN> &out, const float (&acc)[TN / 2],
                                              const float *scales, float *squares)
@@ -489,6 +487,8 @@ __device__ __forceinline__ void run_epilogue(const tile_output<TN> &out, float (
 
 /* ---- the consumer warpgroup ---- */
 
+/* Multiplies the block's tiles, and runs the epilogue of each. A stage is released one step late, when the wgmma that
+ * reads it has ended. */
 template <int TN> __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t base, int tid)
 {
     typedef smem_layout<TN> in;
@@ -529,6 +529,7 @@ template <int TN> __device__ __forceinline__ void consume(const params &P, char 
     }
 }
 
+/* Grid: at most cu_small_m_sm90_blocks thread blocks, one per SM, in clusters of two. */
 template <int TN>
 __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     small_m_sm90_kernel(const __grid_constant__ params P)

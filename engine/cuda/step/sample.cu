@@ -260,6 +260,7 @@ __device__ threshold find_threshold(shared &s, const row_values &row, int V, con
     return walk_bin(s, c, bin, top, want);
 }
 
+/* Grid: rows. out[rows]. */
 __global__ void __launch_bounds__(FILTER_THREADS, 1)
     filter_kernel(const float *logits, int V, cu_step_arrays in, threshold *out)
 {

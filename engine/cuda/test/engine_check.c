@@ -558,8 +558,9 @@ static void async_or_not(const struct mdl *m, const int32_t *ids)
         two.prompt = one.prompt;
         struct eng_stats b = serve(m, &be_cuda, ids, alone ? 1 : 32, &two);
         int same = crowds_agree(&one, &two);
-        say(same == CROWD && !a.ahead_steps && b.ahead_steps > b.steps / 2 && a.generated_tokens == b.generated_tokens &&
-                (alone ? b.wasted_rows > 0 : b.wasted_rows == 0) && b.finished[ENG_STOP] == a.finished[ENG_STOP],
+        bool wasted = alone ? b.wasted_rows > 0 : b.wasted_rows == 0;
+        say(same == CROWD && !a.ahead_steps && b.ahead_steps > b.steps / 2 &&
+                a.generated_tokens == b.generated_tokens && wasted && b.finished[ENG_STOP] == a.finished[ENG_STOP],
             "async scheduling, requests %s: %lld of %lld steps submitted early, %d of %d answers as without, "
             "%lld stopped, %lld rows wasted",
             alone ? "one at a time" : "together", (long long)b.ahead_steps, (long long)b.steps, same, CROWD,

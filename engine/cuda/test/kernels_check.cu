@@ -30,7 +30,7 @@ struct scene {
     int R, T = 0, n_pages, n_tiles = 0, n_splits = 0;
     both<bf16> *pool, *qkv, *o;
     both<int32_t> *arrays;
-    cu_step_arrays hm = {}, dm = {};
+    cu_step_arrays host = {}, dev = {}; /* both point into `arrays` */
 
     /* sms: number of SMs to assume, which decides how decode attention splits KV; 0: the GPU's own. timing: random
      * numbers everywhere, of which only 65536 are different, since that is quick to make. */
@@ -52,22 +52,22 @@ struct scene {
         o = new both<bf16>((size_t)T * H * d);
         arrays = new both<int32_t>((size_t)(T * 4 + n * 8 + blocks + 64 + 8 * cu_attn_splits_max(m, n) + 4));
         int32_t *at = arrays->h;
-        auto next = [&](int32_t *&host, int32_t *&dev, size_t count) {
-            host = at, dev = arrays->d + (at - arrays->h), at += count;
+        auto next = [&](int32_t *&on_host, int32_t *&on_dev, size_t count) {
+            on_host = at, on_dev = arrays->d + (at - arrays->h), at += count;
         };
-        next(hm.q_start, dm.q_start, (size_t)n + 1);
-        next(hm.kv_len, dm.kv_len, (size_t)n);
-        next(hm.table_start, dm.table_start, (size_t)n);
-        next(hm.table, dm.table, (size_t)blocks);
+        next(host.q_start, dev.q_start, (size_t)n + 1);
+        next(host.kv_len, dev.kv_len, (size_t)n);
+        next(host.table_start, dev.table_start, (size_t)n);
+        next(host.table, dev.table, (size_t)blocks);
         int32_t *host_splits, *dev_splits, *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)n)),
                                            n_dec = 0;
         at += (arrays->h - at) & 3; /* splits are aligned to 16 bytes */
         next(host_splits, dev_splits, 8 * (size_t)cu_attn_splits_max(m, n));
-        hm.splits = reinterpret_cast<cu_split *>(host_splits), dm.splits = reinterpret_cast<cu_split *>(dev_splits);
-        next(hm.tile_req, dm.tile_req, (size_t)T);
-        next(hm.tile_row, dm.tile_row, (size_t)T);
-        next(hm.positions, dm.positions, (size_t)T);
-        next(hm.slots, dm.slots, (size_t)T);
+        host.splits = reinterpret_cast<cu_split *>(host_splits), dev.splits = reinterpret_cast<cu_split *>(dev_splits);
+        next(host.tile_req, dev.tile_req, (size_t)T);
+        next(host.tile_row, dev.tile_row, (size_t)T);
+        next(host.positions, dev.positions, (size_t)T);
+        next(host.slots, dev.slots, (size_t)T);
         int *perm = static_cast<int *>(malloc(sizeof(int) * (size_t)n_pages));
         for (int i = 0; i < n_pages; i++)
             perm[i] = i;
@@ -77,23 +77,23 @@ struct scene {
         }
         int used = 0;
         for (int r = 0; r < n; r++) {
-            hm.q_start[r + 1] = hm.q_start[r] + q_len[r];
-            hm.kv_len[r] = kv_len[r];
-            hm.table_start[r] = used;
+            host.q_start[r + 1] = host.q_start[r] + q_len[r];
+            host.kv_len[r] = kv_len[r];
+            host.table_start[r] = used;
             for (int i = 0; i < (kv_len[r] + B - 1) / B; i++, used++)
-                hm.table[used] = perm[used];
+                host.table[used] = perm[used];
             for (int i = 0; i < q_len[r]; i++) {
                 int pos = kv_len[r] - q_len[r] + i;
-                hm.positions[hm.q_start[r] + i] = pos;
-                hm.slots[hm.q_start[r] + i] = hm.table[hm.table_start[r] + pos / B] * B + pos % B;
+                host.positions[host.q_start[r] + i] = pos;
+                host.slots[host.q_start[r] + i] = host.table[host.table_start[r] + pos / B] * B + pos % B;
             }
             if (q_len[r] == 1)
                 decoding[n_dec++] = r;
             for (int i = 0; q_len[r] > 1 && i < q_len[r]; i += CU_TILE_Q)
-                hm.tile_req[n_tiles] = r, hm.tile_row[n_tiles++] = i;
+                host.tile_req[n_tiles] = r, host.tile_row[n_tiles++] = i;
         }
         free(perm);
-        n_splits = cu_attn_splits(m, hm, decoding, n_dec, hm.splits);
+        n_splits = cu_attn_splits(m, host, decoding, n_dec, host.splits);
         free(decoding);
         arrays->up();
         randomize(*qkv, 1);
@@ -127,13 +127,13 @@ struct scene {
     /* Key (kv 0) or value (kv 1) of token k of request r, element e of KV head g. */
     bf16 *at_kv(int r, int k, int l, int kv, int g, int e)
     {
-        size_t page = (size_t)hm.table[hm.table_start[r] + k / m.B];
+        size_t page = (size_t)host.table[host.table_start[r] + k / m.B];
         return pool->h + page * m.page_elems + ((((size_t)l * 2 + kv) * m.G + g) * m.B + k % m.B) * m.d + e;
     }
     /* Attention of one row of one head, in double. */
     void reference(int r, int row, int layer, int head, double *out)
     {
-        int q0 = hm.q_start[r], n = hm.q_start[r + 1] - q0, seen = hm.kv_len[r] - n + row + 1,
+        int q0 = host.q_start[r], n = host.q_start[r + 1] - q0, seen = host.kv_len[r] - n + row + 1,
             g = head / (m.H / m.G);
         const bf16 *q = qkv->h + ((size_t)(q0 + row) * (m.H + 2 * m.G) + head) * m.d;
         double *s = static_cast<double *>(malloc(sizeof(double) * (size_t)seen)), top = -1e300, sum = 0;
@@ -164,13 +164,13 @@ struct scene {
         double ref[128];
         int turn = 0;
         for (int r = 0; r < R; r++)
-            for (int row = 0; row < hm.q_start[r + 1] - hm.q_start[r]; row++)
+            for (int row = 0; row < host.q_start[r + 1] - host.q_start[r]; row++)
                 for (int h = 0; h < m.H; h++) {
                     if (turn++ % step)
                         continue;
                     reference(r, row, layer, h, ref);
                     for (int e = 0; e < m.d; e++)
-                        j.add(f(o->h[((size_t)(hm.q_start[r] + row) * m.H + h) * m.d + e]), ref[e]);
+                        j.add(f(o->h[((size_t)(host.q_start[r] + row) * m.H + h) * m.d + e]), ref[e]);
                 }
     }
 };
@@ -197,8 +197,8 @@ static void check_attention_sm90(scene &s, bool small)
         cu_dims m = s.m;
         m.n_sms = sms;
         s.o->poison();
-        cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
-        cu_attn_prefill_sm90(m, plan, s.dm, s.n_tiles, 1, s.o->d, 0);
+        cu_attn_decode(s.m, s.qkv->d, s.dev, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
+        cu_attn_prefill_sm90(m, plan, s.dev, s.n_tiles, 1, s.o->d, 0);
         snprintf(name, sizeof name, "attention sm90 %d/%d heads, pages of %d, %d SMs", s.m.H, s.m.G, s.m.B, sms);
         s.judge_rows(name, 1, 7);
         job_counters.down();
@@ -226,9 +226,9 @@ static void check_attention(int H, int G, int d, int B, bool small)
         OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
         for (int again = 0; again < 2; again++) { /* twice: the first launch must leave the counters at zero */
             s.o->poison();
-            cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
+            cu_attn_decode(s.m, s.qkv->d, s.dev, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
         }
-        cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 1, s.pool->d, s.o->d, 0);
+        cu_attn_prefill(s.m, s.qkv->d, s.dev, s.n_tiles, 1, s.pool->d, s.o->d, 0);
         snprintf(name, sizeof name, "attention %d/%d heads of %d, pages of %d, %d splits", H, G, d, B, s.n_splits);
         s.judge_rows(name, 1, 7);
         if ((small || sms > 8) && cu_attn_prefill_sm90_usable(s.m))
@@ -248,13 +248,13 @@ static void check_qk_rope(int d, int rows)
     randomize(kn, 1);
     for (size_t i = 0; i < angles.n; i++) {
         float freq = (float)(1.0 / pow(1e6, 2.0 * (double)(i % (d / 2)) / d));
-        double a = (double)((float)s.hm.positions[i / (d / 2)] * freq);
+        double a = (double)((float)s.host.positions[i / (d / 2)] * freq);
         angles.h[i] = make_float2((float)cos(a), (float)sin(a));
     }
     angles.up();
     both<bf16> before(s.qkv->n);
     memcpy(before.h, s.qkv->h, before.n * sizeof(bf16));
-    cu_qk_rope_store(s.m, s.qkv->d, qn.d, kn.d, angles.d, s.dm, s.T, 1, s.pool->d, 0);
+    cu_qk_rope_store(s.m, s.qkv->d, qn.d, kn.d, angles.d, s.dev, s.T, 1, s.pool->d, 0);
     s.qkv->down();
     s.pool->down();
     char name[64];
@@ -263,7 +263,7 @@ static void check_qk_rope(int d, int rows)
     for (int r = 0; r < 3; r++)
         for (int i = 0; i < q[r]; i++)
             for (int h = 0; h < s.m.H + 2 * s.m.G; h++) {
-                int tok = s.hm.q_start[r] + i, pos = s.hm.positions[tok];
+                int tok = s.host.q_start[r] + i, pos = s.host.positions[tok];
                 const bf16 *v = before.h + ((size_t)tok * (s.m.H + 2 * s.m.G) + h) * d,
                            *w = h < s.m.H ? qn.h : kn.h;
                 double ss = 0, x[128];
@@ -284,6 +284,87 @@ static void check_qk_rope(int d, int rows)
             }
 }
 
+/* What a GEMM stores, and whether RMSNorm comes before it. cuBLASLt has no mode with a norm. */
+enum gemm_mode { STORE, ADD, NORM_SWIGLU, LOGITS, NORM_STORE, GEMM_MODES };
+
+/* Random operands of one shape. w has 2N rows: gate and up of NORM_SWIGLU. */
+struct gemm_case {
+    int M, N, K;
+    both<bf16> x, w, y, norm, y0; /* y0: y before ADD */
+    both<float> yf;               /* y of LOGITS */
+    gemm_case(int m, int n, int k)
+        : M(m), N(n), K(k), x((size_t)M * K), w((size_t)2 * N * K), y((size_t)M * N), norm((size_t)K), y0(y.n), yf(y.n)
+    {
+        randomize(x, 1);
+        randomize(w, 0.05f);
+        randomize(norm, 1);
+    }
+};
+
+static int run_gemm(gemm_case &c, enum gemm_mode mode, bool small_m, struct cu_lt *lt, struct km_err *err)
+{
+    int M = c.M, N = c.N, K = c.K;
+    void *y = mode == LOGITS ? (void *)c.yf.d : (void *)c.y.d;
+    if (!small_m)
+        return cu_lt_gemm(lt, c.x.d, c.w.d, M, N, K, mode == ADD, y, mode == LOGITS, 0, err);
+    if (mode == NORM_SWIGLU)
+        cu_small_m_swiglu(c.x.d, c.norm.d, 1e-6f, c.w.d, M, N, K, c.y.d, 0);
+    else if (mode == NORM_STORE)
+        cu_small_m_norm(c.x.d, c.norm.d, 1e-6f, c.w.d, M, N, K, c.y.d, 0);
+    else if (mode == LOGITS)
+        cu_small_m_logits(c.x.d, c.w.d, M, N, K, c.yf.d, 0);
+    else
+        cu_small_m(c.x.d, c.w.d, M, N, K, mode == ADD, c.y.d, 0);
+    return 0;
+}
+
+/* Output n of row m in double. *size: magnitude of the terms of ADD, else 0. */
+static double gemm_reference(const gemm_case &c, enum gemm_mode mode, int m, int n, double *size)
+{
+    bool normed = mode == NORM_SWIGLU || mode == NORM_STORE;
+    double a = 0, b = 0, squares = 0, old = f(c.y0.h[(size_t)m * c.N + n]);
+    for (int k = 0; k < c.K; k++) {
+        double v = f(c.x.h[(size_t)m * c.K + k]);
+        squares += v * v;
+        if (normed) /* x * gamma is rounded to bf16, as in the kernel */
+            v = f(__float2bfloat16((float)(v * f(c.norm.h[k]))));
+        a += v * f(c.w.h[(size_t)n * c.K + k]);
+        if (mode == NORM_SWIGLU)
+            b += v * f(c.w.h[(size_t)(c.N + n) * c.K + k]);
+    }
+    if (normed)
+        a /= sqrt(squares / c.K + 1e-6), b /= sqrt(squares / c.K + 1e-6);
+    *size = mode == ADD ? fmax(fabs(a), fabs(old)) : 0;
+    return mode == NORM_SWIGLU ? a / (1 + exp(-a)) * b : mode == ADD ? a + old : a;
+}
+
+static void check_gemm(gemm_case &c, enum gemm_mode mode, struct cu_lt *lt)
+{
+    static const char *const what[] = {"store", "add", "norm, swiglu", "logits", "norm, store"};
+    bool small_m = c.M <= CU_SMALL_M;
+    struct km_err err;
+    char name[96];
+    if ((mode == NORM_SWIGLU || mode == NORM_STORE) && !small_m)
+        return;
+    if (mode == ADD) {
+        randomize(c.y, 1);
+        memcpy(c.y0.h, c.y.h, c.y.n * sizeof(bf16));
+    } else {
+        c.y.poison();
+        c.yf.poison();
+    }
+    if (run_gemm(c, mode, small_m, lt, &err))
+        printf("BAD  %s\n", err.msg), failures++;
+    c.y.down();
+    c.yf.down();
+    snprintf(name, sizeof name, "%s %s M %d N %d K %d", small_m ? "small-M" : "cuBLASLt", what[mode], c.M, c.N, c.K);
+    judge j(name);
+    for (int i = 0; i < c.M * c.N; i += 1 + c.M * c.N / 20000) {
+        double size, want = gemm_reference(c, mode, i / c.N, i % c.N, &size);
+        j.add(mode == LOGITS ? (double)c.yf.h[i] : f(c.y.h[i]), want, size);
+    }
+}
+
 /* GEMMs by small_m.cu and by cuBLASLt. small: the smallest shapes, none of which is cuBLASLt's. */
 static void check_gemms(bool small)
 {
@@ -300,63 +381,9 @@ static void check_gemms(bool small)
         int M = sh[0], N = sh[1], K = sh[2];
         if (small && M * N * K > 1 << 18)
             continue;
-        both<bf16> x((size_t)M * K), w((size_t)2 * N * K), y((size_t)M * N), norm((size_t)K);
-        both<float> yf((size_t)M * N);
-        randomize(x, 1);
-        randomize(w, 0.05f);
-        randomize(norm, 1);
-        both<bf16> y0(y.n);
-        char name[96];
-        for (int mode = 0; mode < 5; mode++) {
-            static const char *const what[] = {"store", "add", "norm, swiglu", "logits", "norm, store"};
-            bool small_m = M <= CU_SMALL_M;
-            if (mode == 1) {
-                randomize(y, 1);
-                memcpy(y0.h, y.h, y.n * sizeof(bf16));
-            } else {
-                y.poison();
-                yf.poison();
-            }
-            bool normed = mode == 2 || mode == 4;
-            if (normed && !small_m)
-                continue;
-            int rc = 0;
-            if (mode == 2)
-                cu_small_m_swiglu(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
-            else if (mode == 4)
-                cu_small_m_norm(x.d, norm.d, 1e-6f, w.d, M, N, K, y.d, 0);
-            else if (mode == 3 && small_m)
-                cu_small_m_logits(x.d, w.d, M, N, K, yf.d, 0);
-            else if (small_m)
-                cu_small_m(x.d, w.d, M, N, K, mode == 1, y.d, 0);
-            else
-                rc = cu_lt_gemm(lt, x.d, w.d, M, N, K, mode == 1, mode == 3 ? (void *)yf.d : (void *)y.d, mode == 3, 0,
-                                &err);
-            if (rc)
-                printf("BAD  %s\n", err.msg), failures++;
-            y.down();
-            yf.down();
-            snprintf(name, sizeof name, "%s %s M %d N %d K %d", small_m ? "small-M" : "cuBLASLt", what[mode], M, N, K);
-            judge j(name);
-            for (int i = 0; i < M * N; i += 1 + M * N / 20000) {
-                int m = i / N, n = i % N;
-                double a = 0, b = 0, ss = 0;
-                for (int k = 0; k < K; k++) {
-                    double v = f(x.h[(size_t)m * K + k]);
-                    ss += v * v;
-                    if (normed) /* x * gamma is rounded to bf16, as in the kernel */
-                        v = f(__float2bfloat16((float)(v * f(norm.h[k]))));
-                    a += v * f(w.h[(size_t)n * K + k]);
-                    if (mode == 2)
-                        b += v * f(w.h[(size_t)(N + n) * K + k]);
-                }
-                if (normed)
-                    a /= sqrt(ss / K + 1e-6), b /= sqrt(ss / K + 1e-6);
-                double want = mode == 2 ? a / (1 + exp(-a)) * b : mode == 1 ? a + f(y0.h[i]) : a;
-                j.add(mode == 3 ? (double)yf.h[i] : f(y.h[i]), want,
-                      mode == 1 ? fmax(fabs(a), fabs(f(y0.h[i]))) : 0);
-            }
-        }
+        gemm_case c(M, N, K);
+        for (int mode = 0; mode < GEMM_MODES; mode++)
+            check_gemm(c, static_cast<enum gemm_mode>(mode), lt);
     }
     cu_lt_close(lt);
 }
@@ -557,14 +584,14 @@ static void time_prefill(int len)
     int q[] = {len}, kv[] = {len};
     scene s(32, 8, 128, 16, 1, 1, q, kv, 0, true);
     double flops = 2.0 * 32 * 128 * (double)len * len; /* 4 * H * d * len^2 / 2 */
-    float ms = time_ms([&] { cu_attn_prefill(s.m, s.qkv->d, s.dm, s.n_tiles, 0, s.pool->d, s.o->d, 0); }, 2);
+    float ms = time_ms([&] { cu_attn_prefill(s.m, s.qkv->d, s.dev, s.n_tiles, 0, s.pool->d, s.o->d, 0); }, 2);
     printf("prefill attention %6d tokens  mma.sync %8.3f ms %6.0f TFLOP/s", len, ms, flops / ms / 1e9);
     if (cu_attn_prefill_sm90_usable(s.m)) {
         cu_prefill_plan plan;
         both<int32_t> job_counters(2);
         job_counters.up();
         cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, job_counters.d, nullptr);
-        ms = time_ms([&] { cu_attn_prefill_sm90(s.m, plan, s.dm, s.n_tiles, 0, s.o->d, 0); }, 2);
+        ms = time_ms([&] { cu_attn_prefill_sm90(s.m, plan, s.dev, s.n_tiles, 0, s.o->d, 0); }, 2);
         printf("   wgmma %8.3f ms %6.0f TFLOP/s", ms, flops / ms / 1e9);
     }
     printf("\n");
@@ -583,7 +610,7 @@ static void time_decode(int reqs, int len)
     double bytes = (double)reqs * len * 2 * 8 * 128 * 2;
     int layer = 0;
     float ms =
-        time_ms([&] { cu_attn_decode(s.m, s.qkv->d, s.dm, s.n_splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
+        time_ms([&] { cu_attn_decode(s.m, s.qkv->d, s.dev, s.n_splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
     printf("decode attention %4d x %6d  %8.1f us %6.2f TB/s\n", reqs, len, ms * 1e3, bytes / ms / 1e9);
     cudaFree(work);
     delete[] q;

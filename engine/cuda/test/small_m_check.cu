@@ -1,9 +1,9 @@
 /* Checks gemm/small_m_sm90.cu: every output, for sizes that are not multiples of a tile, with and without split-K,
  * and with few thread blocks that walk over many tiles. Times it at the GEMMs of Qwen3-8B beside small_m.cu and
  * cuBLASLt. */
-#include "engine/cuda/gemm/small_m_sm90.h"
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/gemm/small_m.h"
+#include "engine/cuda/gemm/small_m_sm90.h"
 #include "engine/cuda/step/fused.h"
 #include "engine/cuda/test/check.h"
 
@@ -81,8 +81,7 @@ static void check_one(workspace &ws, operands &o, const cu_small_m_weights &w, c
 }
 
 /* On as many thread blocks as fit on the GPU, where small N uses split-K, and on so few that each walks over many
- * tiles.
- * */
+ * tiles. */
 static void check_shape(int N, int K, bool small)
 {
     static const int Ms[] = {1, 9, 16, 17, 33, 64, 65, 127, 128};
