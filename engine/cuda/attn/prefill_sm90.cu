@@ -301,9 +301,9 @@ __device__ __forceinline__ void consume(const params &P, const job_desc *shared,
     uint32_t q = base + smem_layout::Q + wg * 64 * 128;
     auto k_at = [&](pipe_state at) { return base + smem_layout::K + at.stage * TILE_BYTES; };
     auto v_at = [&](pipe_state at) { return base + smem_layout::V + at.stage * TILE_BYTES; };
-    auto arrive = [&](int bar) { /* one lane of each warp */
-                                 if (lane == 0)
-                                     mbar_arrive(base + bar);
+    auto arrive = [&](int bar) {
+        if (lane == 0) /* one arrival per warp */
+            mbar_arrive(base + bar);
     };
     pipe_state now;
     for (int n = 0;; n++) {
