@@ -1,40 +1,45 @@
-/* Hopper's products of few rows (stream_sm90.cu): every output of odd sizes, in every shape that a block may have; and
- * its time at the products of Qwen3-8B beside cuBLASLt's. */
-#include "engine/cuda/stream.h"
+/* Checks gemm/small_m_sm90.cu: every output, for sizes that are not multiples of a tile, with and without split-K,
+ * and with few thread blocks that walk over many tiles. Times it at the GEMMs of Qwen3-8B beside small_m.cu and
+ * cuBLASLt. */
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/gemm/small_m.h"
+#include "engine/cuda/gemm/small_m_sm90.h"
+#include "engine/cuda/step/fused.h"
 #include "engine/cuda/test/check.h"
 
 #include <string.h>
 
-/* What a launch works with beside its operands. */
-struct workroom {
+/* Buffers of cu_small_m_workspace for D columns. */
+struct workspace {
     both<bf16> h;
-    both<float> sums;
-    cu_stream_room r;
-    explicit workroom(int D) : h((size_t)CU_STREAM_M * D), sums((size_t)(D + 63) / 64 * CU_STREAM_M)
+    both<float> squares;
+    cu_small_m_workspace r;
+    explicit workspace(int D) : h((size_t)CU_SMALL_M_SM90 * D), squares((size_t)(D + 63) / 64 * CU_SMALL_M_SM90)
     {
         struct km_err err;
-        r = {h.d, sums.d, 0, 1e-6f};
-        if (cu_stream_sm90_blocks(card_dims(), &r.blocks, &err))
+        r = {h.d, squares.d, 0, 1e-6f};
+        if (cu_small_m_sm90_blocks(gpu_dims(), &r.blocks, &err))
             printf("BAD  %s\n", err.msg), failures++;
     }
 };
 
-static const char *const names[] = {"bf16", "f32", "added", "swiglu"};
+static const char *const names[] = {"bf16", "f32", "added", "swiglu"}; /* by enum cu_epilogue */
 
+/* Random operands, and the reference in double. */
 struct operands {
     int N, K;
     both<bf16> x, w, y, y0;
     both<float> yf;
-    double *sum; /* x w^T [CU_STREAM_M][2N] */
+    double *sum; /* x w^T [CU_SMALL_M_SM90][2N] */
     operands(int n, int k)
-        : N(n), K(k), x((size_t)CU_STREAM_M * K), w((size_t)2 * N * K), y((size_t)(CU_STREAM_M + 1) * N), y0(y.n),
-          yf(y.n)
+        : N(n), K(k), x((size_t)CU_SMALL_M_SM90 * K), w((size_t)2 * N * K), y((size_t)(CU_SMALL_M_SM90 + 1) * N),
+          y0(y.n), yf(y.n)
     {
         randomize(x, 1);
         randomize(w, 0.05f);
         randomize(y0, 1);
-        sum = static_cast<double *>(calloc((size_t)CU_STREAM_M * 2 * N, sizeof(double)));
-        for (int r = 0; r < CU_STREAM_M; r++)
+        sum = static_cast<double *>(calloc((size_t)CU_SMALL_M_SM90 * 2 * N, sizeof(double)));
+        for (int r = 0; r < CU_SMALL_M_SM90; r++)
             for (int i = 0; i < 2 * N; i++)
                 for (int e = 0; e < K; e++)
                     sum[(size_t)r * 2 * N + i] += f(x.h[(size_t)r * K + e]) * f(w.h[(size_t)i * K + e]);
@@ -45,17 +50,17 @@ struct operands {
     }
 };
 
-/* M rows against their sums; what lies behind them in y must be as poison() left it. */
-static void check_one(workroom &room, operands &o, const cu_stream_weights &w, const cu_stream_rows &x, int M, judge &j)
+/* Compares M rows of y with the reference; the row after them must be as poison() left it. */
+static void check_one(workspace &ws, operands &o, const cu_small_m_weights &w, const cu_small_m_rows &x, int M,
+                      judge &j)
 {
-    enum cu_stream_to to = w.to;
-    bool f32 = to == CU_STREAM_F32;
-    cu_stream_job job = {&w, &x, f32 ? (void *)o.yf.d : (void *)o.y.d, nullptr, false};
+    bool f32 = w.epilogue == CU_EPILOGUE_F32, add = w.epilogue == CU_EPILOGUE_ADD;
+    cu_small_m_job job = {&w, &x, f32 ? (void *)o.yf.d : (void *)o.y.d, nullptr, false};
     o.yf.poison();
     o.y.poison();
-    if (to == CU_STREAM_ADD)
+    if (add)
         OK(cudaMemcpy(o.y.d, o.y0.d, sizeof(bf16) * (size_t)M * o.N, cudaMemcpyDeviceToDevice));
-    cu_stream_sm90(room.r, job, M, nullptr, 0);
+    cu_small_m_sm90(ws.r, job, M, nullptr, 0);
     OK(cudaGetLastError());
     o.y.down();
     o.yf.down();
@@ -67,47 +72,49 @@ static void check_one(workroom &room, operands &o, const cu_stream_weights &w, c
     }
     for (int i = 0; i < M * o.N; i++) {
         const double *s = o.sum + (size_t)(i / o.N) * 2 * o.N + i % o.N;
-        double was = to == CU_STREAM_ADD ? f(o.y0.h[i]) : 0;
-        if (to == CU_STREAM_SWIGLU)
+        double was = add ? f(o.y0.h[i]) : 0;
+        if (w.epilogue == CU_EPILOGUE_SWIGLU)
             j.add(f(o.y.h[i]), s[0] / (1 + exp(-s[0])) * s[o.N]);
         else
-            j.add(f32 ? (double)o.yf.h[i] : f(o.y.h[i]), *s + was, to == CU_STREAM_ADD ? fmax(fabs(*s), fabs(was)) : 0);
+            j.add(f32 ? (double)o.yf.h[i] : f(o.y.h[i]), *s + was, add ? fmax(fabs(*s), fabs(was)) : 0);
     }
 }
 
-/* On all blocks, where two share the K of a tile, and on so few that they walk over many. */
+/* On as many thread blocks as fit on the GPU, where small N uses split-K, and on so few that each walks over many
+ * tiles. */
 static void check_shape(int N, int K, bool small)
 {
     static const int Ms[] = {1, 9, 16, 17, 33, 64, 65, 127, 128};
     operands o(N, K);
-    workroom room(64);
-    int all = room.r.blocks;
-    cu_stream_rows x;
+    workspace ws(64);
+    int all = ws.r.blocks;
+    cu_small_m_rows x;
     struct km_err err;
-    int rc = cu_stream_sm90_rows(&x, o.x.d, CU_STREAM_M, K, &err);
-    for (int to = 0; to < 4 && !rc; to++) {
+    int rc = cu_small_m_sm90_rows(&x, o.x.d, CU_SMALL_M_SM90, K, &err);
+    for (int i = 0; i < 4 && !rc; i++) {
+        enum cu_epilogue epilogue = static_cast<enum cu_epilogue>(i);
         char name[96];
-        snprintf(name, sizeof name, "stream sm90 %s N %d K %d", names[to], N, K);
+        snprintf(name, sizeof name, "small-M sm90 %s N %d K %d", names[i], N, K);
         judge j(name);
-        cu_stream_weights w;
-        rc = cu_stream_sm90_weights(&w, o.w.d, to == CU_STREAM_SWIGLU ? 2 * N : N, K, (enum cu_stream_to)to, &err);
+        cu_small_m_weights w;
+        rc = cu_small_m_sm90_weights(&w, o.w.d, epilogue == CU_EPILOGUE_SWIGLU ? 2 * N : N, K, epilogue, &err);
         for (int M : Ms)
             for (int blocks : {all, 4, 2}) {
                 if (rc || (small && ((M != 17 && M != 127) || blocks == 4)))
                     continue;
-                room.r.blocks = small && blocks == all ? 8 : blocks;
-                check_one(room, o, w, x, M, j);
+                ws.r.blocks = small && blocks == all ? 8 : blocks;
+                check_one(ws, o, w, x, M, j);
             }
     }
     if (rc)
         printf("BAD  %s\n", err.msg), failures++;
 }
 
-/* ---- four products with the norms between them, and heads put into their places ---- */
+/* ---- the chain of four GEMMs with folded norms, and the heads epilogue ---- */
 
 enum { O, GATE_UP, DOWN, QKV, LAYERS = 2, BLOCK = 16, PAGES = 11, THE_LAYER = 1 };
 
-/* Weights, rows and results of a layer's products as the engine has them. */
+/* Weights, inputs and outputs of a layer's GEMMs, as in the engine. */
 struct layer {
     int D, A, F, N; /* columns of x, of attention's output, of act, of qkv */
     int H, G;       /* heads of q and of k, where N is whole ones; else 0 */
@@ -115,24 +122,24 @@ struct layer {
     both<float2> angles;
     both<int32_t> slots;
     both<bf16> *w[4];
-    cu_stream_weights maps[4];
-    cu_stream_rows o_rows, h_rows, act_rows;
-    cu_stream_heads heads;
-    workroom room;
+    cu_small_m_weights maps[4];
+    cu_small_m_rows o_rows, h_rows, act_rows;
+    cu_small_m_heads heads;
+    workspace ws;
     int rc;
     struct km_err err;
 
     layer(int d, int a, int ffn, int n, bool timing)
         : D(d), A(a), F(ffn), N(n), H(n % 128 ? 0 : n / 128 * 4 / 6), G(n % 128 ? 0 : n / 128 / 6), o(rows(A)),
           x0(rows(D)), x(rows(D)), act(rows(F)), qkv(rows(N)), norms((size_t)2 * D), head_norms(256),
-          pool(PAGES * page()), angles(rows(64)), slots(CU_STREAM_M), room(D)
+          pool(PAGES * page()), angles(rows(64)), slots(CU_SMALL_M_SM90), ws(D)
     {
         const int heights[] = {D, 2 * F, D, N}, widths[] = {A, D, F, D};
-        const enum cu_stream_to to[] = {CU_STREAM_ADD, CU_STREAM_SWIGLU, CU_STREAM_ADD,
-                                        H ? CU_STREAM_HEADS : CU_STREAM_BF16};
-        rc = cu_stream_sm90_rows(&o_rows, o.d, CU_STREAM_M, A, &err);
-        rc = rc ? rc : cu_stream_sm90_rows(&h_rows, room.h.d, CU_STREAM_M, D, &err);
-        rc = rc ? rc : cu_stream_sm90_rows(&act_rows, act.d, CU_STREAM_M, F, &err);
+        const enum cu_epilogue epilogues[] = {CU_EPILOGUE_ADD, CU_EPILOGUE_SWIGLU, CU_EPILOGUE_ADD,
+                                              H ? CU_EPILOGUE_HEADS : CU_EPILOGUE_BF16};
+        rc = cu_small_m_sm90_rows(&o_rows, o.d, CU_SMALL_M_SM90, A, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&h_rows, ws.h.d, CU_SMALL_M_SM90, D, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&act_rows, act.d, CU_SMALL_M_SM90, F, &err);
         for (int i = 0; i < 4; i++) {
             w[i] = new both<bf16>((size_t)heights[i] * widths[i]);
             if (timing) {
@@ -142,11 +149,11 @@ struct layer {
             } else {
                 randomize(*w[i], 1 / sqrtf((float)widths[i]));
             }
-            rc = rc ? rc : cu_stream_sm90_weights(&maps[i], w[i]->d, heights[i], widths[i], to[i], &err);
+            rc = rc ? rc : cu_small_m_sm90_weights(&maps[i], w[i]->d, heights[i], widths[i], epilogues[i], &err);
         }
         for (auto *p : {&o, &x0, &norms, &head_norms})
             randomize(*p, 1);
-        for (int m = 0; m < CU_STREAM_M; m++) { /* no two rows in one place, and not in order */
+        for (int m = 0; m < CU_SMALL_M_SM90; m++) { /* a slot of its own for each row, not in order */
             slots.h[m] = m * 37 % (PAGES * BLOCK);
             for (int i = 0; i < 64; i++) {
                 double angle = 1000 * uniform() / (i + 1);
@@ -175,7 +182,7 @@ struct layer {
     }
     static size_t rows(int columns)
     {
-        return (size_t)CU_STREAM_M * columns;
+        return (size_t)CU_SMALL_M_SM90 * columns;
     }
     size_t page() const
     {
@@ -183,14 +190,14 @@ struct layer {
     }
     void run(int M)
     {
-        const cu_stream_job jobs[4] = {{&maps[O], &o_rows, x.d, norms.d, false},
-                                       {&maps[GATE_UP], &h_rows, act.d, nullptr, true},
-                                       {&maps[DOWN], &act_rows, x.d, norms.d + D, false},
-                                       {&maps[QKV], &h_rows, qkv.d, nullptr, true}};
+        const cu_small_m_job jobs[4] = {{&maps[O], &o_rows, x.d, norms.d, false},
+                                        {&maps[GATE_UP], &h_rows, act.d, nullptr, true},
+                                        {&maps[DOWN], &act_rows, x.d, norms.d + D, false},
+                                        {&maps[QKV], &h_rows, qkv.d, nullptr, true}};
         for (auto &job : jobs)
-            cu_stream_sm90(room.r, job, M, &heads, 0);
+            cu_small_m_sm90(ws.r, job, M, &heads, 0);
     }
-    /* Where column n of row m of qkv is found. */
+    /* Column n of row m of qkv: in qkv itself, or in the pool. */
     const bf16 &at(int m, int n) const
     {
         int kv = n / 128 - H, slot = slots.h[m];
@@ -206,7 +213,7 @@ static double rounded(double v)
 }
 
 /* out[n] = in[k] w[n][k]^T */
-static void product_of(const both<bf16> &w, const double *in, int K, int N, double *out)
+static void multiply(const both<bf16> &w, const double *in, int K, int N, double *out)
 {
     for (int n = 0; n < N; n++) {
         out[n] = 0;
@@ -215,7 +222,7 @@ static void product_of(const both<bf16> &w, const double *in, int K, int N, doub
     }
 }
 
-/* A row's heads, normalised and rotated. */
+/* Normalises and rotates the heads of a row. */
 static void rotate(const layer &l, int row, double *qkv)
 {
     for (int h = 0; h < l.H + 2 * l.G; h++) {
@@ -232,7 +239,8 @@ static void rotate(const layer &l, int row, double *qkv)
     }
 }
 
-/* One row in double, rounded where the engine stores bf16; size: of what an x was last added up of. */
+/* The chain for one row in double, rounded where the engine stores bf16. size: magnitude of the terms whose sum is
+ * x. */
 static void chain_row(const layer &l, int row, double *x, double *size, double *qkv)
 {
     double *in = new double[(size_t)(l.A + l.D + l.F)], *h = in + l.A, *act = h + l.D,
@@ -247,20 +255,20 @@ static void chain_row(const layer &l, int row, double *x, double *size, double *
     };
     for (int i = 0; i < l.A; i++)
         in[i] = f(l.o.h[(size_t)row * l.A + i]);
-    product_of(*l.w[O], in, l.A, l.D, add);
+    multiply(*l.w[O], in, l.A, l.D, add);
     for (int i = 0; i < l.D; i++)
         x[i] = rounded(add[i] + f(l.x0.h[(size_t)row * l.D + i]));
     double s = norm(l.norms.h);
-    product_of(*l.w[GATE_UP], h, l.D, 2 * l.F, gu);
+    multiply(*l.w[GATE_UP], h, l.D, 2 * l.F, gu);
     for (int i = 0; i < l.F; i++)
         act[i] = rounded(s * gu[i] / (1 + exp(-s * gu[i])) * s * gu[l.F + i]);
-    product_of(*l.w[DOWN], act, l.F, l.D, add);
+    multiply(*l.w[DOWN], act, l.F, l.D, add);
     for (int i = 0; i < l.D; i++) {
-        size[i] = fmax(1, fmax(fabs(add[i]), fabs(x[i]))); /* 1: what one of act rounded the other way may change */
+        size[i] = fmax(1, fmax(fabs(add[i]), fabs(x[i]))); /* 1: a value of act may be rounded the other way */
         x[i] = rounded(add[i] + x[i]);
     }
     s = norm(l.norms.h + l.D);
-    product_of(*l.w[QKV], h, l.D, l.N, qkv);
+    multiply(*l.w[QKV], h, l.D, l.N, qkv);
     for (int i = 0; i < l.N; i++)
         qkv[i] *= s;
     rotate(l, row, qkv);
@@ -273,21 +281,21 @@ static void check_chain(int D, int A, int F, int N, bool small)
 {
     layer l(D, A, F, N, false);
     char name[96];
-    snprintf(name, sizeof name, "stream sm90 chain D %d A %d F %d N %d%s", D, A, F, N, l.H ? ", heads" : "");
+    snprintf(name, sizeof name, "small-M sm90 chain D %d A %d F %d N %d%s", D, A, F, N, l.H ? ", heads" : "");
     judge j(name);
     double *x = new double[layer::rows(D)], *size = new double[layer::rows(D)], *qkv = new double[layer::rows(N)];
-    for (int r = 0; r < CU_STREAM_M; r++)
+    for (int r = 0; r < CU_SMALL_M_SM90; r++)
         chain_row(l, r, x + (size_t)r * D, size + (size_t)r * D, qkv + (size_t)r * N);
-    int all = l.room.r.blocks;
+    int all = l.ws.r.blocks;
     for (int M : {1, 8, 16, 17, 64, 100, 128})
         for (int blocks : {all, 6, 2}) {
             if ((small && ((M != 17 && M != 100) || blocks == 2)) || (l.H && blocks < N / 64))
                 continue;
-            l.room.r.blocks = small && blocks == all ? 16 : blocks;
+            l.ws.r.blocks = small && blocks == all ? 16 : blocks;
             OK(cudaMemcpy(l.x.d, l.x0.d, sizeof(bf16) * l.x.n, cudaMemcpyDeviceToDevice));
-            for (auto *p : {&l.qkv, &l.act, &l.room.h, &l.pool})
+            for (auto *p : {&l.qkv, &l.act, &l.ws.h, &l.pool})
                 p->poison();
-            l.room.sums.poison();
+            l.ws.squares.poison();
             l.run(M);
             OK(cudaGetLastError());
             l.x.down();
@@ -303,9 +311,9 @@ static void check_chain(int D, int A, int F, int N, bool small)
     delete[] qkv;
 }
 
-void check_stream_sm90(bool small)
+void check_small_m_sm90(bool small)
 {
-    if (!cu_stream_sm90_usable(card_dims(), 64, 64))
+    if (!cu_small_m_sm90_usable(gpu_dims(), 64, 64))
         return;
     check_shape(208, small ? 128 : 512, small);
     check_chain(128, 192, 64, 80, small);
@@ -320,91 +328,95 @@ void check_stream_sm90(bool small)
 
 /* ---- speed ---- */
 
-/* time_ms of a call that is told how many came before it. */
-template <typename F> static float in_row_ms(F call, int n)
+/* time_ms of a call that gets the number of calls before it. */
+template <typename F> static float back_to_back_ms(F call, int n)
 {
     int turn = 0;
     return time_ms([&] { call(turn++); }, n);
 }
 
-/* Each product of Qwen3-8B with weights that no cache holds, as many launches in a row as a decode step makes. */
-void time_stream_sm90()
+/* Each GEMM of Qwen3-8B with weights that no cache holds, and several launches back to back as in a decode step. */
+void time_small_m_sm90()
 {
-    enum { COPIES = 8, WIDEST = 12288, IN_ROW = 24 };
+    enum { COPIES = 8, WIDEST = 12288, BACK_TO_BACK = 24 };
     static const struct {
         const char *name;
         int rows, K;
-        cu_stream_to to;
-    } products[] = {{"qkv", 6144, 4096, CU_STREAM_BF16},
-                    {"o", 4096, 4096, CU_STREAM_ADD},
-                    {"gate, up", 24576, 4096, CU_STREAM_SWIGLU},
-                    {"down", 4096, 12288, CU_STREAM_ADD},
-                    {"head", 151936, 4096, CU_STREAM_F32}};
-    static const int Ms[] = {1, 8, 16, 24, 64, CU_STREAM_M};
-    cu_dims m = card_dims();
+        cu_epilogue epilogue;
+    } gemms[] = {{"qkv", 6144, 4096, CU_EPILOGUE_BF16},
+                 {"o", 4096, 4096, CU_EPILOGUE_ADD},
+                 {"gate and up", 24576, 4096, CU_EPILOGUE_SWIGLU},
+                 {"down", 4096, 12288, CU_EPILOGUE_ADD},
+                 {"head", 151936, 4096, CU_EPILOGUE_F32}};
+    static const int Ms[] = {1, 8, 16, 24, 64, CU_SMALL_M_SM90};
+    cu_dims m = gpu_dims();
     struct cu_lt *lt = nullptr;
     struct km_err err;
-    if (!cu_stream_sm90_usable(m, 16, 64))
+    if (!cu_small_m_sm90_usable(m, 16, 64))
         return;
-    int rc = cu_gemm_open(&lt, &err);
+    int rc = cu_lt_open(&lt, &err);
     size_t most = (size_t)COPIES * 24576 * 4096;
-    bf16 *w = numbers(most, 0.02f), *x = numbers((size_t)CU_STREAM_M * WIDEST, 1), *act;
+    bf16 *w = numbers(most, 0.02f), *x = numbers((size_t)CU_SMALL_M_SM90 * WIDEST, 1), *act;
     float *y;
-    OK(cudaMalloc(&y, (size_t)CU_STREAM_M * 151936 * sizeof(float)));
-    OK(cudaMalloc(&act, (size_t)CU_STREAM_M * WIDEST * sizeof(bf16)));
-    workroom room(4096);
-    for (auto &p : products) {
+    OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90 * 151936 * sizeof(float)));
+    OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90 * WIDEST * sizeof(bf16)));
+    workspace ws(4096);
+    for (auto &p : gemms) {
         int copies = (int)(most / ((size_t)p.rows * p.K));
         copies = copies > COPIES ? COPIES : copies;
-        cu_stream_weights maps[COPIES];
-        cu_stream_rows rows;
-        bool swiglu = p.to == CU_STREAM_SWIGLU, f32 = p.to == CU_STREAM_F32, add = p.to == CU_STREAM_ADD;
+        cu_small_m_weights maps[COPIES];
+        cu_small_m_rows rows;
+        bool swiglu = p.epilogue == CU_EPILOGUE_SWIGLU, f32 = p.epilogue == CU_EPILOGUE_F32,
+             add = p.epilogue == CU_EPILOGUE_ADD;
         for (int i = 0; i < copies && !rc; i++)
-            rc = cu_stream_sm90_weights(&maps[i], w + (size_t)i * p.rows * p.K, p.rows, p.K, p.to, &err);
-        rc = rc ? rc : cu_stream_sm90_rows(&rows, x, CU_STREAM_M, p.K, &err);
+            rc = cu_small_m_sm90_weights(&maps[i], w + (size_t)i * p.rows * p.K, p.rows, p.K, p.epilogue, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&rows, x, CU_SMALL_M_SM90, p.K, &err);
         for (int M : Ms) {
-            bool skinny = M <= CU_SKINNY_M;
-            int n = f32 ? 4 : IN_ROW;
+            bool small_m = M <= CU_SMALL_M;
+            int n = f32 ? 4 : BACK_TO_BACK;
             m.F = p.rows / 2;
-            float theirs = in_row_ms(
+            float theirs = back_to_back_ms(
                 [&](int i) {
                     const bf16 *wi = w + (size_t)(i % copies) * p.rows * p.K;
-                    if (skinny && swiglu)
-                        cu_skinny_swiglu(x, x, 1e-6f, wi, M, m.F, p.K, act, 0);
-                    else if (skinny && f32)
-                        cu_skinny_logits(x, wi, M, p.rows, p.K, y, 0);
-                    else if (skinny)
-                        cu_skinny(x, wi, M, p.rows, p.K, add, act, 0);
+                    if (small_m && swiglu)
+                        cu_small_m_swiglu(x, x, 1e-6f, wi, M, m.F, p.K, act, 0);
+                    else if (small_m && f32)
+                        cu_small_m_logits(x, wi, M, p.rows, p.K, y, 0);
+                    else if (small_m)
+                        cu_small_m(x, wi, M, p.rows, p.K, add, act, 0);
                     else
-                        rc = rc ? rc : cu_gemm(lt, x, wi, M, p.rows, p.K, add, y, f32, 0, &err);
-                    if (!skinny && swiglu)
+                        rc = rc ? rc : cu_lt_gemm(lt, x, wi, M, p.rows, p.K, add, y, f32, 0, &err);
+                    if (!small_m && swiglu)
                         cu_swiglu(m, reinterpret_cast<bf16 *>(y), M, act, 0);
                 },
                 n);
-            float ours = in_row_ms(
+            float ours = back_to_back_ms(
                 [&](int i) {
-                    cu_stream_job job = {&maps[i % copies], &rows, f32 ? (void *)y : (void *)act, nullptr, false};
-                    cu_stream_sm90(room.r, job, M, nullptr, 0);
+                    cu_small_m_job job = {&maps[i % copies], &rows, f32 ? (void *)y : (void *)act, nullptr, false};
+                    cu_small_m_sm90(ws.r, job, M, nullptr, 0);
                 },
                 n);
             double bytes = 2.0 * p.rows * p.K;
-            printf("%-8s M %3d  %-16s %7.1f us %.2f TB/s   stream %7.1f us %.2f TB/s, %.3f of it\n", p.name, M,
-                   skinny ? "skinny" : swiglu ? "cuBLASLt, swiglu" : "cuBLASLt", theirs * 1e3, bytes / theirs / 1e9, ours * 1e3, bytes / ours / 1e9, ours / theirs);
+            printf("%-11s M %3d  %-16s %7.1f us %.2f TB/s   small-M sm90 %7.1f us %.2f TB/s, %.3f of it\n", p.name, M,
+                   small_m  ? "small_m"
+                   : swiglu ? "cuBLASLt, swiglu"
+                            : "cuBLASLt",
+                   theirs * 1e3, bytes / theirs / 1e9, ours * 1e3, bytes / ours / 1e9, ours / theirs);
         }
     }
     if (rc)
         printf("BAD  %s\n", err.msg), failures++;
     for (void *p : {(void *)w, (void *)x, (void *)y, (void *)act})
         cudaFree(p);
-    cu_gemm_close(lt);
+    cu_lt_close(lt);
 
     layer l(4096, 4096, 12288, 6144, true);
     for (int M : Ms) {
-        float ms = in_row_ms([&](int) { l.run(M); }, IN_ROW / 2);
+        float ms = back_to_back_ms([&](int) { l.run(M); }, BACK_TO_BACK / 2);
         double bytes = 0;
         for (auto *p : l.w)
             bytes += 2.0 * (double)p->n;
-        printf("a layer  M %3d  norms and heads with it     stream %7.1f us %.2f TB/s\n", M, ms * 1e3,
+        printf("a layer     M %3d  with norms and heads        small-M sm90 %7.1f us %.2f TB/s\n", M, ms * 1e3,
                bytes / ms / 1e9);
     }
 }

@@ -1,6 +1,6 @@
-/* Everything between the GEMMs, one kernel a boundary. All of them are limited by memory: 16-byte accesses, one
- * pass. */
-#include "engine/cuda/cu.h"
+/* The fused kernels (fused.h). All of them are limited by memory bandwidth: each reads and writes every element once,
+ * in accesses of 16 bytes where the layout allows it. */
+#include "engine/cuda/step/fused.h"
 #include "engine/cuda/ptx.cuh"
 
 namespace {
@@ -10,8 +10,9 @@ union bf16x8 {
     __nv_bfloat162 v[4];
 };
 
-/* Arrays that the host filled, read where they lie: a kernel costs the step no call and no engine that must be waited
- * for. Both of a thread's first reads cross the bus together. */
+/* Reads the step's arrays from pinned memory. A kernel does it because a cudaMemcpyAsync would be one more call for the
+ * host, and a wait for a copy engine. The first read of a thread, below `fixed`, does not depend on the size that the
+ * first word holds, so that both reads cross the bus at the same time. fixed: in units of 16 bytes. */
 __global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, int fixed, uint4 *dst)
 {
     int first = blockIdx.x * blockDim.x + threadIdx.x, n = (*reinterpret_cast<const int32_t *>(src) + 15) / 16;
@@ -21,15 +22,16 @@ __global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, int fixed,
         dst[i] = src[i];
 }
 
-/* A token's row of the embedding, and the sines of its rotary angles, once for all layers. */
-__global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int32_t *chosen, const int32_t *positions,
-                             const float *inv_freq, int D, int half, bf16 *x, float2 *angles)
+/* One block per token: the token's row of the embedding, and cosine and sine of its rotary angles, once for all layers.
+ * half: d / 2, at most the number of threads. */
+__global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int32_t *sampled_ids,
+                             const int32_t *positions, const float *inv_freq, int D, int half, bf16 *x, float2 *angles)
 {
-    grid_wait();
-    grid_release(); /* not before the wait: what follows may read the step's arrays at once */
+    griddep_wait();
+    griddep_launch(); /* after the wait, so that later kernels may read the step's arrays without waiting */
     int id = tokens[blockIdx.x];
-    if (id < 0)
-        id = max(chosen[-(id + 1)], 0); /* of a row left to the host nothing is kept */
+    if (id < 0) /* max: -1 marks a row that the host must sample; what this step computes for it is discarded */
+        id = max(sampled_ids[-(id + 1)], 0);
     const uint4 *src = reinterpret_cast<const uint4 *>(embed + (size_t)id * D);
     uint4 *dst = reinterpret_cast<uint4 *>(x + (size_t)blockIdx.x * D);
     for (int i = threadIdx.x; i < D / 8; i += blockDim.x)
@@ -41,13 +43,13 @@ __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int
     }
 }
 
-/* One block a row; the row stays in registers between the two uses (D <= 8 * 128 * PER). */
+/* One block per row. The row stays in registers between its two uses: D <= 8 * 128 * PER. */
 template <int PER>
 __global__ void __launch_bounds__(128)
     rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps, bf16 *out)
 {
-    grid_release(); /* the product behind may ask for its weights */
-    grid_wait();
+    griddep_launch(); /* the next GEMM may start to load its weights */
+    griddep_wait();
     size_t row = rows ? (size_t)rows[blockIdx.x] : blockIdx.x;
     const uint4 *src = reinterpret_cast<const uint4 *>(x + row * D);
     bf16x8 v[PER];
@@ -87,9 +89,10 @@ __global__ void __launch_bounds__(128)
     }
 }
 
-/* A token's blocks share its heads, a warp one at a time: the angles are the token's and are read once. Lane i
- * holds DH / 32 neighbours, whose rotary partners, DH / 2 away, are those of lane i ^ 16. Heads 0..H-1 are q, then
- * G of k, then G of v. */
+/* Grid: tokens by gridDim.y blocks, which share the token's heads. A warp takes one head at a time, and reads the
+ * token's angles once for all of its heads. Lane i holds DH / 32 neighbouring elements; their rotary partners, DH / 2
+ * further, are in lane i ^ 16. Heads 0 to H - 1 are q, then G heads of k, then G heads of v. slots: page * B + offset
+ * of each token. layer_at: elements from the start of a page to the layer. */
 template <int DH>
 __global__ void __launch_bounds__(256)
     qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float2 *angles,
@@ -100,8 +103,8 @@ __global__ void __launch_bounds__(256)
     struct alignas(2 * N) piece {
         bf16 v[N];
     };
-    grid_release();
-    grid_wait();
+    griddep_launch();
+    griddep_wait();
     int token = blockIdx.x, heads = H + 2 * G, lane = threadIdx.x % 32;
     int slot = slots[token], off = slot & ((1 << B_log2) - 1);
     bf16 *page = pool + (size_t)(slot >> B_log2) * page_elems + layer_at;
@@ -140,10 +143,11 @@ __global__ void __launch_bounds__(256)
     }
 }
 
+/* A thread for each 8 elements of act; F8 = F / 8. */
 __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 {
-    grid_wait();
-    grid_release();
+    griddep_wait();
+    griddep_launch();
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= total8)
         return;
@@ -165,15 +169,15 @@ void cu_fetch(const char *host, size_t fixed, char *dev, cudaStream_t s)
 {
     unsigned pieces = (unsigned)(fixed / 16), blocks = (pieces + 255) / 256;
     if (blocks < 32)
-        blocks = 32; /* a long table crosses the bus in few rounds */
+        blocks = 32; /* enough threads for a long block table */
     fetch_kernel<<<blocks, 256, 0, s>>>(reinterpret_cast<const uint4 *>(host), (int)pieces,
                                         reinterpret_cast<uint4 *>(dev));
 }
 
-void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_meta &meta, const int32_t *chosen,
-              int T, bf16 *x, float2 *angles, cudaStream_t s)
+void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const cu_step_arrays &in,
+              const int32_t *sampled_ids, int T, bf16 *x, float2 *angles, cudaStream_t s)
 {
-    cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, meta.tokens, chosen, meta.positions, inv_freq, m.D,
+    cu_launch(embed_kernel, dim3((unsigned)T), 128, 0, s, embed, in.tokens, sampled_ids, in.positions, inv_freq, m.D,
               m.d / 2, x, angles);
 }
 
@@ -185,15 +189,15 @@ void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *r
 }
 
 void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float2 *angles,
-                      const cu_meta &meta, int T, int layer, bf16 *pool, cudaStream_t s)
+                      const cu_step_arrays &in, int T, int layer, bf16 *pool, cudaStream_t s)
 {
     size_t layer_at = (size_t)layer * 2 * m.G * m.B * m.d;
     auto kernel = m.d == 128  ? qk_rope_store_kernel<128>
                   : m.d == 64 ? qk_rope_store_kernel<64>
                               : qk_rope_store_kernel<32>;
-    unsigned share = T < 512 ? (unsigned)(m.H + 2 * m.G + 7) / 8 : 1; /* few tokens: every head at once */
-    cu_launch(kernel, dim3((unsigned)T, share), 256, 0, s, qkv, q_norm, k_norm, angles, meta.slots, m.H, m.G,
-              m.B_log2, m.page_elems, layer_at, m.eps, pool);
+    unsigned shares = T < 512 ? (unsigned)(m.H + 2 * m.G + 7) / 8 : 1; /* few tokens: a warp for each head */
+    cu_launch(kernel, dim3((unsigned)T, shares), 256, 0, s, qkv, q_norm, k_norm, angles, in.slots, m.H, m.G, m.B_log2,
+              m.page_elems, layer_at, m.eps, pool);
 }
 
 void cu_swiglu(const cu_dims &m, const bf16 *gu, int T, bf16 *act, cudaStream_t s)

@@ -1,8 +1,9 @@
-/* y = x w^T by cuBLASLt, bf16 in, f32 sums. The library's first choice is not always its fastest: the first time a
- * shape bucket is met, its candidates are timed on scratch memory and the winner is remembered. M is bucketed to
- * powers of two (and halves between them), since the choice depends on it weakly; N and K come from the model and
- * are few. */
-#include "engine/cuda/cu.h"
+/* y = x w^T by cuBLASLt, with bf16 inputs and f32 accumulation.
+ *
+ * The algorithm that the library proposes first is not always its fastest. When a shape is used for the first time, the
+ * library's candidates are timed, and the fastest is kept for the life of the handle. M is rounded up to a bucket (1,
+ * 2, 3, 4, 6, 8, 12, 16 ...), because the choice depends only weakly on M. N and K come from the model and are few. */
+#include "engine/cuda/gemm/gemm_lt.h"
 
 extern "C" {
 #include "base/mem.h"
@@ -13,8 +14,9 @@ extern "C" {
 
 namespace {
 enum { CANDIDATES = 16, MAX_CHOICES = 256, TIMED_RUNS = 5 };
-const size_t WORKSPACE = CU_GEMM_WORKSPACE, L2_FLUSH = 96u << 20;
+const size_t WORKSPACE = CU_LT_WORKSPACE, L2_FLUSH = 96u << 20; /* bytes; writing L2_FLUSH evicts the L2 cache */
 
+/* The algorithm of one shape. */
 struct choice {
     int bucket, N, K;
     bool add, y_f32;
@@ -28,7 +30,7 @@ struct cu_lt {
     cublasLtMatmulPreference_t pref;
     void *workspace;
     cudaEvent_t t0, t1;
-    choice choices[MAX_CHOICES];
+    choice choices[MAX_CHOICES]; /* [n_choices]; once full, the last entry is chosen anew for each further shape */
     int n_choices;
 };
 
@@ -43,7 +45,7 @@ static int lt_fail(struct km_err *err, cublasStatus_t rc, const char *what)
             return lt_fail(err, lt_rc_, #call);                                                                    \
     } while (0)
 
-int cu_gemm_open(struct cu_lt **out, struct km_err *err)
+int cu_lt_open(struct cu_lt **out, struct km_err *err)
 {
     struct cu_lt *g = static_cast<cu_lt *>(km_calloc(1, sizeof *g));
     if (!g)
@@ -56,7 +58,7 @@ int cu_gemm_open(struct cu_lt **out, struct km_err *err)
     LT_TRY(cublasLtMatmulPreferenceCreate(&g->pref));
     LT_TRY(cublasLtMatmulPreferenceSetAttribute(g->pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE,
                                                 sizeof WORKSPACE));
-    /* Partial sums of split K are added in f32, never in the output's bf16. */
+    /* Split-K algorithms must add their partial sums in f32, not in the output's bf16. */
     uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     LT_TRY(cublasLtMatmulPreferenceSetAttribute(g->pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
                                                 sizeof reductions));
@@ -67,7 +69,7 @@ int cu_gemm_open(struct cu_lt **out, struct km_err *err)
     return 0;
 }
 
-void cu_gemm_close(struct cu_lt *g)
+void cu_lt_close(struct cu_lt *g)
 {
     if (!g)
         return;
@@ -88,8 +90,8 @@ void cu_gemm_close(struct cu_lt *g)
     km_free(g);
 }
 
-/* 1, 2, 3, 4, 6, 8, 12, 16, 24 ...: the smallest not below M. */
-int cu_gemm_bucket(int M)
+/* The smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24 ... that is not below M. */
+int cu_lt_bucket(int M)
 {
     int b = 1;
     while (b < M)
@@ -97,7 +99,7 @@ int cu_gemm_bucket(int M)
     return b;
 }
 
-/* Column-major to cuBLAS: y^T[N x M] = w^T[K x N]^T x^T[K x M]. */
+/* cuBLAS is column-major, so a row-major matrix is its own transpose there: y^T[N x M] = w^T[K x N]^T x^T[K x M]. */
 struct layouts {
     cublasLtMatrixLayoutOpaque_t w, x, y;
 };
@@ -112,15 +114,16 @@ static cublasStatus_t layouts_make(layouts *l, int M, int N, int K, bool y_f32)
     return rc;
 }
 
-static cublasStatus_t run(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x,
-                          const bf16 *w, bool add, void *y, cudaStream_t s)
+static cublasStatus_t run(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x, const bf16 *w,
+                          bool add, void *y, cudaStream_t s)
 {
     float one = 1, beta = add ? 1.f : 0.f;
     return cublasLtMatmul(g->lt, g->op, &one, w, &l->w, x, &l->x, &beta, y, &l->y, y, &l->y, algo, g->workspace,
                           WORKSPACE, s);
 }
 
-/* Times the candidates on scratch output, each from a cold L2 as in a model, where other weights come between. */
+/* Times the candidates with y in temporary memory. Each run starts with a cold L2 cache, as in a forward pass, where
+ * other weights are read between two uses of w. A stream that is being captured gets the library's first proposal. */
 static int choose(struct cu_lt *g, choice *p, layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s,
                   struct km_err *err)
 {
@@ -129,44 +132,44 @@ static int choose(struct cu_lt *g, choice *p, layouts *l, int M, const bf16 *x, 
     LT_TRY(
         cublasLtMatmulAlgoGetHeuristic(g->lt, g->op, &l->w, &l->x, &l->y, &l->y, g->pref, CANDIDATES, found, &n));
     if (!n)
-        return km_fail(err, KM_EDEVICE, "cuBLASLt has no algorithm for a %d x %d x %d product", M, p->N, p->K);
+        return km_fail(err, KM_EDEVICE, "cuBLASLt has no algorithm for a GEMM of M %d, N %d, K %d", M, p->N, p->K);
     p->algo = found[0].algo;
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
     CU_TRY(cudaStreamIsCapturing(s, &capturing));
     if (capturing != cudaStreamCaptureStatusNone || n == 1)
         return 0;
     size_t out = (size_t)M * p->N * (p->y_f32 ? 4 : 2);
-    char *scratch;
-    CU_TRY(cudaMalloc(reinterpret_cast<void **>(&scratch), out + L2_FLUSH));
-    /* Rounds over all candidates rather than repeats of each: the clock drifts as the card warms up. */
+    char *temporary;
+    CU_TRY(cudaMalloc(reinterpret_cast<void **>(&temporary), out + L2_FLUSH));
+    /* Rounds over all candidates, rather than repeats of each: the clock drifts while the GPU warms up. */
     float best[CANDIDATES];
     for (int i = 0; i < n; i++)
         best[i] = 1e30f;
     for (int k = 0; k <= TIMED_RUNS; k++)
         for (int i = 0; i < n; i++) {
             float ms = 1e30f;
-            cudaMemsetAsync(scratch + out, k, L2_FLUSH, s);
+            cudaMemsetAsync(temporary + out, k, L2_FLUSH, s);
             cudaEventRecord(g->t0, s);
-            if (run(g, l, &found[i].algo, x, w, false, scratch, s) != CUBLAS_STATUS_SUCCESS)
+            if (run(g, l, &found[i].algo, x, w, false, temporary, s) != CUBLAS_STATUS_SUCCESS)
                 continue;
             cudaEventRecord(g->t1, s);
             cudaEventSynchronize(g->t1);
             cudaEventElapsedTime(&ms, g->t0, g->t1);
-            if (k && ms < best[i]) /* the first round loads code */
+            if (k && ms < best[i]) /* the first round loads kernels and does not count */
                 best[i] = ms;
         }
     int fastest = 0;
     for (int i = 1; i < n; i++)
         fastest = best[i] < best[fastest] ? i : fastest;
     p->algo = found[fastest].algo;
-    cudaFree(scratch);
+    cudaFree(temporary);
     return 0;
 }
 
-int cu_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
-            cudaStream_t s, struct km_err *err)
+int cu_lt_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
+               cudaStream_t s, struct km_err *err)
 {
-    int b = cu_gemm_bucket(M);
+    int b = cu_lt_bucket(M);
     choice *p = nullptr;
     for (int i = 0; i < g->n_choices && !p; i++) {
         choice *q = &g->choices[i];

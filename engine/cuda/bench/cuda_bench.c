@@ -1,11 +1,13 @@
-/* How fast the CUDA engine is: engine steps at the shapes of the speed goals, no HTTP. Dummy weights, random prompts.
+/* Benchmark of the CUDA engine: engine steps at the sizes of the speed goals, without HTTP. Dummy weights, random
+ * prompts.
  *
- *   speed [MODEL] [OUT.json]   everything; MODEL is qwen3-8b by default
- *   speed MODEL few            only steps of few rows: 128 tokens alone, and the decodes of 1, 64 and 256
- *   speed MODEL profile        one prefill of 5,000 tokens and a few decodes of 64, between cudaProfilerStart and Stop
+ *   cuda_bench [MODEL] [OUT.json]   everything; MODEL is qwen3-8b by default
+ *   cuda_bench MODEL small_m        steps with few rows only: prefill of 128 tokens, decodes with batch 1, 64 and 256
+ *   cuda_bench MODEL profile        a prefill of 5,000 tokens and a decode step with batch 64, for a profiler
  *
  * Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal where there is one. The host
- * time of a step is the step less the time inside `wait`: most of it passes while the card is at the step before. */
+ * time of a step is the duration of the step minus the time inside the backend's `wait`. Most of the host time overlaps
+ * with the step that the GPU is running. */
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
@@ -23,13 +25,13 @@ static void must(int rc, const struct km_err *err)
 {
     if (!rc)
         return;
-    fprintf(stderr, "speed: %s\n", err->msg);
+    fprintf(stderr, "cuda_bench: %s\n", err->msg);
     exit(1);
 }
 
-/* ---- the backend with a clock in it ---- */
+/* ---- the backend with a timed wait ---- */
 
-static int64_t waited_ns; /* inside wait since it was last cleared: the rest of a step is the host's */
+static int64_t waited_ns; /* time inside `wait` since the caller last set this to 0 */
 
 static int timed_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
 {
@@ -58,13 +60,15 @@ static int by_value(const void *a, const void *b)
     return (d > 0) - (d < 0);
 }
 
+/* The quantile of sorted values; NaN without values. */
 static double at(const struct figure *f, double share)
 {
     return f->n ? f->v[(int)(share * (f->n - 1) + 0.5)] : NAN;
 }
 
-static cJSON *rows;
+static cJSON *rows; /* of OUT.json */
 
+/* Prints a row of the table and adds it to `rows`. goal 0: none. */
 static void row(const char *key, const char *what, struct figure *f, double goal)
 {
     qsort(f->v, (size_t)f->n, sizeof *f->v, by_value);
@@ -123,12 +127,12 @@ static void drain(struct eng *e)
         must(eng_step(e, &v, &err), &err);
 }
 
-/* Milliseconds from submitting a prompt alone to its first token. */
+/* Milliseconds from the submission of a single prompt of n tokens to its first token. */
 static void prefill(struct eng *e, const char *key, int n, int repeats, double goal)
 {
     struct figure f = {0};
     char what[96];
-    for (int i = -1; i < repeats; i++) { /* the first is a warm-up */
+    for (int i = -1; i < repeats; i++) { /* the first run is a warm-up */
         int64_t t0 = km_now_ns();
         submit(e, n, 1, 0, (uint32_t)(1000 + i));
         drain(e);
@@ -139,7 +143,7 @@ static void prefill(struct eng *e, const char *key, int n, int repeats, double g
     row(key, what, &f, goal);
 }
 
-/* Milliseconds a step while `n` requests decode at a context around CONTEXT, and the host's microseconds of it. */
+/* Milliseconds per step while n requests decode at a context around CONTEXT, and the host's microseconds per step. */
 static void decode(struct eng *e, int n, double temperature, double goal, double host_goal)
 {
     struct figure step = {0}, host = {0};
@@ -150,7 +154,8 @@ static void decode(struct eng *e, int n, double temperature, double goal, double
     int block = eng_defaults().block_size;
     eng_stats(e, &st);
     if (st.pages < n * ((CONTEXT + DECODES / 2 + 32 + block - 1) / block)) {
-        printf("| decode, batch %d, context %d: left out, its KV is more than %d blocks | | | | | |\n", n, CONTEXT, st.pages);
+        printf("| decode, batch %d, context %d: skipped, the KV does not fit into %d blocks | | | | | |\n", n, CONTEXT,
+               st.pages);
         return;
     }
     for (int i = 0; i < n; i++)
@@ -179,7 +184,8 @@ static void decode(struct eng *e, int n, double temperature, double goal, double
     row(key, what, &host, host_goal);
 }
 
-/* A short stretch for a profiler that was told to wait for it (ncu --profile-from-start off). */
+/* Brackets one prefill and one decode step for a profiler that starts at cudaProfilerStart (ncu --profile-from-start
+ * off). */
 static void profile(struct eng *e)
 {
     struct eng_events v;
@@ -205,7 +211,7 @@ int main(int argc, char **argv)
 {
     int64_t t0 = km_now_ns();
     const char *model = argc > 1 ? argv[1] : "qwen3-8b", *out = argc > 2 ? argv[2] : NULL;
-    bool big = !strcmp(model, "qwen3-8b"); /* the goals are for this one */
+    bool big = !strcmp(model, "qwen3-8b"); /* the model that the goals are for */
     struct km_err err;
     struct mdl *m;
     struct eng *e;
@@ -225,7 +231,7 @@ int main(int argc, char **argv)
     add(&start, (double)(km_now_ns() - t0) / 1e9);
     struct eng_stats st;
     eng_stats(e, &st);
-    printf("%s%s on %s: weights %.2f GiB, work space %.2f GiB, KV %.2f GiB in %d blocks; opened in %.2f s\n\n",
+    printf("%s%s on %s: weights %.2f GiB, workspace %.2f GiB, KV %.2f GiB in %d blocks; opened in %.2f s\n\n",
            mdl_name(m), mdl_is_dummy(m) ? " (dummy weights)" : "", st.be.device,
            (double)st.be.weight_bytes / (1 << 30), (double)st.be.workspace_bytes / (1 << 30),
            (double)st.be.kv_bytes / (1 << 30), st.pages, opened);
@@ -237,7 +243,7 @@ int main(int argc, char **argv)
         mdl_free(m);
         return 0;
     }
-    if (out && !strcmp(out, "few")) {
+    if (out && !strcmp(out, "small_m")) {
         prefill(e, "first_token_128_ms", 128, 15, 0);
         decode(e, 1, 0, 0, 0);
         decode(e, 64, 0, 0, 0);

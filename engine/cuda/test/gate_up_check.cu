@@ -1,18 +1,21 @@
-/* Hopper's gate and up product with SwiGLU (ffn_sm90.cu): every output of odd sizes, and its time at the shapes of
- * Qwen3-8B beside that of cuBLASLt and cu_swiglu, which do the same, and of cuBLASLt's product alone. */
+/* Checks gemm/gate_up_sm90.cu: every output, for sizes that are not multiples of a tile. Times it at the shapes of
+ * Qwen3-8B beside cuBLASLt with cu_swiglu, which compute the same, and beside cuBLASLt's GEMM alone. */
+#include "engine/cuda/gemm/gate_up_sm90.h"
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/step/fused.h"
 #include "engine/cuda/test/check.h"
 
 #include <string.h>
 
 static cu_dims dims_of(int D, int F)
 {
-    cu_dims m = card_dims();
+    cu_dims m = gpu_dims();
     m.D = D, m.F = F;
     return m;
 }
 
-/* Gate and up of every row, in double. */
-static double *products(const both<bf16> &h, const both<bf16> &w, int rows, int D, int F)
+/* h w^T in double: gate and up of every row, [rows][2F]. */
+static double *gate_and_up(const both<bf16> &h, const both<bf16> &w, int rows, int D, int F)
 {
     double *sum = static_cast<double *>(malloc(sizeof(double) * (size_t)rows * 2 * F));
     for (int r = 0; r < rows; r++)
@@ -25,7 +28,7 @@ static double *products(const both<bf16> &h, const both<bf16> &w, int rows, int 
     return sum;
 }
 
-/* M rows against their products; what lies behind them in act must be as poison() left it. */
+/* Compares M rows of act with the reference; rows after them must be as poison() left them. */
 static void judge_rows(judge &j, const both<bf16> &act, const double *sum, int M, int F)
 {
     for (size_t i = 0; i < act.n; i++) {
@@ -41,34 +44,34 @@ static void judge_rows(judge &j, const both<bf16> &act, const double *sum, int M
     }
 }
 
-/* Row counts rows[n], the last the largest, on so many SMs (0: all of the card). */
+/* Checks with rows[n] rows, the last the largest, on sms[n_sms] SMs (0: all of the GPU). */
 static void check_shape(int F, int D, const int *rows, int n, const int *sms, int n_sms)
 {
     cu_dims m = dims_of(D, F);
     int max_rows = rows[n - 1], all_sms = m.n_sms;
-    if (!cu_ffn_sm90_usable(m))
+    if (!cu_gate_up_sm90_usable(m))
         return;
     both<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
     randomize(h, 1);
     randomize(w, 0.05f);
-    double *sum = products(h, w, max_rows, D, F);
+    double *sum = gate_and_up(h, w, max_rows, D, F);
     for (int s = 0; s < n_sms; s++) {
         m.n_sms = sms[s] ? sms[s] : all_sms;
         char name[96];
-        snprintf(name, sizeof name, "ffn sm90 F %d D %d, %d SMs", F, D, m.n_sms);
+        snprintf(name, sizeof name, "gate and up sm90 F %d D %d, %d SMs", F, D, m.n_sms);
         judge j(name);
         for (int i = 0; i < n; i++) {
             int M = rows[i];
-            cu_ffn_plan p;
+            cu_gate_up_plan p;
             struct km_err err;
-            m.max_tokens = m.n_sms == 4 ? M : max_rows; /* h ends at M: zeros must come; or has rows behind */
-            if (cu_ffn_sm90_plan(&p, m, h.d, w.d, &err)) {
+            m.max_tokens = m.n_sms == 4 ? M : max_rows; /* 4 SMs: h ends at row M, and the copies fill in zeros */
+            if (cu_gate_up_sm90_plan(&p, m, h.d, w.d, &err)) {
                 printf("BAD  %s\n", err.msg);
                 failures++;
                 continue;
             }
             act.poison();
-            cu_ffn_sm90(m, p, M, act.d, 0);
+            cu_gate_up_sm90(m, p, M, act.d, 0);
             OK(cudaGetLastError());
             act.down();
             judge_rows(j, act, sum, M, F);
@@ -77,10 +80,11 @@ static void check_shape(int F, int D, const int *rows, int n, const int *sms, in
     free(sum);
 }
 
-/* On the whole card, and on so few SMs that a block meets many tiles and its barriers many phases. 2100 rows are two
- * groups of tiles, the second smaller, and end in a block without rows. small: on two clusters, once with columns in
- * two tiles and once with rows in two groups; both end in part of a tile and in a warpgroup without rows. */
-void check_ffn_sm90(bool small)
+/* On the whole GPU, and on so few SMs that a thread block processes many tiles and its barriers go through many phases.
+ * 2100 rows are two groups of tiles, the second smaller, and end in a thread block without rows. small: on two
+ * clusters, once with two tiles of columns and once with two groups of rows; both end in a partial tile and in a
+ * warpgroup without rows. */
+void check_gate_up_sm90(bool small)
 {
     static const int rows[] = {1, 63, 64, 65, 127, 129, 300, 2100}, sms[] = {0, 4, 2};
     if (small) {
@@ -95,27 +99,27 @@ void check_ffn_sm90(bool small)
 
 /* ---- speed ---- */
 
-/* Each way alone, in turn, with weights that no cache holds; then as many launches in a row as three prefills make,
- * where the power limit counts. */
-void time_ffn_sm90()
+/* Single launches of each way in turn, with weights that no cache holds; then as many launches back to back as three
+ * prefills have, which is long enough for the GPU's power limit to matter. */
+void time_gate_up_sm90()
 {
-    enum { OURS, BOTH, PRODUCT, WAYS };
-    enum { COPIES = 3, ROUNDS = 11, ROWS_OF_LAUNCHES = 3, IN_ROW = 36 * 3, MOST = 8192 };
-    static const char *const names[WAYS] = {"ours", "cuBLASLt and swiglu", "cuBLASLt alone"};
+    enum { OURS, BOTH, GEMM, WAYS };
+    enum { COPIES = 3, ROUNDS = 11, LONG_ROUNDS = 3, BACK_TO_BACK = 36 * 3, MOST = 8192 };
+    static const char *const names[WAYS] = {"gate_up_sm90", "cuBLASLt and swiglu", "cuBLASLt alone"};
     cu_dims m = dims_of(4096, 12288);
     m.max_tokens = MOST;
     struct cu_lt *lt = nullptr;
     struct km_err err;
-    if (!cu_ffn_sm90_usable(m))
+    if (!cu_gate_up_sm90_usable(m))
         return;
-    int rc = cu_gemm_open(&lt, &err);
+    int rc = cu_lt_open(&lt, &err);
     size_t one = (size_t)2 * m.F * m.D;
     bf16 *w = numbers(COPIES * one, 0.02f), *h = numbers((size_t)MOST * m.D, 1), *gu, *act;
     OK(cudaMalloc(&gu, (size_t)MOST * 2 * m.F * sizeof(bf16)));
     OK(cudaMalloc(&act, (size_t)MOST * m.F * sizeof(bf16)));
-    cu_ffn_plan plans[COPIES];
+    cu_gate_up_plan plans[COPIES];
     for (int i = 0; i < COPIES && !rc; i++)
-        rc = cu_ffn_sm90_plan(&plans[i], m, h, w + i * one, &err);
+        rc = cu_gate_up_sm90_plan(&plans[i], m, h, w + i * one, &err);
     cudaEvent_t t0, t1;
     OK(cudaEventCreate(&t0));
     OK(cudaEventCreate(&t1));
@@ -126,9 +130,9 @@ void time_ffn_sm90()
         for (int i = 0; i < times && !rc; i++) {
             int copy = turn++ % COPIES;
             if (way == OURS)
-                cu_ffn_sm90(m, plans[copy], M, act, 0);
+                cu_gate_up_sm90(m, plans[copy], M, act, 0);
             else
-                rc = cu_gemm(lt, h, w + copy * one, M, 2 * m.F, m.D, false, gu, false, 0, &err);
+                rc = cu_lt_gemm(lt, h, w + copy * one, M, 2 * m.F, m.D, false, gu, false, 0, &err);
             if (way == BOTH)
                 cu_swiglu(m, gu, M, act, 0);
         }
@@ -138,26 +142,27 @@ void time_ffn_sm90()
         OK(cudaEventElapsedTime(&ms, t0, t1));
         return ms / (float)times;
     };
-    for (int M : {(int)CU_FFN_M, 1024, 2048, 4096, 5000, (int)MOST}) {
-        float alone[WAYS][ROUNDS], row[WAYS][ROWS_OF_LAUNCHES];
-        for (int r = -1; r < ROUNDS; r++) /* the first round loads code and chooses algorithms */
+    for (int M : {(int)CU_GATE_UP_SM90_MIN, 1024, 2048, 4096, 5000, (int)MOST}) {
+        float alone[WAYS][ROUNDS], row[WAYS][LONG_ROUNDS];
+        for (int r = -1; r < ROUNDS; r++) /* warm-up: the first round loads kernels and chooses algorithms */
             for (int way = 0; way < WAYS; way++)
                 alone[way][r < 0 ? 0 : r] = timed(way, M, 1);
-        for (int r = 0; r < ROWS_OF_LAUNCHES; r++)
+        for (int r = 0; r < LONG_ROUNDS; r++)
             for (int way = 0; way < WAYS; way++)
-                row[way][r] = timed(way, M, IN_ROW);
+                row[way][r] = timed(way, M, BACK_TO_BACK);
         if (rc)
             break;
         for (int way = 0; way < WAYS; way++) {
             qsort(alone[way], ROUNDS, sizeof(float), by_value);
-            qsort(row[way], ROWS_OF_LAUNCHES, sizeof(float), by_value);
+            qsort(row[way], LONG_ROUNDS, sizeof(float), by_value);
         }
         for (int way = 0; way < WAYS; way++) {
-            float a = alone[way][ROUNDS / 2], in_row = row[way][ROWS_OF_LAUNCHES / 2];
+            float a = alone[way][ROUNDS / 2], in_row = row[way][LONG_ROUNDS / 2];
             double flops = 2.0 * M * 2 * m.F * m.D;
-            printf("gate, up M %4d  %-19s %8.1f us %5.0f TFLOP/s   in a row %8.1f us %5.0f TFLOP/s, ours / it %.3f\n", M,
-                   names[way], a * 1e3, flops / a / 1e9, in_row * 1e3, flops / in_row / 1e9,
-                   row[OURS][ROWS_OF_LAUNCHES / 2] / in_row);
+            printf("gate and up M %4d  %-19s %8.1f us %5.0f TFLOP/s   back to back %8.1f us %5.0f TFLOP/s, "
+                   "gate_up_sm90 takes %.3f of it\n",
+                   M, names[way], a * 1e3, flops / a / 1e9, in_row * 1e3, flops / in_row / 1e9,
+                   row[OURS][LONG_ROUNDS / 2] / in_row);
         }
     }
     if (rc)
@@ -166,5 +171,5 @@ void time_ffn_sm90()
     cudaEventDestroy(t1);
     for (bf16 *p : {w, h, gu, act})
         cudaFree(p);
-    cu_gemm_close(lt);
+    cu_lt_close(lt);
 }
