@@ -9,7 +9,7 @@
 #include "harness/cli/cmd.h"
 #include "harness/cli/host.h"
 #include "harness/cli/plan.h"
-#include "harness/run/runfolder.h"
+#include "harness/run/env.h"
 
 #include <errno.h>
 #include <fcntl.h>

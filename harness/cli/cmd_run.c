@@ -8,8 +8,9 @@
 #include "harness/cli/host.h"
 #include "harness/cli/loadflags.h"
 #include "harness/cli/progress.h"
-#include "harness/run/runfolder.h"
 #include "harness/client/scrape.h"
+#include "harness/run/count.h"
+#include "harness/run/runfolder.h"
 #include "harness/cli/wlflags.h"
 
 #include <math.h>
@@ -121,7 +122,7 @@ static void quote_command(int argc, char **argv, struct km_buf *out)
 }
 
 /* The longest prompt of the workload with its answer, as far as the client can count (chat markers left out). */
-static int longest_request(const struct wl_set *set, const struct hz_load *l)
+static int longest_request(const struct wl_set *set, const struct load *l)
 {
     int longest = 0;
     for (int c = 0; c < set->n; c++) {
@@ -139,13 +140,13 @@ static int longest_request(const struct wl_set *set, const struct hz_load *l)
 }
 
 /* Refuses a workload that cannot fit before the clock runs: the server's own word on its context. */
-static int preflight(const struct hz_target *target, const struct wl_set *set, const struct hz_load *l,
+static int preflight(const struct target *target, const struct wl_set *set, const struct load *l,
                      struct km_err *err)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
     int rc = 0;
-    if (hz_get(target, "/v1/models", 10, &body, NULL) == 200 && km_buf_ok(&body) &&
+    if (target_get(target, "/v1/models", 10, &body, NULL) == 200 && km_buf_ok(&body) &&
         !km_json_parse(body.data, body.len, &v, NULL)) {
         const cJSON *first = cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(v, "data"), 0);
         int64_t context = 0;
@@ -213,7 +214,7 @@ static void print_summary(const struct hz_summary *s, const struct hz_trace *t, 
 /* What one run holds besides its options. */
 struct job {
     struct host_facts facts;
-    struct hz_target target;
+    struct target target;
     struct tok *tok;
     struct wl_set *set;
     struct hz_trace trace;
@@ -226,11 +227,11 @@ struct job {
 };
 
 /* What our engine resolved its options to: a result names the pool it ran with, not "auto". */
-static cJSON *engine_facts(const struct hz_target *target)
+static cJSON *engine_facts(const struct target *target)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
-    if (hz_get(target, "/version", 10, &body, NULL) == 200 && km_buf_ok(&body))
+    if (target_get(target, "/version", 10, &body, NULL) == 200 && km_buf_ok(&body))
         km_json_parse(body.data, body.len, &v, NULL);
     km_buf_free(&body);
     return v;
@@ -260,7 +261,7 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
     const char *dtype = o->host.dtype;
     km_json_str(j->engine, "dtype", false, &dtype, NULL);
     cJSON *limits = engine_limits(j->engine);
-    struct hz_run_info info = {.workload = j->set->name,
+    struct run_info info = {.workload = j->set->name,
                                .workload_sha256 = j->set->sha256,
                                .workload_text = j->set->text,
                                .workload_kind = j->set->kind,
@@ -280,7 +281,7 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
                                .server_metrics = j->metrics,
                                .limits = limits,
                                .set = j->set};
-    int rc = hz_run_write(o->out, &info, &j->trace, &j->seed, &j->strict, err);
+    int rc = run_folder_write(o->out, &info, &j->trace, &j->seed, &j->strict, err);
     cJSON_Delete(limits);
     return rc;
 }
@@ -292,8 +293,8 @@ static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
     int rc = path ? tok_open(&j->tok, path, err) : KM_ENOENT;
     if (rc == KM_ENOENT && o->url && !o->host.tokenizer) {
         struct km_buf root = {0};
-        rc = hz_wait_ready(&j->target, o->ready_timeout, err);
-        if (!rc && !(rc = hz_model_root(&j->target, &root, err)))
+        rc = target_wait_ready(&j->target, o->ready_timeout, err);
+        if (!rc && !(rc = target_model_root(&j->target, &root, err)))
             rc = tok_open(&j->tok, km_buf_str(&root), err);
         if (!rc)
             km_log(KM_LOG_INFO, "counting with the tokenizer in %s, where the server has its model", km_buf_str(&root));
@@ -308,7 +309,7 @@ static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
 /* The measured part, once options are known to be good. */
 static int measure(struct run_opts *o, const char *path, struct job *j, struct km_err *err)
 {
-    j->target = (struct hz_target){.url = o->url,
+    j->target = (struct target){.url = o->url,
                                    .model = !o->url                     ? NULL
                                             : o->host.served_model_name ? o->host.served_model_name
                                                                         : o->host.model,
@@ -325,7 +326,7 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
         j->target.url = km_buf_str(&j->url);
     }
     if (!rc)
-        rc = hz_wait_ready(&j->target, o->ready_timeout, err);
+        rc = target_wait_ready(&j->target, o->ready_timeout, err);
     if (!rc)
         rc = preflight(&j->target, j->set, &o->load.load, err);
     if (rc)
@@ -338,7 +339,7 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
     struct progress bar;
     progress_start(&bar, o->quiet);
     progress_catch_interrupt();
-    rc = hz_run(&j->target, &o->load.load, j->set, progress_update, &bar, &j->trace, err);
+    rc = load_run(&j->target, &o->load.load, j->set, progress_update, &bar, &j->trace, err);
     progress_end(&bar);
     cJSON *after = scrape_metrics(&j->target);
     j->metrics = scrape_difference(before, after);

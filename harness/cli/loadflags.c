@@ -7,12 +7,12 @@
 struct lf_opts lf_defaults(void)
 {
     return (struct lf_opts){
-        .load = hz_load_defaults(), .sampling = "round_robin", .endpoint = "chat", .thinking = "auto"};
+        .load = load_defaults(), .sampling = "round_robin", .endpoint = "chat", .thinking = "auto"};
 }
 
 int lf_flags(struct lf_opts *o, struct km_flag *out, int max)
 {
-    struct hz_load *l = &o->load;
+    struct load *l = &o->load;
     const struct km_flag table[] = {
         {"num-clients", 'p', KM_INT, &l->num_clients, "N", "clients, one request in flight each (default 1)", 1, 65536},
         {"max-active-conversations", 'k', KM_INT, &l->max_active_conversations, "N",
@@ -54,12 +54,12 @@ int lf_flags(struct lf_opts *o, struct km_flag *out, int max)
 
 int lf_resolve(struct lf_opts *o, struct km_err *err)
 {
-    struct hz_load *l = &o->load;
+    struct load *l = &o->load;
     l->random_sampling = !strcmp(o->sampling, "random");
-    l->endpoint = !strcmp(o->endpoint, "chat") ? HZ_CHAT : HZ_COMPLETIONS;
+    l->endpoint = !strcmp(o->endpoint, "chat") ? LOAD_CHAT : LOAD_COMPLETIONS;
     l->enable_thinking_set = strcmp(o->thinking, "auto") != 0;
     l->enable_thinking = !strcmp(o->thinking, "on");
-    if (l->send_token_ids && l->endpoint == HZ_CHAT)
+    if (l->send_token_ids && l->endpoint == LOAD_CHAT)
         return km_fail(err, KM_EINVAL, "--send-token-ids needs --endpoint-type completions; chat messages are text");
     if ((l->limit_min_tokens > 0) != (l->limit_max_tokens > 0))
         return km_fail(err, KM_EINVAL, "--limit-min-tokens and --limit-max-tokens go together; %s is missing",

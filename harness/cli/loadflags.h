@@ -5,7 +5,7 @@
 #include "harness/client/load.h"
 
 struct lf_opts {
-    struct hz_load load;
+    struct load load;
     const char *sampling, *endpoint, *thinking; /* as typed; lf_resolve turns them into load */
 };
 struct lf_opts lf_defaults(void);

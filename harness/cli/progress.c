@@ -40,7 +40,7 @@ static void clock_text(double s, char *out, size_t size)
         snprintf(out, size, "%d:%02d", (int)s / 60, (int)s % 60);
 }
 
-bool progress_update(void *arg, const struct hz_progress *now)
+bool progress_update(void *arg, const struct client_progress *now)
 {
     struct progress *p = arg;
     int64_t t = km_now_ns();

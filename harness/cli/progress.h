@@ -2,7 +2,7 @@
 #ifndef HZ_PROGRESS_H
 #define HZ_PROGRESS_H
 
-#include "harness/client/load.h"
+#include "harness/client/client.h"
 
 struct progress {
     bool tty, quiet;
@@ -11,8 +11,8 @@ struct progress {
 };
 
 void progress_start(struct progress *p, bool quiet);
-/* An hz_progress_fn whose arg is a struct progress: false once Ctrl-C was pressed. */
-bool progress_update(void *arg, const struct hz_progress *now);
+/* A client_progress_fn whose arg is a struct progress: false once Ctrl-C was pressed. */
+bool progress_update(void *arg, const struct client_progress *now);
 void progress_end(struct progress *p);
 
 /* Ctrl-C ends the run early and keeps what is complete; a second one kills the program. */

@@ -124,7 +124,7 @@ static void on_event(void *arg, const char *data, size_t len)
     a->events++;
     if (at.lag_ns >= 0) {
         a->tally->stamped++;
-        hz_hist_add(&a->tally->lag, at.lag_ns);
+        hist_add(&a->tally->lag, at.lag_ns);
     }
     a->tally->met += at.met;
     if (len == 6 && !memcmp(data, "[DONE]", 6)) {
@@ -280,34 +280,15 @@ void ans_end(struct ans *a, const struct ans_close *end)
 int ans_record(struct ans *a, struct hz_trace *t, struct km_err *err)
 {
     struct hz_rec *r = &a->rec;
-    if (t->n == t->cap) {
-        int cap = t->cap ? 2 * t->cap : 256;
-        struct hz_rec *p = km_reallocarray(t->recs, (size_t)cap, sizeof *p);
-        if (!p)
-            return km_fail(err, KM_ENOMEM, "no memory for %d records", cap);
-        t->recs = p;
-        t->cap = cap;
-    }
-    if (t->n_ticks + (size_t)a->n_ticks > t->cap_ticks) {
-        size_t cap = 2 * t->cap_ticks + (size_t)a->n_ticks + 4096;
-        struct hz_tick *p = km_reallocarray(t->ticks, cap, sizeof *p);
-        if (!p)
-            return km_fail(err, KM_ENOMEM, "no memory for %zu events", cap);
-        t->ticks = p;
-        t->cap_ticks = cap;
-    }
-    r->tick0 = t->n_ticks;
-    r->n_ticks = a->n_ticks;
-    if (a->n_ticks)
-        memcpy(t->ticks + t->n_ticks, a->ticks, (size_t)a->n_ticks * sizeof *a->ticks);
-    t->n_ticks += (size_t)a->n_ticks;
     if (r->ok) {
         r->text_xxh = XXH3_64bits_digest(a->hash);
         r->text_len = a->text.len;
         if (!(r->text = km_buf_take(&a->text)))
-            return km_fail(err, KM_ENOMEM, "no memory for an answer of %zu bytes", r->text_len);
+            return km_fail(err, KM_ENOMEM, "out of memory for an answer of %zu bytes", r->text_len);
     }
-    t->recs[t->n++] = *r;
+    int rc = hz_trace_append(t, r, a->ticks, a->n_ticks, err);
+    if (rc)
+        km_free(r->text);
     r->text = NULL;
-    return 0;
+    return rc;
 }

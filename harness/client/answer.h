@@ -2,12 +2,12 @@
  *
  * An `ans` fills an hz_rec and its ticks. It knows nothing of sockets: whoever reads them hands over bytes with
  * the time of their arrival. Its memory is kept from one response to the next. */
-#ifndef ANS_ANSWER_H
-#define ANS_ANSWER_H
+#ifndef ANSWER_H
+#define ANSWER_H
 
 #include "harness/client/hist.h"
-#include "harness/client/load.h"
 #include "harness/client/sse.h"
+#include "harness/run/trace.h"
 
 struct ans_stamp {
     int64_t ns;
@@ -19,7 +19,7 @@ struct ans_stamp {
 struct ans_tally {
     int64_t events, stamped, met, tokens;
     int64_t coalesced; /* events with tokens that shared a read with an earlier one of their answer */
-    struct hz_hist lag;
+    struct hist lag;
 };
 
 enum { ANS_SNIPPET = 120 }; /* bytes of a body kept for an error message */

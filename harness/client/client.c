@@ -14,7 +14,8 @@
 #include "base/mem.h"
 #include "harness/client/answer.h"
 #include "harness/client/hist.h"
-#include "harness/client/rest.h"
+#include "harness/client/request.h"
+#include "harness/client/schedule.h"
 
 #include <curl/curl.h>
 #include <errno.h>
@@ -40,10 +41,10 @@ enum {
 static const double PROMPT_TIMEOUT_S = 6 * 3600, CONVERSATION_TIMEOUT_S = 120;
 
 struct slot {
-    struct cli *cli;
+    struct client *client;
     CURL *easy;
     char errbuf[CURL_ERROR_SIZE];
-    struct turns_item item;
+    struct schedule_item item;
     struct ans ans;
 };
 
@@ -52,8 +53,8 @@ struct sock {
     uint32_t astray;   /* segments out of order before the answer being read */
 };
 
-struct cli {
-    struct cli_opts o;
+struct client {
+    struct client_opts o;
     CURLM *multi;
     struct curl_slist *headers;
     char *url;
@@ -74,7 +75,7 @@ struct cli {
     bool offset_good;
 
     int64_t reads, reconnects, clock_steps;
-    struct hz_hist gap, send_lag;
+    struct hist gap, send_lag;
     struct ans_tally tally;
     bool oom;
 };
@@ -83,7 +84,7 @@ struct cli {
 
 /* The offset errs by up to after - before, to the side that makes the kernel's stamps late. A look that was held off
  * says nothing of the clocks: the last good one stays what the next is compared with. */
-static void look_at_clocks(struct cli *c)
+static void look_at_clocks(struct client *c)
 {
     int64_t before = km_now_ns(), wall = km_wall_ns(), after = km_now_ns();
     int64_t offset = wall - after, moved = llabs(offset - c->offset_ns);
@@ -109,7 +110,7 @@ static struct tcp_info counts(int fd)
 }
 
 /* The kernel's stamp of the last byte in the socket, on the monotonic clock; 0: none. MSG_TRUNC: without a copy. */
-static int64_t kernel_stamp(struct cli *c, int fd)
+static int64_t kernel_stamp(struct client *c, int fd)
 {
     char control[256];
     struct iovec iov = {c->peek, sizeof c->peek};
@@ -131,7 +132,7 @@ static int64_t kernel_stamp(struct cli *c, int fd)
 
 /* The count comes first: the stamp may be that of a byte after it, never of one before. Nor once segments of this
  * answer have come out of order: then the last byte's stamp need not be the newest, and none is taken. */
-static void look(struct cli *c, int fd)
+static void look(struct client *c, int fd)
 {
     c->looked_at = fd < c->cap_fd ? c->socks[fd].slot : NULL;
     if (!c->looked_at)
@@ -153,7 +154,7 @@ static void look(struct cli *c, int fd)
  * What has been read is the count less what is left, which is asked first so that the error is to the late side. */
 static struct ans_stamp arrival(const struct slot *s)
 {
-    struct cli *c = s->cli;
+    struct client *c = s->client;
     int left = 0;
     if (c->looked_at != s)
         return (struct ans_stamp){km_now_ns(), -1, false}; /* libcurl read this socket on its own account, from a timer */
@@ -197,7 +198,7 @@ static size_t discard(char *p, size_t size, size_t n, void *arg)
 
 static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *unused)
 {
-    struct cli *c = arg;
+    struct client *c = arg;
     struct slot *s = NULL;
     (void)unused;
     if (fd >= c->cap_fd) {
@@ -229,7 +230,7 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *un
 
 static int on_timer(CURLM *multi, long ms, void *arg)
 {
-    struct cli *c = arg;
+    struct client *c = arg;
     (void)multi;
     c->curl_due = ms < 0 ? INT64_MAX : km_now_ns() + ms * 1000000;
     return 0;
@@ -238,7 +239,7 @@ static int on_timer(CURLM *multi, long ms, void *arg)
 /* A new socket. Asks the kernel for receive stamps; a kernel that refuses leaves the client's own. */
 static int on_sockopt(void *arg, curl_socket_t fd, curlsocktype purpose)
 {
-    struct cli *c = arg;
+    struct client *c = arg;
     int flags = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
     if (fd < c->cap_fd)
         c->socks[fd] = (struct sock){0};
@@ -256,12 +257,12 @@ static void slot_free(struct slot *s)
     km_free(s);
 }
 
-static struct slot *slot_new(struct cli *c)
+static struct slot *slot_new(struct client *c)
 {
     struct slot *s = km_calloc(1, sizeof *s);
     if (!s)
         return NULL;
-    s->cli = c;
+    s->client = c;
     s->easy = curl_easy_init();
     if (!s->easy || ans_init(&s->ans, c->o.stream, c->o.completions, c->o.by_ids, &c->tally, NULL)) {
         slot_free(s);
@@ -284,7 +285,7 @@ static struct slot *slot_new(struct cli *c)
 }
 
 /* An idle slot, made when there is none; NULL without memory. */
-static struct slot *slot_get(struct cli *c)
+static struct slot *slot_get(struct client *c)
 {
     if (c->n_idle)
         return c->idle[--c->n_idle];
@@ -308,7 +309,7 @@ static struct slot *slot_get(struct cli *c)
 
 /* Sleeps until a socket is ready or until `due`, then lets libcurl do what there is to do. With `away_since`, notes
  * how long the loop was away from its sockets after they last had something. */
-static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *err)
+static int turn(struct client *c, int64_t due, int64_t *away_since, struct km_err *err)
 {
     struct epoll_event ev[256];
     int running;
@@ -319,7 +320,7 @@ static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *
     if (due != INT64_MAX)
         timerfd_settime(c->timer, TFD_TIMER_ABSTIME, &when, NULL);
     if (away_since && *away_since)
-        hz_hist_add(&c->gap, km_now_ns() - *away_since);
+        hist_add(&c->gap, km_now_ns() - *away_since);
     int n = epoll_wait(c->epfd, ev, 256, -1);
     if (n < 0 && errno != EINTR)
         return km_fail(err, KM_EIO, "epoll_wait failed: %s", strerror(errno));
@@ -350,7 +351,7 @@ static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *
 }
 
 /* Starts the slot's transfer at once: on an open connection the request's first bytes leave in this call. */
-static int launch(struct cli *c, struct slot *s, struct km_err *err)
+static int launch(struct client *c, struct slot *s, struct km_err *err)
 {
     int running;
     CURLMcode rc = curl_multi_add_handle(c->multi, s->easy);
@@ -361,7 +362,7 @@ static int launch(struct cli *c, struct slot *s, struct km_err *err)
     return rc ? km_fail(err, KM_ENOMEM, "libcurl cannot start a request: %s", curl_multi_strerror(rc)) : 0;
 }
 
-static struct slot *finished(struct cli *c, CURLcode *result)
+static struct slot *finished(struct client *c, CURLcode *result)
 {
     int left;
     CURLMsg *m;
@@ -376,7 +377,7 @@ static struct slot *finished(struct cli *c, CURLcode *result)
     return NULL;
 }
 
-static void retire(struct cli *c, struct slot *s)
+static void retire(struct client *c, struct slot *s)
 {
     curl_multi_remove_handle(c->multi, s->easy);
     c->idle[c->n_idle++] = s;
@@ -384,20 +385,20 @@ static void retire(struct cli *c, struct slot *s)
 
 /* ---- life ---- */
 
-int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err)
+int client_new(struct client **out, const struct client_opts *o, struct km_err *err)
 {
     *out = NULL;
-    struct cli *c = km_calloc(1, sizeof *c);
+    struct client *c = km_calloc(1, sizeof *c);
     if (!c)
         return km_fail(err, KM_ENOMEM, "no memory for the client");
     c->o = *o;
     c->epfd = c->timer = -1;
     c->curl_due = INT64_MAX;
     struct km_buf url = {0};
-    int rc = rest_url(o->target, o->path, &url, err);
+    int rc = target_url(o->target, o->path, &url, err);
     c->url = km_buf_take(&url);
     if (!rc)
-        rc = rest_headers(o->target, &c->headers, err);
+        rc = target_headers(o->target, &c->headers, err);
     if (!rc && (!c->url || curl_global_init(CURL_GLOBAL_DEFAULT) || !(c->multi = curl_multi_init())))
         rc = km_fail(err, KM_ENOMEM, "no memory for the client");
     if (!rc && ((c->epfd = epoll_create1(EPOLL_CLOEXEC)) < 0 ||
@@ -407,7 +408,7 @@ int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err)
     if (!rc && epoll_ctl(c->epfd, EPOLL_CTL_ADD, c->timer, &e))
         rc = km_fail(err, KM_EIO, "no timer in the event loop: %s", strerror(errno));
     if (rc) {
-        cli_free(c);
+        client_free(c);
         return rc;
     }
     curl_multi_setopt(c->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
@@ -418,7 +419,7 @@ int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err)
     return 0;
 }
 
-void cli_free(struct cli *c)
+void client_free(struct client *c)
 {
     if (!c)
         return;
@@ -459,12 +460,12 @@ static int allow_files(int n, struct km_err *err)
                : 0;
 }
 
-int cli_connect(struct cli *c, int n, struct km_err *err)
+int client_connect(struct client *c, int n, struct km_err *err)
 {
     int rc = allow_files(n, err), open = 0;
     struct km_buf url = {0};
     if (!rc)
-        rc = rest_url(c->o.target, "/health", &url, err);
+        rc = target_url(c->o.target, "/health", &url, err);
     curl_multi_setopt(c->multi, CURLMOPT_MAXCONNECTS, (long)n + 64);
     while (!rc && open < n) {
         struct slot *s = slot_get(c);
@@ -507,7 +508,7 @@ int cli_connect(struct cli *c, int n, struct km_err *err)
 
 /* ---- playing ---- */
 
-static int start(struct cli *c, struct req *r, const struct turns_item *it, struct km_err *err)
+static int start(struct client *c, struct req *r, const struct schedule_item *it, struct km_err *err)
 {
     struct req_body body;
     struct slot *s = slot_get(c);
@@ -548,13 +549,13 @@ static int start(struct cli *c, struct req *r, const struct turns_item *it, stru
 
     int64_t now = km_now_ns();
     s->ans.rec.start_ns = now;
-    hz_hist_add(&c->send_lag, now - it->ready_ns);
+    hist_add(&c->send_lag, now - it->ready_ns);
     return launch(c, s, err);
 }
 
 /* The end of one request: verdict, record, history, and the word to the schedule. */
-static int finish(struct cli *c, struct slot *s, CURLcode result, struct turns *sch, struct req *r,
-                  struct hz_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
+static int finish(struct client *c, struct slot *s, CURLcode result, struct schedule *sch, struct req *r,
+                  struct client_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
 {
     long opened = 0;
     struct ans_close end = {.timed_out = result == CURLE_OPERATION_TIMEDOUT, .now_ns = km_now_ns()};
@@ -579,9 +580,9 @@ static int finish(struct cli *c, struct slot *s, CURLcode result, struct turns *
     p->active--;
     if (!rc)
         rc = ans_record(&s->ans, t, err);
-    struct turns_item it = s->item;
+    struct schedule_item it = s->item;
     retire(c, s);
-    turns_done(sch, &it, ok, end.now_ns);
+    schedule_done(sch, &it, ok, end.now_ns);
     return rc;
 }
 
@@ -593,7 +594,7 @@ static double cpu_seconds(void)
            (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
 }
 
-static void reset_health(struct cli *c)
+static void reset_health(struct client *c)
 {
     c->reads = c->reconnects = c->clock_steps = 0;
     memset(&c->gap, 0, sizeof c->gap);
@@ -601,10 +602,10 @@ static void reset_health(struct cli *c)
     memset(&c->tally, 0, sizeof c->tally);
 }
 
-int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progress, void *arg, struct hz_trace *t,
+int client_play(struct client *c, struct schedule *s, struct req *r, client_progress_fn progress, void *arg, struct hz_trace *t,
              struct km_err *err)
 {
-    struct hz_progress p = {.total = turns_planned(s)};
+    struct client_progress p = {.total = schedule_planned(s)};
     double ttft_sum = 0, cpu = cpu_seconds();
     int64_t away = 0, told = 0, wake;
     int rc = 0;
@@ -614,20 +615,20 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
     look_at_clocks(c);
     t->begin_ns = km_now_ns();
-    turns_begin(s, t->begin_ns);
+    schedule_begin(s, t->begin_ns);
     for (;;) {
-        struct turns_item it;
+        struct schedule_item it;
         struct slot *slot;
         CURLcode result;
-        enum turns_answer a;
+        enum schedule_answer a;
         bool ended = false, started = false;
         for (; !rc && (slot = finished(c, &result)); ended = true)
             rc = finish(c, slot, result, s, r, &p, &ttft_sum, t, err);
-        for (; !rc && (a = turns_next(s, km_now_ns(), &it, &wake)) == SCH_SEND; started = true) {
+        for (; !rc && (a = schedule_next(s, km_now_ns(), &it, &wake)) == SCHEDULE_SEND; started = true) {
             p.active++;
             rc = start(c, r, &it, err);
         }
-        if (rc || a == SCH_END)
+        if (rc || a == SCHEDULE_END)
             break;
         if (ended || started)
             continue; /* a refused connection ends its request at once: nothing would wake us for it */
@@ -657,13 +658,13 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
     int64_t waited = c->tally.events - c->tally.met;
     t->health = (struct hz_health){.cpu_s = cpu_seconds() - cpu,
                                    .wall_s = (double)(t->end_ns - t->begin_ns) / 1e9,
-                                   .loop_gap_p99_ms = hz_hist_ms(&c->gap, 0.99),
+                                   .loop_gap_p99_ms = hist_ms(&c->gap, 0.99),
                                    .loop_gap_max_ms = c->gap.n ? (double)c->gap.max / 1e6 : NAN,
-                                   .send_lag_p99_ms = hz_hist_ms(&c->send_lag, 0.99),
+                                   .send_lag_p99_ms = hist_ms(&c->send_lag, 0.99),
                                    .events = c->tally.events,
                                    .reads = c->reads,
                                    .kernel_stamps = waited ? (double)c->tally.stamped / (double)waited : NAN,
-                                   .stamp_lag_p99_ms = hz_hist_ms(&c->tally.lag, 0.99),
+                                   .stamp_lag_p99_ms = hist_ms(&c->tally.lag, 0.99),
                                    .coalesced = c->tally.coalesced,
                                    .reconnects = c->reconnects,
                                    .clock_steps = c->clock_steps};

@@ -2,8 +2,8 @@
  *
  * A scan walks the text once and keeps slices into it; the text must outlive them. The same scan reads a
  * whole non-streamed answer, whose choices carry `message` instead of `delta`. */
-#ifndef EV_EVENT_H
-#define EV_EVENT_H
+#ifndef EVENT_H
+#define EVENT_H
 
 #include "base/buf.h"
 

@@ -5,8 +5,8 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "harness/client/client.h"
-#include "harness/client/rest.h"
+#include "harness/client/request.h"
+#include "harness/client/schedule.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -14,14 +14,14 @@
 
 enum { OPEN_AHEAD = 64 }; /* connections opened beforehand when prompts arrive at a rate */
 
-struct hz_load hz_load_defaults(void)
+struct load load_defaults(void)
 {
-    return (struct hz_load){
-        .num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = HZ_CHAT};
+    return (struct load){
+        .num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = LOAD_CHAT};
 }
 
 /* The numbers that vLLM's client also refuses, with its rules. */
-static int check(const struct hz_load *l, const struct wl_set *set, struct km_err *err)
+static int check(const struct load *l, const struct wl_set *set, struct km_err *err)
 {
     if (set->n < 1)
         return km_fail(err, KM_EINVAL, "workload %s is empty", set->name);
@@ -55,11 +55,11 @@ static int check(const struct hz_load *l, const struct wl_set *set, struct km_er
     return 0;
 }
 
-static int closed(struct turns **out, const struct hz_load *l, const struct wl_set *set, const int *order, int n,
+static int closed(struct schedule **out, const struct load *l, const struct wl_set *set, const int *order, int n,
                   bool warmup, bool warmed, struct km_err *err)
 {
     int64_t active = l->max_active_conversations ? l->max_active_conversations : l->num_clients;
-    struct turns_closed o = {.order = order,
+    struct schedule_closed o = {.order = order,
                              .n = n,
                              .first_turn = warmed,
                              .clients = (int)l->num_clients,
@@ -70,26 +70,26 @@ static int closed(struct turns **out, const struct hz_load *l, const struct wl_s
                              .random = l->random_sampling,
                              .rate = l->request_rate,
                              .seed = l->seed};
-    return turns_closed_new(out, set, &o, err);
+    return schedule_closed_new(out, set, &o, err);
 }
 
-static int prompts(const struct hz_load *l, const struct wl_set *set)
+static int prompts(const struct load *l, const struct wl_set *set)
 {
     return l->max_num_requests > 0 && l->max_num_requests < set->n ? (int)l->max_num_requests : set->n;
 }
 
-static int open_loop(struct turns **out, const struct hz_load *l, const struct wl_set *set, bool warmup,
+static int open_loop(struct schedule **out, const struct load *l, const struct wl_set *set, bool warmup,
                      struct km_err *err)
 {
-    struct turns_open o = {.n = prompts(l, set),
+    struct schedule_open o = {.n = prompts(l, set),
                            .rate = warmup ? 0 : l->request_rate,
                            .burstiness = l->burstiness,
                            .cap = l->max_concurrency,
                            .seed = l->seed};
-    return turns_open_new(out, &o, err);
+    return schedule_open_new(out, &o, err);
 }
 
-static int connections(const struct hz_load *l, const struct wl_set *set)
+static int connections(const struct load *l, const struct wl_set *set)
 {
     if (set->kind != WL_RANDOM)
         return (int)l->num_clients;
@@ -102,15 +102,15 @@ static int connections(const struct hz_load *l, const struct wl_set *set)
 
 /* The unmeasured pass. Its conversations, in order of completion and with the answers that they got, are what
  * the measured pass goes on with. */
-static int warm_up(struct cli *c, struct req *r, const struct hz_load *l, const struct wl_set *set,
-                   struct turns **s, struct hz_trace *t, struct km_err *err)
+static int warm_up(struct client *c, struct req *r, const struct load *l, const struct wl_set *set,
+                   struct schedule **s, struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
     bool open = set->kind == WL_RANDOM;
     int64_t t0 = km_now_ns();
     int rc = open ? open_loop(s, l, set, true, err) : closed(s, l, set, NULL, set->n, true, false, err);
     if (!rc)
-        rc = cli_play(c, *s, r, NULL, NULL, &pass, err);
+        rc = client_play(c, *s, r, NULL, NULL, &pass, err);
     t->warmup_ns = km_now_ns() - t0;
     t->warm = pass.recs;
     t->n_warm = pass.n;
@@ -121,76 +121,59 @@ static int warm_up(struct cli *c, struct req *r, const struct hz_load *l, const 
         req_rewind(r);
     int done = 1;
     if (!rc && !open)
-        turns_finished(*s, &done);
+        schedule_finished(*s, &done);
     if (done == 0)
         rc = km_fail(err, KM_ENET, "no request of the warm-up succeeded; the first said: %s",
                      t->n_warm ? t->warm[0].error : "nothing");
     return rc;
 }
 
-int hz_run(const struct hz_target *target, const struct hz_load *load, const struct wl_set *set,
-           hz_progress_fn progress, void *arg, struct hz_trace *out, struct km_err *err)
+int load_run(const struct target *target, const struct load *load, const struct wl_set *set,
+           client_progress_fn progress, void *arg, struct hz_trace *out, struct km_err *err)
 {
     struct req *r = NULL;
-    struct cli *c = NULL;
-    struct turns *warm = NULL, *s = NULL;
+    struct client *c = NULL;
+    struct schedule *warm = NULL, *s = NULL;
     *out = (struct hz_trace){.fixed_history = load->fixed_history};
     int rc = check(load, set, err);
     if (!rc)
-        rc = rest_model(target, out->model, sizeof out->model, err);
+        rc = target_model(target, out->model, sizeof out->model, err);
     if (!rc)
         rc = req_new(&r, load, target->extra_body, out->model, set, err);
     if (!rc) {
-        rest_version(target, out->server_version, sizeof out->server_version);
-        struct cli_opts o = {.target = target,
+        target_version(target, out->server_version, sizeof out->server_version);
+        struct client_opts o = {.target = target,
                              .path = req_path(r),
                              .stream = load->stream,
                              .prompts = set->kind == WL_RANDOM,
-                             .completions = load->endpoint == HZ_COMPLETIONS,
+                             .completions = load->endpoint == LOAD_COMPLETIONS,
                              .by_ids = load->send_token_ids,
                              .timeout_s = load->timeout_s};
-        rc = cli_new(&c, &o, err);
+        rc = client_new(&c, &o, err);
     }
     if (!rc)
-        rc = cli_connect(c, connections(load, set), err);
+        rc = client_connect(c, connections(load, set), err);
     if (!rc && load->warmup_step)
         rc = warm_up(c, r, load, set, &warm, out, err);
     if (!rc && set->kind == WL_RANDOM)
         rc = open_loop(&s, load, set, false, err);
     else if (!rc) {
         int n = set->n;
-        const int *order = warm ? turns_finished(warm, &n) : NULL;
+        const int *order = warm ? schedule_finished(warm, &n) : NULL;
         rc = closed(&s, load, set, order, n, false, warm != NULL, err);
     }
     if (!rc)
-        rc = cli_play(c, s, r, progress, arg, out, err);
+        rc = client_play(c, s, r, progress, arg, out, err);
     if (!rc) {
-        out->dropped = turns_lost(s);
-        int left = turns_planned(s) - out->n - out->dropped;
+        out->dropped = schedule_lost(s);
+        int left = schedule_planned(s) - out->n - out->dropped;
         out->abandoned = left > 0 ? left : 0;
     }
-    cli_free(c);
+    client_free(c);
     req_free(r);
-    turns_free(s);
-    turns_free(warm);
+    schedule_free(s);
+    schedule_free(warm);
     if (rc)
         hz_trace_free(out);
     return rc;
-}
-
-static void free_recs(struct hz_rec *recs, int n)
-{
-    for (int i = 0; i < n; i++)
-        km_free(recs[i].text);
-    km_free(recs);
-}
-
-void hz_trace_free(struct hz_trace *t)
-{
-    if (!t)
-        return;
-    free_recs(t->recs, t->n);
-    free_recs(t->warm, t->n_warm);
-    km_free(t->ticks);
-    *t = (struct hz_trace){0};
 }

@@ -18,7 +18,7 @@ struct conv_body {
 };
 
 struct req {
-    const struct hz_load *load;
+    const struct load *load;
     const struct wl_set *set;
     bool prompts;
     const char *max_key; /* what this endpoint calls the token limit; NULL: extra_body sets it */
@@ -45,13 +45,13 @@ static int check_extra(const cJSON *extra, struct km_err *err)
     return 0;
 }
 
-static int check_load(const struct hz_load *l, const struct wl_set *set, bool prompts, struct km_err *err)
+static int check_load(const struct load *l, const struct wl_set *set, bool prompts, struct km_err *err)
 {
-    if (l->endpoint == HZ_COMPLETIONS && !prompts)
+    if (l->endpoint == LOAD_COMPLETIONS && !prompts)
         return km_fail(err, KM_EINVAL,
                        "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat",
                        set->name);
-    if (l->send_token_ids && l->endpoint != HZ_COMPLETIONS)
+    if (l->send_token_ids && l->endpoint != LOAD_COMPLETIONS)
         return km_fail(err, KM_EINVAL,
                        "--send-token-ids needs --endpoint-type completions; chat messages are text");
     if (l->limit_min_tokens > 0 && l->limit_max_tokens > 0 && l->limit_min_tokens > l->limit_max_tokens)
@@ -84,27 +84,27 @@ static int check_load(const struct hz_load *l, const struct wl_set *set, bool pr
 
 static void put_message(const struct req *r, struct km_buf *b, const struct wl_msg *m)
 {
-    if (r->load->endpoint == HZ_COMPLETIONS && r->load->send_token_ids) {
+    if (r->load->endpoint == LOAD_COMPLETIONS && r->load->send_token_ids) {
         km_buf_putc(b, '[');
         for (int i = 0; i < m->n_tokens; i++)
             km_buf_printf(b, i ? ",%d" : "%d", (int)m->ids[i]);
         km_buf_putc(b, ']');
         return;
     }
-    bool list = r->prompts && r->load->endpoint == HZ_CHAT; /* bench serve sends a list of parts */
-    km_buf_puts(b, r->load->endpoint == HZ_COMPLETIONS ? "\""
+    bool list = r->prompts && r->load->endpoint == LOAD_CHAT; /* bench serve sends a list of parts */
+    km_buf_puts(b, r->load->endpoint == LOAD_COMPLETIONS ? "\""
                    : list         ? "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\""
                    : m->assistant ? "{\"role\":\"assistant\",\"content\":\""
                                   : "{\"role\":\"user\",\"content\":\"");
     km_buf_put_json(b, m->text, m->len);
-    km_buf_puts(b, r->load->endpoint == HZ_COMPLETIONS ? "\"" : list ? "\"}]}" : "\"}");
+    km_buf_puts(b, r->load->endpoint == LOAD_COMPLETIONS ? "\"" : list ? "\"}]}" : "\"}");
 }
 
 /* Head, tail and end, with the keys in the order of vLLM's own bodies. */
 static void put_parameters(struct req *r, const cJSON *extra, const char *model)
 {
-    const struct hz_load *l = r->load;
-    bool chat = l->endpoint == HZ_CHAT;
+    const struct load *l = r->load;
+    bool chat = l->endpoint == LOAD_CHAT;
     km_buf_putc(&r->head, '{');
     if (!cJSON_GetObjectItemCaseSensitive(extra, "model")) {
         km_buf_puts(&r->head, "\"model\":\"");
@@ -159,7 +159,7 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
     km_buf_free(&salt);
 }
 
-int req_new(struct req **out, const struct hz_load *load, const char *extra_body, const char *model,
+int req_new(struct req **out, const struct load *load, const char *extra_body, const char *model,
             const struct wl_set *set, struct km_err *err)
 {
     *out = NULL;
@@ -225,7 +225,7 @@ void req_free(struct req *r)
 
 const char *req_path(const struct req *r)
 {
-    return r->load->endpoint == HZ_CHAT ? "/v1/chat/completions" : "/v1/completions";
+    return r->load->endpoint == LOAD_CHAT ? "/v1/chat/completions" : "/v1/completions";
 }
 
 void req_rewind(struct req *r)
@@ -261,7 +261,7 @@ static void append(struct req *r, struct conv_body *b, const char *json, size_t 
 
 int req_build(struct req *r, int conv, int turn, struct req_body *out, struct km_err *err)
 {
-    const struct hz_load *l = r->load;
+    const struct load *l = r->load;
     const struct wl_conv *v = &r->set->convs[conv];
     struct conv_body *b = &r->convs[conv];
     int m = 2 * turn;

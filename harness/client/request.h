@@ -2,17 +2,18 @@
  *
  * A `req` holds one growing body per conversation: the JSON up to the last message is kept from turn to turn,
  * so that a long history is escaped once and never copied. */
-#ifndef REQ_REQUEST_H
-#define REQ_REQUEST_H
+#ifndef REQUEST_H
+#define REQUEST_H
 
 #include "base/err.h"
-#include "harness/client/load.h"
+#include "harness/client/load_opts.h"
+#include "workloads/workload.h"
 
 struct req;
 
 /* Escapes every message of the set. model: the name to send. Errors: options that cannot go together, an
  * extra_body that is not an object or replaces what the client itself must set. */
-int req_new(struct req **out, const struct hz_load *load, const char *extra_body, const char *model,
+int req_new(struct req **out, const struct load *load, const char *extra_body, const char *model,
             const struct wl_set *set, struct km_err *err);
 void req_free(struct req *r);
 

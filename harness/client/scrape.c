@@ -34,11 +34,11 @@ static void add_line(cJSON *out, char *line)
         cJSON_AddNumberToObject(out, line, v);
 }
 
-cJSON *scrape_metrics(const struct hz_target *target)
+cJSON *scrape_metrics(const struct target *target)
 {
     struct km_buf text = {0};
     cJSON *out = NULL;
-    if (hz_get(target, "/metrics", 5, &text, NULL) == 200 && km_buf_ok(&text) && (out = cJSON_CreateObject())) {
+    if (target_get(target, "/metrics", 5, &text, NULL) == 200 && km_buf_ok(&text) && (out = cJSON_CreateObject())) {
         char *save = NULL;
         for (char *line = strtok_r(text.data, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
             add_line(out, line);

@@ -3,8 +3,8 @@
  * Lines end with LF, CR or CRLF; an event is its `data` lines joined by LF and ends with an empty line;
  * comments and other fields are passed over. Bytes are never decoded here, so a character split between two
  * reads is whole again in the event. */
-#ifndef SSE_SSE_H
-#define SSE_SSE_H
+#ifndef SSE_H
+#define SSE_H
 
 #include "base/buf.h"
 

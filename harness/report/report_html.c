@@ -201,7 +201,7 @@ static void put_health(const struct rp *r, struct km_buf *b)
     struct km_buf head = {0}, flat = {0};
     int there = 0, doubtful = 0;
     for (int i = 0; i < r->n_runs; i++) {
-        const struct hz_run *run = r->runs[i].there ? &r->runs[i].run : NULL;
+        const struct run_folder *run = r->runs[i].there ? &r->runs[i].run : NULL;
         if (run && !head.len)
             flatten(cJSON_GetObjectItemCaseSensitive(run->json, "health"), "", 0, &head);
         there += run != NULL;

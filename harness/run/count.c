@@ -1,6 +1,6 @@
 /* Token counts by the client's own tokenizer, after the run: what vLLM's multi-turn client does between two
  * requests, inside its closed loop, is done here where it delays nothing. */
-#include "harness/client/load.h"
+#include "harness/run/count.h"
 
 #include "base/mem.h"
 

@@ -1,6 +1,6 @@
 /* What this machine is, as far as files of the kernel and the libraries themselves say: everything that could
  * make two results differ and costs nothing to write down. What is not there is left out. */
-#include "harness/run/runfolder.h"
+#include "harness/run/env.h"
 
 #include <curl/curl.h>
 #include <gnu/libc-version.h>

@@ -2,6 +2,8 @@
  * 6 (p50), 36 (p90), 72 (p95) and 368 (p99) samples. */
 #include "harness/run/metric.h"
 
+#include "base/args.h"
+
 #include <stddef.h>
 #include <string.h>
 
@@ -88,7 +90,7 @@ double hz_metric_value(const struct hz_metric *m, const struct hz_summary *s)
     return v;
 }
 
-double hz_metric_sample(enum hz_sample what, const struct hz_rec *r, const struct hz_run *run,
+double hz_metric_sample(enum hz_sample what, const struct hz_rec *r, const struct run_folder *run,
                         enum hz_profile profile)
 {
     const char *kind = NULL;

@@ -27,7 +27,7 @@ const struct hz_metric *hz_metric_at(int i); /* NULL past the end; run figures f
 double hz_metric_value(const struct hz_metric *m, const struct hz_summary *s); /* NAN: not there */
 
 /* One answered request's TTFT, TPOT or E2E in milliseconds, by the definitions of summary.h; NAN: it has none. */
-double hz_metric_sample(enum hz_sample what, const struct hz_rec *r, const struct hz_run *run,
+double hz_metric_sample(enum hz_sample what, const struct hz_rec *r, const struct run_folder *run,
                         enum hz_profile profile);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "harness/run/env.h"
 #include "harness/run/tracefile.h"
 
 #include <math.h>
@@ -94,7 +95,7 @@ static void put_health(cJSON *to, const struct hz_health *h)
 }
 
 /* The limits that the run lived under: those of the options that set one, and the caller's. */
-static void put_limits(cJSON *to, const struct hz_run_info *info)
+static void put_limits(cJSON *to, const struct run_info *info)
 {
     static const char *const keys[] = {"gpu-memory-limit", "gpu-memory-utilization", "num-gpu-blocks-override",
                                        "max-model-len",    "max-num-seqs",           "max-num-batched-tokens",
@@ -122,7 +123,7 @@ static void put_limits(cJSON *to, const struct hz_run_info *info)
     cJSON_AddItemToObject(to, "reasons", reasons);
 }
 
-static cJSON *run_json(const struct hz_run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
+static cJSON *run_json(const struct run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
                        const struct hz_summary *strict)
 {
     cJSON *v = cJSON_CreateObject();
@@ -200,7 +201,7 @@ static int put_json(const char *dir, const char *name, cJSON *v, struct km_err *
     return rc;
 }
 
-int hz_run_write(const char *dir, const struct hz_run_info *info, const struct hz_trace *t,
+int run_folder_write(const char *dir, const struct run_info *info, const struct hz_trace *t,
                  const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err)
 {
     struct km_buf b = {0};
@@ -271,7 +272,7 @@ static int read_trace_facts(const cJSON *v, struct hz_trace *t, struct km_err *e
 }
 
 /* run.json's parts into out. */
-static int read_json(struct hz_run *out, struct km_err *err)
+static int read_json(struct run_folder *out, struct km_err *err)
 {
     const cJSON *part = NULL;
     const char *s = NULL;
@@ -297,17 +298,17 @@ static int read_json(struct hz_run *out, struct km_err *err)
     return rc;
 }
 
-int hz_run_read(struct hz_run *out, const char *dir, struct km_err *err)
+int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err)
 {
     struct km_buf b = {0};
-    *out = (struct hz_run){.dir = km_strdup(dir)};
+    *out = (struct run_folder){.dir = km_strdup(dir)};
     char *path = km_path(dir, "run.json");
     const char *at = "run.json";
     int rc = out->dir && path ? 0 : km_fail(err, KM_ENOMEM, "no memory for a run");
     if (!rc && !km_file_exists(path)) {
         rc = km_fail(err, KM_ENOENT, "%s holds no run.json: it is not a run folder, or the run did not end", dir);
         km_free(path);
-        hz_run_free(out);
+        run_folder_free(out);
         return rc;
     }
     if (!rc && !(rc = km_json_file(path, MAX_FILE, &out->json, err)))
@@ -327,17 +328,17 @@ int hz_run_read(struct hz_run *out, const char *dir, struct km_err *err)
     km_buf_free(&b);
     if (rc) {
         km_context(err, "%s/%s", dir, at);
-        hz_run_free(out);
+        run_folder_free(out);
     }
     return rc;
 }
 
-void hz_run_free(struct hz_run *r)
+void run_folder_free(struct run_folder *r)
 {
     if (!r)
         return;
     km_free(r->dir);
     cJSON_Delete(r->json);
     hz_trace_free(&r->trace);
-    *r = (struct hz_run){0};
+    *r = (struct run_folder){0};
 }

@@ -3,11 +3,13 @@
 #ifndef HZ_RUNFOLDER_H
 #define HZ_RUNFOLDER_H
 
-#include "harness/client/load.h"
+#include "base/json.h"
 #include "harness/run/summary.h"
+#include "harness/run/trace.h"
+#include "workloads/workload.h"
 
 /* Everything that is known about a run besides its trace. Borrowed strings. */
-struct hz_run_info {
+struct run_info {
     const char *workload, *workload_sha256, *workload_text;
     enum wl_kind workload_kind;
     int workload_requests;
@@ -26,19 +28,16 @@ struct hz_run_info {
 
 /* Creates dir (must not hold a run.json already, KM_EINVAL) and writes the four files; run.json last, so that a folder with
  * one is complete. */
-int hz_run_write(const char *dir, const struct hz_run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
+int run_folder_write(const char *dir, const struct run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
                  const struct hz_summary *strict, struct km_err *err);
 
-struct hz_run {
+struct run_folder {
     char *dir;
     cJSON *json;               /* run.json */
     struct hz_summary seed, strict;
     struct hz_trace trace;     /* from requests.csv and tokens.bin; texts are gone, and the clock begins at 1 s */
 };
-int hz_run_read(struct hz_run *out, const char *dir, struct km_err *err);
-void hz_run_free(struct hz_run *r);
-
-/* env.json: machine, CPU, memory, kernel, compiler, libraries. */
-cJSON *hz_environment(void);
+int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err);
+void run_folder_free(struct run_folder *r);
 
 #endif

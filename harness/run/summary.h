@@ -9,7 +9,8 @@
 
 #include "base/err.h"
 #include "base/json.h"
-#include "harness/client/load.h"
+#include "harness/run/trace.h"
+#include "workloads/workload.h"
 
 enum hz_profile { HZ_SEED, HZ_STRICT };
 

@@ -9,7 +9,8 @@
 #define TF_TRACEFILE_H
 
 #include "base/buf.h"
-#include "harness/client/load.h"
+#include "harness/run/trace.h"
+#include "workloads/workload.h"
 
 enum { TF_BEGIN_NS = 1000000000 }; /* begin_ns of a trace that was read: times of 0 mean "never" */
 

@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "harness/client/load.h"
 #include "harness/client/request.h"
+#include "harness/run/count.h"
 #include "harness/run/summary.h"
 #include "mock.h"
 
@@ -25,8 +26,8 @@ struct bench {
     char texts[MAX_CONVS][MAX_MSGS][48];
     int32_t ids[3];
     struct mock *mock;
-    struct hz_target target;
-    struct hz_load load;
+    struct target target;
+    struct load load;
     struct hz_trace trace;
     struct km_err err;
 };
@@ -48,21 +49,21 @@ static void workload(struct bench *b, const int *lengths, int n, int answer_toke
         }
         b->set.n_requests += lengths[c] / 2;
     }
-    b->load = hz_load_defaults();
+    b->load = load_defaults();
 }
 
 static void serve(struct bench *b, struct mock_opts o)
 {
     b->mock = mock_start(&o);
-    b->target = (struct hz_target){.url = mock_url(b->mock)};
+    b->target = (struct target){.url = mock_url(b->mock)};
 }
 
 static int run(struct bench *b)
 {
     hz_trace_free(&b->trace);
-    int rc = hz_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err);
+    int rc = load_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err);
     if (rc)
-        print_message("hz_run: %s\n", b->err.msg);
+        print_message("load_run: %s\n", b->err.msg);
     return rc;
 }
 
@@ -237,7 +238,7 @@ static void prompts_as_bench_serve_sends_them(void **state)
     assert_non_null(strstr(q[2].body, "2.0"));
     mock_forget(b.mock);
 
-    b.load.endpoint = HZ_COMPLETIONS;
+    b.load.endpoint = LOAD_COMPLETIONS;
     b.load.max_num_requests = 2;
     assert_int_equal(run(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 2);
@@ -266,7 +267,7 @@ static void prompts_as_bench_serve_sends_them(void **state)
     for (int per = 2; per <= 4; per += 2) {
         workload(&b, (int[]){2}, 1, 4, WL_RANDOM);
         serve(&b, (struct mock_opts){.per_event = per, .cached = 0});
-        b.load.endpoint = HZ_COMPLETIONS;
+        b.load.endpoint = LOAD_COMPLETIONS;
         b.load.send_token_ids = true;
         assert_int_equal(run(&b), 0);
         assert_int_equal(token_sum(&b.trace, &b.trace.recs[0]), 4);
@@ -503,7 +504,7 @@ static void a_response_cut_anywhere(void **state)
     }
 }
 
-static bool kill_after_three(void *arg, const struct hz_progress *p)
+static bool kill_after_three(void *arg, const struct client_progress *p)
 {
     struct bench *b = arg;
     if (p->done >= 3)
@@ -521,7 +522,7 @@ static void the_server_dies(void **state)
     workload(&b, lengths, 20, 4, WL_MULTI_TURN);
     serve(&b, (struct mock_opts){.ttft_us = 20000, .gap_us = 20000, .cached = 0});
     b.load.num_clients = 2;
-    assert_int_equal(hz_run(&b.target, &b.load, &b.set, kill_after_three, &b, &b.trace, &b.err), 0);
+    assert_int_equal(load_run(&b.target, &b.load, &b.set, kill_after_three, &b, &b.trace, &b.err), 0);
     int ok = 0, refused = 0, lost = 0;
     for (int i = 0; i < b.trace.n; i++) {
         ok += b.trace.recs[i].ok;
@@ -536,7 +537,7 @@ static void the_server_dies(void **state)
     end(&b);
 }
 
-static bool stop_soon(void *arg, const struct hz_progress *p)
+static bool stop_soon(void *arg, const struct client_progress *p)
 {
     int64_t *calls = arg;
     ++*calls;
@@ -551,7 +552,7 @@ static void progress_and_an_early_end(void **state)
     workload(&b, (int[]){12, 12}, 2, 10, WL_MULTI_TURN);
     serve(&b, (struct mock_opts){.ttft_us = 10000, .gap_us = 5000, .cached = 0});
     b.load.num_clients = 2;
-    assert_int_equal(hz_run(&b.target, &b.load, &b.set, stop_soon, &calls, &b.trace, &b.err), 0);
+    assert_int_equal(load_run(&b.target, &b.load, &b.set, stop_soon, &calls, &b.trace, &b.err), 0);
     assert_true(b.trace.stopped);
     assert_in_range(calls, 2, 5);
     assert_true(b.trace.n < 12 && b.trace.abandoned == 12 - b.trace.n);
@@ -653,11 +654,11 @@ static void counts_by_our_own_tokenizer(void **state)
 static void refuses(struct bench *b, int code, const char *part)
 {
     hz_trace_free(&b->trace);
-    assert_int_equal(hz_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err), code);
+    assert_int_equal(load_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err), code);
     if (!strstr(b->err.msg, part))
         fail_msg("\"%s\" does not say \"%s\"", b->err.msg, part);
-    b->load = hz_load_defaults();
-    b->target = (struct hz_target){.url = mock_url(b->mock)};
+    b->load = load_defaults();
+    b->target = (struct target){.url = mock_url(b->mock)};
 }
 
 static void senseless_asks_are_refused(void **state)
@@ -674,7 +675,7 @@ static void senseless_asks_are_refused(void **state)
     refuses(&b, KM_EINVAL, "--max-num-requests is 1");
     b.load.limit_max_tokens = 5;
     refuses(&b, KM_EINVAL, "--limit-min-tokens is missing");
-    b.load.endpoint = HZ_COMPLETIONS;
+    b.load.endpoint = LOAD_COMPLETIONS;
     refuses(&b, KM_EINVAL, "chat endpoint");
     b.target.extra_body = "{\"stream\":false}";
     refuses(&b, KM_EINVAL, "\"stream\"");
@@ -694,14 +695,14 @@ static void senseless_asks_are_refused(void **state)
     b.msgs[0][1].n_tokens = -1;
     refuses(&b, KM_EINVAL, "not counted");
     b.target.url = "http://127.0.0.1:1";
-    assert_int_equal(hz_wait_ready(&b.target, 0.2, &b.err), KM_ENET);
+    assert_int_equal(target_wait_ready(&b.target, 0.2, &b.err), KM_ENET);
     b.target.url = mock_url(b.mock);
-    assert_int_equal(hz_wait_ready(&b.target, 5, &b.err), 0);
+    assert_int_equal(target_wait_ready(&b.target, 5, &b.err), 0);
     struct km_buf body = {0};
-    assert_int_equal(hz_get(&b.target, "/nothing", 5, &body, &b.err), 404);
+    assert_int_equal(target_get(&b.target, "/nothing", 5, &body, &b.err), 404);
     assert_non_null(strstr(body.data, "Not Found"));
     km_buf_clear(&body);
-    assert_int_equal(hz_post(&b.target, "/version", "{}", 5, &body, &b.err), 200);
+    assert_int_equal(target_post(&b.target, "/version", "{}", 5, &body, &b.err), 200);
     km_buf_free(&body);
     end(&b);
 }
@@ -717,13 +718,13 @@ static void where_the_model_is(void **state)
     for (int i = 0; i < 4; i++) {
         struct km_buf root = {0};
         b.target.model = asked[i];
-        assert_int_equal(hz_model_root(&b.target, &root, &b.err), i < 2 ? 0 : KM_ENOENT);
+        assert_int_equal(target_model_root(&b.target, &root, &b.err), i < 2 ? 0 : KM_ENOENT);
         assert_string_equal(km_buf_str(&root), i < 2 ? "/models/mock" : "");
         km_buf_free(&root);
     }
     struct km_buf root = {0};
     b.target.url = "http://127.0.0.1:1";
-    assert_int_equal(hz_model_root(&b.target, &root, &b.err), KM_ENET);
+    assert_int_equal(target_model_root(&b.target, &root, &b.err), KM_ENET);
     km_buf_free(&root);
     end(&b);
 }

@@ -236,14 +236,14 @@ static void damage_is_seen(void **state)
 static void histogram_percentiles(void **state)
 {
     (void)state;
-    static struct hz_hist h;
-    assert_true(isnan(hz_hist_ms(&h, 0.99)));
+    static struct hist h;
+    assert_true(isnan(hist_ms(&h, 0.99)));
     for (int i = 1; i <= 1000; i++)
-        hz_hist_add(&h, (int64_t)i * 1000000);
-    assert_true(hz_hist_ms(&h, 0.99) >= 990 && hz_hist_ms(&h, 0.99) <= 1000);
-    assert_true(hz_hist_ms(&h, 0.5) >= 500 && hz_hist_ms(&h, 0.5) <= 535);
-    hz_hist_add(&h, -5);
-    hz_hist_add(&h, INT64_MAX);
+        hist_add(&h, (int64_t)i * 1000000);
+    assert_true(hist_ms(&h, 0.99) >= 990 && hist_ms(&h, 0.99) <= 1000);
+    assert_true(hist_ms(&h, 0.5) >= 500 && hist_ms(&h, 0.5) <= 535);
+    hist_add(&h, -5);
+    hist_add(&h, INT64_MAX);
     assert_int_equal(h.max, INT64_MAX);
 }
 

@@ -174,15 +174,15 @@ static void workload(int convs, int turns, int tokens)
 static void run(const struct mock_opts *o, int clients)
 {
     struct km_err err;
-    struct hz_load load = hz_load_defaults();
+    struct load load = load_defaults();
     load.num_clients = clients;
     load.early_stop = false;
     if (!b.mock)
         b.mock = mock_start(o);
-    struct hz_target target = {.url = mock_url(b.mock)};
-    int rc = hz_run(&target, &load, &b.set, NULL, NULL, &b.trace, &err);
+    struct target target = {.url = mock_url(b.mock)};
+    int rc = load_run(&target, &load, &b.set, NULL, NULL, &b.trace, &err);
     if (rc)
-        fail_msg("hz_run: %s", err.msg);
+        fail_msg("load_run: %s", err.msg);
     assert_int_equal(b.trace.n, b.set.n_requests);
 }
 

@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "harness/run/env.h"
 #include "harness/run/runfolder.h"
 #include "harness/run/summary.h"
 
@@ -285,7 +286,7 @@ static int write_run(struct hz_summary *seed, struct hz_summary *strict, struct 
     cJSON *options = cJSON_CreateObject();
     cJSON_AddNumberToObject(options, "num-clients", 10);
     cJSON_AddNumberToObject(options, "gpu-memory-limit", 25769803776.0);
-    struct hz_run_info info = {.workload = "generate_multi_turn",
+    struct run_info info = {.workload = "generate_multi_turn",
                                .workload_sha256 = "ab",
                                .workload_kind = WL_MULTI_TURN,
                                .workload_requests = 4,
@@ -299,7 +300,7 @@ static int write_run(struct hz_summary *seed, struct hz_summary *strict, struct 
                                .set = &set};
     hz_summarize(&trace, WL_MULTI_TURN, HZ_SEED, seed);
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, strict);
-    int rc = hz_run_write(sub, &info, &trace, seed, strict, err);
+    int rc = run_folder_write(sub, &info, &trace, seed, strict, err);
     cJSON_Delete(options);
     return rc;
 }
@@ -308,7 +309,7 @@ static void a_run_there_and_back(void **state)
 {
     (void)state;
     struct hz_summary seed, strict, again;
-    struct hz_run r;
+    struct run_folder r;
     struct km_err err;
     three();
     trace.abandoned = 7;
@@ -327,7 +328,7 @@ static void a_run_there_and_back(void **state)
     assert_int_equal(write_run(&seed, &strict, &err), 0);
     assert_int_equal(write_run(&seed, &strict, &err), KM_EINVAL); /* a run is never written over */
     assert_non_null(strstr(err.msg, "already holds a run"));
-    if (hz_run_read(&r, sub, &err))
+    if (run_folder_read(&r, sub, &err))
         fail_msg("%s", err.msg);
 
     same_summary(&r.seed, &seed);
@@ -379,21 +380,21 @@ static void a_run_there_and_back(void **state)
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(l, "max_num_seqs")));
     assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring,
                         "good");
-    hz_run_free(&r);
+    run_folder_free(&r);
 }
 
 /* Reads a copy of the run with one file changed; returns the code. */
 static int read_with(const char *name, const char *bytes, size_t n, struct km_err *err)
 {
-    struct hz_run r;
+    struct run_folder r;
     char path[128];
     snprintf(path, sizeof path, "%s/%s", sub, name);
     struct km_buf was = {0};
     assert_int_equal(km_file_read(path, 0, &was, err), 0);
     assert_int_equal(km_file_write(path, bytes, n, err), 0);
-    int rc = hz_run_read(&r, sub, err);
+    int rc = run_folder_read(&r, sub, err);
     if (!rc)
-        hz_run_free(&r);
+        run_folder_free(&r);
     struct km_err ignored;
     assert_int_equal(km_file_write(path, was.data, was.len, &ignored), 0);
     km_buf_free(&was);
@@ -404,11 +405,11 @@ static void damaged_folders_are_refused(void **state)
 {
     (void)state;
     struct hz_summary seed, strict;
-    struct hz_run r;
+    struct run_folder r;
     struct km_err err;
     struct km_buf b = {0};
     char path[128];
-    assert_int_equal(hz_run_read(&r, dir, &err), KM_ENOENT);
+    assert_int_equal(run_folder_read(&r, dir, &err), KM_ENOENT);
     three();
     assert_int_equal(write_run(&seed, &strict, &err), 0);
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
@@ -442,7 +443,7 @@ static void reading_without_memory(void **state)
 {
     (void)state;
     struct hz_summary seed, strict;
-    struct hz_run r;
+    struct run_folder r;
     struct km_err err;
     three();
     assert_int_equal(write_run(&seed, &strict, &err), 0);
@@ -450,11 +451,11 @@ static void reading_without_memory(void **state)
     bool reached = false;
     for (long n = 1; n < 300 && !reached; n++) {
         km_mem_fail_at(n);
-        int rc = hz_run_read(&r, sub, &err);
+        int rc = run_folder_read(&r, sub, &err);
         km_mem_fail_at(0);
         reached = rc == 0;
         if (reached)
-            hz_run_free(&r);
+            run_folder_free(&r);
         else
             assert_int_equal(rc, KM_ENOMEM);
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
