@@ -34,7 +34,7 @@ void ans_begin(struct ans *a, const struct hz_rec *rec)
     a->rec = *rec;
     a->n_ticks = a->tokens = a->n_start = 0;
     a->events = 0;
-    a->at = (struct ans_stamp){0};
+    a->at = (struct stamp){0};
     a->done = a->broken = a->oom = false;
     a->said[0] = 0;
     km_buf_clear(&a->text);
@@ -42,7 +42,7 @@ void ans_begin(struct ans *a, const struct hz_rec *rec)
     XXH3_64bits_reset(a->hash);
 }
 
-static void note_tick(struct ans *a, struct ans_stamp at, int tokens)
+static void note_tick(struct ans *a, struct stamp at, int tokens)
 {
     if (a->n_ticks == a->cap_ticks) {
         int cap = a->cap_ticks ? 2 * a->cap_ticks : 256;
@@ -118,7 +118,7 @@ static void on_event(void *arg, const char *data, size_t len)
 {
     struct ans *a = arg;
     struct hz_rec *r = &a->rec;
-    struct ans_stamp at = a->at;
+    struct stamp at = a->at;
     struct ev e;
     a->tally->events++;
     a->events++;
@@ -126,7 +126,7 @@ static void on_event(void *arg, const char *data, size_t len)
         a->tally->stamped++;
         hist_add(&a->tally->lag, at.lag_ns);
     }
-    a->tally->met += at.met;
+    a->tally->while_reading += at.while_reading;
     if (len == 6 && !memcmp(data, "[DONE]", 6)) {
         a->done = true;
         r->done_ns = at.ns;
@@ -161,22 +161,22 @@ void ans_status(struct ans *a, int status)
 }
 
 /* Time does not go back in an answer: a client's stamp may lie after the kernel's of what is read next. */
-static void came(struct ans *a, struct ans_stamp at)
+static void came(struct ans *a, struct stamp at)
 {
-    struct ans_stamp last = a->at;
+    struct stamp last = a->at;
     a->at = at;
     if (at.ns < last.ns)
-        a->at = last.lag_ns < 0 ? last : (struct ans_stamp){last.ns, at.lag_ns, at.met};
+        a->at = last.lag_ns < 0 ? last : (struct stamp){last.ns, at.lag_ns, at.while_reading};
 }
 
-void ans_headers_done(struct ans *a, struct ans_stamp at)
+void ans_headers_done(struct ans *a, struct stamp at)
 {
     came(a, at);
     if (a->rec.status >= 200) /* not those of a 100 Continue */
         a->rec.header_ns = a->at.ns;
 }
 
-bool ans_body(struct ans *a, const char *p, size_t n, struct ans_stamp at)
+bool ans_body(struct ans *a, const char *p, size_t n, struct stamp at)
 {
     came(a, at);
     if (!a->events && a->n_start < ANS_SNIPPET) {
@@ -208,7 +208,7 @@ static void read_whole(struct ans *a)
             n = e.output_tokens;
         if (e.choices) {
             r->first_any_ns = r->last_any_ns = r->done_ns;
-            note_tick(a, (struct ans_stamp){r->done_ns, -1, false}, n);
+            note_tick(a, (struct stamp){r->done_ns, -1, false}, n);
         }
         if (n) {
             r->first_ns = r->last_ns = r->done_ns;

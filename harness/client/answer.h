@@ -7,17 +7,12 @@
 
 #include "harness/client/hist.h"
 #include "harness/client/sse.h"
+#include "harness/client/stamp.h"
 #include "harness/run/trace.h"
-
-struct ans_stamp {
-    int64_t ns;
-    int32_t lag_ns; /* as in struct hz_tick */
-    bool met;       /* came while the client was reading: the client's own stamp is late by less than that took */
-};
 
 /* Sums over all answers of a client. */
 struct ans_tally {
-    int64_t events, stamped, met, tokens;
+    int64_t events, stamped, while_reading, tokens;
     int64_t coalesced; /* events with tokens that shared a read with an earlier one of their answer */
     struct hist lag;
 };
@@ -33,7 +28,7 @@ struct ans {
     int n_ticks, cap_ticks;
     int tokens;            /* in ticks */
     int64_t events;
-    struct ans_stamp at;   /* arrival of the bytes in hand; never before that of those before */
+    struct stamp at;   /* arrival of the bytes in hand; never before that of those before */
     struct km_buf text;    /* content; the whole body when not streaming or not 200 */
     struct km_buf aside;   /* scratch for reasoning, which is hashed and not kept */
     struct sse sse;
@@ -50,9 +45,9 @@ void ans_free(struct ans *a);
 /* Ready for the response to a request; rec holds what is known of it. */
 void ans_begin(struct ans *a, const struct hz_rec *rec);
 void ans_status(struct ans *a, int status);
-void ans_headers_done(struct ans *a, struct ans_stamp at);
+void ans_headers_done(struct ans *a, struct stamp at);
 /* False: it cannot become a good answer any more, stop reading. */
-bool ans_body(struct ans *a, const char *p, size_t n, struct ans_stamp at);
+bool ans_body(struct ans *a, const char *p, size_t n, struct stamp at);
 
 /* How the transfer ended. */
 struct ans_close {

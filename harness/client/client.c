@@ -1,11 +1,8 @@
-/* One loop: ask the schedule, wait, stamp, let libcurl read, parse.
+/* The event loop: ask the schedule, start requests, wait, stamp, let libcurl read, parse.
  *
- * A slot is one connection's worth of state: an easy handle and the answer being read from it. When a socket is
- * ready its kernel receive stamp is peeked before libcurl reads it, so that an event's time is when it reached
- * this machine and not when this thread came round to it; the difference is kept as the client's own lag. An
- * event that was looked at together with a later one gets the stamp of the last byte: late at most, never early.
- * What comes between the look and the read, or is read later, is told apart by the socket's count of bytes: what
- * libcurl may have read beyond the look has the client's clock, when it is handed over.
+ * A slot is an easy handle and the answer that it is receiving. When a socket is ready, its receive timestamp is read
+ * before libcurl reads the socket (harness/client/stamp.h). An event's time is then when it reached this machine, and
+ * not when this thread got to it; the difference is recorded as the client's own lag.
  *
  * Invariant: a slot is in `idle`, or its easy handle is in the multi handle; never both. */
 #include "harness/client/client.h"
@@ -16,41 +13,32 @@
 #include "harness/client/hist.h"
 #include "harness/client/request.h"
 #include "harness/client/schedule.h"
+#include "harness/client/stamp.h"
 
 #include <curl/curl.h>
 #include <errno.h>
-#include <linux/net_tstamp.h>
-#include <linux/tcp.h>
 #include <math.h>
-#include <netinet/in.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-enum {
-    PEEK = 262144,       /* the most that a look reaches over */
-    TURN_NS = 100000000, /* progress, and the longest sleep */
-    STEP_NS = 50000,     /* a wall clock that moves more than this between two looks has jumped */
-};
+enum { TURN_NS = 100000000 }; /* period of progress calls, and the longest sleep */
 static const double PROMPT_TIMEOUT_S = 6 * 3600, CONVERSATION_TIMEOUT_S = 120;
 
 struct slot {
     struct client *client;
     CURL *easy;
     char errbuf[CURL_ERROR_SIZE];
-    struct schedule_item item;
+    struct schedule_item item; /* the request in flight */
     struct ans ans;
 };
 
 struct sock {
-    struct slot *slot; /* whose it is; NULL: none */
-    uint32_t astray;   /* segments out of order before the answer being read */
+    struct slot *slot;     /* the slot that receives from this socket; NULL: none */
+    uint32_t out_of_order; /* stamp_out_of_order before the current answer */
 };
 
 struct client {
@@ -59,116 +47,40 @@ struct client {
     struct curl_slist *headers;
     char *url;
     int epfd, timer;
-    int64_t curl_due;    /* when libcurl wants to be called; INT64_MAX: not */
-    struct slot **slots; /* [n_slots] */
+    int64_t curl_due;    /* when libcurl's next timer expires; INT64_MAX: none */
+    struct slot **slots; /* [n_slots] all of them */
     struct slot **idle;  /* [n_idle], a stack */
     int n_slots, n_idle, cap_slots;
     struct sock *socks; /* [cap_fd], by descriptor */
     int cap_fd;
-    unsigned char peek[PEEK]; /* never written: a look copies nothing */
 
-    struct slot *looked_at; /* the slot that the look below belongs to; NULL: none */
-    int looked_fd;
-    uint64_t received; /* bytes that had come by `stamp`; 0: not known */
-    struct ans_stamp stamp;
-    int64_t offset_ns, offset_at; /* wall - monotonic, and when it was looked at */
-    bool offset_good;
+    struct stamp_reader stamps;
+    struct slot *looked_at; /* the slot that the last look was for; NULL: none */
 
-    int64_t reads, reconnects, clock_steps;
+    int64_t reconnects;
     struct hist gap, send_lag;
     struct ans_tally tally;
     bool oom;
 };
 
-/* ---- stamps ---- */
+/* ---- receive timestamps ---- */
 
-/* The offset errs by up to after - before, to the side that makes the kernel's stamps late. A look that was held off
- * says nothing of the clocks: the last good one stays what the next is compared with. */
-static void look_at_clocks(struct client *c)
-{
-    int64_t before = km_now_ns(), wall = km_wall_ns(), after = km_now_ns();
-    int64_t offset = wall - after, moved = llabs(offset - c->offset_ns);
-    c->offset_good = after - before < STEP_NS;
-    if (!c->offset_good)
-        return;
-    if (c->offset_at && moved >= STEP_NS + (after - c->offset_at) / 1000) {
-        c->offset_good = false;
-        c->clock_steps++;
-    }
-    c->offset_ns = offset;
-    c->offset_at = after;
-}
-
-/* What the kernel counts of a connection; all 0 from one that does not, older than Linux 5.4. */
-static struct tcp_info counts(int fd)
-{
-    struct tcp_info t = {0};
-    socklen_t n = sizeof t;
-    bool good = !getsockopt(fd, IPPROTO_TCP, TCP_INFO, &t, &n) &&
-                n >= offsetof(struct tcp_info, tcpi_rcv_ooopack) + sizeof t.tcpi_rcv_ooopack;
-    return good ? t : (struct tcp_info){0};
-}
-
-/* The kernel's stamp of the last byte in the socket, on the monotonic clock; 0: none. MSG_TRUNC: without a copy. */
-static int64_t kernel_stamp(struct client *c, int fd)
-{
-    char control[256];
-    struct iovec iov = {c->peek, sizeof c->peek};
-    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-    if (!c->offset_good)
-        return 0;
-    ssize_t n = recvmsg(fd, &m, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
-    if (n <= 0 || n >= PEEK)
-        return 0; /* nothing there, or perhaps more than the peek reached over */
-    for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); h; h = CMSG_NXTHDR(&m, h)) {
-        struct timespec ts;
-        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_TIMESTAMPING)
-            continue;
-        memcpy(&ts, CMSG_DATA(h), sizeof ts);
-        return ts.tv_sec ? (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec - c->offset_ns : 0;
-    }
-    return 0;
-}
-
-/* The count comes first: the stamp may be that of a byte after it, never of one before. Nor once segments of this
- * answer have come out of order: then the last byte's stamp need not be the newest, and none is taken. */
 static void look(struct client *c, int fd)
 {
-    c->looked_at = fd < c->cap_fd ? c->socks[fd].slot : NULL;
-    if (!c->looked_at)
-        return;
-    c->looked_fd = fd;
-    struct tcp_info t = counts(fd);
-    c->received = t.tcpi_bytes_received;
-    bool straight = c->received && t.tcpi_rcv_ooopack == c->socks[fd].astray;
-    int64_t k = straight ? kernel_stamp(c, fd) : 0, now = km_now_ns();
-    c->reads++;
-    /* A stamp from the future, or from before the request, is a clock that moved and not an arrival. */
-    if (k > 0 && k <= now && k >= c->looked_at->ans.rec.start_ns)
-        c->stamp = (struct ans_stamp){k, now - k < INT32_MAX ? (int32_t)(now - k) : INT32_MAX, false};
-    else
-        c->stamp = (struct ans_stamp){now, -1, false};
+    struct sock *k = fd < c->cap_fd ? &c->socks[fd] : NULL;
+    c->looked_at = k ? k->slot : NULL;
+    if (c->looked_at)
+        stamp_look(&c->stamps, fd, c->looked_at->ans.rec.start_ns, k->out_of_order);
 }
 
-/* Arrival of the bytes that slot s is being given: the look's, or now if libcurl may have read more than it covers.
- * What has been read is the count less what is left, which is asked first so that the error is to the late side. */
-static struct ans_stamp arrival(const struct slot *s)
+/* Arrival of the bytes that libcurl is delivering to slot s. libcurl also reads sockets from its own timers, without a
+ * look before. */
+static struct stamp arrival(const struct slot *s)
 {
-    struct client *c = s->client;
-    int left = 0;
-    if (c->looked_at != s)
-        return (struct ans_stamp){km_now_ns(), -1, false}; /* libcurl read this socket on its own account, from a timer */
-    uint64_t n = counts(c->looked_fd).tcpi_bytes_received;
-    if (n != c->received && !ioctl(c->looked_fd, FIONREAD, &left))
-        n = counts(c->looked_fd).tcpi_bytes_received;
-    if (!n || n - (uint64_t)left > c->received) {
-        c->received = n;
-        c->stamp = (struct ans_stamp){km_now_ns(), -1, n > 0};
-    }
-    return c->stamp;
+    return s->client->looked_at == s ? stamp_arrival(&s->client->stamps) : stamp_now();
 }
 
-/* ---- what libcurl calls ---- */
+/* ---- callbacks of libcurl ---- */
 
 static size_t on_body(char *p, size_t size, size_t n, void *arg)
 {
@@ -214,9 +126,9 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *un
     }
     if (what == CURL_POLL_REMOVE) { /* the answer is over */
         epoll_ctl(c->epfd, EPOLL_CTL_DEL, fd, NULL);
-        c->socks[fd] = (struct sock){.astray = counts(fd).tcpi_rcv_ooopack};
-        if (fd == c->looked_fd)
-            c->looked_at = NULL; /* it may be closed, and its number another connection's */
+        c->socks[fd] = (struct sock){.out_of_order = stamp_out_of_order(fd)};
+        if (fd == c->stamps.fd)
+            c->looked_at = NULL; /* libcurl may close the socket, and its number may become another connection's */
         return 0;
     }
     curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **)&s);
@@ -236,15 +148,13 @@ static int on_timer(CURLM *multi, long ms, void *arg)
     return 0;
 }
 
-/* A new socket. Asks the kernel for receive stamps; a kernel that refuses leaves the client's own. */
 static int on_sockopt(void *arg, curl_socket_t fd, curlsocktype purpose)
 {
     struct client *c = arg;
-    int flags = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
     if (fd < c->cap_fd)
         c->socks[fd] = (struct sock){0};
     if (purpose == CURLSOCKTYPE_IPCXN)
-        setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof flags);
+        stamp_enable(fd);
     return CURL_SOCKOPT_OK;
 }
 
@@ -327,7 +237,7 @@ static int turn(struct client *c, int64_t due, int64_t *away_since, struct km_er
     int64_t now = km_now_ns();
     if (away_since)
         *away_since = n > 1 || (n == 1 && ev[0].data.fd != c->timer) ? now : 0;
-    look_at_clocks(c);
+    stamp_read_clocks(&c->stamps);
     for (int i = 0; i < n; i++) {
         int fd = ev[i].data.fd;
         uint64_t expired;
@@ -596,7 +506,7 @@ static double cpu_seconds(void)
 
 static void reset_health(struct client *c)
 {
-    c->reads = c->reconnects = c->clock_steps = 0;
+    c->stamps.looks = c->stamps.clock_steps = c->reconnects = 0;
     memset(&c->gap, 0, sizeof c->gap);
     memset(&c->send_lag, 0, sizeof c->send_lag);
     memset(&c->tally, 0, sizeof c->tally);
@@ -613,7 +523,7 @@ int client_play(struct client *c, struct schedule *s, struct req *r, client_prog
     /* Timers of this thread fire when asked and not up to 50 us later. */
     int slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
-    look_at_clocks(c);
+    stamp_read_clocks(&c->stamps);
     t->begin_ns = km_now_ns();
     schedule_begin(s, t->begin_ns);
     for (;;) {
@@ -655,18 +565,18 @@ int client_play(struct client *c, struct schedule *s, struct req *r, client_prog
         if (!idle)
             retire(c, c->slots[i]);
     }
-    int64_t waited = c->tally.events - c->tally.met;
+    int64_t waited = c->tally.events - c->tally.while_reading;
     t->health = (struct hz_health){.cpu_s = cpu_seconds() - cpu,
                                    .wall_s = (double)(t->end_ns - t->begin_ns) / 1e9,
                                    .loop_gap_p99_ms = hist_ms(&c->gap, 0.99),
                                    .loop_gap_max_ms = c->gap.n ? (double)c->gap.max / 1e6 : NAN,
                                    .send_lag_p99_ms = hist_ms(&c->send_lag, 0.99),
                                    .events = c->tally.events,
-                                   .reads = c->reads,
+                                   .reads = c->stamps.looks,
                                    .kernel_stamps = waited ? (double)c->tally.stamped / (double)waited : NAN,
                                    .stamp_lag_p99_ms = hist_ms(&c->tally.lag, 0.99),
                                    .coalesced = c->tally.coalesced,
                                    .reconnects = c->reconnects,
-                                   .clock_steps = c->clock_steps};
+                                   .clock_steps = c->stamps.clock_steps};
     return rc;
 }

@@ -430,7 +430,7 @@ static void an_answers_time_does_not_go_back(void **state)
 {
     (void)state;
     static const char event[] = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n";
-    static const struct ans_stamp in[] = {{900, 300, false}, {1100, 50, false}, {1090, 70, false},
+    static const struct stamp in[] = {{900, 300, false}, {1100, 50, false}, {1090, 70, false},
                                           {1200, -1, true}, {1150, 80, false}, {1250, 20, false}},
                                   out[] = {{1000, -1, false}, {1100, 50, false}, {1100, 70, false},
                                            {1200, -1, true}, {1200, -1, true}, {1250, 20, false}};
@@ -441,7 +441,7 @@ static void an_answers_time_does_not_go_back(void **state)
     for (int again = 0; again < 2; again++) { /* the second answer begins anew */
         ans_begin(&a, &rec);
         ans_status(&a, 200);
-        ans_headers_done(&a, (struct ans_stamp){1000, -1, false});
+        ans_headers_done(&a, (struct stamp){1000, -1, false});
         for (int i = 0; i < 6; i++) {
             assert_true(ans_body(&a, event, sizeof event - 1, in[i]));
             assert_int_equal(a.ticks[i].ns, out[i].ns);
@@ -451,7 +451,7 @@ static void an_answers_time_does_not_go_back(void **state)
         assert_int_equal(a.rec.first_ns, 1000);
         assert_int_equal(a.rec.last_ns, 1250);
         assert_int_equal(tally.stamped, 3 * (again + 1));
-        assert_int_equal(tally.met, 2 * (again + 1));
+        assert_int_equal(tally.while_reading, 2 * (again + 1));
     }
     ans_free(&a);
 }
