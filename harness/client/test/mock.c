@@ -239,6 +239,8 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
     else if (!strcmp(path, "/v1/models"))
         simple(&a, "200 OK", "application/json",
                "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"root\":\"/models/mock\"},{\"id\":\"other\"}]}");
+    else if (!strcmp(path, "/metrics") && m->o.metrics)
+        simple(&a, "200 OK", "text/plain; version=0.0.4", m->o.metrics);
     else if (!strstr(path, "completions"))
         simple(&a, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
     else {

@@ -35,6 +35,7 @@ struct mock_opts {
     int split_at;      /* one answer cut in two sends at this byte; 0: not */
     int cached;        /* cached_tokens; -1: the server does not say */
     bool no_usage;
+    const char *metrics; /* body of GET /metrics; NULL: 404 */
     void (*before)(void *arg); /* called before each event of a stream; NULL: not */
     void *arg;
 };
