@@ -156,8 +156,8 @@ static int match(struct pair *out, const struct run_folder *a, const struct run_
         } else if (side > 0) {
             ++*only_b, j++;
         } else {
-            double va = hz_metric_sample(what, ka[i].rec, a, profile),
-                   vb = hz_metric_sample(what, kb[j].rec, b, profile);
+            double va = run_folder_sample(a, ka[i].rec, what, profile),
+                   vb = run_folder_sample(b, kb[j].rec, what, profile);
             const int *id = bsearch(&ka[i].conv, ids, (size_t)clusters, sizeof *ids, by_int);
             if (isfinite(va) && isfinite(vb) && id) {
                 int c = (int)(id - ids);

@@ -48,7 +48,7 @@ static void ttfts(const struct rp *r, const struct rp_table *t, int row, int arm
         for (int i = 0; run && i < run->trace.n; i++) {
             const struct hz_rec *rec = &run->trace.recs[i];
             double v = rec->ok && (turn < 0 || rec->turn == turn)
-                           ? hz_metric_sample(HZ_TTFT, rec, run, r->suite->profile)
+                           ? run_folder_sample(run, rec, HZ_TTFT, r->suite->profile)
                            : NAN;
             if (isfinite(v))
                 add(out, v, oom);

@@ -333,6 +333,16 @@ int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err)
     return rc;
 }
 
+double run_folder_sample(const struct run_folder *run, const struct hz_rec *r, enum hz_sample what,
+                         enum hz_profile profile)
+{
+    const char *kind = NULL;
+    (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "kind", false, &kind, NULL);
+    struct hz_request q = hz_request_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN,
+                                        profile);
+    return what == HZ_TTFT ? q.ttft_ms : what == HZ_TPOT ? q.tpot_ms : q.e2e_ms;
+}
+
 void run_folder_free(struct run_folder *r)
 {
     if (!r)

@@ -37,6 +37,9 @@ struct run_folder {
     struct hz_summary seed, strict;
     struct hz_trace trace;     /* from requests.csv and tokens.bin; texts are gone, and the clock begins at 1 s */
 };
+/* One answered request's TTFT, TPOT or E2E in ms under a profile; NAN: it has none. */
+double run_folder_sample(const struct run_folder *run, const struct hz_rec *r, enum hz_sample what,
+                         enum hz_profile profile);
 int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err);
 void run_folder_free(struct run_folder *r);
 

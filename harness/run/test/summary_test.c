@@ -132,8 +132,8 @@ static void seed_conversations(void **state)
     assert_false(s.by_usage);
     /* A first chunk of many tokens never makes the TTFT negative. */
     recs[0].local_first_tokens = 4;
-    near(hz_row_of(&trace, &recs[0], WL_MULTI_TURN, HZ_SEED).ttft_ms, 0.1);
-    assert_true(isnan(hz_row_of(&trace, &recs[3], WL_MULTI_TURN, HZ_SEED).ttft_ms));
+    near(hz_request_of(&trace, &recs[0], WL_MULTI_TURN, HZ_SEED).ttft_ms, 0.1);
+    assert_true(isnan(hz_request_of(&trace, &recs[3], WL_MULTI_TURN, HZ_SEED).ttft_ms));
 }
 
 static void seed_prompts(void **state)
@@ -157,7 +157,7 @@ static void seed_prompts(void **state)
     near(s.output_tps, 8 / 0.180);
     near(s.total_tps, 168 / 0.180);
     recs[0].last_any_ns = recs[0].first_any_ns; /* not streamed */
-    assert_true(isnan(hz_row_of(&trace, &recs[0], WL_RANDOM, HZ_SEED).tpot_ms));
+    assert_true(isnan(hz_request_of(&trace, &recs[0], WL_RANDOM, HZ_SEED).tpot_ms));
 }
 
 static void strict_figures(void **state)
