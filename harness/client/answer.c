@@ -284,7 +284,7 @@ int ans_record(struct ans *a, struct hz_trace *t, struct km_err *err)
         r->text_xxh = XXH3_64bits_digest(a->hash);
         r->text_len = a->text.len;
         if (!(r->text = km_buf_take(&a->text)))
-            return km_fail(err, KM_ENOMEM, "out of memory for an answer of %zu bytes", r->text_len);
+            return km_fail(err, KM_ENOMEM, "no memory for an answer of %zu bytes", r->text_len);
     }
     int rc = hz_trace_append(t, r, a->ticks, a->n_ticks, err);
     if (rc)

@@ -11,7 +11,7 @@ int hz_trace_append(struct hz_trace *t, const struct hz_rec *rec, const struct h
         int cap = t->cap ? 2 * t->cap : 256;
         struct hz_rec *p = km_reallocarray(t->recs, (size_t)cap, sizeof *p);
         if (!p)
-            return km_fail(err, KM_ENOMEM, "out of memory for %d request records", cap);
+            return km_fail(err, KM_ENOMEM, "no memory for %d request records", cap);
         t->recs = p;
         t->cap = cap;
     }
@@ -19,7 +19,7 @@ int hz_trace_append(struct hz_trace *t, const struct hz_rec *rec, const struct h
         size_t cap = 2 * t->cap_ticks + (size_t)n + 4096;
         struct hz_tick *p = km_reallocarray(t->ticks, cap, sizeof *p);
         if (!p)
-            return km_fail(err, KM_ENOMEM, "out of memory for %zu event records", cap);
+            return km_fail(err, KM_ENOMEM, "no memory for %zu event records", cap);
         t->ticks = p;
         t->cap_ticks = cap;
     }
