@@ -1,8 +1,8 @@
-/* The reader of responses behind answer.h.
+/* Reads responses and decides which of them failed.
  *
- * A failure is anything that a user of the server would call one: a status, a page in place of a stream, an
- * error event, damage, an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]),
- * no token at all. Its record keeps the reason and what had come by then, and takes no part in any latency. */
+ * A request fails by: a status other than 200; a response that is no event stream; an error event; an event that is not
+ * JSON; a lost connection; an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]); an
+ * answer without tokens. The record of a failed request has the reason and the events until then. It is in no latency. */
 #include "harness/client/answer.h"
 
 #include "base/mem.h"
@@ -42,7 +42,7 @@ void ans_begin(struct ans *a, const struct hz_rec *rec)
     XXH3_64bits_reset(a->hash);
 }
 
-static void note_tick(struct ans *a, struct stamp at, int tokens)
+static void add_tick(struct ans *a, struct stamp at, int tokens)
 {
     if (a->n_ticks == a->cap_ticks) {
         int cap = a->cap_ticks ? 2 * a->cap_ticks : 256;
@@ -59,7 +59,7 @@ static void note_tick(struct ans *a, struct stamp at, int tokens)
     a->tally->tokens += tokens;
 }
 
-static void say(char *out, struct ev_slice m)
+static void keep_message(char *out, struct ev_slice m)
 {
     struct km_buf b = {0};
     ev_text(m, &b);
@@ -67,7 +67,7 @@ static void say(char *out, struct ev_slice m)
     km_buf_free(&b);
 }
 
-/* However the tokens were spread over events, the hash is the same: each id is its digits and a comma. */
+/* Hashes each id as its digits and a comma, so that the hash does not depend on how ids are spread over events. */
 static void hash_ids(struct ans *a, struct ev_slice ids)
 {
     const char *run = ids.p, *end = ids.p + ids.n;
@@ -82,14 +82,14 @@ static void hash_ids(struct ans *a, struct ev_slice ids)
     }
 }
 
-/* Usage, finish, text and failure are read the same way from a stream and from a whole answer. Returns the
- * tokens in the event. */
-static int take_event(struct ans *a, const struct ev *e)
+/* Reads usage, finish_reason, text and error from an event, or from a whole response that was not streamed. Returns the
+ * number of tokens in it. */
+static int read_event(struct ans *a, const struct ev *e)
 {
     struct hz_rec *r = &a->rec;
     size_t was = a->text.len;
     if (e->failed)
-        say(a->said, e->message.p ? e->message : (struct ev_slice){"no message", 10});
+        keep_message(a->said, e->message.p ? e->message : (struct ev_slice){"no message", 10});
     if (e->prompt_tokens >= 0) {
         r->prompt_tokens = e->prompt_tokens;
         r->output_tokens = e->output_tokens;
@@ -138,12 +138,12 @@ static void on_event(void *arg, const char *data, size_t len)
         a->broken = true;
         return;
     }
-    int n = take_event(a, &e);
+    int n = read_event(a, &e);
     if (e.choices || !a->completions)
         r->last_any_ns = at.ns;
     if (!e.choices)
         return;
-    note_tick(a, at, n);
+    add_tick(a, at, n);
     r->first_any_ns = r->first_any_ns ? r->first_any_ns : at.ns;
     if (!n)
         return;
@@ -160,8 +160,9 @@ void ans_status(struct ans *a, int status)
     a->rec.status = status;
 }
 
-/* Time does not go back in an answer: a client's stamp may lie after the kernel's of what is read next. */
-static void came(struct ans *a, struct stamp at)
+/* Arrival times within an answer do not go back. A stamp of the client's clock may be later than the kernel timestamp of
+ * the bytes that are read next; those bytes then get the earlier bytes' time. */
+static void set_arrival(struct ans *a, struct stamp at)
 {
     struct stamp last = a->at;
     a->at = at;
@@ -171,14 +172,14 @@ static void came(struct ans *a, struct stamp at)
 
 void ans_headers_done(struct ans *a, struct stamp at)
 {
-    came(a, at);
-    if (a->rec.status >= 200) /* not those of a 100 Continue */
+    set_arrival(a, at);
+    if (a->rec.status >= 200) /* not the headers of a 100 Continue */
         a->rec.header_ns = a->at.ns;
 }
 
 bool ans_body(struct ans *a, const char *p, size_t n, struct stamp at)
 {
-    came(a, at);
+    set_arrival(a, at);
     if (!a->events && a->n_start < ANS_SNIPPET) {
         size_t take = n < (size_t)(ANS_SNIPPET - a->n_start) ? n : (size_t)(ANS_SNIPPET - a->n_start);
         memcpy(a->start + a->n_start, p, take);
@@ -195,7 +196,7 @@ bool ans_body(struct ans *a, const char *p, size_t n, struct stamp at)
     return !a->oom && !a->sse.failed && !a->broken;
 }
 
-/* A whole answer is one event that carries every token. */
+/* A response that was not streamed counts as one event with all tokens. */
 static void read_whole(struct ans *a)
 {
     struct km_buf body = a->text;
@@ -203,12 +204,12 @@ static void read_whole(struct ans *a)
     struct ev e;
     a->text = (struct km_buf){0};
     if (ev_scan(km_buf_str(&body), body.len, &e) == 0) {
-        int n = take_event(a, &e);
+        int n = read_event(a, &e);
         if (n && e.output_tokens > n)
             n = e.output_tokens;
         if (e.choices) {
             r->first_any_ns = r->last_any_ns = r->done_ns;
-            note_tick(a, (struct stamp){r->done_ns, -1, false}, n);
+            add_tick(a, (struct stamp){r->done_ns, -1, false}, n);
         }
         if (n) {
             r->first_ns = r->last_ns = r->done_ns;
@@ -218,8 +219,8 @@ static void read_whole(struct ans *a)
     km_buf_free(&body);
 }
 
-/* Printable beginning of a body, on one line. */
-static const char *beginning(struct ans *a)
+/* The first bytes of the body, printable and on one line. */
+static const char *printable_start(struct ans *a)
 {
     while (a->n_start > 0 && (unsigned char)a->start[a->n_start - 1] <= 0x20)
         a->n_start--;
@@ -232,7 +233,7 @@ static const char *beginning(struct ans *a)
 
 #define WHY(a, ...) snprintf((a)->rec.error, sizeof(a)->rec.error, __VA_ARGS__)
 
-/* Everything that can be wrong with an answer, in the order in which it explains the rest. */
+/* The first failure that applies; each one may cause those below it. */
 static void judge(struct ans *a, const struct ans_close *end)
 {
     struct hz_rec *r = &a->rec;
@@ -248,15 +249,15 @@ static void judge(struct ans *a, const struct ans_close *end)
     else if (end->timed_out)
         WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9,
             a->tokens);
-    else if (end->lost && !a->done) /* after [DONE] nothing is missing */
+    else if (end->lost && !a->done) /* after [DONE] the answer is complete */
         WHY(a, "%s after %d tokens: %.100s", r->status ? "connection lost" : "no answer", a->tokens, end->lost);
     else if (r->status != 200) {
         if (ev_scan(km_buf_str(&a->text), a->text.len, &e) == 0 && e.message.p)
-            say(a->said, e.message);
-        WHY(a, "HTTP %d: %.120s", r->status, a->said[0] ? a->said : beginning(a));
+            keep_message(a->said, e.message);
+        WHY(a, "HTTP %d: %.120s", r->status, a->said[0] ? a->said : printable_start(a));
     } else if (a->stream && !a->events)
         WHY(a, "HTTP 200 but no event stream (%.40s): %.80s", end->type ? end->type : "no content type",
-            beginning(a));
+            printable_start(a));
     else if (a->stream && !a->done && !r->finish[0])
         WHY(a, "the stream ended without a finish_reason or [DONE] after %d tokens", a->tokens);
     else if (!a->tokens)

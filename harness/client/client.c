@@ -25,7 +25,8 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-enum { TURN_NS = 100000000 }; /* period of progress calls, and the longest sleep */
+enum { PERIOD_NS = 100000000 }; /* between progress calls; also the longest sleep */
+/* Default time-outs of vLLM's clients. */
 static const double PROMPT_TIMEOUT_S = 6 * 3600, CONVERSATION_TIMEOUT_S = 120;
 
 struct slot {
@@ -194,7 +195,7 @@ static struct slot *slot_new(struct client *c)
     return s;
 }
 
-/* An idle slot, made when there is none; NULL without memory. */
+/* An idle slot, a new one when there is none. NULL: no memory. */
 static struct slot *slot_get(struct client *c)
 {
     if (c->n_idle)
@@ -217,9 +218,10 @@ static struct slot *slot_get(struct client *c)
     return s;
 }
 
-/* Sleeps until a socket is ready or until `due`, then lets libcurl do what there is to do. With `away_since`, notes
- * how long the loop was away from its sockets after they last had something. */
-static int turn(struct client *c, int64_t due, int64_t *away_since, struct km_err *err)
+/* One round of the event loop: sleeps until a socket is ready or until `due`, then lets libcurl read and write.
+ * *busy_since is the wake-up of the last round that had ready sockets, 0: it had none. The time from there to the next
+ * sleep is the loop gap: a socket that becomes ready in between has to wait. NULL: it is not recorded. */
+static int run_loop_once(struct client *c, int64_t due, int64_t *busy_since, struct km_err *err)
 {
     struct epoll_event ev[256];
     int running;
@@ -229,21 +231,21 @@ static int turn(struct client *c, int64_t due, int64_t *away_since, struct km_er
     struct itimerspec when = {.it_value = {due / 1000000000, due % 1000000000}};
     if (due != INT64_MAX)
         timerfd_settime(c->timer, TFD_TIMER_ABSTIME, &when, NULL);
-    if (away_since && *away_since)
-        hist_add(&c->gap, km_now_ns() - *away_since);
+    if (busy_since && *busy_since)
+        hist_add(&c->gap, km_now_ns() - *busy_since);
     int n = epoll_wait(c->epfd, ev, 256, -1);
     if (n < 0 && errno != EINTR)
         return km_fail(err, KM_EIO, "epoll_wait failed: %s", strerror(errno));
     int64_t now = km_now_ns();
-    if (away_since)
-        *away_since = n > 1 || (n == 1 && ev[0].data.fd != c->timer) ? now : 0;
+    if (busy_since)
+        *busy_since = n > 1 || (n == 1 && ev[0].data.fd != c->timer) ? now : 0;
     stamp_read_clocks(&c->stamps);
     for (int i = 0; i < n; i++) {
         int fd = ev[i].data.fd;
         uint64_t expired;
         if (fd == c->timer) {
             if (read(c->timer, &expired, sizeof expired) < 0)
-                expired = 0; /* re-armed before it was read */
+                expired = 0; /* the timer was set anew before it was read */
             continue;
         }
         int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) |
@@ -260,8 +262,8 @@ static int turn(struct client *c, int64_t due, int64_t *away_since, struct km_er
     return c->oom ? km_fail(err, KM_ENOMEM, "no memory for the client's sockets") : 0;
 }
 
-/* Starts the slot's transfer at once: on an open connection the request's first bytes leave in this call. */
-static int launch(struct client *c, struct slot *s, struct km_err *err)
+/* Starts the slot's transfer at once. On an open connection, the request's first bytes are sent during this call. */
+static int start_transfer(struct client *c, struct slot *s, struct km_err *err)
 {
     int running;
     CURLMcode rc = curl_multi_add_handle(c->multi, s->easy);
@@ -272,7 +274,7 @@ static int launch(struct client *c, struct slot *s, struct km_err *err)
     return rc ? km_fail(err, KM_ENOMEM, "libcurl cannot start a request: %s", curl_multi_strerror(rc)) : 0;
 }
 
-static struct slot *finished(struct client *c, CURLcode *result)
+static struct slot *next_finished(struct client *c, CURLcode *result)
 {
     int left;
     CURLMsg *m;
@@ -287,13 +289,13 @@ static struct slot *finished(struct client *c, CURLcode *result)
     return NULL;
 }
 
-static void retire(struct client *c, struct slot *s)
+static void release_slot(struct client *c, struct slot *s)
 {
     curl_multi_remove_handle(c->multi, s->easy);
     c->idle[c->n_idle++] = s;
 }
 
-/* ---- life ---- */
+/* ---- open and close ---- */
 
 int client_new(struct client **out, const struct client_opts *o, struct km_err *err)
 {
@@ -313,10 +315,10 @@ int client_new(struct client **out, const struct client_opts *o, struct km_err *
         rc = km_fail(err, KM_ENOMEM, "no memory for the client");
     if (!rc && ((c->epfd = epoll_create1(EPOLL_CLOEXEC)) < 0 ||
                 (c->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) < 0))
-        rc = km_fail(err, KM_EIO, "no event loop: %s", strerror(errno));
+        rc = km_fail(err, KM_EIO, "epoll or timerfd failed: %s", strerror(errno));
     struct epoll_event e = {.events = EPOLLIN, .data.fd = c->timer};
     if (!rc && epoll_ctl(c->epfd, EPOLL_CTL_ADD, c->timer, &e))
-        rc = km_fail(err, KM_EIO, "no timer in the event loop: %s", strerror(errno));
+        rc = km_fail(err, KM_EIO, "epoll_ctl failed for the timer: %s", strerror(errno));
     if (rc) {
         client_free(c);
         return rc;
@@ -351,7 +353,7 @@ void client_free(struct client *c)
     km_free(c);
 }
 
-/* Room for n sockets: a soft limit is ours to raise up to the hard one. */
+/* Raises the soft limit of open files, up to the hard one, so that n sockets fit. */
 static int allow_files(int n, struct km_err *err)
 {
     struct rlimit r;
@@ -366,7 +368,7 @@ static int allow_files(int n, struct km_err *err)
             n, (int)need, (int)r.rlim_max);
     r.rlim_cur = need;
     return setrlimit(RLIMIT_NOFILE, &r)
-               ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; use ulimit -n", (int)need)
+               ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; raise it with ulimit -n", (int)need)
                : 0;
 }
 
@@ -385,28 +387,28 @@ int client_connect(struct client *c, int n, struct km_err *err)
         }
         curl_easy_setopt(s->easy, CURLOPT_URL, url.data);
         curl_easy_setopt(s->easy, CURLOPT_HTTPGET, 1L);
-        curl_easy_setopt(s->easy, CURLOPT_FRESH_CONNECT,
-                         1L); /* the others' answers may be in: take no connection of theirs */
+        /* Each slot opens a connection of its own. Without this, libcurl would reuse one whose answer has arrived. */
+        curl_easy_setopt(s->easy, CURLOPT_FRESH_CONNECT, 1L);
         curl_easy_setopt(s->easy, CURLOPT_WRITEFUNCTION, discard);
         curl_easy_setopt(s->easy, CURLOPT_HEADERFUNCTION, discard);
         curl_easy_setopt(s->easy, CURLOPT_TIMEOUT_MS, 30000L);
-        rc = launch(c, s, err);
+        rc = start_transfer(c, s, err);
         open += !rc;
     }
     while (open > 0) {
         struct slot *s;
         CURLcode result;
-        while ((s = finished(c, &result))) {
-            /* A server that is slow to answer a health check may still serve; one that is not there cannot. */
+        while ((s = next_finished(c, &result))) {
+            /* A slow or failed health check is no error: only a server that cannot be reached is. */
             if (!rc && (result == CURLE_COULDNT_CONNECT || result == CURLE_COULDNT_RESOLVE_HOST ||
                         result == CURLE_URL_MALFORMAT || result == CURLE_UNSUPPORTED_PROTOCOL ||
                         result == CURLE_SSL_CONNECT_ERROR))
                 rc = km_fail(err, KM_ENET, "cannot reach %s: %s; is the server running?", c->o.target->url,
                              s->errbuf[0] ? s->errbuf : curl_easy_strerror(result));
-            retire(c, s);
+            release_slot(c, s);
             open--;
         }
-        int fault = open > 0 ? turn(c, km_now_ns() + TURN_NS, NULL, err) : 0;
+        int fault = open > 0 ? run_loop_once(c, km_now_ns() + PERIOD_NS, NULL, err) : 0;
         if (fault) {
             rc = fault;
             break;
@@ -416,9 +418,9 @@ int client_connect(struct client *c, int n, struct km_err *err)
     return rc;
 }
 
-/* ---- playing ---- */
+/* ---- the measured phase ---- */
 
-static int start(struct client *c, struct req *r, const struct schedule_item *it, struct km_err *err)
+static int send_request(struct client *c, struct req *r, const struct schedule_item *it, struct km_err *err)
 {
     struct req_body body;
     struct slot *s = slot_get(c);
@@ -460,11 +462,11 @@ static int start(struct client *c, struct req *r, const struct schedule_item *it
     int64_t now = km_now_ns();
     s->ans.rec.start_ns = now;
     hist_add(&c->send_lag, now - it->ready_ns);
-    return launch(c, s, err);
+    return start_transfer(c, s, err);
 }
 
-/* The end of one request: verdict, record, history, and the word to the schedule. */
-static int finish(struct client *c, struct slot *s, CURLcode result, struct schedule *sch, struct req *r,
+/* The end of one request: judges the answer, records it, adds it to the history, and informs the schedule. */
+static int finish_request(struct client *c, struct slot *s, CURLcode result, struct schedule *sch, struct req *r,
                   struct client_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
 {
     long opened = 0;
@@ -491,7 +493,7 @@ static int finish(struct client *c, struct slot *s, CURLcode result, struct sche
     if (!rc)
         rc = ans_record(&s->ans, t, err);
     struct schedule_item it = s->item;
-    retire(c, s);
+    release_slot(c, s);
     schedule_done(sch, &it, ok, end.now_ns);
     return rc;
 }
@@ -517,10 +519,10 @@ int client_play(struct client *c, struct schedule *s, struct req *r, client_prog
 {
     struct client_progress p = {.total = schedule_planned(s)};
     double ttft_sum = 0, cpu = cpu_seconds();
-    int64_t away = 0, told = 0, wake;
+    int64_t busy = 0, reported = 0, wake;
     int rc = 0;
     reset_health(c);
-    /* Timers of this thread fire when asked and not up to 50 us later. */
+    /* The kernel may fire a thread's timers up to its timer slack late, 50 us by default. */
     int slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
     stamp_read_clocks(&c->stamps);
@@ -532,19 +534,19 @@ int client_play(struct client *c, struct schedule *s, struct req *r, client_prog
         CURLcode result;
         enum schedule_answer a;
         bool ended = false, started = false;
-        for (; !rc && (slot = finished(c, &result)); ended = true)
-            rc = finish(c, slot, result, s, r, &p, &ttft_sum, t, err);
+        for (; !rc && (slot = next_finished(c, &result)); ended = true)
+            rc = finish_request(c, slot, result, s, r, &p, &ttft_sum, t, err);
         for (; !rc && (a = schedule_next(s, km_now_ns(), &it, &wake)) == SCHEDULE_SEND; started = true) {
             p.active++;
-            rc = start(c, r, &it, err);
+            rc = send_request(c, r, &it, err);
         }
         if (rc || a == SCHEDULE_END)
             break;
         if (ended || started)
-            continue; /* a refused connection ends its request at once: nothing would wake us for it */
+            continue; /* a refused connection ends its request during send_request, and no event would wake the loop for it */
         int64_t now = km_now_ns();
-        if (progress && now - told >= TURN_NS) {
-            told = now;
+        if (progress && now - reported >= PERIOD_NS) {
+            reported = now;
             p.elapsed_ns = now - t->begin_ns;
             p.output_tokens = c->tally.tokens;
             if (!progress(arg, &p)) {
@@ -552,18 +554,17 @@ int client_play(struct client *c, struct schedule *s, struct req *r, client_prog
                 break;
             }
         }
-        if ((rc = turn(c, wake < now + TURN_NS ? wake : now + TURN_NS, &away, err)))
+        if ((rc = run_loop_once(c, wake < now + PERIOD_NS ? wake : now + PERIOD_NS, &busy, err)))
             break;
     }
     t->end_ns = km_now_ns();
     prctl(PR_SET_TIMERSLACK, slack > 0 ? slack : 0, 0, 0, 0);
-    for (int i = 0; (rc || t->stopped) && p.active && i < c->n_slots;
-         i++) { /* those still on their way are given up */
+    for (int i = 0; (rc || t->stopped) && p.active && i < c->n_slots; i++) { /* drops the requests in flight */
         bool idle = false;
         for (int k = 0; k < c->n_idle; k++)
             idle = idle || c->idle[k] == c->slots[i];
         if (!idle)
-            retire(c, c->slots[i]);
+            release_slot(c, c->slots[i]);
     }
     int64_t waited = c->tally.events - c->tally.while_reading;
     t->health = (struct hz_health){.cpu_s = cpu_seconds() - cpu,

@@ -1,6 +1,6 @@
-/* A whole run: options checked, server asked for its name, connections opened, warm-up, the measured pass.
+/* A whole run: checks the options, asks the server for its model, opens the connections, warms up, and measures.
  *
- * Everything that may fail for want of sense or of a server fails here, before the clock runs. */
+ * Bad options and an absent server are errors before the clock runs. */
 #include "harness/client/load.h"
 
 #include "base/clock.h"
@@ -12,7 +12,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { OPEN_AHEAD = 64 }; /* connections opened beforehand when prompts arrive at a rate */
+enum { MAX_PACED_CONNECTIONS = 64 }; /* opened beforehand when prompts arrive at a rate; more are opened as needed */
 
 struct load load_defaults(void)
 {
@@ -20,13 +20,13 @@ struct load load_defaults(void)
         .num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = LOAD_CHAT};
 }
 
-/* The numbers that vLLM's client also refuses, with its rules. */
-static int check(const struct load *l, const struct wl_set *set, struct km_err *err)
+/* The limits are those of vLLM's clients. */
+static int check_load(const struct load *l, const struct wl_set *set, struct km_err *err)
 {
     if (set->n < 1)
         return km_fail(err, KM_EINVAL, "workload %s is empty", set->name);
     if (l->request_rate < 0 || isnan(l->request_rate))
-        return km_fail(err, KM_EINVAL, "--request-rate is %g; it must be positive, or 0 for no pause",
+        return km_fail(err, KM_EINVAL, "--request-rate is %g; it must be positive, or 0 for no pauses",
                        l->request_rate);
     if (!(l->burstiness > 0))
         return km_fail(err, KM_EINVAL, "--burstiness is %g; it must be positive, 1 for Poisson arrivals",
@@ -55,7 +55,7 @@ static int check(const struct load *l, const struct wl_set *set, struct km_err *
     return 0;
 }
 
-static int closed(struct schedule **out, const struct load *l, const struct wl_set *set, const int *order, int n,
+static int closed_loop(struct schedule **out, const struct load *l, const struct wl_set *set, const int *order, int n,
                   bool warmup, bool warmed, struct km_err *err)
 {
     int64_t active = l->max_active_conversations ? l->max_active_conversations : l->num_clients;
@@ -73,7 +73,7 @@ static int closed(struct schedule **out, const struct load *l, const struct wl_s
     return schedule_closed_new(out, set, &o, err);
 }
 
-static int prompts(const struct load *l, const struct wl_set *set)
+static int prompt_count(const struct load *l, const struct wl_set *set)
 {
     return l->max_num_requests > 0 && l->max_num_requests < set->n ? (int)l->max_num_requests : set->n;
 }
@@ -81,7 +81,7 @@ static int prompts(const struct load *l, const struct wl_set *set)
 static int open_loop(struct schedule **out, const struct load *l, const struct wl_set *set, bool warmup,
                      struct km_err *err)
 {
-    struct schedule_open o = {.n = prompts(l, set),
+    struct schedule_open o = {.n = prompt_count(l, set),
                            .rate = warmup ? 0 : l->request_rate,
                            .burstiness = l->burstiness,
                            .cap = l->max_concurrency,
@@ -89,26 +89,26 @@ static int open_loop(struct schedule **out, const struct load *l, const struct w
     return schedule_open_new(out, &o, err);
 }
 
-static int connections(const struct load *l, const struct wl_set *set)
+static int connection_count(const struct load *l, const struct wl_set *set)
 {
     if (set->kind != WL_RANDOM)
         return (int)l->num_clients;
-    int n = prompts(l, set);
+    int n = prompt_count(l, set);
     if (l->max_concurrency > 0 && l->max_concurrency < n)
         n = (int)l->max_concurrency;
     bool paced = l->request_rate > 0 && !isinf(l->request_rate);
-    return paced && n > OPEN_AHEAD ? OPEN_AHEAD : n;
+    return paced && n > MAX_PACED_CONNECTIONS ? MAX_PACED_CONNECTIONS : n;
 }
 
-/* The unmeasured pass. Its conversations, in order of completion and with the answers that they got, are what
- * the measured pass goes on with. */
+/* The warm-up. The measured phase continues its conversations, in their order of completion and with the answers that
+ * they received. Prompts are sent once each, and their history is dropped. */
 static int warm_up(struct client *c, struct req *r, const struct load *l, const struct wl_set *set,
                    struct schedule **s, struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
     bool open = set->kind == WL_RANDOM;
     int64_t t0 = km_now_ns();
-    int rc = open ? open_loop(s, l, set, true, err) : closed(s, l, set, NULL, set->n, true, false, err);
+    int rc = open ? open_loop(s, l, set, true, err) : closed_loop(s, l, set, NULL, set->n, true, false, err);
     if (!rc)
         rc = client_play(c, *s, r, NULL, NULL, &pass, err);
     t->warmup_ns = km_now_ns() - t0;
@@ -123,7 +123,7 @@ static int warm_up(struct client *c, struct req *r, const struct load *l, const 
     if (!rc && !open)
         schedule_finished(*s, &done);
     if (done == 0)
-        rc = km_fail(err, KM_ENET, "no request of the warm-up succeeded; the first said: %s",
+        rc = km_fail(err, KM_ENET, "no request of the warm-up succeeded; the first one failed with: %s",
                      t->n_warm ? t->warm[0].error : "nothing");
     return rc;
 }
@@ -135,7 +135,7 @@ int load_run(const struct target *target, const struct load *load, const struct 
     struct client *c = NULL;
     struct schedule *warm = NULL, *s = NULL;
     *out = (struct hz_trace){.fixed_history = load->fixed_history};
-    int rc = check(load, set, err);
+    int rc = check_load(load, set, err);
     if (!rc)
         rc = target_model(target, out->model, sizeof out->model, err);
     if (!rc)
@@ -152,7 +152,7 @@ int load_run(const struct target *target, const struct load *load, const struct 
         rc = client_new(&c, &o, err);
     }
     if (!rc)
-        rc = client_connect(c, connections(load, set), err);
+        rc = client_connect(c, connection_count(load, set), err);
     if (!rc && load->warmup_step)
         rc = warm_up(c, r, load, set, &warm, out, err);
     if (!rc && set->kind == WL_RANDOM)
@@ -160,7 +160,7 @@ int load_run(const struct target *target, const struct load *load, const struct 
     else if (!rc) {
         int n = set->n;
         const int *order = warm ? schedule_finished(warm, &n) : NULL;
-        rc = closed(&s, load, set, order, n, false, warm != NULL, err);
+        rc = closed_loop(&s, load, set, order, n, false, warm != NULL, err);
     }
     if (!rc)
         rc = client_play(c, s, r, progress, arg, out, err);

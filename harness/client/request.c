@@ -1,7 +1,7 @@
-/* Bodies byte for byte as vLLM's clients make them, plus what a measurement needs (usage).
+/* Bodies equal those of vLLM's clients byte for byte, except for stream_options, which asks for usage.
  *
- * Every body is `head messages tail`: the head and the messages sent so far stay in the conversation's buffer,
- * and the tail (parameters, where only the token limits vary) is written behind them and cut off again. */
+ * A body is `head messages tail`. The head and the messages so far stay in the conversation's buffer. The tail (the
+ * parameters, of which only the token limits vary) is appended for each turn and overwritten by the next message. */
 #include "harness/client/request.h"
 
 #include "base/json.h"
@@ -11,24 +11,24 @@
 #include <string.h>
 
 struct conv_body {
-    struct km_buf text; /* head, messages [0 .. messages), then perhaps a tail */
+    struct km_buf text; /* head, messages [0 .. messages), and a tail after req_build */
     size_t kept;        /* bytes before the tail */
     int messages;       /* in text */
-    size_t *part;       /* [n + 1] where message m lies in req.parts */
+    size_t *part;       /* [n + 1] offset of message m in req.parts */
 };
 
 struct req {
     const struct load *load;
     const struct wl_set *set;
     bool prompts;
-    const char *max_key; /* what this endpoint calls the token limit; NULL: extra_body sets it */
+    const char *max_key; /* this endpoint's key of the token limit; NULL: extra_body has it */
     bool send_min;
     struct km_buf head, tail, end; /* tail: parameters before the limits; end: after them, with the last brace */
     struct km_buf parts;           /* every message's JSON */
     struct conv_body *convs;       /* [set->n] */
 };
 
-/* One parameter, unless extra_body has its own word on it. */
+/* Appends one parameter, unless extra_body sets it. */
 static void param(struct km_buf *b, const cJSON *extra, const char *key, const char *json)
 {
     if (!cJSON_GetObjectItemCaseSensitive(extra, key))
@@ -91,7 +91,7 @@ static void put_message(const struct req *r, struct km_buf *b, const struct wl_m
         km_buf_putc(b, ']');
         return;
     }
-    bool list = r->prompts && r->load->endpoint == LOAD_CHAT; /* bench serve sends a list of parts */
+    bool list = r->prompts && r->load->endpoint == LOAD_CHAT; /* `vllm bench serve` sends the content as a list of parts */
     km_buf_puts(b, r->load->endpoint == LOAD_COMPLETIONS ? "\""
                    : list         ? "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\""
                    : m->assistant ? "{\"role\":\"assistant\",\"content\":\""
@@ -100,7 +100,7 @@ static void put_message(const struct req *r, struct km_buf *b, const struct wl_m
     km_buf_puts(b, r->load->endpoint == LOAD_COMPLETIONS ? "\"" : list ? "\"}]}" : "\"}");
 }
 
-/* Head, tail and end, with the keys in the order of vLLM's own bodies. */
+/* Writes head, tail and end with the keys in the order of vLLM's clients. */
 static void put_parameters(struct req *r, const cJSON *extra, const char *model)
 {
     const struct load *l = r->load;
@@ -135,7 +135,7 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
 
     struct km_buf salt = {0};
     if (l->send_token_ids)
-        param(&r->end, extra, "return_token_ids", "true"); /* a server without a tokenizer has no text to give */
+        param(&r->end, extra, "return_token_ids", "true"); /* a server without a tokenizer returns ids and no text */
     if (l->ignore_eos)
         param(&r->end, extra, "ignore_eos", "true");
     if (l->cache_salt) {
@@ -237,7 +237,7 @@ void req_rewind(struct req *r)
     }
 }
 
-/* Appends message m, from the prepared parts or with the given text. */
+/* Appends the next message: prepared JSON, or (json is NULL) an answer with the given text. */
 static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text,
                    size_t text_len)
 {
@@ -287,7 +287,7 @@ int req_answer(struct req *r, int conv, int turn, const char *text, size_t len, 
     struct conv_body *b = &r->convs[conv];
     int m = 2 * turn + 1;
     if (m + 1 >= r->set->convs[conv].n)
-        return 0; /* no later turn would carry it */
+        return 0; /* the last turn: no later body has its answer */
     if (r->load->fixed_history)
         append(r, b, r->parts.data + b->part[m], b->part[m + 1] - b->part[m], NULL, 0);
     else

@@ -1,10 +1,11 @@
-/* The closed loop of vLLM's multi-turn client and the arrivals of `vllm bench serve`.
+/* The closed loop of benchmark_serving_multi_turn.py and the arrivals of `vllm bench serve`.
  *
- * vLLM's clients are processes that pull from one queue; here they are small state machines, asked in the
- * order of their numbers, so that which client gets which conversation is no longer a race. One rule
- * differs on purpose: there, a client whose request times out or breaks exits without a word (and, by early
- * stop, ends the run for everybody), which lightens the load on a slow server. Here every failure is
- * treated as vLLM treats a status other than 200: the conversation is dropped and the client goes on. */
+ * vLLM's clients are processes that take conversations from one queue. Here they are state machines, asked in the order
+ * of their numbers, so that the assignment of conversations to clients is no race.
+ *
+ * One rule differs on purpose. In vLLM, a client whose request times out or loses its connection exits silently, and
+ * with early stop that ends the run for all clients; a slow server thus gets less load. Here every failure is handled as
+ * vLLM handles a status other than 200: the conversation is dropped and the client continues. */
 #include "harness/client/schedule.h"
 
 #include "base/mem.h"
@@ -17,9 +18,9 @@ enum client_state { IDLE, SENDING, GONE };
 
 struct closed_client {
     enum client_state state;
-    int64_t due_ns; /* of its next request */
+    int64_t due_ns; /* earliest send of its next request */
     int64_t sent;
-    int *active; /* [o.active] ring: a deque of conversations, left end at head */
+    int *active; /* [c.active] a deque of conversations in a ring; its left end is at head */
     int head, n_active;
     struct wl_mt rng;
 };
@@ -27,20 +28,20 @@ struct closed_client {
 struct schedule {
     bool closed, stop;
     int in_flight, planned, lost;
-    int64_t free_ns; /* open: when the cap last let go */
+    int64_t free_ns; /* open loop: when a request in flight last ended at the concurrency limit */
     int64_t begin_ns;
 
     const struct wl_set *set;
     struct schedule_closed c;
-    int *queue;    /* [c.n] */
-    int next;      /* of the queue */
+    int *queue;    /* [c.n] conversations */
+    int next;      /* index of the next one in the queue; open loop: the next prompt */
     int *used;     /* [set->n] messages used of each conversation */
     int *finished; /* [c.n] */
     int n_finished;
     struct closed_client *clients; /* [c.clients] */
 
     struct schedule_open o;
-    int64_t *offset; /* [o.n] from begin_ns */
+    int64_t *offset; /* [o.n] send times relative to begin_ns */
 };
 
 /* Messages of conversation v that will be used. */
@@ -50,8 +51,8 @@ static int64_t limit(const struct schedule *s, int v)
     return s->c.max_turns > 0 && s->c.max_turns < n ? s->c.max_turns : n;
 }
 
-/* Requests left in a conversation of which `used` messages are used. One at least: the limit is only looked
- * at after a request. */
+/* Requests left in a conversation of which `used` messages are used. At least one, because max_turns is checked only
+ * after a request. */
 static int requests_left(const struct schedule *s, int v, int64_t used)
 {
     if (used >= s->set->convs[v].n)
@@ -76,7 +77,7 @@ int schedule_closed_new(struct schedule **out, const struct wl_set *set, const s
     for (int i = 0; ok && i < o->clients; i++) {
         s->clients[i].active = km_calloc((size_t)o->active, sizeof(int));
         ok = s->clients[i].active != NULL;
-        /* vLLM's later rule: one seed for all made the clients pause in step. */
+        /* A seed per client, as in later versions of vLLM. With one seed for all, the clients pause at the same times. */
         wl_mt_seed(&s->clients[i].rng, (uint32_t)(o->seed + (uint64_t)i + 1));
     }
     if (!ok) {
@@ -95,7 +96,8 @@ int schedule_closed_new(struct schedule **out, const struct wl_set *set, const s
     return 0;
 }
 
-/* Gamma(shape, 1) draws in numpy's legacy order: Ahrens-Dieter below 1, Marsaglia-Tsang above. */
+/* A gamma(shape, 1) variate, bit for bit as numpy's legacy generator: Ahrens-Dieter for shape < 1, else
+ * Marsaglia-Tsang. */
 static double gamma_draw(struct wl_mt *r, double shape)
 {
     if (shape == 1)
@@ -148,7 +150,7 @@ int schedule_open_new(struct schedule **out, const struct schedule_open *o, stru
     wl_mt_seed(&r, (uint32_t)o->seed);
     for (int i = 0; i < o->n; i++)
         sum[i] = total += gamma_draw(&r, o->burstiness) / (o->rate * o->burstiness);
-    double scale = total > 0 ? o->n / o->rate / total : 0; /* the last one is due at n/rate exactly */
+    double scale = total > 0 ? o->n / o->rate / total : 0; /* the last prompt is sent at exactly n/rate, as in `vllm bench serve` */
     for (int i = 0; i < o->n; i++)
         s->offset[i] = llround(sum[i] * scale * 1e9);
     km_free(sum);
@@ -193,9 +195,9 @@ static void push_left(struct schedule *s, struct closed_client *k, int v)
     k->n_active++;
 }
 
-/* Round robin takes the right end, where new conversations come in; an unfinished one returns at the left. So
- * the newest starts first, and then they truly rotate. */
-static int pick(struct schedule *s, struct closed_client *k)
+/* Round robin takes the right end of the deque, where new conversations are pushed. An unfinished conversation is pushed
+ * at the left end. So the newest conversation is first, and after that they rotate. */
+static int pick_conversation(struct schedule *s, struct closed_client *k)
 {
     int at = s->c.random ? (int)wl_mt_int(&k->rng, 0, k->n_active - 1) : k->n_active - 1;
     int v = k->active[(k->head + at) % s->c.active];
@@ -205,9 +207,9 @@ static int pick(struct schedule *s, struct closed_client *k)
     return v;
 }
 
-/* One round of a client that is free: its next request, or its exit. A client that meets the end of the queue
- * exits at once, even with conversations in hand. */
-static bool client_step(struct schedule *s, struct closed_client *k, struct schedule_item *out)
+/* The next request of an idle client, or false and the client's exit. As in vLLM, a client that finds the queue empty
+ * exits at once, even if it has unfinished conversations. */
+static bool next_of_client(struct schedule *s, struct closed_client *k, struct schedule_item *out)
 {
     bool dry = s->stop || (s->c.quota > 0 && k->sent >= s->c.quota);
     while (!dry && k->n_active < s->c.active) {
@@ -225,7 +227,7 @@ static bool client_step(struct schedule *s, struct closed_client *k, struct sche
         s->stop = s->stop || s->c.early_stop;
         return false;
     }
-    int v = pick(s, k);
+    int v = pick_conversation(s, k);
     *out = (struct schedule_item){.conv = v,
                                .turn = s->used[v] / 2,
                                .client = (int)(k - s->clients),
@@ -246,10 +248,10 @@ static enum schedule_answer closed_next(struct schedule *s, int64_t now, struct 
         if (k->state == IDLE && !s->stop && k->due_ns > now) {
             waiting = true;
             *wake = k->due_ns < *wake ? k->due_ns : *wake;
-        } else if (k->state == IDLE && client_step(s, k, out))
+        } else if (k->state == IDLE && next_of_client(s, k, out))
             return SCHEDULE_SEND;
     }
-    if (s->stop && waiting) /* a later client raised the flag: those that pause have nothing to wait for */
+    if (s->stop && waiting) /* a client further on in the loop stopped the run: pausing clients need not wait */
         return closed_next(s, now, out, wake);
     return s->in_flight || waiting ? SCHEDULE_WAIT : SCHEDULE_END;
 }

@@ -1,4 +1,3 @@
-/* Single blocking calls: /health, /version, /v1/models, /metrics. Nothing here is timed. */
 #include "harness/client/target.h"
 
 #include "base/clock.h"
@@ -28,7 +27,7 @@ int target_url(const struct target *t, const char *path, struct km_buf *out, str
     return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "no memory for an address");
 }
 
-/* One extra header as libcurl wants it. */
+/* One extra header in libcurl's form. */
 static int extra_header(const char *given, struct km_buf *out, struct km_err *err)
 {
     size_t name = strcspn(given, ":=");
@@ -37,14 +36,14 @@ static int extra_header(const char *given, struct km_buf *out, struct km_err *er
     const char *value = given + name + 1;
     value += strspn(value, " ");
     km_buf_put(out, given, name);
-    km_buf_puts(out, *value ? ": " : ";"); /* libcurl takes "Name:" as "do not send"; a semicolon sends it empty */
+    km_buf_puts(out, *value ? ": " : ";"); /* for libcurl, "Name:" removes a header and "Name;" sends an empty one */
     km_buf_puts(out, value);
     return 0;
 }
 
 int target_headers(const struct target *t, struct curl_slist **out, struct km_err *err)
 {
-    /* An empty Expect keeps libcurl from waiting for a 100 before a large body. */
+    /* With an empty Expect, libcurl does not wait for "100 Continue" before it sends a large body. */
     static const char *const fixed[] = {"Content-Type: application/json", "Expect:"};
     struct km_buf b = {0};
     int rc = 0;
@@ -147,7 +146,7 @@ int target_wait_ready(const struct target *target, double timeout_s, struct km_e
             return km_fail(err, status, "%s", last.msg);
         if (km_now_ns() >= until) {
             if (status > 0)
-                snprintf(last.msg, sizeof last.msg, "it answers HTTP %d", status);
+                snprintf(last.msg, sizeof last.msg, "it answers with HTTP %d", status);
             return km_fail(err, KM_ENET, "no server is ready at %.150s after %g s: %.250s", target->url, timeout_s,
                            last.msg);
         }
@@ -212,7 +211,7 @@ int target_model_root(const struct target *target, struct km_buf *out, struct km
     if (status < 0)
         return status;
     if (!said)
-        return km_fail(err, KM_ENOENT, "%s does not say where its model is", target->url);
+        return km_fail(err, KM_ENOENT, "GET %s/v1/models names no root of the model", target->url);
     return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "no memory for the path of a model");
 }
 

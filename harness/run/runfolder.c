@@ -1,7 +1,7 @@
-/* run.json around the two trace files of tracefile.h.
+/* Writes and reads a run folder. The trace's two files are in tracefile.[ch], the summaries in summary.[ch].
  *
- * Written last and by rename: a folder that holds one is complete. Keys keep their order, numbers that are not
- * there are null, and a "reasons" object beside them says why. */
+ * In run.json the order of the keys is fixed. A value that is not known is null, and the "reasons" object beside it says
+ * why. */
 #include "harness/run/runfolder.h"
 
 #include "base/file.h"
@@ -17,8 +17,9 @@
 static const char schema[] = "kvmark.run.1";
 enum { MAX_FILE = 1 << 30 };
 
-/* A client that is later than this at its 99th percentile has measured itself. Sending may lag more: a burst of N
- * prompts leaves one by one, some 30 us each, and the lag is in no service latency. */
+/* Beyond these limits the client's own delays are a visible part of the figures, and the run is "doubtful". The limit of
+ * the send lag is higher, because N prompts sent at once leave one by one, about 30 us each, and because no latency but
+ * the response TTFT includes the lag. */
 static const double MAX_SEND_LAG_MS = 50, MAX_LOOP_GAP_MS = 10, MIN_KERNEL_STAMPS = 0.9;
 
 static const struct {
@@ -39,7 +40,7 @@ static const struct {
                    {"clock_steps", offsetof(struct hz_health, clock_steps), true}};
 enum { N_HEALTH = sizeof health_keys / sizeof *health_keys };
 
-/* Text, or null with a reason for what is empty. */
+/* The text; null and the reason when it is empty. */
 static void put_text(cJSON *to, const char *key, const char *text, const char *reason)
 {
     if (text && *text) {
@@ -94,7 +95,7 @@ static void put_health(cJSON *to, const struct hz_health *h)
     cJSON_AddItemToObject(to, "reasons", reasons);
 }
 
-/* The limits that the run lived under: those of the options that set one, and the caller's. */
+/* The limits of the run: the options that set one, then the caller's. */
 static void put_limits(cJSON *to, const struct run_info *info)
 {
     static const char *const keys[] = {"gpu-memory-limit", "gpu-memory-utilization", "num-gpu-blocks-override",
@@ -108,7 +109,7 @@ static void put_limits(cJSON *to, const struct run_info *info)
         snprintf(name, sizeof name, "%s", keys[i]);
         for (char *p = name; *p; p++)
             *p = *p == '-' ? '_' : *p;
-        bool engines = i < 6; /* an option of our engine says nothing about another server */
+        bool engines = i < 6; /* an option of our engine, which has no effect on another server */
         bool set = v && (cJSON_IsNumber(v) ? v->valuedouble > 0 : cJSON_IsString(v)) && (own || !engines);
         if (set)
             cJSON_AddItemToObject(to, name, cJSON_Duplicate(v, false));
@@ -271,7 +272,7 @@ static int read_trace_facts(const cJSON *v, struct hz_trace *t, struct km_err *e
     return rc;
 }
 
-/* run.json's parts into out. */
+/* Parses out->json into the other members. */
 static int read_json(struct run_folder *out, struct km_err *err)
 {
     const cJSON *part = NULL;
@@ -333,16 +334,6 @@ int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err)
     return rc;
 }
 
-double run_folder_sample(const struct run_folder *run, const struct hz_rec *r, enum hz_sample what,
-                         enum hz_profile profile)
-{
-    const char *kind = NULL;
-    (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "kind", false, &kind, NULL);
-    struct hz_request q = hz_request_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN,
-                                        profile);
-    return what == HZ_TTFT ? q.ttft_ms : what == HZ_TPOT ? q.tpot_ms : q.e2e_ms;
-}
-
 void run_folder_free(struct run_folder *r)
 {
     if (!r)
@@ -351,4 +342,14 @@ void run_folder_free(struct run_folder *r)
     cJSON_Delete(r->json);
     hz_trace_free(&r->trace);
     *r = (struct run_folder){0};
+}
+
+double run_folder_sample(const struct run_folder *run, const struct hz_rec *r, enum hz_sample what,
+                         enum hz_profile profile)
+{
+    const char *kind = NULL;
+    (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "kind", false, &kind, NULL);
+    struct hz_request q = hz_request_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN,
+                                        profile);
+    return what == HZ_TTFT ? q.ttft_ms : what == HZ_TPOT ? q.tpot_ms : q.e2e_ms;
 }
