@@ -1,4 +1,4 @@
-/* The scripted server. Aborts on its own faults: it is part of the tests. */
+/* The scripted server. It is part of the tests, so it aborts on its own errors. */
 #include "mock.h"
 
 #include "base/clock.h"
@@ -18,7 +18,7 @@
 
 enum { MAX_CONNS = 512, MAX_REQUESTS = 4096 };
 
-/* Not assert: these calls must also happen in a build without assertions. */
+/* Not assert, because its argument must also be evaluated with NDEBUG. */
 static void must(bool ok)
 {
     if (!ok)
@@ -53,7 +53,7 @@ void mock_token(int i, int messages, struct km_buf *out)
         km_buf_puts(out, odd[i % 4]);
 }
 
-/* Everything at once, in pieces, or cut in two; false when the client is gone. */
+/* Sends at once or in pieces. False: the client has closed the connection. */
 static bool send_bytes(struct conn *c, const char *p, size_t n)
 {
     size_t piece = c->m->o.piece > 0 ? (size_t)c->m->o.piece : n;

@@ -1,4 +1,4 @@
-/* Who sends what next, on a clock of the test's own. */
+/* The order and the times of requests, on a clock of the test. */
 #include "base/test/test.h"
 
 #include "base/buf.h"
@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Conversations that are nothing but lengths. */
+/* A workload of which only the lengths of the conversations are known. */
 static struct wl_conv convs[64];
 static struct wl_set lengths(const int *n, int count)
 {
@@ -20,19 +20,19 @@ static struct wl_set lengths(const int *n, int count)
 
 struct play {
     struct km_buf log; /* "client:conversation.turn " in order of sending */
-    int sent, most;    /* requests, and in flight at most */
+    int sent, most_in_flight;    /* requests sent, and the most in flight at once */
     int fail_conv, fail_turn;
-    int sent_at_15; /* requests out when the 15th conversation ended */
+    int sent_at_15; /* requests sent when the 15th conversation ended */
     int64_t now;
 };
 
-/* Serves every request in `service` ns, in order of sending. */
+/* Plays a schedule against a server that answers each request after `service` ns. */
 static void play(struct schedule *s, struct play *p, int64_t service)
 {
-    struct flight {
+    struct request {
         struct schedule_item it;
         int64_t end;
-    } fly[256];
+    } in_flight[256];
     int n = 0;
     schedule_begin(s, p->now);
     for (int guard = 0; guard < 100000; guard++) {
@@ -42,18 +42,18 @@ static void play(struct schedule *s, struct play *p, int64_t service)
         if (a == SCHEDULE_SEND) {
             assert_true(it.due_ns <= p->now && it.ready_ns >= it.due_ns);
             km_buf_printf(&p->log, "%d:%d.%d ", it.client, it.conv, it.turn);
-            fly[n++] = (struct flight){it, p->now + service};
+            in_flight[n++] = (struct request){it, p->now + service};
             p->sent++;
-            p->most = n > p->most ? n : p->most;
+            p->most_in_flight = n > p->most_in_flight ? n : p->most_in_flight;
             continue;
         }
         if (a == SCHEDULE_END) {
             assert_int_equal(n, 0);
             return;
         }
-        if (n && (wake > fly[0].end)) {
-            struct flight f = fly[0];
-            memmove(fly, fly + 1, (size_t)--n * sizeof *fly);
+        if (n && (wake > in_flight[0].end)) {
+            struct request f = in_flight[0];
+            memmove(in_flight, in_flight + 1, (size_t)--n * sizeof *in_flight);
             p->now = f.end;
             schedule_done(s, &f.it, !(f.it.conv == p->fail_conv && f.it.turn == p->fail_turn), p->now);
             int finished;
@@ -92,12 +92,12 @@ static void clients_share_one_queue(void **state)
 {
     (void)state;
     struct wl_set set = lengths((int[]){4, 6, 2}, 3);
-    /* Client 0 is through with 0 and takes 2; when that ends nothing is left and the run is over for both. */
+    /* Client 0 finishes conversation 0 and takes 2. When that ends the queue is empty, and the run ends for both. */
     order_is(&set, (struct schedule_closed){.clients = 2, .active = 1, .early_stop = true}, -1, -1,
              "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 ");
     set = lengths((int[]){4, 8, 2}, 3);
     order_is(&set, (struct schedule_closed){.clients = 2, .active = 1, .early_stop = true}, -1, -1,
-             "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 "); /* 1.3 is abandoned, 1.2 was in flight and ends */
+             "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 "); /* 1.3 is abandoned; 1.2 was in flight and ends */
     order_is(&set, (struct schedule_closed){.clients = 2, .active = 1}, -1, -1,
              "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 1:1.3 ");
 }
@@ -106,7 +106,7 @@ static void round_robin_starts_with_the_newest(void **state)
 {
     (void)state;
     struct wl_set set = lengths((int[]){4, 4, 4}, 3);
-    /* 0 and 1 rotate, newest first; 2 comes in at the right; at the end marker the client exits with 2 in hand. */
+    /* 0 and 1 rotate, the newest first. 2 joins at the right. The client finds the queue empty and exits; 2 is unfinished. */
     order_is(&set, (struct schedule_closed){.clients = 1, .active = 2, .early_stop = true}, -1, -1,
              "0:1.0 0:0.0 0:1.1 0:2.0 0:0.1 ");
     set = lengths((int[]){6, 6, 6, 6}, 4);
@@ -124,7 +124,7 @@ static void turns_quotas_and_warm_history(void **state)
     order_is(&set, (struct schedule_closed){.clients = 1, .active = 1, .quota = 4}, -1, -1,
              "0:0.0 0:0.1 0:0.2 0:1.0 ");
     set = lengths((int[]){6, 2, 4}, 3);
-    /* After a warm-up: its order, from the second turn, and what has no second turn is passed over. */
+    /* After a warm-up: in its order, from the second turn. Conversations without a second turn are skipped. */
     order_is(&set, (struct schedule_closed){.order = (int[]){2, 1, 0}, .clients = 1, .active = 1, .first_turn = 1},
              -1, -1, "0:2.1 0:0.1 0:0.2 ");
 }
@@ -158,11 +158,11 @@ static void the_write_up_run_is_cut_short(void **state)
     play(s, &p, 10);
     int n;
     schedule_finished(s, &n);
-    /* The queue is empty when the 15th conversation ends: no request leaves after it, those on their way end. */
+    /* The queue is empty when the 15th conversation ends: no request is sent after that, those in flight end. */
     assert_true(n >= 15 && p.sent_at_15 > 0);
     assert_int_equal(p.sent, p.sent_at_15);
     assert_in_range(p.sent, 140, 160);
-    assert_int_equal(p.most, 10);
+    assert_int_equal(p.most_in_flight, 10);
     km_buf_free(&p.log);
     schedule_free(s);
 }
@@ -190,7 +190,7 @@ static void pauses_are_each_clients_own(void **state)
     assert_true(due[0] != due[1]);
     assert_int_equal(schedule_next(s, 101, &c, &wake), SCHEDULE_WAIT);
     assert_true(wake == (due[0] < due[1] ? due[0] : due[1]));
-    schedule_stop(s); /* nobody waits out a pause for nothing */
+    schedule_stop(s); /* the end of the run ends the pauses */
     assert_int_equal(schedule_next(s, 101, &c, &wake), SCHEDULE_END);
     schedule_free(s);
 }
@@ -217,7 +217,7 @@ static void prompts_arrive_as_planned(void **state)
             else
                 now = wake;
         }
-        assert_int_equal(due[o.n - 1], 80000000000); /* N/rate to the nanosecond */
+        assert_int_equal(due[o.n - 1], 80000000000); /* the last prompt is sent at N/rate, to the nanosecond */
         double mean = 80.0 / o.n, sq = 0;
         for (int i = 0; i < o.n; i++) {
             double gap = (double)(due[i] - (i ? due[i - 1] : 0)) / 1e9;
@@ -240,7 +240,7 @@ static void a_cap_holds_prompts_back(void **state)
     struct play p = {.fail_conv = -1, .now = 7};
     play(s, &p, 10);
     assert_string_equal(p.log.data, "0:0.0 0:1.0 0:2.0 0:3.0 0:4.0 ");
-    assert_int_equal(p.most, 2);
+    assert_int_equal(p.most_in_flight, 2);
     assert_int_equal(p.now, 7 + 30);
     km_buf_free(&p.log);
     schedule_free(s);
@@ -254,8 +254,8 @@ static void a_cap_holds_prompts_back(void **state)
     assert_int_equal(schedule_next(s, 5, &b, &wake), SCHEDULE_WAIT);
     schedule_done(s, &a, true, 40);
     assert_int_equal(schedule_next(s, 41, &c, &wake), SCHEDULE_SEND);
-    assert_int_equal(c.due_ns, 0);    /* due at the start ... */
-    assert_int_equal(c.ready_ns, 40); /* ... held back by the cap, not by the client */
+    assert_int_equal(c.due_ns, 0);    /* planned for the start ... */
+    assert_int_equal(c.ready_ns, 40); /* ... and delayed by the concurrency limit, not by the client */
     schedule_free(s);
 }
 
