@@ -1,8 +1,9 @@
 /* Reads responses and decides which of them failed.
  *
  * A request fails by: a status other than 200; a response that is no event stream; an error event; an event that is not
- * JSON; a lost connection; an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]); an
- * answer without tokens. The record of a failed request has the reason and the events until then. It is in no latency. */
+ * JSON; a lost connection; an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]);
+ * an answer without tokens. The record of a failed request has the reason and the events until then. It is in no
+ * latency. */
 #include "harness/client/answer.h"
 
 #include "base/mem.h"
@@ -12,8 +13,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally,
-             struct km_err *err)
+int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally, struct km_err *err)
 {
     *a = (struct ans){.stream = stream, .completions = completions, .by_ids = by_ids, .tally = tally};
     a->hash = XXH3_createState();
@@ -160,8 +160,8 @@ void ans_status(struct ans *a, int status)
     a->rec.status = status;
 }
 
-/* Arrival times within an answer do not go back. A stamp of the client's clock may be later than the kernel timestamp of
- * the bytes that are read next; those bytes then get the earlier bytes' time. */
+/* Arrival times within an answer do not go back. A stamp of the client's clock may be later than the kernel timestamp
+ * of the bytes that are read next; those bytes then get the earlier bytes' time. */
 static void set_arrival(struct ans *a, struct stamp at)
 {
     struct stamp last = a->at;
@@ -247,8 +247,7 @@ static void judge(struct ans *a, const struct ans_close *end)
     else if (a->said[0] && r->status == 200)
         WHY(a, "error event after %d tokens: %.110s", a->tokens, a->said);
     else if (end->timed_out)
-        WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9,
-            a->tokens);
+        WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9, a->tokens);
     else if (end->lost && !a->done) /* after [DONE] the answer is complete */
         WHY(a, "%s after %d tokens: %.100s", r->status ? "connection lost" : "no answer", a->tokens, end->lost);
     else if (r->status != 200) {

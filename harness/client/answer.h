@@ -39,8 +39,8 @@ struct ans {
     struct sse sse;
     void *hash; /* XXH3 state */
 
-    bool done;                   /* [DONE] has arrived */
-    bool broken;                 /* an event is not JSON, or a body is too long */
+    bool done;   /* [DONE] has arrived */
+    bool broken; /* an event is not JSON, or a body is too long */
     bool oom;
     char said[ANS_SNIPPET + 1];  /* message of an error event; "": none */
     char start[ANS_SNIPPET + 1]; /* first bytes of the body, until there is an event */

@@ -134,8 +134,8 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *un
     }
     curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **)&s);
     c->socks[fd].slot = s;
-    struct epoll_event e = {
-        .events = (what & CURL_POLL_IN ? EPOLLIN : 0u) | (what & CURL_POLL_OUT ? EPOLLOUT : 0u), .data.fd = fd};
+    struct epoll_event e = {.events = (what & CURL_POLL_IN ? EPOLLIN : 0u) | (what & CURL_POLL_OUT ? EPOLLOUT : 0u),
+                            .data.fd = fd};
     if (epoll_ctl(c->epfd, EPOLL_CTL_MOD, fd, &e) && epoll_ctl(c->epfd, EPOLL_CTL_ADD, fd, &e))
         return -1;
     return 0;
@@ -248,8 +248,7 @@ static int run_loop_once(struct client *c, int64_t due, int64_t *busy_since, str
                 expired = 0; /* the timer was set anew before it was read */
             continue;
         }
-        int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) |
-                   (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
+        int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) | (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
                    (ev[i].events & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR | CURL_CSELECT_IN : 0);
         look(c, fd);
         curl_multi_socket_action(c->multi, fd, bits, &running);
@@ -361,14 +360,14 @@ static int allow_files(int n, struct km_err *err)
     if (getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur >= need)
         return 0;
     if (r.rlim_max != RLIM_INFINITY && r.rlim_max < need)
-        return km_fail(
-            err, KM_ELIMIT,
-            "%d connections need %d open files and the limit is %d; raise it (ulimit -n) or use a lower "
-            "--max-concurrency",
-            n, (int)need, (int)r.rlim_max);
+        return km_fail(err, KM_ELIMIT,
+                       "%d connections need %d open files and the limit is %d; raise it (ulimit -n) or use a lower "
+                       "--max-concurrency",
+                       n, (int)need, (int)r.rlim_max);
     r.rlim_cur = need;
     return setrlimit(RLIMIT_NOFILE, &r)
-               ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; raise it with ulimit -n", (int)need)
+               ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; raise it with ulimit -n",
+                         (int)need)
                : 0;
 }
 
@@ -467,7 +466,7 @@ static int send_request(struct client *c, struct req *r, const struct schedule_i
 
 /* The end of one request: judges the answer, records it, adds it to the history, and informs the schedule. */
 static int finish_request(struct client *c, struct slot *s, CURLcode result, struct schedule *sch, struct req *r,
-                  struct client_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
+                          struct client_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
 {
     long opened = 0;
     struct ans_close end = {.timed_out = result == CURLE_OPERATION_TIMEDOUT, .now_ns = km_now_ns()};
@@ -502,8 +501,7 @@ static double cpu_seconds(void)
 {
     struct rusage u;
     getrusage(RUSAGE_THREAD, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-           (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
 }
 
 static void reset_health(struct client *c)
@@ -514,8 +512,8 @@ static void reset_health(struct client *c)
     memset(&c->tally, 0, sizeof c->tally);
 }
 
-int client_play(struct client *c, struct schedule *s, struct req *r, client_progress_fn progress, void *arg, struct hz_trace *t,
-             struct km_err *err)
+int client_play(struct client *c, struct schedule *s, struct req *r, client_progress_fn progress, void *arg,
+                struct hz_trace *t, struct km_err *err)
 {
     struct client_progress p = {.total = schedule_planned(s)};
     double ttft_sum = 0, cpu = cpu_seconds();
@@ -543,7 +541,8 @@ int client_play(struct client *c, struct schedule *s, struct req *r, client_prog
         if (rc || a == SCHEDULE_END)
             break;
         if (ended || started)
-            continue; /* a refused connection ends its request during send_request, and no event would wake the loop for it */
+            continue; /* a refused connection ends its request during send_request, and no event would wake the loop for
+                         it */
         int64_t now = km_now_ns();
         if (progress && now - reported >= PERIOD_NS) {
             reported = now;

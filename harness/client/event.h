@@ -1,7 +1,7 @@
 /* One JSON event of an OpenAI-compatible stream, read without building a tree.
  *
- * ev_scan goes through the text once and returns slices of it; the text must outlive them. It also reads a response that
- * was not streamed, where choices have `message` instead of `delta`. Only the first choice is read. */
+ * ev_scan goes through the text once and returns slices of it; the text must outlive them. It also reads a response
+ * that was not streamed, where choices have `message` instead of `delta`. Only the first choice is read. */
 #ifndef EVENT_H
 #define EVENT_H
 

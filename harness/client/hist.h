@@ -1,5 +1,5 @@
-/* A histogram of durations in fixed memory, for the client's own health. It has 16 bins per octave, so that a percentile
- * is at most 1/16 too large. */
+/* A histogram of durations in fixed memory, for the client's own health. It has 16 bins per octave, so that a
+ * percentile is at most 1/16 too large. */
 #ifndef HIST_H
 #define HIST_H
 

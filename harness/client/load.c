@@ -16,8 +16,7 @@ enum { MAX_PACED_CONNECTIONS = 64 }; /* opened beforehand when prompts arrive at
 
 struct load load_defaults(void)
 {
-    return (struct load){
-        .num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = LOAD_CHAT};
+    return (struct load){.num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = LOAD_CHAT};
 }
 
 /* The limits are those of vLLM's clients. */
@@ -32,8 +31,7 @@ static int check_load(const struct load *l, const struct wl_set *set, struct km_
         return km_fail(err, KM_EINVAL, "--burstiness is %g; it must be positive, 1 for Poisson arrivals",
                        l->burstiness);
     if (l->timeout_s < 0 || !(l->timeout_s < 1e6))
-        return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000",
-                       l->timeout_s);
+        return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000", l->timeout_s);
     if (set->kind == WL_RANDOM)
         return 0;
     if (l->num_clients < 1 || l->num_clients > set->n)
@@ -49,27 +47,26 @@ static int check_load(const struct load *l, const struct wl_set *set, struct km_
                        active, l->num_clients, set->n, l->num_clients, set->n);
     if (l->max_num_requests && l->max_num_requests < l->num_clients)
         return km_fail(err, KM_EINVAL,
-                       "--max-num-requests is %" PRId64 "; %" PRId64
-                       " clients share it, so it must be at least that",
+                       "--max-num-requests is %" PRId64 "; %" PRId64 " clients share it, so it must be at least that",
                        l->max_num_requests, l->num_clients);
     return 0;
 }
 
 static int closed_loop(struct schedule **out, const struct load *l, const struct wl_set *set, const int *order, int n,
-                  bool warmup, bool warmed, struct km_err *err)
+                       bool warmup, bool warmed, struct km_err *err)
 {
     int64_t active = l->max_active_conversations ? l->max_active_conversations : l->num_clients;
     struct schedule_closed o = {.order = order,
-                             .n = n,
-                             .first_turn = warmed,
-                             .clients = (int)l->num_clients,
-                             .active = warmup ? 1 : (int)(active / l->num_clients),
-                             .quota = l->max_num_requests / l->num_clients,
-                             .max_turns = warmup ? 1 : l->max_turns,
-                             .early_stop = l->early_stop && !warmup,
-                             .random = l->random_sampling,
-                             .rate = l->request_rate,
-                             .seed = l->seed};
+                                .n = n,
+                                .first_turn = warmed,
+                                .clients = (int)l->num_clients,
+                                .active = warmup ? 1 : (int)(active / l->num_clients),
+                                .quota = l->max_num_requests / l->num_clients,
+                                .max_turns = warmup ? 1 : l->max_turns,
+                                .early_stop = l->early_stop && !warmup,
+                                .random = l->random_sampling,
+                                .rate = l->request_rate,
+                                .seed = l->seed};
     return schedule_closed_new(out, set, &o, err);
 }
 
@@ -82,10 +79,10 @@ static int open_loop(struct schedule **out, const struct load *l, const struct w
                      struct km_err *err)
 {
     struct schedule_open o = {.n = prompt_count(l, set),
-                           .rate = warmup ? 0 : l->request_rate,
-                           .burstiness = l->burstiness,
-                           .cap = l->max_concurrency,
-                           .seed = l->seed};
+                              .rate = warmup ? 0 : l->request_rate,
+                              .burstiness = l->burstiness,
+                              .cap = l->max_concurrency,
+                              .seed = l->seed};
     return schedule_open_new(out, &o, err);
 }
 
@@ -102,8 +99,8 @@ static int connection_count(const struct load *l, const struct wl_set *set)
 
 /* The warm-up. The measured phase continues its conversations, in their order of completion and with the answers that
  * they received. Prompts are sent once each, and their history is dropped. */
-static int warm_up(struct client *c, struct req *r, const struct load *l, const struct wl_set *set,
-                   struct schedule **s, struct hz_trace *t, struct km_err *err)
+static int warm_up(struct client *c, struct req *r, const struct load *l, const struct wl_set *set, struct schedule **s,
+                   struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
     bool open = set->kind == WL_RANDOM;
@@ -129,7 +126,7 @@ static int warm_up(struct client *c, struct req *r, const struct load *l, const 
 }
 
 int load_run(const struct target *target, const struct load *load, const struct wl_set *set,
-           client_progress_fn progress, void *arg, struct hz_trace *out, struct km_err *err)
+             client_progress_fn progress, void *arg, struct hz_trace *out, struct km_err *err)
 {
     struct req *r = NULL;
     struct client *c = NULL;

@@ -40,8 +40,8 @@ static int check_extra(const cJSON *extra, struct km_err *err)
     static const char *const ours[] = {"messages", "prompt", "stream", "n"};
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
         if (cJSON_GetObjectItemCaseSensitive(extra, ours[i]))
-            return km_fail(err, KM_EINVAL,
-                           "the extra body sets \"%s\", which the client itself must set; leave it out", ours[i]);
+            return km_fail(err, KM_EINVAL, "the extra body sets \"%s\", which the client itself must set; leave it out",
+                           ours[i]);
     return 0;
 }
 
@@ -49,14 +49,11 @@ static int check_load(const struct load *l, const struct wl_set *set, bool promp
 {
     if (l->endpoint == LOAD_COMPLETIONS && !prompts)
         return km_fail(err, KM_EINVAL,
-                       "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat",
-                       set->name);
+                       "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat", set->name);
     if (l->send_token_ids && l->endpoint != LOAD_COMPLETIONS)
-        return km_fail(err, KM_EINVAL,
-                       "--send-token-ids needs --endpoint-type completions; chat messages are text");
+        return km_fail(err, KM_EINVAL, "--send-token-ids needs --endpoint-type completions; chat messages are text");
     if (l->limit_min_tokens > 0 && l->limit_max_tokens > 0 && l->limit_min_tokens > l->limit_max_tokens)
-        return km_fail(err, KM_EINVAL,
-                       "--limit-min-tokens is %" PRId64 ", over --limit-max-tokens, which is %" PRId64,
+        return km_fail(err, KM_EINVAL, "--limit-min-tokens is %" PRId64 ", over --limit-max-tokens, which is %" PRId64,
                        l->limit_min_tokens, l->limit_max_tokens);
     if (!prompts && (l->limit_min_tokens > 0) != (l->limit_max_tokens > 0))
         return km_fail(err, KM_EINVAL, "--limit-min-tokens and --limit-max-tokens go together; %s is missing",
@@ -70,8 +67,7 @@ static int check_load(const struct load *l, const struct wl_set *set, bool promp
         for (int m = 0; m < v->n; m++) {
             if (l->send_token_ids && m == 0 && !v->msgs[m].ids)
                 return km_fail(err, KM_EINVAL,
-                               "--send-token-ids needs a random workload; the prompts of %s are text only",
-                               set->name);
+                               "--send-token-ids needs a random workload; the prompts of %s are text only", set->name);
             if (v->msgs[m].assistant && v->msgs[m].n_tokens < 0 && l->limit_max_tokens == 0)
                 return km_fail(err, KM_EINVAL,
                                "the answers of %s are not counted, so no max_tokens can be sent; give --tokenizer "
@@ -91,7 +87,8 @@ static void put_message(const struct req *r, struct km_buf *b, const struct wl_m
         km_buf_putc(b, ']');
         return;
     }
-    bool list = r->prompts && r->load->endpoint == LOAD_CHAT; /* `vllm bench serve` sends the content as a list of parts */
+    bool list =
+        r->prompts && r->load->endpoint == LOAD_CHAT; /* `vllm bench serve` sends the content as a list of parts */
     km_buf_puts(b, r->load->endpoint == LOAD_COMPLETIONS ? "\""
                    : list         ? "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\""
                    : m->assistant ? "{\"role\":\"assistant\",\"content\":\""
@@ -238,8 +235,7 @@ void req_rewind(struct req *r)
 }
 
 /* Appends the next message: prepared JSON, or (json is NULL) an answer with the given text. */
-static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text,
-                   size_t text_len)
+static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text, size_t text_len)
 {
     if (b->text.data)
         b->text.data[b->kept] = 0;

@@ -4,8 +4,8 @@
  * of their numbers, so that the assignment of conversations to clients is no race.
  *
  * One rule differs on purpose. In vLLM, a client whose request times out or loses its connection exits silently, and
- * with early stop that ends the run for all clients; a slow server thus gets less load. Here every failure is handled as
- * vLLM handles a status other than 200: the conversation is dropped and the client continues. */
+ * with early stop that ends the run for all clients; a slow server thus gets less load. Here every failure is handled
+ * as vLLM handles a status other than 200: the conversation is dropped and the client continues. */
 #include "harness/client/schedule.h"
 
 #include "base/mem.h"
@@ -62,7 +62,7 @@ static int requests_left(const struct schedule *s, int v, int64_t used)
 }
 
 int schedule_closed_new(struct schedule **out, const struct wl_set *set, const struct schedule_closed *o,
-                     struct km_err *err)
+                        struct km_err *err)
 {
     *out = NULL;
     struct schedule *s = km_calloc(1, sizeof *s);
@@ -77,13 +77,13 @@ int schedule_closed_new(struct schedule **out, const struct wl_set *set, const s
     for (int i = 0; ok && i < o->clients; i++) {
         s->clients[i].active = km_calloc((size_t)o->active, sizeof(int));
         ok = s->clients[i].active != NULL;
-        /* A seed per client, as in later versions of vLLM. With one seed for all, the clients pause at the same times. */
+        /* A seed per client, as in later versions of vLLM. With one seed for all, the clients pause at the same times.
+         */
         wl_mt_seed(&s->clients[i].rng, (uint32_t)(o->seed + (uint64_t)i + 1));
     }
     if (!ok) {
         schedule_free(s);
-        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d conversations and %d clients", o->n,
-                       o->clients);
+        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d conversations and %d clients", o->n, o->clients);
     }
     for (int i = 0; i < o->n; i++) {
         s->queue[i] = o->order ? o->order[i] : i;
@@ -150,7 +150,8 @@ int schedule_open_new(struct schedule **out, const struct schedule_open *o, stru
     wl_mt_seed(&r, (uint32_t)o->seed);
     for (int i = 0; i < o->n; i++)
         sum[i] = total += gamma_draw(&r, o->burstiness) / (o->rate * o->burstiness);
-    double scale = total > 0 ? o->n / o->rate / total : 0; /* the last prompt is sent at exactly n/rate, as in `vllm bench serve` */
+    double scale = total > 0 ? o->n / o->rate / total
+                             : 0; /* the last prompt is sent at exactly n/rate, as in `vllm bench serve` */
     for (int i = 0; i < o->n; i++)
         s->offset[i] = llround(sum[i] * scale * 1e9);
     km_free(sum);
@@ -195,8 +196,8 @@ static void push_left(struct schedule *s, struct closed_client *k, int v)
     k->n_active++;
 }
 
-/* Round robin takes the right end of the deque, where new conversations are pushed. An unfinished conversation is pushed
- * at the left end. So the newest conversation is first, and after that they rotate. */
+/* Round robin takes the right end of the deque, where new conversations are pushed. An unfinished conversation is
+ * pushed at the left end. So the newest conversation is first, and after that they rotate. */
 static int pick_conversation(struct schedule *s, struct closed_client *k)
 {
     int at = s->c.random ? (int)wl_mt_int(&k->rng, 0, k->n_active - 1) : k->n_active - 1;
@@ -228,11 +229,8 @@ static bool next_of_client(struct schedule *s, struct closed_client *k, struct s
         return false;
     }
     int v = pick_conversation(s, k);
-    *out = (struct schedule_item){.conv = v,
-                               .turn = s->used[v] / 2,
-                               .client = (int)(k - s->clients),
-                               .due_ns = k->due_ns,
-                               .ready_ns = k->due_ns};
+    *out = (struct schedule_item){
+        .conv = v, .turn = s->used[v] / 2, .client = (int)(k - s->clients), .due_ns = k->due_ns, .ready_ns = k->due_ns};
     s->used[v]++;
     k->sent++;
     k->state = SENDING;

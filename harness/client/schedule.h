@@ -25,7 +25,7 @@ struct schedule_item {
 struct schedule_closed {
     const int *order; /* [n] conversations in the order of the queue; NULL: 0 to n - 1 */
     int n;
-    int first_turn;    /* 1 after a warm-up, which was turn 0 */
+    int first_turn; /* 1 after a warm-up, which was turn 0 */
     int clients;
     int active;        /* conversations in rotation at one client */
     int64_t quota;     /* requests of one client, failed ones included; 0: no limit */
@@ -62,6 +62,7 @@ void schedule_stop(struct schedule *s); /* sends no further requests */
 
 int schedule_planned(const struct schedule *s); /* requests without failures and without early stop */
 int schedule_lost(const struct schedule *s);    /* requests not sent because an earlier turn failed */
-const int *schedule_finished(const struct schedule *s, int *n); /* [*n] finished conversations, in order of completion */
+const int *schedule_finished(const struct schedule *s,
+                             int *n); /* [*n] finished conversations, in order of completion */
 
 #endif

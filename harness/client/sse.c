@@ -1,7 +1,8 @@
 /* Splits bytes into lines and lines into events.
  *
- * In the common case, where one read has all of "data: {...}\n\n", nothing is copied: the value stays a pointer into the
- * read. It is copied to `data` only when the read ends before the event does, or when the event has a second line. */
+ * In the common case, where one read has all of "data: {...}\n\n", nothing is copied: the value stays a pointer into
+ * the read. It is copied to `data` only when the read ends before the event does, or when the event has a second line.
+ */
 #include "harness/client/sse.h"
 
 #include <string.h>

@@ -16,8 +16,7 @@ int target_url(const struct target *t, const char *path, struct km_buf *out, str
     const char *u = t->url ? t->url : "";
     size_t n = strlen(u);
     if (strncasecmp(u, "http://", 7) && strncasecmp(u, "https://", 8))
-        return km_fail(err, KM_EINVAL, "\"%.200s\" is not the address of a server; write http://127.0.0.1:8000",
-                       u);
+        return km_fail(err, KM_EINVAL, "\"%.200s\" is not the address of a server; write http://127.0.0.1:8000", u);
     while (n && u[n - 1] == '/')
         n--;
     if (n > 3 && !memcmp(u + n - 3, "/v1", 3))
@@ -81,8 +80,8 @@ static size_t collect(char *p, size_t size, size_t n, void *arg)
     return km_buf_ok(b) ? size * n : 0;
 }
 
-static int call(const struct target *t, const char *path, const char *body, double timeout_s,
-                struct km_buf *out, struct km_err *err)
+static int call(const struct target *t, const char *path, const char *body, double timeout_s, struct km_buf *out,
+                struct km_err *err)
 {
     struct km_buf url = {0}, mine = {0};
     struct curl_slist *headers = NULL;
@@ -120,14 +119,13 @@ static int call(const struct target *t, const char *path, const char *body, doub
     return rc ? rc : (int)status;
 }
 
-int target_get(const struct target *target, const char *path, double timeout_s, struct km_buf *out,
-           struct km_err *err)
+int target_get(const struct target *target, const char *path, double timeout_s, struct km_buf *out, struct km_err *err)
 {
     return call(target, path, NULL, timeout_s, out, err);
 }
 
-int target_post(const struct target *target, const char *path, const char *body, double timeout_s,
-            struct km_buf *out, struct km_err *err)
+int target_post(const struct target *target, const char *path, const char *body, double timeout_s, struct km_buf *out,
+                struct km_err *err)
 {
     return call(target, path, body ? body : "", timeout_s, out, err);
 }

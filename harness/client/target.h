@@ -1,6 +1,7 @@
 /* The server under test, and single blocking requests to it. Nothing here is timed.
  *
- * A `target` says where an OpenAI-compatible server is and what every request to it carries. Its strings are borrowed. */
+ * A `target` says where an OpenAI-compatible server is and what every request to it carries. Its strings are borrowed.
+ */
 #ifndef TARGET_H
 #define TARGET_H
 

@@ -1,5 +1,5 @@
-/* benchmark_serving_multi_turn.py tokenizes between two requests, inside its closed loop. Here it is done after the run,
- * where it delays no request. */
+/* benchmark_serving_multi_turn.py tokenizes between two requests, inside its closed loop. Here it is done after the
+ * run, where it delays no request. */
 #include "harness/run/count.h"
 
 #include "base/mem.h"
@@ -52,7 +52,8 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
             rc = message_tokens(tok, &set->convs[c].msgs[m],
                                 m % 2 ? &answer[at[c] + (size_t)m / 2] : &user[at[c] + (size_t)m / 2], err);
     }
-    /* All answers come first, those of the warm-up too. With a fixed history the prompts have the workload's answers. */
+    /* All answers come first, those of the warm-up too. With a fixed history the prompts have the workload's answers.
+     */
     for (int i = 0; !rc && tok && i < t->n_warm + t->n; i++) {
         struct hz_rec *r = i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
         int unused;

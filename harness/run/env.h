@@ -4,7 +4,8 @@
 
 #include "base/json.h"
 
-/* Machine, CPU, memory, kernel, compiler and libraries as a new object (cJSON_Delete). What is not known is left out. */
+/* Machine, CPU, memory, kernel, compiler and libraries as a new object (cJSON_Delete). What is not known is left out.
+ */
 cJSON *hz_environment(void);
 
 #endif

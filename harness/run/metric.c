@@ -118,7 +118,8 @@ static double total_tps(const struct hz_measured *m)
 struct row {
     struct hz_metric m;
     size_t field; /* offset of the value in struct hz_summary; 0: it is in `more` */
-    double (*value)(const struct hz_measured *m); /* NULL: a member of a statistic */
+    /* Computes the figure. NULL: the row is a member of a statistic. */
+    double (*value)(const struct hz_measured *);
     bool needs_cached;
 };
 
@@ -170,18 +171,19 @@ enum { N_ROWS = sizeof rows / sizeof *rows };
 _Static_assert((int)N_ROWS <= (int)HZ_MAX_METRICS, "every row needs a place in hz_summary.more");
 
 /* Schema kvmark.run.1 fixes the order of these keys. Figures that were added later follow in the order of the rows. */
-static const char *const schema_order[] = {"duration_s",    "request_rate",  "input_tps",     "output_tps",
-                                           "total_tps",     "mean_input",    "mean_output",   "prompt_tokens",
+static const char *const schema_order[] = {"duration_s",    "request_rate",  "input_tps",   "output_tps",
+                                           "total_tps",     "mean_input",    "mean_output", "prompt_tokens",
                                            "output_tokens", "cached_tokens", "hit_rate"};
 enum { N_SCHEMA = sizeof schema_order / sizeof *schema_order };
 
-#define STAT(key, ...) {#key, offsetof(struct hz_summary, key), __VA_ARGS__}
+#define OF_REQUESTS(x) offsetof(struct hz_summary, x), offsetof(struct hz_request, x)
+static const char no_value[] = "no request had two tokens or its count";
 static const struct hz_statistic statistics[] = {
-    STAT(ttft_ms, offsetof(struct hz_request, ttft_ms), "no request had two tokens or its count"),
-    STAT(tpot_ms, offsetof(struct hz_request, tpot_ms), "no request had two tokens or its count"),
-    STAT(itl_ms, HZ_INTERVALS, "no request had two events"),
-    STAT(e2e_ms, offsetof(struct hz_request, e2e_ms), "no request had two tokens or its count"),
-    STAT(response_ttft_ms, offsetof(struct hz_request, response_ttft_ms), "no request had two tokens or its count"),
+    {"ttft_ms", OF_REQUESTS(ttft_ms), no_value},
+    {"tpot_ms", OF_REQUESTS(tpot_ms), no_value},
+    {"itl_ms", offsetof(struct hz_summary, itl_ms), HZ_INTERVALS, "no request had two events"},
+    {"e2e_ms", OF_REQUESTS(e2e_ms), no_value},
+    {"response_ttft_ms", OF_REQUESTS(response_ttft_ms), no_value},
 };
 
 /* ---- by name and by place ---- */

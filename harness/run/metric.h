@@ -1,8 +1,8 @@
 /* Metrics: every figure of a run that a suite's column, a comparison or a limit can name.
  *
  * The table in metric.c has one row per metric. A row is either a figure (one number per run, with the function that
- * computes it) or a member of a statistic over requests ("ttft_ms.p99"). Summaries, run.json, comparisons and tables are
- * all derived from the rows, so that a new figure is one row and one function in metric.c.
+ * computes it) or a member of a statistic over requests ("ttft_ms.p99"). Summaries, run.json, comparisons and tables
+ * are all derived from the rows, so that a new figure is one row and one function in metric.c.
  *
  * A `hz_summary` holds the value of each metric for one run under one profile. NAN: the run does not have it. */
 #ifndef HZ_METRIC_H

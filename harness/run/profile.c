@@ -66,8 +66,9 @@ struct hz_request hz_request_of(const struct hz_trace *t, const struct hz_rec *r
 {
     if (!r->ok)
         return (struct hz_request){NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
-    struct hz_request q =
-        profile == HZ_STRICT ? strict_request(t, r) : kind == WL_RANDOM ? seed_prompt(r) : seed_turn(t, r);
+    struct hz_request q = profile == HZ_STRICT ? strict_request(t, r)
+                          : kind == WL_RANDOM  ? seed_prompt(r)
+                                               : seed_turn(t, r);
     q.response_ttft_ms = q.ttft_ms + ms(r->start_ns - r->sched_ns);
     q.start_s = (double)(r->start_ns - t->begin_ns) / 1e9;
     q.end_s = q.start_s + q.e2e_ms / 1e3;

@@ -1,7 +1,7 @@
 /* Writes and reads a run folder. The trace's two files are in tracefile.[ch], the summaries in summary.[ch].
  *
- * In run.json the order of the keys is fixed. A value that is not known is null, and the "reasons" object beside it says
- * why. */
+ * In run.json the order of the keys is fixed. A value that is not known is null, and the "reasons" object beside it
+ * says why. */
 #include "harness/run/runfolder.h"
 
 #include "base/file.h"
@@ -17,9 +17,9 @@
 static const char schema[] = "kvmark.run.1";
 enum { MAX_FILE = 1 << 30 };
 
-/* Beyond these limits the client's own delays are a visible part of the figures, and the run is "doubtful". The limit of
- * the send lag is higher, because N prompts sent at once leave one by one, about 30 us each, and because no latency but
- * the response TTFT includes the lag. */
+/* Beyond these limits the client's own delays are a visible part of the figures, and the run is "doubtful". The limit
+ * of the send lag is higher, because N prompts sent at once leave one by one, about 30 us each, and because no latency
+ * but the response TTFT includes the lag. */
 static const double MAX_SEND_LAG_MS = 50, MAX_LOOP_GAP_MS = 10, MIN_KERNEL_STAMPS = 0.9;
 
 static const struct {
@@ -85,9 +85,10 @@ static void put_health(cJSON *to, const struct hz_health *h)
         cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
     }
     if (h->kernel_stamps < MIN_KERNEL_STAMPS) {
-        snprintf(why, sizeof why,
-                 "only %.0f%% of the events that waited for the client have kernel stamps; the others include its delay",
-                 100 * h->kernel_stamps);
+        snprintf(
+            why, sizeof why,
+            "only %.0f%% of the events that waited for the client have kernel stamps; the others include its delay",
+            100 * h->kernel_stamps);
         cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
     }
     cJSON_AddStringToObject(to, "verdict", cJSON_GetArraySize(doubts) ? "doubtful" : "good");
@@ -172,8 +173,7 @@ static cJSON *run_json(const struct run_info *info, const struct hz_trace *t, co
     cJSON_AddBoolToObject(r, "stopped", t->stopped);
     cJSON_AddBoolToObject(r, "fixed_history", t->fixed_history);
 
-    cJSON_AddItemToObject(v, "options",
-                          info->options ? cJSON_Duplicate(info->options, true) : cJSON_CreateObject());
+    cJSON_AddItemToObject(v, "options", info->options ? cJSON_Duplicate(info->options, true) : cJSON_CreateObject());
     if (info->server_metrics)
         cJSON_AddItemToObject(v, "server_metrics", cJSON_Duplicate(info->server_metrics, true));
     else {
@@ -203,7 +203,7 @@ static int put_json(const char *dir, const char *name, cJSON *v, struct km_err *
 }
 
 int run_folder_write(const char *dir, const struct run_info *info, const struct hz_trace *t,
-                 const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err)
+                     const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err)
 {
     struct km_buf b = {0};
     char *taken = km_path(dir, "run.json");
@@ -349,7 +349,7 @@ double run_folder_sample(const struct run_folder *run, const struct hz_rec *r, e
 {
     const char *kind = NULL;
     (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "kind", false, &kind, NULL);
-    struct hz_request q = hz_request_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN,
-                                        profile);
+    struct hz_request q =
+        hz_request_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN, profile);
     return what == HZ_TTFT ? q.ttft_ms : what == HZ_TPOT ? q.tpot_ms : q.e2e_ms;
 }

@@ -1,7 +1,7 @@
 /* A run on disk: a folder with run.json (schema "kvmark.run.1"), requests.csv, tokens.bin and env.json.
  *
- * A folder is written once. run.json is written last and by rename, so a folder with a run.json is complete. Comparisons
- * and reports read it back offline. */
+ * A folder is written once. run.json is written last and by rename, so a folder with a run.json is complete.
+ * Comparisons and reports read it back offline. */
 #ifndef HZ_RUNFOLDER_H
 #define HZ_RUNFOLDER_H
 
@@ -16,7 +16,7 @@ struct run_info {
     const char *workload_text;              /* source of its words */
     enum wl_kind workload_kind;
     int workload_requests;
-    const char *target_kind;                            /* "kvmark" or "external" */
+    const char *target_kind;                              /* "kvmark" or "external" */
     const char *target_url, *device, *model, *kv, *dtype; /* kv: the cache layer, "none" */
     bool dummy_weights, simulated;
     const char *command;         /* argv, quoted for a shell */

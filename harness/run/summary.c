@@ -54,9 +54,9 @@ void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile p
     const struct hz_statistic *which;
     for (int i = 0; (which = hz_statistic_at(i)); i++) {
         struct hz_stat *s = stat_in(out, which);
-        *s = !fits                                ? hz_stat_of(NULL, 0)
+        *s = !fits                               ? hz_stat_of(NULL, 0)
              : which->in_request == HZ_INTERVALS ? hz_stat_of(itl, n_itl)
-                                                  : stat_of_requests(requests, n, which->in_request, scratch);
+                                                 : stat_of_requests(requests, n, which->in_request, scratch);
         if (seed && prompts) /* `vllm bench serve` has numpy's std, which divides by n */
             s->std = s->n == 1 ? 0 : s->std * sqrt((s->n - 1.0) / s->n);
     }
@@ -84,8 +84,7 @@ static void add_number(cJSON *to, const char *key, double v)
         cJSON_AddNullToObject(to, key);
 }
 
-static void add_stat(cJSON *to, cJSON *reasons, const struct hz_statistic *which, const struct hz_stat *s,
-                     int requests)
+static void add_stat(cJSON *to, cJSON *reasons, const struct hz_statistic *which, const struct hz_stat *s, int requests)
 {
     cJSON *v = cJSON_AddObjectToObject(to, which->key);
     char name[64], why[160];

@@ -17,8 +17,8 @@
 /* One streamed event with choices. */
 struct hz_tick {
     int64_t ns;     /* arrival: the kernel's receive timestamp, or the client's clock where that stamp might be early */
-    int32_t tokens; /* tokens in the event: the length of its token_ids or logprobs, else 1; 0: a role or a finish only */
-    int32_t lag_ns; /* client's clock minus kernel timestamp: the time the event waited; -1: no kernel timestamp */
+    int32_t tokens; /* in the event: the length of its token_ids or logprobs, else 1; 0: a role or a finish only */
+    int32_t lag_ns; /* client's clock minus kernel timestamp, the wait for the client; -1: no kernel timestamp */
 };
 
 /* One request. */
@@ -54,23 +54,23 @@ struct hz_rec {
     char *text;        /* the answer's content, [text_len] and a NUL; NULL once counted, or when the request failed */
     size_t text_len;   /* bytes */
     size_t first_len;  /* bytes of the text in the first event with a token */
-    uint64_t text_xxh; /* XXH3 of all answer text, reasoning included, or of the token ids: compares two runs' answers */
+    uint64_t text_xxh; /* XXH3 of the text with its reasoning, or of the token ids; compares two runs' answers */
 };
 
 /* The client's own condition during the measured phase: whether the client, and not the server, was measured.
  * A figure without samples is NAN. */
 struct hz_health {
-    double cpu_s, wall_s;    /* CPU time and wall time of the client's thread */
-    double loop_gap_p99_ms;  /* time from the wake-up of the event loop with sockets ready to its next wait, ms */
+    double cpu_s, wall_s;   /* CPU time and wall time of the client's thread */
+    double loop_gap_p99_ms; /* time from the wake-up of the event loop with sockets ready to its next wait, ms */
     double loop_gap_max_ms;
     double send_lag_p99_ms;  /* actual minus planned send; the wait for a concurrency limit is not counted */
     double stamp_lag_p99_ms; /* client's clock minus kernel timestamp, over the events that have one */
-    double kernel_stamps;    /* share of events with a kernel timestamp, among those that arrived before the client read */
-    int64_t events;          /* streamed events of every kind */
-    int64_t reads;           /* ready sockets whose timestamp was asked for */
-    int64_t coalesced;       /* token events with the arrival time of an earlier one of their answer: an ITL of 0 */
-    int64_t reconnects;      /* requests that had to open a connection */
-    int64_t clock_steps;     /* jumps of the wall clock; reads after one used the client's clock */
+    double kernel_stamps; /* share of events with a kernel timestamp, among those that arrived before the client read */
+    int64_t events;       /* streamed events of every kind */
+    int64_t reads;        /* ready sockets whose timestamp was asked for */
+    int64_t coalesced;    /* token events with the arrival time of an earlier one of their answer: an ITL of 0 */
+    int64_t reconnects;   /* requests that had to open a connection */
+    int64_t clock_steps;  /* jumps of the wall clock; reads after one used the client's clock */
 };
 
 struct hz_trace {

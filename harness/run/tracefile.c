@@ -80,12 +80,16 @@ static void put_cell(struct km_buf *out, const struct hz_trace *t, const struct 
     const struct hz_rec *r = &t->recs[row];
     const void *p = (const char *)r + columns[col].at;
     switch (columns[col].type) {
-    case ROW: km_buf_printf(out, "%d", row); break;
+    case ROW:
+        km_buf_printf(out, "%d", row);
+        break;
     case ID:
         if (set && r->conv >= 0 && r->conv < set->n && set->convs[r->conv].id)
             put_text(out, set->convs[r->conv].id);
         break;
-    case INT: km_buf_printf(out, "%d", *(const int *)p); break;
+    case INT:
+        km_buf_printf(out, "%d", *(const int *)p);
+        break;
     case COUNT:
         if (*(const int *)p >= 0)
             km_buf_printf(out, "%d", *(const int *)p);
@@ -94,11 +98,19 @@ static void put_cell(struct km_buf *out, const struct hz_trace *t, const struct 
         if (*(const int64_t *)p)
             km_buf_printf(out, "%" PRId64, *(const int64_t *)p - t->begin_ns);
         break;
-    case BOOL: km_buf_putc(out, *(const bool *)p ? '1' : '0'); break;
-    case SIZE: km_buf_printf(out, "%zu", *(const size_t *)p); break;
-    case HEX: km_buf_printf(out, "%016" PRIx64, *(const uint64_t *)p); break;
+    case BOOL:
+        km_buf_putc(out, *(const bool *)p ? '1' : '0');
+        break;
+    case SIZE:
+        km_buf_printf(out, "%zu", *(const size_t *)p);
+        break;
+    case HEX:
+        km_buf_printf(out, "%016" PRIx64, *(const uint64_t *)p);
+        break;
     case FINISH:
-    case ERROR: put_text(out, p); break;
+    case ERROR:
+        put_text(out, p);
+        break;
     }
 }
 
@@ -157,7 +169,8 @@ static bool parse_cell(const struct km_buf *b, enum column_type type, void *p)
     bool empty = b->len == 0;
     switch (type) {
     case ROW:
-    case ID: return true;
+    case ID:
+        return true;
     case INT:
     case COUNT:
         if (!(empty && type == COUNT) && !number(b, 0, INT32_MAX, &v))
@@ -169,7 +182,9 @@ static bool parse_cell(const struct km_buf *b, enum column_type type, void *p)
             return false;
         *(int64_t *)p = empty ? 0 : v + TF_BEGIN_NS;
         return true;
-    case BOOL: *(bool *)p = b->len == 1 && b->data[0] == '1'; return b->len == 1 && (b->data[0] | 1) == '1';
+    case BOOL:
+        *(bool *)p = b->len == 1 && b->data[0] == '1';
+        return b->len == 1 && (b->data[0] | 1) == '1';
     case SIZE:
         if (!number(b, 0, INT64_MAX, &v))
             return false;
@@ -199,10 +214,10 @@ int tf_csv_read(const char *text, size_t len, struct hz_trace *t, struct km_err 
     int rc = 0, rows = 0;
     for (int c = 0; !rc && c < N_COLUMNS; c++)
         if (!read_cell(&s, c + 1 == N_COLUMNS, &b) || strcmp(km_buf_str(&b), columns[c].name))
-            rc = !km_buf_ok(&b)
-                     ? km_fail(err, KM_ENOMEM, "no memory for a header")
-                     : km_fail(err, KM_EFORMAT, "column %d is \"%.40s\" instead of \"%s\"; the file is from another version",
-                               c + 1, km_buf_str(&b), columns[c].name);
+            rc = !km_buf_ok(&b) ? km_fail(err, KM_ENOMEM, "no memory for a header")
+                                : km_fail(err, KM_EFORMAT,
+                                          "column %d is \"%.40s\" instead of \"%s\"; the file is from another version",
+                                          c + 1, km_buf_str(&b), columns[c].name);
     for (const char *p = s.p; p < s.end; p++)
         rows += *p == '\n';
     rows++; /* the last row may have no line end */
@@ -299,8 +314,8 @@ int tf_ticks_read(const char *bytes, size_t len, struct hz_trace *t, struct km_e
     uint64_t n = varint(&b, INT32_MAX), total = varint(&b, len / 3);
     if (b.bad || n != (uint64_t)t->n || total != t->n_ticks)
         return km_fail(err, KM_EFORMAT,
-                       "it has %" PRIu64 " requests and %" PRIu64 " events, but requests.csv has %d and %zu",
-                       n, total, t->n, t->n_ticks);
+                       "it has %" PRIu64 " requests and %" PRIu64 " events, but requests.csv has %d and %zu", n, total,
+                       t->n, t->n_ticks);
     if (!(t->ticks = km_calloc(t->n_ticks, sizeof *t->ticks)))
         return km_fail(err, KM_ENOMEM, "no memory for %zu events", t->n_ticks);
     t->cap_ticks = t->n_ticks;

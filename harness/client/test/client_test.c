@@ -134,7 +134,8 @@ static void conversations_with_real_answers(void **state)
         answer_is(r, 5, r->messages);
         in_order(&b.trace, r);
         assert_true(r->first_ns - r->start_ns >= 3000000);
-        assert_true(r->last_ns - r->start_ns >= 3000000 + 4 * 500000); /* a delay of the first token moves it towards the second */
+        assert_true(r->last_ns - r->start_ns >=
+                    3000000 + 4 * 500000); /* a delay of the first token moves it towards the second */
         assert_true(r->last_ns - r->first_ns < 5000000000);
     }
     assert_int_equal(b.trace.abandoned, 0);
@@ -149,14 +150,13 @@ static void conversations_with_real_answers(void **state)
         "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
         "\"max_tokens\":5}");
     assert_string_equal(
-        q[2].body,
-        "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"},"
-        "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2 w1.3\xC3\xA9\"},"
-        "{\"role\":\"user\",\"content\":\"say \\\"0.2\\\"\\n\"},"
-        "{\"role\":\"assistant\",\"content\":\" w3.0 w3.1 w3.2 w3.3\xC3\xA9\"},"
-        "{\"role\":\"user\",\"content\":\"say \\\"0.4\\\"\\n\"}],\"seed\":0,"
-        "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
-        "\"max_tokens\":5}");
+        q[2].body, "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"},"
+                   "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2 w1.3\xC3\xA9\"},"
+                   "{\"role\":\"user\",\"content\":\"say \\\"0.2\\\"\\n\"},"
+                   "{\"role\":\"assistant\",\"content\":\" w3.0 w3.1 w3.2 w3.3\xC3\xA9\"},"
+                   "{\"role\":\"user\",\"content\":\"say \\\"0.4\\\"\\n\"}],\"seed\":0,"
+                   "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
+                   "\"max_tokens\":5}");
     for (int i = 1; i < 5; i++)
         assert_int_equal(q[i].conn, q[0].conn); /* one client has one connection, opened before the clock starts */
     assert_int_equal(b.trace.health.reconnects, 0);
@@ -231,10 +231,10 @@ static void prompts_as_bench_serve_sends_them(void **state)
     b.load.max_concurrency = 1;
     assert_int_equal(run(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 3);
-    assert_string_equal(
-        q[0].body, "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":"
-                   "\"say \\\"0.0\\\"\\n\"}]}],\"temperature\":0.0,\"stream\":true,\"stream_options\":"
-                   "{\"include_usage\":true},\"max_completion_tokens\":4,\"ignore_eos\":true}");
+    assert_string_equal(q[0].body,
+                        "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":"
+                        "\"say \\\"0.0\\\"\\n\"}]}],\"temperature\":0.0,\"stream\":true,\"stream_options\":"
+                        "{\"include_usage\":true},\"max_completion_tokens\":4,\"ignore_eos\":true}");
     assert_non_null(strstr(q[2].body, "2.0"));
     mock_forget(b.mock);
 
@@ -345,7 +345,8 @@ static void a_warm_up_feeds_the_measured_pass(void **state)
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), 6);
     assert_non_null(
-        strstr(q[3].body, "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2\"}")); /* the answer that the warm-up received */
+        strstr(q[3].body,
+               "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2\"}")); /* the answer that the warm-up received */
     end(&b);
 }
 
@@ -359,9 +360,7 @@ static void every_kind_of_failure(void **state)
     } t[] = {
         {{.mode = MOCK_NO_END, .cached = 0}, "the stream ended without a finish_reason or [DONE] after 6 tokens", 6},
         {{.mode = MOCK_TRUNCATED, .cached = 0}, "connection lost after 3 tokens: ", 3},
-        {{.mode = MOCK_HTML, .cached = 0},
-         "HTTP 200 but no event stream (text/html): <html><body>Please log in",
-         0},
+        {{.mode = MOCK_HTML, .cached = 0}, "HTTP 200 but no event stream (text/html): <html><body>Please log in", 0},
         {{.mode = MOCK_500, .cached = 0}, "HTTP 500: no pages left", 0},
         {{.mode = MOCK_ERROR_EVENT, .cached = 0}, "error event after 3 tokens: the engine fell over", 3},
         {{.mode = MOCK_BAD_JSON, .cached = 0}, "an event after 3 tokens is not JSON", 3},
@@ -379,7 +378,8 @@ static void every_kind_of_failure(void **state)
             b.load.limit_min_tokens = b.load.limit_max_tokens = -1;
         }
         assert_int_equal(run(&b), 0);
-        /* 0.0 succeeds, 0.1 fails, so 0.2 is dropped. The client continues with 1.0, which fails too, so 1.1 is dropped. */
+        /* 0.0 succeeds, 0.1 fails, so 0.2 is dropped. The client continues with 1.0, which fails too, so 1.1 is
+         * dropped. */
         assert_int_equal(b.trace.n, 3);
         assert_true(b.trace.recs[0].ok);
         assert_int_equal(b.trace.dropped, 2);
@@ -528,7 +528,8 @@ static void the_server_dies(void **state)
         ok += b.trace.recs[i].ok;
         refused += !strncmp(b.trace.recs[i].error, "no answer after 0 tokens: ", 26);
         /* during an answer, or between its headers and its first token */
-        lost += !strncmp(b.trace.recs[i].error, "connection lost", 15) || !strcmp(b.trace.recs[i].error, "no token in the answer");
+        lost += !strncmp(b.trace.recs[i].error, "connection lost", 15) ||
+                !strcmp(b.trace.recs[i].error, "no token in the answer");
     }
     assert_true(ok >= 3 && ok < 20);
     assert_int_equal(ok + refused + lost, b.trace.n);

@@ -149,8 +149,8 @@ static void token_event(struct answer *a, int first, int n, int messages, bool r
 static void simple(struct answer *a, const char *status, const char *type, const char *body)
 {
     struct km_buf b = {0};
-    km_buf_printf(&b, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n%s", status, type,
-                  strlen(body), body);
+    km_buf_printf(&b, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n%s", status, type, strlen(body),
+                  body);
     a->gone = a->gone || !send_bytes(a->c, b.data, b.len);
     km_buf_free(&b);
 }
@@ -203,8 +203,7 @@ static void stream(struct answer *a, int tokens, int messages, const char *usage
             a->gone = true;
             return;
         }
-        token_event(a, i, per < tokens - i ? per : tokens - i, messages,
-                    a->mode == MOCK_REASONING && i < tokens / 2);
+        token_event(a, i, per < tokens - i ? per : tokens - i, messages, a->mode == MOCK_REASONING && i < tokens / 2);
     }
     if (a->mode != MOCK_NO_END)
         event(a, a->chat ? "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}"
@@ -256,8 +255,8 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
         int tokens = m->o.tokens ? m->o.tokens : (int)wanted;
         char usage[200];
         int n = snprintf(usage, sizeof usage,
-                         "\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d",
-                         100 + messages, tokens, 100 + messages + tokens);
+                         "\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d", 100 + messages,
+                         tokens, 100 + messages + tokens);
         if (m->o.cached >= 0)
             n += snprintf(usage + n, sizeof usage - (size_t)n, ",\"prompt_tokens_details\":{\"cached_tokens\":%d}",
                           m->o.cached);

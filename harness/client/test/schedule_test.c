@@ -19,8 +19,8 @@ static struct wl_set lengths(const int *n, int count)
 }
 
 struct play {
-    struct km_buf log; /* "client:conversation.turn " in order of sending */
-    int sent, most_in_flight;    /* requests sent, and the most in flight at once */
+    struct km_buf log;        /* "client:conversation.turn " in order of sending */
+    int sent, most_in_flight; /* requests sent, and the most in flight at once */
     int fail_conv, fail_turn;
     int sent_at_15; /* requests sent when the 15th conversation ended */
     int64_t now;
@@ -76,8 +76,7 @@ static struct schedule *closed(const struct wl_set *set, struct schedule_closed 
     return s;
 }
 
-static void order_is(const struct wl_set *set, struct schedule_closed o, int fail_conv, int fail_turn,
-                     const char *want)
+static void order_is(const struct wl_set *set, struct schedule_closed o, int fail_conv, int fail_turn, const char *want)
 {
     struct play p = {.fail_conv = fail_conv, .fail_turn = fail_turn, .now = 1000};
     struct schedule *s = closed(set, o);
@@ -106,7 +105,8 @@ static void round_robin_starts_with_the_newest(void **state)
 {
     (void)state;
     struct wl_set set = lengths((int[]){4, 4, 4}, 3);
-    /* 0 and 1 rotate, the newest first. 2 joins at the right. The client finds the queue empty and exits; 2 is unfinished. */
+    /* 0 and 1 rotate, the newest first. 2 joins at the right. The client finds the queue empty and exits; 2 is
+     * unfinished. */
     order_is(&set, (struct schedule_closed){.clients = 1, .active = 2, .early_stop = true}, -1, -1,
              "0:1.0 0:0.0 0:1.1 0:2.0 0:0.1 ");
     set = lengths((int[]){6, 6, 6, 6}, 4);
@@ -121,12 +121,11 @@ static void turns_quotas_and_warm_history(void **state)
     order_is(&set, (struct schedule_closed){.clients = 1, .active = 1, .max_turns = 3}, -1, -1,
              "0:0.0 0:0.1 0:1.0 0:1.1 ");
     order_is(&set, (struct schedule_closed){.clients = 1, .active = 1, .max_turns = 1}, -1, -1, "0:0.0 0:1.0 ");
-    order_is(&set, (struct schedule_closed){.clients = 1, .active = 1, .quota = 4}, -1, -1,
-             "0:0.0 0:0.1 0:0.2 0:1.0 ");
+    order_is(&set, (struct schedule_closed){.clients = 1, .active = 1, .quota = 4}, -1, -1, "0:0.0 0:0.1 0:0.2 0:1.0 ");
     set = lengths((int[]){6, 2, 4}, 3);
     /* After a warm-up: in its order, from the second turn. Conversations without a second turn are skipped. */
-    order_is(&set, (struct schedule_closed){.order = (int[]){2, 1, 0}, .clients = 1, .active = 1, .first_turn = 1},
-             -1, -1, "0:2.1 0:0.1 0:0.2 ");
+    order_is(&set, (struct schedule_closed){.order = (int[]){2, 1, 0}, .clients = 1, .active = 1, .first_turn = 1}, -1,
+             -1, "0:2.1 0:0.1 0:0.2 ");
 }
 
 static void a_failure_drops_its_conversation(void **state)

@@ -60,8 +60,9 @@ static void any_answer_of_a_server_is_survived(void **state)
     static const struct {
         const char *body; /* NULL: HTTP 404 */
         int names;        /* -1: no metrics */
-    } t[] = {{NULL, -1},   {"", 0},  {"\n", 0},     {"{", 0},  {"}", 0},           {" ", 0},        {"{} 1\n", 0},
-             {"a{ 1", 0},  {"a}", 0}, {"a{}", 0},   {"a ", 0}, {"\r\n\r\na 1\r\n", 1}, {"a{}1\nb{} 2", 2}, {"<html>", 0}};
+    } t[] = {{NULL, -1},         {"", 0},      {"\n", 0}, {"{", 0},   {"}", 0},  {" ", 0},
+             {"{} 1\n", 0},      {"a{ 1", 0},  {"a}", 0}, {"a{}", 0}, {"a ", 0}, {"\r\n\r\na 1\r\n", 1},
+             {"a{}1\nb{} 2", 2}, {"<html>", 0}};
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct mock *m = mock_start(&(struct mock_opts){.metrics = t[i].body});
         struct target target = {.url = mock_url(m)};

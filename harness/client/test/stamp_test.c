@@ -2,8 +2,8 @@
  * however the client is delayed.
  *
  * The linker replaces three functions by wrappers in this file (--wrap). curl_multi_socket_action: between the client's
- * look at a socket and libcurl's read. getsockopt: the kernel's counters of a connection. km_wall_ns: the wall clock, in
- * which the kernel stamps. */
+ * look at a socket and libcurl's read. getsockopt: the kernel's counters of a connection. km_wall_ns: the wall clock,
+ * in which the kernel stamps. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -45,17 +45,17 @@ static struct bench {
     struct mock *mock;
     struct hz_trace trace;
     enum how how;
-    int events;        /* events of the streams that are sent one by one */
-    atomic_int allowed;  /* how many of them the server may send */
-    int actions;       /* calls of libcurl for a socket with bytes in its queue */
-    bool add_event;         /* an event has to arrive during the current call */
-    int most_queued;          /* longest queue before a look, bytes */
+    int events;              /* events of the streams that are sent one by one */
+    atomic_int allowed;      /* how many of them the server may send */
+    int actions;             /* calls of libcurl for a socket with bytes in its queue */
+    bool add_event;          /* an event has to arrive during the current call */
+    int most_queued;         /* longest queue before a look, bytes */
     int out_of_order_at;     /* the action before which the counter reports a segment out of order; 0: none */
     int64_t out_of_order_ns; /* when that was; 0: not yet */
-    bool old_kernel;   /* the kernel has no such counters */
-    int walls;         /* readings of the wall clock */
-    int slow_wall;     /* from this reading on, every fourth takes 1 ms; 0: none */
-    int jump_wall;     /* from this reading on, it is 1 s ahead; 0: never */
+    bool old_kernel;         /* the kernel has no such counters */
+    int walls;               /* readings of the wall clock */
+    int slow_wall;           /* from this reading on, every fourth takes 1 ms; 0: none */
+    int jump_wall;           /* from this reading on, it is 1 s ahead; 0: never */
     sem_t go;
 } b;
 
@@ -302,7 +302,8 @@ static void bytes_after_the_look_are_not_early(void **state)
         for (int k = 0; k < 40; k++)
             met += ticks(&b.trace.recs[0])[k].lag_ns < 0;
         assert_true(met > 0);
-        double share = b.trace.health.kernel_stamps; /* of the events that did not arrive during a read; NAN: there are none */
+        double share =
+            b.trace.health.kernel_stamps; /* of the events that did not arrive during a read; NAN: there are none */
         assert_false(share > 0 && share <= 0.9);
         end();
     }
@@ -323,7 +324,8 @@ static void a_queue_longer_than_the_peek(void **state)
     assert_int_equal(r->n_ticks, TOKENS / PER_EVENT + 1);
     assert_int_equal(r->text_len, want.len);
     assert_memory_equal(r->text, want.data, want.len);
-    print_message("up to %d bytes in the queue before a look, kernel stamps %.2f\n", b.most_queued, b.trace.health.kernel_stamps);
+    print_message("up to %d bytes in the queue before a look, kernel stamps %.2f\n", b.most_queued,
+                  b.trace.health.kernel_stamps);
     km_buf_free(&want);
     end();
 }
@@ -339,7 +341,8 @@ static void segments_out_of_order(void **state)
     const struct hz_tick *t = ticks(&b.trace.recs[0]), *u = ticks(&b.trace.recs[1]);
     int stamped = 0, stamped_again = 0;
     for (int i = 0; i < TOKENS; i++) {
-        assert_true(t[i].ns < b.out_of_order_ns || t[i].lag_ns < 0); /* until the end of that answer there are no kernel timestamps */
+        assert_true(t[i].ns < b.out_of_order_ns ||
+                    t[i].lag_ns < 0); /* until the end of that answer there are no kernel timestamps */
         stamped += t[i].lag_ns >= 0;
         stamped_again += u[i].lag_ns >= 0;
     }
@@ -359,7 +362,8 @@ static void a_kernel_without_the_counters(void **state)
     end();
 }
 
-/* A clock reading that was interrupted is no jump of the wall clock. The next reading is compared with the one before. */
+/* A clock reading that was interrupted is no jump of the wall clock. The next reading is compared with the one before.
+ */
 static void an_interrupted_clock_reading(void **state)
 {
     (void)state;
@@ -433,9 +437,9 @@ static void times_within_an_answer_do_not_go_back(void **state)
     (void)state;
     static const char event[] = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"}}]}\n\n";
     static const struct stamp in[] = {{900, 300, false}, {1100, 50, false}, {1090, 70, false},
-                                          {1200, -1, true}, {1150, 80, false}, {1250, 20, false}},
-                                  out[] = {{1000, -1, false}, {1100, 50, false}, {1100, 70, false},
-                                           {1200, -1, true}, {1200, -1, true}, {1250, 20, false}};
+                                      {1200, -1, true},  {1150, 80, false}, {1250, 20, false}},
+                              out[] = {{1000, -1, false}, {1100, 50, false}, {1100, 70, false},
+                                       {1200, -1, true},  {1200, -1, true},  {1250, 20, false}};
     struct ans a;
     struct ans_tally tally = {0};
     struct hz_rec rec = {.start_ns = 500};
@@ -461,10 +465,14 @@ static void times_within_an_answer_do_not_go_back(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(an_idle_client_has_kernel_timestamps), cmocka_unit_test(bytes_after_the_look_are_not_early),
-        cmocka_unit_test(a_queue_longer_than_the_peek),          cmocka_unit_test(segments_out_of_order),
-        cmocka_unit_test(a_kernel_without_the_counters),           cmocka_unit_test(a_client_that_shares_its_cpu),
-        cmocka_unit_test(times_within_an_answer_do_not_go_back),       cmocka_unit_test(an_interrupted_clock_reading),
+        cmocka_unit_test(an_idle_client_has_kernel_timestamps),
+        cmocka_unit_test(bytes_after_the_look_are_not_early),
+        cmocka_unit_test(a_queue_longer_than_the_peek),
+        cmocka_unit_test(segments_out_of_order),
+        cmocka_unit_test(a_kernel_without_the_counters),
+        cmocka_unit_test(a_client_that_shares_its_cpu),
+        cmocka_unit_test(times_within_an_answer_do_not_go_back),
+        cmocka_unit_test(an_interrupted_clock_reading),
         cmocka_unit_test(a_wall_clock_that_jumps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

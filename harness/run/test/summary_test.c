@@ -68,8 +68,7 @@ static struct hz_rec *add(double sched, double start, const double *t, const int
     return r;
 }
 
-static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_prompt, int local_out,
-                   int local_first)
+static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_prompt, int local_out, int local_first)
 {
     r->prompt_tokens = prompt;
     r->cached_tokens = cached;
@@ -202,8 +201,7 @@ static void missing_figures(void **state)
                         "no usage from the server, or not for every request");
     assert_string_equal(cJSON_GetObjectItem(why, "hit_rate")->valuestring,
                         "the server reports no prompt_tokens_details.cached_tokens");
-    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring,
-                        "3 samples; a 99th percentile needs 100");
+    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring, "3 samples; a 99th percentile needs 100");
     assert_non_null(cJSON_GetObjectItem(why, "counted_by_usage"));
     cJSON_Delete(v);
 
@@ -214,8 +212,7 @@ static void missing_figures(void **state)
     assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "reasons"), "ttft_ms")->valuestring,
                         "no request succeeded");
     assert_int_equal(hz_summary_from_json(v, &back, &err), 0);
-    assert_true(back.profile == HZ_STRICT && isnan(back.duration_s) && back.ttft_ms.n == 0 &&
-                isnan(back.ttft_ms.mean));
+    assert_true(back.profile == HZ_STRICT && isnan(back.duration_s) && back.ttft_ms.n == 0 && isnan(back.ttft_ms.mean));
     cJSON_SetValuestring(cJSON_GetObjectItem(v, "profile"), "other");
     assert_int_equal(hz_summary_from_json(v, &back, &err), KM_EINVAL);
     cJSON_Delete(v);
@@ -287,17 +284,17 @@ static int write_run(struct hz_summary *seed, struct hz_summary *strict, struct 
     cJSON_AddNumberToObject(options, "num-clients", 10);
     cJSON_AddNumberToObject(options, "gpu-memory-limit", 25769803776.0);
     struct run_info info = {.workload = "generate_multi_turn",
-                               .workload_sha256 = "ab",
-                               .workload_kind = WL_MULTI_TURN,
-                               .workload_requests = 4,
-                               .target_kind = "kvmark",
-                               .device = "cpu",
-                               .kv = "none",
-                               .model = "m",
-                               .command = "kvmark run x",
-                               .started = "2026-11-24T00:00:00Z",
-                               .options = options,
-                               .set = &set};
+                            .workload_sha256 = "ab",
+                            .workload_kind = WL_MULTI_TURN,
+                            .workload_requests = 4,
+                            .target_kind = "kvmark",
+                            .device = "cpu",
+                            .kv = "none",
+                            .model = "m",
+                            .command = "kvmark run x",
+                            .started = "2026-11-24T00:00:00Z",
+                            .options = options,
+                            .set = &set};
     hz_summarize(&trace, WL_MULTI_TURN, HZ_SEED, seed);
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, strict);
     int rc = run_folder_write(sub, &info, &trace, seed, strict, err);
@@ -363,9 +360,9 @@ static void a_run_is_written_and_read_back(void **state)
                                        "summary", "summary_strict", "health",   "limits"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         assert_non_null(cJSON_GetObjectItem(r.json, keys[i]));
-    static const char *const figures[] = {
-        "requests_ok", "requests_failed", "duration_s", "input_tps",     "output_tps",    "total_tps", "ttft_ms",
-        "tpot_ms",     "itl_ms",          "e2e_ms",     "cached_tokens", "prompt_tokens", "hit_rate"};
+    static const char *const figures[] = {"requests_ok",   "requests_failed", "duration_s", "input_tps", "output_tps",
+                                          "total_tps",     "ttft_ms",         "tpot_ms",    "itl_ms",    "e2e_ms",
+                                          "cached_tokens", "prompt_tokens",   "hit_rate"};
     const cJSON *s = cJSON_GetObjectItem(r.json, "summary");
     for (size_t i = 0; i < sizeof figures / sizeof *figures; i++)
         assert_non_null(cJSON_GetObjectItem(s, figures[i]));
@@ -378,8 +375,7 @@ static void a_run_is_written_and_read_back(void **state)
     const cJSON *l = cJSON_GetObjectItem(r.json, "limits");
     near(cJSON_GetObjectItem(l, "gpu_memory_limit")->valuedouble, 25769803776.0);
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(l, "max_num_seqs")));
-    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring,
-                        "good");
+    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring, "good");
     run_folder_free(&r);
 }
 
