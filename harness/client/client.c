@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 enum { PERIOD_NS = 100000000 }; /* between progress calls; also the longest sleep */
+
 /* Default time-outs of vLLM's clients. */
 static const double PROMPT_TIMEOUT_S = 6 * 3600, CONVERSATION_TIMEOUT_S = 120;
 
@@ -540,9 +541,9 @@ int client_play(struct client *c, struct schedule *s, struct req *r, client_prog
         }
         if (rc || a == SCHEDULE_END)
             break;
+        /* A refused connection ends its request during send_request, and no event would wake the loop for it. */
         if (ended || started)
-            continue; /* a refused connection ends its request during send_request, and no event would wake the loop for
-                         it */
+            continue;
         int64_t now = km_now_ns();
         if (progress && now - reported >= PERIOD_NS) {
             reported = now;

@@ -23,7 +23,7 @@ struct load load_defaults(void)
 static int check_load(const struct load *l, const struct wl_set *set, struct km_err *err)
 {
     if (set->n < 1)
-        return km_fail(err, KM_EINVAL, "workload %s is empty", set->name);
+        return km_fail(err, KM_EINVAL, "workload %s has no conversations and no prompts; check its file", set->name);
     if (l->request_rate < 0 || isnan(l->request_rate))
         return km_fail(err, KM_EINVAL, "--request-rate is %g; it must be positive, or 0 for no pauses",
                        l->request_rate);

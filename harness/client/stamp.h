@@ -4,7 +4,7 @@
  * guarantee: a stamp is never earlier than the true arrival. Where the kernel's timestamp might be, the stamp is the
  * client's own clock, which can only be later.
  *
- * Why the kernel's timestamps: a client that is descheduled for 5 ms would add 5 ms to a TTFT. The kernel stamps a
+ * Why the kernel's timestamps: a client that is descheduled for 5 ms would add up to 5 ms to a TTFT. The kernel stamps a
  * segment when it enters the network stack, whatever the client does.
  *
  * How it works, for each ready socket:
@@ -19,7 +19,7 @@
  * - A segment of this response arrived out of order (tcpi_rcv_ooopack rose). The last byte's segment need not be the
  *   newest one then, so the rest of the response gets the client's clock.
  * - The queue holds more than the peek covers (STAMP_PEEK).
- * - The wall clock jumped, or its offset could not be read (see stamp_read_clocks).
+ * - The wall clock jumped: its offset to CLOCK_MONOTONIC changed, or T is in the future or before the request.
  * - The kernel has no such counters (before Linux 5.4) or no receive timestamps.
  *
  * Events that were in the queue together get the stamp of the last one of them: late, but never early. */

@@ -21,6 +21,12 @@ static int message_tokens(const struct tok *tok, const struct wl_msg *m, int *ou
     return m->n_tokens >= 0 ? 0 : count(tok, m->text, m->len, out, err);
 }
 
+/* Record i of the warm-up and the measured phase together. */
+static struct hz_rec *rec_at(struct hz_trace *t, int i)
+{
+    return i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
+}
+
 /* Counts a request's answer. *answer is the count of its turn, which is part of the later prompts. */
 static int count_answer(struct hz_rec *r, const struct tok *tok, int *answer, struct km_err *err)
 {
@@ -52,10 +58,9 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
             rc = message_tokens(tok, &set->convs[c].msgs[m],
                                 m % 2 ? &answer[at[c] + (size_t)m / 2] : &user[at[c] + (size_t)m / 2], err);
     }
-    /* All answers come first, those of the warm-up too. With a fixed history the prompts have the workload's answers.
-     */
+    /* Answers come before prompts, which contain them. With a fixed history the prompts have the workload's answers. */
     for (int i = 0; !rc && tok && i < t->n_warm + t->n; i++) {
-        struct hz_rec *r = i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
+        struct hz_rec *r = rec_at(t, i);
         int unused;
         rc = count_answer(r, tok, t->fixed_history ? &unused : &answer[at[r->conv] + (size_t)r->turn], err);
     }
@@ -68,7 +73,7 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
         r->local_prompt_tokens = sum;
     }
     for (int i = 0; !keep_text && i < t->n_warm + t->n; i++) {
-        struct hz_rec *r = i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
+        struct hz_rec *r = rec_at(t, i);
         km_free(r->text);
         r->text = NULL;
     }
