@@ -206,12 +206,12 @@ int run_folder_write(const char *dir, const struct run_info *info, const struct 
                      const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err)
 {
     struct km_buf b = {0};
-    char *taken = km_path(dir, "run.json");
-    int rc = !taken ? km_fail(err, KM_ENOMEM, "no memory for a run's path")
-             : km_file_exists(taken)
+    char *path = km_path(dir, "run.json");
+    int rc = !path ? km_fail(err, KM_ENOMEM, "no memory for a run's path")
+             : km_file_exists(path)
                  ? km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", dir)
                  : km_mkdirs(dir, err);
-    km_free(taken);
+    km_free(path);
     if (!rc) {
         tf_csv_write(t, info->set, &b);
         rc = put_file(dir, "requests.csv", &b, err);

@@ -197,8 +197,8 @@ static bool parse_cell(const struct km_buf *b, enum column_type type, void *p)
     }
     case FINISH:
     case ERROR: {
-        size_t room = type == FINISH ? sizeof((struct hz_rec *)0)->finish : sizeof((struct hz_rec *)0)->error;
-        if (b->len >= room)
+        size_t size = type == FINISH ? sizeof((struct hz_rec *)0)->finish : sizeof((struct hz_rec *)0)->error;
+        if (b->len >= size)
             return false;
         memcpy(p, km_buf_str(b), b->len + 1);
         return true;
