@@ -14,11 +14,6 @@
 
 enum { MAX_PACED_CONNECTIONS = 64 }; /* opened beforehand when prompts arrive at a rate; more are opened as needed */
 
-struct load load_defaults(void)
-{
-    return (struct load){.num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = LOAD_CHAT};
-}
-
 /* The limits are those of vLLM's clients. */
 static int check_load(const struct load *l, const struct wl_set *set, struct km_err *err)
 {

@@ -12,8 +12,6 @@
 #include "harness/run/trace.h"
 #include "workloads/workload.h"
 
-struct load load_defaults(void);
-
 /* Runs a whole load: warm-up if asked for, then the measured phase. Failed requests are records of *out and no error.
  * An error means that there was no run: no server (KM_ENET), an unknown model or senseless options (KM_EINVAL). */
 int load_run(const struct target *target, const struct load *load, const struct wl_set *set,

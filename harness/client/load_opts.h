@@ -39,5 +39,6 @@ struct load {
     bool enable_thinking_set, enable_thinking; /* chat_template_kwargs.enable_thinking, and whether it is sent */
     const char *cache_salt;                    /* NULL: none */
 };
+struct load load_defaults(void);
 
 #endif
