@@ -140,6 +140,19 @@ void km_buf_put_html(struct km_buf *b, const char *s, size_t n)
     }
 }
 
+void km_buf_put_shell(struct km_buf *b, const char *s)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%";
+    if (*s && !s[strspn(s, plain)]) {
+        km_buf_puts(b, s);
+        return;
+    }
+    km_buf_putc(b, '\'');
+    for (; *s; s++)
+        km_buf_printf(b, *s == '\'' ? "'\\''" : "%c", *s);
+    km_buf_putc(b, '\'');
+}
+
 void km_buf_clear(struct km_buf *b)
 {
     b->len = 0;

@@ -27,6 +27,8 @@ void km_buf_vprintf(struct km_buf *b, const char *fmt, va_list ap);
 void km_buf_put_json(struct km_buf *b, const char *s, size_t n);
 /* Text safe inside HTML and SVG elements and attributes. */
 void km_buf_put_html(struct km_buf *b, const char *s, size_t n);
+/* s as one word of a POSIX shell's command line, quoted when it needs to be. */
+void km_buf_put_shell(struct km_buf *b, const char *s);
 
 void km_buf_clear(struct km_buf *b);     /* length 0, memory kept */
 void km_buf_free(struct km_buf *b);      /* memory released, struct ready for reuse */

@@ -20,26 +20,26 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DOOMED };
+enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DROPPED };
 
 struct kvc_chunk {
     struct km_digest key;
     uint64_t sum;
-    int32_t place;         /* chunks before it in its sequence */
+    int32_t position;        /* chunks before it in its sequence */
     int32_t refs;          /* sequences and operations that need it to stay */
     int32_t newer, older;  /* order list while READY; older chains the free list */
     enum kvc_state state;
 };
 
 struct kvc_chunks {
-    struct kvc_chunk *c;   /* [n] */
+    struct kvc_chunk *slot;  /* [n] */
     int32_t *ids;          /* [n][chunk_size] */
     int32_t *index;        /* [mask + 1]: slot or -1, open addressing by the key's first bytes */
     uint32_t mask;
     int n, chunk_size;
     enum kvc_policy policy;
     int32_t newest, oldest, free;
-    int n_free, n_filling, n_ready, n_doomed;
+    int n_free, n_filling, n_ready, n_dropped;
     int n_evictable;       /* READY with refs 0 */
     int64_t evicted;
 };
@@ -53,7 +53,7 @@ int kvc_chunks_find(const struct kvc_chunks *s, const struct km_digest *key);
 bool kvc_chunks_match(const struct kvc_chunks *s, int slot, const int32_t *ids, int place);
 
 /* A FILLING slot under a key not in the store, evicting if it must; -1 when every chunk is needed. */
-int kvc_chunks_take(struct kvc_chunks *s, const struct km_digest *key, const int32_t *ids, int place);
+int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, const int32_t *ids, int place);
 void kvc_chunks_publish(struct kvc_chunks *s, int slot, uint64_t sum); /* FILLING -> READY, newest */
 void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY -> FREE or DOOMED */
 void kvc_chunks_ref(struct kvc_chunks *s, int slot);

@@ -1,31 +1,10 @@
-/* Slabs from the copier. What the machine has is asked before it is taken: an ordinary allocator would promise
- * memory that is not there and the process would die much later, in the middle of a run. */
+/* Slabs from the copier. The budget is compared with the memory that is available before anything is allocated: an
+ * ordinary allocator promises memory that is not there, and the process would be killed in the middle of a run. */
 #include "kvcache/dram.h"
 
 #include "base/mem.h"
 
 #include <limits.h>
-#include <stdio.h>
-#include <string.h>
-
-/* Bytes this process may still take: available memory, or the control group's limit if that is less. */
-static int64_t available(void)
-{
-    long long kib = -1, limit = -1;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %lld kB", &kib) != 1)
-        ;
-    if (f)
-        fclose(f);
-    f = fopen("/sys/fs/cgroup/memory.max", "r"); /* "max" where there is none */
-    if (f && fscanf(f, "%lld", &limit) != 1)
-        limit = -1;
-    if (f)
-        fclose(f);
-    int64_t have = kib < 0 ? INT64_MAX : kib * 1024;
-    return limit >= 0 && limit < have ? limit : have;
-}
 
 /* A device without memory of its own kind for copies (a NULL verb) is served from ordinary memory; one that has it
  * and gives none is out of it. */
@@ -49,11 +28,11 @@ static size_t slab_bytes(const struct kvc_dram *d, int i)
 }
 
 int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slot_bytes, int64_t budget,
-                  size_t slab_most, struct km_err *err)
+                  int64_t available, size_t slab_most, struct km_err *err)
 {
     const double gib = 1073741824.0;
     *d = (struct kvc_dram){.copier = *copier, .slot_bytes = slot_bytes};
-    int64_t n = budget / (int64_t)slot_bytes, have = available();
+    int64_t n = budget / (int64_t)slot_bytes;
     if (n < 1)
         return km_fail(err, KM_EINVAL,
                        "the cache may take %.6g MiB (max_local_cpu_size), but one chunk of this model is %.6g "
@@ -62,11 +41,11 @@ int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slo
     if (n > INT_MAX / 4)
         return km_fail(err, KM_EINVAL, "the cache would hold %lld chunks, more than %d; raise chunk_size",
                        (long long)n, INT_MAX / 4);
-    if (budget > have)
+    if (budget > available)
         return km_fail(err, KM_ENOMEM,
-                       "the cache is to take %.4g GiB of memory (max_local_cpu_size), but this machine has %.4g "
-                       "GiB available; lower it",
-                       (double)budget / gib, (double)have / gib);
+                       "the DRAM tier is to take %.4g GiB (max_local_cpu_size), but only %.4g GiB of memory are "
+                       "available to this process; lower max_local_cpu_size, or free memory",
+                       (double)budget / gib, (double)available / gib);
     d->per_slab = slot_bytes >= slab_most ? 1 : (int)(slab_most / slot_bytes);
     d->n_slots = (int)n;
     int n_slabs = (d->n_slots + d->per_slab - 1) / d->per_slab;

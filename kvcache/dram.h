@@ -21,8 +21,9 @@ struct kvc_dram {
     size_t slot_bytes;
 };
 
+/* available: what km_available_memory says. A larger budget is KM_ENOMEM, before anything is allocated. */
 int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slot_bytes, int64_t budget,
-                  size_t slab_most, struct km_err *err);
+                  int64_t available, size_t slab_most, struct km_err *err);
 void kvc_dram_close(struct kvc_dram *d);
 static inline char *kvc_dram_at(const struct kvc_dram *d, int slot)
 {

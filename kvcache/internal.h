@@ -6,28 +6,28 @@
 #include "kvcache/dram.h"
 #include "kvcache/keys.h"
 #include "kvcache/kvcache.h"
-#include "kvcache/sums.h"
+#include "kvcache/checksum.h"
 
-struct kvc_op;
+struct kvc_transfer;
 
 struct kvc {
     struct kvc_config cfg;
-    bool attached, on;      /* on: attached, and the DRAM tier is there */
+    bool attached, active;     /* on: attached, and the DRAM tier is there */
     struct kv_geom geom;
     struct kv_copier copier;
     struct kvc_keys keys;
     struct kvc_dram dram;
     struct kvc_chunks chunks;
-    struct kvc_summer summer;
-    bool async;             /* the copier has given a ticket: its copies run beside the caller */
+    struct kvc_checksum_pool checksums;
+    bool async_copies;            /* the copier has given a ticket: its copies run beside the caller */
     size_t slab_bytes;      /* KVC_SLAB; tests take smaller ones */
-    bool unchecked;         /* kvc_bench only: leaves checksums out, to show what they cost */
+    bool skip_checksums;        /* kvc_bench only: leaves checksums out, to show what they cost */
     struct kv_seq *seqs;
-    struct kvc_op **op;     /* [cap_op], NULL where no ticket is open */
-    int n_op, cap_op;       /* open tickets */
-    uint32_t op_gen;
+    struct kvc_transfer **transfers;   /* [cap_transfers], NULL where no ticket is open */
+    int n_transfers, cap_transfers;      /* open tickets */
+    uint32_t transfer_gen;
     struct kv_port_stats st; /* the counters; the levels are filled in when asked */
-    int64_t sum_ns;
+    int64_t checksum_ns;
 };
 
 struct kv_seq {

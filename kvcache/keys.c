@@ -15,7 +15,7 @@ static void add_u64(struct km_sha *h, uint64_t v)
 int kvc_keys_open(struct kvc_keys *k, const struct kv_geom *g, int chunk_size, struct km_err *err)
 {
     static const char name[] = "kvmark chunk key";
-    *k = (struct kvc_keys){.chunk_size = chunk_size, .keep = 32};
+    *k = (struct kvc_keys){.chunk_size = chunk_size, .key_bytes = 32};
     int rc = km_sha_new(&k->sha, err);
     if (rc)
         return rc;
@@ -66,6 +66,6 @@ struct km_digest kvc_keys_next(struct kvc_keys *k, const struct km_digest *paren
     }
 #endif
     struct km_digest d = km_sha_end(k->sha);
-    memset(d.b + k->keep, 0, sizeof d.b - (size_t)k->keep);
+    memset(d.b + k->key_bytes, 0, sizeof d.b - (size_t)k->key_bytes);
     return d;
 }

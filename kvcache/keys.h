@@ -18,7 +18,7 @@ struct kvc_keys {
     struct km_sha *sha;
     struct km_digest base; /* the root without a salt's part */
     int chunk_size;
-    int keep;              /* leading bytes of a key that count: 32; tests lower it to force collisions */
+    int key_bytes;            /* leading bytes of a key that count: 32; tests lower it to force collisions */
 };
 
 int kvc_keys_open(struct kvc_keys *k, const struct kv_geom *g, int chunk_size, struct km_err *err);

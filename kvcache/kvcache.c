@@ -5,9 +5,10 @@
  * cannot keep, so that whatever is in the store can be reached by a lookup from the start. */
 #include "kvcache/kvcache.h"
 
+#include "base/machine.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
-#include "kvcache/moves.h"
+#include "kvcache/transfer.h"
 
 #include <math.h>
 #include <string.h>
@@ -53,7 +54,7 @@ static struct kv_seq *port_open(void *self, const char *salt)
         return NULL;
     s->kvc = k;
     s->dead = !k->attached;
-    if (k->on)
+    if (k->active)
         s->root = kvc_keys_root(&k->keys, salt);
     s->next = k->seqs;
     if (s->next)
@@ -67,7 +68,7 @@ static void port_close(struct kv_seq *s)
     if (!s)
         return;
     struct kvc *k = s->kvc;
-    kvc_op_forget_seq(s);
+    kvc_transfer_forget_seq(s);
     kvc_unpin(s);
     *(s->prev ? &s->prev->next : &k->seqs) = s->next;
     if (s->next)
@@ -82,15 +83,15 @@ static int port_lookup(struct kv_seq *s, const int32_t *tokens, int n)
     struct kvc *k = s->kvc;
     k->st.lookups++;
     k->st.lookup_tokens += n > 0 ? n : 0;
-    kvc_op_forget_seq(s);
+    kvc_transfer_forget_seq(s);
     kvc_unpin(s);
     s->kept = 0;
     int whole = n / k->cfg.chunk_size;
-    if (s->dead || !k->on || !k->chunks.n_ready || whole < 1 || !reserve(s, whole))
+    if (s->dead || !k->active || !k->chunks.n_ready || whole < 1 || !reserve(s, whole))
         return 0;
     for (int i = 0; i < whole; i++) {
         int slot = kvc_chunks_find(&k->chunks, chunk_key(s, i, tokens));
-        if (slot < 0 || k->chunks.c[slot].state != KVC_READY ||
+        if (slot < 0 || k->chunks.slot[slot].state != KVC_READY ||
             !kvc_chunks_match(&k->chunks, slot, tokens + (size_t)i * k->cfg.chunk_size, i))
             break;
         kvc_chunks_ref(&k->chunks, slot);
@@ -115,14 +116,14 @@ static int port_load(struct kv_seq *s, int from, int to, const int32_t *block_ta
         return 0;
     }
     int first = from / C, last = (to - 1) / C;
-    struct kvc_op *op = kvc_op_new(s, KV_TO_PAGE, last - first + 1, (to - from) / B);
+    struct kvc_transfer *op = kvc_transfer_new(s, KV_TO_PAGE, last - first + 1, (to - from) / B);
     if (!op)
         return KM_ENOMEM;
     for (int i = first; i <= last; i++) {
         int lo = i * C > from ? i * C : from, hi = (i + 1) * C < to ? (i + 1) * C : to;
-        kvc_op_add(op, s->pin[i], i * C, (lo - i * C) / B, (hi - lo) / B, block_table + lo / B);
+        kvc_transfer_add(op, s->pin[i], i * C, (lo - i * C) / B, (hi - lo) / B, block_table + lo / B);
     }
-    kvc_op_run(op, from, to, ticket, good); /* a failure is told by *good */
+    kvc_transfer_start(op, from, to, ticket, good); /* a failure is told by *good */
     return 0;
 }
 
@@ -137,9 +138,9 @@ static int port_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prom
     if (!k->cfg.save_decode && n > n_prompt)
         n = n_prompt;
     int whole = n / C, i;
-    if (s->dead || !k->on || whole <= s->kept)
+    if (s->dead || !k->active || whole <= s->kept)
         return 0;
-    struct kvc_op *op = reserve(s, whole) ? kvc_op_new(s, KV_TO_HOST, whole, (whole - s->kept) * (C / B)) : NULL;
+    struct kvc_transfer *op = reserve(s, whole) ? kvc_transfer_new(s, KV_TO_HOST, whole, (whole - s->kept) * (C / B)) : NULL;
     if (!op)
         return KM_ENOMEM;
     for (i = 0; i < whole; i++) {
@@ -149,24 +150,24 @@ static int port_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prom
         if (slot >= 0) {
             if (!kvc_chunks_match(&k->chunks, slot, ids, i))
                 break; /* someone else's key: what follows could not be found behind it */
-            if (k->chunks.c[slot].state == KVC_READY)
-                kvc_op_add(op, slot, i * C, 0, 0, NULL);
+            if (k->chunks.slot[slot].state == KVC_READY)
+                kvc_transfer_add(op, slot, i * C, 0, 0, NULL);
             continue;
         }
         if (i < s->kept) /* lost since: storing it again and again would only push out others */
             break;
-        slot = kvc_chunks_take(&k->chunks, key, ids, i);
+        slot = kvc_chunks_insert(&k->chunks, key, ids, i);
         if (slot < 0)
             break;
-        kvc_op_add(op, slot, i * C, 0, C / B, block_table + (size_t)i * (C / B));
+        kvc_transfer_add(op, slot, i * C, 0, C / B, block_table + (size_t)i * (C / B));
     }
     s->kept = i > s->kept ? i : s->kept;
-    return kvc_op_run(op, 0, i * C, ticket, NULL);
+    return kvc_transfer_start(op, 0, i * C, ticket, NULL);
 }
 
 static int port_poll(void *self, uint64_t ticket, int *good)
 {
-    return kvc_op_poll(self, ticket, good);
+    return kvc_transfer_poll(self, ticket, good);
 }
 
 static int port_reset(void *self)
@@ -216,7 +217,7 @@ static void forget_attachment(struct kvc *k)
     kvc_chunks_close(&k->chunks);
     kvc_dram_close(&k->dram);
     kvc_keys_close(&k->keys);
-    k->attached = k->on = k->async = false;
+    k->attached = k->active = k->async_copies = false;
 }
 
 static int port_attach(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err)
@@ -233,15 +234,16 @@ static int port_attach(void *self, const struct kv_geom *geom, const struct kv_c
         size_t slot = geom->page_bytes * (size_t)(k->cfg.chunk_size / geom->block_size);
         rc = kvc_keys_open(&k->keys, geom, k->cfg.chunk_size, err);
         if (!rc)
-            rc = kvc_dram_open(&k->dram, copier, slot, k->cfg.max_local_cpu, k->slab_bytes, err);
+            rc = kvc_dram_open(&k->dram, copier, slot, k->cfg.max_local_cpu, km_available_memory(""), k->slab_bytes,
+                               err);
         if (!rc)
             rc = kvc_chunks_open(&k->chunks, k->dram.n_slots, k->cfg.chunk_size, k->cfg.policy, err);
         if (rc) {
             forget_attachment(k);
             return rc;
         }
-        kvc_summer_open(&k->summer);
-        k->on = true;
+        kvc_checksum_pool_open(&k->checksums);
+        k->active = true;
     }
     k->attached = true;
     return 0;
@@ -252,17 +254,17 @@ static void port_detach(void *self)
     struct kvc *k = self;
     if (!k->attached)
         return;
-    bool quiet = kvc_op_drain(k);
+    bool quiet = kvc_transfer_drain(k);
     for (struct kv_seq *s = k->seqs; s; s = s->next) {
         kvc_unpin(s);
         s->dead = true;
     }
-    if (k->on)
-        kvc_summer_close(&k->summer);
+    if (k->active)
+        kvc_checksum_pool_close(&k->checksums);
     if (!quiet) { /* copies still run into these slabs: memory lost is better than memory overwritten */
         k->dram = (struct kvc_dram){0};
-        memset(k->op, 0, (size_t)k->cap_op * sizeof *k->op);
-        k->n_op = 0;
+        memset(k->transfers, 0, (size_t)k->cap_transfers * sizeof *k->transfers);
+        k->n_transfers = 0;
     }
     forget_attachment(k);
 }
@@ -291,7 +293,7 @@ void kvc_free(struct kvc *k)
     port_detach(k);
     while (k->seqs)
         port_close(k->seqs);
-    km_free(k->op);
+    km_free(k->transfers);
     km_free(k);
 }
 
@@ -305,7 +307,7 @@ void kvc_port(struct kvc *k, struct kv_port *out)
 
 int64_t kvc_checksum_ns(const struct kvc *k)
 {
-    return k->sum_ns;
+    return k->checksum_ns;
 }
 
 int kvc_check(const struct kvc *k, struct km_err *err)
@@ -316,15 +318,15 @@ int kvc_check(const struct kvc *k, struct km_err *err)
     for (const struct kv_seq *s = k->seqs; s; s = s->next)
         for (int i = 0; i < s->n_pins; i++)
             refs[s->pin[i]]++;
-    kvc_op_count_refs(k, refs);
+    kvc_transfer_count_refs(k, refs);
     int rc = kvc_chunks_check(&k->chunks, refs, err);
     km_free(refs);
     int open = 0;
-    for (int i = 0; i < k->cap_op; i++)
-        open += k->op[i] != NULL;
-    if (!rc && open != k->n_op)
-        return km_fail(err, KM_EINVAL, "%d tickets are open, %d are counted", open, k->n_op);
-    int64_t most = k->on ? k->cfg.max_local_cpu : 0;
+    for (int i = 0; i < k->cap_transfers; i++)
+        open += k->transfers[i] != NULL;
+    if (!rc && open != k->n_transfers)
+        return km_fail(err, KM_EINVAL, "%d tickets are open, %d are counted", open, k->n_transfers);
+    int64_t most = k->active ? k->cfg.max_local_cpu : 0;
     if (!rc && (int64_t)k->chunks.n * (int64_t)k->dram.slot_bytes > most)
         return km_fail(err, KM_EINVAL, "%d slots of %zu bytes pass the budget of %lld", k->chunks.n,
                        k->dram.slot_bytes, (long long)most);

@@ -4,9 +4,9 @@
 #include "engine/backend.h"
 
 #include "base/clock.h"
+#include "base/machine.h"
 #include "base/mem.h"
 #include "engine/cpu/forward.h"
-#include "engine/cpu/host.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -103,21 +103,21 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
     const struct mdl_config *c = mdl_config(m);
     const struct kern *kern = kern_pick();
     const struct fwd_limits lim = {o->max_tokens, o->max_reqs, o->max_model_len, o->block_size};
-    const int threads = o->n_threads ? o->n_threads : pool_usable_cores();
+    const int threads = o->n_threads ? o->n_threads : km_usable_cores();
     struct kv_geom *g = &out->geom;
     char name[64];
     *out = (struct plan){.limited = KM_MEM_HOST, .limit_stated = o->memory_limit != 0};
     int rc = check_opts(o, c, err);
     if (rc)
         return rc;
-    host_cpu_name(name, sizeof name);
+    km_cpu_name(name, sizeof name);
     snprintf(out->device, sizeof out->device, "%.60s, %d thread%s, %s", name, threads, threads > 1 ? "s" : "",
              kern->name);
     wts_bytes(c, o->dtype, kern, out);
     fwd_bytes(c, kern, threads, &lim, out);
-    plan_add(out, PLAN_WORK, "results of two steps", KM_MEM_HOST,
+    plan_add(out, PLAN_WORKSPACE, "results of two steps", KM_MEM_HOST,
              2 * (int64_t)o->max_tokens * (int64_t)sizeof(struct smp_result));
-    plan_add(out, PLAN_WORK, "step arrays", KM_MEM_HOST, o->max_tokens); /* marks */
+    plan_add(out, PLAN_WORKSPACE, "step arrays", KM_MEM_HOST, o->max_tokens); /* marks */
     *g = (struct kv_geom){.n_layers = c->n_layers,
                           .n_kv_heads = c->n_kv_heads,
                           .head_dim = c->head_dim,
@@ -128,7 +128,7 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
                           .model = mdl_fingerprint(m)};
     g->page_bytes = (size_t)g->n_layers * 2 * (size_t)g->n_kv_heads * (size_t)g->block_size * (size_t)g->head_dim *
                     km_dtype_size(g->dtype);
-    const int64_t free_now = host_available();
+    const int64_t free_now = km_available_memory("");
     out->limit = o->memory_limit ? o->memory_limit : free_now;
     rc = plan_pages(o, free_now, plan_total(out, KM_MEM_HOST), (int64_t)g->page_bytes, &g->n_pages, err);
     if (!rc)
@@ -146,7 +146,7 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
         return rc;
     b->kv.g = plan.geom;
     b->st.weight_bytes = plan_sum(&plan, PLAN_WEIGHTS, KM_MEM_HOST);
-    b->st.work_bytes = plan_sum(&plan, PLAN_WORK, KM_MEM_HOST);
+    b->st.workspace_bytes = plan_sum(&plan, PLAN_WORKSPACE, KM_MEM_HOST);
     b->st.kv_bytes = plan_sum(&plan, PLAN_KV, KM_MEM_HOST);
     memcpy(b->st.device, plan.device, sizeof b->st.device);
     rc = pool_open(&b->threads, o->n_threads, err);

@@ -6,6 +6,7 @@
 #include "base/args.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "engine/backend.h"
 #include "engine/cpu/pool.h"
 
@@ -30,20 +31,14 @@ static void *must(void *p)
     return p;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 struct spread {
     double lo, mid, hi;
 };
 
 static struct spread spread_of(double *v, int n)
 {
-    qsort(v, (size_t)n, sizeof *v, by_value);
-    return (struct spread){v[0], n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2, v[n - 1]};
+    km_sort_doubles(v, (size_t)n);
+    return (struct spread){v[0], km_percentile(v, n, 0.5), v[n - 1]};
 }
 
 struct bench {

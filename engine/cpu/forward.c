@@ -58,29 +58,29 @@ static void layout(struct fwd *f, struct arena *a, int threads, const struct fwd
     f->logit_rows = f->logit_rows < 1 ? 1 : f->logit_rows > lim->max_tokens ? lim->max_tokens : f->logit_rows;
     f->x = arena_take(a, T * f->ld_d, sizeof(float));
     f->xn = arena_take(a, T * f->ld_d, sizeof(float));
-    arena_row(a, PLAN_WORK, "residual stream, normalised");
+    arena_row(a, PLAN_WORKSPACE, "residual stream, normalised");
     f->qkv = arena_take(a, T * f->ld_qkv, sizeof(float));
-    arena_row(a, PLAN_WORK, "queries, keys, values");
+    arena_row(a, PLAN_WORKSPACE, "queries, keys, values");
     f->att = arena_take(a, T * f->ld_att, sizeof(float));
-    arena_row(a, PLAN_WORK, "attention output");
+    arena_row(a, PLAN_WORKSPACE, "attention output");
     f->h = arena_take(a, T * f->ld_f, sizeof(float));
-    arena_row(a, PLAN_WORK, "activation");
+    arena_row(a, PLAN_WORKSPACE, "activation");
     f->cs = arena_take(a, T * d, sizeof(float));
-    arena_row(a, PLAN_WORK, "rotary angles");
+    arena_row(a, PLAN_WORKSPACE, "rotary angles");
     f->logits = arena_take(a, (size_t)f->logit_rows * f->ld_v, sizeof(float));
-    arena_row(a, PLAN_WORK, "logits");
+    arena_row(a, PLAN_WORKSPACE, "logits");
     f->tile = arena_take(a, (size_t)threads * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR), sizeof(float));
-    arena_row(a, PLAN_WORK, "tiles of products");
+    arena_row(a, PLAN_WORKSPACE, "tiles of products");
     f->pick = arena_take(a, (size_t)threads * (size_t)c->vocab, sizeof(float));
-    arena_row(a, PLAN_WORK, "sampling scratch");
+    arena_row(a, PLAN_WORKSPACE, "sampling scratch");
     f->inv_freq = arena_take(a, d / 2, sizeof(float));
     f->sel = arena_take(a, T, sizeof(int32_t));
     f->sel_pos = arena_take(a, T, sizeof(int32_t));
     f->sel_start = arena_take(a, (size_t)lim->max_reqs + 1, sizeof(int32_t));
     f->row_of = arena_take(a, T, sizeof(int32_t));
-    arena_row(a, PLAN_WORK, "step arrays");
+    arena_row(a, PLAN_WORKSPACE, "step arrays");
     f->attn = attn_layout(a, c, f->k, threads, lim->max_tokens, lim->max_reqs, lim->max_model_len);
-    arena_row(a, PLAN_WORK, "attention scratch");
+    arena_row(a, PLAN_WORKSPACE, "attention scratch");
 }
 
 size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, const struct fwd_limits *lim,

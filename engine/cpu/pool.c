@@ -3,6 +3,7 @@
  * task of that very loop, and the loop cannot end before they are through. */
 #include "engine/cpu/pool.h"
 
+#include "base/machine.h"
 #include "base/mem.h"
 
 #include <pthread.h>
@@ -120,17 +121,10 @@ void pool_for(struct pool *p, int n, pool_fn *fn, void *ctx)
     }
 }
 
-int pool_usable_cores(void)
-{
-    cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
-    return n < 1 ? 1 : n;
-}
-
 int pool_open(struct pool **out, int n_threads, struct km_err *err)
 {
     if (n_threads <= 0)
-        n_threads = pool_usable_cores();
+        n_threads = km_usable_cores();
     struct pool *p = km_aligned(64, sizeof *p);
     if (!p)
         return km_fail(err, KM_ENOMEM, "out of memory");

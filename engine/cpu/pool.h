@@ -9,7 +9,6 @@
 struct pool;
 typedef void pool_fn(void *ctx, int task, int thread);
 
-int pool_usable_cores(void); /* of this process; at least 1 */
 int pool_open(struct pool **out, int n_threads, struct km_err *err); /* 0: one a usable core */
 void pool_close(struct pool *p);
 int pool_threads(const struct pool *p);

@@ -97,17 +97,6 @@ static void on_news(void *arg, const struct hz_suite_news *n)
     }
 }
 
-/* A word as the shell reads it back. */
-static void put_word(struct km_buf *b, const char *s)
-{
-    bool plain = *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") ==
-                           strlen(s);
-    km_buf_puts(b, plain ? " " : " '");
-    for (; *s; s++)
-        km_buf_printf(b, *s == '\'' ? "'\\''" : "%c", *s);
-    km_buf_puts(b, plain ? "" : "'");
-}
-
 static int print_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struct km_err *err)
 {
     struct hz_plan p;
@@ -117,8 +106,10 @@ static int print_plan(const struct hz_suite *s, const struct hz_suite_opts *o, s
         return rc;
     for (int i = 0; i < p.n; i++) {
         km_buf_puts(&b, "kvmark");
-        for (int k = 0; k < p.cells[i].argc; k++)
-            put_word(&b, p.cells[i].argv[k]);
+        for (int k = 0; k < p.cells[i].argc; k++) {
+            km_buf_putc(&b, ' ');
+            km_buf_put_shell(&b, p.cells[i].argv[k]);
+        }
         km_buf_printf(&b, " -o");
         km_buf_printf(&b, " %s/cells/%s\n", o->dir, p.cells[i].name);
     }
@@ -222,8 +213,10 @@ static int run(int argc, char **argv)
     if (!rc)
         rc = add_set(&o.set, &url, "url", o.url, &err);
     km_buf_puts(&command, "kvmark bench");
-    for (int i = 0; i < argc; i++)
-        put_word(&command, argv[i]);
+    for (int i = 0; i < argc; i++) {
+        km_buf_putc(&command, ' ');
+        km_buf_put_shell(&command, argv[i]);
+    }
     if (rc)
         km_log(KM_LOG_ERROR, "%s", err.msg);
     else

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "engine/backend.h"
 #include "engine/rates.h"
 #include "harness/cli/cmd.h"
@@ -26,20 +27,14 @@
 enum { REPEATS = 5, MIB = 1 << 20 };
 
 /* Median of a few runs of one probe; each returns a rate, or <0 when it cannot run here. */
-static int compare_rates(const void *a, const void *b)
-{
-    double d = *(const double *)a - *(const double *)b;
-    return (d > 0) - (d < 0);
-}
-
 static double median_rate(double (*probe)(void))
 {
     double v[REPEATS];
     for (int i = 0; i < REPEATS; i++)
         if ((v[i] = probe()) < 0)
             return -1;
-    qsort(v, REPEATS, sizeof *v, compare_rates);
-    return v[REPEATS / 2];
+    km_sort_doubles(v, REPEATS);
+    return km_percentile(v, REPEATS, 0.5);
 }
 
 static double seconds_since(int64_t t0)
@@ -192,8 +187,8 @@ static const struct {
     size_t at;
 } card_limits[] = {
     {"card_copy_gbps", "the card's memory, read plus written", "GB/s", offsetof(struct rates, copy_gbps)},
-    {"to_card_gbps", "pinned memory to the card", "GB/s", offsetof(struct rates, to_card_gbps)},
-    {"to_host_gbps", "the card to pinned memory", "GB/s", offsetof(struct rates, to_host_gbps)},
+    {"to_card_gbps", "pinned memory to the card", "GB/s", offsetof(struct rates, h2d_gbps)},
+    {"to_host_gbps", "the card to pinned memory", "GB/s", offsetof(struct rates, d2h_gbps)},
     {"gemm_tflops", "cuBLASLt, bf16, 4096 x 4096 x 4096", "TFLOP/s", offsetof(struct rates, gemm_tflops)},
 };
 enum { CARD_LIMITS = sizeof card_limits / sizeof *card_limits };
@@ -280,11 +275,11 @@ static int run_plan(const struct info_opts *o)
 }
 
 /* Adds the card and its rates, or why they could not be measured; true when they were. */
-static bool add_card(cJSON *all)
+static bool add_card(cJSON *all, const struct backend *be)
 {
     struct rates r = {0};
     struct km_err err;
-    if (rates_measure(&r, &err)) {
+    if (be->measure(&r, &err)) {
         cJSON_AddStringToObject(all, "card", err.msg);
         return false;
     }
@@ -304,13 +299,13 @@ static int run_probes(bool json)
     cJSON *all = cJSON_CreateObject();
     cJSON_AddItemToObject(all, "machine", hz_environment());
     cJSON *devices = cJSON_AddObjectToObject(all, "devices");
-    static const char *const names[] = {"cpu", "cuda"};
-    bool here[2];
-    for (int i = 0; i < 2; i++) {
-        const struct backend *be;
+    const struct backend *be, *measurable = NULL;
+    for (int i = 0; (be = backend_at(i)); i++) {
         struct km_err err;
-        here[i] = !backend_pick(names[i], &be, &err);
-        cJSON_AddStringToObject(devices, names[i], here[i] ? "available" : err.msg);
+        bool here = !backend_pick(be->name, &be, &err);
+        cJSON_AddStringToObject(devices, be->name, here ? "available" : err.msg);
+        if (here && be->measure)
+            measurable = be;
     }
     cJSON *measured = cJSON_AddObjectToObject(all, "limits");
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
@@ -320,7 +315,7 @@ static int run_probes(bool json)
         else
             cJSON_AddNumberToObject(measured, limits[i].key, v);
     }
-    bool card = here[1] && add_card(all);
+    bool card = measurable && add_card(all, measurable);
     print(all, json);
     for (size_t i = 0; !json && i < sizeof limits / sizeof *limits; i++)
         printf("  # %s: %s, in %s, median of %d\n", limits[i].key, limits[i].what, limits[i].unit, REPEATS);

@@ -111,13 +111,8 @@ static void quote_command(int argc, char **argv, struct km_buf *out)
     for (int i = 0; i < argc; i++) {
         bool secret = i && !strcmp(argv[i - 1], "--api-key");
         const char *s = secret ? "***" : strncmp(argv[i], "--api-key=", 10) ? argv[i] : "--api-key=***";
-        bool plain =
-            *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") == strlen(s);
-        km_buf_puts(out, plain ? " " : " '");
-        for (const char *p = s; *p; p++)
-            km_buf_printf(out, *p == '\'' ? "'\\''" : "%c", *p);
-        if (!plain)
-            km_buf_putc(out, '\'');
+        km_buf_putc(out, ' ');
+        km_buf_put_shell(out, s);
     }
 }
 

@@ -303,7 +303,7 @@ static int parts_open(const struct host_opts *o, struct parts *p, struct km_err 
                "%s%s, %s, on %s: weights %.2f GiB, work space %.2f, KV %.2f in %d blocks of %d tokens (%d tokens of "
                "KV), context %d, kv cache %s",
                mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "", km_dtype_name(r->dtype), st.be.device,
-               (double)st.be.weight_bytes / gib, (double)st.be.work_bytes / gib, (double)st.be.kv_bytes / gib,
+               (double)st.be.weight_bytes / gib, (double)st.be.workspace_bytes / gib, (double)st.be.kv_bytes / gib,
                r->num_blocks, r->block_size, r->num_blocks * r->block_size, r->max_model_len, km_buf_str(&kv));
     }
     km_buf_free(&kv);

@@ -9,7 +9,7 @@ static const char *const headings[KM_MEM_KINDS] = {[KM_MEM_HOST] = "Host memory"
                                                    [KM_MEM_PINNED] = "Host memory that the card reaches (pinned)",
                                                    [KM_MEM_DEVICE] = "On the card"};
 static const char *const groups[PLAN_GROUPS] = {
-    [PLAN_WEIGHTS] = "weights", [PLAN_WORK] = "work space", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
+    [PLAN_WEIGHTS] = "weights", [PLAN_WORKSPACE] = "work space", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
 
 /* Where the limit comes from. */
 static void name_limit(const struct host_plan *p, const struct host_opts *o, char *buf, size_t size)

@@ -33,7 +33,7 @@ int wlf_generate(const struct wlf_opts *o, const char *path, const struct tok *t
     int rc = wl_spec_read(&spec, path, err);
     if (rc)
         return rc;
-    bool prompts = wl_spec_kind(spec) == WL_RANDOM;
+    bool prompts = wl_kind_ops(wl_spec_kind(spec))->single_prompts;
     if (prompts ? o->num_conversations != 0 : o->num_prompts != 0)
         rc =
             km_fail(err, KM_EINVAL, "--%s does not fit %s, whose size is given by --%s",

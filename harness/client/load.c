@@ -27,7 +27,7 @@ static int check_load(const struct load *l, const struct wl_set *set, struct km_
                        l->burstiness);
     if (l->timeout_s < 0 || !(l->timeout_s < 1e6))
         return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000", l->timeout_s);
-    if (set->kind == WL_RANDOM)
+    if (wl_kind_ops(set->kind)->open_loop)
         return 0;
     if (l->num_clients < 1 || l->num_clients > set->n)
         return km_fail(err, KM_EINVAL,
@@ -83,7 +83,7 @@ static int open_loop(struct schedule **out, const struct load *l, const struct w
 
 static int connection_count(const struct load *l, const struct wl_set *set)
 {
-    if (set->kind != WL_RANDOM)
+    if (!wl_kind_ops(set->kind)->open_loop)
         return (int)l->num_clients;
     int n = prompt_count(l, set);
     if (l->max_concurrency > 0 && l->max_concurrency < n)
@@ -98,7 +98,7 @@ static int warm_up(struct client *c, struct req *r, const struct load *l, const 
                    struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
-    bool open = set->kind == WL_RANDOM;
+    bool open = wl_kind_ops(set->kind)->open_loop;
     int64_t t0 = km_now_ns();
     int rc = open ? open_loop(s, l, set, true, err) : closed_loop(s, l, set, NULL, set->n, true, false, err);
     if (!rc)
@@ -135,19 +135,19 @@ int load_run(const struct target *target, const struct load *load, const struct 
     if (!rc) {
         target_version(target, out->server_version, sizeof out->server_version);
         struct client_opts o = {.target = target,
-                             .path = req_path(r),
-                             .stream = load->stream,
-                             .prompts = set->kind == WL_RANDOM,
-                             .completions = load->endpoint == LOAD_COMPLETIONS,
-                             .by_ids = load->send_token_ids,
-                             .timeout_s = load->timeout_s};
+                                .path = req_path(r),
+                                .stream = load->stream,
+                                .prompts = wl_kind_ops(set->kind)->single_prompts,
+                                .completions = load->endpoint == LOAD_COMPLETIONS,
+                                .by_ids = load->send_token_ids,
+                                .timeout_s = load->timeout_s};
         rc = client_new(&c, &o, err);
     }
     if (!rc)
         rc = client_connect(c, connection_count(load, set), err);
     if (!rc && load->warmup_step)
         rc = warm_up(c, r, load, set, &warm, out, err);
-    if (!rc && set->kind == WL_RANDOM)
+    if (!rc && wl_kind_ops(set->kind)->open_loop)
         rc = open_loop(&s, load, set, false, err);
     else if (!rc) {
         int n = set->n;

@@ -161,7 +161,7 @@ int req_new(struct req **out, const struct load *load, const char *extra_body, c
 {
     *out = NULL;
     cJSON *extra = NULL;
-    bool prompts = set->kind == WL_RANDOM;
+    bool prompts = wl_kind_ops(set->kind)->single_prompts;
     int rc = check_load(load, set, prompts, err);
     if (!rc && extra_body && (rc = km_json_parse(extra_body, strlen(extra_body), &extra, err)))
         km_context(err, "extra body");

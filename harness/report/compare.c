@@ -3,6 +3,8 @@
 #include "harness/report/compare.h"
 
 #include "base/mem.h"
+#include "base/random.h"
+#include "base/sort.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -21,20 +23,6 @@ const char *hz_verdict_word(enum hz_verdict v)
 struct hz_compare_opts hz_compare_defaults(void)
 {
     return (struct hz_compare_opts){.profile = HZ_SEED, .draws = 10000, .seed = 1, .noise = 0.05};
-}
-
-/* splitmix64: enough for resampling, and one word of state. */
-static uint64_t next(uint64_t *state)
-{
-    uint64_t z = *state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
-static int below(uint64_t *state, int n)
-{
-    return (int)((unsigned __int128)next(state) * (unsigned)n >> 64);
 }
 
 /* One side's value of one request, with the cluster that it belongs to. */
@@ -92,12 +80,6 @@ static int by_value(const void *x, const void *y)
 static int by_int(const void *x, const void *y)
 {
     int a = *(const int *)x, b = *(const int *)y;
-    return (a > b) - (a < b);
-}
-
-static int by_double(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
     return (a > b) - (a < b);
 }
 
@@ -258,9 +240,9 @@ static void conclude(struct hz_delta *d, double centre, double *draws, int n)
         low += draws[i] <= 0;
         high += draws[i] >= 0;
     }
-    qsort(draws, (size_t)n, sizeof *draws, by_double);
-    d->lo = exp(hz_percentile(draws, n, 0.025));
-    d->hi = exp(hz_percentile(draws, n, 0.975));
+    km_sort_doubles(draws, (size_t)n);
+    d->lo = exp(km_percentile(draws, n, 0.025));
+    d->hi = exp(km_percentile(draws, n, 0.975));
     d->p = fmin(1, 2.0 * ((low < high ? low : high) + 1) / (n + 1));
 }
 
@@ -281,7 +263,7 @@ static void resample_runs(struct hz_delta *d, const double *log_ratios, int pair
     for (int i = 0; i < o->draws; i++) {
         double sum = 0;
         for (int p = 0; p < pairs; p++)
-            sum += log_ratios[below(&rng, pairs)];
+            sum += log_ratios[km_random_below(&rng, (uint32_t)pairs)];
         draws[i] = mean + wide * (sum / pairs - mean);
     }
     conclude(d, mean, draws, o->draws);
@@ -318,11 +300,11 @@ static void resample_requests(struct hz_delta *d, const struct sample *s, const 
         double between = 0, within = 0;
         memset(w, 0, (size_t)s->clusters * sizeof *w);
         for (int c = 0; c < s->clusters; c++)
-            w[below(&rng, s->clusters)]++;
+            w[km_random_below(&rng, (uint32_t)s->clusters)]++;
         for (int p = 0; p < s->n_pairs; p++)
             drawn[p] = log_ratio(&s->pairs[p], s->clusters, w, q);
         for (int p = 0; p < s->n_pairs; p++) {
-            int k = below(&rng, s->n_pairs);
+            uint32_t k = km_random_below(&rng, (uint32_t)s->n_pairs);
             between += observed[k] / s->n_pairs;
             within += (drawn[k] - observed[k]) / s->n_pairs;
         }
@@ -382,8 +364,8 @@ static double side_value(const struct hz_metric *m, const struct run_folder *con
     }
     if (isnan(sum) || !o->median)
         return sum / n;
-    qsort(v, (size_t)n, sizeof *v, by_double);
-    return hz_percentile(v, n, 0.5);
+    km_sort_doubles(v, (size_t)n);
+    return km_percentile(v, n, 0.5);
 }
 
 static int check_alike(const struct run_folder *const *a, const struct run_folder *const *b, int pairs, bool force,

@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -140,11 +141,6 @@ bool hz_limit_missed(const struct hz_limit *l, const struct hz_comparison *c, do
     return !isfinite(*change) || (l->op == '>' ? *change > l->percent : *change < l->percent);
 }
 
-static int by_name(const void *x, const void *y)
-{
-    return strcmp(*(char *const *)x, *(char *const *)y);
-}
-
 static bool holds_run(const char *dir)
 {
     char *p = km_path(dir, "run.json");
@@ -209,7 +205,7 @@ static int find_runs(const char *path, struct names *l, struct km_err *err)
     }
     closedir(d);
     if (l->n)
-        qsort(l->v, (size_t)l->n, sizeof *l->v, by_name);
+        km_sort_strings((const char **)l->v, (size_t)l->n);
     else if (!rc)
         rc = km_fail(err, KM_ENOENT, "%s holds no run.json and no run folders", path);
     return rc;

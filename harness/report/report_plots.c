@@ -4,9 +4,9 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_POINTS = 250 }; /* of a distribution's curve: beyond, its quantiles */
@@ -32,12 +32,6 @@ static void add(struct values *l, double x, bool *oom)
     l->v[l->n++] = x;
 }
 
-static int by_double(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
-    return (a > b) - (a < b);
-}
-
 /* TTFTs of a place over all its runs, sorted; of one turn, or of all (turn < 0). */
 static void ttfts(const struct rp *r, const struct rp_table *t, int row, int arm, int turn, struct values *out,
                   bool *oom)
@@ -55,7 +49,7 @@ static void ttfts(const struct rp *r, const struct rp_table *t, int row, int arm
         }
     }
     if (out->n)
-        qsort(out->v, (size_t)out->n, sizeof *out->v, by_double);
+        km_sort_doubles(out->v, (size_t)out->n);
 }
 
 /* Rows in the order of their colours: the baseline first. */
@@ -170,8 +164,8 @@ static int plot_turns(struct rp *r, struct rp_table *t, int turns, struct km_err
                 continue;
             first = turn ? first : v.n;
             last = v.n;
-            km_buf_printf(&p.series[s].data, "%d %.6g %.6g %.6g\n", turn + 1, hz_percentile(v.v, v.n, 0.5),
-                          hz_percentile(v.v, v.n, 0.1), hz_percentile(v.v, v.n, 0.9));
+            km_buf_printf(&p.series[s].data, "%d %.6g %.6g %.6g\n", turn + 1, km_percentile(v.v, v.n, 0.5),
+                          km_percentile(v.v, v.n, 0.1), km_percentile(v.v, v.n, 0.9));
         }
         km_buf_printf(&caption, "%s%s %d and %d", s ? ", " : "", km_buf_str(&labels[s]), first, last);
     }

@@ -4,16 +4,10 @@
 #include "harness/report/report_data.h"
 
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
-
-static int by_double(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
-    return (a > b) - (a < b);
-}
 
 /* The figure of a place over its runs; *n says over how many. NAN as soon as one run lacks it. */
 static double over_runs(const struct rp *r, const struct rp_table *t, const struct hz_metric *m, int row,
@@ -28,8 +22,8 @@ static double over_runs(const struct rp *r, const struct rp_table *t, const stru
     }
     if (!*n || isnan(sum) || !r->suite->median)
         return *n ? sum / *n : NAN;
-    qsort(v, (size_t)*n, sizeof *v, by_double);
-    return hz_percentile(v, *n, 0.5);
+    km_sort_doubles(v, (size_t)*n);
+    return km_percentile(v, *n, 0.5);
 }
 
 /* The figures that the evidence judges: those whose change the table shows, or all that can be judged. */

@@ -61,14 +61,19 @@ static struct hz_request strict_request(const struct hz_trace *t, const struct h
                                .output = out};
 }
 
+static bool has_bench_serve_rules(enum wl_kind kind)
+{
+    return wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE;
+}
+
 struct hz_request hz_request_of(const struct hz_trace *t, const struct hz_rec *r, enum wl_kind kind,
                                 enum hz_profile profile)
 {
     if (!r->ok)
         return (struct hz_request){NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN};
-    struct hz_request q = profile == HZ_STRICT ? strict_request(t, r)
-                          : kind == WL_RANDOM  ? seed_prompt(r)
-                                               : seed_turn(t, r);
+    struct hz_request q = profile == HZ_STRICT          ? strict_request(t, r)
+                          : has_bench_serve_rules(kind) ? seed_prompt(r)
+                                                        : seed_turn(t, r);
     q.response_ttft_ms = q.ttft_ms + ms(r->start_ns - r->sched_ns);
     q.start_s = (double)(r->start_ns - t->begin_ns) / 1e9;
     q.end_s = q.start_s + q.e2e_ms / 1e3;
@@ -79,7 +84,7 @@ double hz_profile_duration(const struct hz_trace *t, enum wl_kind kind, enum hz_
                            const struct hz_request *requests, int n)
 {
     double first = INFINITY, latest = -INFINITY, end = 0, last = -INFINITY;
-    if (profile == HZ_SEED && kind == WL_RANDOM)
+    if (profile == HZ_SEED && has_bench_serve_rules(kind))
         return (double)(t->end_ns - t->begin_ns) / 1e9;
     for (int i = 0; i < n; i++) {
         first = fmin(first, requests[i].start_s);

@@ -54,11 +54,6 @@ static void put_text(cJSON *to, const char *key, const char *text, const char *r
     cJSON_AddStringToObject(reasons, key, reason);
 }
 
-static const char *kind_name(enum wl_kind k)
-{
-    return k == WL_MULTI_TURN ? "multi_turn" : k == WL_CONVERSATIONS ? "conversations" : "random";
-}
-
 static void put_health(cJSON *to, const struct hz_health *h)
 {
     char why[120];
@@ -136,7 +131,7 @@ static cJSON *run_json(const struct run_info *info, const struct hz_trace *t, co
     put_text(w, "name", info->workload, "the workload has no name");
     put_text(w, "sha256", info->workload_sha256, "the workload was not hashed");
     cJSON_AddNumberToObject(w, "requests", info->workload_requests);
-    cJSON_AddStringToObject(w, "kind", kind_name(info->workload_kind));
+    cJSON_AddStringToObject(w, "kind", wl_kind_ops(info->workload_kind)->name);
     put_text(w, "text", info->workload_text, "the workload needs no text file");
 
     cJSON *g = cJSON_AddObjectToObject(v, "target");
@@ -349,7 +344,6 @@ double run_folder_sample(const struct run_folder *run, const struct hz_rec *r, e
 {
     const char *kind = NULL;
     (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "kind", false, &kind, NULL);
-    struct hz_request q =
-        hz_request_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN, profile);
+    struct hz_request q = hz_request_of(&run->trace, r, wl_kind_named(kind), profile);
     return what == HZ_TTFT ? q.ttft_ms : what == HZ_TPOT ? q.tpot_ms : q.e2e_ms;
 }

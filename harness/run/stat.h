@@ -11,7 +11,4 @@ struct hz_stat {
 /* Sorts v[n] in place. n may be 0. */
 struct hz_stat hz_stat_of(double *v, int n);
 
-/* Percentile of sorted[n] at q in [0, 1] by linear interpolation, numpy's default; NAN when n is 0. */
-double hz_percentile(const double *sorted, int n, double q);
-
 #endif

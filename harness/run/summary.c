@@ -28,7 +28,7 @@ static struct hz_stat stat_of_requests(const struct hz_request *requests, int n,
 
 void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile, struct hz_summary *out)
 {
-    bool seed = profile == HZ_SEED, prompts = kind == WL_RANDOM;
+    bool seed = profile == HZ_SEED, bench_serve = wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE;
     *out = (struct hz_summary){.profile = profile};
     struct hz_request *requests = km_calloc((size_t)t->n, sizeof *requests);
     double *scratch = km_calloc((size_t)t->n, sizeof *scratch), *itl = NULL;
@@ -57,7 +57,7 @@ void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile p
         *s = !fits                               ? hz_stat_of(NULL, 0)
              : which->in_request == HZ_INTERVALS ? hz_stat_of(itl, n_itl)
                                                  : stat_of_requests(requests, n, which->in_request, scratch);
-        if (seed && prompts) /* `vllm bench serve` has numpy's std, which divides by n */
+        if (seed && bench_serve) /* `vllm bench serve` has numpy's std, which divides by n */
             s->std = s->n == 1 ? 0 : s->std * sqrt((s->n - 1.0) / s->n);
     }
     km_free(requests);

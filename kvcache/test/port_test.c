@@ -2,7 +2,7 @@
 #include "base/test/test.h"
 
 #include "base/mem.h"
-#include "kvcache/test/fake.h"
+#include "kvcache/test/fake_pages.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -297,7 +297,7 @@ static void collisions_miss(void **state)
     (void)state;
     struct rig r;
     rig_make(&r, 64, 8);
-    r.k->keys.keep = 0; /* every chunk has the same key now */
+    r.k->keys.key_bytes = 0; /* every chunk has the same key now */
     assert_int_equal(keep_new(&r, NULL, 64), 0);
     assert_int_equal(hit(&r, NULL, 64), 64);
     r.tok[63]++;
@@ -668,6 +668,29 @@ static void attach_refuses(void **state)
     rig_free(&r);
 }
 
+/* What is in use already counts: a budget that the machine has, but no longer free, is refused untouched. */
+static void budget_over_available_is_refused(void **state)
+{
+    (void)state;
+    struct fake f;
+    fake_open(&f);
+    struct kvc_dram d;
+    struct km_err err;
+    const int64_t gib = 1 << 30;
+    f.fail_alloc = 1;
+    assert_int_equal(kvc_dram_open(&d, &f.copier, 1 << 20, gib, gib - 1, KVC_SLAB, &err), KM_ENOMEM);
+    assert_int_equal(kvc_dram_open(&d, &f.copier, 1 << 20, 3 * gib, 3 * gib / 2, KVC_SLAB, &err), KM_ENOMEM);
+    assert_string_equal(err.msg, "the DRAM tier is to take 3 GiB (max_local_cpu_size), but only 1.5 GiB of memory are "
+                                 "available to this process; lower max_local_cpu_size, or free memory");
+    assert_int_equal(f.fail_alloc, 1); /* nothing was asked of the copier */
+    f.fail_alloc = 0;
+    assert_int_equal(kvc_dram_open(&d, &f.copier, 1 << 12, 1 << 20, 1 << 20, KVC_SLAB, &err), 0);
+    assert_int_equal(f.held, 1 << 20);
+    kvc_dram_close(&d);
+    assert_int_equal(f.held, 0);
+    fake_close(&f);
+}
+
 /* Everything once, with the n-th allocation failing. True when it got through without reaching it. */
 static bool scenario(long n, int delay)
 {
@@ -751,6 +774,7 @@ int main(void)
         cmocka_unit_test(chunked_prefill_keeps_heads), cmocka_unit_test(pins_hold),
         cmocka_unit_test(late_copies_publish_late), cmocka_unit_test(failing_copies),
         cmocka_unit_test(decode_tokens), cmocka_unit_test(misses_cost_one_hash), cmocka_unit_test(tier_off),
-        cmocka_unit_test(attach_refuses), cmocka_unit_test(no_memory_anywhere)};
+        cmocka_unit_test(attach_refuses), cmocka_unit_test(budget_over_available_is_refused),
+        cmocka_unit_test(no_memory_anywhere)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

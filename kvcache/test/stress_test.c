@@ -4,7 +4,8 @@
  * sets it. */
 #include "base/test/test.h"
 
-#include "kvcache/test/fake.h"
+#include "base/random.h"
+#include "kvcache/test/fake_pages.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,10 +20,7 @@ static unsigned long seed;
 
 static int rnd(int n)
 {
-    rng ^= rng << 13;
-    rng ^= rng >> 7;
-    rng ^= rng << 17;
-    return (int)((rng >> 11) % (uint64_t)n);
+    return (int)km_random_below(&rng, (uint32_t)n);
 }
 
 struct live {
@@ -379,7 +377,7 @@ static void late_and_faulty(void **state)
     }
     check(&w);
     for (int i = 0; i < w.k->chunks.n; i++)
-        assert_int_equal(w.k->chunks.c[i].refs, 0);
+        assert_int_equal(w.k->chunks.slot[i].refs, 0);
     world_close(&w);
 }
 
@@ -387,7 +385,7 @@ int main(int argc, char **argv)
 {
     seed = argc > 1 ? strtoul(argv[1], NULL, 10) : (unsigned long)time(NULL);
     printf("seed %lu\n", seed);
-    rng = seed * 0x9E3779B97F4A7C15u + 1;
+    rng = seed;
     const struct CMUnitTest tests[] = {cmocka_unit_test(exact_against_a_list), cmocka_unit_test(late_and_faulty)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,7 +6,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "engine/cpu/forward.h"
-#include "engine/cpu/test/rig.h"
+#include "engine/test/backend_rig.h"
 #include "engine/test/fixture.h"
 
 #include <math.h>
@@ -26,11 +26,44 @@ static struct mdl *open_model(const char *dir)
     return m;
 }
 
+static struct smp_params greedy; /* set by main */
+
+static struct be_opts rig_opts(enum km_dtype dtype)
+{
+    return (struct be_opts){.dtype = dtype, .block_size = 16, .n_pages = 512, .max_tokens = 2048, .max_reqs = 32,
+                            .max_model_len = 8192, .n_threads = 2};
+}
+
+/* Pages are assigned in order unless a test sets another stride. */
 static void open_rig(struct rig *r, const struct mdl *m, struct be_opts o)
 {
     struct km_err err = {0};
-    if (rig_open(r, m, o, &err))
+    if (rig_open(r, &be_cpu, &o, m, &err))
         fail_msg("%s", err.msg);
+    r->stride = 1;
+}
+
+static void open_seq(struct rig *r, struct rig_seq *s, int max_len)
+{
+    struct km_err err = {0};
+    if (rig_seq_open(r, s, max_len, &err))
+        fail_msg("%s", err.msg);
+}
+
+static void run_step(struct rig *r, const struct rig_part *parts, int n, struct smp_result *res)
+{
+    struct km_err err = {0};
+    if (rig_step(r, parts, n, res, &err))
+        fail_msg("%s", err.msg);
+}
+
+static struct smp_result prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, int chunk)
+{
+    struct smp_result res = {0};
+    struct km_err err = {0};
+    if (rig_prefill(r, s, tokens, n, chunk, &res, &err))
+        fail_msg("%s", err.msg);
+    return res;
 }
 
 /* Text-like ids: the golden prompts, repeated. */
@@ -63,9 +96,9 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
 {
     static int32_t prompt[8192], want[64];
     int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt), n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want);
-    struct seq q;
-    seq_open(r, &q, n + n_want);
-    struct smp_result res = rig_prefill(r, &q, prompt, n, 2048);
+    struct rig_seq q;
+    open_seq(r, &q, n + n_want);
+    struct smp_result res = prefill(r, &q, prompt, n, 2048);
     const cJSON *top;
     cJSON_ArrayForEach(top, cJSON_GetObjectItem(v, "last_top8"))
     {
@@ -87,9 +120,9 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
         else
             s->agreed += res.id == want[i];
         if (i + 1 < n_want)
-            rig_step(r, &(struct part){&q, &want[i], 1, true}, 1, &res);
+            run_step(r, &(struct rig_part){&q, &want[i], 1, &greedy}, 1, &res);
     }
-    seq_close(&q);
+    rig_seq_close(&q);
 }
 
 static struct score play_all(const struct mdl *m, enum km_dtype dtype, const cJSON *vectors, double tie)
@@ -298,7 +331,7 @@ static void odd_shapes_match_a_plain_reference(void **state)
         for (int block = 1; block <= 24; block += 23) {
             struct mdl_config c = shapes[i];
             struct rig r;
-            struct seq s;
+            struct rig_seq s;
             c.rope_theta = 10000, c.rms_eps = 1e-6f;
             fx_dir(dir);
             fx_model(dir, &c, i % 2 ? KM_F32 : KM_BF16, 1 + (int)i % 3, i);
@@ -308,16 +341,16 @@ static void odd_shapes_match_a_plain_reference(void **state)
             o.n_threads = 1 + (int)i % 3;
             open_rig(&r, m, o);
             r.stride = 7;
-            seq_open(&r, &s, 150);
+            open_seq(&r, &s, 150);
             some_tokens(tokens, 150, c.vocab);
-            struct smp_result res = rig_prefill(&r, &s, tokens, 150, 64);
+            struct smp_result res = prefill(&r, &s, tokens, 150, 64);
             double *want = reference(m, tokens, 150);
             for (int j = 0; j < res.n_top; j++) {
                 double err = fabs((double)res.top_logprob[j] - want[res.top_id[j]]);
                 worst = err > worst ? err : worst;
             }
             free(want);
-            seq_close(&s);
+            rig_seq_close(&s);
             rig_close(&r);
             mdl_free(m);
             fx_remove(dir);
@@ -339,20 +372,20 @@ static void chunks_change_nothing(void **state)
         struct smp_result want[MORE];
         struct rig r;
         open_rig(&r, m, rig_opts((enum km_dtype)dtype));
-        some_tokens(tokens, N, r.c->vocab);
+        some_tokens(tokens, N, mdl_config(m)->vocab);
         for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
-            struct seq s;
-            seq_open(&r, &s, N + MORE);
-            struct smp_result res = rig_prefill(&r, &s, tokens, N, chunks[i]);
+            struct rig_seq s;
+            open_seq(&r, &s, N + MORE);
+            struct smp_result res = prefill(&r, &s, tokens, N, chunks[i]);
             for (int j = 0; j < MORE; j++) {
                 if (i == 0)
                     want[j] = res;
                 else if (!rig_same(&res, &want[j]))
                     fail_msg("chunks of %d, token %d: %d (%.9g) instead of %d (%.9g)", chunks[i], j, res.id,
                              (double)res.logprob, want[j].id, (double)want[j].logprob);
-                rig_step(&r, &(struct part){&s, &want[j].id, 1, true}, 1, &res);
+                run_step(&r, &(struct rig_part){&s, &want[j].id, 1, &greedy}, 1, &res);
             }
-            seq_close(&s);
+            rig_seq_close(&s);
         }
         rig_close(&r);
     }
@@ -377,24 +410,24 @@ static void batches_and_pages_change_nothing(void **state)
             o.block_size = 1, o.n_pages = 8192;
         open_rig(&r, m, o);
         r.stride = round < 2 ? 1 : 37;
-        struct part parts[N];
-        struct seq s[N];
+        struct rig_part parts[N];
+        struct rig_seq s[N];
         for (int i = 0; i < N; i++) {
-            seq_open(&r, &s[i], done[i] + now[i]);
+            open_seq(&r, &s[i], done[i] + now[i]);
             if (done[i])
-                rig_prefill(&r, &s[i], tokens + i, done[i], 2048);
-            parts[i] = (struct part){&s[i], tokens + i + done[i], now[i], true};
+                prefill(&r, &s[i], tokens + i, done[i], 2048);
+            parts[i] = (struct rig_part){&s[i], tokens + i + done[i], now[i], &greedy};
             if (round == 0)
-                rig_step(&r, &parts[i], 1, &alone[i]);
+                run_step(&r, &parts[i], 1, &alone[i]);
         }
         if (round)
-            rig_step(&r, parts, N, together);
+            run_step(&r, parts, N, together);
         for (int i = 0; i < N && round; i++)
             if (!rig_same(&alone[i], &together[i]))
                 fail_msg("round %d, sequence %d: %d (%.9g) instead of %d (%.9g)", round, i, together[i].id,
                          (double)together[i].logprob, alone[i].id, (double)alone[i].logprob);
         for (int i = 0; i < N; i++)
-            seq_close(&s[i]);
+            rig_seq_close(&s[i]);
         rig_close(&r);
     }
     mdl_free(m);
@@ -408,23 +441,23 @@ static void pages_go_out_and_come_back(void **state)
     struct mdl *m = open_model(TINY);
     for (int dtype = KM_F32; dtype <= KM_BF16; dtype++) {
         struct rig r;
-        struct seq a, b;
+        struct rig_seq a, b;
         struct smp_result want, got;
         struct kv_copy c[PAGES];
         uint64_t ticket;
         open_rig(&r, m, rig_opts((enum km_dtype)dtype));
-        some_tokens(tokens, N + 1, r.c->vocab);
-        seq_open(&r, &a, N + 1);
-        rig_prefill(&r, &a, tokens, N, 2048);
+        some_tokens(tokens, N + 1, mdl_config(m)->vocab);
+        open_seq(&r, &a, N + 1);
+        prefill(&r, &a, tokens, N, 2048);
         char *host = be_cpu.host_alloc(r.b, PAGES * r.g.page_bytes), *back = malloc(PAGES * r.g.page_bytes);
         for (int i = 0; i < PAGES; i++)
             c[i] = (struct kv_copy){.page = a.table[i], .host = host + (size_t)i * r.g.page_bytes};
         assert_int_equal(be_cpu.copy(r.b, KV_TO_HOST, c, PAGES, &ticket, NULL), 0);
         assert_int_equal(ticket, 0);
         assert_int_equal(be_cpu.poll(r.b, ticket), 1);
-        rig_step(&r, &(struct part){&a, &tokens[N], 1, true}, 1, &want);
+        run_step(&r, &(struct rig_part){&a, &tokens[N], 1, &greedy}, 1, &want);
         r.stride = 5;
-        seq_open(&r, &b, N + 1);
+        open_seq(&r, &b, N + 1);
         for (int i = 0; i < PAGES; i++)
             c[i].page = b.table[i];
         assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE, c, PAGES, &ticket, NULL), 0);
@@ -433,22 +466,22 @@ static void pages_go_out_and_come_back(void **state)
         assert_int_equal(be_cpu.copy(r.b, KV_TO_HOST, c, PAGES, &ticket, NULL), 0);
         assert_memory_equal(host, back, PAGES * r.g.page_bytes);
         b.n_done = N;
-        rig_step(&r, &(struct part){&b, &tokens[N], 1, true}, 1, &got);
+        run_step(&r, &(struct rig_part){&b, &tokens[N], 1, &greedy}, 1, &got);
         assert_true(rig_same(&want, &got));
         /* and the bytes matter: one flipped exponent bit of the last V changes the answer */
         host[PAGES * r.g.page_bytes - 1] ^= 0x20;
         assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE, &(struct kv_copy){b.table[PAGES - 1], host + (PAGES - 1) * r.g.page_bytes}, 1,
                                      &ticket, NULL), 0);
         b.n_done = N;
-        rig_step(&r, &(struct part){&b, &tokens[N], 1, true}, 1, &got);
+        run_step(&r, &(struct rig_part){&b, &tokens[N], 1, &greedy}, 1, &got);
         assert_false(rig_same(&want, &got));
         struct km_err err = {0};
         c[0].page = r.g.n_pages;
         assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE, c, 1, &ticket, &err), KM_EINVAL);
         be_cpu.host_free(r.b, host, PAGES * r.g.page_bytes);
         free(back);
-        seq_close(&a);
-        seq_close(&b);
+        rig_seq_close(&a);
+        rig_seq_close(&b);
         rig_close(&r);
     }
     mdl_free(m);
@@ -521,31 +554,31 @@ static void budgets_are_kept(void **state)
     struct be_stats st;
     be_cpu.stats(r.b, &st);
     assert_int_equal(st.kv_bytes, (int64_t)r.g.n_pages * (int64_t)r.g.page_bytes);
-    int64_t total = st.weight_bytes + st.work_bytes + st.kv_bytes;
+    int64_t total = st.weight_bytes + st.workspace_bytes + st.kv_bytes;
     assert_true(total <= o.memory_limit && total > o.memory_limit - (int64_t)r.g.page_bytes);
     assert_int_equal(r.g.page_bytes, 6 * 2 * 4 * 16 * 64 * 2);
     assert_non_null(strstr(st.device, "2 threads"));
     rig_close(&r);
     o.memory_limit = 1 << 20;
-    assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_ELIMIT);
     assert_non_null(strstr(err.msg, "bytes are needed"));
     o.memory_limit = 64 << 20;
     o.n_pages = 1 << 20;
-    assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_ELIMIT);
     assert_non_null(strstr(err.msg, "1048576 pages"));
     o.memory_limit = 0;
     o.n_pages = 1 << 26; /* 6 TB */
-    assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_ELIMIT);
     o = rig_opts(KM_F32);
     o.n_pages = 0;
     open_rig(&r, m, o);
     assert_int_equal(r.g.n_pages, 8 * 8192 / 16);
     rig_close(&r);
     o.dtype = KM_F16;
-    assert_int_equal(rig_open(&r, m, o, &err), KM_EINVAL);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_EINVAL);
     o = rig_opts(KM_F32);
     o.block_size = 0;
-    assert_int_equal(rig_open(&r, m, o, &err), KM_EINVAL);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_EINVAL);
     assert_non_null(strstr(err.msg, "block size"));
     mdl_free(m);
 }
@@ -588,7 +621,7 @@ static void plans_are_what_open_takes(void **state)
         int64_t results = 2 * (int64_t)o.max_tokens * (int64_t)sizeof(struct smp_result) + o.max_tokens;
         assert_int_equal(plan_total(&plan, KM_MEM_HOST), blocks[0] + blocks[1] + blocks[2] + results);
         assert_int_equal(st.weight_bytes, blocks[0]);
-        assert_int_equal(st.work_bytes, blocks[1] + results);
+        assert_int_equal(st.workspace_bytes, blocks[1] + results);
         assert_int_equal(st.kv_bytes, blocks[2]);
         for (int k = 0; k < 3; k++)
             rounded += (blocks[k] + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
@@ -702,6 +735,7 @@ static void failed_allocations_are_survived(void **state)
 
 int main(void)
 {
+    greedy = rig_greedy();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(golden_fp32),
         cmocka_unit_test(golden_bf16),
