@@ -47,17 +47,6 @@ struct eng {
     struct eng_stats n;            /* the counters; eng_stats fills in the other members */
 };
 
-struct eng_opts eng_defaults(void)
-{
-    return (struct eng_opts){.max_num_seqs = 256,
-                             .max_num_batched_tokens = 2048,
-                             .block_size = 16,
-                             .memory_utilization = 0.9,
-                             .prefix_caching = true,
-                             .dtype = KM_BF16,
-                             .max_waiting = 4096};
-}
-
 static int64_t now(const struct eng *e)
 {
     return e->backend->now ? e->backend->now(e->be) : km_now_ns();
@@ -88,42 +77,6 @@ static void copier_free(void *self, void *p, size_t size)
     struct eng *e = self;
     if (e->backend->host_free)
         e->backend->host_free(e->be, p, size);
-}
-
-static int check_range(const char *flag, int v, int lo, int hi, struct km_err *err)
-{
-    return v >= lo && v <= hi ? 0 : km_fail(err, KM_EINVAL, "%s is %d: it must be from %d to %d", flag, v, lo, hi);
-}
-
-static int check_options(const struct eng_opts *o, const struct mdl_config *c, const struct kv_port *port,
-                         struct km_err *err)
-{
-    if (check_range("--block-size", o->block_size, 1, 1024, err))
-        return KM_EINVAL;
-    const struct {
-        const char *flag;
-        int v, lo, hi;
-    } t[] = {{"--max-model-len", o->max_model_len, 0, c->max_pos},
-             {"--max-num-seqs", o->max_num_seqs, 1, 1 << 16},
-             {"--max-num-batched-tokens", o->max_num_batched_tokens, 1, 1 << 20},
-             {"--num-gpu-blocks-override", o->num_blocks, 0, INT_MAX / o->block_size},
-             {"the number of threads", o->n_threads, 0, 4096},
-             {"the queue length", o->max_waiting, 1, 1 << 20}};
-    for (size_t i = 0; i < sizeof t / sizeof *t; i++)
-        if (check_range(t[i].flag, t[i].v, t[i].lo, t[i].hi, err))
-            return KM_EINVAL;
-    if (!(o->memory_utilization > 0 && o->memory_utilization <= 1))
-        return km_fail(err, KM_EINVAL, "--gpu-memory-utilization is %g: it must be above 0 and at most 1",
-                       o->memory_utilization);
-    if (o->memory_limit < 0)
-        return km_fail(err, KM_EINVAL, "--gpu-memory-limit is %lld bytes: it cannot be negative",
-                       (long long)o->memory_limit);
-    if (port && (port->chunk_size < 1 || port->chunk_size % o->block_size))
-        return km_fail(err, KM_EINVAL,
-                       "the chunk size of the cache layer is %d tokens, which is not a multiple of the block size, %d: "
-                       "change --chunk-size or --block-size",
-                       port->chunk_size, o->block_size);
-    return 0;
 }
 
 static int min_int(int a, int b)
@@ -177,12 +130,14 @@ static int alloc_buffers(struct eng *e, struct km_err *err)
 /* The options for the backend. Also resolves the options in o that do not depend on the KV pool. */
 static struct be_opts backend_options(struct eng_opts *o, const struct mdl_config *c)
 {
+    if (o->dtype == ENG_DTYPE_AUTO)
+        o->dtype = c->dtype == KM_F32 ? KM_F32 : KM_BF16;
     /* More requests cannot run at once, because each one has at least one row per step. */
     o->max_num_seqs = min_int(o->max_num_seqs, o->max_num_batched_tokens);
     int longest = o->max_model_len ? o->max_model_len : c->max_pos;
     if (!o->max_model_len && o->num_blocks)
         longest = min_int(longest, o->num_blocks * o->block_size);
-    return (struct be_opts){.dtype = o->dtype,
+    return (struct be_opts){.dtype = (enum km_dtype)o->dtype,
                             .block_size = o->block_size,
                             .n_pages = o->num_blocks,
                             .memory_limit = o->memory_limit,
@@ -198,7 +153,7 @@ int eng_plan(struct plan *out, struct eng_opts *o, const struct mdl *m, const st
 {
     const struct mdl_config *c = mdl_config(m);
     *out = (struct plan){0};
-    int rc = check_options(o, c, NULL, err);
+    int rc = eng_check_options(o, c, NULL, err);
     if (rc)
         return rc;
     if (!backend->plan)
@@ -211,7 +166,7 @@ int eng_plan(struct plan *out, struct eng_opts *o, const struct mdl *m, const st
 static int open_engine(struct eng *e, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(e->m);
-    int rc = check_options(&e->o, c, e->port, err);
+    int rc = eng_check_options(&e->o, c, e->port, err);
     if (rc)
         return rc;
     struct be_opts b = backend_options(&e->o, c);

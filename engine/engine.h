@@ -13,6 +13,7 @@
 #define ENG_ENGINE_H
 
 #include "base/err.h"
+#include "base/option.h"
 #include "engine/backend.h"
 #include "engine/kv_port.h"
 #include "engine/model.h"
@@ -21,20 +22,24 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Defaults and ranges are the rows of engine/options.c; 0 where a comment says what 0 means. */
 struct eng_opts {
     int max_model_len;          /* tokens of one request, prompt and output; 0: the model's, or the KV pool if less */
-    int max_num_seqs;           /* requests that run at once, at most max_num_batched_tokens; default 256 */
-    int max_num_batched_tokens; /* token budget of a step; default 2048 */
-    int block_size;             /* tokens of one page; default 16 */
+    int max_num_seqs;           /* requests that run at once; lowered to max_num_batched_tokens */
+    int max_num_batched_tokens; /* token budget of a step */
+    int block_size;             /* tokens of one page */
     int num_blocks;             /* pages of the KV pool (--num-gpu-blocks-override); 0: what the memory allows */
     int64_t memory_limit;       /* bytes (--gpu-memory-limit); 0: the share memory_utilization of the device's memory */
-    double memory_utilization;  /* default 0.9 */
-    bool prefix_caching;        /* default true */
-    enum km_dtype dtype;        /* of weights and KV; default KM_BF16 */
+    double memory_utilization;  /* share of the device's memory to use when memory_limit is 0 */
+    bool prefix_caching;
+    int dtype;                  /* of weights and KV: an enum km_dtype, or ENG_DTYPE_AUTO for the checkpoint's */
     int n_threads;              /* CPU threads; 0: one per core */
-    int max_waiting;            /* eng_submit refuses requests when so many wait; default 4096 */
+    int max_waiting;            /* eng_submit refuses requests when so many wait */
 };
+enum { ENG_DTYPE_AUTO = -1 };
 struct eng_opts eng_defaults(void);
+/* The options as a table of base/option.h, for command lines. */
+struct km_option_group eng_option_group(struct eng_opts *o);
 
 /* Fills *out with the memory plan of an engine with these options, without opening one. o becomes the resolved options,
  * as eng_options would return them. Fails as eng_open would. After KM_ELIMIT the plan's rows are valid, but leave too

@@ -41,7 +41,8 @@ struct run {
     int n_waiting;                  /* upper bound of the requests that wait in the engine */
     struct cancel *cancels;         /* [n_cancels], with capacity for all requests that can be alive */
     int n_cancels, cap_cancels;
-    bool reset, reset_external, reset_done;
+    bool reset, reset_external;     /* a reset was begun and is not done; external: of the cache layer, too */
+    bool reset_done;                /* a reset was done and run_reset_ended has not returned it yet */
     int reset_rc;
     struct km_err reset_err;
     struct eng_event *events;       /* [n_events] */
@@ -87,8 +88,8 @@ static void reserve_events(struct run *r, int n)
     }
 }
 
-/* Passes everything that was queued to the engine: first requests, then cancellations, then a reset. True if there was a
- * reset. The lock is held. */
+/* Passes everything that was queued to the engine: first requests, then cancellations, then a reset. Returns true if
+ * there was a reset. The lock is held. */
 static bool empty_queues(struct run *r)
 {
     bool reset = r->reset;
@@ -156,7 +157,7 @@ static void *thread_main(void *arg)
     while (!r->stop) {
         if ((r->first || r->n_cancels || r->reset) && empty_queues(r)) {
             call_wake(r);
-            continue; /* call_wake has released the lock, so more work may be queued */
+            continue; /* call_wake released the lock, so more work may be queued */
         }
         int64_t left = ns_to_next_step(r);
         if (eng_idle(r->e))

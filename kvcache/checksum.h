@@ -1,9 +1,11 @@
-/* Checksums of chunks, off the engine's thread where that pays.
+/* Checksums of chunks, computed on threads of their own when copies do not occupy the engine's thread.
  *
- * A chunk of a real model is tens of MiB, and hashing one takes milliseconds that the engine's thread does not
- * have when a DMA moved the bytes for nothing. So a `kvc_sum` is one job, a `kvc_summer` a few threads that take
- * jobs in order; the threads start at the first job and a machine that grants none gets its sums computed in
- * place. A job belongs to whoever put it and must stay until it is done. */
+ * A chunk of a real model is tens of MiB and takes milliseconds to hash. The engine's thread cannot spare them while a
+ * DMA engine moves the bytes. A `kvc_checksum_job` is the checksum of one chunk; a `kvc_checksum_pool` is a few threads
+ * that run jobs in the order of submission. The threads start with the first job. If the system grants no thread, jobs
+ * run in the submitting thread.
+ *
+ * A job belongs to the caller and must stay in place until kvc_checksum_done says that it has run. */
 #ifndef KVC_CHECKSUM_H
 #define KVC_CHECKSUM_H
 
@@ -13,32 +15,32 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KVC_CHECKSUM_THREADS 4
+enum { KVC_CHECKSUM_THREADS = 4 }; /* at most */
 
 struct kvc_checksum_job {
-    const void *p;        /* [n] bytes */
-    size_t n;
-    uint64_t seed;        /* binds the bytes to their key */
-    uint64_t sum;         /* valid once done */
-    int64_t ns;           /* what it took */
-    struct kvc_checksum_job *next; /* in the queue */
+    const void *data; /* [size] bytes */
+    size_t size;
+    uint64_t seed;    /* from the chunk's key, so that the right bytes under a wrong key do not pass */
+    uint64_t value;   /* the checksum, once done */
+    int64_t ns;       /* time that the job took, once done */
+    struct kvc_checksum_job *next; /* in the pool's queue */
     atomic_bool done;
 };
 
 struct kvc_checksum_pool {
-    pthread_mutex_t mu;
+    pthread_mutex_t lock;
     pthread_cond_t more;
-    struct kvc_checksum_job *head, **tail; /* jobs nobody took yet */
+    struct kvc_checksum_job *head, **tail; /* jobs that no thread has taken yet */
     pthread_t thread[KVC_CHECKSUM_THREADS];
     int n_threads; /* running */
     bool started, stop;
 };
 
 void kvc_checksum_pool_open(struct kvc_checksum_pool *s);
-void kvc_checksum_pool_close(struct kvc_checksum_pool *s); /* finishes every job first */
+void kvc_checksum_pool_close(struct kvc_checksum_pool *s); /* runs every submitted job first */
 void kvc_checksum_pool_submit(struct kvc_checksum_pool *s, struct kvc_checksum_job *j);
 
-void kvc_checksum_run(struct kvc_checksum_job *j);
+void kvc_checksum_run(struct kvc_checksum_job *j); /* in the calling thread */
 static inline bool kvc_checksum_done(const struct kvc_checksum_job *j)
 {
     return atomic_load_explicit(&j->done, memory_order_acquire);

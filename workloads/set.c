@@ -47,7 +47,12 @@ int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_ge
     *out = NULL;
     const struct wl_kind_ops *ops = wl_kind_ops(s->kind);
     const char *unit = ops->single_prompts ? "prompts" : "conversations";
-    int n = o->num_conversations > 0 ? o->num_conversations : s->n;
+    const char *other = ops->single_prompts ? "conversations" : "prompts";
+    int n = ops->single_prompts ? o->num_prompts : o->num_conversations;
+    if (ops->single_prompts ? o->num_conversations : o->num_prompts)
+        return km_fail(err, KM_EINVAL, "--num-%s does not fit workload %s; --num-%s sets its size", other, s->name,
+                       unit);
+    n = n > 0 ? n : s->n;
     if (n > WL_MAX_CONVS)
         return km_fail(err, KM_ELIMIT, "--num-%s is %d; at most %d are accepted", unit, n, WL_MAX_CONVS);
     if (n > s->n_max)

@@ -116,5 +116,12 @@ static int make_builtin(struct wl_text *out, int64_t need, const struct tok *t, 
 int wl_text_read(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, int64_t need,
                  const struct tok *t, struct km_err *err)
 {
-    return o->builtin_text ? make_builtin(out, need, t, err) : read_files(out, s, o, t, err);
+    if (o->text == WL_TEXT_BUILTIN)
+        return make_builtin(out, need, t, err);
+    int rc = read_files(out, s, o, t, err);
+    if (rc != KM_ENOENT || o->text != WL_TEXT_AUTO)
+        return rc;
+    km_free(out->ids.v);
+    *out = (struct wl_text){0};
+    return make_builtin(out, need, t, err);
 }

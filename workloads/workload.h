@@ -16,6 +16,7 @@
 
 #include "base/buf.h"
 #include "base/err.h"
+#include "base/option.h"
 #include "tokenizer/tokenizer.h"
 #include "workloads/kind.h"
 
@@ -67,13 +68,22 @@ int wl_spec_read(struct wl_spec **out, const char *path, struct km_err *err);
 void wl_spec_free(struct wl_spec *s);
 enum wl_kind wl_spec_kind(const struct wl_spec *s);
 
-/* Text files are searched in text_dir (if not NULL), the workload file's folder, "." and "data", in this order. */
+/* The source text: the workload's text_files, the built-in text (builtin_text.h), or the files if they all exist and the
+ * built-in text if not. */
+enum wl_text_source { WL_TEXT_FILE, WL_TEXT_BUILTIN, WL_TEXT_AUTO };
+
+/* All zeros are the defaults; the rows of options.c have the ranges. Text files are searched in text_dir (if not NULL),
+ * the workload file's folder, "." and "data", in this order. */
 struct wl_gen_opts {
     uint64_t seed;
     const char *text_dir;
-    bool builtin_text;     /* use the built-in text (builtin_text.h) instead of text files */
-    int num_conversations; /* conversations or prompts to generate; 0: as many as the file says */
+    enum wl_text_source text;
+    int num_conversations; /* 0: as many as the file says; not for kinds with single_prompts */
+    int num_prompts;       /* 0: as many as the file says; only for kinds with single_prompts */
 };
+
+/* The options as a table for command lines, without the seed, which other parts of a run use too. */
+struct km_option_group wl_option_group(struct wl_gen_opts *o);
 
 /* Generates the set. t may be NULL for a kind without needs_tokenizer (kind.h). Errors: KM_ENOENT for a missing text
  * file, KM_EINVAL for a text that is too short or an option that does not suit the file, KM_ELIMIT. */

@@ -1,7 +1,6 @@
-/* The foundation: buffers, UTF-8, JSON access, flags, files, hashes, and allocation failure. */
+/* The base library: buffers, UTF-8, random numbers, sorting, JSON, files, hashes and failing allocations. */
 #include "base/test/test.h"
 
-#include "base/args.h"
 #include "base/buf.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -150,46 +149,6 @@ static void json_is_checked(void **state)
     cJSON_Delete(v);
 }
 
-static void flags_parse_and_hint(void **state)
-{
-    (void)state;
-    bool on = false, help;
-    int64_t n = 1, size = 0;
-    double rate = 0;
-    const char *dev = "auto";
-    struct km_strs list = {0}, pos = {0};
-    struct km_flag flags[] = {{"early-stop", 0, KM_BOOL, &on, NULL, "", 0, 0},
-                              {"num-clients", 'p', KM_INT, &n, "N", "", 1, 100},
-                              {"gpu-memory-limit", 0, KM_SIZE, &size, "SIZE", "", 0, 0},
-                              {"request-rate", 0, KM_NUM, &rate, "R", "", 0, 0},
-                              {"device", 0, KM_STR, &dev, "auto|cpu|cuda", "", 0, 0},
-                              {"header", 0, KM_LIST, &list, "K=V", "", 0, 0}};
-    struct km_err err;
-    char *good[] = {"w.json", "--early-stop", "-p", "10", "--gpu-memory-limit=24GiB", "--request-rate", "inf",
-                    "--device", "cpu", "--header", "a=b", "--header", "c=d"};
-    assert_int_equal(km_args_parse(flags, 6, 13, good, &pos, &help, &err), 0);
-    assert_true(on && n == 10 && size == 24LL << 30 && isinf(rate) && list.n == 2 && pos.n == 1);
-    assert_string_equal(dev, "cpu");
-    char *off[] = {"--no-early-stop"};
-    assert_int_equal(km_args_parse(flags, 6, 1, off, &pos, &help, &err), 0);
-    assert_false(on);
-    static const struct {
-        char *a, *b;
-        const char *say;
-    } bad[] = {{"--num-client", "3", "unknown flag --num-client; did you mean --num-clients?"},
-               {"-p", "0", "--num-clients is 0; it must be between 1 and 100"},
-               {"-p", "x", "--num-clients is \"x\"; it must be a whole number"},
-               {"--device", "tpu", "--device is \"tpu\"; it must be one of auto|cpu|cuda"},
-               {"--gpu-memory-limit", "24Q", "--gpu-memory-limit: \"24Q\" is not a size; write for example 24GiB or 512MiB"}};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        char *argv[] = {bad[i].a, bad[i].b};
-        assert_int_equal(km_args_parse(flags, 6, 2, argv, &pos, &help, &err), KM_EINVAL);
-        assert_string_equal(err.msg, bad[i].say);
-    }
-    km_free(list.v);
-    km_free(pos.v);
-}
-
 static void files_are_whole_or_absent(void **state)
 {
     (void)state;
@@ -248,8 +207,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(buffers_grow_and_escape),   cmocka_unit_test(utf8_lengths),
         cmocka_unit_test(random_numbers_are_splitmix64), cmocka_unit_test(sorted_values_and_percentiles),
-        cmocka_unit_test(json_is_checked),           cmocka_unit_test(flags_parse_and_hint),
-        cmocka_unit_test(files_are_whole_or_absent), cmocka_unit_test(memory_is_counted_and_can_fail),
+        cmocka_unit_test(json_is_checked),           cmocka_unit_test(files_are_whole_or_absent),
+        cmocka_unit_test(memory_is_counted_and_can_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -400,8 +400,8 @@ static int check_context(const struct api_request *a, size_t n, const struct api
     if (total <= env->max_model_len)
         return 0;
     const char *name = a->kind == API_CHAT ? "messages" : "prompt";
-    refuse(e, name, "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the %s and "
-                    "%lld to generate; shorten the %s or ask for fewer tokens",
+    refuse(e, name, "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the %s "
+                    "and %lld to generate; shorten the %s or ask for fewer tokens",
            env->max_model_len, (long long)total, n, name, (long long)answer, name);
     e->code = "context_length_exceeded";
     return -1;

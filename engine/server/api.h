@@ -21,8 +21,8 @@
 enum api_kind { API_COMPLETION = 1, API_CHAT = 2, API_TOKENIZE = 4, API_DETOKENIZE = 8 };
 
 enum { API_MAX_CHOICES = 1024, API_MAX_STOPS = 4, API_MAX_STOP_IDS = 128 };
-/* JSON values in a body, besides one for each token of the context. A parsed value takes 64 bytes or more, a byte of the
- * body may be half a value ("1,"). */
+/* The most JSON values of a body, in addition to one for each token of the context. Two bytes of a body ("1,") can be a
+ * value, which takes 64 bytes or more once it is parsed. */
 enum { API_MAX_VALUES = 1 << 20 };
 
 struct api_env {

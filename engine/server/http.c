@@ -655,7 +655,8 @@ int http_open(struct http **out, struct event_base *base, const struct http_opts
     h->arg = arg;
     h->accept_timer = evtimer_new(base, on_accept_timer, h);
     h->ready_timer = evtimer_new(base, on_ready, h);
-    int rc = h->accept_timer && h->ready_timer ? listen_on(h, err) : km_fail(err, KM_ENOMEM, "no memory for the server");
+    int rc = h->accept_timer && h->ready_timer ? listen_on(h, err)
+                                               : km_fail(err, KM_ENOMEM, "no memory for the server");
     if (rc) {
         http_free(h);
         return rc;

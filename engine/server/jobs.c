@@ -164,7 +164,7 @@ static const char *finish_name(const struct choice *ch)
     return !ch->done ? NULL : ch->finish == ENG_STOP ? "stop" : "length";
 }
 
-/* What the answer says about the choice, with text[from, from + n) as its text. */
+/* The choice as a part of the answer, with text[from, from + n) as its text. */
 static struct rsp_part make_part(const struct choice *ch, size_t from, size_t n)
 {
     const struct job *job = ch->job;
@@ -263,6 +263,7 @@ static void choice_end(struct choice *ch, enum eng_finish finish)
         job_answer(job);
 }
 
+/* Counts the latencies and sizes of a choice that has ended. */
 static void observe_choice(struct met *m, const struct choice *ch, const struct eng_event *ev)
 {
     met_observe(m, MET_E2E, (double)(ev->now_ns - ev->arrived_ns) / 1e9);
@@ -317,7 +318,7 @@ static bool is_own_stop(const struct api_request *a, int32_t id)
     return false;
 }
 
-/* Ends the job of a choice whose request the engine has given up. */
+/* Ends the job of a choice whose request failed in the engine. */
 static void choice_fail(struct choice *ch)
 {
     struct km_err why = {0};

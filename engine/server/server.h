@@ -6,23 +6,27 @@
 #ifndef SRV_SERVER_H
 #define SRV_SERVER_H
 
+#include "base/option.h"
 #include "engine/engine.h"
 #include "tokenizer/tokenizer.h"
 
+/* Defaults and ranges are the rows of engine/server/options.c. */
 struct srv_opts {
-    const char *host;        /* the address to listen on: "127.0.0.1" */
-    int port;                /* 8000; 0: a free port, which srv_port returns */
+    const char *host;        /* the address to listen on */
+    int port;                /* 0: a free port, which srv_port returns */
     const char *served_name; /* the model's name in the API; NULL: the engine's name for it */
     const char *api_key;     /* the Bearer token that requests must carry; NULL: none is asked for */
     int64_t seed;            /* seeds requests that have no "seed" of their own */
     const char *device;      /* the backend, for /version and /metrics: "cpu" */
     const char *kv;          /* the cache layer, for /version and /metrics: "none", "dram=5GiB" */
-    size_t max_body;         /* the longest request body, bytes: 8 MiB, or 64 for each token of a context of 131072 */
-    int max_connections;     /* open at once: 4096; further clients wait in the kernel's queue */
-    double idle_timeout;     /* s before a connection without a request is closed: 120 */
-    double read_timeout;     /* s for a whole request to arrive, and for a stalled write: 30 */
+    size_t max_body;         /* the longest request body, bytes; 8 MiB are 64 for each token of a context of 131072 */
+    int max_connections;     /* open at once; further clients wait in the kernel's queue */
+    double idle_timeout;     /* s before a connection without a request is closed */
+    double read_timeout;     /* s for a whole request to arrive, and for a stalled write */
 };
 struct srv_opts srv_defaults(void);
+/* The options as a table of base/option.h, for command lines. */
+struct km_option_group srv_option_group(struct srv_opts *o);
 
 struct srv;
 

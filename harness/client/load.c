@@ -19,14 +19,6 @@ static int check_load(const struct load *l, const struct wl_set *set, struct km_
 {
     if (set->n < 1)
         return km_fail(err, KM_EINVAL, "workload %s has no conversations and no prompts; check its file", set->name);
-    if (l->request_rate < 0 || isnan(l->request_rate))
-        return km_fail(err, KM_EINVAL, "--request-rate is %g; it must be positive, or 0 for no pauses",
-                       l->request_rate);
-    if (!(l->burstiness > 0))
-        return km_fail(err, KM_EINVAL, "--burstiness is %g; it must be positive, 1 for Poisson arrivals",
-                       l->burstiness);
-    if (l->timeout_s < 0 || !(l->timeout_s < 1e6))
-        return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000", l->timeout_s);
     if (wl_kind_ops(set->kind)->open_loop)
         return 0;
     if (l->num_clients < 1 || l->num_clients > set->n)
@@ -127,7 +119,9 @@ int load_run(const struct target *target, const struct load *load, const struct 
     struct client *c = NULL;
     struct schedule *warm = NULL, *s = NULL;
     *out = (struct hz_trace){.fixed_history = load->fixed_history};
-    int rc = check_load(load, set, err);
+    int rc = load_check(load, err);
+    if (!rc)
+        rc = check_load(load, set, err);
     if (!rc)
         rc = target_model(target, out->model, sizeof out->model, err);
     if (!rc)

@@ -5,10 +5,14 @@
 #ifndef LOAD_OPTS_H
 #define LOAD_OPTS_H
 
+#include "base/err.h"
+#include "base/option.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
 enum load_endpoint { LOAD_CHAT, LOAD_COMPLETIONS };
+enum load_thinking { LOAD_THINKING_AUTO, LOAD_THINKING_ON, LOAD_THINKING_OFF };
 
 struct load {
     /* Closed loop: each client has one request in flight. */
@@ -36,9 +40,14 @@ struct load {
     bool ignore_eos;
     bool send_token_ids; /* completions only: prompts as token ids; asks for the answer's ids too */
     bool fixed_history;  /* prompts hold the workload's answers, so that two runs send the same bytes */
-    bool enable_thinking_set, enable_thinking; /* chat_template_kwargs.enable_thinking, and whether it is sent */
-    const char *cache_salt;                    /* NULL: none */
+    enum load_thinking thinking; /* chat_template_kwargs.enable_thinking; auto: not sent */
+    const char *cache_salt;      /* NULL: none */
 };
 struct load load_defaults(void);
+
+/* The options as a table for command lines, without the seed, which other parts of a run share. */
+struct km_option_group load_option_group(struct load *l);
+/* Checks what does not depend on the workload: ranges, and options that need or exclude each other. */
+int load_check(const struct load *l, struct km_err *err);
 
 #endif

@@ -5,7 +5,7 @@
 #ifndef TARGET_H
 #define TARGET_H
 
-#include "base/args.h"
+#include "base/option.h"
 #include "base/buf.h"
 #include "base/err.h"
 

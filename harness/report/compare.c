@@ -20,11 +20,6 @@ const char *hz_verdict_word(enum hz_verdict v)
     return words[v];
 }
 
-struct hz_compare_opts hz_compare_defaults(void)
-{
-    return (struct hz_compare_opts){.profile = HZ_SEED, .draws = 10000, .seed = 1, .noise = 0.05};
-}
-
 /* One side's value of one request, with the cluster that it belongs to. */
 struct point {
     double v;

@@ -10,6 +10,7 @@
 #ifndef HZ_COMPARE_H
 #define HZ_COMPARE_H
 
+#include "base/option.h"
 #include "harness/run/metric.h"
 #include "harness/run/runfolder.h"
 #include "harness/report/tables.h"
@@ -36,17 +37,20 @@ struct hz_comparison {
     bool unlike;        /* the workloads differ and force said to go on */
 };
 
+/* Defaults and ranges are the rows of harness/report/compare_options.c. */
 struct hz_compare_opts {
-    enum hz_profile profile; /* HZ_SEED */
+    enum hz_profile profile;
     bool median;             /* over the runs of a side; default: the mean */
     bool force;              /* compare unlike workloads */
-    int draws;               /* 10,000 */
-    uint64_t seed;           /* of the draws: 1 */
-    double noise; /* half-width of the interval beyond which an undecided figure is "too noisy": 0.05 */
+    int draws;               /* of the bootstrap */
+    uint64_t seed;           /* of the draws */
+    double noise; /* half-width of the interval beyond which an undecided figure is "too noisy" */
     const struct hz_metric *const *metrics; /* NULL: every one that can be judged */
     int n_metrics;
 };
 struct hz_compare_opts hz_compare_defaults(void);
+/* The options as a table of base/option.h, for command lines. */
+struct km_option_group hz_compare_option_group(struct hz_compare_opts *o);
 
 /* Unlike workloads (SHA-256 of what was sent) are KM_EINVAL unless forced. */
 int hz_compare(struct hz_comparison *out, const struct run_folder *const *a, const struct run_folder *const *b,

@@ -1,5 +1,6 @@
-/* The cache behind the real engine on the CPU: answers with it are those without it, token for token, whatever the
- * lengths, the pressure and the damage; and the hit counters say that it was really used. */
+/* The cache with the real engine on the CPU. Answers with and without the cache are equal token for token, at every
+ * length around an edge, under memory pressure and with damaged chunks; the hit counters show that the cache was
+ * used. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
@@ -68,17 +69,17 @@ static struct kvc *cache(int chunk, int chunks, bool decode, struct kv_port *por
     return k;
 }
 
-/* Flips one bit of one kept chunk, now and then, while no move is under way. */
+/* Flips one bit of one stored chunk, now and then, while no transfer is open. */
 static void damage(struct kvc *k)
 {
     if (!k || k->n_transfers || !k->chunks.n_ready || rnd(6))
         return;
     int slot = rnd(k->chunks.n);
     if (k->chunks.slot[slot].state == KVC_READY)
-        kvc_dram_at(&k->dram, slot)[(size_t)rnd(1 << 30) % k->dram.slot_bytes] ^= (char)(1 << rnd(8));
+        kvc_dram_at(&k->dram, slot)[(size_t)rnd(1 << 30) % k->geometry.chunk_bytes] ^= (char)(1 << rnd(8));
 }
 
-/* All of them at once. */
+/* Submits n requests at once and runs the engine until all are finished. */
 static void run(struct eng *e, struct ask *const *a, int n, struct kvc *hurt)
 {
     struct km_err err = {0};
@@ -136,7 +137,8 @@ static void same(const struct ask *a, const struct ask *b)
 
 static int hit_of(int n, int chunk)
 {
-    int kept = n / chunk * chunk, most = (n - 1) / B * B; /* the last token is computed, for its logits */
+    /* The last token is computed in any case: its logits are needed. */
+    int kept = n / chunk * chunk, most = (n - 1) / B * B;
     return kept < most ? kept : most;
 }
 
@@ -148,7 +150,7 @@ static void every_edge(void **state)
     for (int c = 0; c < 3; c++) {
         struct kv_port port;
         struct kvc *k = cache(chunks[c], 64, false, &port);
-        struct eng *e = engine(&port, 160, false, c ? 2048 : 48); /* prefill whole, and in pieces */
+        struct eng *e = engine(&port, 160, false, c ? 2048 : 48); /* prefill in one step, and in several */
         for (int i = 0; i < 7; i++)
             for (int n = edges[i] - 1; n <= edges[i] + 1; n++) {
                 struct ask want, a;
@@ -177,8 +179,8 @@ static void every_edge(void **state)
     eng_close(plain);
 }
 
-/* Conversations that grow, in a pool that holds a part of them: hits in the pool, in the cache, in both, in
- * neither; preemption; and in the second pass chunks whose bits flip. */
+/* Conversations that grow, in a pool that holds only some of them. There are hits in the pool, in the cache, in both
+ * and in neither, and preemptions. In the last three passes bits of stored chunks flip. */
 static void small_pool(void **state)
 {
     (void)state;
@@ -195,7 +197,7 @@ static void small_pool(void **state)
         int preempted = 0;
         for (int u = 0; u < USERS; u++) {
             make(&a[u], 150 + rnd(200));
-            if (u % 2) /* a shared beginning */
+            if (u % 2) /* a shared prefix */
                 memcpy(a[u].prompt, a[0].prompt, 100 * sizeof *a[u].prompt);
             a[u].n_out = 24;
             at[u] = &a[u];
@@ -228,7 +230,7 @@ static void small_pool(void **state)
         assert_true(cached > pool && preempted > 0);
         assert_true(hurt ? st.failed_loads > 0 : st.failed_loads == 0);
         assert_int_equal(es.kv.loaded_tokens, st.loaded_tokens);
-        assert_int_equal(k->chunks.n_evictable, k->chunks.n_ready); /* nothing stays pinned */
+        assert_int_equal(k->chunks.n_evictable, k->chunks.n_ready); /* no chunk stays pinned */
         eng_close(e);
         eng_close(plain);
         kvc_free(k);
@@ -250,14 +252,14 @@ static void damage_counts(void **state)
         run1(e, &a);
         for (int i = 0; i < k->chunks.n; i++)
             if (k->chunks.slot[i].state == KVC_READY && k->chunks.slot[i].position == bad)
-                kvc_dram_at(&k->dram, i)[k->dram.slot_bytes / 3] ^= 1;
+                kvc_dram_at(&k->dram, i)[k->geometry.chunk_bytes / 3] ^= 1;
         run1(e, &a);
         same(&want, &a);
         assert_int_equal(a.cached, bad * 64);
         struct kv_port_stats st = stats(k, &port);
         assert_int_equal(st.failed_loads, 1);
         assert_int_equal(st.loaded_tokens, bad * 64);
-        run1(e, &a); /* stored again by the run that met it */
+        run1(e, &a); /* the run that found the damage has stored the chunk again */
         same(&want, &a);
         assert_int_equal(a.cached, 256);
         assert_int_equal(stats(k, &port).failed_loads, 1);

@@ -1,4 +1,3 @@
-/* See fake_pages.h. */
 #include "kvcache/test/fake_pages.h"
 
 #include "base/mem.h"
@@ -19,10 +18,10 @@ static int copy(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uin
 {
     struct fake *f = self;
     f->n_copies++;
-    f->n_pieces += n;
+    f->n_pages += n;
     *ticket = 0;
     if (f->fail_copy && !--f->fail_copy)
-        return km_fail(err, KM_EDEVICE, "copy failed as the test wished");
+        return km_fail(err, KM_EDEVICE, "the copy fails because the test asked for it");
     bool fails = f->fail_poll && !--f->fail_poll;
     int i = 0;
     while (i < FAKE_LATE && f->late[i].ticket)

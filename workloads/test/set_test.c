@@ -93,7 +93,7 @@ static void sha256_with_the_tiny_tokenizer(void **state)
     };
     for (size_t i = 0; i < COUNT(t); i++) {
         const char *path = t[i].path ? t[i].path : put("w.json", t[i].text);
-        struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = t[i].seed, .builtin_text = true}, tiny);
+        struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = t[i].seed, .text = WL_TEXT_BUILTIN}, tiny);
         assert_string_equal(s->sha256, t[i].sha);
         assert_int_equal(s->n_requests, t[i].requests);
         assert_string_equal(s->text, s->kind == WL_MULTI_TURN ? "built-in text" : "");
@@ -153,7 +153,7 @@ static void sha256_with_qwen3_and_the_novel(void **state)
 static void messages_of_a_conversation(void **state)
 {
     (void)state;
-    struct wl_set *s = generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.builtin_text = true}, tiny);
+    struct wl_set *s = generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.text = WL_TEXT_BUILTIN}, tiny);
     static const char instruction[] = "Please rewrite the following text and add more content: ";
     assert_string_equal(s->name, "generate_multi_turn");
     assert_int_equal(s->n, 24);
@@ -193,7 +193,7 @@ static void repeat_one_sends_the_first_prompt(void **state)
     const char *path =
         put("one.json", "{\"filetype\":\"random\",\"generator\":\"new\",\"num_prompts\":4,\"input_len\":200,"
                         "\"output_len\":7,\"range_ratio\":0.5,\"repeat_one\":true}");
-    struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = 2, .num_conversations = 6}, tiny);
+    struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = 2, .num_prompts = 6}, tiny);
     assert_int_equal(s->n, 6);
     assert_string_equal(s->convs[5].id, "PROMPT_5");
     for (int c = 0; c < s->n; c++) {
@@ -232,7 +232,7 @@ static void a_written_set_reads_back(void **state)
         MIX, "{\"filetype\":\"random\",\"num_prompts\":5,\"input_len\":60,\"output_len\":9,\"range_ratio\":0.5}"};
     for (int i = 0; i < 2; i++) {
         struct wl_set *a =
-            generate(put("w.json", texts[i]), (struct wl_gen_opts){.seed = 9, .builtin_text = true}, tiny);
+            generate(put("w.json", texts[i]), (struct wl_gen_opts){.seed = 9, .text = WL_TEXT_BUILTIN}, tiny);
         assert_int_equal(wl_set_write(a, in_dir("out.json"), NULL), 0);
         struct wl_set *b = generate(in_dir("out.json"), (struct wl_gen_opts){.seed = 3}, tiny);
         assert_int_equal(b->kind, WL_CONVERSATIONS);

@@ -1,5 +1,5 @@
-/* The CPU backend against outside vectors, against a plain reference, and against itself: chunked, batched,
- * scattered, copied. Every pool is filled with NaN before use. */
+/* The CPU backend against vectors of another implementation, against a plain reference, and against itself: with
+ * chunked prefill, in batches, with scattered and with copied pages. Every KV pool is filled with NaN before use. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -66,7 +66,7 @@ static struct smp_result prefill(struct rig *r, struct rig_seq *s, const int32_t
     return res;
 }
 
-/* Text-like ids: the golden prompts, repeated. */
+/* Token ids of real text: the golden prompts, repeated. */
 static void some_tokens(int32_t *t, int n, int vocab)
 {
     uint32_t x = 12345;
@@ -76,7 +76,7 @@ static void some_tokens(int32_t *t, int n, int vocab)
     }
 }
 
-/* ---- outside vectors ---- */
+/* ---- vectors of another implementation ---- */
 
 static int ints(const cJSON *v, int32_t *out)
 {
@@ -91,7 +91,8 @@ struct score {
     int steps, ties, agreed, in_top5;
 };
 
-/* One vector, teacher-forced. A greedy step counts as a tie when the reference's first two are within tie. */
+/* Scores one vector, teacher-forced. A greedy step counts as a tie if the reference's first two log-probabilities
+ * differ by less than `tie`. */
 static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
 {
     static int32_t prompt[8192], want[64];
@@ -160,8 +161,8 @@ static void golden_bf16(void **state)
     assert_int_equal(km_json_file(KVM_SOURCE_DIR "/engine/test/golden-qwen3-tiny-lm.json", 0, &g, NULL), 0);
     /* KV is rounded to 8 bits of mantissa; everything else is as in fp32. */
     struct score s = play_all(m, KM_BF16, cJSON_GetObjectItem(g, "vectors"), 0.1);
-    print_message("bf16, qwen3-tiny-lm: worst of top-8 %.2e; greedy %d of %d (%d near-ties), in top 5: %d of %d\n", s.worst,
-                  s.agreed, s.steps - s.ties, s.ties, s.in_top5, s.steps);
+    print_message("bf16, qwen3-tiny-lm: worst of top-8 %.2e; greedy %d of %d (%d near-ties), in top 5: %d of %d\n",
+                  s.worst, s.agreed, s.steps - s.ties, s.ties, s.in_top5, s.steps);
     assert_true(s.worst < 0.3);
     assert_int_equal(s.agreed + s.ties, s.steps);
     assert_int_equal(s.in_top5, s.steps);
@@ -193,7 +194,7 @@ static void golden_random_shapes(void **state)
     cJSON_Delete(g);
 }
 
-/* ---- a plain reference, in double, for shapes that fit nothing ---- */
+/* ---- a plain reference in double, for shapes that are no multiple of any vector or tile ---- */
 
 static double *read_mat(const struct mdl *m, enum mdl_tensor t, int layer)
 {
@@ -244,14 +245,16 @@ static void ref_rope(const struct mdl_config *c, int T, int heads, double *x)
     for (int t = 0; t < T; t++)
         for (int h = 0; h < heads; h++)
             for (int i = 0; i < c->head_dim / 2; i++) {
-                double *v = x + (t * heads + h) * c->head_dim, a = t / pow((double)c->rope_theta, 2.0 * i / c->head_dim);
+                double *v = x + (t * heads + h) * c->head_dim,
+                       a = t / pow((double)c->rope_theta, 2.0 * i / c->head_dim);
                 double lo = v[i], hi = v[i + c->head_dim / 2];
                 v[i] = lo * cos(a) - hi * sin(a);
                 v[i + c->head_dim / 2] = hi * cos(a) + lo * sin(a);
             }
 }
 
-static void ref_attention(const struct mdl_config *c, int T, const double *q, const double *k, const double *v, double *out)
+static void ref_attention(const struct mdl_config *c, int T, const double *q, const double *k, const double *v,
+                          double *out)
 {
     const int H = c->n_heads, G = c->n_kv_heads, d = c->head_dim;
     double *p = malloc(sizeof *p * (size_t)T);
@@ -279,7 +282,8 @@ static double *reference(const struct mdl *m, const int32_t *tokens, int T)
 {
     const struct mdl_config *c = mdl_config(m);
     const int D = c->hidden, Hd = c->n_heads * c->head_dim, Gd = c->n_kv_heads * c->head_dim, F = c->ffn;
-    double *emb = read_mat(m, MDL_EMBED, 0), *x = malloc(sizeof *x * (size_t)(T * D)), *xn = malloc(sizeof *xn * (size_t)(T * D));
+    double *emb = read_mat(m, MDL_EMBED, 0), *x = malloc(sizeof *x * (size_t)(T * D)),
+           *xn = malloc(sizeof *xn * (size_t)(T * D));
     double *q = malloc(sizeof *q * (size_t)(T * Hd)), *a = malloc(sizeof *a * (size_t)(T * Hd));
     double *k = malloc(sizeof *k * (size_t)(T * Gd)), *v = malloc(sizeof *v * (size_t)(T * Gd));
     double *g = malloc(sizeof *g * (size_t)(T * F)), *u = malloc(sizeof *u * (size_t)(T * F));
@@ -314,15 +318,28 @@ static double *reference(const struct mdl *m, const int32_t *tokens, int T)
     return logits;
 }
 
+static struct mdl_config shape(int n_layers, int hidden, int n_heads, int n_kv_heads, int head_dim, int ffn, int vocab,
+                               bool tied)
+{
+    return (struct mdl_config){.n_layers = n_layers,
+                               .hidden = hidden,
+                               .n_heads = n_heads,
+                               .n_kv_heads = n_kv_heads,
+                               .head_dim = head_dim,
+                               .ffn = ffn,
+                               .vocab = vocab,
+                               .max_pos = 512,
+                               .tied = tied};
+}
+
 static void odd_shapes_match_a_plain_reference(void **state)
 {
     (void)state;
+    /* layers, hidden, heads, KV heads, head_dim, ffn, vocabulary, tied */
     const struct mdl_config shapes[] = {
-        {.n_layers = 2, .hidden = 20, .n_heads = 6, .n_kv_heads = 2, .head_dim = 10, .ffn = 28, .vocab = 37, .max_pos = 512},
-        {.n_layers = 1, .hidden = 33, .n_heads = 5, .n_kv_heads = 5, .head_dim = 34, .ffn = 65, .vocab = 100, .max_pos = 512, .tied = true},
-        {.n_layers = 3, .hidden = 64, .n_heads = 7, .n_kv_heads = 1, .head_dim = 96, .ffn = 130, .vocab = 64, .max_pos = 512},
-        {.n_layers = 1, .hidden = 8, .n_heads = 128, .n_kv_heads = 1, .head_dim = 2, .ffn = 2, .vocab = 9, .max_pos = 512, .tied = true},
-        {.n_layers = 2, .hidden = 2, .n_heads = 1, .n_kv_heads = 1, .head_dim = 66, .ffn = 200, .vocab = 21, .max_pos = 512},
+        shape(2, 20, 6, 2, 10, 28, 37, false), shape(1, 33, 5, 5, 34, 65, 100, true),
+        shape(3, 64, 7, 1, 96, 130, 64, false), shape(1, 8, 128, 1, 2, 2, 9, true),
+        shape(2, 2, 1, 1, 66, 200, 21, false),
     };
     char dir[64];
     int32_t tokens[150];
@@ -359,7 +376,7 @@ static void odd_shapes_match_a_plain_reference(void **state)
     assert_true(worst < 1e-4);
 }
 
-/* ---- the backend against itself: all of it bit for bit ---- */
+/* ---- the backend against itself: results are equal bit for bit ---- */
 
 static void chunks_change_nothing(void **state)
 {
@@ -392,7 +409,7 @@ static void chunks_change_nothing(void **state)
     mdl_free(m);
 }
 
-/* Five sequences in different places of their lives, alone and in one batch, with 1 and 4 threads. */
+/* Five sequences at different stages (prefill, decode), alone and in one batch, with 1 and 4 threads. */
 static void batches_and_pages_change_nothing(void **state)
 {
     (void)state;
@@ -468,10 +485,12 @@ static void pages_go_out_and_come_back(void **state)
         b.n_done = N;
         run_step(&r, &(struct rig_part){&b, &tokens[N], 1, &greedy}, 1, &got);
         assert_true(rig_same(&want, &got));
-        /* and the bytes matter: one flipped exponent bit of the last V changes the answer */
+        /* The bytes matter: one flipped exponent bit of the last V changes the answer. */
         host[PAGES * r.g.page_bytes - 1] ^= 0x20;
-        assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE, &(struct kv_copy){b.table[PAGES - 1], host + (PAGES - 1) * r.g.page_bytes}, 1,
-                                     &ticket, NULL), 0);
+        assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE,
+                                     &(struct kv_copy){b.table[PAGES - 1], host + (PAGES - 1) * r.g.page_bytes}, 1,
+                                     &ticket, NULL),
+                         0);
         b.n_done = N;
         run_step(&r, &(struct rig_part){&b, &tokens[N], 1, &greedy}, 1, &got);
         assert_false(rig_same(&want, &got));
@@ -487,7 +506,7 @@ static void pages_go_out_and_come_back(void **state)
     mdl_free(m);
 }
 
-/* The same through each instruction set: the tables not picked here must work where they are. */
+/* The same answers with each instruction set that this CPU has, also those that kernels_best does not choose. */
 static void every_instruction_set_agrees(void **state)
 {
     (void)state;
@@ -501,8 +520,8 @@ static void every_instruction_set_agrees(void **state)
         pos[i] = slots[i] = i;
     for (int i = 0; i <= N / 16; i++)
         table[i] = i;
-    for (int i = 0; kern_all()[i]; i++) {
-        struct pool *pool;
+    for (int i = 0; kernels_supported()[i]; i++) {
+        struct thread_pool *pool;
         struct wts w;
         struct fwd *f;
         struct smp_result res;
@@ -512,8 +531,8 @@ static void every_instruction_set_agrees(void **state)
         kv.g.page_bytes = (size_t)(c->n_layers * 2 * c->n_kv_heads * 16 * c->head_dim) * sizeof(float);
         kv.pages = malloc(kv.g.page_bytes * (size_t)kv.g.n_pages);
         const struct fwd_limits lim = {N, 4, 1024, 16};
-        assert_int_equal(pool_open(&pool, 2, NULL), 0);
-        assert_int_equal(wts_load(&w, m, KM_F32, kern_all()[i], pool, NULL), 0);
+        assert_int_equal(thread_pool_open(&pool, 2, NULL), 0);
+        assert_int_equal(wts_load(&w, m, KM_F32, kernels_supported()[i], pool, NULL), 0);
         assert_int_equal(fwd_open(&f, c, &w, pool, &kv, &lim, NULL), 0);
         struct smp_row row = {.p = smp_defaults(), .row = N - 1};
         row.p.n_logprobs = 20;
@@ -527,12 +546,12 @@ static void every_instruction_set_agrees(void **state)
         double worst = 0;
         for (int j = 0; j < 10; j++)
             worst = fmax(worst, fabs((double)(res.top_logprob[j] - first.top_logprob[j])));
-        print_message("%s: %d, %.2e from the first\n", kern_all()[i]->name, res.id, worst);
+        print_message("%s: %d, %.2e from the first\n", kernels_supported()[i]->name, res.id, worst);
         assert_int_equal(res.id, first.id);
         assert_true(worst < 1e-4 && flops > 2e9);
         fwd_close(f);
         wts_free(&w);
-        pool_close(pool);
+        thread_pool_close(pool);
         free(kv.pages);
     }
     mdl_free(m);
@@ -561,7 +580,7 @@ static void budgets_are_kept(void **state)
     rig_close(&r);
     o.memory_limit = 1 << 20;
     assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_ELIMIT);
-    assert_non_null(strstr(err.msg, "bytes are needed"));
+    assert_non_null(strstr(err.msg, "weights and workspace take"));
     o.memory_limit = 64 << 20;
     o.n_pages = 1 << 20;
     assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_ELIMIT);
@@ -583,8 +602,8 @@ static void budgets_are_kept(void **state)
     mdl_free(m);
 }
 
-/* Rows add up to the blocks that are allocated, to the byte; and what the allocator counts over an open is the plan,
- * each of its three blocks rounded up to huge pages and placed by at most one more, and a few small things beside. */
+/* The plan's rows add up to the allocated blocks, to the byte. What the allocator counts for an open is the plan, plus
+ * the rounding of its three blocks to huge pages, at most one huge page each for alignment, and a few small structs. */
 static void plans_are_what_open_takes(void **state)
 {
     (void)state;
@@ -593,7 +612,7 @@ static void plans_are_what_open_takes(void **state)
     for (int i = 0; i < 4; i++) {
         struct mdl *m = open_model(names[i / 2]);
         struct be_opts o = rig_opts(i % 2 ? KM_BF16 : KM_F32);
-        o.max_tokens = 16384 - i; /* the bounds must be small beside a row */
+        o.max_tokens = 16384 - i; /* large rows, beside which the bounds below are small */
         o.n_pages = i < 2 ? 333 : 0;
         o.memory_limit = i < 2 ? 0 : (int64_t)700 << 20;
         const struct fwd_limits lim = {o.max_tokens, o.max_reqs, o.max_model_len, o.block_size};
@@ -602,8 +621,8 @@ static void plans_are_what_open_takes(void **state)
         struct be *b;
         struct kv_geom g;
         struct be_stats st;
-        size_t weight_block = wts_bytes(mdl_config(m), o.dtype, kern_pick(), &weights),
-               work_block = fwd_bytes(mdl_config(m), kern_pick(), 2, &lim, &work);
+        size_t weight_block = wts_bytes(mdl_config(m), o.dtype, kernels_best(), &weights),
+               work_block = fwd_bytes(mdl_config(m), kernels_best(), 2, &lim, &work);
         assert_int_equal(weight_block, plan_total(&weights, KM_MEM_HOST));
         assert_int_equal(work_block, plan_total(&work, KM_MEM_HOST));
         assert_int_equal(be_cpu.plan(&plan, &o, m, &err), 0);
@@ -632,7 +651,7 @@ static void plans_are_what_open_takes(void **state)
     }
 }
 
-/* Too little memory: the words of open, and the rows all the same. */
+/* Without enough memory, plan fails with open's message and still fills in the rows. */
 static void plans_that_do_not_fit(void **state)
 {
     (void)state;
@@ -661,11 +680,20 @@ static void bad_batches_are_refused(void **state)
     struct mdl *m = open_model(TINY);
     struct rig r;
     open_rig(&r, m, rig_opts(KM_F32));
-    int32_t tokens[2] = {5, 6}, pos[2] = {0, 1}, slots[2] = {0, 1}, q_start[2] = {0, 2}, kv_len[1] = {2}, table[1] = {0},
-            table_start[2] = {0, 1};
+    int32_t tokens[2] = {5, 6}, pos[2] = {0, 1}, slots[2] = {0, 1}, q_start[2] = {0, 2}, kv_len[1] = {2},
+            table[1] = {0}, table_start[2] = {0, 1};
     struct smp_row rows[2] = {{.p = smp_defaults(), .row = 1}, {.p = smp_defaults(), .row = 1}};
-    struct batch b = {.n_tokens = 2, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = 1, .q_start = q_start,
-                      .kv_len = kv_len, .table_start = table_start, .block_table = table, .n_samples = 1, .samples = rows};
+    struct batch b = {.n_tokens = 2,
+                      .tokens = tokens,
+                      .positions = pos,
+                      .slots = slots,
+                      .n_reqs = 1,
+                      .q_start = q_start,
+                      .kv_len = kv_len,
+                      .table_start = table_start,
+                      .block_table = table,
+                      .n_samples = 1,
+                      .samples = rows};
     struct smp_result res[2];
     uint64_t ticket = 0;
     struct km_err err = {0};
@@ -674,11 +702,12 @@ static void bad_batches_are_refused(void **state)
     assert_int_equal(be_cpu.wait(r.b, ticket + 1, res, &err), KM_EINVAL);
     const struct {
         int32_t *at, bad;
-    } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1}, {&pos[1], 0}, {&pos[1], 2}, {&pos[0], -1}, {&slots[1], 512 * 16},
-                    {&slots[0], -1},    {&q_start[1], 3}, {&q_start[0], 1}, {&kv_len[0], 0}, {&kv_len[0], 17}, {&table[0], 512},
-                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2}, {&rows[0].row, -1},
-                    {&b.n_tokens, 0},   {&b.n_tokens, 4096},
-                    {&b.n_reqs, 0},     {&b.n_samples, 2}};
+    } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1},      {&pos[1], 0},         {&pos[1], 2},
+                    {&pos[0], -1},      {&slots[1], 512 * 16}, {&slots[0], -1},      {&q_start[1], 3},
+                    {&q_start[0], 1},   {&kv_len[0], 0},       {&kv_len[0], 17},     {&table[0], 512},
+                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2},
+                    {&rows[0].row, -1}, {&b.n_tokens, 0},      {&b.n_tokens, 4096},  {&b.n_reqs, 0},
+                    {&b.n_samples, 2}};
     for (size_t i = 0; i < sizeof rows_bad / sizeof *rows_bad; i++) {
         int32_t was = *rows_bad[i].at;
         *rows_bad[i].at = rows_bad[i].bad;
@@ -719,7 +748,7 @@ static void failed_allocations_are_survived(void **state)
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
         assert_true(n < 1000);
     }
-    /* Weights that cannot be read are the model's error, not a crash in a thread. */
+    /* Weights that cannot be read are an error that names the file, not a crash in a thread. */
     char path[96];
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     assert_int_equal(truncate(path, 3000), 0);

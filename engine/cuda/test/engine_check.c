@@ -417,6 +417,7 @@ static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
     struct eng *e;
     struct km_err err;
     o.max_num_seqs = 32;
+    o.dtype = KM_BF16;
     o.num_blocks = 509;
     must(eng_open(&e, &o, m, &be_cuda, NULL, &err), &err);
     struct answer cold = ask(e, ids, N, OUT), warm = ask(e, ids, N, OUT);
@@ -457,6 +458,7 @@ static struct eng *crowd_open(const struct mdl *m, const struct backend *backend
     struct km_err err;
     uint64_t id;
     o.max_num_seqs = max_seqs;
+    o.dtype = KM_BF16;
     o.num_blocks = 509;
     must(eng_open(&e, &o, m, backend, NULL, &err), &err);
     for (int i = 0; i < CROWD; i++) {

@@ -216,6 +216,7 @@ int main(int argc, char **argv)
     struct eng_opts o = eng_defaults();
     o.max_num_batched_tokens = BATCHED;
     o.max_num_seqs = SEQS;
+    o.dtype = KM_BF16;
     o.prefix_caching = false;
     must(eng_open(&e, &o, m, &timed, NULL, &err), &err);
     double opened = (double)(km_now_ns() - t0) / 1e9;

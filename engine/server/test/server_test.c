@@ -95,6 +95,9 @@ static void reset_prefix_cache(void **state)
     assert_int_equal(fake.resets, 3);
     assert_int_equal(fake.external_resets, 2);
     cl_expect(server.port, "/reset_prefix_cache", "{\"reset_external\":1}", 400);
+    char padded[6000];
+    snprintf(padded, sizeof padded, "{%5000s}", "");
+    cl_expect(server.port, "/reset_prefix_cache", padded, 413);
     server_stop();
 }
 

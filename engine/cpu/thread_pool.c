@@ -1,7 +1,8 @@
-/* One word says what is to be done: the loop's number in the upper half, tasks not yet taken in the lower.
- * A task is taken by a compare-and-swap on it, so that the loop's fields are read only by those who hold a
- * task of that very loop, and the loop cannot end before they are through. */
-#include "engine/cpu/pool.h"
+/* One atomic word, `next`, says what is to be done: the number of the loop in its upper half, the number of tasks that
+ * no thread has taken yet in its lower half. A thread takes a task by compare-and-swap on that word. It therefore reads
+ * the fields of a loop only while it holds a task of that loop, and the loop cannot end before that task is done. A
+ * thread that wakes up late finds no task and touches nothing. */
+#include "engine/cpu/thread_pool.h"
 
 #include "base/machine.h"
 #include "base/mem.h"
@@ -21,21 +22,21 @@
 #define cpu_relax() ((void)0)
 #endif
 
-/* Turns before a thread gives its core back: some 20 us, longer than the gap between two loops of a step. */
+/* Iterations that a thread spins before it sleeps: about 20 us, longer than the gap between two loops of a step. */
 enum { SPIN = 1000 };
 
 struct worker {
-    struct pool *p;
+    struct thread_pool *p;
     pthread_t id;
     int index;
 };
 
-struct pool {
-    _Alignas(64) _Atomic uint64_t word;
+struct thread_pool {
+    _Alignas(64) _Atomic uint64_t next;
     _Alignas(64) _Atomic int pending; /* tasks not finished */
     _Alignas(64) _Atomic int sleepers;
     atomic_bool stop;
-    pool_fn *fn;
+    thread_pool_fn *fn; /* fn, ctx and n: the current loop */
     void *ctx;
     int n;
     int n_threads, n_started;
@@ -44,44 +45,46 @@ struct pool {
     pthread_cond_t wake;
 };
 
-static bool take(struct pool *p, int *task)
+static bool take_task(struct thread_pool *p, int *task)
 {
-    uint64_t w = atomic_load_explicit(&p->word, memory_order_acquire);
+    uint64_t w = atomic_load_explicit(&p->next, memory_order_acquire);
     while ((uint32_t)w)
-        if (atomic_compare_exchange_weak_explicit(&p->word, &w, w - 1, memory_order_acq_rel, memory_order_acquire)) {
+        if (atomic_compare_exchange_weak_explicit(&p->next, &w, w - 1, memory_order_acq_rel, memory_order_acquire)) {
             *task = p->n - (int)(uint32_t)w;
             return true;
         }
     return false;
 }
 
-static void work(struct pool *p, int thread)
+static void work(struct thread_pool *p, int thread)
 {
     int task;
-    while (take(p, &task)) {
+    while (take_task(p, &task)) {
         p->fn(p->ctx, task, thread);
         atomic_fetch_sub_explicit(&p->pending, 1, memory_order_acq_rel);
     }
 }
 
-static bool anything(struct pool *p)
+static bool has_work(struct thread_pool *p)
 {
-    return (uint32_t)atomic_load(&p->word) || atomic_load(&p->stop);
+    return (uint32_t)atomic_load(&p->next) || atomic_load(&p->stop);
 }
 
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
-    struct pool *p = w->p;
+    struct thread_pool *p = w->p;
     while (!atomic_load(&p->stop)) {
         work(p, w->index);
-        for (int i = 0; i < SPIN && !anything(p); i++)
+        for (int i = 0; i < SPIN && !has_work(p); i++)
             cpu_relax();
-        if (anything(p))
+        if (has_work(p))
             continue;
         pthread_mutex_lock(&p->lock);
-        atomic_fetch_add(&p->sleepers, 1); /* before the last look, so that the caller sees us or we see its word */
-        while (!anything(p))
+        atomic_fetch_add(
+            &p->sleepers,
+            1); /* before the last check: either the caller sees a sleeper, or this thread sees the new loop */
+        while (!has_work(p))
             pthread_cond_wait(&p->wake, &p->lock);
         atomic_fetch_sub(&p->sleepers, 1);
         pthread_mutex_unlock(&p->lock);
@@ -89,7 +92,7 @@ static void *worker_main(void *arg)
     return NULL;
 }
 
-static void wake_all(struct pool *p)
+static void wake_all(struct thread_pool *p)
 {
     if (!atomic_load(&p->sleepers))
         return;
@@ -98,7 +101,7 @@ static void wake_all(struct pool *p)
     pthread_mutex_unlock(&p->lock);
 }
 
-void pool_for(struct pool *p, int n, pool_fn *fn, void *ctx)
+void thread_pool_run(struct thread_pool *p, int n, thread_pool_fn *fn, void *ctx)
 {
     if (p->n_threads == 1 || n <= 1) {
         for (int i = 0; i < n; i++)
@@ -109,8 +112,8 @@ void pool_for(struct pool *p, int n, pool_fn *fn, void *ctx)
     p->ctx = ctx;
     p->n = n;
     atomic_store_explicit(&p->pending, n, memory_order_relaxed);
-    uint64_t loop = (atomic_load_explicit(&p->word, memory_order_relaxed) >> 32) + 1;
-    atomic_store(&p->word, loop << 32 | (uint32_t)n);
+    uint64_t loop = (atomic_load_explicit(&p->next, memory_order_relaxed) >> 32) + 1;
+    atomic_store(&p->next, loop << 32 | (uint32_t)n);
     wake_all(p);
     work(p, 0);
     for (int i = 0; atomic_load_explicit(&p->pending, memory_order_acquire); i++) {
@@ -121,36 +124,37 @@ void pool_for(struct pool *p, int n, pool_fn *fn, void *ctx)
     }
 }
 
-int pool_open(struct pool **out, int n_threads, struct km_err *err)
+int thread_pool_open(struct thread_pool **out, int n_threads, struct km_err *err)
 {
     if (n_threads <= 0)
         n_threads = km_usable_cores();
-    struct pool *p = km_aligned(64, sizeof *p);
+    struct thread_pool *p = km_aligned(64, sizeof *p);
     if (!p)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory for a pool of %d threads", n_threads);
     memset(p, 0, sizeof *p);
     p->n_threads = n_threads;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     p->workers = km_calloc((size_t)n_threads, sizeof *p->workers);
-    int rc = p->workers ? 0 : km_fail(err, KM_ENOMEM, "out of memory");
+    int rc = p->workers ? 0 : km_fail(err, KM_ENOMEM, "out of memory for a pool of %d threads", n_threads);
     for (int i = 0; !rc && i < n_threads - 1; i++) {
         p->workers[i] = (struct worker){.p = p, .index = i + 1};
         int bad = pthread_create(&p->workers[i].id, NULL, worker_main, &p->workers[i]);
         if (bad)
-            rc = km_fail(err, KM_ELIMIT, "cannot start thread %d of %d: %s", i + 2, n_threads, strerror(bad));
+            rc = km_fail(err, KM_ELIMIT, "cannot start thread %d of %d: %s; ask for fewer threads", i + 2, n_threads,
+                         strerror(bad));
         else
             p->n_started++;
     }
     if (rc) {
-        pool_close(p);
+        thread_pool_close(p);
         return rc;
     }
     *out = p;
     return 0;
 }
 
-void pool_close(struct pool *p)
+void thread_pool_close(struct thread_pool *p)
 {
     if (!p)
         return;
@@ -166,7 +170,7 @@ void pool_close(struct pool *p)
     km_free(p);
 }
 
-int pool_threads(const struct pool *p)
+int thread_pool_threads(const struct thread_pool *p)
 {
     return p->n_threads;
 }

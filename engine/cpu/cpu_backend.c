@@ -1,30 +1,31 @@
-/* The CPU as a backend: opens weights, work space and KV pool within a memory budget, checks batches, and
- * runs them at once. A step is done when `step` returns; `wait` only hands over its results, which are kept
- * for the last two steps. */
+/* The CPU as a backend: opens weights, workspace and KV pool within a memory budget, checks batches, and runs them at
+ * once. A step is complete when `step` returns. `wait` only copies its results, which are kept for the last two
+ * steps. */
 #include "engine/backend.h"
 
 #include "base/clock.h"
 #include "base/machine.h"
 #include "base/mem.h"
+#include "base/option.h"
 #include "engine/cpu/forward.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define LAYOUT 1 /* pages as [layer][K, V][kv head][token][d] */
+#define LAYOUT 1 /* kv_geom.layout: pages are [layer][K, V][kv head][token][head_dim] */
 
 struct be {
     const struct mdl_config *c;
     struct be_opts o;
-    const struct kern *kern;
-    struct pool *threads;
+    const struct kernels *kernels;
+    struct thread_pool *threads;
     struct wts weights;
     struct kv_pool kv;
     struct fwd *fwd;
-    struct smp_result *results[2]; /* [max_tokens] of step i in results[i % 2] */
+    struct smp_result *results[2]; /* [max_tokens] each; step i has results[i % 2] */
     int n_results[2];
     uint64_t steps;
-    uint8_t *marks; /* [max_tokens] scratch of check_batch */
+    uint8_t *marks; /* [max_tokens] scratch of check_batch: rows that are sampled */
     struct be_stats st;
 };
 
@@ -34,7 +35,7 @@ static void be_close(struct be *b)
         return;
     fwd_close(b->fwd);
     wts_free(&b->weights);
-    pool_close(b->threads);
+    thread_pool_close(b->threads);
     km_free(b->kv.pages);
     km_free(b->results[0]);
     km_free(b->results[1]);
@@ -50,9 +51,9 @@ static int check_opts(const struct be_opts *o, const struct mdl_config *c, struc
     } rows[] = {
         {"block size", o->block_size, 1, 4096},
         {"number of pages", o->n_pages, 0, INT32_MAX},
-        {"most tokens of a step", o->max_tokens, 1, 1 << 20},
-        {"most requests of a step", o->max_reqs, 1, 1 << 20},
-        {"longest request", o->max_model_len, 1, c->max_pos},
+        {"number of tokens of a step", o->max_tokens, 1, 1 << 20},
+        {"number of requests of a step", o->max_reqs, 1, 1 << 20},
+        {"length of the longest request", o->max_model_len, 1, c->max_pos},
         {"number of threads", o->n_threads, 0, 1024},
         {"memory limit", o->memory_limit, 0, INT64_MAX},
     };
@@ -66,34 +67,37 @@ static int check_opts(const struct be_opts *o, const struct mdl_config *c, struc
     return 0;
 }
 
-/* How many pages the pool gets, given what is free. Stated limits are kept to the byte; without one, eight requests of
- * full length, but no more than a quarter of the memory that is free: memory_utilization is for cards, which nobody
- * else needs to use. */
-static int plan_pages(const struct be_opts *o, int64_t free_now, int64_t fixed, int64_t page, int *out,
+/* Number of pages of the KV pool. A stated memory limit is kept to the byte. Without one, the pool gets eight requests
+ * of full length, but at most a quarter of the available memory: other programs need memory too, so memory_utilization
+ * is for GPUs only. */
+static int plan_pages(const struct be_opts *o, int64_t available, int64_t fixed, int64_t page, int *out,
                       struct km_err *err)
 {
     const int64_t most = INT32_MAX / o->block_size;
-    const int64_t room = (o->memory_limit ? o->memory_limit : free_now) - fixed;
+    const int64_t limit = o->memory_limit ? o->memory_limit : available, left = limit - fixed;
     int64_t n = o->n_pages;
     if (!n && o->memory_limit)
-        n = room / page;
+        n = left / page;
     if (!n && !o->memory_limit) {
         n = ((int64_t)o->max_model_len + o->block_size - 1) / o->block_size * 8;
-        n = n > free_now / 4 / page ? free_now / 4 / page : n;
+        n = n > available / 4 / page ? available / 4 / page : n;
     }
     n = n > most ? most : n;
-    const int64_t need = fixed + (n > 0 ? n : 1) * page;
-    if (n < 1 || n * page > room)
+    const int64_t pages = n > 0 ? n : 1, need = fixed + pages * page;
+    if (n < 1 || n * page > left)
         return km_fail(
             err, KM_ELIMIT,
-            "weights and work space take %lld bytes and a page %lld: %lld bytes are needed for %lld pages, but %s "
-            "%lld; raise the limit, ask for fewer pages, or lower the model length",
-            (long long)fixed, (long long)page, (long long)need, (long long)(n > 0 ? n : 1),
-            o->memory_limit ? "the memory limit is" : "the memory available is",
-            (long long)(o->memory_limit ? o->memory_limit : free_now));
-    if (need > free_now)
-        return km_fail(err, KM_ELIMIT, "%lld bytes are needed but only %lld are available on this machine",
-                       (long long)need, (long long)free_now);
+            "weights and workspace take %s, and %lld page%s of KV %s more, but the %s is %s; ask for fewer pages, %slower "
+            "the model length, or use a smaller model",
+            km_size_text(fixed).s, (long long)pages, pages > 1 ? "s" : "", km_size_text(pages * page).s,
+            o->memory_limit ? "memory limit" : "available memory", km_size_text(limit).s,
+            o->memory_limit ? "raise the limit, " : "");
+    if (need > available)
+        return km_fail(
+            err, KM_ELIMIT,
+            "weights, workspace and %lld pages of KV take %s, but only %s of memory are available to this process; lower "
+            "the memory limit, or use a smaller model",
+            (long long)pages, km_size_text(need).s, km_size_text(available).s);
     *out = (int)n;
     return 0;
 }
@@ -101,7 +105,7 @@ static int plan_pages(const struct be_opts *o, int64_t free_now, int64_t fixed, 
 static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(m);
-    const struct kern *kern = kern_pick();
+    const struct kernels *kernels = kernels_best();
     const struct fwd_limits lim = {o->max_tokens, o->max_reqs, o->max_model_len, o->block_size};
     const int threads = o->n_threads ? o->n_threads : km_usable_cores();
     struct kv_geom *g = &out->geom;
@@ -112,12 +116,12 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
         return rc;
     km_cpu_name(name, sizeof name);
     snprintf(out->device, sizeof out->device, "%.60s, %d thread%s, %s", name, threads, threads > 1 ? "s" : "",
-             kern->name);
-    wts_bytes(c, o->dtype, kern, out);
-    fwd_bytes(c, kern, threads, &lim, out);
+             kernels->name);
+    wts_bytes(c, o->dtype, kernels, out);
+    fwd_bytes(c, kernels, threads, &lim, out);
     plan_add(out, PLAN_WORKSPACE, "results of two steps", KM_MEM_HOST,
              2 * (int64_t)o->max_tokens * (int64_t)sizeof(struct smp_result));
-    plan_add(out, PLAN_WORKSPACE, "step arrays", KM_MEM_HOST, o->max_tokens); /* marks */
+    plan_add(out, PLAN_WORKSPACE, "step arrays", KM_MEM_HOST, o->max_tokens); /* be.marks */
     *g = (struct kv_geom){.n_layers = c->n_layers,
                           .n_kv_heads = c->n_kv_heads,
                           .head_dim = c->head_dim,
@@ -128,9 +132,9 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
                           .model = mdl_fingerprint(m)};
     g->page_bytes = (size_t)g->n_layers * 2 * (size_t)g->n_kv_heads * (size_t)g->block_size * (size_t)g->head_dim *
                     km_dtype_size(g->dtype);
-    const int64_t free_now = km_available_memory("");
-    out->limit = o->memory_limit ? o->memory_limit : free_now;
-    rc = plan_pages(o, free_now, plan_total(out, KM_MEM_HOST), (int64_t)g->page_bytes, &g->n_pages, err);
+    const int64_t available = km_available_memory("");
+    out->limit = o->memory_limit ? o->memory_limit : available;
+    rc = plan_pages(o, available, plan_total(out, KM_MEM_HOST), (int64_t)g->page_bytes, &g->n_pages, err);
     if (!rc)
         plan_add(out, PLAN_KV, "KV pool", KM_MEM_HOST, (int64_t)g->n_pages * (int64_t)g->page_bytes);
     return rc;
@@ -149,7 +153,7 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
     b->st.workspace_bytes = plan_sum(&plan, PLAN_WORKSPACE, KM_MEM_HOST);
     b->st.kv_bytes = plan_sum(&plan, PLAN_KV, KM_MEM_HOST);
     memcpy(b->st.device, plan.device, sizeof b->st.device);
-    rc = pool_open(&b->threads, o->n_threads, err);
+    rc = thread_pool_open(&b->threads, o->n_threads, err);
     if (rc)
         return rc;
     b->kv.pages = arena_block((size_t)b->st.kv_bytes);
@@ -158,7 +162,7 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
     b->marks = km_calloc((size_t)o->max_tokens, 1);
     if (!b->kv.pages || !b->results[0] || !b->results[1] || !b->marks)
         return km_fail(err, KM_ENOMEM, "out of memory for a KV pool of %lld bytes", (long long)b->st.kv_bytes);
-    rc = wts_load(&b->weights, m, o->dtype, b->kern, b->threads, err);
+    rc = wts_load(&b->weights, m, o->dtype, b->kernels, b->threads, err);
     if (!rc)
         rc = fwd_open(&b->fwd, b->c, &b->weights, b->threads, &b->kv, &lim, err);
     return rc;
@@ -169,10 +173,10 @@ static int be_open(struct be **out, const struct be_opts *o, const struct mdl *m
 {
     struct be *b = km_calloc(1, sizeof *b);
     if (!b)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory for the CPU backend");
     b->c = mdl_config(m);
     b->o = *o;
-    b->kern = kern_pick();
+    b->kernels = kernels_best();
     int rc = open_parts(b, m, err);
     if (rc) {
         be_close(b);
@@ -183,35 +187,39 @@ static int be_open(struct be **out, const struct be_opts *o, const struct mdl *m
     return 0;
 }
 
-/* One request of a batch: rows that follow one another, and pages for all it attends to. */
+/* Checks one request of a batch: its rows are consecutive positions, and it has pages for all tokens it attends to. */
 static int check_request(const struct be *b, const struct batch *in, int r, struct km_err *err)
 {
     const int B = b->kv.g.block_size, n_pages = b->kv.g.n_pages, first = in->q_start[r], end = in->q_start[r + 1];
     const int len = in->kv_len[r], blocks = len > 0 ? (len - 1) / B + 1 : 0, start = in->table_start[r];
     const int given = in->table_start[r + 1] - start;
     if (first >= end || end > in->n_tokens)
-        return km_fail(err, KM_EINVAL, "request %d of the step has rows [%d, %d) of %d", r, first, end,
+        return km_fail(err, KM_EINVAL, "request %d of the step has rows [%d, %d); the step has %d rows", r, first, end,
                        in->n_tokens);
     if (len < 1 || len > b->o.max_model_len || start < 0 || blocks > given)
-        return km_fail(err, KM_EINVAL, "request %d of the step has a length of %d and %d blocks; at most %d is possible",
+        return km_fail(err, KM_EINVAL,
+                       "request %d of the step has %d tokens and %d blocks; its blocks must hold all tokens, and %d "
+                       "tokens are the most",
                        r, len, given, b->o.max_model_len);
     for (int i = 0; i < blocks; i++) {
         int32_t page = in->block_table[start + i];
         if (page < 0 || page >= n_pages)
-            return km_fail(err, KM_EINVAL, "request %d of the step has page %d at block %d; the pool has %d", r,
+            return km_fail(err, KM_EINVAL, "request %d of the step has page %d at block %d; the pool has %d pages", r,
                            page, i, n_pages);
     }
     for (int i = first; i < end; i++) {
         if (in->tokens[i] < 0 || in->tokens[i] >= b->c->vocab)
-            return km_fail(err, KM_EINVAL, "row %d of the step is token %d; the vocabulary has %d", i,
+            return km_fail(err, KM_EINVAL, "row %d of the step is token %d; the vocabulary has %d tokens", i,
                            in->tokens[i], b->c->vocab);
         if (in->positions[i] != in->positions[first] + (i - first) || in->positions[i] < 0 ||
             in->positions[i] >= len)
-            return km_fail(err, KM_EINVAL, "row %d of the step is at position %d of a request of length %d", i,
-                           in->positions[i], len);
+            return km_fail(err, KM_EINVAL,
+                           "row %d of the step is at position %d of a request of %d tokens, or its request's rows are "
+                           "not consecutive",
+                           i, in->positions[i], len);
         if (in->slots[i] < 0 || in->slots[i] >= n_pages * B)
-            return km_fail(err, KM_EINVAL, "row %d of the step goes to slot %d; the pool has %d", i, in->slots[i],
-                           n_pages * B);
+            return km_fail(err, KM_EINVAL, "row %d of the step writes to slot %d; the pool has %d slots", i,
+                           in->slots[i], n_pages * B);
     }
     return 0;
 }
@@ -221,10 +229,11 @@ static int check_batch(struct be *b, const struct batch *in, struct km_err *err)
     if (in->n_tokens < 1 || in->n_tokens > b->o.max_tokens || in->n_reqs < 1 || in->n_reqs > b->o.max_reqs ||
         in->n_samples < 0 || in->n_samples > in->n_tokens)
         return km_fail(err, KM_EINVAL,
-                       "a step of %d tokens, %d requests and %d samples; at most %d and %d are possible",
+                       "the step has %d tokens, %d requests and %d samples; it must have 1 to %d tokens, 1 to %d "
+                       "requests and no more samples than tokens",
                        in->n_tokens, in->n_reqs, in->n_samples, b->o.max_tokens, b->o.max_reqs);
     if (in->q_start[0] || in->q_start[in->n_reqs] != in->n_tokens)
-        return km_fail(err, KM_EINVAL, "the step's requests cover rows [%d, %d) of %d", in->q_start[0],
+        return km_fail(err, KM_EINVAL, "the step's requests cover rows [%d, %d); the step has %d rows", in->q_start[0],
                        in->q_start[in->n_reqs], in->n_tokens);
     for (int r = 0; r < in->n_reqs; r++) {
         int rc = check_request(b, in, r, err);
@@ -236,7 +245,7 @@ static int check_batch(struct be *b, const struct batch *in, struct km_err *err)
         int row = in->samples[s].row;
         if (row < 0 || row >= in->n_tokens || b->marks[row]++)
             return km_fail(err, KM_EINVAL,
-                           "sample %d is of row %d, which is outside the step's %d rows or sampled twice", s, row,
+                           "sample %d is of row %d, which is sampled twice or not one of the step's %d rows", s, row,
                            in->n_tokens);
     }
     return 0;
@@ -259,14 +268,15 @@ static int be_step(struct be *b, const struct batch *in, uint64_t *ticket, struc
 static int be_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
 {
     if (ticket == 0 || ticket > b->steps || ticket + 2 <= b->steps)
-        return km_fail(err, KM_EINVAL, "step %llu is not one of the last two of %llu", (unsigned long long)ticket,
-                       (unsigned long long)b->steps);
+        return km_fail(err, KM_EINVAL, "step %llu is not one of the last two; the last step is %llu",
+                       (unsigned long long)ticket, (unsigned long long)b->steps);
     if (b->n_results[ticket % 2])
         memcpy(out, b->results[ticket % 2], (size_t)b->n_results[ticket % 2] * sizeof *out);
     return 0;
 }
 
-struct copying {
+/* One call of be_copy, for the threads. */
+struct copy_call {
     const struct be *b;
     enum kv_dir dir;
     const struct kv_copy *c;
@@ -274,7 +284,7 @@ struct copying {
 
 static void copy_one(void *ctx, int task, int thread)
 {
-    const struct copying *j = ctx;
+    const struct copy_call *j = ctx;
     const size_t n = j->b->kv.g.page_bytes;
     char *page = j->b->kv.pages + (size_t)j->c[task].page * n;
     (void)thread;
@@ -289,10 +299,11 @@ static int be_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n
 {
     for (int i = 0; i < n; i++)
         if (c[i].page < 0 || c[i].page >= b->kv.g.n_pages || !c[i].host)
-            return km_fail(err, KM_EINVAL, "copy %d is of page %d; the pool has %d", i, c[i].page,
+            return km_fail(err, KM_EINVAL,
+                           "copy %d is of page %d; the pool has %d pages, and the copy needs host memory", i, c[i].page,
                            b->kv.g.n_pages);
-    struct copying j = {.b = b, .dir = dir, .c = c};
-    pool_for(b->threads, n, copy_one, &j);
+    struct copy_call j = {.b = b, .dir = dir, .c = c};
+    thread_pool_run(b->threads, n, copy_one, &j);
     *ticket = 0;
     return 0;
 }

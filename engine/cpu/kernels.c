@@ -1,16 +1,18 @@
-/* The kernels of kern.h in terms of vec.h. Compiled once per instruction set, with KERN_TABLE naming the table. */
-#include "engine/cpu/kern.h"
+/* The kernels of kernels.h, written with the vector operations of vec.h. Compiled once per instruction set;
+ * KERNELS_TABLE names the table. */
+#include "engine/cpu/kernels.h"
 
 #include "base/dtype.h"
 #include "engine/cpu/vec.h"
 
 #include <math.h>
 
-_Static_assert((int)NR <= (int)KERN_MAX_NR && (int)VL <= (int)KERN_MAX_VL && (int)KV_TILE % (int)NR == 0, "panel width");
+_Static_assert((int)NR <= (int)KERNELS_MAX_NR && (int)VL <= (int)KERNELS_MAX_VL && (int)KV_TILE % (int)NR == 0,
+               "panel width");
 
-/* m (a constant in each instance) rows against one panel. The accumulators are the register file; the loop
- * reads NV vectors of weights and m scalars for m * NV multiply-adds. */
-V_INLINE void strip(const int m, int k, const float *a, size_t lda, const void *panel, const bool bf16, float *c,
+/* GEMM of m rows (a constant in each instance) with one panel. The accumulators fill the register file; each iteration
+ * loads NV vectors of weights and m scalars for m * NV multiply-adds. */
+V_INLINE void gemm_rows(const int m, int k, const float *a, size_t lda, const void *panel, const bool bf16, float *c,
                     size_t ldc, bool add)
 {
     vf acc[MR][NV];
@@ -44,13 +46,13 @@ V_INLINE void gemm(int m, int k, const float *a, size_t lda, const void *panel, 
                    bool add)
 {
     for (; m >= MR; m -= MR, a += MR * lda, c += MR * ldc)
-        strip(MR, k, a, lda, panel, bf16, c, ldc, add);
+        gemm_rows(MR, k, a, lda, panel, bf16, c, ldc, add);
     switch (m) {
-    case 5: strip(5, k, a, lda, panel, bf16, c, ldc, add); break;
-    case 4: strip(4, k, a, lda, panel, bf16, c, ldc, add); break;
-    case 3: strip(3, k, a, lda, panel, bf16, c, ldc, add); break;
-    case 2: strip(2, k, a, lda, panel, bf16, c, ldc, add); break;
-    case 1: strip(1, k, a, lda, panel, bf16, c, ldc, add); break;
+    case 5: gemm_rows(5, k, a, lda, panel, bf16, c, ldc, add); break;
+    case 4: gemm_rows(4, k, a, lda, panel, bf16, c, ldc, add); break;
+    case 3: gemm_rows(3, k, a, lda, panel, bf16, c, ldc, add); break;
+    case 2: gemm_rows(2, k, a, lda, panel, bf16, c, ldc, add); break;
+    case 1: gemm_rows(1, k, a, lda, panel, bf16, c, ldc, add); break;
     }
 }
 
@@ -110,7 +112,7 @@ static void norm_rope(float *x, const float *w, const float *cs, int d, float ep
     }
 }
 
-/* gate / (1 + e^-gate) * up. The clamp keeps the power finite; sigmoid is 0 or 1 to f32 beyond it. */
+/* gate / (1 + e^-gate) * up. The clamp keeps the exponential finite; beyond it, the sigmoid is 0 or 1 in f32. */
 static void silu_mul(float *h, const float *gate, const float *up, int n)
 {
     const vf neg_log2e = v_set(-1.44269504f), one = v_set(1), low = v_set(-87), high = v_set(87);
@@ -131,8 +133,8 @@ V_INLINE float load_one(const void *p, int i, const bool bf16)
     return bf16 ? km_bf16_to_f32(((const uint16_t *)p)[i]) : ((const float *)p)[i];
 }
 
-/* Asks for element i of a row into L2. */
-V_INLINE void fetch(const void *row, int i, const bool bf16)
+/* Prefetches element i of a row into L2. */
+V_INLINE void prefetch(const void *row, int i, const bool bf16)
 {
     __builtin_prefetch((const char *)row + (size_t)i * (bf16 ? 2 : 4), 0, 2);
 }
@@ -147,7 +149,7 @@ V_INLINE void pack_k_as(const void *const *rows, const void *const *next, const 
 #pragma GCC unroll 16
             for (int i = 0; i < VL; i++) {
                 r[i] = load_as(rows[t + i], c, bf16);
-                fetch(next[t + i], c, bf16);
+                prefetch(next[t + i], c, bf16);
             }
             v_transpose(r);
 #pragma GCC unroll 16
@@ -174,7 +176,7 @@ V_INLINE void pack_v_as(const void *const *rows, const void *const *next, const 
         int c = 0;
         for (; c + VL <= d; c += VL) {
             v_store(v + (size_t)(c / NR * KV_TILE + t) * NR + c % NR, load_as(rows[t], c, bf16));
-            fetch(next[t], c, bf16);
+            prefetch(next[t], c, bf16);
         }
         for (; c < dp; c++)
             v[(size_t)(c / NR * KV_TILE + t) * NR + c % NR] = c < d ? load_one(rows[t], c, bf16) : 0;
@@ -189,8 +191,8 @@ static void pack_v(const void *const *rows, const void *const *next, bool bf16, 
         pack_v_as(rows, next, false, d, dp, v);
 }
 
-/* One row of scores s[KV_TILE], of which the first `seen` count: the new maximum, and probabilities in
- * place of scores. o is brought to the new maximum before the tile's share is added. */
+/* Online softmax of one row of scores s[KV_TILE], of which the first `seen` count. Updates the running maximum m and
+ * sum l, replaces the scores by probabilities, and rescales o to the new maximum. */
 V_INLINE void softmax_row(float *s, int seen, float *m, float *l, float *o, int dp)
 {
     vf x[KV_TILE / VL], top = v_set(*m), sum = v_load(l);
@@ -205,10 +207,10 @@ V_INLINE void softmax_row(float *s, int seen, float *m, float *l, float *o, int 
     if (now != *m) {
         float lane[VL];
         v_store(lane, v_exp2(v_set(*m - now)));
-        vf fade = v_set(lane[0]);
-        sum = sum * fade;
+        vf scale = v_set(lane[0]);
+        sum = sum * scale;
         for (int c = 0; c < dp; c += VL)
-            v_store(o + c, v_load(o + c) * fade);
+            v_store(o + c, v_load(o + c) * scale);
         *m = now;
     }
     vf shift = v_set(now);
@@ -221,7 +223,7 @@ V_INLINE void softmax_row(float *s, int seen, float *m, float *l, float *o, int 
     v_store(l, sum);
 }
 
-/* Scores, softmax and the product with V, MR rows at a time, so that the scores never leave L1. */
+/* QK, softmax and PV for MR rows at a time, so that the scores stay in L1. */
 static void attend(struct attn_rows *r, int d, int at, const float *kt, const float *v)
 {
     float s[MR * KV_TILE] __attribute__((aligned(64)));
@@ -237,16 +239,16 @@ static void attend(struct attn_rows *r, int d, int at, const float *kt, const fl
         for (int j = 0; j < m; j++) {
             int seen = r->pos[i + j] - at + 1;
             softmax_row(s + j * KV_TILE, seen > KV_TILE ? KV_TILE : seen, &r->m[i + j],
-                        r->l + (size_t)(i + j) * KERN_MAX_VL, r->o + (size_t)(i + j) * (size_t)r->dp, r->dp);
+                        r->l + (size_t)(i + j) * KERNELS_MAX_VL, r->o + (size_t)(i + j) * (size_t)r->dp, r->dp);
         }
         for (int c = 0; c < r->dp; c += NR)
-            gemm(m, most, s, KV_TILE, v + (size_t)c * KV_TILE, false, r->o + (size_t)i * (size_t)r->dp + c, (size_t)r->dp,
-                 true);
+            gemm(m, most, s, KV_TILE, v + (size_t)c * KV_TILE, false, r->o + (size_t)i * (size_t)r->dp + c,
+                 (size_t)r->dp, true);
     }
 }
 
-const struct kern KERN_TABLE = {
-    .name = KERN_NAME,
+const struct kernels KERNELS_TABLE = {
+    .name = KERNELS_NAME,
     .nr = NR,
     .mr = MR,
     .gemm_f32 = gemm_f32,

@@ -1,30 +1,31 @@
-/* Rows in the order of their groups, one table a kind of memory, then what the engine makes of the KV pool. */
-#include "harness/cli/plan.h"
+/* Printing a memory plan: one table per kind of memory, rows in the order of their groups, then the KV pool. */
+#include "harness/cli/memory_plan.h"
 
 #include <string.h>
 
 static const char *const places[KM_MEM_KINDS] = {
     [KM_MEM_HOST] = "host", [KM_MEM_PINNED] = "pinned", [KM_MEM_DEVICE] = "device"};
 static const char *const headings[KM_MEM_KINDS] = {[KM_MEM_HOST] = "Host memory",
-                                                   [KM_MEM_PINNED] = "Host memory that the card reaches (pinned)",
-                                                   [KM_MEM_DEVICE] = "On the card"};
+                                                   [KM_MEM_PINNED] = "Pinned host memory, which the GPU copies from and to",
+                                                   [KM_MEM_DEVICE] = "GPU memory"};
 static const char *const groups[PLAN_GROUPS] = {
-    [PLAN_WEIGHTS] = "weights", [PLAN_WORKSPACE] = "work space", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
+    [PLAN_WEIGHTS] = "weights", [PLAN_WORKSPACE] = "workspace", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
 
-/* Where the limit comes from. */
-static void name_limit(const struct host_plan *p, const struct host_opts *o, char *buf, size_t size)
+/* Names what sets the limit. */
+static void name_limit(const struct serve_plan *p, const struct serve_opts *o, char *buf, size_t size)
 {
     if (p->mem.limit_stated)
         snprintf(buf, size, "--gpu-memory-limit");
     else if (p->mem.limited == KM_MEM_DEVICE)
-        snprintf(buf, size, "--gpu-memory-utilization %g of the card", o->gpu_memory_utilization);
+        snprintf(buf, size, "--gpu-memory-utilization %g of the GPU", o->engine.memory_utilization);
     else
-        snprintf(buf, size, "available on this machine now");
+        snprintf(buf, size, "free on this machine now");
 }
 
-/* Request lengths worth a figure: powers of four from 1,024, and the context. Returns how many. */
+/* The request lengths, in tokens, to print a number of requests for: 1,024 and up in steps of four times, and the
+ * context. Returns how many. */
 enum { LENGTHS = 12 };
-static int lengths(const struct host_plan *p, int out[LENGTHS])
+static int fill_lengths(const struct serve_plan *p, int out[LENGTHS])
 {
     int n = 0;
     for (int t = 1024; t < p->engine.max_model_len && n < LENGTHS - 1; t *= 4)
@@ -33,15 +34,15 @@ static int lengths(const struct host_plan *p, int out[LENGTHS])
     return n;
 }
 
-/* Requests of so many tokens whose KV the pool holds at the same time. */
-static int at_once(const struct host_plan *p, int tokens)
+/* Requests of `tokens` tokens whose KV fits in the pool at the same time. */
+static int requests_that_fit(const struct serve_plan *p, int tokens)
 {
     int B = p->engine.block_size;
     return p->engine.num_blocks / ((tokens + B - 1) / B);
 }
 
-/* The memory the cache layer's chunks lie in: what copies are fastest to. */
-static enum km_mem_kind cache_place(const struct host_plan *p)
+/* The memory that holds the chunks of the cache layer. */
+static enum km_mem_kind cache_place(const struct serve_plan *p)
 {
     return p->mem.limited == KM_MEM_DEVICE ? KM_MEM_PINNED : KM_MEM_HOST;
 }
@@ -51,7 +52,7 @@ static double mib(int64_t bytes)
     return (double)bytes / (1 << 20);
 }
 
-static void print_memory(const struct host_plan *p, const struct host_opts *o, enum km_mem_kind where, FILE *to)
+static void print_memory(const struct serve_plan *p, const struct serve_opts *o, enum km_mem_kind where, FILE *to)
 {
     char limit[64];
     fprintf(to, "\n%-56s%12s\n", headings[where], "MiB");
@@ -72,25 +73,25 @@ static void print_memory(const struct host_plan *p, const struct host_opts *o, e
     fprintf(to, "  %-12s%-42s%12.2f\n", "limit", limit, mib(p->mem.limit));
 }
 
-static void print_kv(const struct host_plan *p, FILE *to)
+static void print_kv(const struct serve_plan *p, FILE *to)
 {
     const struct eng_opts *e = &p->engine;
-    int length[LENGTHS], n = lengths(p, length);
+    int length[LENGTHS], n = fill_lengths(p, length);
     int64_t chunk = p->token_bytes * p->chunk_size;
-    fprintf(to, "\nKV pool      %d blocks of %d tokens, %.4g MiB each: %lld tokens\n", e->num_blocks, e->block_size,
+    fprintf(to, "\nKV pool      %d blocks of %d tokens, %.4g MiB each; %lld tokens in all\n", e->num_blocks, e->block_size,
             mib(p->token_bytes * e->block_size), (long long)e->num_blocks * e->block_size);
     fprintf(to, "Context      %d tokens, prompt and answer together\n", e->max_model_len);
-    fprintf(to, "At once      ");
+    fprintf(to, "Requests     ");
     for (int i = 0; i < n; i++)
-        fprintf(to, "%s%d of %d tokens", i ? ", " : "", at_once(p, length[i]), length[i]);
-    fprintf(to, "; running: at most %d\n", e->max_num_seqs);
+        fprintf(to, "%s%d of %d tokens", i ? ", " : "", requests_that_fit(p, length[i]), length[i]);
+    fprintf(to, "; at most %d run at the same time\n", e->max_num_seqs);
     fprintf(to, "Cache layer  %s; a chunk of %d tokens is %.4g MiB\n", p->facts.kv, p->chunk_size, mib(chunk));
     if (p->cache_chunks)
         fprintf(to, "             %lld chunks, %lld tokens, %.2f MiB of %s memory\n", (long long)p->cache_chunks,
                 (long long)p->cache_chunks * p->chunk_size, mib(p->cache_chunks * chunk), places[cache_place(p)]);
 }
 
-void hz_plan_print(const struct host_plan *p, const struct host_opts *o, FILE *to)
+void memory_plan_print(const struct serve_plan *p, const struct serve_opts *o, FILE *to)
 {
     fprintf(to, "%s%s, %s, on %s (%s)\n", p->model, p->facts.dummy_weights ? " (dummy weights)" : "",
             km_dtype_name(p->engine.dtype), p->facts.device, p->mem.device);
@@ -102,10 +103,10 @@ void hz_plan_print(const struct host_plan *p, const struct host_opts *o, FILE *t
         print_kv(p, to);
 }
 
-static void add_kv(cJSON *to, const struct host_plan *p)
+static void add_kv(cJSON *to, const struct serve_plan *p)
 {
     const struct eng_opts *e = &p->engine;
-    int length[LENGTHS], n = lengths(p, length);
+    int length[LENGTHS], n = fill_lengths(p, length);
     cJSON *kv = cJSON_AddObjectToObject(to, "kv");
     cJSON_AddNumberToObject(kv, "blocks", e->num_blocks);
     cJSON_AddNumberToObject(kv, "block_tokens", e->block_size);
@@ -117,12 +118,12 @@ static void add_kv(cJSON *to, const struct host_plan *p)
     for (int i = 0; i < n; i++) {
         cJSON *one = cJSON_CreateObject();
         cJSON_AddNumberToObject(one, "tokens", length[i]);
-        cJSON_AddNumberToObject(one, "requests", at_once(p, length[i]));
+        cJSON_AddNumberToObject(one, "requests", requests_that_fit(p, length[i]));
         cJSON_AddItemToArray(fit, one);
     }
 }
 
-static void add_cache(cJSON *to, const struct host_plan *p)
+static void add_cache(cJSON *to, const struct serve_plan *p)
 {
     int64_t chunk = p->token_bytes * p->chunk_size;
     cJSON *c = cJSON_AddObjectToObject(to, "cache");
@@ -134,7 +135,7 @@ static void add_cache(cJSON *to, const struct host_plan *p)
     cJSON_AddStringToObject(c, "memory", places[cache_place(p)]);
 }
 
-cJSON *hz_plan_json(const struct host_plan *p, const struct host_opts *o)
+cJSON *memory_plan_json(const struct serve_plan *p, const struct serve_opts *o)
 {
     char from[64];
     cJSON *all = cJSON_CreateObject();

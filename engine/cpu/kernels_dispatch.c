@@ -1,5 +1,5 @@
-/* Which kernels this machine runs. */
-#include "engine/cpu/kern.h"
+/* Chooses the kernels by the instruction sets that this CPU has. */
+#include "engine/cpu/kernels.h"
 
 #if defined(__x86_64__)
 static bool has_avx512(void)
@@ -13,14 +13,14 @@ static bool has_avx2(void)
 }
 #endif
 
-const struct kern *const *kern_all(void)
+const struct kernels *const *kernels_supported(void)
 {
-    static const struct kern *const tables[] = {
+    static const struct kernels *const tables[] = {
 #if defined(__x86_64__)
-        &kern_avx512,
-        &kern_avx2,
+        &kernels_avx512,
+        &kernels_avx2,
 #endif
-        &kern_portable,
+        &kernels_portable,
         NULL
     };
     int first = 0;
@@ -30,7 +30,7 @@ const struct kern *const *kern_all(void)
     return tables + first;
 }
 
-const struct kern *kern_pick(void)
+const struct kernels *kernels_best(void)
 {
-    return kern_all()[0];
+    return kernels_supported()[0];
 }

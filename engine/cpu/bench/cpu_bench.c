@@ -1,14 +1,14 @@
-/* cpu_bench: how fast the CPU backend is, beside what this machine can do in the same minute.
+/* cpu_bench: the speed of the CPU backend, compared with what this machine can do in the same minute.
  *
- * Prefill is timed in turns with OpenBLAS on the same products: the linear layers, and attention's two as
- * plain products at their causal average. Decode is timed in turns with a plain read of as many bytes. Medians
- * over the repeats, with the spread from smallest to largest. */
+ * Prefill alternates with OpenBLAS on GEMMs of the same shapes: the linear layers, and QK and PV of attention as dense
+ * GEMMs over the average number of tokens that a causal mask leaves. Decode alternates with a plain read of as many
+ * bytes as a step reads. Figures are medians over the repeats, with minimum and maximum. */
 #include "base/args.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/sort.h"
 #include "engine/backend.h"
-#include "engine/cpu/pool.h"
+#include "engine/cpu/thread_pool.h"
 
 #include <cblas.h>
 #include <math.h>
@@ -24,6 +24,7 @@ static void die(const struct km_err *err)
     exit(1);
 }
 
+/* p, or the end of the program when there is no memory. */
 static void *must(void *p)
 {
     if (!p)
@@ -31,6 +32,7 @@ static void *must(void *p)
     return p;
 }
 
+/* Minimum, median and maximum. */
 struct spread {
     double lo, mid, hi;
 };
@@ -45,23 +47,23 @@ struct bench {
     const struct mdl_config *c;
     struct be *be;
     struct kv_geom g;
-    struct pool *pool;
+    struct thread_pool *pool;
     int threads, repeats;
     int32_t *table, *table_start, *tokens, *positions, *slots, *q_start, *kv_len;
-    float *a, *b, *o; /* operands of the OpenBLAS twin */
+    float *a, *b, *o; /* operands and result of the OpenBLAS GEMMs */
     struct {
-        int m, n, k, heads; /* heads 0: the rows are shared out; else that many products */
-    } twin;
+        int m, n, k, heads; /* heads 0: one GEMM, its rows divided among the threads; else one GEMM per head */
+    } blas;
 };
 
 /* ---- prefill ---- */
 
-static void twin_task(void *ctx, int task, int thread)
+static void blas_task(void *ctx, int task, int thread)
 {
     struct bench *x = ctx;
-    const int m = x->twin.m, n = x->twin.n, k = x->twin.k;
+    const int m = x->blas.m, n = x->blas.n, k = x->blas.k;
     (void)thread;
-    if (x->twin.heads) {
+    if (x->blas.heads) {
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1, x->a, k, x->b, k, 0,
                     x->o + (size_t)task * (size_t)m * (size_t)n, n);
         return;
@@ -72,30 +74,30 @@ static void twin_task(void *ctx, int task, int thread)
                     k, x->b, k, 0, x->o + (size_t)from * (size_t)n, n);
 }
 
-static double twin_product(struct bench *x, int m, int n, int k, int heads)
+static double blas_gemm(struct bench *x, int m, int n, int k, int heads)
 {
-    x->twin.m = m, x->twin.n = n, x->twin.k = k, x->twin.heads = heads;
-    pool_for(x->pool, heads ? heads : x->threads, twin_task, x);
+    x->blas.m = m, x->blas.n = n, x->blas.k = k, x->blas.heads = heads;
+    thread_pool_run(x->pool, heads ? heads : x->threads, blas_task, x);
     return 2.0 * m * n * k * (heads ? heads : 1);
 }
 
-/* One layer's products for tokens [from, from + m), and attention as H products for each thread's own heads. */
-static double twin_chunk(struct bench *x, int from, int m)
+/* The GEMMs of all layers for tokens [from, from + m); attention's GEMMs are divided among the threads by heads. */
+static double blas_chunk(struct bench *x, int from, int m)
 {
     const struct mdl_config *c = x->c;
     const int q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim, seen = from + (m + 1) / 2;
     double flops = 0;
     for (int l = 0; l < c->n_layers; l++) {
-        flops += twin_product(x, m, q + 2 * kv, c->hidden, 0);
-        flops += twin_product(x, m, seen, c->head_dim, x->threads) * c->n_heads / x->threads;
+        flops += blas_gemm(x, m, q + 2 * kv, c->hidden, 0);
+        flops += blas_gemm(x, m, seen, c->head_dim, x->threads) * c->n_heads / x->threads;
         for (int h = x->threads; h < c->n_heads; h += x->threads)
-            twin_product(x, m, seen, c->head_dim, x->threads);
-        flops += twin_product(x, m, c->head_dim, seen, x->threads) * c->n_heads / x->threads;
+            blas_gemm(x, m, seen, c->head_dim, x->threads);
+        flops += blas_gemm(x, m, c->head_dim, seen, x->threads) * c->n_heads / x->threads;
         for (int h = x->threads; h < c->n_heads; h += x->threads)
-            twin_product(x, m, c->head_dim, seen, x->threads);
-        flops += twin_product(x, m, c->hidden, q, 0);
-        flops += twin_product(x, m, 2 * c->ffn, c->hidden, 0);
-        flops += twin_product(x, m, c->hidden, c->ffn, 0);
+            blas_gemm(x, m, c->head_dim, seen, x->threads);
+        flops += blas_gemm(x, m, c->hidden, q, 0);
+        flops += blas_gemm(x, m, 2 * c->ffn, c->hidden, 0);
+        flops += blas_gemm(x, m, c->hidden, c->ffn, 0);
     }
     return flops;
 }
@@ -136,8 +138,8 @@ static void prefill_chunk(struct bench *x, int from, int m, bool last)
 
 static void bench_prefill(struct bench *x, int n)
 {
-    double ours[MAX_REPEATS], twins[MAX_REPEATS], ratio[MAX_REPEATS], rate[MAX_REPEATS];
-    for (int r = -1; r < x->repeats; r++) { /* the first turn warms up */
+    double ours[MAX_REPEATS], blas[MAX_REPEATS], ratio[MAX_REPEATS], rate[MAX_REPEATS];
+    for (int r = -1; r < x->repeats; r++) { /* turn -1 is the warm-up */
         double time[2] = {0}, flops[2] = {0};
         for (int from = 0; from < n; from += CHUNK) {
             int m = n - from < CHUNK ? n - from : CHUNK;
@@ -146,7 +148,7 @@ static void bench_prefill(struct bench *x, int n)
             int64_t t0 = km_now_ns();
             prefill_chunk(x, from, m, from + m == n);
             int64_t t1 = km_now_ns();
-            flops[1] += twin_chunk(x, from, m);
+            flops[1] += blas_chunk(x, from, m);
             time[1] += (double)(km_now_ns() - t1);
             time[0] += (double)(t1 - t0);
             be_cpu.stats(x->be, &after);
@@ -154,12 +156,12 @@ static void bench_prefill(struct bench *x, int n)
         }
         if (r >= 0) {
             ours[r] = flops[0] / time[0];
-            twins[r] = flops[1] / time[1];
-            ratio[r] = ours[r] / twins[r];
+            blas[r] = flops[1] / time[1];
+            ratio[r] = ours[r] / blas[r];
             rate[r] = n / time[0] * 1e9;
         }
     }
-    struct spread o = spread_of(ours, x->repeats), t = spread_of(twins, x->repeats),
+    struct spread o = spread_of(ours, x->repeats), t = spread_of(blas, x->repeats),
                   q = spread_of(ratio, x->repeats), s = spread_of(rate, x->repeats);
     printf("%6d  %7.0f (%6.0f-%6.0f)  %6.1f (%5.1f-%5.1f)  %6.1f (%5.1f-%5.1f)  %5.2f (%.2f-%.2f)\n", n, s.mid,
            s.lo, s.hi, o.mid, o.lo, o.hi, t.mid, t.lo, t.hi, q.mid, q.lo, q.hi);
@@ -168,6 +170,7 @@ static void bench_prefill(struct bench *x, int n)
 
 /* ---- decode ---- */
 
+/* A plain read of n words by all threads. */
 struct reading {
     const uint64_t *p; /* [n] */
     size_t n;
@@ -232,7 +235,7 @@ static void bench_decode(struct bench *x, int batch, int ctx)
             step(x, &b);
         int64_t t1 = km_now_ns();
         for (int i = 0; i < 3; i++)
-            pool_for(x->pool, x->threads * 8, read_task, &rd);
+            thread_pool_run(x->pool, x->threads * 8, read_task, &rd);
         int64_t t2 = km_now_ns();
         if (r >= 0) {
             ms[r] = (double)(t1 - t0) / 3e6;
@@ -249,7 +252,7 @@ static void bench_decode(struct bench *x, int batch, int ctx)
     fflush(stdout);
 }
 
-/* Pages of small numbers, so that decode attends to something finite. */
+/* Fills all pages with small numbers, so that decode attends to finite values. */
 static void fill_pages(struct bench *x)
 {
     struct km_err err = {0};
@@ -281,9 +284,9 @@ static void open_all(struct bench *x, const struct mdl *m, enum km_dtype dtype, 
                         .max_model_len = most,
                         .n_threads = x->threads};
     o.n_pages = blocks > (most + 15) / 16 ? blocks : (most + 15) / 16;
-    if (be_cpu.open(&x->be, &o, m, &x->g, &err) || pool_open(&x->pool, x->threads, &err))
+    if (be_cpu.open(&x->be, &o, m, &x->g, &err) || thread_pool_open(&x->pool, x->threads, &err))
         die(&err);
-    x->threads = pool_threads(x->pool);
+    x->threads = thread_pool_threads(x->pool);
     const size_t wide =
         (size_t)(c->ffn * 2 > c->n_heads * c->head_dim * 3 ? c->ffn * 2 : c->n_heads * c->head_dim * 3) +
         (size_t)most;
@@ -308,34 +311,46 @@ static void close_all(struct bench *x)
                          x->q_start, x->kv_len,      x->a,      x->b,         x->o};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         km_free(all[i]);
-    pool_close(x->pool);
+    thread_pool_close(x->pool);
     be_cpu.close(x->be);
 }
 
+struct bench_opts {
+    const char *model;
+    enum km_dtype dtype;
+    int threads, repeats, context, batch;
+};
+
+static const struct km_option rows[] = {
+    {.name = "model", .letter = 'm', KM_FIELD(struct bench_opts, model), .arg = "DIR-OR-PRESET",
+     .fallback = "qwen3-tiny", .help = "the model"},
+    {.name = "dtype", .letter = 'd', KM_FIELD_CHOICE(struct bench_opts, dtype), .values = "float32|bfloat16",
+     .fallback = "float32", .help = "number format of weights and KV"},
+    {.name = "threads", .letter = 't', KM_FIELD(struct bench_opts, threads), .arg = "N", .lo = 0, .hi = 1024,
+     .help = "CPU threads (default: one per core)"},
+    {.name = "repeats", .letter = 'r', KM_FIELD(struct bench_opts, repeats), .arg = "N", .fallback = "7", .lo = 1,
+     .hi = MAX_REPEATS, .help = "repeats of each measurement"},
+    {.name = "context", .letter = 'c', KM_FIELD(struct bench_opts, context), .arg = "N", .fallback = "5000", .lo = 1,
+     .hi = 1 << 20, .help = "tokens that a decode step attends to"},
+    {.name = "batch", .letter = 'b', KM_FIELD(struct bench_opts, batch), .arg = "N", .fallback = "16", .lo = 0,
+     .hi = 64, .help = "largest decode batch, of 1, 4, 16, 64; 0: no decode"},
+};
+
 int main(int argc, char **argv)
 {
-    const char *model = "qwen3-tiny", *dtype = "float32";
-    int64_t threads = 0, repeats = 7, ctx = 5000, batch = 16;
+    struct bench_opts o;
+    struct km_option_group group = KM_OPTION_GROUP("Options", rows, &o);
     bool help = false;
     struct km_strs lengths = {0};
-    const struct km_flag flags[] = {
-        {"model", 'm', KM_STR, &model, "DIR-OR-PRESET", "the model (default: qwen3-tiny)", 0, 0},
-        {"dtype", 'd', KM_STR, &dtype, "float32|bfloat16", "of weights and KV (default: float32)", 0, 0},
-        {"threads", 't', KM_INT, &threads, "N", "threads (default: one a core)", 0, 1024},
-        {"repeats", 'r', KM_INT, &repeats, "N", "turns of each measurement (default: 7)", 1, MAX_REPEATS},
-        {"context", 'c', KM_INT, &ctx, "N", "tokens that decode attends to (default: 5000)", 1, 1 << 20},
-        {"batch", 'b', KM_INT, &batch, "N", "largest decode batch, of 1, 4, 16, 64 (default: 16; 0: no decode)", 0,
-         64},
-    };
-    const int n_flags = (int)(sizeof flags / sizeof *flags);
+    km_options_default(&group, 1);
     struct km_err err = {0};
     struct mdl *m;
-    if (km_args_parse(flags, n_flags, argc - 1, argv + 1, &lengths, &help, &err))
+    if (km_args_parse(&group, 1, argc - 1, argv + 1, &lengths, &help, &err))
         die(&err);
     if (help) {
         struct km_buf b = {0};
-        km_args_help(flags, n_flags, &b);
-        printf("usage: cpu_bench [flags] [PROMPT-LENGTH ...] (default: 512 1024 2048 5000)\n%s", km_buf_str(&b));
+        km_args_help(&group, 1, 80, &b);
+        printf("usage: cpu_bench [OPTIONS] [PROMPT-LENGTH ...] (default: 512 1024 2048 5000)\n%s", km_buf_str(&b));
         km_buf_free(&b);
         return 0;
     }
@@ -344,27 +359,27 @@ int main(int argc, char **argv)
         lens[n_lens++] = atoi(lengths.v[i]);
     for (int i = 0; i < n_lens; i++) {
         if (lens[i] < 1)
-            die(&(struct km_err){.msg = "a prompt length must be a number of tokens"});
+            die(&(struct km_err){.msg = "a prompt length is not a positive number of tokens"});
         longest = lens[i] > longest ? lens[i] : longest;
     }
-    if (mdl_open(&m, model, false, 1, &err))
+    if (mdl_open(&m, o.model, false, 1, &err))
         die(&err);
-    struct bench x = {.threads = (int)threads, .repeats = (int)repeats};
+    struct bench x = {.threads = o.threads, .repeats = o.repeats};
     openblas_set_num_threads(1);
-    open_all(&x, m, dtype[0] == 'b' ? KM_BF16 : KM_F32, longest, batch ? (int)batch : 1, (int)ctx);
+    open_all(&x, m, o.dtype, longest, o.batch ? o.batch : 1, o.context);
     struct be_stats st;
     be_cpu.stats(x.be, &st);
-    printf("%s, %s; %s; yardstick OpenBLAS %s on %d threads\n\n", mdl_name(m), km_dtype_name(x.g.dtype), st.device,
+    printf("%s, %s; %s; compared with OpenBLAS %s on %d threads\n\n", mdl_name(m), km_dtype_name(x.g.dtype), st.device,
            openblas_get_corename(), x.threads);
     printf("prompt  tokens/s                 GFLOP/s                OpenBLAS GFLOP/s       ratio\n");
     for (int i = 0; i < n_lens; i++)
         bench_prefill(&x, lens[i]);
-    if (batch) {
-        printf("\n batch  ms a step                GB/s                   plain read GB/s        ratio   at %lld "
+    if (o.batch) {
+        printf("\n batch  ms a step                GB/s                   plain read GB/s        ratio   at %d "
                "tokens\n",
-               (long long)ctx);
-        for (int b = 1; b <= batch; b *= 4)
-            bench_decode(&x, b, (int)ctx);
+               o.context);
+        for (int b = 1; b <= o.batch; b *= 4)
+            bench_decode(&x, b, o.context);
     }
     close_all(&x);
     mdl_free(m);
