@@ -15,7 +15,7 @@
 enum { MAX_PACED_CONNECTIONS = 64 }; /* opened beforehand when prompts arrive at a rate; more are opened as needed */
 
 /* The limits are those of vLLM's clients. */
-static int check_load(const struct load *l, const struct wl_set *set, struct km_err *err)
+static int check_with_set(const struct load *l, const struct wl_set *set, struct km_err *err)
 {
     if (set->n < 1)
         return km_fail(err, KM_EINVAL, "workload %s has no conversations and no prompts; check its file", set->name);
@@ -121,7 +121,7 @@ int load_run(const struct target *target, const struct load *load, const struct 
     *out = (struct hz_trace){.fixed_history = load->fixed_history};
     int rc = load_check(load, err);
     if (!rc)
-        rc = check_load(load, set, err);
+        rc = check_with_set(load, set, err);
     if (!rc)
         rc = target_model(target, out->model, sizeof out->model, err);
     if (!rc)

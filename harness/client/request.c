@@ -45,7 +45,7 @@ static int check_extra(const cJSON *extra, struct km_err *err)
     return 0;
 }
 
-static int check_load(const struct load *l, const struct wl_set *set, bool prompts, struct km_err *err)
+static int check_messages(const struct load *l, const struct wl_set *set, bool prompts, struct km_err *err)
 {
     if (l->endpoint == LOAD_COMPLETIONS && !prompts)
         return km_fail(err, KM_EINVAL,
@@ -154,7 +154,7 @@ int req_new(struct req **out, const struct load *load, const char *extra_body, c
     *out = NULL;
     cJSON *extra = NULL;
     bool prompts = wl_kind_ops(set->kind)->single_prompts;
-    int rc = check_load(load, set, prompts, err);
+    int rc = check_messages(load, set, prompts, err);
     if (!rc && extra_body && (rc = km_json_parse(extra_body, strlen(extra_body), &extra, err)))
         km_context(err, "extra body");
     if (!rc && extra && !cJSON_IsObject(extra))
