@@ -91,7 +91,7 @@ static struct keyed *keyed_of(const struct hz_trace *t, int *n)
 }
 
 /* Every conversation that any run answered a request of, sorted: a conversation's place is its cluster. */
-static int *clusters_of(const struct hz_run *const *a, const struct hz_run *const *b, int pairs, int *n)
+static int *clusters_of(const struct run_folder *const *a, const struct run_folder *const *b, int pairs, int *n)
 {
     size_t total = 1;
     for (int p = 0; p < pairs; p++)
@@ -114,7 +114,7 @@ static int *clusters_of(const struct hz_run *const *a, const struct hz_run *cons
 }
 
 /* Fills one pair; *only_a and *only_b count what has no partner. */
-static int match(struct pair *out, const struct hz_run *a, const struct hz_run *b, enum hz_sample what,
+static int match(struct pair *out, const struct run_folder *a, const struct run_folder *b, enum hz_sample what,
                  enum hz_profile profile, const int *ids, int clusters, int *only_a, int *only_b)
 {
     int na, nb, i = 0, j = 0;
@@ -133,8 +133,8 @@ static int match(struct pair *out, const struct hz_run *a, const struct hz_run *
         } else if (side > 0) {
             ++*only_b, j++;
         } else {
-            double va = hz_metric_sample(what, ka[i].rec, a, profile),
-                   vb = hz_metric_sample(what, kb[j].rec, b, profile);
+            double va = run_folder_sample(a, ka[i].rec, what, profile),
+                   vb = run_folder_sample(b, kb[j].rec, what, profile);
             const int *id = bsearch(&ka[i].conv, ids, (size_t)clusters, sizeof *ids, by_int);
             if (isfinite(va) && isfinite(vb) && id) {
                 int c = (int)(id - ids);
@@ -156,7 +156,7 @@ static int match(struct pair *out, const struct hz_run *a, const struct hz_run *
     return good ? 0 : KM_ENOMEM;
 }
 
-static int sample_make(struct sample *s, const struct hz_run *const *a, const struct hz_run *const *b,
+static int sample_make(struct sample *s, const struct run_folder *const *a, const struct run_folder *const *b,
                        int pairs, enum hz_sample what, enum hz_profile profile, int *only_a, int *only_b,
                        struct km_err *err)
 {
@@ -347,7 +347,7 @@ void hz_judge(struct hz_delta *const *d, int n, double noise)
 }
 
 /* Mean or median over the runs of a side, and their spread. */
-static double side_value(const struct hz_metric *m, const struct hz_run *const *runs, int n,
+static double side_value(const struct hz_metric *m, const struct run_folder *const *runs, int n,
                          const struct hz_compare_opts *o, double *v, double *lo, double *hi)
 {
     double sum = 0;
@@ -363,12 +363,12 @@ static double side_value(const struct hz_metric *m, const struct hz_run *const *
     return km_percentile(v, n, 0.5);
 }
 
-static int check_alike(const struct hz_run *const *a, const struct hz_run *const *b, int pairs, bool force,
+static int check_alike(const struct run_folder *const *a, const struct run_folder *const *b, int pairs, bool force,
                        bool *unlike, struct km_err *err)
 {
     const char *first = NULL;
     for (int p = 0; p < 2 * pairs; p++) {
-        const struct hz_run *r = p < pairs ? a[p] : b[p - pairs];
+        const struct run_folder *r = p < pairs ? a[p] : b[p - pairs];
         const char *sha = NULL;
         if (km_json_str(cJSON_GetObjectItemCaseSensitive(r->json, "workload"), "sha256", false, &sha, NULL) ||
             !sha)
@@ -396,7 +396,7 @@ static int poorest(const struct sample *s)
     return least;
 }
 
-int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const struct hz_run *const *b,
+int hz_compare(struct hz_comparison *out, const struct run_folder *const *a, const struct run_folder *const *b,
                int pairs, const struct hz_compare_opts *o, struct km_err *err)
 {
     *out = (struct hz_comparison){.pairs = pairs};

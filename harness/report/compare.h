@@ -53,7 +53,7 @@ struct hz_compare_opts hz_compare_defaults(void);
 struct km_option_group hz_compare_option_group(struct hz_compare_opts *o);
 
 /* Unlike workloads (SHA-256 of what was sent) are KM_EINVAL unless forced. */
-int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const struct hz_run *const *b,
+int hz_compare(struct hz_comparison *out, const struct run_folder *const *a, const struct run_folder *const *b,
                int pairs, const struct hz_compare_opts *o, struct km_err *err);
 void hz_comparison_free(struct hz_comparison *c);
 
@@ -80,8 +80,8 @@ bool hz_limit_missed(const struct hz_limit *l, const struct hz_comparison *c, do
 /* The runs of one side. path: a run folder; a stem whose PATH-1, PATH-2 ... are run folders (the cells of a
  * suite); or a folder of run folders, in order of name. */
 struct hz_side {
-    struct hz_run *runs;        /* [n] */
-    const struct hz_run **list; /* [n], into runs */
+    struct run_folder *runs;        /* [n] */
+    const struct run_folder **list; /* [n], into runs */
     int n;
 };
 int hz_side_read(struct hz_side *out, const char *path, struct km_err *err);

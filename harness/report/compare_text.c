@@ -223,7 +223,7 @@ int hz_side_read(struct hz_side *out, const char *path, struct km_err *err)
             rc = km_fail(err, KM_ENOMEM, "out of memory");
     }
     for (int i = 0; !rc && i < l.n; i++) {
-        rc = hz_run_read(&out->runs[i], l.v[i], err);
+        rc = run_folder_read(&out->runs[i], l.v[i], err);
         out->list[i] = &out->runs[i];
         out->n += !rc;
     }
@@ -236,7 +236,7 @@ int hz_side_read(struct hz_side *out, const char *path, struct km_err *err)
 void hz_side_free(struct hz_side *s)
 {
     for (int i = 0; i < s->n; i++)
-        hz_run_free(&s->runs[i]);
+        run_folder_free(&s->runs[i]);
     km_free(s->runs);
     km_free(s->list);
     *s = (struct hz_side){0};

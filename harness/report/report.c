@@ -10,25 +10,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct hz_run *rp_run(const struct rp *r, const struct rp_table *t, int row, int arm, int rep)
+const struct run_folder *rp_run(const struct rp *r, const struct rp_table *t, int row, int arm, int rep)
 {
     int i = rep < t->reps ? t->slot[(row * t->t->n_arms + arm) * t->reps + rep] : -1;
     return i >= 0 && r->runs[i].there ? &r->runs[i].run : NULL;
 }
 
-double rp_value(const struct rp *r, const struct hz_run *run, const struct hz_metric *m)
+double rp_value(const struct rp *r, const struct run_folder *run, const struct hz_metric *m)
 {
     return run ? hz_metric_value(m, r->suite->profile == HZ_SEED ? &run->seed : &run->strict) : NAN;
 }
 
-const char *rp_str(const struct hz_run *run, const char *section, const char *key)
+const char *rp_str(const struct run_folder *run, const char *section, const char *key)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, section),
                                                       key);
     return cJSON_IsString(v) ? v->valuestring : "";
 }
 
-bool rp_flag(const struct hz_run *run, const char *section, const char *key)
+bool rp_flag(const struct run_folder *run, const char *section, const char *key)
 {
     return cJSON_IsTrue(
         cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, section), key));
@@ -160,7 +160,7 @@ static void read_run(const struct rp *r, struct rp_run *run)
     struct km_err why = {0};
     if (file && !km_file_exists(file))
         snprintf(run->why, sizeof run->why, "%.199s", why_missing(r, run->dir));
-    else if (!file || hz_run_read(&run->run, path, &why))
+    else if (!file || run_folder_read(&run->run, path, &why))
         snprintf(run->why, sizeof run->why, "%.199s", file ? why.msg : "out of memory");
     else
         run->there = true;
@@ -226,7 +226,7 @@ void rp_free(struct rp *r)
 {
     for (int i = 0; i < r->n_runs; i++)
         if (r->runs[i].there)
-            hz_run_free(&r->runs[i].run);
+            run_folder_free(&r->runs[i].run);
     for (int i = 0; r->tables && i < r->suite->n_tables; i++) {
         struct rp_table *t = &r->tables[i];
         for (int k = 0; k < t->n_contrasts; k++)

@@ -9,7 +9,7 @@
 
 struct rp_run {
     const char *dir; /* relative to the result folder; "." for a single run */
-    struct hz_run run;
+    struct run_folder run;
     bool there;
     char why[200]; /* when it is not */
 };
@@ -49,12 +49,12 @@ struct rp {
 };
 
 /* The run of a place; NULL when it is missing. */
-const struct hz_run *rp_run(const struct rp *r, const struct rp_table *t, int row, int arm, int rep);
+const struct run_folder *rp_run(const struct rp *r, const struct rp_table *t, int row, int arm, int rep);
 /* A figure of a run under the suite's definitions; NAN without a run. */
-double rp_value(const struct rp *r, const struct hz_run *run, const struct hz_metric *m);
+double rp_value(const struct rp *r, const struct run_folder *run, const struct hz_metric *m);
 /* A run's string at section.key of run.json; "" when there is none. */
-const char *rp_str(const struct hz_run *run, const char *section, const char *key);
-bool rp_flag(const struct hz_run *run, const char *section, const char *key);
+const char *rp_str(const struct run_folder *run, const char *section, const char *key);
+bool rp_flag(const struct run_folder *run, const char *section, const char *key);
 /* What a place is called where row and arm matter: "Redis, Cache hit". */
 void rp_put_label(struct km_buf *out, const struct hz_suite_table *t, int row, int arm);
 

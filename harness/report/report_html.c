@@ -201,7 +201,7 @@ static void put_health(const struct rp *r, struct km_buf *b)
     struct km_buf head = {0}, flat = {0};
     int there = 0, doubtful = 0;
     for (int i = 0; i < r->n_runs; i++) {
-        const struct hz_run *run = r->runs[i].there ? &r->runs[i].run : NULL;
+        const struct run_folder *run = r->runs[i].there ? &r->runs[i].run : NULL;
         if (run && !head.len)
             flatten(cJSON_GetObjectItemCaseSensitive(run->json, "health"), "", 0, &head);
         there += run != NULL;
@@ -296,9 +296,9 @@ static void put_request(const struct rp *r, const struct rp_run *run, const stru
     text(b, strncmp(run->dir, "cells/", 6) ? run->dir : run->dir + 6);
     km_buf_printf(b, "<td>%d<td>%d", q->conv, q->turn + 1);
     put_ms(b, (double)(q->start_ns - run->run.trace.begin_ns) / 1e6);
-    put_ms(b, q->ok ? hz_metric_sample(HZ_TTFT, q, &run->run, p) : NAN);
-    put_ms(b, q->ok ? hz_metric_sample(HZ_TPOT, q, &run->run, p) : NAN);
-    put_ms(b, q->ok ? hz_metric_sample(HZ_E2E, q, &run->run, p) : NAN);
+    put_ms(b, q->ok ? run_folder_sample(&run->run, q, HZ_TTFT, p) : NAN);
+    put_ms(b, q->ok ? run_folder_sample(&run->run, q, HZ_TPOT, p) : NAN);
+    put_ms(b, q->ok ? run_folder_sample(&run->run, q, HZ_E2E, p) : NAN);
     put_count(b, q->prompt_tokens >= 0 ? q->prompt_tokens : q->local_prompt_tokens);
     put_count(b, q->cached_tokens);
     put_count(b, q->output_tokens >= 0 ? q->output_tokens : q->local_output_tokens);

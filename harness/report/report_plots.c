@@ -38,11 +38,11 @@ static void ttfts(const struct rp *r, const struct rp_table *t, int row, int arm
 {
     out->n = 0;
     for (int k = 0; k < t->reps; k++) {
-        const struct hz_run *run = rp_run(r, t, row, arm, k);
+        const struct run_folder *run = rp_run(r, t, row, arm, k);
         for (int i = 0; run && i < run->trace.n; i++) {
             const struct hz_rec *rec = &run->trace.recs[i];
             double v = rec->ok && (turn < 0 || rec->turn == turn)
-                           ? hz_metric_sample(HZ_TTFT, rec, run, r->suite->profile)
+                           ? run_folder_sample(run, rec, HZ_TTFT, r->suite->profile)
                            : NAN;
             if (isfinite(v))
                 add(out, v, oom);
@@ -190,7 +190,7 @@ static int plot_repeats(struct rp *r, struct rp_table *t, struct km_err *err)
     for (int s = 0; s < p.n; s++) {
         rp_put_label(&labels[s], t->t, at[s].row, at[s].arm);
         for (int k = 0; k < t->reps; k++) {
-            const struct hz_run *run = rp_run(r, t, at[s].row, at[s].arm, k);
+            const struct run_folder *run = rp_run(r, t, at[s].row, at[s].arm, k);
             double v = rp_value(r, run, c->metric);
             if (isfinite(v))
                 km_buf_printf(&p.series[s].data, "%d %.9g\n", k + 1, v);
@@ -218,7 +218,7 @@ static int plot_bars(struct rp *r, struct rp_table *t, struct km_err *err)
             double sum = 0, lo = INFINITY, hi = -INFINITY;
             int n = 0;
             for (int k = 0; k < t->reps; k++) {
-                const struct hz_run *run = rp_run(r, t, i, arm, k);
+                const struct run_folder *run = rp_run(r, t, i, arm, k);
                 double v = c->scale * rp_value(r, run, c->metric);
                 if (!isfinite(v))
                     continue;

@@ -16,7 +16,7 @@ static double over_runs(const struct rp *r, const struct rp_table *t, const stru
     double v[1000], sum = 0;
     *n = 0;
     for (int k = 0; k < t->reps && k < 1000; k++) {
-        const struct hz_run *run = rp_run(r, t, row, arm, k);
+        const struct run_folder *run = rp_run(r, t, row, arm, k);
         if (run)
             sum += v[(*n)++] = rp_value(r, run, m);
     }
@@ -46,7 +46,7 @@ static int contrast(const struct rp *r, struct rp_table *t, struct rp_contrast *
                     struct km_err *err)
 {
     const struct hz_metric *metrics[32];
-    const struct hz_run *a[1000], *b[1000];
+    const struct run_folder *a[1000], *b[1000];
     struct hz_compare_opts o = hz_compare_defaults();
     int pairs = 0;
     for (int k = 0; k < t->reps && k < 1000; k++) {
@@ -215,7 +215,7 @@ static int make_tokens(const struct rp *r, struct rp_table *t, struct km_err *er
         for (int arm = 0; arm < s->n_arms; arm++, at++) {
             double ok = 0, failed = 0;
             for (int k = 0; k < t->reps; k++) {
-                const struct hz_run *run = rp_run(r, t, row, arm, k);
+                const struct run_folder *run = rp_run(r, t, row, arm, k);
                 ok += run ? run->seed.requests_ok : 0;
                 failed += run ? run->seed.requests_failed : 0;
             }
@@ -247,9 +247,9 @@ static int make_tokens(const struct rp *r, struct rp_table *t, struct km_err *er
 }
 
 /* Facts about a run, as text; empty: nothing to say. */
-typedef void (*fact_fn)(const struct hz_run *run, struct km_buf *out);
+typedef void (*fact_fn)(const struct run_folder *run, struct km_buf *out);
 
-static void fact_setup(const struct hz_run *run, struct km_buf *out)
+static void fact_setup(const struct run_folder *run, struct km_buf *out)
 {
     const char *device = rp_str(run, "target", "device"), *dtype = rp_str(run, "target", "dtype"),
                *url = rp_str(run, "target", "url");
@@ -267,14 +267,14 @@ static void fact_setup(const struct hz_run *run, struct km_buf *out)
         km_buf_printf(out, " of %.0f requests", n->valuedouble);
 }
 
-static void fact_dummy(const struct hz_run *run, struct km_buf *out)
+static void fact_dummy(const struct run_folder *run, struct km_buf *out)
 {
     if (rp_flag(run, "target", "dummy_weights"))
         km_buf_puts(out, "Dummy weights: random numbers from a seed. The shapes and so the work are the "
                          "model's; the answers are not language");
 }
 
-static void fact_simulated(const struct hz_run *run, struct km_buf *out)
+static void fact_simulated(const struct run_folder *run, struct km_buf *out)
 {
     const char *device = rp_str(run, "target", "device");
     if (rp_flag(run, "target", "simulated") || !strncmp(device, "sim:", 4))
@@ -284,20 +284,20 @@ static void fact_simulated(const struct hz_run *run, struct km_buf *out)
                       device);
 }
 
-static void fact_text(const struct hz_run *run, struct km_buf *out)
+static void fact_text(const struct run_folder *run, struct km_buf *out)
 {
     if (!strcmp(rp_str(run, "workload", "text"), "built-in text"))
         km_buf_puts(out, "The prompts are made of the built-in text, not of the workload's own text files");
 }
 
-static double option(const struct hz_run *run, const char *key)
+static double option(const struct run_folder *run, const char *key)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, "options"),
                                                       key);
     return cJSON_IsNumber(v) ? v->valuedouble : 0;
 }
 
-static void fact_memory(const struct hz_run *run, struct km_buf *out)
+static void fact_memory(const struct run_folder *run, struct km_buf *out)
 {
     double limit = option(run, "gpu-memory-limit"), blocks = option(run, "num-gpu-blocks-override"),
            size = option(run, "block-size");
@@ -308,7 +308,7 @@ static void fact_memory(const struct hz_run *run, struct km_buf *out)
                       out->len ? "; KV pool set to " : "KV pool set to ", blocks, size, blocks * size);
 }
 
-static void fact_count(const struct hz_run *run, struct km_buf *out)
+static void fact_count(const struct run_folder *run, struct km_buf *out)
 {
     if (run->seed.by_usage)
         km_buf_puts(out, "Tokens are the server's count, chat template included: the client had no tokenizer");
@@ -323,7 +323,7 @@ static void note_fact(const struct rp *r, struct rp_table *t, fact_fn fact)
     for (int pass = 0; pass < 2; pass++) {
         for (int row = 0; row < s->n_rows; row++)
             for (int arm = 0; arm < s->n_arms; arm++) {
-                const struct hz_run *run = NULL;
+                const struct run_folder *run = NULL;
                 for (int k = 0; k < t->reps && !run; k++)
                     run = rp_run(r, t, row, arm, k);
                 if (!run)
@@ -352,7 +352,7 @@ static void note_health(const struct rp *r, struct rp_table *t)
     int doubtful = 0, runs = 0;
     const char *why = "";
     for (int i = 0; i < t->t->n_rows * t->t->n_arms * t->reps; i++) {
-        const struct hz_run *run = t->slot[i] >= 0 && r->runs[t->slot[i]].there ? &r->runs[t->slot[i]].run
+        const struct run_folder *run = t->slot[i] >= 0 && r->runs[t->slot[i]].there ? &r->runs[t->slot[i]].run
                                                                                 : NULL;
         if (!run)
             continue;
@@ -382,7 +382,7 @@ static void note_troubles(const struct rp *r, struct rp_table *t)
             int missing = 0, failed = 0, asked = 0;
             const char *why = "";
             for (int k = 0; k < t->reps; k++) {
-                const struct hz_run *run = rp_run(r, t, row, arm, k);
+                const struct run_folder *run = rp_run(r, t, row, arm, k);
                 int i = t->slot[(row * s->n_arms + arm) * t->reps + k];
                 if (!run) {
                     missing += i >= 0;

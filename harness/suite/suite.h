@@ -12,6 +12,7 @@
 #define HZ_SUITE_H
 
 #include "base/args.h"
+#include "base/json.h"
 #include "harness/run/metric.h"
 #include "harness/report/tables.h"
 

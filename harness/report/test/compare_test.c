@@ -23,9 +23,9 @@ static double normal(void)
 }
 
 /* A run of convs x turns requests. The caller fills in times through set_ttft and then calls finish. */
-static void make(struct hz_run *r, const char *sha, int convs, int turns)
+static void make(struct run_folder *r, const char *sha, int convs, int turns)
 {
-    *r = (struct hz_run){.dir = km_strdup("a run"), .json = cJSON_CreateObject()};
+    *r = (struct run_folder){.dir = km_strdup("a run"), .json = cJSON_CreateObject()};
     cJSON *w = cJSON_AddObjectToObject(r->json, "workload");
     cJSON_AddStringToObject(w, "sha256", sha);
     cJSON_AddStringToObject(w, "kind", "multi_turn");
@@ -49,20 +49,20 @@ static void set_ttft(struct hz_rec *q, double ms)
     q->last_ns = q->done_ns = q->first_ns + 100000000; /* TPOT 10 ms */
 }
 
-static void finish(struct hz_run *r)
+static void finish(struct run_folder *r)
 {
     hz_summarize(&r->trace, WL_MULTI_TURN, HZ_SEED, &r->seed);
     hz_summarize(&r->trace, WL_MULTI_TURN, HZ_STRICT, &r->strict);
 }
 
-static void drop(struct hz_run *r, int n)
+static void drop(struct run_folder *r, int n)
 {
     for (int i = 0; i < n; i++)
-        hz_run_free(&r[i]);
+        run_folder_free(&r[i]);
 }
 
 /* Pairs of runs whose TTFT differs by `ratio`; spread: of conversations, requests and whole runs (log scale). */
-static void make_pairs(struct hz_run *a, struct hz_run *b, int pairs, int convs, int turns, double ratio,
+static void make_pairs(struct run_folder *a, struct run_folder *b, int pairs, int convs, int turns, double ratio,
                        double conv_sd, double req_sd, double run_sd)
 {
     double level[64], effect[64];
@@ -84,7 +84,7 @@ static void make_pairs(struct hz_run *a, struct hz_run *b, int pairs, int convs,
     }
 }
 
-static void point_at(const struct hz_run **list, const struct hz_run *r, int n)
+static void point_at(const struct run_folder **list, const struct run_folder *r, int n)
 {
     for (int i = 0; i < n; i++)
         list[i] = &r[i];
@@ -101,8 +101,8 @@ static const struct hz_delta *find(const struct hz_comparison *c, const char *ke
 static void a_clear_gain(void **state)
 {
     (void)state;
-    struct hz_run a[5], b[5];
-    const struct hz_run *la[5], *lb[5];
+    struct run_folder a[5], b[5];
+    const struct run_folder *la[5], *lb[5];
     struct hz_compare_opts o = hz_compare_defaults();
     struct hz_comparison c, again;
     rng_state = 7;
@@ -143,8 +143,8 @@ static void a_clear_gain(void **state)
 static void nothing_and_noise(void **state)
 {
     (void)state;
-    struct hz_run a[5], b[5];
-    const struct hz_run *la[5], *lb[5];
+    struct run_folder a[5], b[5];
+    const struct run_folder *la[5], *lb[5];
     struct hz_compare_opts o = hz_compare_defaults();
     struct hz_comparison c;
     point_at(la, a, 5);
@@ -168,8 +168,8 @@ static void nothing_and_noise(void **state)
 static void one_pair(void **state)
 {
     (void)state;
-    struct hz_run a[1], b[1];
-    const struct hz_run *la[1] = {a}, *lb[1] = {b};
+    struct run_folder a[1], b[1];
+    const struct run_folder *la[1] = {a}, *lb[1] = {b};
     struct hz_compare_opts o = hz_compare_defaults();
     struct hz_comparison c;
     rng_state = 3;
@@ -201,8 +201,8 @@ static void one_pair(void **state)
 static void matching(void **state)
 {
     (void)state;
-    struct hz_run a, b;
-    const struct hz_run *la[] = {&a}, *lb[] = {&b};
+    struct run_folder a, b;
+    const struct run_folder *la[] = {&a}, *lb[] = {&b};
     struct hz_compare_opts o = hz_compare_defaults();
     struct hz_comparison c;
     make(&a, "same", 10, 4);
@@ -226,15 +226,15 @@ static void matching(void **state)
     assert_true(fabs(d->ratio - 2) < 1e-6 && fabs(d->lo - 2) < 1e-6 && fabs(d->hi - 2) < 1e-6);
     assert_int_equal(d->verdict, HZ_WORSE);
     hz_comparison_free(&c);
-    hz_run_free(&a);
-    hz_run_free(&b);
+    run_folder_free(&a);
+    run_folder_free(&b);
 }
 
 static void unlike_workloads(void **state)
 {
     (void)state;
-    struct hz_run a, b;
-    const struct hz_run *la[] = {&a}, *lb[] = {&b};
+    struct run_folder a, b;
+    const struct run_folder *la[] = {&a}, *lb[] = {&b};
     struct hz_compare_opts o = hz_compare_defaults();
     struct hz_comparison c;
     struct km_err err = {0};
@@ -252,8 +252,8 @@ static void unlike_workloads(void **state)
     assert_int_equal(hz_compare(&c, la, lb, 1, &o, NULL), 0);
     assert_true(c.unlike);
     hz_comparison_free(&c);
-    hz_run_free(&a);
-    hz_run_free(&b);
+    run_folder_free(&a);
+    run_folder_free(&b);
 }
 
 static void limits(void **state)
@@ -319,8 +319,8 @@ static void coverage(void **state)
         double truth = 0.7 * exp(cases[k].conv_sd * cases[k].conv_sd / 2); /* a lognormal's mean */
         rng_state = 99;
         for (int trial = 0; trial < TRIALS; trial++) {
-            struct hz_run a[5], b[5];
-            const struct hz_run *la[5], *lb[5];
+            struct run_folder a[5], b[5];
+            const struct run_folder *la[5], *lb[5];
             struct hz_compare_opts o = hz_compare_defaults();
             struct hz_comparison c;
             o.draws = 400;
@@ -346,8 +346,8 @@ static void coverage(void **state)
 static void allocation_failures(void **state)
 {
     (void)state;
-    struct hz_run a[2], b[2];
-    const struct hz_run *la[2], *lb[2];
+    struct run_folder a[2], b[2];
+    const struct run_folder *la[2], *lb[2];
     struct hz_compare_opts o = hz_compare_defaults();
     int failed = 0;
     rng_state = 5;

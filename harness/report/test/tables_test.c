@@ -3,7 +3,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
-#include "harness/run/metric.h"
+#include "harness/run/summary.h"
 #include "harness/report/tables.h"
 
 #include <math.h>

@@ -126,7 +126,7 @@ int fake_run(int argc, char **argv)
     make_trace(&f, &t);
     hz_summarize(&t, WL_MULTI_TURN, HZ_SEED, &seed);
     hz_summarize(&t, WL_MULTI_TURN, HZ_STRICT, &strict);
-    struct hz_run_info info = {.workload = "fake",
+    struct run_info info = {.workload = "fake",
                                .workload_sha256 = "feed",
                                .workload_text = "built-in text",
                                .workload_kind = WL_MULTI_TURN,
@@ -144,7 +144,7 @@ int fake_run(int argc, char **argv)
                                .binary_sha256 = "b1",
                                .started = started,
                                .options = options};
-    int rc = hz_run_write(f.dir, &info, &t, &seed, &strict, &err);
+    int rc = run_folder_write(f.dir, &info, &t, &seed, &strict, &err);
     if (rc)
         fprintf(stderr, "kvmark: error: %s\n", err.msg);
     hz_trace_free(&t);

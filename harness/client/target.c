@@ -1,9 +1,9 @@
-/* Single blocking calls: /health, /version, /v1/models, /metrics. Nothing here is timed. */
-#include "harness/client/rest.h"
+#include "harness/client/target.h"
 
 #include "base/clock.h"
 #include "base/json.h"
 
+#include <curl/curl.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -11,13 +11,12 @@
 
 enum { MAX_ANSWER = 64 << 20 };
 
-int rest_url(const struct hz_target *t, const char *path, struct km_buf *out, struct km_err *err)
+int target_url(const struct target *t, const char *path, struct km_buf *out, struct km_err *err)
 {
     const char *u = t->url ? t->url : "";
     size_t n = strlen(u);
     if (strncasecmp(u, "http://", 7) && strncasecmp(u, "https://", 8))
-        return km_fail(err, KM_EINVAL, "\"%.200s\" is not the address of a server; write http://127.0.0.1:8000",
-                       u);
+        return km_fail(err, KM_EINVAL, "\"%.200s\" is not the address of a server; write http://127.0.0.1:8000", u);
     while (n && u[n - 1] == '/')
         n--;
     if (n > 3 && !memcmp(u + n - 3, "/v1", 3))
@@ -27,7 +26,7 @@ int rest_url(const struct hz_target *t, const char *path, struct km_buf *out, st
     return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "no memory for an address");
 }
 
-/* One extra header as libcurl wants it. */
+/* One extra header in libcurl's form. */
 static int extra_header(const char *given, struct km_buf *out, struct km_err *err)
 {
     size_t name = strcspn(given, ":=");
@@ -36,14 +35,14 @@ static int extra_header(const char *given, struct km_buf *out, struct km_err *er
     const char *value = given + name + 1;
     value += strspn(value, " ");
     km_buf_put(out, given, name);
-    km_buf_puts(out, *value ? ": " : ";"); /* libcurl takes "Name:" as "do not send"; a semicolon sends it empty */
+    km_buf_puts(out, *value ? ": " : ";"); /* for libcurl, "Name:" removes a header and "Name;" sends an empty one */
     km_buf_puts(out, value);
     return 0;
 }
 
-int rest_headers(const struct hz_target *t, struct curl_slist **out, struct km_err *err)
+int target_headers(const struct target *t, struct curl_slist **out, struct km_err *err)
 {
-    /* An empty Expect keeps libcurl from waiting for a 100 before a large body. */
+    /* With an empty Expect, libcurl does not wait for "100 Continue" before it sends a large body. */
     static const char *const fixed[] = {"Content-Type: application/json", "Expect:"};
     struct km_buf b = {0};
     int rc = 0;
@@ -81,16 +80,16 @@ static size_t collect(char *p, size_t size, size_t n, void *arg)
     return km_buf_ok(b) ? size * n : 0;
 }
 
-static int call(const struct hz_target *t, const char *path, const char *body, double timeout_s,
-                struct km_buf *out, struct km_err *err)
+static int call(const struct target *t, const char *path, const char *body, double timeout_s, struct km_buf *out,
+                struct km_err *err)
 {
     struct km_buf url = {0}, mine = {0};
     struct curl_slist *headers = NULL;
     char why[CURL_ERROR_SIZE] = "";
     long status = 0;
-    int rc = rest_url(t, path, &url, err);
+    int rc = target_url(t, path, &url, err);
     if (!rc)
-        rc = rest_headers(t, &headers, err);
+        rc = target_headers(t, &headers, err);
     CURL *e = rc ? NULL : curl_easy_init();
     if (!rc && !e)
         rc = km_fail(err, KM_ENOMEM, "no memory for a request");
@@ -120,33 +119,32 @@ static int call(const struct hz_target *t, const char *path, const char *body, d
     return rc ? rc : (int)status;
 }
 
-int hz_get(const struct hz_target *target, const char *path, double timeout_s, struct km_buf *out,
-           struct km_err *err)
+int target_get(const struct target *target, const char *path, double timeout_s, struct km_buf *out, struct km_err *err)
 {
     return call(target, path, NULL, timeout_s, out, err);
 }
 
-int hz_post(const struct hz_target *target, const char *path, const char *body, double timeout_s,
-            struct km_buf *out, struct km_err *err)
+int target_post(const struct target *target, const char *path, const char *body, double timeout_s, struct km_buf *out,
+                struct km_err *err)
 {
     return call(target, path, body ? body : "", timeout_s, out, err);
 }
 
-int hz_wait_ready(const struct hz_target *target, double timeout_s, struct km_err *err)
+int target_wait_ready(const struct target *target, double timeout_s, struct km_err *err)
 {
     int64_t until = km_now_ns() + (int64_t)(timeout_s * 1e9);
     for (;;) {
         struct km_err last = {0};
-        int status = hz_get(target, "/health", 5, NULL, &last);
+        int status = target_get(target, "/health", 5, NULL, &last);
         if (status == 404 || status == 405)
-            status = hz_get(target, "/v1/models", 5, NULL, &last);
+            status = target_get(target, "/v1/models", 5, NULL, &last);
         if (status == 200)
             return 0;
         if (status < 0 && status != KM_ENET)
             return km_fail(err, status, "%s", last.msg);
         if (km_now_ns() >= until) {
             if (status > 0)
-                snprintf(last.msg, sizeof last.msg, "it answers HTTP %d", status);
+                snprintf(last.msg, sizeof last.msg, "it answers with HTTP %d", status);
             return km_fail(err, KM_ENET, "no server is ready at %.150s after %g s: %.250s", target->url, timeout_s,
                            last.msg);
         }
@@ -154,12 +152,12 @@ int hz_wait_ready(const struct hz_target *target, double timeout_s, struct km_er
     }
 }
 
-int rest_model(const struct hz_target *t, char *out, size_t size, struct km_err *err)
+int target_model(const struct target *t, char *out, size_t size, struct km_err *err)
 {
     struct km_buf body = {0}, names = {0};
     cJSON *v = NULL;
     bool found = false;
-    int status = hz_get(t, "/v1/models", 10, &body, err), rc = status < 0 ? status : 0;
+    int status = target_get(t, "/v1/models", 10, &body, err), rc = status < 0 ? status : 0;
     const cJSON *m, *data = NULL;
     if (status == 401 || status == 403)
         rc = km_fail(err, KM_ENET, "%s refuses the key (HTTP %d); give --api-key", t->url, status);
@@ -188,13 +186,13 @@ int rest_model(const struct hz_target *t, char *out, size_t size, struct km_err 
     return rc;
 }
 
-int hz_model_root(const struct hz_target *target, struct km_buf *out, struct km_err *err)
+int target_model_root(const struct target *target, struct km_buf *out, struct km_err *err)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
     const cJSON *m;
     const char *root = NULL;
-    int status = hz_get(target, "/v1/models", 10, &body, err);
+    int status = target_get(target, "/v1/models", 10, &body, err);
     if (status == 200 && km_buf_ok(&body))
         km_json_parse(body.data, body.len, &v, NULL);
     cJSON_ArrayForEach(m, cJSON_GetObjectItemCaseSensitive(v, "data"))
@@ -211,16 +209,16 @@ int hz_model_root(const struct hz_target *target, struct km_buf *out, struct km_
     if (status < 0)
         return status;
     if (!said)
-        return km_fail(err, KM_ENOENT, "%s does not say where its model is", target->url);
+        return km_fail(err, KM_ENOENT, "GET %s/v1/models names no root of the model", target->url);
     return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "no memory for the path of a model");
 }
 
-void rest_version(const struct hz_target *t, char *out, size_t size)
+void target_version(const struct target *t, char *out, size_t size)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
     out[0] = 0;
-    if (hz_get(t, "/version", 10, &body, NULL) == 200 &&
+    if (target_get(t, "/version", 10, &body, NULL) == 200 &&
         km_json_parse(km_buf_str(&body), body.len, &v, NULL) == 0) {
         const char *s = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(v, "version"));
         snprintf(out, size, "%s", s ? s : "");
