@@ -66,27 +66,27 @@ struct screen {
     char last[300]; /* what the run said last */
 };
 
-static void on_news(void *arg, const struct hz_suite_news *n)
+static void on_news(void *arg, const struct suite_event *n)
 {
     struct screen *s = arg;
     char spent[24], left[24];
     bool progress = n->line && strstr(n->line, " requests, ");
     clock_text(n->cell_s, spent, sizeof spent);
     clock_text(n->left_s, left, sizeof left);
-    if (n->what == HZ_CELL_STARTS)
+    if (n->what == SUITE_CELL_STARTS)
         s->last[0] = 0;
-    if (n->what == HZ_CELL_SAYS && progress)
+    if (n->what == SUITE_CELL_SAYS && progress)
         snprintf(s->last, sizeof s->last, "%s", n->line);
     const char *wipe = s->tty ? "\r\033[K" : "";
-    if (n->what == HZ_CELL_SAYS && (!progress || !s->tty))
+    if (n->what == SUITE_CELL_SAYS && (!progress || !s->tty))
         fprintf(stderr, "%s[%d/%d] %s: %s\n", wipe, n->at, n->of, n->cell, n->line);
-    else if (n->what == HZ_CELL_DONE)
+    else if (n->what == SUITE_CELL_DONE)
         fprintf(stderr, "%s[%d/%d] %s done in %s, about %s left\n", wipe, n->at, n->of, n->cell, spent, left);
-    else if (n->what == HZ_CELL_FAILED)
+    else if (n->what == SUITE_CELL_FAILED)
         fprintf(stderr, "%s[%d/%d] %s FAILED: %s\n", wipe, n->at, n->of, n->cell, n->line);
-    else if (n->what == HZ_CELL_STARTS && !s->tty)
+    else if (n->what == SUITE_CELL_STARTS && !s->tty)
         fprintf(stderr, "[%d/%d] %s starts\n", n->at, n->of, n->cell);
-    if (s->tty && (n->what == HZ_CELL_STARTS || n->what == HZ_CELL_RUNS || n->what == HZ_CELL_SAYS)) {
+    if (s->tty && (n->what == SUITE_CELL_STARTS || n->what == SUITE_CELL_RUNS || n->what == SUITE_CELL_SAYS)) {
         char line[512];
         struct winsize w = {0};
         bool known = ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20;
@@ -108,11 +108,11 @@ static void put_word(struct km_buf *b, const char *s)
     km_buf_puts(b, plain ? "" : "'");
 }
 
-static int print_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struct km_err *err)
+static int print_plan(const struct suite *s, const struct suite_opts *o, struct km_err *err)
 {
-    struct hz_plan p;
+    struct suite_plan p;
     struct km_buf b = {0};
-    int rc = hz_suite_plan(s, o, &p, err);
+    int rc = suite_plan_make(s, o, &p, err);
     if (rc)
         return rc;
     for (int i = 0; i < p.n; i++) {
@@ -124,15 +124,15 @@ static int print_plan(const struct hz_suite *s, const struct hz_suite_opts *o, s
     }
     fputs(km_buf_str(&b), stdout);
     km_buf_free(&b);
-    hz_plan_free(&p);
+    suite_plan_free(&p);
     return 0;
 }
 
 /* The tables, and where the report is. */
 static int print_result(const char *dir, struct km_err *err)
 {
-    struct hz_report_result res;
-    int rc = hz_report_write(dir, &res, err);
+    struct report_result res;
+    int rc = report_write(dir, &res, err);
     if (rc)
         return rc;
     char *path = km_path(dir, "tables.md");
@@ -163,10 +163,10 @@ static int add_set(struct km_strs *set, struct km_buf *b, const char *flag, cons
 
 static int work(const char *file, struct bench_opts *o, const char *command, struct km_err *err)
 {
-    struct hz_suite *s = NULL;
-    struct hz_suite_result res;
+    struct suite *s = NULL;
+    struct suite_result res;
     struct screen screen = {.tty = isatty(2) == 1};
-    struct hz_suite_opts so = {.dir = o->out,
+    struct suite_opts so = {.dir = o->out,
                                .exe = o->program,
                                .set = o->set,
                                .pairs = (int)o->pairs,
@@ -174,11 +174,11 @@ static int work(const char *file, struct bench_opts *o, const char *command, str
                                .command = command,
                                .news = o->quiet ? NULL : on_news,
                                .arg = &screen};
-    int rc = hz_suite_read(&s, file, err), status = CMD_USAGE;
+    int rc = suite_read(&s, file, err), status = CMD_USAGE;
     if (!rc && o->plan) {
         rc = print_plan(s, &so, err);
         status = rc ? CMD_USAGE : CMD_OK;
-    } else if (!rc && !(rc = hz_suite_run(s, &so, &res, err))) {
+    } else if (!rc && !(rc = suite_run(s, &so, &res, err))) {
         status = CMD_FAILED;
         if (res.failed)
             km_log(KM_LOG_ERROR,
@@ -195,7 +195,7 @@ static int work(const char *file, struct bench_opts *o, const char *command, str
     } else if (rc == KM_EIO || rc == KM_ENOMEM) {
         status = CMD_FAILED;
     }
-    hz_suite_free(s);
+    suite_free(s);
     if (rc)
         km_log(KM_LOG_ERROR, "%s", err->msg);
     return status;

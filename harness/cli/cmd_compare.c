@@ -44,10 +44,10 @@ static int flags(struct km_flag *out, int max)
     return n;
 }
 
-static int print_json(const struct hz_comparison *c, const struct km_strs *pos, const char *profile,
+static int print_json(const struct compare_result *c, const struct km_strs *pos, const char *profile,
                       struct km_err *err)
 {
-    cJSON *v = hz_comparison_json(c);
+    cJSON *v = compare_result_json(c);
     cJSON_AddStringToObject(v, "a", pos->v[0]);
     cJSON_AddStringToObject(v, "b", pos->v[1]);
     cJSON_AddStringToObject(v, "profile", profile);
@@ -60,17 +60,17 @@ static int print_json(const struct hz_comparison *c, const struct km_strs *pos, 
     return 0;
 }
 
-static int print_grid(const struct hz_comparison *c, bool md, const char *profile, struct km_err *err)
+static int print_grid(const struct compare_result *c, bool md, const char *profile, struct km_err *err)
 {
-    struct hz_grid g;
+    struct table_grid g;
     struct km_buf b = {0};
-    int rc = hz_comparison_grid(&g, c, "A", "B", err);
+    int rc = compare_result_grid(&g, c, "A", "B", err);
     if (rc)
         return rc;
     if (md)
-        hz_grid_md(&g, &b);
+        table_grid_md(&g, &b);
     else
-        hz_grid_csv(&g, &b);
+        table_grid_csv(&g, &b);
     if (md) {
         km_buf_printf(&b, "\nProfile %s. Ratios are B over A on the requests that both answered", profile);
         if (c->only_a || c->only_b)
@@ -81,20 +81,20 @@ static int print_grid(const struct hz_comparison *c, bool md, const char *profil
         if (c->unlike)
             km_buf_puts(&b, "The workloads DIFFER: the sides did not send the same requests.\n");
     }
-    hz_grid_free(&g);
+    table_grid_free(&g);
     fputs(km_buf_str(&b), stdout);
     km_buf_free(&b);
     return 0;
 }
 
 /* The limits, a line on stderr for each that is missed. */
-static int check_limits(const struct hz_limit *limits, const struct km_strs *texts,
-                        const struct hz_comparison *c)
+static int check_limits(const struct compare_limit *limits, const struct km_strs *texts,
+                        const struct compare_result *c)
 {
     int status = CMD_OK;
     for (int i = 0; i < texts->n; i++) {
         double change;
-        if (!hz_limit_missed(&limits[i], c, &change))
+        if (!compare_limit_missed(&limits[i], c, &change))
             continue;
         if (isnan(change))
             km_log(KM_LOG_ERROR, "limit %s missed: the figure was not measured, or too few requests support it",
@@ -106,35 +106,35 @@ static int check_limits(const struct hz_limit *limits, const struct km_strs *tex
     return status;
 }
 
-static int work(const struct compare_cmd *o, const struct km_strs *pos, const struct hz_limit *limits,
+static int work(const struct compare_cmd *o, const struct km_strs *pos, const struct compare_limit *limits,
                 struct km_err *err, int *status)
 {
-    struct hz_side a, b = {0};
-    struct hz_comparison c = {0};
-    struct hz_compare_opts co = hz_compare_defaults();
+    struct compare_side a, b = {0};
+    struct compare_result c = {0};
+    struct compare_opts co = compare_defaults();
     co.profile = strcmp(o->profile, "seed") ? HZ_STRICT : HZ_SEED;
     co.median = !strcmp(o->average, "median");
     co.force = o->force;
     co.draws = (int)o->draws;
     co.seed = (uint64_t)o->seed;
-    int rc = hz_side_read(&a, pos->v[0], err);
+    int rc = compare_side_read(&a, pos->v[0], err);
     if (!rc)
-        rc = hz_side_read(&b, pos->v[1], err);
+        rc = compare_side_read(&b, pos->v[1], err);
     if (!rc && a.n != b.n && !o->force)
         rc = km_fail(
             err, KM_EINVAL,
             "%s has %d runs and %s has %d; pairs need as many on both sides, or --force to use the first %d",
             pos->v[0], a.n, pos->v[1], b.n, a.n < b.n ? a.n : b.n);
     if (!rc)
-        rc = hz_compare(&c, a.list, b.list, a.n < b.n ? a.n : b.n, &co, err);
+        rc = compare_runs(&c, a.list, b.list, a.n < b.n ? a.n : b.n, &co, err);
     if (!rc)
         rc = !strcmp(o->format, "json") ? print_json(&c, pos, o->profile, err)
                                         : print_grid(&c, !strcmp(o->format, "md"), o->profile, err);
     if (!rc)
         *status = check_limits(limits, &o->limits, &c);
-    hz_comparison_free(&c);
-    hz_side_free(&a);
-    hz_side_free(&b);
+    compare_result_free(&c);
+    compare_side_free(&a);
+    compare_side_free(&b);
     return rc;
 }
 
@@ -144,7 +144,7 @@ static int run(int argc, char **argv)
     struct km_flag table[MAX_FLAGS];
     struct km_strs pos = {0};
     struct km_err err = {0};
-    struct hz_limit *limits = NULL;
+    struct compare_limit *limits = NULL;
     bool help;
     int n = compare_flags(&o, table, MAX_FLAGS), status = CMD_USAGE;
     int rc = km_args_parse(table, n, argc, argv, &pos, &help, &err);
@@ -154,7 +154,7 @@ static int run(int argc, char **argv)
     if (!rc && !(limits = km_calloc((size_t)o.limits.n + 1, sizeof *limits)))
         rc = km_fail(&err, KM_ENOMEM, "out of memory");
     for (int i = 0; i < o.limits.n && !rc; i++)
-        rc = hz_limit_parse(o.limits.v[i], &limits[i], &err);
+        rc = compare_limit_parse(o.limits.v[i], &limits[i], &err);
     if (!rc)
         rc = work(&o, &pos, limits, &err, &status);
     if (rc) {

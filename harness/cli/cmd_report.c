@@ -17,12 +17,12 @@ static int run(int argc, char **argv)
 {
     struct km_strs pos = {0};
     struct km_err err = {0};
-    struct hz_report_result res;
+    struct report_result res;
     bool help;
     int rc = km_args_parse(NULL, 0, argc, argv, &pos, &help, &err), status = CMD_USAGE;
     if (!rc && pos.n != 1)
         rc = km_fail(&err, KM_EINVAL, "report takes one folder, of a bench or of a run, not %d", pos.n);
-    if (!rc && !(rc = hz_report_write(pos.v[0], &res, &err))) {
+    if (!rc && !(rc = report_write(pos.v[0], &res, &err))) {
         printf("%s%s%s/tables.md\n%s/report.html\n", res.headline, *res.headline ? "\n" : "", pos.v[0],
                pos.v[0]);
         if (res.missing)

@@ -1,8 +1,8 @@
 /* Files that are compiled in, so that the program needs no folder beside it: plots/NAME.gp, report.css, report.js. */
-#ifndef HZ_ASSET_H
-#define HZ_ASSET_H
+#ifndef ASSET_H
+#define ASSET_H
 
 /* The text of the file of that base name ("ttft-cdf.gp"); NULL when there is none. */
-const char *hz_asset(const char *name);
+const char *asset_text(const char *name);
 
 #endif

@@ -11,16 +11,16 @@
 
 enum { MAX_PAIRS = 1000 };
 
-const char *hz_verdict_word(enum hz_verdict v)
+const char *compare_verdict_word(enum compare_verdict v)
 {
     static const char *const words[] = {"not judged", "better", "worse", "no detectable difference",
                                         "too noisy"};
     return words[v];
 }
 
-struct hz_compare_opts hz_compare_defaults(void)
+struct compare_opts compare_defaults(void)
 {
-    return (struct hz_compare_opts){.profile = HZ_SEED, .draws = 10000, .seed = 1, .noise = 0.05};
+    return (struct compare_opts){.profile = HZ_SEED, .draws = 10000, .seed = 1, .noise = 0.05};
 }
 
 /* splitmix64: enough for resampling, and one word of state. */
@@ -250,7 +250,7 @@ static double stretch(int n)
 }
 
 /* Centre, interval and p from the draws (log scale); draws are sorted in place. */
-static void conclude(struct hz_delta *d, double centre, double *draws, int n)
+static void conclude(struct compare_delta *d, double centre, double *draws, int n)
 {
     int low = 0, high = 0;
     d->ratio = exp(centre);
@@ -265,8 +265,8 @@ static void conclude(struct hz_delta *d, double centre, double *draws, int n)
 }
 
 /* One figure a run: the pairs' own ratios are all there is. */
-static void resample_runs(struct hz_delta *d, const double *log_ratios, int pairs,
-                          const struct hz_compare_opts *o, double *draws)
+static void resample_runs(struct compare_delta *d, const double *log_ratios, int pairs,
+                          const struct compare_opts *o, double *draws)
 {
     double mean = 0, wide = stretch(pairs);
     uint64_t rng = o->seed;
@@ -288,7 +288,7 @@ static void resample_runs(struct hz_delta *d, const double *log_ratios, int pair
 }
 
 /* A statistic over requests: pairs, then conversations. work: ints [clusters], doubles [3 * pairs]. */
-static void resample_requests(struct hz_delta *d, const struct sample *s, const struct hz_compare_opts *o,
+static void resample_requests(struct compare_delta *d, const struct sample *s, const struct compare_opts *o,
                               double *draws, int *w, double *work)
 {
     double *observed = work, *drawn = work + s->n_pairs, mean = 0, q = d->metric->q;
@@ -336,34 +336,34 @@ static void resample_requests(struct hz_delta *d, const struct sample *s, const 
         conclude(d, mean, draws, n);
 }
 
-static bool judgeable(const struct hz_delta *d)
+static bool judgeable(const struct compare_delta *d)
 {
     return d->metric->min_n > 0 && isfinite(d->p);
 }
 
 /* Holm: the smallest p against 0.05 over all, the next against 0.05 over the rest; the first miss ends it. */
-void hz_judge(struct hz_delta *const *d, int n, double noise)
+void compare_judge(struct compare_delta *const *d, int n, double noise)
 {
     int left = 0;
     bool open = true;
     for (int i = 0; i < n; i++) {
-        d[i]->verdict = HZ_NOT_JUDGED;
+        d[i]->verdict = COMPARE_NOT_JUDGED;
         left += judgeable(d[i]);
     }
     for (; left > 0; left--) {
-        struct hz_delta *x = NULL;
+        struct compare_delta *x = NULL;
         for (int i = 0; i < n; i++)
-            if (judgeable(d[i]) && d[i]->verdict == HZ_NOT_JUDGED && (!x || d[i]->p < x->p))
+            if (judgeable(d[i]) && d[i]->verdict == COMPARE_NOT_JUDGED && (!x || d[i]->p < x->p))
                 x = d[i];
         double half = sqrt(x->hi / x->lo) - 1;
         open = open && x->p <= 0.05 / left;
         x->why[0] = 0;
         if (open && (x->lo > 1 || x->hi < 1)) {
-            x->verdict = (x->ratio < 1) == x->metric->lower_better ? HZ_BETTER : HZ_WORSE;
+            x->verdict = (x->ratio < 1) == x->metric->lower_better ? COMPARE_BETTER : COMPARE_WORSE;
             if (x->pairs == 1) /* the interval knows nothing of what changes from run to run */
                 snprintf(x->why, sizeof x->why, "on one pair");
         } else {
-            x->verdict = half > noise ? HZ_TOO_NOISY : HZ_NO_DIFFERENCE;
+            x->verdict = half > noise ? COMPARE_TOO_NOISY : COMPARE_NO_DIFFERENCE;
             snprintf(x->why, sizeof x->why, "detectable from %.1f%%", 100 * half);
         }
     }
@@ -371,7 +371,7 @@ void hz_judge(struct hz_delta *const *d, int n, double noise)
 
 /* Mean or median over the runs of a side, and their spread. */
 static double side_value(const struct hz_metric *m, const struct hz_run *const *runs, int n,
-                         const struct hz_compare_opts *o, double *v, double *lo, double *hi)
+                         const struct compare_opts *o, double *v, double *lo, double *hi)
 {
     double sum = 0;
     for (int i = 0; i < n; i++) {
@@ -419,10 +419,10 @@ static int poorest(const struct sample *s)
     return least;
 }
 
-int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const struct hz_run *const *b,
-               int pairs, const struct hz_compare_opts *o, struct km_err *err)
+int compare_runs(struct compare_result *out, const struct hz_run *const *a, const struct hz_run *const *b,
+               int pairs, const struct compare_opts *o, struct km_err *err)
 {
-    *out = (struct hz_comparison){.pairs = pairs};
+    *out = (struct compare_result){.pairs = pairs};
     if (pairs < 1 || pairs > MAX_PAIRS || o->draws < 100 || o->draws > 10000000)
         return km_fail(
             err, KM_EINVAL,
@@ -442,7 +442,7 @@ int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const s
     double *draws = km_calloc((size_t)o->draws, sizeof *draws),
            *work = km_calloc((size_t)pairs * 4 + 1, sizeof *work);
     out->deltas = km_calloc((size_t)most + 1, sizeof *out->deltas);
-    struct hz_delta **family = km_calloc((size_t)most + 1, sizeof *family);
+    struct compare_delta **family = km_calloc((size_t)most + 1, sizeof *family);
     if (!rc && (!w || !draws || !work || !out->deltas || !family))
         rc = km_fail(err, KM_ENOMEM, "out of memory comparing %d pairs", pairs);
     for (int i = 0; !rc && i < most; i++) {
@@ -451,8 +451,8 @@ int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const s
         bool per_request = m->sample != HZ_PER_RUN;
         if (!o->metrics && poorest(&samples[per_request ? m->sample : HZ_TTFT]) < m->min_n)
             continue;
-        struct hz_delta *d = &out->deltas[out->n];
-        *d = (struct hz_delta){.metric = m, .ratio = NAN, .lo = NAN, .hi = NAN, .p = NAN};
+        struct compare_delta *d = &out->deltas[out->n];
+        *d = (struct compare_delta){.metric = m, .ratio = NAN, .lo = NAN, .hi = NAN, .p = NAN};
         d->a = side_value(m, a, pairs, o, work, &d->a_min, &d->a_max);
         d->b = side_value(m, b, pairs, o, work, &d->b_min, &d->b_max);
         family[out->n++] = d;
@@ -483,9 +483,9 @@ int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const s
         }
     }
     if (!rc)
-        hz_judge(family, out->n, o->noise);
+        compare_judge(family, out->n, o->noise);
     else
-        hz_comparison_free(out);
+        compare_result_free(out);
     for (int k = HZ_TTFT; k <= HZ_E2E; k++)
         sample_free(&samples[k]);
     km_free(w);
@@ -495,8 +495,8 @@ int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const s
     return rc;
 }
 
-void hz_comparison_free(struct hz_comparison *c)
+void compare_result_free(struct compare_result *c)
 {
     km_free(c->deltas);
-    *c = (struct hz_comparison){0};
+    *c = (struct compare_result){0};
 }

@@ -10,58 +10,58 @@
 #include <stdlib.h>
 #include <string.h>
 
-void hz_put_interval(struct km_buf *out, double lo, double hi)
+void compare_put_interval(struct km_buf *out, double lo, double hi)
 {
     if (isfinite(lo) && isfinite(hi)) {
-        hz_put_number(out, lo, 3);
+        table_put_number(out, lo, 3);
         km_buf_puts(out, " to ");
-        hz_put_number(out, hi, 3);
+        table_put_number(out, hi, 3);
     } else {
         km_buf_puts(out, "n/a");
     }
 }
 
-int hz_comparison_grid(struct hz_grid *g, const struct hz_comparison *c, const char *a, const char *b,
+int compare_result_grid(struct table_grid *g, const struct compare_result *c, const char *a, const char *b,
                        struct km_err *err)
 {
     const char *const head[] = {"Metric",       a,       b,          "Change", "Ratio",
                                 "95% interval", "Pairs", "Requests", "Verdict"};
     enum { COLS = sizeof head / sizeof *head };
-    int rc = hz_grid_new(g, 1 + c->n, COLS, err);
+    int rc = table_grid_new(g, 1 + c->n, COLS, err);
     if (rc)
         return rc;
     for (int i = 0; i < COLS; i++)
-        hz_grid_set(g, 0, i, "%s", head[i]);
+        table_grid_set(g, 0, i, "%s", head[i]);
     struct km_buf t = {0};
     for (int i = 0; i < c->n; i++) {
-        const struct hz_delta *d = &c->deltas[i];
+        const struct compare_delta *d = &c->deltas[i];
         bool judged = d->metric->min_n > 0;
-        hz_grid_set(g, i + 1, 0, "%s", d->metric->title);
+        table_grid_set(g, i + 1, 0, "%s", d->metric->title);
         for (int k = 0; k < 5; k++) {
             km_buf_clear(&t);
             if (k < 2)
-                hz_put_number(&t, k ? d->b : d->a, d->metric->decimals);
+                table_put_number(&t, k ? d->b : d->a, d->metric->decimals);
             else if (k == 2)
-                hz_put_change(&t, d->a, d->b);
+                table_put_change(&t, d->a, d->b);
             else if (k == 3)
-                hz_put_number(&t, d->ratio, 3);
+                table_put_number(&t, d->ratio, 3);
             else
-                hz_put_interval(&t, d->lo, d->hi);
-            hz_grid_set(g, i + 1, k + 1, "%s", !judged && k > 2 ? "" : km_buf_str(&t));
+                compare_put_interval(&t, d->lo, d->hi);
+            table_grid_set(g, i + 1, k + 1, "%s", !judged && k > 2 ? "" : km_buf_str(&t));
         }
         if (judged && d->pairs)
-            hz_grid_set(g, i + 1, 6, "%d", d->pairs);
+            table_grid_set(g, i + 1, 6, "%d", d->pairs);
         if (judged && d->requests)
-            hz_grid_set(g, i + 1, 7, "%d", d->requests);
+            table_grid_set(g, i + 1, 7, "%d", d->requests);
         if (judged)
-            hz_grid_set(g, i + 1, 8, "%s%s%s%s", hz_verdict_word(d->verdict), *d->why ? " (" : "", d->why,
+            table_grid_set(g, i + 1, 8, "%s%s%s%s", compare_verdict_word(d->verdict), *d->why ? " (" : "", d->why,
                         *d->why ? ")" : "");
     }
     if (t.oom)
         g->oom = true;
     km_buf_free(&t);
-    if ((rc = hz_grid_ok(g, err)))
-        hz_grid_free(g);
+    if ((rc = table_grid_ok(g, err)))
+        table_grid_free(g);
     return rc;
 }
 
@@ -73,7 +73,7 @@ static void add_num(cJSON *o, const char *key, double v)
         cJSON_AddNullToObject(o, key);
 }
 
-cJSON *hz_comparison_json(const struct hz_comparison *c)
+cJSON *compare_result_json(const struct compare_result *c)
 {
     cJSON *v = cJSON_CreateObject(), *list;
     cJSON_AddStringToObject(v, "schema", "kvmark.compare.1");
@@ -83,7 +83,7 @@ cJSON *hz_comparison_json(const struct hz_comparison *c)
     cJSON_AddNumberToObject(v, "requests_only_b", c->only_b);
     list = cJSON_AddArrayToObject(v, "metrics");
     for (int i = 0; i < c->n; i++) {
-        const struct hz_delta *d = &c->deltas[i];
+        const struct compare_delta *d = &c->deltas[i];
         cJSON *o = cJSON_CreateObject();
         cJSON_AddStringToObject(o, "metric", d->metric->key);
         cJSON_AddStringToObject(o, "better",
@@ -104,7 +104,7 @@ cJSON *hz_comparison_json(const struct hz_comparison *c)
         cJSON_AddNumberToObject(o, "pairs", d->pairs);
         cJSON_AddNumberToObject(o, "requests", d->requests);
         cJSON_AddNumberToObject(o, "conversations", d->conversations);
-        cJSON_AddStringToObject(o, "verdict", hz_verdict_word(d->verdict));
+        cJSON_AddStringToObject(o, "verdict", compare_verdict_word(d->verdict));
         if (*d->why)
             cJSON_AddStringToObject(o, "reason", d->why);
         cJSON_AddItemToArray(list, o);
@@ -112,7 +112,7 @@ cJSON *hz_comparison_json(const struct hz_comparison *c)
     return v;
 }
 
-int hz_limit_parse(const char *text, struct hz_limit *out, struct km_err *err)
+int compare_limit_parse(const char *text, struct compare_limit *out, struct km_err *err)
 {
     size_t n = strcspn(text, "<>");
     char *key = km_strndup(text, n), *end = NULL;
@@ -131,7 +131,7 @@ int hz_limit_parse(const char *text, struct hz_limit *out, struct km_err *err)
     return rc;
 }
 
-bool hz_limit_missed(const struct hz_limit *l, const struct hz_comparison *c, double *change)
+bool compare_limit_missed(const struct compare_limit *l, const struct compare_result *c, double *change)
 {
     *change = NAN;
     for (int i = 0; i < c->n; i++)
@@ -215,10 +215,10 @@ static int find_runs(const char *path, struct names *l, struct km_err *err)
     return rc;
 }
 
-int hz_side_read(struct hz_side *out, const char *path, struct km_err *err)
+int compare_side_read(struct compare_side *out, const char *path, struct km_err *err)
 {
     struct names l = {0};
-    *out = (struct hz_side){0};
+    *out = (struct compare_side){0};
     int rc = find_runs(path, &l, err);
     if (!rc) {
         out->runs = km_calloc((size_t)l.n, sizeof *out->runs);
@@ -233,15 +233,15 @@ int hz_side_read(struct hz_side *out, const char *path, struct km_err *err)
     }
     names_free(&l);
     if (rc)
-        hz_side_free(out);
+        compare_side_free(out);
     return rc;
 }
 
-void hz_side_free(struct hz_side *s)
+void compare_side_free(struct compare_side *s)
 {
     for (int i = 0; i < s->n; i++)
         hz_run_free(&s->runs[i]);
     km_free(s->runs);
     km_free(s->list);
-    *s = (struct hz_side){0};
+    *s = (struct compare_side){0};
 }

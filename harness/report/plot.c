@@ -24,11 +24,11 @@ static void put_quoted(struct km_buf *out, const char *s)
     km_buf_putc(out, '\'');
 }
 
-static int write_script(const struct hz_plot *p, const char *path, struct km_err *err)
+static int write_script(const struct plot *p, const char *path, struct km_err *err)
 {
     struct km_buf b = {0};
     km_buf_printf(&b, "%s.gp", p->script);
-    const char *common = hz_asset("common.gp"), *own = hz_asset(km_buf_str(&b));
+    const char *common = asset_text("common.gp"), *own = asset_text(km_buf_str(&b));
     km_buf_clear(&b);
     if (!common || !own) {
         km_buf_free(&b);
@@ -56,7 +56,7 @@ static int write_script(const struct hz_plot *p, const char *path, struct km_err
     return rc;
 }
 
-static int write_data(const struct hz_plot *p, const char *path, struct km_err *err)
+static int write_data(const struct plot *p, const char *path, struct km_err *err)
 {
     struct km_buf b = {0};
     for (int i = 0; i < p->n; i++) {
@@ -96,12 +96,12 @@ static int gnuplot(const char *dir, const char *arg)
     return pid > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : 126;
 }
 
-bool hz_gnuplot_there(void)
+bool plot_gnuplot_found(void)
 {
     return gnuplot(NULL, "--version") == 0;
 }
 
-int hz_plot_write(const struct hz_plot *p, const char *dir, struct km_err *err)
+int plot_write(const struct plot *p, const char *dir, struct km_err *err)
 {
     struct km_buf script = {0}, data = {0}, svg = {0}, name = {0};
     km_buf_printf(&script, "%s/%s.gp", dir, p->name);
@@ -132,9 +132,9 @@ int hz_plot_write(const struct hz_plot *p, const char *dir, struct km_err *err)
     return rc;
 }
 
-void hz_plot_free(struct hz_plot *p)
+void plot_free(struct plot *p)
 {
-    for (int i = 0; i < HZ_MAX_SERIES; i++)
+    for (int i = 0; i < PLOT_MAX_SERIES; i++)
         km_buf_free(&p->series[i].data);
     p->n = 0;
 }
@@ -193,7 +193,7 @@ static void put_svg(struct km_buf *out, const char *s, const char *prefix)
     }
 }
 
-int hz_plot_inline(const char *dir, const char *name, const char *alt, struct km_buf *out, struct km_err *err)
+int plot_inline(const char *dir, const char *name, const char *alt, struct km_buf *out, struct km_err *err)
 {
     struct km_buf path = {0}, svg = {0};
     km_buf_printf(&path, "%s/%s.svg", dir, name);

@@ -10,31 +10,31 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct hz_run *rp_run(const struct rp *r, const struct rp_table *t, int row, int arm, int rep)
+const struct hz_run *report_run_at(const struct report *r, const struct report_table *t, int row, int arm, int rep)
 {
     int i = rep < t->reps ? t->slot[(row * t->t->n_arms + arm) * t->reps + rep] : -1;
     return i >= 0 && r->runs[i].there ? &r->runs[i].run : NULL;
 }
 
-double rp_value(const struct rp *r, const struct hz_run *run, const struct hz_metric *m)
+double report_value(const struct report *r, const struct hz_run *run, const struct hz_metric *m)
 {
     return run ? hz_metric_value(m, r->suite->profile == HZ_SEED ? &run->seed : &run->strict) : NAN;
 }
 
-const char *rp_str(const struct hz_run *run, const char *section, const char *key)
+const char *report_run_text(const struct hz_run *run, const char *section, const char *key)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, section),
                                                       key);
     return cJSON_IsString(v) ? v->valuestring : "";
 }
 
-bool rp_flag(const struct hz_run *run, const char *section, const char *key)
+bool report_run_flag(const struct hz_run *run, const char *section, const char *key)
 {
     return cJSON_IsTrue(
         cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(run->json, section), key));
 }
 
-void rp_put_label(struct km_buf *out, const struct hz_suite_table *t, int row, int arm)
+void report_put_label(struct km_buf *out, const struct suite_table *t, int row, int arm)
 {
     km_buf_puts(out, t->rows[row].label);
     if (t->arms[arm].label)
@@ -47,7 +47,7 @@ static int no_memory(struct km_err *err)
 }
 
 /* The suite that a single run is: no baseline, nothing to compare. */
-static int suite_of_run(struct rp *r, const char *path, struct km_err *err)
+static int suite_of_run(struct report *r, const char *path, struct km_err *err)
 {
     cJSON *run = NULL, *s;
     int rc = km_json_file(path, 64 << 20, &run, err);
@@ -80,7 +80,7 @@ static int suite_of_run(struct rp *r, const char *path, struct km_err *err)
     cJSON_AddStringToObject(cell, "dir", ".");
     km_buf_free(&label);
     cJSON_Delete(run);
-    return hz_suite_take(&r->suite, s, r->dir, err);
+    return suite_from_json(&r->suite, s, r->dir, err);
 }
 
 /* One entry of "cells". */
@@ -89,7 +89,7 @@ struct place {
     const char *dir;
 };
 
-static int find_id(const struct hz_suite_row *rows, int n, const char *id)
+static int find_id(const struct suite_row *rows, int n, const char *id)
 {
     for (int i = 0; i < n; i++)
         if (!strcmp(rows[i].id ? rows[i].id : "", id))
@@ -98,7 +98,7 @@ static int find_id(const struct hz_suite_row *rows, int n, const char *id)
 }
 
 /* Places whose table or row the suite no longer has are left out (*known says); a folder outside is refused. */
-static int read_place(const struct rp *r, const cJSON *cell, struct place *p, bool *known, struct km_err *err)
+static int read_place(const struct report *r, const cJSON *cell, struct place *p, bool *known, struct km_err *err)
 {
     const char *table = NULL, *row = NULL, *arm = "", *dir = NULL;
     int64_t repeat = 0;
@@ -122,25 +122,25 @@ static int read_place(const struct rp *r, const cJSON *cell, struct place *p, bo
             p->table = i;
     if (p->table < 0)
         return 0;
-    const struct hz_suite_table *t = &r->suite->tables[p->table];
+    const struct suite_table *t = &r->suite->tables[p->table];
     p->row = find_id(t->rows, t->n_rows, row);
     p->arm = find_id(t->arms, t->n_arms, arm);
     *known = p->row >= 0 && p->arm >= 0;
     return 0;
 }
 
-static int run_index(struct rp *r, const char *dir)
+static int run_index(struct report *r, const char *dir)
 {
     int i = 0;
     while (i < r->n_runs && strcmp(r->runs[i].dir, dir))
         i++;
     if (i == r->n_runs)
-        r->runs[r->n_runs++] = (struct rp_run){.dir = dir};
+        r->runs[r->n_runs++] = (struct report_run){.dir = dir};
     return i;
 }
 
 /* Why a cell has no run: what the suite noted when it failed. */
-static const char *why_missing(const struct rp *r, const char *dir)
+static const char *why_missing(const struct report *r, const char *dir)
 {
     const cJSON *failed = cJSON_GetObjectItemCaseSensitive(r->suite->json, "failed");
     const char *cell = strncmp(dir, "cells/", 6) ? dir : dir + 6, *name, *message;
@@ -153,7 +153,7 @@ static const char *why_missing(const struct rp *r, const char *dir)
     return "not run";
 }
 
-static void read_run(const struct rp *r, struct rp_run *run)
+static void read_run(const struct report *r, struct report_run *run)
 {
     char *path = !strcmp(run->dir, ".") ? km_strdup(r->dir) : km_path(r->dir, run->dir);
     char *file = path ? km_path(path, "run.json") : NULL;
@@ -168,7 +168,7 @@ static void read_run(const struct rp *r, struct rp_run *run)
     km_free(path);
 }
 
-static int sort_runs(struct rp *r, struct km_err *err)
+static int sort_runs(struct report *r, struct km_err *err)
 {
     const cJSON *cells = cJSON_GetObjectItemCaseSensitive(r->suite->json, "cells");
     int n = cJSON_IsArray(cells) ? cJSON_GetArraySize(cells) : 0, m = 0, rc = 0;
@@ -183,11 +183,11 @@ static int sort_runs(struct rp *r, struct km_err *err)
         m += !rc && known;
     }
     for (int i = 0; i < m && !rc; i++) {
-        struct rp_table *t = &r->tables[places[i].table];
+        struct report_table *t = &r->tables[places[i].table];
         t->reps = places[i].rep + 1 > t->reps ? places[i].rep + 1 : t->reps;
     }
     for (int i = 0; i < r->suite->n_tables && !rc; i++) {
-        struct rp_table *t = &r->tables[i];
+        struct report_table *t = &r->tables[i];
         t->t = &r->suite->tables[i];
         size_t slots = (size_t)t->t->n_rows * (size_t)t->t->n_arms * (size_t)t->reps;
         if (!(t->slot = km_calloc(slots + 1, sizeof *t->slot)))
@@ -197,7 +197,7 @@ static int sort_runs(struct rp *r, struct km_err *err)
     }
     for (int i = 0; i < m && !rc; i++) {
         const struct place *p = &places[i];
-        struct rp_table *t = &r->tables[p->table];
+        struct report_table *t = &r->tables[p->table];
         t->slot[(p->row * t->t->n_arms + p->arm) * t->reps + p->rep] = run_index(r, p->dir);
     }
     km_free(places);
@@ -206,12 +206,12 @@ static int sort_runs(struct rp *r, struct km_err *err)
     return rc;
 }
 
-int rp_load(struct rp *r, const char *dir, struct km_err *err)
+int report_data_load(struct report *r, const char *dir, struct km_err *err)
 {
-    *r = (struct rp){.dir = dir};
+    *r = (struct report){.dir = dir};
     char *suite = km_path(dir, "suite.json"), *run = km_path(dir, "run.json");
     int rc = !suite || !run          ? no_memory(err)
-             : km_file_exists(suite) ? hz_suite_read(&r->suite, suite, err)
+             : km_file_exists(suite) ? suite_read(&r->suite, suite, err)
              : km_file_exists(run)   ? suite_of_run(r, run, err)
                                      : km_fail(err, KM_ENOENT,
                                                "%s holds neither suite.json nor run.json; give the folder of a "
@@ -222,22 +222,22 @@ int rp_load(struct rp *r, const char *dir, struct km_err *err)
     return rc ? rc : sort_runs(r, err);
 }
 
-void rp_free(struct rp *r)
+void report_data_free(struct report *r)
 {
     for (int i = 0; i < r->n_runs; i++)
         if (r->runs[i].there)
             hz_run_free(&r->runs[i].run);
     for (int i = 0; r->tables && i < r->suite->n_tables; i++) {
-        struct rp_table *t = &r->tables[i];
+        struct report_table *t = &r->tables[i];
         for (int k = 0; k < t->n_contrasts; k++)
-            hz_comparison_free(&t->contrasts[k].cmp);
+            compare_result_free(&t->contrasts[k].cmp);
         for (int k = 0; k < t->n_plots; k++) {
             km_free(t->plots[k].name);
             km_free(t->plots[k].caption);
         }
-        hz_grid_free(&t->grid);
-        hz_grid_free(&t->evidence);
-        hz_grid_free(&t->tokens);
+        table_grid_free(&t->grid);
+        table_grid_free(&t->evidence);
+        table_grid_free(&t->tokens);
         km_buf_free(&t->notes);
         km_buf_free(&t->headline);
         km_free(t->contrasts);
@@ -246,8 +246,8 @@ void rp_free(struct rp *r)
     }
     km_free(r->runs);
     km_free(r->tables);
-    hz_suite_free(r->suite);
-    *r = (struct rp){0};
+    suite_free(r->suite);
+    *r = (struct report){0};
 }
 
 /* "text" as list items. */
@@ -262,28 +262,28 @@ static void put_lines(struct km_buf *out, const char *text)
     }
 }
 
-static int write_md(const struct rp *r, struct km_err *err)
+static int write_md(const struct report *r, struct km_err *err)
 {
     struct km_buf b = {0};
     km_buf_printf(&b, "# %s\n", r->suite->title);
     for (int i = 0; i < r->suite->n_notes; i++)
         km_buf_printf(&b, "\n%s\n", r->suite->notes[i]);
     for (int i = 0; i < r->suite->n_tables; i++) {
-        const struct rp_table *t = &r->tables[i];
+        const struct report_table *t = &r->tables[i];
         if (!t->reps)
             continue;
         km_buf_printf(&b, "\n## %s\n\n", t->t->title);
-        hz_grid_md(&t->grid, &b);
+        table_grid_md(&t->grid, &b);
         if (t->headline.len)
             km_buf_printf(&b, "\n%s\n", t->headline.data);
         km_buf_puts(&b, "\n");
         put_lines(&b, km_buf_str(&t->notes));
         if (t->evidence.n_rows > 1) {
             km_buf_puts(&b, "\nEvidence\n\n");
-            hz_grid_md(&t->evidence, &b);
+            table_grid_md(&t->evidence, &b);
         }
         km_buf_puts(&b, "\nTokens, per run\n\n");
-        hz_grid_md(&t->tokens, &b);
+        table_grid_md(&t->tokens, &b);
     }
     char *path = km_path(r->dir, "tables.md");
     int rc = km_buf_ok(&b) && path ? km_file_write(path, b.data, b.len, err) : no_memory(err);
@@ -292,11 +292,11 @@ static int write_md(const struct rp *r, struct km_err *err)
     return rc;
 }
 
-int hz_report_write(const char *dir, struct hz_report_result *res, struct km_err *err)
+int report_write(const char *dir, struct report_result *res, struct km_err *err)
 {
-    struct rp r;
-    *res = (struct hz_report_result){0};
-    int rc = rp_load(&r, dir, err);
+    struct report r;
+    *res = (struct report_result){0};
+    int rc = report_data_load(&r, dir, err);
     for (int i = 0; !rc && i < r.n_runs; i++) {
         res->runs += r.runs[i].there;
         res->missing += !r.runs[i].there;
@@ -305,16 +305,16 @@ int hz_report_write(const char *dir, struct hz_report_result *res, struct km_err
         rc = km_fail(err, KM_ENOENT, "%s holds no finished run yet%s%s", dir,
                      r.n_runs ? "; the first one: " : "", r.n_runs ? r.runs[0].why : "");
     if (!rc)
-        rc = rp_make_tables(&r, err);
+        rc = report_make_tables(&r, err);
     if (!rc)
         rc = write_md(&r, err);
     if (!rc)
-        rc = rp_make_plots(&r, err);
+        rc = report_make_plots(&r, err);
     if (!rc)
-        rc = rp_write_html(&r, err);
+        rc = report_write_html(&r, err);
     for (int i = 0; !rc && i < r.suite->n_tables && !*res->headline; i++)
         snprintf(res->headline, sizeof res->headline, "%s", km_buf_str(&r.tables[i].headline));
     res->no_gnuplot = r.no_gnuplot;
-    rp_free(&r);
+    report_data_free(&r);
     return rc;
 }

@@ -5,20 +5,20 @@
  * evidence (ratio, interval, verdict) and the tokens that explain it. report.html is one file under 1 MB that
  * needs no network and reads without JavaScript. Without gnuplot there are no pictures and the report says so;
  * their .dat and .gp are written even so. */
-#ifndef HZ_REPORT_H
-#define HZ_REPORT_H
+#ifndef REPORT_H
+#define REPORT_H
 
 #include "base/buf.h"
 #include "base/err.h"
 
 #include <stdbool.h>
 
-struct hz_report_result {
+struct report_result {
     int runs, missing; /* run folders read; places in tables without one */
     bool no_gnuplot;
     char headline[400]; /* the sentence on top */
 };
 
-int hz_report_write(const char *dir, struct hz_report_result *res, struct km_err *err);
+int report_write(const char *dir, struct report_result *res, struct km_err *err);
 
 #endif

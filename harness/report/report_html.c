@@ -35,19 +35,19 @@ static void put_notes(struct km_buf *b, const char *notes)
     km_buf_puts(b, "</ul>\n");
 }
 
-static void put_plots(const struct rp *r, const struct rp_table *t, size_t *spent, struct km_buf *b)
+static void put_plots(const struct report *r, const struct report_table *t, size_t *spent, struct km_buf *b)
 {
     char *dir = km_path(r->dir, "plots");
     bool any = false;
     for (int i = 0; i < t->n_plots && dir; i++) {
-        const struct rp_plot *p = &t->plots[i];
+        const struct report_plot *p = &t->plots[i];
         struct km_buf svg = {0};
         if (!p->drawn)
             continue;
         km_buf_puts(b, any ? "" : "<div class=\"plots\">\n");
         any = true;
         km_buf_puts(b, "<figure>");
-        if (!hz_plot_inline(dir, p->name, p->caption, &svg, NULL) && km_buf_ok(&svg) &&
+        if (!plot_inline(dir, p->name, p->caption, &svg, NULL) && km_buf_ok(&svg) &&
             *spent + svg.len < PICTURES) {
             *spent += svg.len;
             km_buf_put(b, svg.data, svg.len);
@@ -63,13 +63,13 @@ static void put_plots(const struct rp *r, const struct rp_table *t, size_t *spen
     km_free(dir);
 }
 
-static void put_table(const struct rp *r, const struct rp_table *t, const char *lead, size_t *spent,
+static void put_table(const struct report *r, const struct report_table *t, const char *lead, size_t *spent,
                       struct km_buf *b)
 {
     km_buf_printf(b, "<section id=\"%s\"><h2>", t->t->id);
     text(b, t->t->title);
     km_buf_puts(b, "</h2>\n");
-    hz_grid_html(&t->grid, b);
+    table_grid_html(&t->grid, b);
     if (t->headline.len && t->headline.data != lead) {
         km_buf_puts(b, "<p>");
         text(b, t->headline.data);
@@ -80,12 +80,12 @@ static void put_table(const struct rp *r, const struct rp_table *t, const char *
     if (t->evidence.n_rows > 1) {
         km_buf_puts(b, "<details open class=\"small evidence\"><summary>Evidence: ratios with their 95% "
                        "intervals</summary>\n");
-        hz_grid_html(&t->evidence, b);
+        table_grid_html(&t->evidence, b);
         km_buf_puts(b, "</details>\n");
     }
     km_buf_puts(b,
                 "<details open class=\"small\"><summary>Tokens per run: what had to be computed</summary>\n");
-    hz_grid_html(&t->tokens, b);
+    table_grid_html(&t->tokens, b);
     km_buf_puts(b, "</details></section>\n");
 }
 
@@ -136,7 +136,7 @@ static const char *lookup(const char *flat, const char *key, size_t klen, size_t
     return NULL;
 }
 
-static void read_env(const struct rp *r, const struct rp_run *run, struct km_buf *flat)
+static void read_env(const struct report *r, const struct report_run *run, struct km_buf *flat)
 {
     struct km_buf path = {0};
     cJSON *v = NULL;
@@ -148,12 +148,12 @@ static void read_env(const struct rp *r, const struct rp_run *run, struct km_buf
 }
 
 /* The machine, A beside B: the first runs of the first contrast, or the first run alone. */
-static void put_environment(const struct rp *r, struct km_buf *b)
+static void put_environment(const struct report *r, struct km_buf *b)
 {
-    const struct rp_run *side[2] = {NULL, NULL};
-    const struct rp_table *t = &r->tables[0];
+    const struct report_run *side[2] = {NULL, NULL};
+    const struct report_table *t = &r->tables[0];
     for (int k = 0; k < t->reps && t->n_contrasts && !side[1]; k++) {
-        const struct rp_contrast *c = &t->contrasts[0];
+        const struct report_contrast *c = &t->contrasts[0];
         int ia = t->slot[(c->base_row * t->t->n_arms + c->base_arm) * t->reps + k];
         int ib = t->slot[(c->row * t->t->n_arms + c->arm) * t->reps + k];
         if (ia >= 0 && ib >= 0 && r->runs[ia].there && r->runs[ib].there)
@@ -196,7 +196,7 @@ static void put_environment(const struct rp *r, struct km_buf *b)
 }
 
 /* The client's own state in each run: the columns are whatever the first run's "health" holds. */
-static void put_health(const struct rp *r, struct km_buf *b)
+static void put_health(const struct report *r, struct km_buf *b)
 {
     struct km_buf head = {0}, flat = {0};
     int there = 0, doubtful = 0;
@@ -205,7 +205,7 @@ static void put_health(const struct rp *r, struct km_buf *b)
         if (run && !head.len)
             flatten(cJSON_GetObjectItemCaseSensitive(run->json, "health"), "", 0, &head);
         there += run != NULL;
-        doubtful += run && strcmp(rp_str(run, "health", "verdict"), "good");
+        doubtful += run && strcmp(report_run_text(run, "health", "verdict"), "good");
     }
     km_buf_printf(b,
                   "<section id=\"health\"><h2>The client's own health</h2>\n<details%s><summary>%d of %d runs "
@@ -242,7 +242,7 @@ static void put_health(const struct rp *r, struct km_buf *b)
     km_buf_free(&flat);
 }
 
-static void put_commands(const struct rp *r, struct km_buf *b)
+static void put_commands(const struct report *r, struct km_buf *b)
 {
     const cJSON *s = cJSON_GetObjectItemCaseSensitive(
         cJSON_GetObjectItemCaseSensitive(r->suite->json, "provenance"), "sessions");
@@ -265,11 +265,11 @@ static void put_commands(const struct rp *r, struct km_buf *b)
         text(b, r->runs[i].dir);
         if (r->runs[i].there) {
             km_buf_puts(b, ", ");
-            text(b, rp_str(&r->runs[i].run, "provenance", "started"));
+            text(b, report_run_text(&r->runs[i].run, "provenance", "started"));
             km_buf_puts(b, ", commit ");
-            text(b, rp_str(&r->runs[i].run, "provenance", "commit"));
+            text(b, report_run_text(&r->runs[i].run, "provenance", "commit"));
             km_buf_puts(b, "\n");
-            text(b, rp_str(&r->runs[i].run, "provenance", "command"));
+            text(b, report_run_text(&r->runs[i].run, "provenance", "command"));
         }
     }
     km_buf_puts(b, "</pre></details></section>\n");
@@ -289,7 +289,7 @@ static void put_count(struct km_buf *b, int n)
         km_buf_printf(b, "%d", n);
 }
 
-static void put_request(const struct rp *r, const struct rp_run *run, const struct hz_rec *q, struct km_buf *b)
+static void put_request(const struct report *r, const struct report_run *run, const struct hz_rec *q, struct km_buf *b)
 {
     enum hz_profile p = r->suite->profile;
     km_buf_puts(b, "<tr><td>");
@@ -308,7 +308,7 @@ static void put_request(const struct rp *r, const struct rp_run *run, const stru
 }
 
 /* Closing tags of rows and cells are left out: HTML lets them, and it is half the bytes. */
-static void put_requests(const struct rp *r, struct km_buf *b)
+static void put_requests(const struct report *r, struct km_buf *b)
 {
     int total = 0, shown = 0;
     for (int i = 0; i < r->n_runs; i++)
@@ -333,7 +333,7 @@ static void put_requests(const struct rp *r, struct km_buf *b)
     km_buf_free(&rows);
 }
 
-int rp_write_html(const struct rp *r, struct km_err *err)
+int report_write_html(const struct report *r, struct km_err *err)
 {
     struct km_buf b = {0};
     char now[32];
@@ -348,7 +348,7 @@ int rp_write_html(const struct rp *r, struct km_err *err)
     km_buf_puts(&b, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
                     "content=\"width=device-width\">\n<title>");
     text(&b, r->suite->title);
-    km_buf_printf(&b, "</title>\n<style>\n%s</style></head><body>\n<h1>", hz_asset("report.css"));
+    km_buf_printf(&b, "</title>\n<style>\n%s</style></head><body>\n<h1>", asset_text("report.css"));
     text(&b, r->suite->title);
     km_buf_printf(&b, "</h1>\n<p class=\"when\">kvmark report, made %s from %d run%s</p>\n", now, runs,
                   runs == 1 ? "" : "s");
@@ -383,7 +383,7 @@ int rp_write_html(const struct rp *r, struct km_err *err)
     put_health(r, &b);
     put_commands(r, &b);
     put_requests(r, &b);
-    km_buf_printf(&b, "<script>\n%s</script>\n</body></html>\n", hz_asset("report.js"));
+    km_buf_printf(&b, "<script>\n%s</script>\n</body></html>\n", asset_text("report.js"));
     char *path = km_path(r->dir, "report.html");
     int rc = km_buf_ok(&b) && path ? km_file_write(path, b.data, b.len, err)
                                    : km_fail(err, KM_ENOMEM, "out of memory making a report");

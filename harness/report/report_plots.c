@@ -39,12 +39,12 @@ static int by_double(const void *x, const void *y)
 }
 
 /* TTFTs of a place over all its runs, sorted; of one turn, or of all (turn < 0). */
-static void ttfts(const struct rp *r, const struct rp_table *t, int row, int arm, int turn, struct values *out,
+static void ttfts(const struct report *r, const struct report_table *t, int row, int arm, int turn, struct values *out,
                   bool *oom)
 {
     out->n = 0;
     for (int k = 0; k < t->reps; k++) {
-        const struct hz_run *run = rp_run(r, t, row, arm, k);
+        const struct hz_run *run = report_run_at(r, t, row, arm, k);
         for (int i = 0; run && i < run->trace.n; i++) {
             const struct hz_rec *rec = &run->trace.recs[i];
             double v = rec->ok && (turn < 0 || rec->turn == turn)
@@ -59,7 +59,7 @@ static void ttfts(const struct rp *r, const struct rp_table *t, int row, int arm
 }
 
 /* Rows in the order of their colours: the baseline first. */
-static int row_order(const struct hz_suite_table *s, int i)
+static int row_order(const struct suite_table *s, int i)
 {
     return s->base < 0 ? i : i == 0 ? s->base : i <= s->base ? i - 1 : i;
 }
@@ -69,23 +69,23 @@ struct place {
     int row, arm;
 };
 
-static int places(const struct hz_suite_table *s, struct place *out)
+static int places(const struct suite_table *s, struct place *out)
 {
     int n = 0;
     for (int i = 0; i < s->n_rows; i++)
-        for (int arm = 0; arm < s->n_arms && n < HZ_MAX_SERIES; arm++)
+        for (int arm = 0; arm < s->n_arms && n < PLOT_MAX_SERIES; arm++)
             out[n++] = (struct place){row_order(s, i), arm};
     return n;
 }
 
 /* Draws p and puts it on the table's list. A picture that cannot be drawn is not an error of the report. */
-static int finish(struct rp *r, struct rp_table *t, struct hz_plot *p, struct km_buf *labels,
+static int finish(struct report *r, struct report_table *t, struct plot *p, struct km_buf *labels,
                   struct km_buf *caption, struct km_err *err)
 {
     struct km_buf name = {0};
     struct km_err why = {0};
     char *dir = km_path(r->dir, "plots");
-    struct rp_plot *v = km_reallocarray(t->plots, (size_t)t->n_plots + 1, sizeof *v);
+    struct report_plot *v = km_reallocarray(t->plots, (size_t)t->n_plots + 1, sizeof *v);
     int rc = dir && v ? 0 : km_fail(err, KM_ENOMEM, "out of memory making a report");
     if (v)
         t->plots = v;
@@ -94,7 +94,7 @@ static int finish(struct rp *r, struct rp_table *t, struct hz_plot *p, struct km
     km_buf_printf(&name, "%s-%s", t->t->id, p->script);
     p->name = km_buf_str(&name);
     if (!rc) {
-        rc = hz_plot_write(p, dir, &why);
+        rc = plot_write(p, dir, &why);
         bool drawn = !rc;
         r->no_gnuplot |= rc == KM_ENOENT;
         if (rc == KM_ENOENT)
@@ -106,7 +106,7 @@ static int finish(struct rp *r, struct rp_table *t, struct hz_plot *p, struct km
             rc = km_fail(err, rc, "%s", why.msg);
         }
         if (!rc) {
-            t->plots[t->n_plots] = (struct rp_plot){
+            t->plots[t->n_plots] = (struct report_plot){
                 .name = km_buf_take(&name), .caption = km_buf_take(caption), .drawn = drawn};
             rc = t->plots[t->n_plots].name && t->plots[t->n_plots].caption
                      ? 0
@@ -114,20 +114,20 @@ static int finish(struct rp *r, struct rp_table *t, struct hz_plot *p, struct km
             t->n_plots++;
         }
     }
-    for (int i = 0; i < HZ_MAX_SERIES; i++)
+    for (int i = 0; i < PLOT_MAX_SERIES; i++)
         km_buf_free(&labels[i]);
     km_buf_free(&name);
     km_buf_free(caption);
     km_free(dir);
-    hz_plot_free(p);
+    plot_free(p);
     return rc;
 }
 
-static int plot_cdf(struct rp *r, struct rp_table *t, struct km_err *err)
+static int plot_cdf(struct report *r, struct report_table *t, struct km_err *err)
 {
-    struct hz_plot p = {.script = "ttft-cdf"};
-    struct km_buf labels[HZ_MAX_SERIES] = {{0}}, caption = {0};
-    struct place at[HZ_MAX_SERIES];
+    struct plot p = {.script = "ttft-cdf"};
+    struct km_buf labels[PLOT_MAX_SERIES] = {{0}}, caption = {0};
+    struct place at[PLOT_MAX_SERIES];
     struct values v = {0};
     bool oom = false;
     p.n = places(t->t, at);
@@ -136,7 +136,7 @@ static int plot_cdf(struct rp *r, struct rp_table *t, struct km_err *err)
         "Time to first token, all runs together: the share of requests that had theirs by then. Requests: ");
     for (int s = 0; s < p.n; s++) {
         ttfts(r, t, at[s].row, at[s].arm, -1, &v, &oom);
-        rp_put_label(&labels[s], t->t, at[s].row, at[s].arm);
+        report_put_label(&labels[s], t->t, at[s].row, at[s].arm);
         km_buf_printf(&caption, "%s%s %d", s ? ", " : "", km_buf_str(&labels[s]), v.n);
         int points = v.n < MAX_POINTS ? v.n : MAX_POINTS;
         for (int i = 0; i < points; i++) {
@@ -150,11 +150,11 @@ static int plot_cdf(struct rp *r, struct rp_table *t, struct km_err *err)
     return finish(r, t, &p, labels, &caption, err);
 }
 
-static int plot_turns(struct rp *r, struct rp_table *t, int turns, struct km_err *err)
+static int plot_turns(struct report *r, struct report_table *t, int turns, struct km_err *err)
 {
-    struct hz_plot p = {.script = "ttft-turn"};
-    struct km_buf labels[HZ_MAX_SERIES] = {{0}}, caption = {0};
-    struct place at[HZ_MAX_SERIES];
+    struct plot p = {.script = "ttft-turn"};
+    struct km_buf labels[PLOT_MAX_SERIES] = {{0}}, caption = {0};
+    struct place at[PLOT_MAX_SERIES];
     struct values v = {0};
     bool oom = false;
     p.n = places(t->t, at);
@@ -163,7 +163,7 @@ static int plot_turns(struct rp *r, struct rp_table *t, int turns, struct km_err
                           "and the last turn: ");
     for (int s = 0; s < p.n; s++) {
         int first = 0, last = 0;
-        rp_put_label(&labels[s], t->t, at[s].row, at[s].arm);
+        report_put_label(&labels[s], t->t, at[s].row, at[s].arm);
         for (int turn = 0; turn < turns; turn++) {
             ttfts(r, t, at[s].row, at[s].arm, turn, &v, &oom);
             if (!v.n)
@@ -182,22 +182,22 @@ static int plot_turns(struct rp *r, struct rp_table *t, int turns, struct km_err
 }
 
 /* The figure that stands for the table: its first. */
-static int plot_repeats(struct rp *r, struct rp_table *t, struct km_err *err)
+static int plot_repeats(struct report *r, struct report_table *t, struct km_err *err)
 {
-    const struct hz_suite_col *c = &t->t->cols[0];
-    struct hz_plot p = {.script = "repeats", .last = t->reps};
-    struct km_buf labels[HZ_MAX_SERIES] = {{0}}, caption = {0}, unit = {0};
-    struct place at[HZ_MAX_SERIES];
+    const struct suite_column *c = &t->t->cols[0];
+    struct plot p = {.script = "repeats", .last = t->reps};
+    struct km_buf labels[PLOT_MAX_SERIES] = {{0}}, caption = {0}, unit = {0};
+    struct place at[PLOT_MAX_SERIES];
     p.n = places(t->t, at);
     km_buf_puts(&unit, c->metric->title);
     p.unit = km_buf_str(&unit);
     km_buf_printf(&caption, "%s of each run; the dashed line is the row's mean over %d runs.", c->metric->title,
                   t->reps);
     for (int s = 0; s < p.n; s++) {
-        rp_put_label(&labels[s], t->t, at[s].row, at[s].arm);
+        report_put_label(&labels[s], t->t, at[s].row, at[s].arm);
         for (int k = 0; k < t->reps; k++) {
-            const struct hz_run *run = rp_run(r, t, at[s].row, at[s].arm, k);
-            double v = rp_value(r, run, c->metric);
+            const struct hz_run *run = report_run_at(r, t, at[s].row, at[s].arm, k);
+            double v = report_value(r, run, c->metric);
             if (isfinite(v))
                 km_buf_printf(&p.series[s].data, "%d %.9g\n", k + 1, v);
         }
@@ -208,12 +208,12 @@ static int plot_repeats(struct rp *r, struct rp_table *t, struct km_err *err)
 }
 
 /* Bars: a chunk size each, or a backend each with a bar an arm. */
-static int plot_bars(struct rp *r, struct rp_table *t, struct km_err *err)
+static int plot_bars(struct report *r, struct report_table *t, struct km_err *err)
 {
-    const struct hz_suite_table *s = t->t;
-    const struct hz_suite_col *c = &s->cols[0];
-    struct hz_plot p = {.script = "bars", .n = s->n_arms < HZ_MAX_SERIES ? s->n_arms : HZ_MAX_SERIES};
-    struct km_buf labels[HZ_MAX_SERIES] = {{0}}, caption = {0};
+    const struct suite_table *s = t->t;
+    const struct suite_column *c = &s->cols[0];
+    struct plot p = {.script = "bars", .n = s->n_arms < PLOT_MAX_SERIES ? s->n_arms : PLOT_MAX_SERIES};
+    struct km_buf labels[PLOT_MAX_SERIES] = {{0}}, caption = {0};
     p.unit = c->col.gain ? c->metric->title : c->col.title;
     km_buf_printf(&caption,
                   "%s, from zero: the mean over up to %d runs; the line spans the least and the greatest run.",
@@ -224,8 +224,8 @@ static int plot_bars(struct rp *r, struct rp_table *t, struct km_err *err)
             double sum = 0, lo = INFINITY, hi = -INFINITY;
             int n = 0;
             for (int k = 0; k < t->reps; k++) {
-                const struct hz_run *run = rp_run(r, t, i, arm, k);
-                double v = c->scale * rp_value(r, run, c->metric);
+                const struct hz_run *run = report_run_at(r, t, i, arm, k);
+                double v = c->scale * report_value(r, run, c->metric);
                 if (!isfinite(v))
                     continue;
                 sum += v, n++;
@@ -245,16 +245,16 @@ static int plot_bars(struct rp *r, struct rp_table *t, struct km_err *err)
     return finish(r, t, &p, labels, &caption, err);
 }
 
-int rp_make_plots(struct rp *r, struct km_err *err)
+int report_make_plots(struct report *r, struct km_err *err)
 {
     char *dir = km_path(r->dir, "plots");
     int rc = dir ? km_mkdirs(dir, err) : km_fail(err, KM_ENOMEM, "out of memory making a report");
     km_free(dir);
     for (int i = 0; i < r->suite->n_tables && !rc; i++) {
-        struct rp_table *t = &r->tables[i];
+        struct report_table *t = &r->tables[i];
         int turns = 0;
         for (int k = 0; k < t->t->n_rows * t->t->n_arms * t->reps; k++) {
-            const struct rp_run *run = t->slot[k] >= 0 ? &r->runs[t->slot[k]] : NULL;
+            const struct report_run *run = t->slot[k] >= 0 ? &r->runs[t->slot[k]] : NULL;
             for (int q = 0; run && run->there && q < run->run.trace.n; q++) {
                 int turn = run->run.trace.recs[q].turn;
                 turns = turn >= turns && turn < 1000 ? turn + 1 : turns;
@@ -267,7 +267,7 @@ int rp_make_plots(struct rp *r, struct km_err *err)
             rc = plot_turns(r, t, turns, err);
         if (!rc && t->reps > 1)
             rc = plot_repeats(r, t, err);
-        if (!rc && (t->t->shape == HZ_CHUNKS || t->t->shape == HZ_BACKENDS))
+        if (!rc && (t->t->shape == SUITE_CHUNKS || t->t->shape == SUITE_BACKENDS))
             rc = plot_bars(r, t, err);
     }
     return rc;

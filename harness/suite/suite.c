@@ -13,7 +13,7 @@ static const char *const shapes[] = {"configurations", "metrics", "chunks", "bac
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 /* Keeps a string as long as the suite lives. */
-static const char *own(struct hz_suite *s, char *take)
+static const char *own(struct suite *s, char *take)
 {
     const char **v = take ? km_reallocarray(s->owned.v, (size_t)s->owned.n + 1, sizeof *v) : NULL;
     if (!v) {
@@ -54,7 +54,7 @@ static bool good_id(const char *s)
            strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789._-") == strlen(s);
 }
 
-static const char *slug(struct hz_suite *s, const char *label)
+static const char *slug(struct suite *s, const char *label)
 {
     struct km_buf b = {0};
     for (; *label && b.len < 64; label++) {
@@ -110,7 +110,7 @@ static int read_notes(const cJSON *obj, const char ***out, int *n, struct km_err
 }
 
 /* "rows" or "arms": label, flags and an id each. */
-static int read_rows(struct hz_suite *s, const cJSON *obj, const char *key, struct hz_suite_row **out, int *n,
+static int read_rows(struct suite *s, const cJSON *obj, const char *key, struct suite_row **out, int *n,
                      struct km_err *err)
 {
     const cJSON *list;
@@ -122,7 +122,7 @@ static int read_rows(struct hz_suite *s, const cJSON *obj, const char *key, stru
     if (!(*out = km_calloc((size_t)count, sizeof **out)))
         return no_memory(err);
     for (const cJSON *e = list->child; e; e = e->next) {
-        struct hz_suite_row *r = &(*out)[*n];
+        struct suite_row *r = &(*out)[*n];
         if (!cJSON_IsObject(e))
             return km_fail(err, KM_EINVAL, "entry %d of \"%s\" must be an object", *n + 1, key);
         rc = CHECK_KEYS(e, err, "id", "label", "flags");
@@ -148,7 +148,7 @@ static int read_rows(struct hz_suite *s, const cJSON *obj, const char *key, stru
     return 0;
 }
 
-static int read_col(const cJSON *e, struct hz_suite_col *c, struct km_err *err)
+static int read_col(const cJSON *e, struct suite_column *c, struct km_err *err)
 {
     const char *metric = NULL;
     int64_t decimals = -1;
@@ -180,28 +180,28 @@ static int read_col(const cJSON *e, struct hz_suite_col *c, struct km_err *err)
 
 /* The write-up's columns, for tables that name none. */
 static const struct {
-    enum hz_shape shape;
+    enum suite_shape shape;
     const char *metric, *title;
     int decimals;
     double scale;
     bool delta, gain;
 } usual[] = {
-    {HZ_CONFIGURATIONS, "input_tps", "Input TPS", 2, 1, true, false},
-    {HZ_CONFIGURATIONS, "total_tps", "Total TPS", 2, 1, false, false},
-    {HZ_CONFIGURATIONS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, true, false},
-    {HZ_CONFIGURATIONS, "tpot_ms.mean", "Mean TPOT (ms)", 2, 1, true, false},
-    {HZ_METRICS, "output_tps", "Output TPS", 2, 1, true, false},
-    {HZ_METRICS, "total_tps", "Total TPS", 2, 1, true, false},
-    {HZ_METRICS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, true, false},
-    {HZ_METRICS, "tpot_ms.mean", "Mean TPOT (ms)", 2, 1, true, false},
-    {HZ_CHUNKS, "input_tps", "Input TPS", 1, 1, false, false},
-    {HZ_CHUNKS, "input_tps", "Performance Gain", 1, 1, false, true},
-    {HZ_CHUNKS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, false, false},
-    {HZ_BACKENDS, "ttft_ms.mean", "TTFT (s)", 3, 0.001, false, false},
+    {SUITE_CONFIGURATIONS, "input_tps", "Input TPS", 2, 1, true, false},
+    {SUITE_CONFIGURATIONS, "total_tps", "Total TPS", 2, 1, false, false},
+    {SUITE_CONFIGURATIONS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, true, false},
+    {SUITE_CONFIGURATIONS, "tpot_ms.mean", "Mean TPOT (ms)", 2, 1, true, false},
+    {SUITE_METRICS, "output_tps", "Output TPS", 2, 1, true, false},
+    {SUITE_METRICS, "total_tps", "Total TPS", 2, 1, true, false},
+    {SUITE_METRICS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, true, false},
+    {SUITE_METRICS, "tpot_ms.mean", "Mean TPOT (ms)", 2, 1, true, false},
+    {SUITE_CHUNKS, "input_tps", "Input TPS", 1, 1, false, false},
+    {SUITE_CHUNKS, "input_tps", "Performance Gain", 1, 1, false, true},
+    {SUITE_CHUNKS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, false, false},
+    {SUITE_BACKENDS, "ttft_ms.mean", "TTFT (s)", 3, 0.001, false, false},
 };
 enum { N_USUAL = sizeof usual / sizeof *usual };
 
-static int read_cols(const cJSON *obj, struct hz_suite_table *t, struct km_err *err)
+static int read_cols(const cJSON *obj, struct suite_table *t, struct km_err *err)
 {
     const cJSON *list;
     int rc = km_json_item(obj, "columns", false, cJSON_Array, &list, err), count = N_USUAL;
@@ -216,11 +216,11 @@ static int read_cols(const cJSON *obj, struct hz_suite_table *t, struct km_err *
             return km_context(err, "column %d", t->n_cols + 1);
     for (int i = 0; !list && i < N_USUAL; i++)
         if (usual[i].shape == t->shape)
-            t->cols[t->n_cols++] = (struct hz_suite_col){
+            t->cols[t->n_cols++] = (struct suite_column){
                 .col = {usual[i].title, usual[i].decimals, usual[i].delta, usual[i].gain},
                 .metric = hz_metric_find(usual[i].metric, NULL),
                 .scale = usual[i].scale};
-    if (t->shape == HZ_BACKENDS && t->n_cols != 1)
+    if (t->shape == SUITE_BACKENDS && t->n_cols != 1)
         return km_fail(err, KM_EINVAL,
                        "a table of backends has one column, which its two arms fill; \"columns\" has %d",
                        t->n_cols);
@@ -228,11 +228,11 @@ static int read_cols(const cJSON *obj, struct hz_suite_table *t, struct km_err *
 }
 
 /* The row that "baseline" names: by label, id or number from 0; the first unless said, null for none. */
-static int read_base(const cJSON *obj, struct hz_suite_table *t, struct km_err *err)
+static int read_base(const cJSON *obj, struct suite_table *t, struct km_err *err)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(obj, "baseline");
-    t->base = t->shape == HZ_BACKENDS || cJSON_IsNull(v) ? -1 : 0;
-    if (!v || cJSON_IsNull(v) || t->shape == HZ_BACKENDS)
+    t->base = t->shape == SUITE_BACKENDS || cJSON_IsNull(v) ? -1 : 0;
+    if (!v || cJSON_IsNull(v) || t->shape == SUITE_BACKENDS)
         return 0;
     for (int i = 0; i < t->n_rows; i++)
         if (cJSON_IsString(v)
@@ -245,7 +245,7 @@ static int read_base(const cJSON *obj, struct hz_suite_table *t, struct km_err *
                    "\"baseline\" names no row of the table; give a row's label, or null for no baseline");
 }
 
-static int read_table(struct hz_suite *s, const cJSON *obj, int64_t pairs, struct hz_suite_table *t,
+static int read_table(struct suite *s, const cJSON *obj, int64_t pairs, struct suite_table *t,
                       struct km_err *err)
 {
     static const char *const heads[] = {"Configuration", "Metric", "Chunk Size", "Backend"};
@@ -269,7 +269,7 @@ static int read_table(struct hz_suite *s, const cJSON *obj, int64_t pairs, struc
                      "\"shape\" is \"%s\"; it must be configurations, metrics, chunks or backends", shape);
     if (rc)
         return rc;
-    t->shape = (enum hz_shape)k;
+    t->shape = (enum suite_shape)k;
     t->title = t->id;
     t->head = heads[k];
     rc = km_json_str(obj, "title", false, &t->title, err);
@@ -283,12 +283,12 @@ static int read_table(struct hz_suite *s, const cJSON *obj, int64_t pairs, struc
         rc = read_flags(obj, "flags", &t->flags, err);
     if (!rc)
         rc = read_rows(s, obj, "rows", &t->rows, &t->n_rows, err);
-    if (!rc && t->shape == HZ_BACKENDS)
+    if (!rc && t->shape == SUITE_BACKENDS)
         rc = read_rows(s, obj, "arms", &t->arms, &t->n_arms, err);
-    if (!rc && t->shape == HZ_BACKENDS && t->n_arms != 2)
+    if (!rc && t->shape == SUITE_BACKENDS && t->n_arms != 2)
         rc = km_fail(err, KM_EINVAL,
                      "\"arms\" has %d entries; it must have 2, such as cache miss and cache hit", t->n_arms);
-    if (!rc && t->shape != HZ_BACKENDS && cJSON_HasObjectItem(obj, "arms"))
+    if (!rc && t->shape != SUITE_BACKENDS && cJSON_HasObjectItem(obj, "arms"))
         rc = km_fail(err, KM_EINVAL, "\"arms\" belongs to tables of shape backends, not %s", shape);
     if (!rc && !t->arms) {
         t->n_arms = 1;
@@ -305,7 +305,7 @@ static int read_table(struct hz_suite *s, const cJSON *obj, int64_t pairs, struc
     return rc ? rc : read_notes(obj, &t->notes, &t->n_notes, err);
 }
 
-static int read_suite(struct hz_suite *s, struct km_err *err)
+static int read_suite(struct suite *s, struct km_err *err)
 {
     const char *schema = NULL, *average = "mean", *profile = "seed";
     const cJSON *list;
@@ -347,7 +347,7 @@ static int read_suite(struct hz_suite *s, struct km_err *err)
     if (!(s->tables = km_calloc((size_t)n, sizeof *s->tables)))
         return no_memory(err);
     for (const cJSON *e = list->child; e; e = e->next) {
-        struct hz_suite_table *t = &s->tables[s->n_tables++];
+        struct suite_table *t = &s->tables[s->n_tables++];
         if ((rc = read_table(s, e, pairs, t, err)))
             return km_context(err, "table %d (%s)", s->n_tables, t->id ? t->id : "no id");
         for (int i = 0; i < s->n_tables - 1; i++)
@@ -357,9 +357,9 @@ static int read_suite(struct hz_suite *s, struct km_err *err)
     return 0;
 }
 
-int hz_suite_take(struct hz_suite **out, cJSON *json, const char *here, struct km_err *err)
+int suite_from_json(struct suite **out, cJSON *json, const char *here, struct km_err *err)
 {
-    struct hz_suite *s = km_calloc(1, sizeof *s);
+    struct suite *s = km_calloc(1, sizeof *s);
     if (!s) {
         cJSON_Delete(json);
         return no_memory(err);
@@ -368,13 +368,13 @@ int hz_suite_take(struct hz_suite **out, cJSON *json, const char *here, struct k
     s->here = km_strdup(here);
     int rc = s->here ? read_suite(s, err) : no_memory(err);
     if (rc)
-        hz_suite_free(s);
+        suite_free(s);
     else
         *out = s;
     return rc;
 }
 
-int hz_suite_read(struct hz_suite **out, const char *path, struct km_err *err)
+int suite_read(struct suite **out, const char *path, struct km_err *err)
 {
     cJSON *json = NULL;
     int rc = km_json_file(path, MAX_FILE, &json, err);
@@ -386,18 +386,18 @@ int hz_suite_read(struct hz_suite **out, const char *path, struct km_err *err)
         cJSON_Delete(json);
         return no_memory(err);
     }
-    if ((rc = hz_suite_take(out, json, here, err)))
+    if ((rc = suite_from_json(out, json, here, err)))
         km_context(err, "%s", path);
     km_free(here);
     return rc;
 }
 
-void hz_suite_free(struct hz_suite *s)
+void suite_free(struct suite *s)
 {
     if (!s)
         return;
     for (int i = 0; s->tables && i < s->n_tables; i++) {
-        struct hz_suite_table *t = &s->tables[i];
+        struct suite_table *t = &s->tables[i];
         km_free(t->workload);
         km_free(t->rows);
         km_free(t->arms);

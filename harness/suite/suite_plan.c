@@ -61,7 +61,7 @@ static void expand(struct km_buf *out, const char *s, const struct names *n)
     }
 }
 
-static int push(struct hz_cell *c, struct km_buf *arg, struct km_err *err)
+static int push(struct suite_cell *c, struct km_buf *arg, struct km_err *err)
 {
     char **v = km_reallocarray(c->argv, (size_t)c->argc + 2, sizeof *v), *s = km_buf_take(arg);
     if (v)
@@ -75,7 +75,7 @@ static int push(struct hz_cell *c, struct km_buf *arg, struct km_err *err)
     return 0;
 }
 
-static int push_flag(struct hz_cell *c, const char *key, const cJSON *v, const struct names *n,
+static int push_flag(struct suite_cell *c, const char *key, const cJSON *v, const struct names *n,
                      struct km_err *err)
 {
     struct km_buf b = {0};
@@ -93,7 +93,7 @@ static int push_flag(struct hz_cell *c, const char *key, const cJSON *v, const s
     return push(c, &b, err);
 }
 
-static void cell_free(struct hz_cell *c)
+static void cell_free(struct suite_cell *c)
 {
     for (int i = 0; i < c->argc; i++)
         km_free(c->argv[i]);
@@ -103,7 +103,7 @@ static void cell_free(struct hz_cell *c)
 
 /* The identity of a run: the workload file's bytes, the flags, which repeat it is, and which arm: a miss and
  * the hit after it may well have the same flags. */
-static int cell_key(struct hz_cell *c, const char *workload_sha, int arm, int repeat, struct km_err *err)
+static int cell_key(struct suite_cell *c, const char *workload_sha, int arm, int repeat, struct km_err *err)
 {
     struct km_sha *h;
     int rc = km_sha_new(&h, err);
@@ -151,16 +151,16 @@ static int parse_set(const struct km_strs *set, cJSON **out, struct km_err *err)
 }
 
 struct planner {
-    const struct hz_suite *s;
-    const struct hz_suite_opts *o;
-    struct hz_plan *out;
+    const struct suite *s;
+    const struct suite_opts *o;
+    struct suite_plan *out;
     const cJSON *set;
     char (*sha)[65]; /* [n_tables], of the workload files */
 };
 
-static int make_cell(const struct planner *p, int t, int r, int a, int k, struct hz_cell *c, struct km_err *err)
+static int make_cell(const struct planner *p, int t, int r, int a, int k, struct suite_cell *c, struct km_err *err)
 {
-    const struct hz_suite_table *table = &p->s->tables[t];
+    const struct suite_table *table = &p->s->tables[t];
     struct names n = {p->s->here, p->o->dir, table->id, table->rows[r].id, p->o->nonce ? p->o->nonce : "", k};
     struct merged m = {0};
     struct km_buf b = {0};
@@ -194,8 +194,8 @@ static int make_cell(const struct planner *p, int t, int r, int a, int k, struct
 /* The cell that does this run already, or a new one. */
 static int place(const struct planner *p, int t, int r, int a, int k, struct km_err *err)
 {
-    struct hz_plan *out = p->out;
-    struct hz_cell c = {0};
+    struct suite_plan *out = p->out;
+    struct suite_cell c = {0};
     int rc = make_cell(p, t, r, a, k, &c, err), at = 0;
     if (rc) {
         cell_free(&c);
@@ -206,7 +206,7 @@ static int place(const struct planner *p, int t, int r, int a, int k, struct km_
     if (at < out->n) {
         cell_free(&c);
     } else {
-        struct hz_cell *v = at < MAX_CELLS ? km_reallocarray(out->cells, (size_t)out->n + 1, sizeof *v) : NULL;
+        struct suite_cell *v = at < MAX_CELLS ? km_reallocarray(out->cells, (size_t)out->n + 1, sizeof *v) : NULL;
         if (!v) {
             cell_free(&c);
             return at < MAX_CELLS ? km_fail(err, KM_ENOMEM, "out of memory planning a suite")
@@ -215,17 +215,17 @@ static int place(const struct planner *p, int t, int r, int a, int k, struct km_
         out->cells = v;
         out->cells[out->n++] = c;
     }
-    struct hz_use *u = km_reallocarray(out->uses, (size_t)out->n_uses + 1, sizeof *u);
+    struct suite_place *u = km_reallocarray(out->uses, (size_t)out->n_uses + 1, sizeof *u);
     if (!u)
         return km_fail(err, KM_ENOMEM, "out of memory planning a suite");
     out->uses = u;
-    out->uses[out->n_uses++] = (struct hz_use){t, r, a, k, at};
+    out->uses[out->n_uses++] = (struct suite_place){t, r, a, k, at};
     return 0;
 }
 
 static int plan_repeat(const struct planner *p, int t, int k, struct km_err *err)
 {
-    const struct hz_suite_table *table = &p->s->tables[t];
+    const struct suite_table *table = &p->s->tables[t];
     bool backwards = k % 4 == 1 || k % 4 == 2; /* AB BA BA AB: drift hits both rows alike */
     int rc = 0;
     for (int i = 0; i < table->n_rows && !rc; i++)
@@ -234,11 +234,11 @@ static int plan_repeat(const struct planner *p, int t, int k, struct km_err *err
     return rc ? km_context(err, "table %s", table->id) : 0;
 }
 
-int hz_suite_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_plan *out,
+int suite_plan_make(const struct suite *s, const struct suite_opts *o, struct suite_plan *out,
                   struct km_err *err)
 {
     cJSON *set = NULL;
-    *out = (struct hz_plan){0};
+    *out = (struct suite_plan){0};
     struct planner p = {.s = s, .o = o, .out = out};
     int rc = parse_set(&o->set, &set, err), most = 0, known = -1;
     p.set = set;
@@ -266,15 +266,15 @@ int hz_suite_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struc
     cJSON_Delete(set);
     km_free(p.sha);
     if (rc)
-        hz_plan_free(out);
+        suite_plan_free(out);
     return rc;
 }
 
-void hz_plan_free(struct hz_plan *p)
+void suite_plan_free(struct suite_plan *p)
 {
     for (int i = 0; i < p->n; i++)
         cell_free(&p->cells[i]);
     km_free(p->cells);
     km_free(p->uses);
-    *p = (struct hz_plan){0};
+    *p = (struct suite_plan){0};
 }

@@ -25,9 +25,9 @@
 #include <unistd.h>
 
 struct runner {
-    const struct hz_suite *s;
-    struct hz_suite_opts o;
-    struct hz_plan plan;
+    const struct suite *s;
+    struct suite_opts o;
+    struct suite_plan plan;
     char *exe, *file; /* DIR/suite.json */
     char nonce[17];
     char started[32];
@@ -106,8 +106,8 @@ static int check_resume(const struct runner *r, struct km_err *err)
 static bool planned(const struct runner *r, const cJSON *cell)
 {
     for (int i = 0; i < r->plan.n_uses; i++) {
-        const struct hz_use *u = &r->plan.uses[i];
-        const struct hz_suite_table *t = &r->s->tables[u->table];
+        const struct suite_place *u = &r->plan.uses[i];
+        const struct suite_table *t = &r->s->tables[u->table];
         const cJSON *repeat = cJSON_GetObjectItemCaseSensitive(cell, "repeat");
         if (!strcmp(str(cell, "table"), t->id) && !strcmp(str(cell, "row"), t->rows[u->row].id) &&
             !strcmp(str(cell, "arm"), t->arms[u->arm].id ? t->arms[u->arm].id : "") && cJSON_IsNumber(repeat) &&
@@ -121,9 +121,9 @@ static cJSON *cells_json(const struct runner *r)
 {
     cJSON *list = cJSON_CreateArray();
     for (int i = 0; i < r->plan.n_uses; i++) {
-        const struct hz_use *u = &r->plan.uses[i];
-        const struct hz_suite_table *t = &r->s->tables[u->table];
-        const struct hz_cell *c = &r->plan.cells[u->cell];
+        const struct suite_place *u = &r->plan.uses[i];
+        const struct suite_table *t = &r->s->tables[u->table];
+        const struct suite_cell *c = &r->plan.cells[u->cell];
         struct km_buf dir = {0};
         km_buf_printf(&dir, "cells/%s", c->name);
         cJSON *o = cJSON_CreateObject();
@@ -173,10 +173,10 @@ static void tell(const struct runner *r, int what, const char *cell, const char 
 {
     if (!r->o.news)
         return;
-    bool over = what == HZ_CELL_DONE || what == HZ_CELL_FAILED;
+    bool over = what == SUITE_CELL_DONE || what == SUITE_CELL_FAILED;
     int finished = over ? r->at : r->at - 1;
     double left = finished > 0 ? r->spent / finished * (r->missing - finished) - (over ? 0 : cell_s) : -1;
-    struct hz_suite_news n = {.what = what,
+    struct suite_event n = {.what = what,
                               .cell = cell,
                               .line = line,
                               .at = r->at,
@@ -195,7 +195,7 @@ struct child {
     char last[300];     /* its last line: the reason when it fails */
 };
 
-static void child_exec(const struct runner *r, const struct hz_cell *c, const char *dir, int err, int log,
+static void child_exec(const struct runner *r, const struct suite_cell *c, const char *dir, int err, int log,
                        pid_t parent)
 {
     /* Only async-signal-safe calls: nothing here allocates. */
@@ -238,7 +238,7 @@ static void split_lines(const struct runner *r, struct child *ch, const char *ce
             text += 8;
         if (*text) {
             snprintf(ch->last, sizeof ch->last, "%s", text);
-            tell(r, HZ_CELL_SAYS, cell, ch->last, spent);
+            tell(r, SUITE_CELL_SAYS, cell, ch->last, spent);
         }
         km_buf_clear(&ch->line);
     }
@@ -280,7 +280,7 @@ static int attend(struct runner *r, struct child *ch, const char *cell, double *
             kill(r->interrupted ? -ch->pid : ch->pid, r->interrupted ? SIGKILL : SIGINT);
             r->interrupted = true;
         }
-        tell(r, HZ_CELL_RUNS, cell, NULL, spent);
+        tell(r, SUITE_CELL_RUNS, cell, NULL, spent);
         if (waitpid(ch->pid, &status, open ? WNOHANG : 0) == ch->pid)
             break;
     }
@@ -327,7 +327,7 @@ static void add_failed(struct runner *r, const char *cell, const char *why)
 /* Runs one cell. 0 when it ran, well or not (*good says); <0 when nothing can be run here. */
 static int run_cell(struct runner *r, int i, bool *good, struct km_err *err)
 {
-    const struct hz_cell *c = &r->plan.cells[i];
+    const struct suite_cell *c = &r->plan.cells[i];
     struct child ch = {0};
     int pipes[2] = {-1, -1}, rc = km_mkdirs(r->dirs[i], err);
     char *log = log_path(r->o.dir, c->name);
@@ -341,7 +341,7 @@ static int run_cell(struct runner *r, int i, bool *good, struct km_err *err)
         rc = km_fail(err, KM_EIO, "cannot open %s: %s", log, strerror(errno));
     } else {
         pid_t parent = getpid();
-        tell(r, HZ_CELL_STARTS, c->name, NULL, 0);
+        tell(r, SUITE_CELL_STARTS, c->name, NULL, 0);
         ch.err = pipes[0];
         ch.pid = fork();
         if (!ch.pid)
@@ -366,7 +366,7 @@ static int run_cell(struct runner *r, int i, bool *good, struct km_err *err)
             km_buf_printf(&why, "exit %d%s%s", code, *ch.last ? ": " : "", ch.last);
         if (!*good)
             add_failed(r, c->name, km_buf_str(&why));
-        tell(r, *good ? HZ_CELL_DONE : HZ_CELL_FAILED, c->name, *good ? NULL : km_buf_str(&why), seconds);
+        tell(r, *good ? SUITE_CELL_DONE : SUITE_CELL_FAILED, c->name, *good ? NULL : km_buf_str(&why), seconds);
         km_buf_free(&why);
     }
     if (pipes[0] >= 0)
@@ -390,7 +390,7 @@ static int prepare(struct runner *r, struct km_err *err)
     if (!rc)
         rc = open_folder(r, err);
     if (!rc)
-        rc = hz_suite_plan(r->s, &r->o, &r->plan, err);
+        rc = suite_plan_make(r->s, &r->o, &r->plan, err);
     if (rc)
         return rc;
     char *logs = km_path(r->o.dir, "logs");
@@ -416,7 +416,7 @@ static int prepare(struct runner *r, struct km_err *err)
     return rc ? rc : write_suite(r, err);
 }
 
-static int run_all(struct runner *r, struct hz_suite_result *res, struct km_err *err)
+static int run_all(struct runner *r, struct suite_result *res, struct km_err *err)
 {
     sigset_t mask;
     int rc = 0;
@@ -449,18 +449,18 @@ static int run_all(struct runner *r, struct hz_suite_result *res, struct km_err 
     return rc;
 }
 
-int hz_suite_run(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_suite_result *res,
+int suite_run(const struct suite *s, const struct suite_opts *o, struct suite_result *res,
                  struct km_err *err)
 {
     struct runner r = {.s = s, .o = *o, .lock = -1, .signals = -1};
-    *res = (struct hz_suite_result){0};
+    *res = (struct suite_result){0};
     km_wall_iso(r.started, sizeof r.started);
     int rc = prepare(&r, err);
     if (!rc)
         rc = run_all(&r, res, err);
     for (int i = 0; r.dirs && i < r.plan.n; i++)
         km_free(r.dirs[i]);
-    hz_plan_free(&r.plan);
+    suite_plan_free(&r.plan);
     cJSON_Delete(r.before);
     cJSON_Delete(r.failed);
     if (r.lock >= 0)

@@ -91,13 +91,13 @@ static const char basic[] =
     "<suite>\",\"pairs\":2,\"defaults\":{\"num-gpu-blocks-override\":400},"
     "\"tables\":[{\"id\":\"5k\",\"title\":\"Five thousand\",\"workload\":\"w.json\"," TWO_ROWS "}]}";
 
-static struct hz_suite *suite(const char *text)
+static struct suite *suite(const char *text)
 {
-    struct hz_suite *s = NULL;
+    struct suite *s = NULL;
     struct km_err err = {0};
     put("s.json", text);
     put("w.json", "{}");
-    if (hz_suite_read(&s, in_home("s.json"), &err))
+    if (suite_read(&s, in_home("s.json"), &err))
         fail_msg("%s", err.msg);
     return s;
 }
@@ -141,16 +141,16 @@ static void bad_suites(void **state)
          "two tables have the id"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct hz_suite *s = NULL;
+        struct suite *s = NULL;
         struct km_err err = {0};
         put("s.json", cases[i][0]);
-        assert_int_not_equal(hz_suite_read(&s, in_home("s.json"), &err), 0);
+        assert_int_not_equal(suite_read(&s, in_home("s.json"), &err), 0);
         if (!strstr(err.msg, cases[i][1]))
             fail_msg("case %zu says: %s", i, err.msg);
     }
 }
 
-static const char *arg(const struct hz_cell *c, const char *start)
+static const char *arg(const struct suite_cell *c, const char *start)
 {
     for (int i = 0; i < c->argc; i++)
         if (!strncmp(c->argv[i], start, strlen(start)))
@@ -162,7 +162,7 @@ static const char *arg(const struct hz_cell *c, const char *start)
 static void planning(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite("{\"schema\":\"kvmark.suite.1\",\"pairs\":4,\"defaults\":{\"seed\":1,\"model\":"
+    struct suite *s = suite("{\"schema\":\"kvmark.suite.1\",\"pairs\":4,\"defaults\":{\"seed\":1,\"model\":"
                                "\"{here}/m\",\"early-stop\":false,\"stream\":true,"
                                "\"extra-body\":\"{\\\"a\\\":1}\",\"header\":[\"A=1\",\"B=2\"]},\"tables\":[{"
                                "\"id\":\"5k\",\"workload\":\"w.json\"," TWO_ROWS "},"
@@ -173,9 +173,9 @@ static void planning(void **state)
                                "{\"label\":\"512\",\"flags\":{\"kv-cache\":\"dram=1GiB\",\"chunk-size\":512,"
                                "\"model\":null,\"cache-salt\":\"{row}-{repeat}-{nonce}\"}}]}]}");
     const char *sets[] = {"device=sim:rtx4090", "chunk-size=999", "seed=7", "max-turns=3"};
-    struct hz_suite_opts o = {.dir = "out", .nonce = "n0", .set = {sets, 3}};
-    struct hz_plan p;
-    assert_int_equal(hz_suite_plan(s, &o, &p, NULL), 0);
+    struct suite_opts o = {.dir = "out", .nonce = "n0", .set = {sets, 3}};
+    struct suite_plan p;
+    assert_int_equal(suite_plan_make(s, &o, &p, NULL), 0);
     /* 5k: 2 rows x 4; chunk: only 512 is new, twice. */
     assert_int_equal(p.n, 10);
     assert_int_equal(p.n_uses, 8 + 6);
@@ -190,7 +190,7 @@ static void planning(void **state)
         shared = shared ||
                  (p.uses[i].table == 1 && p.uses[i].row == 1 && p.uses[i].repeat == 0 && p.uses[i].cell == 1);
     assert_true(shared);
-    const struct hz_cell *c = &p.cells[2];
+    const struct suite_cell *c = &p.cells[2];
     assert_string_equal(c->argv[0], "run");
     assert_null(arg(c, "--model"));
     assert_string_equal(arg(c, "--cache-salt"), "--cache-salt=512-1-n0");
@@ -205,29 +205,29 @@ static void planning(void **state)
     char model[128];
     snprintf(model, sizeof model, "--model=%s/m", home);
     assert_string_equal(arg(&p.cells[0], "--model"), model);
-    hz_plan_free(&p);
+    suite_plan_free(&p);
 
     /* A table that removes a flag does not get it back from --set; the rows of the two tables are then no
      * longer the same. */
     o.set.n = 4;
-    assert_int_equal(hz_suite_plan(s, &o, &p, NULL), 0);
+    assert_int_equal(suite_plan_make(s, &o, &p, NULL), 0);
     assert_int_equal(p.n, 14);
     for (int i = 0; i < p.n; i++)
         assert_true((arg(&p.cells[i], "--max-turns") != NULL) == !strncmp(p.cells[i].name, "5k/", 3));
-    hz_plan_free(&p);
+    suite_plan_free(&p);
     o.set.n = 3;
 
     struct km_err err = {0};
     o.only = "chunk";
-    assert_int_equal(hz_suite_plan(s, &o, &p, NULL), 0);
+    assert_int_equal(suite_plan_make(s, &o, &p, NULL), 0);
     assert_int_equal(p.n, 6);
-    hz_plan_free(&p);
+    suite_plan_free(&p);
     o.only = "chank";
-    assert_int_equal(hz_suite_plan(s, &o, &p, &err), KM_EINVAL);
+    assert_int_equal(suite_plan_make(s, &o, &p, &err), KM_EINVAL);
     sets[0] = "device";
-    assert_int_equal(hz_suite_plan(s, &o, &p, &err), KM_EINVAL);
+    assert_int_equal(suite_plan_make(s, &o, &p, &err), KM_EINVAL);
     assert_non_null(strstr(err.msg, "FLAG=VALUE"));
-    hz_suite_free(s);
+    suite_free(s);
 
     /* A miss and its hit are two runs, though their flags are the same, in this order also when rows go
      * backwards. */
@@ -235,58 +235,58 @@ static void planning(void **state)
               "\"workload\":\"w.json\","
               "\"rows\":[{\"label\":\"a\"},{\"label\":\"b\",\"flags\":{\"seed\":1}}],\"arms\":[{\"label\":"
               "\"miss\"},{\"label\":\"hit\"}]}]}");
-    o = (struct hz_suite_opts){.dir = "out"};
-    assert_int_equal(hz_suite_plan(s, &o, &p, NULL), 0);
+    o = (struct suite_opts){.dir = "out"};
+    assert_int_equal(suite_plan_make(s, &o, &p, NULL), 0);
     static const char *const arms[] = {"r/a-miss-1", "r/a-hit-1", "r/b-miss-1", "r/b-hit-1",
                                        "r/b-miss-2", "r/b-hit-2", "r/a-miss-2", "r/a-hit-2"};
     assert_int_equal(p.n, 8);
     for (int i = 0; i < 8; i++)
         assert_string_equal(p.cells[i].name, arms[i]);
-    hz_plan_free(&p);
-    hz_suite_free(s);
+    suite_plan_free(&p);
+    suite_free(s);
 }
 
-static struct hz_suite_opts options(void)
+static struct suite_opts options(void)
 {
     static char dir[128];
     snprintf(dir, sizeof dir, "%s/out", home);
-    return (struct hz_suite_opts){.dir = dir, .exe = "/proc/self/exe", .command = "kvmark bench s.json -o out"};
+    return (struct suite_opts){.dir = dir, .exe = "/proc/self/exe", .command = "kvmark bench s.json -o out"};
 }
 
 static void run_resume_report(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite(basic);
-    struct hz_suite_opts o = options();
-    struct hz_suite_result res;
-    struct hz_report_result rep;
+    struct suite *s = suite(basic);
+    struct suite_opts o = options();
+    struct suite_result res;
+    struct report_result rep;
     struct km_err err = {0};
-    assert_int_equal(hz_suite_run(s, &o, &res, &err), 0);
+    assert_int_equal(suite_run(s, &o, &res, &err), 0);
     assert_int_equal(res.ran, 4);
     assert_int_equal(res.failed, 0);
     assert_holds("out/logs/5k_with-1.log", "3/72 requests");
 
     /* Nothing is run twice; one lost cell is run alone. */
-    assert_int_equal(hz_suite_run(s, &o, &res, &err), 0);
+    assert_int_equal(suite_run(s, &o, &res, &err), 0);
     assert_int_equal(res.ran, 0);
     assert_int_equal(res.done, 4);
     assert_int_equal(remove(in_home("out/cells/5k/with-2/run.json")), 0);
-    assert_int_equal(hz_suite_run(s, &o, &res, &err), 0);
+    assert_int_equal(suite_run(s, &o, &res, &err), 0);
     assert_int_equal(res.ran, 1);
 
     /* The same folder with other flags is refused and left as it is. */
     const char *set[] = {"num-gpu-blocks-override=9"};
     o.set = (struct km_strs){set, 1};
-    assert_int_equal(hz_suite_run(s, &o, &res, &err), KM_EINVAL);
+    assert_int_equal(suite_run(s, &o, &res, &err), KM_EINVAL);
     assert_non_null(strstr(err.msg, "other flags"));
     o.set.n = 0;
     /* More pairs go on from what is there. */
     o.pairs = 3;
-    assert_int_equal(hz_suite_run(s, &o, &res, &err), 0);
+    assert_int_equal(suite_run(s, &o, &res, &err), 0);
     assert_int_equal(res.ran, 2);
     assert_int_equal(res.done, 6);
 
-    assert_int_equal(hz_report_write(in_home("out"), &rep, &err), 0);
+    assert_int_equal(report_write(in_home("out"), &rep, &err), 0);
     assert_int_equal(rep.runs, 6);
     assert_int_equal(rep.missing, 0);
     assert_non_null(strstr(rep.headline, "With against Without: input tokens per second +"));
@@ -299,7 +299,7 @@ static void run_resume_report(void **state)
     /* The reason for the gain: the fake's layer holds 310784 of 393516 prompt tokens. */
     assert_holds("out/tables.md", "| With | 3 | 72 | 0 | 393516 | 310784 | 82732 | 79.0% | 5453.5 | 20.0 |");
     assert_holds("out/suite.json", "\"kvmark bench s.json -o out\"");
-    hz_suite_free(s);
+    suite_free(s);
 
     char *html = slurp("out/report.html");
     assert_true(strlen(html) < 1000000);
@@ -308,7 +308,7 @@ static void run_resume_report(void **state)
     assert_null(strstr(html, "src="));
     assert_null(strstr(html, "<link"));
     assert_int_equal(count(html, "<tr><td>5k/"), 6 * 72);
-    if (hz_gnuplot_there()) {
+    if (plot_gnuplot_found()) {
         assert_int_equal(count(html, "<svg role=\"img\""), 3);
         assert_null(strstr(html, "color=\"black\""));
         assert_holds("out/plots/5k-ttft-cdf.gp", "array label[2] = ['Without', 'With']");
@@ -324,62 +324,62 @@ static void run_resume_report(void **state)
 static void no_gnuplot(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite(basic);
-    struct hz_suite_opts o = options();
-    struct hz_suite_result res;
-    struct hz_report_result rep;
+    struct suite *s = suite(basic);
+    struct suite_opts o = options();
+    struct suite_result res;
+    struct report_result rep;
     char *path = km_strdup(getenv("PATH"));
-    assert_int_equal(hz_suite_run(s, &o, &res, NULL), 0);
+    assert_int_equal(suite_run(s, &o, &res, NULL), 0);
     setenv("PATH", "/nowhere", 1);
-    int rc = hz_report_write(in_home("out"), &rep, NULL);
+    int rc = report_write(in_home("out"), &rep, NULL);
     setenv("PATH", path, 1);
     km_free(path);
     assert_int_equal(rc, 0);
     assert_true(rep.no_gnuplot);
     assert_holds("out/report.html", "gnuplot is not installed here");
     assert_holds("out/plots/5k-ttft-turn.dat", "# Without\n1 ");
-    hz_suite_free(s);
+    suite_free(s);
 }
 
 static void failed_cells(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite(
+    struct suite *s = suite(
         "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w.json\",\"rows\":["
         "{\"label\":\"A\"},{\"label\":\"B\",\"flags\":{\"fail\":true}},{\"label\":\"C\",\"flags\":{\"kv-"
         "cache\":\"dram\"}}]}]}");
-    struct hz_suite_opts o = options();
-    struct hz_suite_result res;
-    struct hz_report_result rep;
-    assert_int_equal(hz_suite_run(s, &o, &res, NULL), 0);
+    struct suite_opts o = options();
+    struct suite_result res;
+    struct report_result rep;
+    assert_int_equal(suite_run(s, &o, &res, NULL), 0);
     assert_int_equal(res.ran, 2);
     assert_int_equal(res.failed, 1);
     assert_holds("out/suite.json", "exit 1: error: the fake was told to fail");
-    assert_int_equal(hz_report_write(in_home("out"), &rep, NULL), 0);
+    assert_int_equal(report_write(in_home("out"), &rep, NULL), 0);
     assert_int_equal(rep.missing, 1);
     assert_holds("out/tables.md", "| B | n/a | n/a | n/a | n/a |");
     assert_holds("out/tables.md", "- B: 1 of 1 runs missing (exit 1: error: the fake was told to fail).");
     /* A program that is not there is a failed cell, not a crash. */
     o.exe = "/nowhere/kvmark";
-    assert_int_equal(hz_suite_run(s, &o, &res, NULL), 0);
+    assert_int_equal(suite_run(s, &o, &res, NULL), 0);
     assert_int_equal(res.failed, 1);
-    hz_suite_free(s);
+    suite_free(s);
 }
 
 /* Ctrl-C: the running cell is not done, the suite ends, and what there is can be reported and gone on with. */
 static void interrupted(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite(
+    struct suite *s = suite(
         "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w.json\",\"rows\":["
         "{\"label\":\"A\"},{\"label\":\"B\",\"flags\":{\"wait\":30}},{\"label\":\"C\",\"flags\":{\"turns\":2}}]"
         "}]}");
-    struct hz_suite_opts o = options();
+    struct suite_opts o = options();
     pid_t pid = fork();
     if (!pid) {
-        struct hz_suite_result res;
+        struct suite_result res;
         struct km_err err;
-        bool right = !hz_suite_run(s, &o, &res, &err) && res.interrupted && res.ran == 1 && res.failed == 1;
+        bool right = !suite_run(s, &o, &res, &err) && res.interrupted && res.ran == 1 && res.failed == 1;
         _exit(right ? 0 : 1);
     }
     for (int i = 0; i < 1000 && access(in_home("out/logs/t_b-1.log"), F_OK); i++)
@@ -393,16 +393,16 @@ static void interrupted(void **state)
     assert_true(km_file_exists(in_home("out/cells/t/b-1/run-partial.json")));
     assert_false(km_file_exists(in_home("out/cells/t/c-1/run.json")));
     assert_holds("out/suite.json", "interrupted");
-    struct hz_report_result rep;
-    assert_int_equal(hz_report_write(in_home("out"), &rep, NULL), 0);
+    struct report_result rep;
+    assert_int_equal(report_write(in_home("out"), &rep, NULL), 0);
     assert_int_equal(rep.runs, 1);
-    hz_suite_free(s);
+    suite_free(s);
 }
 
 static void other_shapes(void **state)
 {
     (void)state;
-    struct hz_suite *s = suite("{\"schema\":\"kvmark.suite.1\",\"pairs\":2,\"average\":\"median\",\"notes\":["
+    struct suite *s = suite("{\"schema\":\"kvmark.suite.1\",\"pairs\":2,\"average\":\"median\",\"notes\":["
                                "\"Said on top.\"],\"tables\":["
                                "{\"id\":\"miss\",\"shape\":\"metrics\",\"workload\":\"w.json\",\"flags\":{"
                                "\"turns\":1},\"notes\":\"Said below.\"," TWO_ROWS "},"
@@ -414,12 +414,12 @@ static void other_shapes(void **state)
                                "\"device\":\"sim:h200\"},\"rows\":[{\"label\":\"Redis\"}],"
                                "\"arms\":[{\"label\":\"Cache miss\"},{\"label\":\"Cache "
                                "hit\",\"flags\":{\"kv-cache\":\"redis\"}}]}]}");
-    struct hz_suite_opts o = options();
-    struct hz_suite_result res;
-    struct hz_report_result rep;
-    assert_int_equal(hz_suite_run(s, &o, &res, NULL), 0);
+    struct suite_opts o = options();
+    struct suite_result res;
+    struct report_result rep;
+    assert_int_equal(suite_run(s, &o, &res, NULL), 0);
     assert_int_equal(res.failed, 0);
-    assert_int_equal(hz_report_write(in_home("out"), &rep, NULL), 0);
+    assert_int_equal(report_write(in_home("out"), &rep, NULL), 0);
     assert_holds("out/tables.md", "\nSaid on top.\n");
     assert_holds("out/tables.md", "- Said below.\n");
     assert_holds("out/tables.md", "| Metric | Without | With | Change |\n|---|---|---|---|\n| Output TPS | ");
@@ -429,32 +429,32 @@ static void other_shapes(void **state)
                  "| Backend | Cache miss | Cache hit | Boost |\n|---|---|---|---|\n| Redis | 0.");
     assert_holds("out/tables.md", "Each cell is the median of 2 runs");
     assert_holds("out/tables.md", "Simulated device sim:h200");
-    hz_suite_free(s);
+    suite_free(s);
 }
 
 /* A report of one run folder, and what is said of folders that hold nothing. */
 static void single_runs(void **state)
 {
     (void)state;
-    struct hz_report_result rep;
+    struct report_result rep;
     struct km_err err = {0};
     char *args[] = {
         (char *)"fake", (char *)"run", (char *)"w", (char *)"-o", (char *)(uintptr_t)in_home("one"), NULL};
     assert_int_equal(fake_run(5, args), 0);
-    assert_int_equal(hz_report_write(in_home("one"), &rep, &err), 0);
+    assert_int_equal(report_write(in_home("one"), &rep, &err), 0);
     assert_int_equal(rep.runs, 1);
     assert_string_equal(rep.headline, "");
     assert_holds("one/tables.md", "| fake-model, KV cache layer: none | ");
-    assert_int_equal(hz_report_write(home, &rep, &err), KM_ENOENT);
+    assert_int_equal(report_write(home, &rep, &err), KM_ENOENT);
     assert_non_null(strstr(err.msg, "neither suite.json nor run.json"));
     put("suite.json", "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w\",\"rows\":[{"
                       "\"label\":\"A\"}]}],"
                       "\"cells\":[{\"table\":\"t\",\"row\":\"a\",\"repeat\":1,\"dir\":\"../../etc\"}]}");
-    assert_int_equal(hz_report_write(home, &rep, &err), KM_EFORMAT);
+    assert_int_equal(report_write(home, &rep, &err), KM_EFORMAT);
     put("suite.json", "{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"t\",\"workload\":\"w\",\"rows\":[{"
                       "\"label\":\"A\"}]}],"
                       "\"cells\":[{\"table\":\"t\",\"row\":\"a\",\"repeat\":1,\"dir\":\"cells/none\"}]}");
-    assert_int_equal(hz_report_write(home, &rep, &err), KM_ENOENT);
+    assert_int_equal(report_write(home, &rep, &err), KM_ENOENT);
     assert_non_null(strstr(err.msg, "no finished run"));
 }
 
@@ -489,7 +489,7 @@ static void commands(void **state)
     (void)state;
     struct km_buf out = {0};
     char words[1024];
-    hz_suite_free(suite(basic));
+    suite_free(suite(basic));
     snprintf(words, sizeof words, "%s/s.json -o %s/out --pairs 3 --device cpu --program /proc/self/exe", home,
              home);
     assert_int_equal(command(&cmd_bench, &out, words), CMD_OK);
@@ -538,17 +538,17 @@ static void our_suites(void **state)
     static const char *const names[] = {"quick", "paper"};
     for (int i = 0; i < 2; i++) {
         char path[512];
-        struct hz_suite *s = NULL;
-        struct hz_plan p;
+        struct suite *s = NULL;
+        struct suite_plan p;
         struct km_err err = {0};
-        struct hz_suite_opts o = {.dir = "out"};
+        struct suite_opts o = {.dir = "out"};
         snprintf(path, sizeof path, KVM_SOURCE_DIR "/workloads/suites/%s.json", names[i]);
-        if (hz_suite_read(&s, path, &err) || hz_suite_plan(s, &o, &p, &err))
+        if (suite_read(&s, path, &err) || suite_plan_make(s, &o, &p, &err))
             fail_msg("%s", err.msg);
         print_message("%s: %d tables, %d runs\n", names[i], s->n_tables, p.n);
         assert_true(p.n >= 4);
-        hz_plan_free(&p);
-        hz_suite_free(s);
+        suite_plan_free(&p);
+        suite_free(s);
     }
 }
 
