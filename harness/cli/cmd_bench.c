@@ -66,27 +66,27 @@ struct screen {
     char last[300]; /* what the run said last */
 };
 
-static void on_news(void *arg, const struct suite_event *n)
+static void on_event(void *arg, const struct suite_event *n)
 {
     struct screen *s = arg;
     char spent[24], left[24];
     bool progress = n->line && strstr(n->line, " requests, ");
     clock_text(n->cell_s, spent, sizeof spent);
     clock_text(n->left_s, left, sizeof left);
-    if (n->what == SUITE_CELL_STARTS)
+    if (n->what == SUITE_CELL_STARTED)
         s->last[0] = 0;
-    if (n->what == SUITE_CELL_SAYS && progress)
+    if (n->what == SUITE_CELL_OUTPUT && progress)
         snprintf(s->last, sizeof s->last, "%s", n->line);
     const char *wipe = s->tty ? "\r\033[K" : "";
-    if (n->what == SUITE_CELL_SAYS && (!progress || !s->tty))
+    if (n->what == SUITE_CELL_OUTPUT && (!progress || !s->tty))
         fprintf(stderr, "%s[%d/%d] %s: %s\n", wipe, n->at, n->of, n->cell, n->line);
     else if (n->what == SUITE_CELL_DONE)
         fprintf(stderr, "%s[%d/%d] %s done in %s, about %s left\n", wipe, n->at, n->of, n->cell, spent, left);
     else if (n->what == SUITE_CELL_FAILED)
         fprintf(stderr, "%s[%d/%d] %s FAILED: %s\n", wipe, n->at, n->of, n->cell, n->line);
-    else if (n->what == SUITE_CELL_STARTS && !s->tty)
+    else if (n->what == SUITE_CELL_STARTED && !s->tty)
         fprintf(stderr, "[%d/%d] %s starts\n", n->at, n->of, n->cell);
-    if (s->tty && (n->what == SUITE_CELL_STARTS || n->what == SUITE_CELL_RUNS || n->what == SUITE_CELL_SAYS)) {
+    if (s->tty && (n->what == SUITE_CELL_STARTED || n->what == SUITE_CELL_RUNNING || n->what == SUITE_CELL_OUTPUT)) {
         char line[512];
         struct winsize w = {0};
         bool known = ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20;
@@ -172,7 +172,7 @@ static int work(const char *file, struct bench_opts *o, const char *command, str
                                .pairs = (int)o->pairs,
                                .only = o->table,
                                .command = command,
-                               .news = o->quiet ? NULL : on_news,
+                               .on_event = o->quiet ? NULL : on_event,
                                .arg = &screen};
     int rc = suite_read(&s, file, err), status = CMD_USAGE;
     if (!rc && o->plan) {

@@ -214,7 +214,7 @@ static int plot_bars(struct report *r, struct report_table *t, struct km_err *er
     const struct suite_column *c = &s->cols[0];
     struct plot p = {.script = "bars", .n = s->n_arms < PLOT_MAX_SERIES ? s->n_arms : PLOT_MAX_SERIES};
     struct km_buf labels[PLOT_MAX_SERIES] = {{0}}, caption = {0};
-    p.unit = c->col.gain ? c->metric->title : c->col.title;
+    p.unit = c->gain ? c->metric->title : c->title;
     km_buf_printf(&caption,
                   "%s, from zero: the mean over up to %d runs; the line spans the least and the greatest run.",
                   p.unit, t->reps);

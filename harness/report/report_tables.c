@@ -39,7 +39,7 @@ static int judged_metrics(const struct suite_table *t, const struct hz_metric **
     for (int pass = 0; pass < 2 && !n; pass++)
         for (int c = 0; c < t->n_cols; c++) {
             const struct hz_metric *m = t->cols[c].metric;
-            bool wanted = pass || t->cols[c].col.delta || t->cols[c].col.gain, seen = false;
+            bool wanted = pass || t->cols[c].delta || t->cols[c].gain, seen = false;
             for (int i = 0; i < n; i++)
                 seen = seen || out[i] == m;
             if (wanted && !seen && m->min_n)
@@ -120,9 +120,8 @@ static int make_grid(const struct report *r, struct report_table *t, struct km_e
     struct table_column *col = km_calloc((size_t)cols, sizeof *col);
     int rc = v && unsure && labels && col ? 0 : km_fail(err, KM_ENOMEM, "out of memory making a report");
     for (int i = 0; i < cols && !rc; i++) {
-        col[i] = s->cols[arms ? 0 : i].col;
-        if (arms)
-            col[i].title = s->arms[i].label;
+        const struct suite_column *c = &s->cols[arms ? 0 : i];
+        col[i] = (struct table_column){arms ? s->arms[i].label : c->title, c->decimals, c->delta, c->gain};
     }
     for (int row = 0; row < s->n_rows && !rc; row++) {
         labels[row] = s->rows[row].label;
@@ -160,8 +159,8 @@ static void put_spread(struct km_buf *out, double lo, double hi, int runs, int d
 static int decimals_of(const struct suite_table *s, const struct hz_metric *m)
 {
     for (int c = 0; c < s->n_cols; c++)
-        if (s->cols[c].metric == m && !s->cols[c].col.gain && s->cols[c].scale == 1)
-            return s->cols[c].col.decimals;
+        if (s->cols[c].metric == m && !s->cols[c].gain && s->cols[c].scale == 1)
+            return s->cols[c].decimals;
     return m->decimals;
 }
 

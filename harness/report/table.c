@@ -1,4 +1,4 @@
-/* Shapes to grids, grids to text. */
+/* Tables of each shape as grids of text, and grids as Markdown, HTML and CSV. */
 #include "harness/report/table.h"
 
 #include "base/mem.h"
@@ -8,8 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* printf rounds the binary value and ties to even; tables round the number people see, ties away from zero.
- * Beyond 2^53 there are no decimals left to round. */
+/* Rounds the decimal number that people see, half away from zero. printf would round the binary value, half to even.
+ * A double beyond 2^53 has no decimals to round. */
 static double round_to(double v, int decimals)
 {
     double scale = pow(10, decimals), s = v * scale;
@@ -56,7 +56,8 @@ void table_grid_free(struct table_grid *g)
     *g = (struct table_grid){0};
 }
 
-static void take(struct table_grid *g, int row, int col, struct km_buf *b)
+/* Moves the text of b into a cell; b is empty afterwards. */
+static void set_cell(struct table_grid *g, int row, int col, struct km_buf *b)
 {
     char **cell = &g->text[row * g->n_cols + col];
     km_free(*cell);
@@ -72,7 +73,7 @@ void table_grid_set(struct table_grid *g, int row, int col, const char *fmt, ...
     va_start(ap, fmt);
     km_buf_vprintf(&b, fmt, ap);
     va_end(ap);
-    take(g, row, col, &b);
+    set_cell(g, row, col, &b);
 }
 
 int table_grid_ok(const struct table_grid *g, struct km_err *err)
@@ -80,7 +81,7 @@ int table_grid_ok(const struct table_grid *g, struct km_err *err)
     return g->oom ? km_fail(err, KM_ENOMEM, "out of memory for a table of %d rows", g->n_rows) : 0;
 }
 
-/* The figure, and its change against the baseline row where the column wants one. */
+/* A figure, and its change against the baseline row if the column shows it. */
 static void put_cell(struct table_grid *g, const struct table *t, int row, int col, int to_row, int to_col)
 {
     const struct table_column *c = &t->cols[col];
@@ -98,9 +99,9 @@ static void put_cell(struct table_grid *g, const struct table *t, int row, int c
             km_buf_puts(&b, ")");
         }
     }
-    take(g, to_row, to_col, &b);
-    g->dim[to_row * g->n_cols + to_col] = (c->delta || c->gain) && compared && t->unsure &&
-                                          t->unsure[row * t->n_cols + col];
+    set_cell(g, to_row, to_col, &b);
+    g->dim[to_row * g->n_cols + to_col] = (c->delta || c->gain) && compared && t->undecided &&
+                                          t->undecided[row * t->n_cols + col];
 }
 
 static int grid_rows(struct table_grid *g, const struct table *t, struct km_err *err)
@@ -123,7 +124,7 @@ static int grid_rows(struct table_grid *g, const struct table *t, struct km_err 
     return 0;
 }
 
-/* A line a figure; the Change column is there when exactly two configurations stand side by side. */
+/* One line per figure. The column "Change" is shown when exactly two configurations are compared. */
 static int grid_metrics(struct table_grid *g, const struct table *t, struct km_err *err)
 {
     bool change = t->n_rows == 2 && t->base >= 0;
@@ -141,13 +142,13 @@ static int grid_metrics(struct table_grid *g, const struct table *t, struct km_e
         table_grid_set(g, c + 1, 0, "%s", t->cols[c].title);
         for (int r = 0; r < t->n_rows; r++) {
             table_put_number(&b, t->v[r * t->n_cols + c], t->cols[c].decimals);
-            take(g, c + 1, r + 1, &b);
+            set_cell(g, c + 1, r + 1, &b);
         }
         if (!change)
             continue;
         table_put_change(&b, t->v[t->base * t->n_cols + c], t->v[other * t->n_cols + c]);
-        take(g, c + 1, t->n_rows + 1, &b);
-        g->dim[(c + 1) * g->n_cols + t->n_rows + 1] = t->unsure && t->unsure[other * t->n_cols + c];
+        set_cell(g, c + 1, t->n_rows + 1, &b);
+        g->dim[(c + 1) * g->n_cols + t->n_rows + 1] = t->undecided && t->undecided[other * t->n_cols + c];
     }
     return 0;
 }
@@ -171,9 +172,9 @@ static int grid_backends(struct table_grid *g, const struct table *t, struct km_
         table_put_number(&b, boost, 2);
         if (isfinite(boost))
             km_buf_putc(&b, 'x');
-        take(g, r + 1, t->n_cols + 1, &b);
-        g->dim[(r + 1) * g->n_cols + t->n_cols + 1] = t->n_cols > 1 && t->unsure &&
-                                                      t->unsure[r * t->n_cols + 1];
+        set_cell(g, r + 1, t->n_cols + 1, &b);
+        g->dim[(r + 1) * g->n_cols + t->n_cols + 1] = t->n_cols > 1 && t->undecided &&
+                                                      t->undecided[r * t->n_cols + 1];
     }
     return 0;
 }
@@ -200,7 +201,7 @@ void table_grid_md(const struct table_grid *g, struct km_buf *out)
     for (int r = 0; r < g->n_rows; r++) {
         for (int c = 0; c < g->n_cols; c++) {
             km_buf_puts(out, c ? " " : "| ");
-            for (const char *s = cell(g, r, c); *s; s++) { /* a cell is one line, and | would end it */
+            for (const char *s = cell(g, r, c); *s; s++) { /* a line break or | would end the cell */
                 if (*s == '|')
                     km_buf_putc(out, '\\');
                 km_buf_putc(out, *s == '\n' || *s == '\r' ? ' ' : *s);

@@ -164,8 +164,8 @@ static int make_cell(const struct planner *p, int t, int r, int a, int k, struct
     struct names n = {p->s->here, p->o->dir, table->id, table->rows[r].id, p->o->nonce ? p->o->nonce : "", k};
     struct merged m = {0};
     struct km_buf b = {0};
-    const cJSON *const layers[] = {p->s->defaults, table->flags, p->set, table->rows[r].flags,
-                                   table->arms[a].flags};
+    const cJSON *const layers[] = {p->s->defaults, table->options, p->set, table->rows[r].options,
+                                   table->arms[a].options};
     int rc = 0;
     for (int i = 0; i < 5 && !rc; i++)
         rc = merge(&m, layers[i], layers[i] == p->set, err);
@@ -215,11 +215,11 @@ static int place(const struct planner *p, int t, int r, int a, int k, struct km_
         out->cells = v;
         out->cells[out->n++] = c;
     }
-    struct suite_place *u = km_reallocarray(out->uses, (size_t)out->n_uses + 1, sizeof *u);
+    struct suite_place *u = km_reallocarray(out->places, (size_t)out->n_places + 1, sizeof *u);
     if (!u)
         return km_fail(err, KM_ENOMEM, "out of memory planning a suite");
-    out->uses = u;
-    out->uses[out->n_uses++] = (struct suite_place){t, r, a, k, at};
+    out->places = u;
+    out->places[out->n_places++] = (struct suite_place){t, r, a, k, at};
     return 0;
 }
 
@@ -275,6 +275,6 @@ void suite_plan_free(struct suite_plan *p)
     for (int i = 0; i < p->n; i++)
         cell_free(&p->cells[i]);
     km_free(p->cells);
-    km_free(p->uses);
+    km_free(p->places);
     *p = (struct suite_plan){0};
 }

@@ -105,8 +105,8 @@ static int check_resume(const struct runner *r, struct km_err *err)
 
 static bool planned(const struct runner *r, const cJSON *cell)
 {
-    for (int i = 0; i < r->plan.n_uses; i++) {
-        const struct suite_place *u = &r->plan.uses[i];
+    for (int i = 0; i < r->plan.n_places; i++) {
+        const struct suite_place *u = &r->plan.places[i];
         const struct suite_table *t = &r->s->tables[u->table];
         const cJSON *repeat = cJSON_GetObjectItemCaseSensitive(cell, "repeat");
         if (!strcmp(str(cell, "table"), t->id) && !strcmp(str(cell, "row"), t->rows[u->row].id) &&
@@ -120,8 +120,8 @@ static bool planned(const struct runner *r, const cJSON *cell)
 static cJSON *cells_json(const struct runner *r)
 {
     cJSON *list = cJSON_CreateArray();
-    for (int i = 0; i < r->plan.n_uses; i++) {
-        const struct suite_place *u = &r->plan.uses[i];
+    for (int i = 0; i < r->plan.n_places; i++) {
+        const struct suite_place *u = &r->plan.places[i];
         const struct suite_table *t = &r->s->tables[u->table];
         const struct suite_cell *c = &r->plan.cells[u->cell];
         struct km_buf dir = {0};
@@ -171,7 +171,7 @@ static int write_suite(const struct runner *r, struct km_err *err)
 
 static void tell(const struct runner *r, int what, const char *cell, const char *line, double cell_s)
 {
-    if (!r->o.news)
+    if (!r->o.on_event)
         return;
     bool over = what == SUITE_CELL_DONE || what == SUITE_CELL_FAILED;
     int finished = over ? r->at : r->at - 1;
@@ -183,7 +183,7 @@ static void tell(const struct runner *r, int what, const char *cell, const char 
                               .of = r->missing,
                               .cell_s = cell_s,
                               .left_s = finished > 0 && left < 0 ? 0 : left};
-    r->o.news(r->o.arg, &n);
+    r->o.on_event(r->o.arg, &n);
 }
 
 /* One child and what comes out of it. */
@@ -238,7 +238,7 @@ static void split_lines(const struct runner *r, struct child *ch, const char *ce
             text += 8;
         if (*text) {
             snprintf(ch->last, sizeof ch->last, "%s", text);
-            tell(r, SUITE_CELL_SAYS, cell, ch->last, spent);
+            tell(r, SUITE_CELL_OUTPUT, cell, ch->last, spent);
         }
         km_buf_clear(&ch->line);
     }
@@ -280,7 +280,7 @@ static int attend(struct runner *r, struct child *ch, const char *cell, double *
             kill(r->interrupted ? -ch->pid : ch->pid, r->interrupted ? SIGKILL : SIGINT);
             r->interrupted = true;
         }
-        tell(r, SUITE_CELL_RUNS, cell, NULL, spent);
+        tell(r, SUITE_CELL_RUNNING, cell, NULL, spent);
         if (waitpid(ch->pid, &status, open ? WNOHANG : 0) == ch->pid)
             break;
     }
@@ -341,7 +341,7 @@ static int run_cell(struct runner *r, int i, bool *good, struct km_err *err)
         rc = km_fail(err, KM_EIO, "cannot open %s: %s", log, strerror(errno));
     } else {
         pid_t parent = getpid();
-        tell(r, SUITE_CELL_STARTS, c->name, NULL, 0);
+        tell(r, SUITE_CELL_STARTED, c->name, NULL, 0);
         ch.err = pipes[0];
         ch.pid = fork();
         if (!ch.pid)

@@ -128,11 +128,11 @@ static void bad_suites(void **state)
          "no figure \"ttft\""},
         {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"flags\":{\"--seed\":1}"
          "," TWO_ROWS "}]}",
-         "is not a flag"},
+         "is not an option"},
         {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"flags\":{\"seed\":{}}"
          "," TWO_ROWS "}]}",
-         "flag \"seed\" must be"},
-        {"{\"schema\":\"kvmark.suite.1\",\"defaults\":{\"output\":\"x\"},\"tables\":[]}", "suite's own"},
+         "option \"seed\" is an object"},
+        {"{\"schema\":\"kvmark.suite.1\",\"defaults\":{\"output\":\"x\"},\"tables\":[]}", "set by the suite"},
         {"{\"schema\":\"kvmark.suite.1\",\"tables\":[{\"id\":\"x\",\"workload\":\"w\",\"shape\":"
          "\"backends\"," TWO_ROWS "}]}",
          "\"arms\" is missing"},
@@ -178,7 +178,7 @@ static void planning(void **state)
     assert_int_equal(suite_plan_make(s, &o, &p, NULL), 0);
     /* 5k: 2 rows x 4; chunk: only 512 is new, twice. */
     assert_int_equal(p.n, 10);
-    assert_int_equal(p.n_uses, 8 + 6);
+    assert_int_equal(p.n_places, 8 + 6);
     static const char *const order[] = {"5k/without-1", "5k/with-1",   "chunk/512-1", "5k/with-2",
                                         "5k/without-2", "chunk/512-2", "5k/with-3",   "5k/without-3",
                                         "5k/without-4", "5k/with-4"};
@@ -186,9 +186,9 @@ static void planning(void **state)
         assert_string_equal(p.cells[i].name, order[i]);
     /* Table chunk, row 256, repeat 1 is the cell of table 5k, row With. */
     bool shared = false;
-    for (int i = 0; i < p.n_uses; i++)
+    for (int i = 0; i < p.n_places; i++)
         shared = shared ||
-                 (p.uses[i].table == 1 && p.uses[i].row == 1 && p.uses[i].repeat == 0 && p.uses[i].cell == 1);
+                 (p.places[i].table == 1 && p.places[i].row == 1 && p.places[i].repeat == 0 && p.places[i].cell == 1);
     assert_true(shared);
     const struct suite_cell *c = &p.cells[2];
     assert_string_equal(c->argv[0], "run");
