@@ -178,7 +178,7 @@ const struct cmd cmd_compare = {
             "there are few of them. Figures per run need two pairs for an interval; a verdict on one pair\n"
             "knows nothing of what changes from run to run. Percentiles are there only from 6 (p50), 36\n"
             "(p90), 72 (p95) or 368 (p99) requests a run.\n\n"
-            "Verdicts: better, worse, no detectable difference, or too noisy (the interval is wider than 5%\n"
+            "Verdicts: better, worse, no detectable difference, or undecided (the interval is wider than 5%\n"
             "each way), corrected over all figures after Holm. Runs of different workloads are refused unless\n"
             "--force.\n\n"
             "--fail-if 'ttft_ms.mean>+5%' ends with status 3 when mean TTFT rose by more than 5% from A to B,\n"

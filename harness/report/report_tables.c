@@ -133,7 +133,7 @@ static int make_grid(const struct report *r, struct report_table *t, struct km_e
     for (int k = 0; k < t->n_contrasts && !rc; k++)
         for (int i = 0; i < cols; i++) {
             const struct compare_delta *d = delta_of(&t->contrasts[k], s->cols[arms ? 0 : i].metric);
-            bool undecided = d && (d->verdict == COMPARE_NO_DIFFERENCE || d->verdict == COMPARE_TOO_NOISY);
+            bool undecided = d && (d->verdict == COMPARE_NO_DIFFERENCE || d->verdict == COMPARE_UNDECIDED);
             unsure[t->contrasts[k].row * cols + i] = undecided;
         }
     struct table table = {s->shape, s->head, col, cols, labels, s->n_rows, s->base, v, unsure};

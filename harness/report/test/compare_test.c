@@ -125,7 +125,7 @@ static void a_clear_gain(void **state)
     d = find(&c, "tpot_ms.mean");
     assert_true(fabs(d->ratio - 1) < 1e-9);
     assert_int_equal(d->verdict, COMPARE_NO_DIFFERENCE);
-    assert_string_equal(d->why, "detectable from 0.0%");
+    assert_string_equal(d->why, "a change above 0.0% would have been detected");
     /* The same seed draws the same interval. */
     assert_int_equal(compare_runs(&again, la, lb, 5, &o, NULL), 0);
     assert_true(find(&again, "ttft_ms.mean")->lo == find(&c, "ttft_ms.mean")->lo);
@@ -158,7 +158,7 @@ static void nothing_and_noise(void **state)
     drop(b, 5);
     make_pairs(a, b, 2, 24, 8, 1.02, 0.0, 0.03, 0.1);
     assert_int_equal(compare_runs(&c, la, lb, 2, &o, NULL), 0);
-    assert_int_equal(find(&c, "ttft_ms.mean")->verdict, COMPARE_TOO_NOISY);
+    assert_int_equal(find(&c, "ttft_ms.mean")->verdict, COMPARE_UNDECIDED);
     compare_result_free(&c);
     drop(a, 2);
     drop(b, 2);
