@@ -100,8 +100,8 @@ static void put_cell(struct table_grid *g, const struct table *t, int row, int c
         }
     }
     set_cell(g, to_row, to_col, &b);
-    g->dim[to_row * g->n_cols + to_col] = (c->delta || c->gain) && compared && t->undecided &&
-                                          t->undecided[row * t->n_cols + col];
+    g->dim[to_row * g->n_cols + to_col] =
+        (c->delta || c->gain) && compared && t->undecided && t->undecided[row * t->n_cols + col];
 }
 
 static int grid_rows(struct table_grid *g, const struct table *t, struct km_err *err)
@@ -173,8 +173,7 @@ static int grid_backends(struct table_grid *g, const struct table *t, struct km_
         if (isfinite(boost))
             km_buf_putc(&b, 'x');
         set_cell(g, r + 1, t->n_cols + 1, &b);
-        g->dim[(r + 1) * g->n_cols + t->n_cols + 1] = t->n_cols > 1 && t->undecided &&
-                                                      t->undecided[r * t->n_cols + 1];
+        g->dim[(r + 1) * g->n_cols + t->n_cols + 1] = t->n_cols > 1 && t->undecided && t->undecided[r * t->n_cols + 1];
     }
     return 0;
 }
@@ -184,7 +183,7 @@ int table_to_grid(struct table_grid *out, const struct table *t, struct km_err *
     *out = (struct table_grid){0};
     int rc = t->shape == SUITE_METRICS    ? grid_metrics(out, t, err)
              : t->shape == SUITE_BACKENDS ? grid_backends(out, t, err)
-                                       : grid_rows(out, t, err);
+                                          : grid_rows(out, t, err);
     if (!rc && (rc = table_grid_ok(out, err)))
         table_grid_free(out);
     return rc;

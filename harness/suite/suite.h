@@ -82,8 +82,8 @@ int suite_from_json(struct suite **out, cJSON *json, const char *here, struct km
 void suite_free(struct suite *s);
 
 struct suite_cell {
-    char *name;   /* "20k/with-1": folder below cells/, and the name in progress messages */
-    char **argv;  /* [argc], then NULL: "run", the workload, the options; without the program and -o */
+    char *name;  /* "20k/with-1": folder below cells/, and the name in progress messages */
+    char **argv; /* [argc], then NULL: "run", the workload, the options; without the program and -o */
     int argc;
     char key[65]; /* SHA-256 of the workload file, the options, the arm and the repeat, as hex digits */
 };

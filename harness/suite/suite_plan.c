@@ -75,8 +75,7 @@ static int push(struct suite_cell *c, struct km_buf *arg, struct km_err *err)
     return 0;
 }
 
-static int push_flag(struct suite_cell *c, const char *key, const cJSON *v, const struct names *n,
-                     struct km_err *err)
+static int push_flag(struct suite_cell *c, const char *key, const cJSON *v, const struct names *n, struct km_err *err)
 {
     struct km_buf b = {0};
     int rc = 0;
@@ -234,8 +233,7 @@ static int plan_repeat(const struct planner *p, int t, int k, struct km_err *err
     return rc ? km_context(err, "table %s", table->id) : 0;
 }
 
-int suite_plan_make(const struct suite *s, const struct suite_opts *o, struct suite_plan *out,
-                  struct km_err *err)
+int suite_plan_make(const struct suite *s, const struct suite_opts *o, struct suite_plan *out, struct km_err *err)
 {
     cJSON *set = NULL;
     *out = (struct suite_plan){0};

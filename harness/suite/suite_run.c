@@ -150,8 +150,8 @@ static int write_suite(const struct runner *r, struct km_err *err)
     cJSON *v = cJSON_Duplicate(r->s->json, true), *p = cJSON_CreateObject();
     for (int i = 0; v && i < 4; i++)
         cJSON_DeleteItemFromObjectCaseSensitive(v, ours[i]);
-    const cJSON *old = cJSON_GetObjectItemCaseSensitive(
-        cJSON_GetObjectItemCaseSensitive(r->before, "provenance"), "sessions");
+    const cJSON *old =
+        cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(r->before, "provenance"), "sessions");
     cJSON *sessions = old ? cJSON_Duplicate(old, true) : cJSON_CreateArray(), *now = cJSON_CreateObject();
     cJSON_AddStringToObject(now, "started", r->started);
     cJSON_AddStringToObject(now, "command", r->o.command ? r->o.command : "");
@@ -177,12 +177,12 @@ static void tell(const struct runner *r, int what, const char *cell, const char 
     int finished = over ? r->at : r->at - 1;
     double left = finished > 0 ? r->spent / finished * (r->missing - finished) - (over ? 0 : cell_s) : -1;
     struct suite_event n = {.what = what,
-                              .cell = cell,
-                              .line = line,
-                              .at = r->at,
-                              .of = r->missing,
-                              .cell_s = cell_s,
-                              .left_s = finished > 0 && left < 0 ? 0 : left};
+                            .cell = cell,
+                            .line = line,
+                            .at = r->at,
+                            .of = r->missing,
+                            .cell_s = cell_s,
+                            .left_s = finished > 0 && left < 0 ? 0 : left};
     r->o.on_event(r->o.arg, &n);
 }
 
@@ -270,8 +270,7 @@ static int attend(struct runner *r, struct child *ch, const char *cell, double *
     int status = 0;
     bool open = true;
     for (;;) {
-        struct pollfd p[2] = {{.fd = open ? ch->err : -1, .events = POLLIN},
-                              {.fd = r->signals, .events = POLLIN}};
+        struct pollfd p[2] = {{.fd = open ? ch->err : -1, .events = POLLIN}, {.fd = r->signals, .events = POLLIN}};
         poll(p, 2, 1000);
         double spent = (double)(km_now_ns() - begin) / 1e9;
         if (p[0].revents)
@@ -449,8 +448,7 @@ static int run_all(struct runner *r, struct suite_result *res, struct km_err *er
     return rc;
 }
 
-int suite_run(const struct suite *s, const struct suite_opts *o, struct suite_result *res,
-                 struct km_err *err)
+int suite_run(const struct suite *s, const struct suite_opts *o, struct suite_result *res, struct km_err *err)
 {
     struct runner r = {.s = s, .o = *o, .lock = -1, .signals = -1};
     *res = (struct suite_result){0};
