@@ -8,8 +8,9 @@
 
 /* Above the token counts of a table, in both files. */
 #define REPORT_TOKENS_CAPTION                                                                                          \
-    "Means over the runs of a row. Computed tokens are the prompt tokens that no cache held and the engine had to "    \
-    "compute."
+    "Means over the runs of a row, in tokens. Cached tokens are the prompt tokens that a cache held; the engine had "  \
+    "to "                                                                                                              \
+    "compute the others. Mean input and mean output are per request."
 
 int report_make_tables(struct report *r, struct km_err *err);      /* report_tables.c: contrasts and grids */
 int report_make_notes(struct report *r, struct km_err *err);       /* report_notes.c: notes and headlines */

@@ -260,9 +260,8 @@ static const struct {
     const char *title;
     int decimals;
 } token_columns[] = {
-    {"Runs", 0},          {"Requests", 0},          {"Failed", 0},
-    {"Prompt tokens", 0}, {"Cached tokens", 0},     {"Computed tokens", 0},
-    {"Hit rate", 1},      {"Mean input tokens", 1}, {"Mean output tokens", 1},
+    {"Runs", 0},     {"Requests", 0}, {"Failed", 0},     {"Prompt tokens", 0}, {"Cached tokens", 0},
+    {"Computed", 0}, {"Hit rate", 1}, {"Mean input", 1}, {"Mean output", 1},
 };
 enum { TOKEN_COLUMNS = sizeof token_columns / sizeof *token_columns, TOKEN_HIT_RATE = 6 };
 

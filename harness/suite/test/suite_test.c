@@ -226,7 +226,7 @@ static void planning(void **state)
     assert_int_equal(suite_plan_make(s, &o, &p, &err), KM_EINVAL);
     sets[0] = "device";
     assert_int_equal(suite_plan_make(s, &o, &p, &err), KM_EINVAL);
-    assert_non_null(strstr(err.msg, "FLAG=VALUE"));
+    assert_non_null(strstr(err.msg, "OPTION=VALUE"));
     suite_free(s);
 
     /* A miss and its hit are two runs, though their flags are the same, in this order also when rows go
