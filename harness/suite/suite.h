@@ -135,7 +135,7 @@ void suite_plan_free(struct suite_plan *p);
 
 struct suite_result {
     int done;   /* cells that have a run now */
-    int ran;    /* of these, cells that were run by this call */
+    int ran;    /* cells that this call ran successfully */
     int failed; /* cells that this call ran without success */
     bool interrupted;
 };

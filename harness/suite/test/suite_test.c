@@ -278,7 +278,7 @@ static void run_resume_report(void **state)
     const char *set[] = {"num-gpu-blocks-override=9"};
     o.set = (struct km_strs){set, 1};
     assert_int_equal(suite_run(s, &o, &res, &err), KM_EINVAL);
-    assert_non_null(strstr(err.msg, "other flags"));
+    assert_non_null(strstr(err.msg, "other options"));
     o.set.n = 0;
     /* More pairs go on from what is there. */
     o.pairs = 3;
