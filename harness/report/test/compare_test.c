@@ -1,4 +1,4 @@
-/* Comparisons of runs made here, whose true ratio is known. */
+/* Comparisons of synthetic runs whose true ratio is known. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
@@ -22,7 +22,7 @@ static double normal(void)
     return sqrt(-2 * log(u > 0 ? u : 0.5)) * cos(6.283185307179586 * uniform());
 }
 
-/* A run of convs x turns requests. The caller fills in times through set_ttft and then calls finish. */
+/* A run of convs * turns requests. The caller sets their times with set_ttft, then calls finish. */
 static void make(struct hz_run *r, const char *sha, int convs, int turns)
 {
     *r = (struct hz_run){.dir = km_strdup("a run"), .json = cJSON_CreateObject()};
@@ -34,8 +34,7 @@ static void make(struct hz_run *r, const char *sha, int convs, int turns)
     r->trace.begin_ns = 1000;
     for (int i = 0; i < r->trace.n; i++) {
         struct hz_rec *q = &r->trace.recs[i];
-        *q = (struct hz_rec){
-            .conv = i / turns, .turn = i % turns, .start_ns = 1000 + i, .ok = true, .status = 200};
+        *q = (struct hz_rec){.conv = i / turns, .turn = i % turns, .start_ns = 1000 + i, .ok = true, .status = 200};
         q->prompt_tokens = q->local_prompt_tokens = 1000;
         q->output_tokens = q->local_output_tokens = 11;
         q->cached_tokens = 0;
@@ -61,7 +60,8 @@ static void drop(struct hz_run *r, int n)
         hz_run_free(&r[i]);
 }
 
-/* Pairs of runs whose TTFT differs by `ratio`; spread: of conversations, requests and whole runs (log scale). */
+/* Pairs of runs whose TTFT differs by the factor `ratio`. The standard deviations conv_sd, req_sd and run_sd of
+ * conversations, requests and whole runs are on the log scale. */
 static void make_pairs(struct hz_run *a, struct hz_run *b, int pairs, int convs, int turns, double ratio,
                        double conv_sd, double req_sd, double run_sd)
 {
@@ -117,16 +117,16 @@ static void a_clear_gain(void **state)
     assert_int_equal(d->pairs, 5);
     assert_int_equal(d->requests, 5 * 24 * 8);
     assert_int_equal(d->conversations, 24);
-    /* 192 requests a run: p90 and p95 have intervals, p99 does not, and so it is not there. */
+    /* 192 requests per run give p90 and p95 an interval, but not p99, which is left out. */
     assert_int_equal(find(&c, "ttft_ms.p90")->verdict, COMPARE_BETTER);
     assert_non_null(find(&c, "ttft_ms.p95"));
     assert_null(find(&c, "ttft_ms.p99"));
-    /* TPOT is 10 ms on both sides to the last digit. */
+    /* TPOT is exactly 10 ms on both sides. */
     d = find(&c, "tpot_ms.mean");
     assert_true(fabs(d->ratio - 1) < 1e-9);
     assert_int_equal(d->verdict, COMPARE_NO_DIFFERENCE);
     assert_string_equal(d->why, "a change above 0.0% would have been detected");
-    /* The same seed draws the same interval. */
+    /* The same seed gives the same interval. */
     assert_int_equal(compare_runs(&again, la, lb, 5, &o, NULL), 0);
     assert_true(find(&again, "ttft_ms.mean")->lo == find(&c, "ttft_ms.mean")->lo);
     compare_result_free(&again);
@@ -164,7 +164,7 @@ static void nothing_and_noise(void **state)
     drop(b, 2);
 }
 
-/* One pair: latencies have the interval of their conversations, a rate has none. */
+/* With one pair, a latency has an interval from its conversations; a rate has none. */
 static void one_pair(void **state)
 {
     (void)state;
@@ -178,7 +178,7 @@ static void one_pair(void **state)
     const struct compare_delta *d = find(&c, "ttft_ms.mean"), *rate = find(&c, "input_tps");
     assert_int_equal(d->verdict, COMPARE_BETTER);
     assert_string_equal(d->why, "on one pair");
-    /* With one pair and all requests matched the ratio is that of the two means. */
+    /* With one pair in which all requests match, the ratio is the ratio of the two means. */
     assert_true(fabs(d->ratio - d->b / d->a) < 1e-9);
     assert_true(isfinite(rate->ratio) && isnan(rate->lo) && isnan(rate->hi));
     assert_int_equal(rate->verdict, COMPARE_NOT_JUDGED);
@@ -197,7 +197,7 @@ static void one_pair(void **state)
     drop(b, 1);
 }
 
-/* Requests are matched by conversation and turn; what only one side answered is counted and left out. */
+/* Requests are matched by conversation and turn. A request that only one side answered is counted and left out. */
 static void matching(void **state)
 {
     (void)state;
@@ -215,7 +215,7 @@ static void matching(void **state)
     }
     a.trace.recs[5].ok = false;
     b.trace.recs[0].ok = b.trace.recs[1].ok = false;
-    set_ttft(&a.trace.recs[39], 1e6); /* its partner failed: this monster may not count */
+    set_ttft(&a.trace.recs[39], 1e6); /* its partner failed, so this large value must not count */
     finish(&a);
     finish(&b);
     assert_int_equal(compare_runs(&c, la, lb, 1, &o, NULL), 0);
@@ -275,7 +275,7 @@ static void limits(void **state)
     assert_true(compare_limit_missed(&l, &c, &change));
     assert_int_equal(compare_limit_parse("input_tps<-3%", &l, NULL), 0);
     assert_false(compare_limit_missed(&l, &c, &change));
-    /* What was not measured cannot pass. */
+    /* A figure that was not measured misses its limit. */
     assert_int_equal(compare_limit_parse("e2e_ms.p99>5%", &l, NULL), 0);
     assert_true(compare_limit_missed(&l, &c, &change));
     assert_true(isnan(change));
@@ -285,7 +285,7 @@ static void limits(void **state)
         assert_int_equal(compare_limit_parse(bad[i], &l, &err), KM_EINVAL);
 }
 
-/* A word like "better" must not come from having asked often: forty figures without any effect, one family. */
+/* Forty figures of one family, of which one changed: the others are not called better by chance. */
 static void many_figures(void **state)
 {
     (void)state;
@@ -303,7 +303,7 @@ static void many_figures(void **state)
     assert_int_equal(d[0].verdict, COMPARE_BETTER);
 }
 
-/* The interval's promise: it holds the truth in about 95 of 100 experiments, with few pairs too. */
+/* The interval holds the true ratio in about 95 of 100 experiments, also with few pairs. */
 static void coverage(void **state)
 {
     (void)state;
@@ -316,7 +316,7 @@ static void coverage(void **state)
     const struct hz_metric *m[] = {hz_metric_find("ttft_ms.mean", NULL)};
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         int pairs = cases[k].pairs, held = 0;
-        double truth = 0.7 * exp(cases[k].conv_sd * cases[k].conv_sd / 2); /* a lognormal's mean */
+        double truth = 0.7 * exp(cases[k].conv_sd * cases[k].conv_sd / 2); /* the mean of a lognormal distribution */
         rng_state = 99;
         for (int trial = 0; trial < TRIALS; trial++) {
             struct hz_run a[5], b[5];
@@ -336,9 +336,8 @@ static void coverage(void **state)
             drop(a, pairs);
             drop(b, pairs);
         }
-        print_message(
-            "%d pairs of %d conversations: the interval held the true ratio in %.1f%% of %d experiments\n",
-            pairs, cases[k].convs, 100.0 * held / TRIALS, TRIALS);
+        print_message("%d pairs of %d conversations: the interval held the true ratio in %.1f%% of %d experiments\n",
+                      pairs, cases[k].convs, 100.0 * held / TRIALS, TRIALS);
         assert_true(held >= TRIALS * 88 / 100);
     }
 }
@@ -375,15 +374,9 @@ static void allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_clear_gain),
-        cmocka_unit_test(nothing_and_noise),
-        cmocka_unit_test(one_pair),
-        cmocka_unit_test(matching),
-        cmocka_unit_test(unlike_workloads),
-        cmocka_unit_test(limits),
-        cmocka_unit_test(many_figures),
-        cmocka_unit_test(coverage),
-        cmocka_unit_test(allocation_failures),
+        cmocka_unit_test(a_clear_gain), cmocka_unit_test(nothing_and_noise), cmocka_unit_test(one_pair),
+        cmocka_unit_test(matching),     cmocka_unit_test(unlike_workloads),  cmocka_unit_test(limits),
+        cmocka_unit_test(many_figures), cmocka_unit_test(coverage),          cmocka_unit_test(allocation_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,10 +1,10 @@
-/* The write-up's own figures must come out as its own tables, byte for byte. */
+/* The figures of the write-up, formatted by this code, give the tables of the write-up byte for byte. */
 #include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"
-#include "harness/run/metric.h"
 #include "harness/report/table.h"
+#include "harness/run/metric.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -27,30 +27,28 @@ static void put(struct km_buf *out, enum suite_shape shape, const char *head, co
 static void put_metrics(struct km_buf *out, const double *v)
 {
     static const struct table_column cols[] = {{"Output TPS", 2, true, false},
-                                         {"Total TPS", 2, true, false},
-                                         {"Mean TTFT (ms)", 2, true, false},
-                                         {"Mean TPOT (ms)", 2, true, false}};
+                                               {"Total TPS", 2, true, false},
+                                               {"Mean TTFT (ms)", 2, true, false},
+                                               {"Mean TPOT (ms)", 2, true, false}};
     put(out, SUITE_METRICS, "Metric", cols, 4, with_without, 2, 0, v);
 }
 
-/* All tables in the order of the write-up; with the change that it leaves out of 20K + 1 output token, or
- * without. */
+/* All tables in the order of the write-up. ttft_change: with the change of mean TTFT in the third table, which the
+ * write-up leaves out. */
 static void write_up(struct km_buf *out, bool ttft_change)
 {
     static const struct table_column cols5[] = {{"Input TPS", 0, true, false},
-                                          {"Total TPS", 0, false, false},
-                                          {"Mean TTFT (ms)", 2, true, false},
-                                          {"Mean TPOT (ms)", 2, true, false}};
+                                                {"Total TPS", 0, false, false},
+                                                {"Mean TTFT (ms)", 2, true, false},
+                                                {"Mean TPOT (ms)", 2, true, false}};
     static const struct table_column cols20[] = {{"Input TPS", 2, true, false},
-                                           {"Total TPS", 2, false, false},
-                                           {"Mean TTFT (ms)", 2, true, false},
-                                           {"Mean TPOT (ms)", 2, true, false}};
-    const struct table_column cols1[] = {{"Input TPS", 1, true, false},
-                                   {"Total TPS", 1, false, false},
-                                   {"Mean TTFT (ms)", 2, ttft_change, false}};
-    static const struct table_column chunks[] = {{"Input TPS", 1, false, false},
-                                           {"Performance Gain", 1, false, true},
-                                           {"Mean TTFT (ms)", 2, false, false}};
+                                                 {"Total TPS", 2, false, false},
+                                                 {"Mean TTFT (ms)", 2, true, false},
+                                                 {"Mean TPOT (ms)", 2, true, false}};
+    const struct table_column cols1[] = {
+        {"Input TPS", 1, true, false}, {"Total TPS", 1, false, false}, {"Mean TTFT (ms)", 2, ttft_change, false}};
+    static const struct table_column chunks[] = {
+        {"Input TPS", 1, false, false}, {"Performance Gain", 1, false, true}, {"Mean TTFT (ms)", 2, false, false}};
     static const struct table_column backends[] = {{"Cache miss", 3, false, false}, {"Cache hit", 3, false, false}};
     static const char *const sizes[] = {"none", "64", "256", "1024"};
     static const char *const names[] = {"lmcache_server", "Redis", "Mooncake (TCP)"};
@@ -61,8 +59,8 @@ static void write_up(struct km_buf *out, bool ttft_change)
     put(out, SUITE_CONFIGURATIONS, "Configuration", cols1, 3, with_without, 2, 0,
         (double[]){7443.2, 7443.6, 4658.66, 33887.9, 33889.8, 980.87});
     put(out, SUITE_CHUNKS, "Chunk Size", chunks, 3, sizes, 4, 0,
-        (double[]){7443.2, 7443.2, 4658.66, 33820.3, 33820.3, 985.28, 33887.9, 33887.9, 980.87, 31634.0,
-                   31634.0, 1055.69});
+        (double[]){7443.2, 7443.2, 4658.66, 33820.3, 33820.3, 985.28, 33887.9, 33887.9, 980.87, 31634.0, 31634.0,
+                   1055.69});
     put_metrics(out, (double[]){579.86, 5212.32, 8886.36, 42.08, 561.44, 5046.72, 9242.72, 43.47});
     put_metrics(out, (double[]){77.87, 5060.79, 80610.70, 43.33, 66.77, 4338.96, 92682.22, 42.27});
     put_metrics(out, (double[]){22.97, 3698.09, 277456.13, 31.68, 21.77, 3504.41, 292811.62, 32.80});
@@ -73,13 +71,13 @@ static void write_up(struct km_buf *out, bool ttft_change)
         (double[]){0.739, 0.324, 0.746, 0.388, 0.759, 0.362});
 }
 
-/* Where the write-up's own rounding is off by one in the last digit: what it prints, and what its figures give. */
+/* Lines in which the write-up's own rounding is off by one in the last digit: as printed, and as its figures give. */
 static const char *const slips[][2] = {
     {"| Output TPS | 5954.33 | 5752.71 | -3.3% |", "| Output TPS | 5954.33 | 5752.71 | -3.4% |"},
     {"| Mean TPOT (ms) | 54.37 | 53.86 | -1.0% |", "| Mean TPOT (ms) | 54.37 | 53.86 | -0.9% |"},
 };
 
-/* Our text must be the golden one, but for the known slips, each of which must occur exactly once. */
+/* Fails unless our text is the golden one, except for the known slips, each of which must occur once. */
 static void assert_tables(const char *ours, const char *golden)
 {
     int used[2] = {0, 0};
@@ -136,7 +134,7 @@ static void rounding(void **state)
     assert_number(0.125, 2, "0.13"); /* printf would say 0.12 */
     assert_number(-0.125, 2, "-0.13");
     assert_number(2.5, 0, "3");
-    assert_number(1.115, 2, "1.12"); /* the number people read, not its binary neighbour */
+    assert_number(1.115, 2, "1.12"); /* the decimal number is rounded, not the double next to it */
     assert_number(-0.001, 2, "0.00");
     assert_number(1e17, 2, "100000000000000000.00");
     assert_number(NAN, 2, "n/a");
@@ -166,8 +164,7 @@ static void missing_figures_and_odd_labels(void **state)
                                 "|\n| no \"base\" < x | 6.0 |\n");
     km_buf_clear(&b);
     table_grid_csv(&g, &b);
-    assert_string_equal(b.data,
-                        "Configuration,Input TPS\nbase,n/a\n\"a|b\nc\",5.0\n\"no \"\"base\"\" < x\",6.0\n");
+    assert_string_equal(b.data, "Configuration,Input TPS\nbase,n/a\n\"a|b\nc\",5.0\n\"no \"\"base\"\" < x\",6.0\n");
     km_buf_clear(&b);
     table_grid_html(&g, &b);
     assert_non_null(strstr(b.data, "<th scope=\"row\">no &quot;base&quot; &lt; x</th><td>6.0</td>"));
