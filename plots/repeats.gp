@@ -1,4 +1,5 @@
-# Each run as a point, the mean of a row as a line: what changes between runs that ask the same. Columns: repeat, figure.
+# A point per run, and the mean of each row as a dashed line: how much runs with the same options differ.
+# Data: a block per row; columns: repeat, figure. Variables: unit (label of the y axis), last (number of repeats).
 set xlabel 'repeat' textcolor rgb ink
 set ylabel unit textcolor rgb ink
 set yrange [0:*]
