@@ -74,6 +74,14 @@ static void put_plots(const struct report *r, const struct report_table *t, size
     km_free(dir);
 }
 
+static bool has_dim_cells(const struct table_grid *g)
+{
+    for (int i = 0; i < g->n_rows * g->n_cols; i++)
+        if (g->dim[i])
+            return true;
+    return false;
+}
+
 /* lead: the headline that already stands on top of the page. */
 static void put_table(const struct report *r, const struct report_table *t, const char *lead, size_t *spent,
                       struct km_buf *b)
@@ -82,6 +90,8 @@ static void put_table(const struct report *r, const struct report_table *t, cons
     text(b, t->spec->title);
     km_buf_puts(b, "</h2>\n");
     table_grid_html(&t->grid, b);
+    if (has_dim_cells(&t->grid))
+        km_buf_puts(b, "<p class=\"when\">A change in grey could not be told apart from noise.</p>\n");
     if (t->headline.len && t->headline.data != lead) {
         km_buf_puts(b, "<p>");
         text(b, t->headline.data);

@@ -121,7 +121,7 @@ static void fill_cdf(struct drawing *d)
     for (int s = 0; s < d->plot.n; s++) {
         struct plot_series *series = &d->plot.series[s];
         request_values(d, s, -1, &v);
-        km_buf_printf(&d->caption, "%s%s %d", s ? ", " : "", km_buf_str(&series->label), v.n);
+        km_buf_printf(&d->caption, "%s%s: %d", s ? ", " : "", km_buf_str(&series->label), v.n);
         int points = v.n < MAX_POINTS ? v.n : MAX_POINTS;
         for (int i = 0; i < points; i++) {
             int k = (int)((int64_t)(i + 1) * v.n / points) - 1;
@@ -152,7 +152,7 @@ static void fill_turns(struct drawing *d)
             km_buf_printf(&series->data, "%d %.6g %.6g %.6g\n", turn + 1, hz_percentile(v.v, v.n, 0.5),
                           hz_percentile(v.v, v.n, 0.1), hz_percentile(v.v, v.n, 0.9));
         }
-        km_buf_printf(&d->caption, "%s%s %d and %d", s ? ", " : "", km_buf_str(&series->label), first, last);
+        km_buf_printf(&d->caption, "%s%s: %d and %d", s ? ", " : "", km_buf_str(&series->label), first, last);
         series->data.oom |= v.oom;
     }
     km_buf_puts(&d->caption, ".");

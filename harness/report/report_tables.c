@@ -220,9 +220,9 @@ static void put_evidence_caption(struct km_buf *out, const struct suite_table *s
     else
         km_buf_printf(out, "A ratio is the row divided by the baseline (%s)",
                       s->base < 0 ? "none" : s->rows[s->base].label);
-    km_buf_puts(out,
-                ", on the requests that both answered. The interval is its 95% confidence interval. The verdicts allow "
-                "for the number of figures in this table (Holm's correction).");
+    km_buf_puts(out, ", on the requests that both answered. The interval is the 95% confidence interval of the ratio. "
+                     "The verdicts allow "
+                     "for the number of figures in this table (Holm's correction).");
 }
 
 static int make_evidence(struct report_table *t, struct km_err *err)
