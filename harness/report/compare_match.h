@@ -6,6 +6,7 @@
 #define COMPARE_MATCH_H
 
 #include "harness/run/metric.h"
+#include "harness/run/runfolder.h"
 
 struct compare_point {
     double v; /* the request's value, such as its TTFT in ms */
