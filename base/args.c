@@ -1,234 +1,222 @@
-/* Table-driven flags. */
+/* Command lines over option tables. */
 #include "base/args.h"
 
 #include "base/mem.h"
 
 #include <ctype.h>
-#include <errno.h>
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
-/* Levenshtein distance of short names; long ones count as far. */
-static int distance(const char *a, const char *b)
-{
-    enum { MAX = 48 };
-    int la = (int)strlen(a), lb = (int)strlen(b), row[MAX + 1];
-    if (la > MAX || lb > MAX)
-        return MAX;
-    for (int j = 0; j <= lb; j++)
-        row[j] = j;
-    for (int i = 1; i <= la; i++) {
-        int diag = row[0];
-        row[0] = i;
-        for (int j = 1; j <= lb; j++) {
-            int sub = diag + (a[i - 1] != b[j - 1]);
-            diag = row[j];
-            int best = row[j] + 1 < row[j - 1] + 1 ? row[j] + 1 : row[j - 1] + 1;
-            row[j] = sub < best ? sub : best;
-        }
-    }
-    return row[lb];
-}
+enum { HELP_COLUMN = 34 }; /* where help begins; a longer name has its help on the next line */
 
-const char *km_nearest(const char *word, const char *const *names, int n)
+static int fail_unknown(const struct km_option_group *groups, int n, const char *name, size_t len, struct km_err *err)
 {
-    const char *best = NULL;
-    int limit = (int)strlen(word) / 3 + 1, d;
-    for (int i = 0; i < n; i++)
-        if ((d = distance(word, names[i])) <= limit)
-            limit = d - 1, best = names[i];
-    return best;
-}
-
-int km_parse_size(const char *text, int64_t *out, struct km_err *err)
-{
-    char *end;
-    errno = 0;
-    double v = strtod(text, &end);
-    while (isspace((unsigned char)*end))
-        end++;
-    static const char units[] = "BKMGT";
-    int power = 0;
-    bool good = end != text && !errno && isfinite(v) && v >= 0;
-    if (good && *end) {
-        const char *u = strchr(units, toupper((unsigned char)*end));
-        power = u ? (int)(u - units) : 0;
-        good = u && (!end[1] || (power && (!strcasecmp(end + 1, "iB") || !strcasecmp(end + 1, "B"))));
-    }
-    v = ldexp(v, 10 * power);
-    if (!good || v > 9e18)
-        return km_fail(err, KM_EINVAL, "\"%s\" is not a size; write for example 24GiB or 512MiB", text);
-    *out = (int64_t)v;
-    return 0;
-}
-
-static int set_choice(const struct km_flag *f, const char *value, struct km_err *err)
-{
-    if (f->arg && strchr(f->arg, '|')) {
-        size_t n = strlen(value);
-        bool found = false;
-        for (const char *p = f->arg; p && !found; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
-            found = strcspn(p, "|") == n && !strncmp(p, value, n);
-        if (!found)
-            return km_fail(err, KM_EINVAL, "--%s is \"%s\"; it must be one of %s", f->name, value, f->arg);
-    }
-    *(const char **)f->dst = value;
-    return 0;
-}
-
-static int set_number(const struct km_flag *f, const char *value, struct km_err *err)
-{
-    char *end;
-    errno = 0;
-    double v = strtod(value, &end);
-    bool whole = f->type == KM_INT;
-    if (end == value || *end || errno || isnan(v) || (whole && (v != floor(v) || fabs(v) > 9e15)))
-        return km_fail(err, KM_EINVAL, "--%s is \"%s\"; it must be a %snumber", f->name, value, whole ? "whole " : "");
-    if (f->lo < f->hi && (v < f->lo || v > f->hi))
-        return km_fail(err, KM_EINVAL, "--%s is %s; it must be between %.15g and %.15g", f->name, value, f->lo, f->hi);
-    if (whole)
-        *(int64_t *)f->dst = (int64_t)v;
-    else
-        *(double *)f->dst = v;
-    return 0;
-}
-
-static int push(struct km_strs *l, const char *s, struct km_err *err)
-{
-    const char **v = km_reallocarray(l->v, (size_t)l->n + 1, sizeof *v);
-    if (!v)
-        return km_fail(err, KM_ENOMEM, "out of memory");
-    l->v = v;
-    l->v[l->n++] = s;
-    return 0;
-}
-
-static int set(const struct km_flag *f, const char *value, struct km_err *err)
-{
-    switch (f->type) {
-    case KM_INT:
-    case KM_NUM: return set_number(f, value, err);
-    case KM_SIZE: {
-        int rc = km_parse_size(value, f->dst, err);
-        return rc ? km_context(err, "--%s", f->name) : 0;
-    }
-    case KM_LIST: return push(f->dst, value, err);
-    default: return set_choice(f, value, err);
-    }
-}
-
-static int unknown(const struct km_flag *flags, int n, const char *name, size_t len, struct km_err *err)
-{
-    const char **names = km_calloc((size_t)n + 1, sizeof *names);
     char *word = km_strndup(name, len);
-    const char *near = NULL;
-    for (int i = 0; names && i < n; i++)
-        names[i] = flags[i].name;
-    if (names && word)
-        near = km_nearest(word, names, n);
+    const char *near = word ? km_option_nearest(groups, n, word) : NULL;
     int rc = near ? km_fail(err, KM_EINVAL, "unknown flag --%s; did you mean --%s?", word, near)
                   : km_fail(err, KM_EINVAL, "unknown flag --%.*s; --help lists the flags", (int)len, name);
-    km_free(names);
     km_free(word);
     return rc;
 }
 
-int km_args_parse(const struct km_flag *flags, int n_flags, int argc, char **argv, struct km_strs *pos, bool *help,
+static const struct km_option *find_letter(const struct km_option_group *groups, int n, char letter, void **object)
+{
+    for (int g = 0; g < n; g++)
+        for (int i = 0; i < groups[g].n; i++)
+            if (groups[g].rows[i].letter == letter) {
+                *object = groups[g].object;
+                return &groups[g].rows[i];
+            }
+    return NULL;
+}
+
+/* The option that argv[*i] is, set from that word or from the next one, at which *i then points. */
+static int parse_option(const struct km_option_group *groups, int n, int argc, char **argv, int *i, struct km_err *err)
+{
+    const char *a = argv[*i], *value = NULL;
+    const struct km_option *o;
+    void *object;
+    bool off = false;
+    if (a[1] == '-') {
+        const char *name = a + 2;
+        size_t len = strcspn(name, "=");
+        o = km_option_find(groups, n, name, len, &object);
+        if (!o && len > 3 && !strncmp(name, "no-", 3)) {
+            o = km_option_find(groups, n, name + 3, len - 3, &object);
+            off = true;
+        }
+        if (!o || (off && o->type != KM_BOOL))
+            return fail_unknown(groups, n, name, len, err);
+        value = name[len] == '=' ? name + len + 1 : NULL;
+    } else {
+        o = find_letter(groups, n, a[1], &object);
+        if (!o)
+            return km_fail(err, KM_EINVAL, "unknown flag %s; --help lists the flags", a);
+        value = a[2] ? a + 2 : NULL;
+    }
+    if (o->type == KM_BOOL) {
+        if (value)
+            return km_fail(err, KM_EINVAL, "--%s takes no value; write --%s or --no-%s", o->name, o->name, o->name);
+        return km_option_set(o, object, off ? "false" : "true", err);
+    }
+    if (!value && ++*i < argc)
+        value = argv[*i];
+    if (!value)
+        return km_fail(err, KM_EINVAL, "--%s needs a value (%s)", o->name, o->arg ? o->arg : o->values);
+    return km_option_set(o, object, value, err);
+}
+
+int km_args_parse(const struct km_option_group *groups, int n, int argc, char **argv, struct km_strs *pos, bool *help,
                   struct km_err *err)
 {
     *help = false;
-    for (int i = 0; i < argc; i++) {
-        char *a = argv[i];
-        int rc = 0;
-        if (!strcmp(a, "--help") || !strcmp(a, "-h")) {
-            *help = true;
-            return 0;
-        }
+    for (int i = 0; i < argc && strcmp(argv[i], "--"); i++)
+        *help |= !strcmp(argv[i], "--help") || !strcmp(argv[i], "-h");
+    if (*help)
+        return 0;
+    int rc = 0;
+    for (int i = 0; i < argc && !rc; i++) {
+        const char *a = argv[i];
         if (!strcmp(a, "--")) {
             while (++i < argc && !rc)
-                rc = push(pos, argv[i], err);
+                rc = km_strs_push(pos, argv[i], err);
             return rc;
         }
-        if (a[0] != '-' || !a[1] || isdigit((unsigned char)a[1])) {
-            if ((rc = push(pos, a, err)))
-                return rc;
-            continue;
-        }
-        bool wide = a[1] == '-';
-        const char *name = a + (wide ? 2 : 1);
-        size_t len = wide ? strcspn(name, "=") : 1;
-        const struct km_flag *f = NULL;
-        bool off = false;
-        for (int k = 0; k < n_flags && !f; k++) {
-            if (wide ? strlen(flags[k].name) == len && !strncmp(flags[k].name, name, len) : flags[k].letter == *name)
-                f = &flags[k];
-            else if (wide && flags[k].type == KM_BOOL && len > 3 && !strncmp(name, "no-", 3) &&
-                     strlen(flags[k].name) == len - 3 && !strncmp(flags[k].name, name + 3, len - 3))
-                f = &flags[k], off = true;
-        }
-        if (!f)
-            return wide ? unknown(flags, n_flags, name, len, err)
-                        : km_fail(err, KM_EINVAL, "unknown flag %s; --help lists the flags", a);
-        const char *value = wide ? (name[len] == '=' ? name + len + 1 : NULL) : (name[1] ? name + 1 : NULL);
-        if (f->type == KM_BOOL) {
-            if (value)
-                return km_fail(err, KM_EINVAL, "--%s takes no value; write --%s or --no-%s", f->name, f->name, f->name);
-            *(bool *)f->dst = !off;
-            continue;
-        }
-        if (!value && ++i < argc)
-            value = argv[i];
-        if (!value)
-            return km_fail(err, KM_EINVAL, "--%s needs a value (%s)", f->name, f->arg);
-        if ((rc = set(f, value, err)))
-            return rc;
-    }
-    return 0;
-}
-
-void km_args_help(const struct km_flag *flags, int n_flags, struct km_buf *out)
-{
-    for (int i = 0; i < n_flags; i++) {
-        size_t start = out->len;
-        if (flags[i].letter)
-            km_buf_printf(out, "  -%c, ", flags[i].letter);
+        if (a[0] != '-' || !a[1] || isdigit((unsigned char)a[1]))
+            rc = km_strs_push(pos, a, err);
         else
-            km_buf_puts(out, "      ");
-        km_buf_printf(out, "--%s%s%s", flags[i].name, flags[i].arg ? " " : "", flags[i].arg ? flags[i].arg : "");
-        size_t width = out->len - start;
-        km_buf_printf(out, "%*s%s\n", width < 38 ? (int)(38 - width) : 1, "", flags[i].help);
+            rc = parse_option(groups, n, argc, argv, &i, err);
+    }
+    return rc;
+}
+
+void km_args_wrap(struct km_buf *out, const char *text, int indent, int width)
+{
+    int column = indent; /* the caller has written that far */
+    bool first = true;   /* of its line */
+    while (*text) {
+        if (*text == '\n') {
+            km_buf_putc(out, '\n');
+            text++;
+            if (*text && *text != '\n')
+                km_buf_printf(out, "%*s", indent, "");
+            column = indent;
+            first = true;
+            continue;
+        }
+        if (*text == ' ') {
+            text++;
+            continue;
+        }
+        int len = (int)strcspn(text, " \n");
+        if (!first && column + 1 + len > width) {
+            km_buf_printf(out, "\n%*s", indent, "");
+            column = indent;
+            first = true;
+        }
+        km_buf_printf(out, "%s%.*s", first ? "" : " ", len, text);
+        column += len + !first;
+        first = false;
+        text += len;
     }
 }
 
-/* roff reads a leading dot and a backslash as its own. */
-static void put_roff(struct km_buf *out, const char *s)
+/* A row's help with what the row knows besides: how to switch a bool off, and the default. */
+static void describe(const struct km_option *o, struct km_buf *out)
 {
-    for (; *s; s++)
-        if (*s == '\\')
+    km_buf_puts(out, o->help);
+    if (o->type == KM_BOOL && o->fallback && !strcmp(o->fallback, "true"))
+        km_buf_printf(out, " (default on; --no-%s)", o->name);
+    else if (o->fallback)
+        km_buf_printf(out, " (default %s)", o->fallback);
+}
+
+static const char *value_name(const struct km_option *o)
+{
+    return o->type == KM_BOOL ? NULL : o->arg ? o->arg : o->values;
+}
+
+static void help_row(const struct km_option *o, int width, struct km_buf *out)
+{
+    struct km_buf text = {0};
+    size_t start = out->len;
+    const char *value = value_name(o);
+    if (o->letter)
+        km_buf_printf(out, "  -%c, ", o->letter);
+    else
+        km_buf_puts(out, "      ");
+    km_buf_printf(out, "--%s%s%s", o->name, value ? " " : "", value ? value : "");
+    size_t used = out->len - start;
+    if (used + 1 > HELP_COLUMN)
+        km_buf_printf(out, "\n%*s", HELP_COLUMN, "");
+    else
+        km_buf_printf(out, "%*s", (int)(HELP_COLUMN - used), "");
+    describe(o, &text);
+    km_args_wrap(out, km_buf_str(&text), HELP_COLUMN, width);
+    km_buf_putc(out, '\n');
+    out->oom |= text.oom;
+    km_buf_free(&text);
+}
+
+void km_args_help(const struct km_option_group *groups, int n, int width, struct km_buf *out)
+{
+    for (int g = 0; g < n; g++) {
+        if (n > 1)
+            km_buf_printf(out, "%s%s:\n", g ? "\n" : "", groups[g].title);
+        for (int i = 0; i < groups[g].n; i++)
+            if (groups[g].rows[i].help)
+                help_row(&groups[g].rows[i], width, out);
+    }
+}
+
+void km_args_roff(struct km_buf *out, const char *text)
+{
+    bool line_start = true;
+    for (; *text; text++) {
+        if (text[0] == '\n' && text[1] == '\n') {
+            km_buf_puts(out, "\n.PP");
+            continue;
+        }
+        if (line_start && (*text == '.' || *text == '\''))
+            km_buf_puts(out, "\\&");
+        line_start = *text == '\n';
+        if (*text == '\\')
             km_buf_puts(out, "\\e");
-        else if (*s == '-')
+        else if (*text == '-')
             km_buf_puts(out, "\\-");
         else
-            km_buf_putc(out, *s);
+            km_buf_putc(out, *text);
+    }
 }
 
-void km_args_man(const struct km_flag *flags, int n_flags, struct km_buf *out)
+static void man_row(const struct km_option *o, struct km_buf *out)
 {
-    for (int i = 0; i < n_flags; i++) {
-        km_buf_puts(out, ".TP\n.B ");
-        if (flags[i].letter)
-            km_buf_printf(out, "\\-%c, ", flags[i].letter);
-        km_buf_puts(out, "\\-\\-");
-        put_roff(out, flags[i].name);
-        if (flags[i].arg) {
-            km_buf_puts(out, " \\fI");
-            put_roff(out, flags[i].arg);
-            km_buf_puts(out, "\\fR");
-        }
-        km_buf_puts(out, "\n");
-        put_roff(out, flags[i].help);
-        km_buf_puts(out, "\n");
+    struct km_buf text = {0};
+    const char *value = value_name(o);
+    km_buf_puts(out, ".TP\n.B ");
+    if (o->letter)
+        km_buf_printf(out, "\\-%c, ", o->letter);
+    km_buf_puts(out, "\\-\\-");
+    km_args_roff(out, o->name);
+    if (value) {
+        km_buf_puts(out, " \\fI");
+        km_args_roff(out, value);
+        km_buf_puts(out, "\\fR");
+    }
+    km_buf_putc(out, '\n');
+    describe(o, &text);
+    km_args_roff(out, km_buf_str(&text));
+    km_buf_putc(out, '\n');
+    out->oom |= text.oom;
+    km_buf_free(&text);
+}
+
+void km_args_man(const struct km_option_group *groups, int n, struct km_buf *out)
+{
+    for (int g = 0; g < n; g++) {
+        if (n > 1)
+            km_buf_printf(out, ".SS %s\n", groups[g].title);
+        for (int i = 0; i < groups[g].n; i++)
+            if (groups[g].rows[i].help)
+                man_row(&groups[g].rows[i], out);
     }
 }

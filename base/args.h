@@ -1,53 +1,29 @@
-/* Command-line flags as a table: one row a flag, parsed, checked and documented from the same place.
+/* Command lines over option tables (base/option.h): parsing, help and man pages.
  *
- * `--name value`, `--name=value`, `-x value`; a bool takes no value and `--no-name` switches it off.
- * Unknown flags and bad values are errors with the nearest known name as a hint. */
+ * `--name value`, `--name=value` and `-x value` set an option; `--name` and `--no-name` switch a bool on and off. An
+ * unknown name or a bad value is an error that says what would be right, with the nearest known name as a hint. */
 #ifndef KM_ARGS_H
 #define KM_ARGS_H
 
 #include "base/buf.h"
-#include "base/err.h"
+#include "base/option.h"
 
-#include <stdbool.h>
-#include <stdint.h>
-
-enum km_flag_type {
-    KM_BOOL,   /* bool *    */
-    KM_INT,    /* int64_t * , within [lo, hi] when lo < hi */
-    KM_NUM,    /* double *  , likewise; accepts "inf"      */
-    KM_STR,    /* const char ** (borrowed from argv)       */
-    KM_SIZE,   /* int64_t * bytes: 24GiB, 512MiB, 4G (GiB), 1000 */
-    KM_LIST    /* struct km_strs *: may be given again     */
-};
-
-struct km_strs {
-    const char **v; /* [n], borrowed strings; free v with km_free */
-    int n;
-};
-
-struct km_flag {
-    const char *name; /* without the dashes */
-    char letter;      /* 0: no short form */
-    enum km_flag_type type;
-    void *dst;
-    const char *arg;  /* what the help calls the value: DIR, N, URL; for KM_STR "a|b|c" is also the set allowed */
-    const char *help; /* one line; the default is part of it */
-    double lo, hi;
-};
-
-/* Parses argv[0..argc). What is not a flag goes to pos, in order; "--" ends the flags. *help is set when
- * --help or -h was met (parsing stops there). */
-int km_args_parse(const struct km_flag *flags, int n_flags, int argc, char **argv, struct km_strs *pos, bool *help,
+/* Parses argv[0..argc) into the groups' structs, which hold their defaults already (km_options_default). What is no
+ * option goes to pos, in order; "--" ends the options. With --help or -h among the options, *help is set and nothing is
+ * parsed. */
+int km_args_parse(const struct km_option_group *groups, int n, int argc, char **argv, struct km_strs *pos, bool *help,
                   struct km_err *err);
 
-/* The flags as aligned help text, and as the OPTIONS of a man page. */
-void km_args_help(const struct km_flag *flags, int n_flags, struct km_buf *out);
-void km_args_man(const struct km_flag *flags, int n_flags, struct km_buf *out);
+/* The options as text, `width` columns wide, under the titles of their groups if there is more than one. The default of
+ * each row is stated after its help. */
+void km_args_help(const struct km_option_group *groups, int n, int width, struct km_buf *out);
+/* The options as the body of a man page's OPTIONS section. */
+void km_args_man(const struct km_option_group *groups, int n, struct km_buf *out);
 
-/* "24GiB" -> bytes. Units B, K/KB/KiB, M.., G.., T.. are powers of 1024, as LMCache reads them. */
-int km_parse_size(const char *text, int64_t *out, struct km_err *err);
-
-/* The candidate nearest to `word` (edit distance), or NULL when none is near. */
-const char *km_nearest(const char *word, const char *const *names, int n);
+/* Running text broken into lines of at most `width` columns, each after the first indented. A newline in the text
+ * begins a line, so a blank line separates paragraphs. */
+void km_args_wrap(struct km_buf *out, const char *text, int indent, int width);
+/* Running text for a man page: roff's own characters escaped, and a paragraph at each blank line. */
+void km_args_roff(struct km_buf *out, const char *text);
 
 #endif

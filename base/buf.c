@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Room for n more bytes and the NUL; false after a failure. */
-static bool room(struct km_buf *b, size_t n)
+/* Makes the buffer large enough for n more bytes and the NUL. False after a failure. */
+static bool reserve(struct km_buf *b, size_t n)
 {
     if (b->oom)
         return false;
@@ -33,7 +33,7 @@ static bool room(struct km_buf *b, size_t n)
 
 void km_buf_put(struct km_buf *b, const void *p, size_t n)
 {
-    if (!room(b, n))
+    if (!reserve(b, n))
         return;
     if (n)
         memcpy(b->data + b->len, p, n);
@@ -56,7 +56,7 @@ void km_buf_vprintf(struct km_buf *b, const char *fmt, va_list ap)
     va_list again;
     va_copy(again, ap);
     int n = vsnprintf(NULL, 0, fmt, ap);
-    if (n > 0 && room(b, (size_t)n)) {
+    if (n > 0 && reserve(b, (size_t)n)) {
         vsnprintf(b->data + b->len, (size_t)n + 1, fmt, again);
         b->len += (size_t)n;
     }
@@ -101,7 +101,7 @@ int km_utf8_len(const char *s, size_t n, int *need)
 
 void km_buf_put_json(struct km_buf *b, const char *s, size_t n)
 {
-    size_t run = 0; /* start of the bytes that may be copied as they are */
+    size_t run = 0; /* start of the bytes that are copied as they are */
     for (size_t i = 0; i < n;) {
         unsigned char c = (unsigned char)s[i];
         int len = c < 0x80 ? 1 : km_utf8_len(s + i, n - i, NULL);
@@ -138,6 +138,19 @@ void km_buf_put_html(struct km_buf *b, const char *s, size_t n)
         default: km_buf_putc(b, s[i]);
         }
     }
+}
+
+void km_buf_put_shell(struct km_buf *b, const char *s)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%";
+    if (*s && !s[strspn(s, plain)]) {
+        km_buf_puts(b, s);
+        return;
+    }
+    km_buf_putc(b, '\'');
+    for (; *s; s++)
+        km_buf_printf(b, *s == '\'' ? "'\\''" : "%c", *s);
+    km_buf_putc(b, '\'');
 }
 
 void km_buf_clear(struct km_buf *b)

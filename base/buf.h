@@ -1,8 +1,7 @@
 /* A growable byte buffer that is also a string builder.
  *
- * `data` is always followed by a NUL once anything was written, so that a buffer of text can be used
- * as a C string. A failed allocation sets `oom` and every later write is dropped: build first, then
- * check once with km_buf_ok. */
+ * After the first write, `data` always ends with a NUL beyond `len`, so a buffer of text is also a C string. A failed
+ * allocation sets `oom`, and every later write does nothing: write everything first, then check once with km_buf_ok. */
 #ifndef KM_BUF_H
 #define KM_BUF_H
 
@@ -12,9 +11,9 @@
 #include <stdint.h>
 
 struct km_buf {
-    char *data; /* [len], then a NUL */
-    size_t len, cap;
-    bool oom;
+    char *data;      /* [len] bytes, then a NUL; NULL before the first write */
+    size_t len, cap; /* bytes written, bytes allocated */
+    bool oom;        /* an allocation has failed */
 };
 
 void km_buf_put(struct km_buf *b, const void *p, size_t n);
@@ -22,15 +21,17 @@ void km_buf_puts(struct km_buf *b, const char *s);
 void km_buf_putc(struct km_buf *b, char c);
 void km_buf_printf(struct km_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void km_buf_vprintf(struct km_buf *b, const char *fmt, va_list ap);
-/* s as the inside of a JSON string (no quotes): escapes controls, quote, backslash; bytes that are not
- * UTF-8 become U+FFFD. */
+/* s[n] as the inside of a JSON string, without its quotes. Control characters, quote and backslash are escaped; bytes
+ * that are not UTF-8 become U+FFFD. */
 void km_buf_put_json(struct km_buf *b, const char *s, size_t n);
-/* Text safe inside HTML and SVG elements and attributes. */
+/* s[n] with <, >, & and " escaped, for text and attributes of HTML and SVG. */
 void km_buf_put_html(struct km_buf *b, const char *s, size_t n);
+/* s as one word of a POSIX shell's command line, quoted when it needs to be. */
+void km_buf_put_shell(struct km_buf *b, const char *s);
 
-void km_buf_clear(struct km_buf *b);     /* length 0, memory kept */
-void km_buf_free(struct km_buf *b);      /* memory released, struct ready for reuse */
-char *km_buf_take(struct km_buf *b);     /* the string, now the caller's (km_free); NULL after a failure */
+void km_buf_clear(struct km_buf *b); /* sets the length to 0 and clears oom; keeps the memory */
+void km_buf_free(struct km_buf *b);  /* frees the memory; the buffer is empty and can be used again */
+char *km_buf_take(struct km_buf *b); /* moves the string to the caller (km_free) and empties b; NULL after a failure */
 static inline bool km_buf_ok(const struct km_buf *b)
 {
     return !b->oom;
@@ -40,8 +41,8 @@ static inline const char *km_buf_str(const struct km_buf *b)
     return b->data ? b->data : "";
 }
 
-/* Length of the valid UTF-8 sequence at s (1..4), or 0 when the bytes at s are not one; *need is set
- * (when not NULL) to the bytes missing if s is a valid but cut-off beginning of one, else 0. */
+/* Length in bytes (1 to 4) of the valid UTF-8 sequence at s[n], or 0 if there is none. *need (may be NULL) becomes the
+ * number of missing bytes if s[n] is a valid sequence that is cut off, else 0. */
 int km_utf8_len(const char *s, size_t n, int *need);
 
 #endif

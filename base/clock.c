@@ -1,4 +1,3 @@
-/* The two clocks. */
 #include "base/clock.h"
 
 #include <time.h>

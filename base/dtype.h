@@ -13,7 +13,7 @@ static inline size_t km_dtype_size(enum km_dtype t)
     return t == KM_F32 ? 4 : 2;
 }
 
-/* "float32", "bfloat16", "float16", as vLLM's --dtype and LMCache's keys spell them. */
+/* "float32", "bfloat16" or "float16", as vLLM's --dtype and LMCache's keys spell them. */
 static inline const char *km_dtype_name(enum km_dtype t)
 {
     return t == KM_F32 ? "float32" : t == KM_BF16 ? "bfloat16" : "float16";
@@ -27,7 +27,7 @@ static inline float km_bf16_to_f32(uint16_t h)
     return f;
 }
 
-/* Round to nearest even; NaN stays NaN. */
+/* Rounds to nearest, ties to even; a NaN stays a NaN. */
 static inline uint16_t km_f32_to_bf16(float f)
 {
     uint32_t u;

@@ -1,4 +1,3 @@
-/* Error messages: formatting and context, nothing else. */
 #include "base/err.h"
 
 #include <stdio.h>

@@ -103,7 +103,7 @@ int km_mkdirs(const char *path, struct km_err *err)
 {
     char *p = km_strdup(path);
     if (!p)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory creating folder %s", path);
     int rc = 0;
     for (char *s = p + 1; !rc; s++) {
         char was = *s;

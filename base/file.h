@@ -1,4 +1,4 @@
-/* Files that matter: read whole, written whole or not at all. */
+/* Files that are read whole, and written whole or not at all. */
 #ifndef KM_FILE_H
 #define KM_FILE_H
 
@@ -8,18 +8,18 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* The whole file into out (appended). Refuses files over max bytes (0: no limit) before reading. */
+/* Appends the whole file to *out. KM_ELIMIT if the file has more than max bytes (0: no limit). */
 int km_file_read(const char *path, size_t max, struct km_buf *out, struct km_err *err);
 
-/* Writes path by way of a temporary file in the same folder, fsync and rename: a reader sees the old
- * bytes or the new ones, never a part. */
+/* Writes a temporary file in the same folder, then fsync and rename. A reader sees the old bytes or the new ones, never
+ * a mixture. */
 int km_file_write(const char *path, const void *data, size_t len, struct km_err *err);
 
 bool km_file_exists(const char *path);
 bool km_dir_exists(const char *path);
-int km_mkdirs(const char *path, struct km_err *err); /* as mkdir -p */
+int km_mkdirs(const char *path, struct km_err *err); /* like mkdir -p */
 
-/* "dir/name" into a new string (km_free); NULL without memory. */
+/* "dir/name" as a new string (km_free). NULL without memory. */
 char *km_path(const char *dir, const char *name);
 
 #endif

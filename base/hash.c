@@ -1,4 +1,4 @@
-/* SHA-256 through OpenSSL's EVP interface: the digest is fetched once, the context reused. */
+/* OpenSSL's EVP interface: the algorithm is fetched once per km_sha, and the context is reused. */
 #include "base/hash.h"
 
 #include "base/mem.h"

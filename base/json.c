@@ -1,4 +1,3 @@
-/* Depth-checked parsing, typed access, atomic writing. */
 #include "base/json.h"
 
 #include "base/buf.h"
@@ -9,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Length of the JSON number at s; 0 when there is none or it is not written as JSON wants it (01, 1., .5, +1). */
+/* Length of the JSON number at s[n]; 0 if there is none, or if JSON does not allow its form (01, 1., .5, +1). */
 static size_t number_len(const char *s, size_t n)
 {
     size_t i = n && *s == '-', digits = i;
@@ -42,9 +41,8 @@ static bool hex4(const char *s)
     return true;
 }
 
-/* One pass before cJSON sees the text: nesting, UTF-8, and what cJSON takes although JSON does not (odd numbers,
- * other white space, a byte order mark). *nuls counts the \u0000 escapes. Returns 0, or sets the error with the
- * offset. */
+/* Checks the text before cJSON parses it: nesting, UTF-8, and what cJSON accepts although JSON does not (other forms of
+ * numbers, other white space, a byte order mark). *nuls counts the \u0000 escapes. */
 static int prescan(const char *s, size_t n, size_t *nuls, struct km_err *err)
 {
     int depth = 0;
@@ -77,7 +75,7 @@ static int prescan(const char *s, size_t n, size_t *nuls, struct km_err *err)
         } else if (c == '-' || (c >= '0' && c <= '9')) {
             size_t digits = number_len(s + i, n - i);
             if (!digits)
-                return km_fail(err, KM_EFORMAT, "JSON holds a number it does not allow at byte %zu", i);
+                return km_fail(err, KM_EFORMAT, "JSON has a number in a form that it does not allow at byte %zu", i);
             i += digits;
             continue;
         } else if (!strchr(" \t\r\n,:", c) && !(c >= 'a' && c <= 'z')) {
@@ -88,7 +86,7 @@ static int prescan(const char *s, size_t n, size_t *nuls, struct km_err *err)
     return 0;
 }
 
-/* text[len] with each \u0000 written as the bytes C0 80; the caller frees it. */
+/* A copy of text[len] with each \u0000 as the bytes C0 80 (km_free). NULL without memory. */
 static char *code_nuls(const char *text, size_t len, size_t *out_len)
 {
     char *out = km_malloc(len + 1), *to = out;
@@ -98,7 +96,7 @@ static char *code_nuls(const char *text, size_t len, size_t *out_len)
             to += 2;
             i += 6;
         } else {
-            size_t n = text[i] == '\\' && i + 1 < len ? 2 : 1; /* an escaped backslash escapes nothing */
+            size_t n = text[i] == '\\' && i + 1 < len ? 2 : 1; /* \\ is one backslash: what follows it is not escaped */
             memcpy(to, text + i, n);
             to += n;
             i += n;
@@ -131,7 +129,7 @@ int km_json_parse(const char *text, size_t len, cJSON **out, struct km_err *err)
         return rc;
     char *coded = nuls ? code_nuls(text, len, &len) : NULL;
     if (nuls && !coded)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory parsing JSON of %zu bytes", len);
     if (coded)
         text = coded;
     const char *end = NULL;
@@ -170,7 +168,7 @@ const char *km_json_kind(const cJSON *v)
                                : "null";
 }
 
-/* The item, NULL when absent or null; *rc set when it is needed and missing. */
+/* The item, or NULL if it is missing or null; then *rc is an error if it is needed, else 0. */
 static const cJSON *find(const cJSON *obj, const char *key, bool need, int *rc, struct km_err *err)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(obj, key);
@@ -260,7 +258,8 @@ int km_json_write(const char *path, const cJSON *v, struct km_err *err)
     km_buf_puts(&b, text);
     km_buf_putc(&b, '\n');
     cJSON_free(text);
-    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err) : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err)
+                           : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
     km_buf_free(&b);
     return rc;
 }

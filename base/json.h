@@ -1,5 +1,5 @@
-/* cJSON with manners: every parse is depth-limited, and every accessor's error names the key, the value
- * and what was wanted. Objects belong to whoever parsed them (cJSON_Delete). */
+/* Strict JSON on top of cJSON. Parsing checks UTF-8, number syntax and nesting, which cJSON does not. The errors of the
+ * accessors name the key, the value it has and what it must be. A parsed value belongs to the caller (cJSON_Delete). */
 #ifndef KM_JSON_H
 #define KM_JSON_H
 
@@ -11,30 +11,31 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KM_JSON_DEPTH 64 /* nesting accepted, also inside ignored keys */
+#define KM_JSON_DEPTH 64 /* deepest nesting that is accepted, also in keys that nobody reads */
 
-/* Text that must be one JSON value, UTF-8, not deeper than KM_JSON_DEPTH. The error gives the byte offset. A \u0000
- * in a string, which cJSON would end the string at, is kept as the bytes C0 80, which no UTF-8 text can hold. */
+/* Parses text[len], which must be one JSON value. The error gives the byte offset. cJSON ends a string at \u0000; here
+ * it is kept as the two bytes C0 80, which valid UTF-8 never has. */
 int km_json_parse(const char *text, size_t len, cJSON **out, struct km_err *err);
-/* The text of a parsed string with its NULs back, for those who can take them: s itself when it holds none, else a
- * copy in tmp. *len is the length before and after. NULL without memory. */
+/* Turns C0 80 in a parsed string back into NUL bytes. Returns s itself if it has none, else a copy in *tmp; NULL
+ * without memory. *len: the length of s, and then of the result. */
 const char *km_json_nuls(const char *s, size_t *len, struct km_buf *tmp);
+/* Parses a file of at most max bytes (0: no limit). */
 int km_json_file(const char *path, size_t max, cJSON **out, struct km_err *err);
 
-/* Fetch obj[key]. Missing: *out keeps its value and 0 is returned when `need` is false, else KM_EINVAL.
- * JSON null counts as missing. Wrong type or out of [lo, hi]: KM_EINVAL, naming `key`. */
+/* Read obj[key] into *out. KM_EINVAL, with a message that names the key, if the value has another type or is outside of
+ * [lo, hi]. If the key is missing or null: KM_EINVAL when `need` is set; otherwise 0, and *out stays as it is. */
 int km_json_str(const cJSON *obj, const char *key, bool need, const char **out, struct km_err *err);
 int km_json_int(const cJSON *obj, const char *key, bool need, int64_t lo, int64_t hi, int64_t *out, struct km_err *err);
 int km_json_num(const cJSON *obj, const char *key, bool need, double lo, double hi, double *out, struct km_err *err);
 int km_json_bool(const cJSON *obj, const char *key, bool need, bool *out, struct km_err *err);
-/* The item itself when it has the wanted kind (cJSON_Array, cJSON_Object), NULL in *out when absent. */
+/* The item itself, which must be of this kind (cJSON_Array or cJSON_Object). *out is NULL if the key is missing. */
 int km_json_item(const cJSON *obj, const char *key, bool need, int kind, const cJSON **out, struct km_err *err);
 
-/* What v is, for messages: "a string", "an array", "true or false", "null" ... */
+/* The type of v for messages: "a string", "an array", "true or false", "null" ... */
 const char *km_json_kind(const cJSON *v);
 
-/* Indented text with a trailing newline, keys in the order they were added; NaN and Inf are never written
- * (cJSON prints null). Written atomically. */
+/* Writes v to a file with km_file_write: indented, keys in the order in which they were added, a newline at the end.
+ * NaN and infinity are written as null. */
 int km_json_write(const char *path, const cJSON *v, struct km_err *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* Log lines: one write each, so that threads do not mix inside a line. */
+/* A line is one call of fprintf, so that lines of several threads do not mix. */
 #include "base/log.h"
 
 #include <stdarg.h>

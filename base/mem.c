@@ -1,5 +1,5 @@
-/* Allocation with accounting. glibc's malloc_usable_size is the size on record, so that no header is
- * needed and memory may cross into libraries that call free() on it (cJSON, libevent). */
+/* The size that is counted is glibc's malloc_usable_size. So no header is needed before a block, and libraries may
+ * free() a block of ours (cJSON, libevent). */
 #include "base/mem.h"
 
 #include <malloc.h>
@@ -29,15 +29,15 @@ void km_mem_fail_at(long n)
     atomic_store(&fail_in, n);
 }
 
-/* True for the one allocation that a test wants to fail. */
-static int denied(void)
+/* True for the one allocation that a test makes fail. */
+static int must_fail(void)
 {
     if (atomic_load_explicit(&fail_in, memory_order_relaxed) <= 0)
         return 0;
     return atomic_fetch_sub(&fail_in, 1) == 1;
 }
 
-static void *noted(void *p)
+static void *counted(void *p)
 {
     if (p)
         km_mem_note(KM_MEM_HOST, (int64_t)malloc_usable_size(p));
@@ -46,17 +46,17 @@ static void *noted(void *p)
 
 void *km_malloc(size_t size)
 {
-    return denied() ? NULL : noted(malloc(size ? size : 1));
+    return must_fail() ? NULL : counted(malloc(size ? size : 1));
 }
 
 void *km_calloc(size_t n, size_t size)
 {
-    return denied() ? NULL : noted(calloc(n ? n : 1, size ? size : 1));
+    return must_fail() ? NULL : counted(calloc(n ? n : 1, size ? size : 1));
 }
 
 void *km_realloc(void *p, size_t size)
 {
-    if (denied())
+    if (must_fail())
         return NULL;
     int64_t old = p ? (int64_t)malloc_usable_size(p) : 0;
     void *q = realloc(p, size ? size : 1);
@@ -76,9 +76,9 @@ void *km_reallocarray(void *p, size_t n, size_t size)
 void *km_aligned(size_t align, size_t size)
 {
     void *p = NULL;
-    if (denied() || posix_memalign(&p, align < sizeof(void *) ? sizeof(void *) : align, size ? size : 1))
+    if (must_fail() || posix_memalign(&p, align < sizeof(void *) ? sizeof(void *) : align, size ? size : 1))
         return NULL;
-    return noted(p);
+    return counted(p);
 }
 
 char *km_strndup(const char *s, size_t n)

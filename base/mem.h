@@ -1,8 +1,8 @@
-/* The one way to memory. Every byte is counted by kind, so that a result can say what the run held.
+/* The allocator of the whole tree. It counts bytes by kind of memory, so that a result can state what the run used.
  *
- * Host memory goes through km_malloc and friends; backends that own other memory (pinned host,
- * device) report it with km_mem_note. km_mem_fail_at makes the n-th host allocation fail, once: the
- * tests of every library walk n upward until a scenario passes without reaching it. */
+ * Host memory comes from km_malloc and the functions below it. Backends report other memory (pinned, device) with
+ * km_mem_note. km_mem_fail_at makes the n-th host allocation fail, once: a test raises n until its scenario needs fewer
+ * than n allocations, and so sees every allocation fail. */
 #ifndef KM_MEM_H
 #define KM_MEM_H
 
@@ -12,24 +12,24 @@
 enum km_mem_kind { KM_MEM_HOST, KM_MEM_PINNED, KM_MEM_DEVICE, KM_MEM_KINDS };
 
 struct km_mem_stats {
-    int64_t current, peak; /* bytes */
+    int64_t current, peak; /* bytes now, and the most so far */
 };
 
-/* NULL when there is no memory (or a test said so); sizes of 0 give a unique pointer. */
+/* NULL without memory, or when km_mem_fail_at says so. A size of 0 gives a pointer that can be freed. */
 void *km_malloc(size_t size);
-void *km_calloc(size_t n, size_t size);                 /* n * size is checked for overflow */
+void *km_calloc(size_t n, size_t size);                 /* NULL if n * size overflows */
 void *km_realloc(void *p, size_t size);
-void *km_reallocarray(void *p, size_t n, size_t size);  /* likewise */
-void *km_aligned(size_t align, size_t size);            /* align: a power of two; freed by km_free */
+void *km_reallocarray(void *p, size_t n, size_t size);  /* NULL if n * size overflows */
+void *km_aligned(size_t align, size_t size);            /* align: a power of two. Freed by km_free */
 char *km_strdup(const char *s);
 char *km_strndup(const char *s, size_t n);
-void km_free(void *p);                                  /* NULL is fine */
+void km_free(void *p);                                  /* p may be NULL */
 
-/* Memory that some other allocator gave (delta > 0) or took back (delta < 0). */
+/* Counts memory of another allocator: delta bytes were allocated (> 0) or freed (< 0). */
 void km_mem_note(enum km_mem_kind kind, int64_t delta);
 struct km_mem_stats km_mem_stats(enum km_mem_kind kind);
 
-/* The n-th host allocation from now (1 = the next) fails, once; 0 switches this off. Process-wide. */
+/* The n-th host allocation from now (1: the next) fails, once, in the whole process. 0: none fails. */
 void km_mem_fail_at(long n);
 
 #endif

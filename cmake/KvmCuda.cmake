@@ -7,7 +7,7 @@ if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     set(CMAKE_CUDA_COMPILER ${KVMARK_NVCC})
   endif()
 endif()
-set(CMAKE_CUDA_ARCHITECTURES OFF) # each source names its own, in engine/cuda/CMakeLists.txt
+set(CMAKE_CUDA_ARCHITECTURES OFF) # engine/cuda/CMakeLists.txt sets them for each source
 check_language(CUDA)
 if(CMAKE_CUDA_COMPILER)
   enable_language(CUDA)

@@ -1,59 +1,91 @@
-/* Which backend a name means. */
+/* The registry of backends, and the choice of one by name. */
 #include "engine/backend.h"
 
-#include "engine/rates.h"
-
+#include <stdio.h>
 #include <string.h>
 
-#ifndef KVMARK_WITH_CUDA /* else engine/cuda/probe.cu asks the card */
-int be_cuda_probe(struct km_err *err)
+/* All backends, the preferred ones first. To add a backend, add its folder to engine/ and its name to this list: the
+ * name stands for a `const struct backend be_NAME`, which the folder's library defines. */
+#define BACKENDS(X) X(cuda) X(cpu)
+
+#ifndef KVMARK_WITH_CUDA
+/* Takes the place of the CUDA backend in a build without it, and says so. */
+static int probe_missing_cuda(struct km_err *err)
 {
-    return km_fail(
-        err, KM_EDEVICE,
-        "this build has no CUDA backend (no CUDA toolkit was found when it was built): use --device cpu");
+    return km_fail(err, KM_EDEVICE,
+                   "this build has no CUDA backend, because no CUDA toolkit was found when it was built: use --device "
+                   "cpu, or install the toolkit and build again");
 }
 
-int rates_measure(struct rates *out, struct km_err *err)
-{
-    (void)out;
-    return be_cuda_probe(err);
-}
+const struct backend be_cuda = {.name = "cuda", .probe = probe_missing_cuda};
 #endif
+
+#define DECLARE(name) extern const struct backend be_##name;
+#define ADDRESS(name) &be_##name,
+BACKENDS(DECLARE)
+static const struct backend *const backends[] = {BACKENDS(ADDRESS)};
+enum { N_BACKENDS = sizeof backends / sizeof *backends };
+
+const struct backend *backend_at(int i)
+{
+    return i < N_BACKENDS ? backends[i] : NULL;
+}
+
+static int probe(const struct backend *b, struct km_err *err)
+{
+    return b->probe ? b->probe(err) : 0;
+}
+
+static int find(const char *name, const struct backend **out, struct km_err *err)
+{
+    char names[128] = "auto";
+    for (int i = 0; i < N_BACKENDS; i++) {
+        if (!strcmp(backends[i]->name, name)) {
+            *out = backends[i];
+            return 0;
+        }
+        size_t n = strlen(names);
+        snprintf(names + n, sizeof names - n, "%s%s", i + 1 < N_BACKENDS ? ", " : " or ", backends[i]->name);
+    }
+    return km_fail(err, KM_EINVAL, "--device is \"%s\": it must be %s", name, names);
+}
 
 int backend_pick(const char *want, const struct backend **out, struct km_err *err)
 {
-    bool any = !strcmp(want, "auto"), cuda = !strcmp(want, "cuda");
-    if (!any && !cuda && strcmp(want, "cpu"))
-        return km_fail(err, KM_EINVAL, "--device is \"%s\": it must be auto, cpu or cuda", want);
-    *out = &be_cpu;
-    struct km_err why;
-    int rc = any || cuda ? be_cuda_probe(&why) : KM_EDEVICE;
-    if (cuda && rc)
-        return km_fail(err, rc, "%s", why.msg);
-#ifdef KVMARK_WITH_CUDA
+    const struct backend *b;
+    int rc = KM_EDEVICE;
+    if (!strcmp(want, "auto")) {
+        for (int i = 0; i < N_BACKENDS && rc; i++)
+            rc = probe(b = backends[i], err);
+    } else {
+        rc = find(want, &b, err);
+        if (!rc)
+            rc = probe(b, err);
+    }
     if (!rc)
-        *out = &be_cuda;
-#endif
-    return 0;
+        *out = b;
+    return rc;
 }
 
 int backend_pick_plan(const char *want, const struct backend **out, struct km_err *err)
 {
-#ifdef KVMARK_WITH_CUDA
-    if (!strcmp(want, "cuda")) {
-        *out = &be_cuda;
-        return 0;
-    }
-#endif
-    return backend_pick(want, out, err);
+    const struct backend *b;
+    if (!strcmp(want, "auto"))
+        return backend_pick(want, out, err);
+    int rc = find(want, &b, err);
+    if (!rc && !b->open)
+        rc = probe(b, err);
+    if (!rc)
+        *out = b;
+    return rc;
 }
 
 bool backend_fell_back(const char *want, const struct backend *got, struct km_err *why)
 {
-#ifdef KVMARK_WITH_CUDA
-    return !strcmp(want, "auto") && got == &be_cpu && be_cuda_probe(why);
-#else
-    (void)want, (void)got, (void)why;
+    if (strcmp(want, "auto"))
+        return false;
+    for (int i = 0; i < N_BACKENDS && backends[i] != got; i++)
+        if (backends[i]->open && probe(backends[i], why))
+            return true;
     return false;
-#endif
 }

@@ -1,9 +1,12 @@
-/* What runs a step: CPU, CUDA or a simulated card, behind one coarse vtable.
+/* A backend runs the steps of the engine on one kind of device: CPU, CUDA, or a simulated GPU.
  *
- * A backend owns its copy of the weights and the KV pool; the engine owns which page belongs to whom. It
- * is step-level, not operator-level, so that CUDA may fuse and graph while the CPU loops over layers. All
- * calls come from the engine's thread. Steps run in the order given; a copy issued after a step sees that
- * step's KV and writes no page before it, and a step issued after a copy was polled complete sees the copied KV. */
+ * `struct backend` is a table of functions; `struct be` is one open instance, which owns its copy of the weights and
+ * the KV pool. The engine owns the assignment of pages to requests. The interface is a whole step, not an operator, so
+ * that CUDA can fuse kernels and capture graphs, while the CPU loops over layers.
+ *
+ * All calls come from the engine's thread. Order: steps run in the order of submission. A copy submitted after a step
+ * sees the KV that this step writes, and overwrites no page before the step has read it. A step submitted after `poll`
+ * reported a copy complete sees the copied KV. */
 #ifndef ENG_BACKEND_H
 #define ENG_BACKEND_H
 
@@ -18,64 +21,81 @@
 #include <stdint.h>
 
 struct be;
+struct rates;
 
 struct be_opts {
-    enum km_dtype dtype;     /* weights and KV */
-    int block_size;
-    int n_pages;              /* 0: as many as memory_limit (or the backend's default) leaves */
-    int64_t memory_limit;     /* bytes for weights, work space and KV together; 0: the backend's default */
-    double memory_utilization; /* share of the device's memory to use when memory_limit is 0 */
-    int max_tokens;           /* most T of one step */
-    int max_reqs;             /* most requests of one step */
-    int max_model_len;        /* longest request, in tokens */
-    int n_threads;            /* CPU threads; 0: one a core */
+    enum km_dtype dtype;       /* of weights and KV */
+    int block_size;            /* tokens of one page */
+    int n_pages;               /* size of the KV pool; 0: as large as the memory limit allows */
+    int64_t memory_limit;      /* bytes for weights, workspace and KV together; 0: the backend's default */
+    double memory_utilization; /* share of the device's memory to use if memory_limit is 0 */
+    int max_tokens;            /* largest T of one step */
+    int max_reqs;              /* largest number of requests of one step */
+    int max_model_len;         /* longest request, prompt and output, in tokens */
+    int n_threads;             /* CPU threads; 0: one per core */
 };
 
 struct be_stats {
-    int64_t weight_bytes, kv_bytes, work_bytes;
-    double flops;             /* done so far, by the model's arithmetic (GEMMs and attention) */
-    int64_t busy_ns;          /* time inside steps */
-    char device[96];          /* "AMD EPYC, 2 threads, OpenBLAS Haswell" */
+    int64_t weight_bytes, kv_bytes, workspace_bytes;
+    double flops;    /* of all steps so far: GEMMs and attention, from the model's shape */
+    int64_t busy_ns; /* time spent in steps */
+    char device[96]; /* for example "AMD EPYC, 2 threads, OpenBLAS Haswell" */
 };
 
+/* Members may be NULL where the comment says so. */
 struct backend {
-    const char *name;         /* cpu, cuda, sim */
-    /* Takes one step more while one is in flight, with tokens of -(k + 1): the id that the device chooses for sample k
-     * of the step in flight. Waits come in order. */
-    bool ahead;
-    /* What open would take with these options, nothing taken; it fails as open would. The rows are there even when
-     * KM_ELIMIT says that they leave no room for KV. Needs no device when o->memory_limit is stated; a card is asked in
-     * a child process, so plan before this one opens it. NULL: none. */
+    const char *name; /* the value of --device */
+    /* Async scheduling: the backend accepts step N + 1 while step N runs. In step N + 1 a token of -(k + 1) stands for
+     * the id that step N samples for its sample k. Steps are waited for in order. */
+    bool async_sched;
+
+    /* 0 if this machine has a device that the backend can use; else KM_EDEVICE and the reason. The calling process can
+     * still fork afterwards. NULL: always usable. */
+    int (*probe)(struct km_err *err);
+    /* Measures the device's memory and GEMM rates, before the calling process uses the device; the process can still
+     * fork afterwards. NULL: not supported. */
+    int (*measure)(struct rates *out, struct km_err *err);
+
+    /* The memory that `open` would allocate for these options; allocates nothing, and fails as `open` would. After
+     * KM_ELIMIT the plan's rows are valid, but leave no memory for KV. If o->memory_limit is set, no device is needed.
+     * Otherwise a child process asks the device, so call this before the process opens the device. NULL: no plans. */
     int (*plan)(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err);
     int (*open)(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
                 struct km_err *err);
     void (*close)(struct be *b);
-    /* Enqueues a step; ticket is handed to wait. Argument arrays stay the caller's until then. */
+
+    /* Submits a step. The arrays of `in` must not change until `wait` for this ticket returns. */
     int (*step)(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err);
-    /* Blocks until the step is done; out[n_samples] of that step. An id of -1: the host had to choose it, for which the
-     * step given behind leaves no logits. What that step made of it is wrong too, and both are to be given again, the
-     * first with no step behind. */
+    /* Blocks until the step is done and fills out[n_samples].
+     * `id == -1`: the GPU could not sample this row, and its logits were overwritten by the next step in flight.
+     * Discard the row from both steps and submit it again with no step behind it. */
     int (*wait)(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err);
-    /* Pages <-> host, all of them one ticket. 0 in *ticket: already complete. */
+
+    /* Submits n copies between pages and host memory under one ticket; ticket 0: already complete. */
     int (*copy)(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);
-    int (*poll)(struct be *b, uint64_t ticket); /* 1 complete, 0 not yet, <0 failed */
-    void *(*host_alloc)(struct be *b, size_t size); /* memory that copies are fastest to; NULL: none */
+    int (*poll)(struct be *b, uint64_t ticket); /* 1: complete, 0: pending, < 0: failed */
+    /* Host memory that the device copies fastest, such as pinned memory. NULL: ordinary memory is as fast. */
+    void *(*host_alloc)(struct be *b, size_t size);
     void (*host_free)(struct be *b, void *p, size_t size);
-    /* ns; NULL: km_now_ns. A simulated card keeps its own clock, which must run on when polls come with no step
-     * between them: then the engine has nothing to do but wait for a copy. */
+
+    /* The time in ns; NULL: km_now_ns. A simulated GPU has its own clock. The clock must advance when `poll` is called
+     * repeatedly with no step in between, because the engine then has nothing to do but wait for a copy. */
     int64_t (*now)(struct be *b);
     void (*stats)(struct be *b, struct be_stats *out);
 };
 
 extern const struct backend be_cpu;
-extern const struct backend be_cuda;    /* in builds with CUDA, as is: */
-int be_cuda_probe(struct km_err *err);  /* 0, or why no card can be used. Leaves this process free to fork */
+extern const struct backend be_cuda; /* in a build without CUDA: only a name and a probe, which fails */
 
-/* want: "auto", "cpu", "cuda". KM_EDEVICE when it was named and is not here; auto falls back to the CPU. */
+/* The registry (engine/backend.c): backend i in order of preference, the first preferred; NULL after the last. */
+const struct backend *backend_at(int i);
+/* The backend named `want`, or for "auto" the first whose probe succeeds. KM_EINVAL: no such name. KM_EDEVICE: the
+ * named backend has no usable device. */
 int backend_pick(const char *want, const struct backend **out, struct km_err *err);
-/* Likewise for a plan: a backend of this build that was named needs no card. */
+/* Like backend_pick, but for a plan: a named backend of this build needs no device. */
 int backend_pick_plan(const char *want, const struct backend **out, struct km_err *err);
-/* True when `want` was auto and the build could use a card but found none: *why says why not. */
+/* True if `want` is "auto" and a backend of this build that is preferred to `got` has no usable device; *why is the
+ * reason. */
 bool backend_fell_back(const char *want, const struct backend *got, struct km_err *why);
 
 #endif

@@ -1,7 +1,7 @@
-/* One step of the engine as plain arrays: the only thing a backend sees of the requests.
+/* One step as plain arrays: the only thing a backend sees of the requests.
  *
- * A prefill chunk and a decode are the same thing with different query lengths, so mixed batches need
- * no second path. Every array belongs to the engine and stays as it is until the step was waited for. */
+ * A prefill chunk and a decode differ only in the number of their rows, so a mixed batch needs no second path. The
+ * engine owns every array and leaves it unchanged until the backend's `wait` for the step returns. */
 #ifndef ENG_BATCH_H
 #define ENG_BATCH_H
 
@@ -10,19 +10,19 @@
 #include <stdint.h>
 
 struct batch {
-    int n_tokens;               /* T, over all requests of the step */
-    const int32_t *tokens;      /* [T]; -(k + 1): what sample k of the step in flight will choose */
-    const int32_t *positions;   /* [T], from 0 within the request */
-    const int32_t *slots;       /* [T] where K and V of the token go: page * B + offset */
+    int n_tokens;             /* T, the rows of all requests in this step */
+    const int32_t *tokens;    /* [T] token ids; -(k + 1): the id that the step in flight samples for its sample k */
+    const int32_t *positions; /* [T] position within the request, from 0 */
+    const int32_t *slots;     /* [T] where K and V of the token are written: page * B + offset in the page */
 
     int n_reqs;
-    const int32_t *q_start;     /* [n_reqs + 1], the rows of request r are q_start[r] .. q_start[r+1] */
-    const int32_t *kv_len;      /* [n_reqs] tokens to attend to, this step's included */
-    const int32_t *table_start; /* [n_reqs + 1], the pages of request r are block_table[table_start[r] .. [r + 1]) */
-    const int32_t *block_table; /* page ids, of each request at least as many as kv_len takes */
+    const int32_t *q_start;     /* [n_reqs + 1]; request r has the rows q_start[r] .. q_start[r + 1] - 1 */
+    const int32_t *kv_len;      /* [n_reqs] tokens to attend to, including those of this step */
+    const int32_t *table_start; /* [n_reqs + 1]; request r has block_table[table_start[r] .. table_start[r + 1] - 1] */
+    const int32_t *block_table; /* page ids; for each request at least as many as kv_len tokens need */
 
-    int n_samples;              /* rows whose logits are wanted; 0 in the middle of a prefill */
-    const struct smp_row *samples; /* [n_samples] */
+    int n_samples;                 /* rows to sample; 0 if all requests are in the middle of a prefill */
+    const struct smp_row *samples; /* [n_samples], by rising row */
 };
 
 #endif

@@ -1,4 +1,4 @@
-/* Reading configs, and the table of presets. */
+/* Reading config files, and the table of presets. */
 #include "engine/config.h"
 
 #include "base/file.h"
@@ -10,7 +10,7 @@
 
 #define CONFIG_MAX (1 << 20)
 
-/* The published Qwen3 dense shapes, and a small one for CPUs. Ends: <|im_end|>, <|endoftext|>. */
+/* The published dense Qwen3 models, and a small one for CPUs. EOS ids: <|im_end|>, <|endoftext|>. */
 #define QWEN3(L_, D_, H_, G_, F_, TIED)                                                                               \
     {.n_layers = L_, .hidden = D_, .n_heads = H_, .n_kv_heads = G_, .head_dim = 128, .ffn = F_, .vocab = 151936,      \
      .max_pos = 40960, .rope_theta = 1e6f, .rms_eps = 1e-6f, .tied = TIED, .dtype = KM_BF16,                         \
@@ -73,7 +73,7 @@ static int read_shape(struct mdl_config *c, const cJSON *o, struct km_err *err)
         if (rc)
             return rc;
     }
-    int64_t d = 128; /* the architecture's default, whatever hidden / heads is */
+    int64_t d = 128; /* the architecture's default; it need not be hidden_size / num_attention_heads */
     int rc = km_json_int(o, "head_dim", false, 2, 1024, &d, err);
     c->head_dim = (int)d;
     if (!rc && d % 2)
@@ -84,8 +84,8 @@ static int read_shape(struct mdl_config *c, const cJSON *o, struct km_err *err)
     return rc;
 }
 
-/* rope_theta stands at the top level (transformers 4) or in rope_parameters (5); a type other than default
- * changes the angles and is refused. */
+/* rope_theta is at the top level (transformers 4) or in rope_parameters (transformers 5). A rope type other than
+ * "default" changes the angles, and is refused. */
 static int read_rope(struct mdl_config *c, const cJSON *o, struct km_err *err)
 {
     const char *const places[] = {"rope_parameters", "rope_scaling"};
@@ -101,22 +101,22 @@ static int read_rope(struct mdl_config *c, const cJSON *o, struct km_err *err)
         if (!rc)
             rc = km_json_str(p, "rope_type", false, &type, err);
         if (!rc && strcmp(type, "default"))
-            rc = km_fail(err, KM_EINVAL, "\"%s\" asks for rope type \"%.40s\"; only \"default\" is supported", places[i],
-                         type);
+            rc = km_fail(err, KM_EINVAL, "\"%s\" asks for rope type \"%.40s\"; only \"default\" is supported",
+                         places[i], type);
         if (!rc)
             rc = km_json_num(p, "rope_theta", false, 1e-3, 1e15, &theta, err);
     }
     if (rc)
         return rc;
     if (top < 0 && theta < 0)
-        return km_fail(err, KM_EINVAL, "\"rope_theta\" is missing, also in \"rope_parameters\"");
+        return km_fail(err, KM_EINVAL, "\"rope_theta\" is missing, both at the top level and in \"rope_parameters\"");
     if (top > 0 && theta > 0 && top != theta)
-        return km_fail(err, KM_EINVAL, "\"rope_theta\" is %g but \"rope_parameters\" says %g", top, theta);
+        return km_fail(err, KM_EINVAL, "\"rope_theta\" is %g, but \"rope_parameters\" has %g", top, theta);
     c->rope_theta = (float)(theta > 0 ? theta : top);
     return 0;
 }
 
-/* A window is in use when it is switched on, has a width, and some layer is above max_window_layers. */
+/* A sliding window is in use if it is switched on, has a width, and some layer is above max_window_layers. */
 static int refuse_window(const struct mdl_config *c, const cJSON *o, struct km_err *err)
 {
     bool use = false;
@@ -140,11 +140,12 @@ static int refuse_window(const struct mdl_config *c, const cJSON *o, struct km_e
                            cJSON_IsString(t) ? t->valuestring : "(not a string)");
     }
     if (cJSON_GetArraySize(types) != c->n_layers)
-        return km_fail(err, KM_EINVAL, "\"layer_types\" has %d entries for %d layers", cJSON_GetArraySize(types),
-                       c->n_layers);
+        return km_fail(err, KM_EINVAL, "\"layer_types\" has %d entries, but there are %d layers",
+                       cJSON_GetArraySize(types), c->n_layers);
     return 0;
 }
 
+/* Refuses other settings that the engine does not compute. */
 static int refuse_others(const cJSON *o, struct km_err *err)
 {
     const char *type = NULL, *act = "silu";
@@ -184,7 +185,7 @@ static int read_dtype(struct mdl_config *c, const cJSON *o, struct km_err *err)
     return km_fail(err, KM_EINVAL, "\"dtype\" is \"%.40s\"; it must be float32, bfloat16 or float16", name);
 }
 
-/* eos_token_id: an id or a list of them. Absent or null leaves *c as it is. */
+/* eos_token_id is an id or a list of ids. If it is absent or null, *c does not change. */
 static int read_eos(struct mdl_config *c, const cJSON *o, struct km_err *err)
 {
     const int most = (int)(sizeof c->eos / sizeof *c->eos);

@@ -1,17 +1,17 @@
-/* The life of a request and the step loop: poll transfers, schedule, run the backend, report.
+/* The step loop (poll transfers, schedule, submit, retire, report), and opening, closing and checking the engine.
  *
- * At most one step is in flight between calls, and within eng_step two: the next is given before the older is waited
- * for.
+ * At most one step is in flight between calls. Within eng_step there can be two, because the next step is submitted
+ * before the older one is retired.
  *
- * All memory is taken at eng_open, one block more for each request at submit: a step allocates nothing. The engine
- * itself decides little: sched.c owns pages and queues, xfer.c the cache layer, the backend the arithmetic. */
+ * eng_open allocates all buffers and eng_submit one block per request, so a step allocates nothing. The decisions are
+ * made elsewhere: sched.c assigns rows and pages, connector.c talks to the cache layer, the backend computes. */
 #include "engine/engine.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/connector.h"
 #include "engine/engine_internal.h"
-#include "engine/flight.h"
-#include "engine/xfer.h"
+#include "engine/step.h"
 
 #include <limits.h>
 #include <stdatomic.h>
@@ -19,52 +19,42 @@
 #include <time.h>
 
 struct eng {
-    struct eng_opts o;             /* as resolved */
+    struct eng_opts o;             /* resolved */
     const struct mdl *m;
     const struct backend *backend;
     struct be *be;
-    const struct kv_port *port;    /* NULL: none */
-    bool attached;
+    const struct kv_port *port;    /* NULL: no cache layer */
+    bool attached;                 /* the port */
     struct kv_geom geom;
     struct kv_copier copier;
     struct sch sched;
-    struct xf xf;                  /* unused without a port */
+    struct connector con;          /* unused without a port */
 
     _Atomic uint64_t last_id;
-    struct seq **by_id;            /* [by_id_mask + 1], chained */
+    struct seq **by_id;            /* [by_id_mask + 1] hash table of the requests, chained */
     uint64_t by_id_mask;
 
     int max_blocks;                /* of one request */
-    struct flight flights[2];      /* the second is for backends that run ahead */
-    int oldest, n_flying;          /* those in flight: flights[oldest], and the other behind it */
-    struct seq *ended;             /* requests that ended in flight: the step's arrays point into them */
-    struct fl_pace pace;
-    int64_t ended_ns;              /* when the last step was seen to end */
-    struct smp_result *results;    /* [max_num_seqs] */
+    struct step steps[2];          /* the second one is used with async scheduling only */
+    int oldest, n_in_flight;       /* steps[oldest] is in flight if n_in_flight >= 1, the other one if 2 */
+    struct seq *ended_in_flight;   /* requests that ended while a step's arrays pointed into them */
+    struct step_times times;
+    int64_t last_retired_ns;
+    struct smp_result *results;    /* [max_num_seqs] of the step that is being retired */
     struct eng_events events;
 
     bool dead;                     /* the device failed */
-    struct eng_stats n;            /* the counters; the rest is filled in by eng_stats */
+    struct eng_stats n;            /* the counters; eng_stats fills in the other members */
 };
-
-struct eng_opts eng_defaults(void)
-{
-    return (struct eng_opts){.max_num_seqs = 256,
-                             .max_num_batched_tokens = 2048,
-                             .block_size = 16,
-                             .memory_utilization = 0.9,
-                             .prefix_caching = true,
-                             .dtype = KM_BF16,
-                             .max_waiting = 4096};
-}
 
 static int64_t now(const struct eng *e)
 {
     return e->backend->now ? e->backend->now(e->be) : km_now_ns();
 }
 
-/* The backend's copy verbs under the names the port knows. */
-static int copier_copy(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
+/* The backend's copy functions, in the form that the port expects. */
+static int copier_copy(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+                       struct km_err *err)
 {
     struct eng *e = self;
     return e->backend->copy(e->be, dir, c, n, ticket, err);
@@ -89,66 +79,34 @@ static void copier_free(void *self, void *p, size_t size)
         e->backend->host_free(e->be, p, size);
 }
 
-static int check_range(const char *flag, int v, int lo, int hi, struct km_err *err)
-{
-    return v >= lo && v <= hi ? 0 : km_fail(err, KM_EINVAL, "%s is %d: it must be from %d to %d", flag, v, lo, hi);
-}
-
-static int check_options(const struct eng_opts *o, const struct mdl_config *c, const struct kv_port *port,
-                         struct km_err *err)
-{
-    if (check_range("--block-size", o->block_size, 1, 1024, err))
-        return KM_EINVAL;
-    const struct {
-        const char *flag;
-        int v, lo, hi;
-    } t[] = {{"--max-model-len", o->max_model_len, 0, c->max_pos},
-             {"--max-num-seqs", o->max_num_seqs, 1, 1 << 16},
-             {"--max-num-batched-tokens", o->max_num_batched_tokens, 1, 1 << 20},
-             {"--num-gpu-blocks-override", o->num_blocks, 0, INT_MAX / o->block_size},
-             {"the number of threads", o->n_threads, 0, 4096},
-             {"the queue length", o->max_waiting, 1, 1 << 20}};
-    for (size_t i = 0; i < sizeof t / sizeof *t; i++)
-        if (check_range(t[i].flag, t[i].v, t[i].lo, t[i].hi, err))
-            return KM_EINVAL;
-    if (!(o->memory_utilization > 0 && o->memory_utilization <= 1))
-        return km_fail(err, KM_EINVAL, "--gpu-memory-utilization is %g: it must be above 0 and at most 1",
-                       o->memory_utilization);
-    if (o->memory_limit < 0)
-        return km_fail(err, KM_EINVAL, "--gpu-memory-limit is %lld bytes: it cannot be negative",
-                       (long long)o->memory_limit);
-    if (port && (port->chunk_size < 1 || port->chunk_size % o->block_size))
-        return km_fail(err, KM_EINVAL, "the cache's chunk of %d tokens is not a multiple of the block of %d: change "
-                       "--chunk-size or --block-size", port->chunk_size, o->block_size);
-    return 0;
-}
-
 static int min_int(int a, int b)
 {
     return a < b ? a : b;
 }
 
-/* The context against the pool that the backend could make. */
-static int settle_lengths(struct eng_opts *o, const struct kv_geom *g, const struct mdl_config *c, struct km_err *err)
+/* Resolves max_model_len and num_blocks against the KV pool that the backend has. */
+static int resolve_lengths(struct eng_opts *o, const struct kv_geom *g, const struct mdl_config *c, struct km_err *err)
 {
-    int64_t room = (int64_t)g->n_pages * o->block_size;
-    if (g->n_pages < 1 || room > INT_MAX)
-        return km_fail(err, KM_ELIMIT, "the KV pool has %d blocks of %d tokens: allow it more memory, or set "
+    int64_t capacity = (int64_t)g->n_pages * o->block_size;
+    if (g->n_pages < 1 || capacity > INT_MAX)
+        return km_fail(err, KM_ELIMIT, "the KV pool has %d blocks of %d tokens: raise the memory limit, or set "
                        "--num-gpu-blocks-override", g->n_pages, o->block_size);
-    if (o->max_model_len > room)
-        return km_fail(err, KM_ELIMIT, "--max-model-len is %d, but the KV pool holds %lld tokens (%d blocks of %d): lower "
-                       "it, or allow the pool more memory", o->max_model_len, (long long)room, g->n_pages,
-                       o->block_size);
+    if (o->max_model_len > capacity)
+        return km_fail(err, KM_ELIMIT,
+                       "--max-model-len is %d, but the KV pool holds %lld tokens (%d blocks of %d): lower "
+                       "--max-model-len, or raise the memory limit",
+                       o->max_model_len, (long long)capacity, g->n_pages, o->block_size);
     if (!o->max_model_len)
-        o->max_model_len = min_int(c->max_pos, (int)room);
+        o->max_model_len = min_int(c->max_pos, (int)capacity);
     if (o->max_model_len < 2)
-        return km_fail(err, KM_ELIMIT, "the context is %d token: one for the prompt and one for the answer are the least",
+        return km_fail(err, KM_ELIMIT,
+                       "max_model_len is %d, but the prompt and the output need at least one token each",
                        o->max_model_len);
     o->num_blocks = g->n_pages;
     return 0;
 }
 
-static int take_memory(struct eng *e, struct km_err *err)
+static int alloc_buffers(struct eng *e, struct km_err *err)
 {
     size_t r = (size_t)e->o.max_num_seqs, alive = r + (size_t)e->o.max_waiting, ids = 16;
     while (ids < alive)
@@ -159,9 +117,9 @@ static int take_memory(struct eng *e, struct km_err *err)
     e->events.v = km_calloc(alive, sizeof *e->events.v);
     e->events.cap = (int)alive;
     if (!e->by_id || !e->results || !e->events.v)
-        return km_fail(err, KM_ENOMEM, "no memory for %zu requests", alive);
-    for (int i = 0; i <= e->backend->ahead; i++) {
-        int rc = fl_take(&e->flights[i], e->o.max_num_batched_tokens, e->o.max_num_seqs, e->max_blocks, e->o.block_size,
+        return km_fail(err, KM_ENOMEM, "no memory for the records of %zu requests: lower --max-num-seqs", alive);
+    for (int i = 0; i <= e->backend->async_sched; i++) {
+        int rc = step_init(&e->steps[i], e->o.max_num_batched_tokens, e->o.max_num_seqs, e->max_blocks, e->o.block_size,
                          err);
         if (rc)
             return rc;
@@ -169,14 +127,17 @@ static int take_memory(struct eng *e, struct km_err *err)
     return 0;
 }
 
-/* What the backend is asked for; settles what of o does not depend on the pool. */
+/* The options for the backend. Also resolves the options in o that do not depend on the KV pool. */
 static struct be_opts backend_options(struct eng_opts *o, const struct mdl_config *c)
 {
-    o->max_num_seqs = min_int(o->max_num_seqs, o->max_num_batched_tokens); /* a decode is a row at least */
+    if (o->dtype == ENG_DTYPE_AUTO)
+        o->dtype = c->dtype == KM_F32 ? KM_F32 : KM_BF16;
+    /* More requests cannot run at once, because each one has at least one row per step. */
+    o->max_num_seqs = min_int(o->max_num_seqs, o->max_num_batched_tokens);
     int longest = o->max_model_len ? o->max_model_len : c->max_pos;
     if (!o->max_model_len && o->num_blocks)
         longest = min_int(longest, o->num_blocks * o->block_size);
-    return (struct be_opts){.dtype = o->dtype,
+    return (struct be_opts){.dtype = (enum km_dtype)o->dtype,
                             .block_size = o->block_size,
                             .n_pages = o->num_blocks,
                             .memory_limit = o->memory_limit,
@@ -192,30 +153,30 @@ int eng_plan(struct plan *out, struct eng_opts *o, const struct mdl *m, const st
 {
     const struct mdl_config *c = mdl_config(m);
     *out = (struct plan){0};
-    int rc = check_options(o, c, NULL, err);
+    int rc = eng_check_options(o, c, NULL, err);
     if (rc)
         return rc;
     if (!backend->plan)
-        return km_fail(err, KM_EINVAL, "the %s backend does not plan", backend->name);
+        return km_fail(err, KM_EINVAL, "the %s backend cannot plan its memory", backend->name);
     struct be_opts b = backend_options(o, c);
     rc = backend->plan(out, &b, m, err);
-    return rc ? rc : settle_lengths(o, &out->geom, c, err);
+    return rc ? rc : resolve_lengths(o, &out->geom, c, err);
 }
 
-static int open_parts(struct eng *e, struct km_err *err)
+static int open_engine(struct eng *e, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(e->m);
-    int rc = check_options(&e->o, c, e->port, err);
+    int rc = eng_check_options(&e->o, c, e->port, err);
     if (rc)
         return rc;
     struct be_opts b = backend_options(&e->o, c);
     rc = e->backend->open(&e->be, &b, e->m, &e->geom, err);
     if (!rc)
-        rc = settle_lengths(&e->o, &e->geom, c, err);
+        rc = resolve_lengths(&e->o, &e->geom, c, err);
     if (rc)
         return rc;
     e->max_blocks = (e->o.max_model_len + e->o.block_size - 1) / e->o.block_size;
-    rc = take_memory(e, err);
+    rc = alloc_buffers(e, err);
     if (!rc)
         rc = pg_new(&e->sched.pages, e->geom.n_pages, err);
     if (!rc && e->o.prefix_caching)
@@ -227,8 +188,9 @@ static int open_parts(struct eng *e, struct km_err *err)
     e->sched.max_tokens = e->o.max_num_batched_tokens;
     if (!e->port)
         return 0;
-    xf_init(&e->xf, e->port, &e->sched, e->max_blocks);
-    e->copier = (struct kv_copier){e, copier_copy, copier_poll, e->backend->host_alloc ? copier_alloc : NULL, copier_free};
+    con_init(&e->con, e->port, &e->sched, e->max_blocks);
+    e->copier = (struct kv_copier){e, copier_copy, copier_poll, e->backend->host_alloc ? copier_alloc : NULL,
+                                   copier_free};
     rc = e->port->attach(e->port->self, &e->geom, &e->copier, err);
     e->attached = !rc;
     return rc;
@@ -239,12 +201,12 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
 {
     struct eng *e = km_calloc(1, sizeof *e);
     if (!e)
-        return km_fail(err, KM_ENOMEM, "no memory for an engine");
+        return km_fail(err, KM_ENOMEM, "no memory for an engine object");
     e->o = *o;
     e->m = m;
     e->backend = backend;
     e->port = port;
-    int rc = open_parts(e, err);
+    int rc = open_engine(e, err);
     if (rc) {
         eng_close(e);
         return rc;
@@ -253,7 +215,8 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
     return 0;
 }
 
-static struct seq **place_of(struct eng *e, uint64_t id)
+/* The pointer in the hash table that points to the request, or the NULL pointer at the end of its bucket. */
+static struct seq **find_link(struct eng *e, uint64_t id)
 {
     struct seq **at = &e->by_id[id & e->by_id_mask];
     while (*at && (*at)->id != id)
@@ -261,42 +224,45 @@ static struct seq **place_of(struct eng *e, uint64_t id)
     return at;
 }
 
-static void end(struct eng *e, struct seq *q, enum eng_finish finish)
+/* Ends a request. If a step in flight has its rows, its memory is freed only when that step is retired. */
+static void end_seq(struct eng *e, struct seq *q, enum eng_finish finish)
 {
     e->n.finished[finish]++;
     if (e->port)
-        xf_end(&e->xf, q);
-    bool flies = q->n_now && e->n_flying;
+        con_close_seq(&e->con, q);
+    bool in_flight = q->n_rows && e->n_in_flight;
     sch_remove(&e->sched, q);
-    *place_of(e, q->id) = q->chain;
-    if (flies) {
-        q->next = e->ended;
-        e->ended = q;
+    *find_link(e, q->id) = q->chain;
+    if (in_flight) {
+        q->next = e->ended_in_flight;
+        e->ended_in_flight = q;
     } else {
         seq_free(q);
     }
 }
 
-static void end_list(struct eng *e, struct seq_list *l)
+static void end_all(struct eng *e, struct seq_list *l)
 {
     while (l->head)
-        end(e, l->head, ENG_ABORT);
+        end_seq(e, l->head, ENG_ABORT);
 }
 
-static void nap(void)
+static void sleep_briefly(void)
 {
     nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
 }
 
-/* Waits for the oldest step in flight, which then is in none. */
+/* Waits for the oldest step in flight. The step is then no longer in flight, and its results are in e->results. */
 static int wait_oldest(struct eng *e, struct km_err *err)
 {
-    struct flight *f = &e->flights[e->oldest];
-    int rc = e->backend->wait(e->be, f->ticket, e->results, err);
-    e->oldest ^= e->backend->ahead;
-    e->n_flying--;
-    for (struct seq *q; (q = e->ended);) { /* nobody has ended since a step was given behind this one */
-        e->ended = q->next;
+    struct step *s = &e->steps[e->oldest];
+    int rc = e->backend->wait(e->be, s->ticket, e->results, err);
+    e->oldest ^= e->backend->async_sched;
+    e->n_in_flight--;
+    /* A request in this list ended before a newer step was submitted, so only the step that just finished had its
+     * rows. */
+    for (struct seq *q; (q = e->ended_in_flight);) {
+        e->ended_in_flight = q->next;
         seq_free(q);
     }
     return rc;
@@ -306,30 +272,30 @@ void eng_close(struct eng *e)
 {
     if (!e)
         return;
-    while (e->n_flying)
+    while (e->n_in_flight)
         wait_oldest(e, NULL);
-    end_list(e, &e->sched.running);
-    end_list(e, &e->sched.loading);
-    end_list(e, &e->sched.waiting);
+    end_all(e, &e->sched.running);
+    end_all(e, &e->sched.loading);
+    end_all(e, &e->sched.waiting);
     if (e->attached) {
-        for (; e->xf.n_open; nap()) /* the port promises that every ticket ends */
-            xf_poll(&e->xf);
+        for (; e->con.n_open; sleep_briefly()) /* the port guarantees that every ticket ends */
+            con_poll(&e->con);
         e->port->detach(e->port->self);
-        xf_free(&e->xf);
+        con_deinit(&e->con);
     }
     if (e->be)
         e->backend->close(e->be);
     pg_free(e->sched.pages);
     px_free(e->sched.prefix);
     km_free(e->by_id);
-    fl_free(&e->flights[0]);
-    fl_free(&e->flights[1]);
+    step_deinit(&e->steps[0]);
+    step_deinit(&e->steps[1]);
     km_free(e->results);
     km_free(e->events.v);
     km_free(e);
 }
 
-int eng_make(struct eng *e, const struct eng_request *r, struct seq **out, struct km_err *err)
+int eng_prepare(struct eng *e, const struct eng_request *r, struct seq **out, struct km_err *err)
 {
     int rc = seq_new(out, r, &e->o, mdl_config(e->m), err);
     if (rc)
@@ -340,7 +306,7 @@ int eng_make(struct eng *e, const struct eng_request *r, struct seq **out, struc
     return 0;
 }
 
-void eng_add(struct eng *e, struct seq *q)
+void eng_enqueue(struct eng *e, struct seq *q)
 {
     if (e->backend->now)
         q->arrived_ns = now(e);
@@ -353,27 +319,28 @@ void eng_add(struct eng *e, struct seq *q)
 int eng_submit(struct eng *e, const struct eng_request *r, uint64_t *id, struct km_err *err)
 {
     if (e->dead)
-        return km_fail(err, KM_EDEVICE, "the %s device failed: start the engine again", e->backend->name);
+        return km_fail(err, KM_EDEVICE, "the %s device failed: restart the engine", e->backend->name);
     if (e->sched.waiting.n >= e->o.max_waiting)
-        return km_fail(err, KM_ELIMIT, "%d requests wait already, and the queue holds %d: try again later",
+        return km_fail(err, KM_ELIMIT, "%d requests are waiting and the queue holds at most %d: try again later",
                        e->sched.waiting.n, e->o.max_waiting);
     struct seq *q;
-    int rc = eng_make(e, r, &q, err);
+    int rc = eng_prepare(e, r, &q, err);
     if (rc)
         return rc;
-    eng_add(e, q);
+    eng_enqueue(e, q);
     *id = q->id;
     return 0;
 }
 
 void eng_cancel(struct eng *e, uint64_t id, enum eng_finish finish)
 {
-    struct seq *q = *place_of(e, id);
+    struct seq *q = *find_link(e, id);
     if (q)
-        end(e, q, finish);
+        end_seq(e, q, finish);
 }
 
-static struct eng_event *report(struct eng *e, const struct seq *q, enum eng_finish finish, int64_t at)
+/* Adds an event without a token. The array is long enough for one event of every request. */
+static struct eng_event *add_event(struct eng *e, const struct seq *q, enum eng_finish finish, int64_t at)
 {
     struct eng_event *v = &e->events.v[e->events.n++];
     v->id = q->id;
@@ -395,58 +362,60 @@ static struct eng_event *report(struct eng *e, const struct seq *q, enum eng_fin
 static void admit(struct eng *e)
 {
     int64_t at = now(e);
-    for (struct seq *q; (q = sch_next(&e->sched));) {
-        int external = e->port ? xf_lookup(&e->xf, q) : 0;
-        if (sch_admit(&e->sched, q, external) == SCH_FULL)
+    for (struct seq *q; (q = sch_next_waiting(&e->sched));) {
+        int external = e->port ? con_lookup(&e->con, q) : 0;
+        if (sch_admit(&e->sched, q, external) == ADMIT_FULL)
             return;
         if (q->scheduled_ns < 0)
             q->scheduled_ns = at;
         if (e->port)
-            xf_admitted(&e->xf, q);
+            con_load(&e->con, q);
     }
 }
 
-/* Schedules a step and gives it to the backend, if it has rows. */
-static int give(struct eng *e, struct km_err *err)
+/* Schedules a step and submits it to the backend, if it has rows. */
+static int submit_step(struct eng *e, struct km_err *err)
 {
-    sch_begin(&e->sched);
+    sch_begin_step(&e->sched);
     admit(e);
-    struct flight *f = &e->flights[(e->oldest + e->n_flying) % 2];
-    fl_fill(f, &e->sched);
-    if (!f->in.n_tokens)
+    struct step *s = &e->steps[(e->oldest + e->n_in_flight) % 2];
+    step_fill(s, &e->sched);
+    if (!s->batch.n_tokens)
         return 0;
-    f->began = now(e);
-    int rc = e->backend->step(e->be, &f->in, &f->ticket, err);
+    s->submitted_ns = now(e);
+    int rc = e->backend->step(e->be, &s->batch, &s->ticket, err);
     if (rc)
         return rc;
-    e->n.ahead_steps += e->n_flying;
-    e->n_flying++;
+    e->n.async_steps += e->n_in_flight;
+    e->n_in_flight++;
     return 0;
 }
 
-/* Whether the newest token ends q. An end token, which below min_tokens was banned, wins over the length, as in vLLM. */
-static enum eng_finish verdict(const struct seq *q, int32_t token)
+/* Whether q ends with its newest token. An end token takes precedence over the length, as in vLLM. Before min_tokens no
+ * end token can come, because the sampler bans them. */
+static enum eng_finish finish_after(const struct seq *q, int32_t token)
 {
-    for (int i = 0; i < q->n_ends; i++)
-        if (q->ends[i] == token)
+    for (int i = 0; i < q->n_end_ids; i++)
+        if (q->end_ids[i] == token)
             return ENG_STOP;
     return seq_output(q) >= q->max_tokens ? ENG_LENGTH : ENG_RUNNING;
 }
 
-/* A row of q ran that nobody could sample: it counts for nothing, nor does what a step behind made of it. */
-static void again(struct eng *e, struct seq *q)
+/* The backend could not sample q's row. Discards the row, and also q's row in the next step if that is in flight, since
+ * it was computed from a wrong token. q is then scheduled again, with no step behind it. */
+static void discard_row(struct eng *e, struct seq *q)
 {
-    if (q->n_now && e->n_flying)
-        e->flights[e->oldest].ids[q->at] = 0;
+    if (q->n_rows && e->n_in_flight)
+        e->steps[e->oldest].req_ids[q->batch_index] = 0;
     q->by_host = true;
-    sch_discard(q);
+    sch_discard_rows(q);
 }
 
-/* q was sampled: an event, and perhaps its end. */
-static void take_token(struct eng *e, struct seq *q, const struct smp_result *result, int64_t at)
+/* Reports the token that was sampled for q, and ends q if it was the last one. */
+static void report_token(struct eng *e, struct seq *q, const struct smp_result *result, int64_t at)
 {
-    enum eng_finish finish = verdict(q, result->id);
-    struct eng_event *v = report(e, q, finish, at);
+    enum eng_finish finish = finish_after(q, result->id);
+    struct eng_event *v = add_event(e, q, finish, at);
     v->has_token = true;
     v->token = *result;
     v->stop_id = finish == ENG_STOP ? result->id : -1;
@@ -454,23 +423,23 @@ static void take_token(struct eng *e, struct seq *q, const struct smp_result *re
     if (v->n_output == 1)
         e->n.prompt_tokens += q->n_prompt;
     if (finish != ENG_RUNNING)
-        end(e, q, finish);
+        end_seq(e, q, finish);
 }
 
-/* The step ran: progress for those of its requests that are still there, and an event for each that was sampled. */
-static void collect(struct eng *e, const struct flight *f)
+/* Records the progress of each request of the step that is still alive, and reports each sampled token. */
+static void apply_results(struct eng *e, const struct step *s)
 {
-    const struct batch *b = &f->in;
+    const struct batch *b = &s->batch;
     int64_t at = now(e);
     for (int r = 0, sample = 0; r < b->n_reqs; r++) {
         int rows = b->q_start[r + 1] - b->q_start[r];
         bool sampled = sample < b->n_samples && b->samples[sample].row == b->q_start[r + 1] - 1;
         const struct smp_result *result = sampled ? &e->results[sample++] : NULL;
-        struct seq *q = f->ids[r] ? *place_of(e, f->ids[r]) : NULL;
+        struct seq *q = s->req_ids[r] ? *find_link(e, s->req_ids[r]) : NULL;
         if (!q || (result && result->id < 0)) {
             e->n.wasted_rows += rows;
             if (q)
-                again(e, q);
+                discard_row(e, q);
             continue;
         }
         e->n.computed_tokens += rows;
@@ -478,40 +447,40 @@ static void collect(struct eng *e, const struct flight *f)
             q->tokens[q->n_tokens++] = result->id;
             q->by_host = result->by_host;
         }
-        sch_computed(&e->sched, q);
+        sch_retire_rows(&e->sched, q);
         if (e->port)
-            xf_store(&e->xf, q);
+            con_store(&e->con, q);
         if (result)
-            take_token(e, q, result, at);
+            report_token(e, q, result, at);
     }
 }
 
-/* When the device came to f, the oldest step in flight: not before the one ahead of it had ended. */
-static int64_t reached(const struct eng *e, const struct flight *f)
+/* When the device started s, the oldest step in flight: on submission, or when the step before it ended. */
+static int64_t started_ns(const struct eng *e, const struct step *s)
 {
-    return f->began > e->ended_ns ? f->began : e->ended_ns;
+    return s->submitted_ns > e->last_retired_ns ? s->submitted_ns : e->last_retired_ns;
 }
 
-/* The oldest step in flight ends: how long it took, and what came of it. */
-static int land(struct eng *e, struct km_err *err)
+/* Waits for the oldest step in flight, records how long it took, and applies its results. */
+static int retire_step(struct eng *e, struct km_err *err)
 {
-    const struct flight *f = &e->flights[e->oldest];
+    const struct step *s = &e->steps[e->oldest];
     int rc = wait_oldest(e, err);
     if (rc)
         return rc;
     int64_t at = now(e);
-    if (f->plain)
-        fl_note(&e->pace, f, at - reached(e, f));
-    e->ended_ns = at;
+    if (s->is_async_decode)
+        step_times_add(&e->times, s, at - started_ns(e, s));
+    e->last_retired_ns = at;
     e->n.steps++;
-    collect(e, f);
+    apply_results(e, s);
     return 0;
 }
 
-/* A step failed: the requests of all in flight end with an error, and with the device gone all others too. */
-static void fail_steps(struct eng *e, int rc)
+/* A step failed. Ends the requests of all steps in flight with an error; if the device failed, ends all requests. */
+static void fail_requests(struct eng *e, int rc)
 {
-    while (e->n_flying)
+    while (e->n_in_flight)
         wait_oldest(e, NULL);
     int64_t at = now(e);
     e->dead = rc == KM_EDEVICE;
@@ -519,10 +488,10 @@ static void fail_steps(struct eng *e, int rc)
     for (int i = 0; i < 3; i++)
         for (struct seq *q = lists[i]->head, *next; q; q = next) {
             next = q->next;
-            if (!q->n_now && !q->n_before && !e->dead)
+            if (!q->n_rows && !q->n_rows_before && !e->dead)
                 continue;
-            report(e, q, ENG_ERROR, at);
-            end(e, q, ENG_ERROR);
+            add_event(e, q, ENG_ERROR, at);
+            end_seq(e, q, ENG_ERROR);
         }
 }
 
@@ -531,29 +500,32 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
     e->events.n = 0;
     e->events.stalled = false;
     e->events.busy_until_ns = 0;
-    if (e->port && e->xf.n_open)
-        xf_poll(&e->xf);
+    if (e->port && e->con.n_open)
+        con_poll(&e->con);
     if (e->dead) {
-        fail_steps(e, KM_EDEVICE);
+        fail_requests(e, KM_EDEVICE);
         e->events.stalled = !eng_idle(e);
         *out = e->events;
-        return km_fail(err, KM_EDEVICE, "the %s device failed: start the engine again", e->backend->name);
+        return km_fail(err, KM_EDEVICE, "the %s device failed: restart the engine", e->backend->name);
     }
-    bool flying = e->n_flying;
-    const struct flight *f = &e->flights[e->oldest];
+    bool was_in_flight = e->n_in_flight;
+    const struct step *s = &e->steps[e->oldest];
     int rc = 0;
-    if (!flying || (f->plain && sch_can_follow(&e->sched)))
-        rc = give(e, err);
-    if (!rc && !e->n_flying)
+    /* If a step is in flight, the next one is submitted before it is retired only where async scheduling allows
+     * that. */
+    if (!was_in_flight || (s->is_async_decode && sch_can_schedule_async(&e->sched)))
+        rc = submit_step(e, err);
+    /* A step that this call submitted stays in flight if the next call may submit another one behind it. */
+    if (!rc && !e->n_in_flight)
         e->events.stalled = !eng_idle(e);
-    else if (!rc && (flying || !f->plain || !e->backend->ahead))
-        rc = land(e, err);
+    else if (!rc && (was_in_flight || !s->is_async_decode || !e->backend->async_sched))
+        rc = retire_step(e, err);
     if (rc)
-        fail_steps(e, rc);
-    f = &e->flights[e->oldest];
-    if (e->n_flying && f->plain && !e->backend->now) {
-        int64_t takes = fl_guess(&e->pace, f);
-        e->events.busy_until_ns = takes ? reached(e, f) + takes : 0;
+        fail_requests(e, rc);
+    s = &e->steps[e->oldest];
+    if (e->n_in_flight && s->is_async_decode && !e->backend->now) {
+        int64_t ns = step_times_estimate(&e->times, s);
+        e->events.busy_until_ns = ns ? started_ns(e, s) + ns : 0;
     }
     *out = e->events;
     return rc;
@@ -561,25 +533,27 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
 
 bool eng_idle(const struct eng *e)
 {
-    return !sch_alive(&e->sched) && !e->xf.n_open && !e->n_flying;
+    return !sch_n_requests(&e->sched) && !e->con.n_open && !e->n_in_flight;
 }
 
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
 {
-    /* Without requests only stores can hold pages, and they end by themselves. */
-    for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->xf.n_open; nap()) {
-        xf_poll(&e->xf);
-        if (sch_alive(&e->sched) || km_now_ns() > until)
+    /* If no request is alive, only stores hold pages, and a store ends without any further call of the engine. */
+    for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->con.n_open; sleep_briefly()) {
+        con_poll(&e->con);
+        if (sch_n_requests(&e->sched) || km_now_ns() > until)
             break;
     }
     struct pg_counts c = pg_counts(e->sched.pages);
     int used = c.pages - c.free - c.lru;
     if (used)
-        return km_fail(err, KM_ELIMIT, "%d requests and %d transfers hold %d blocks: reset when they have ended",
-                       sch_alive(&e->sched), e->xf.n_open, used);
-    sch_forget(&e->sched);
+        return km_fail(err, KM_ELIMIT,
+                       "%d requests and %d transfers hold %d blocks: reset the cache when they have ended",
+                       sch_n_requests(&e->sched), e->con.n_open, used);
+    sch_evict_cached(&e->sched);
     if (external && e->port && e->port->reset(e->port->self) < 0)
-        return km_fail(err, KM_ELIMIT, "the cache layer kept chunks that are still in use: reset again later");
+        return km_fail(err, KM_ELIMIT,
+                       "the cache layer still uses some of its chunks and kept them: reset the cache again later");
     return 0;
 }
 
@@ -616,18 +590,18 @@ const struct mdl *eng_model(const struct eng *e)
     return e->m;
 }
 
-/* The rows that requests have in a step are those of the step in flight. */
-static int check_flight(const struct eng *e, struct km_err *err)
+/* Checks that the rows recorded in the requests are those of the step in flight. */
+static int check_in_flight(const struct eng *e, struct km_err *err)
 {
-    const struct flight *f = &e->flights[e->oldest];
-    if (e->n_flying > 1)
-        return km_fail(err, KM_EINVAL, "%d steps are in flight between calls", e->n_flying);
+    const struct step *s = &e->steps[e->oldest];
+    if (e->n_in_flight > 1)
+        return km_fail(err, KM_EINVAL, "%d steps are in flight between calls", e->n_in_flight);
     for (const struct seq *q = e->sched.running.head; q; q = q->next) {
-        bool in = e->n_flying && q->at < f->in.n_reqs && f->ids[q->at] == q->id;
-        int rows = in ? f->in.q_start[q->at + 1] - f->in.q_start[q->at] : 0;
-        if (q->n_before || q->n_now != rows)
-            return km_fail(err, KM_EINVAL, "request %llu counts %d and %d rows in flight, the step has %d",
-                           (unsigned long long)q->id, q->n_before, q->n_now, rows);
+        bool in = e->n_in_flight && q->batch_index < s->batch.n_reqs && s->req_ids[q->batch_index] == q->id;
+        int rows = in ? s->batch.q_start[q->batch_index + 1] - s->batch.q_start[q->batch_index] : 0;
+        if (q->n_rows_before || q->n_rows != rows)
+            return km_fail(err, KM_EINVAL, "request %llu records %d and %d rows in flight, but the step has %d",
+                           (unsigned long long)q->id, q->n_rows_before, q->n_rows, rows);
     }
     return 0;
 }
@@ -636,15 +610,17 @@ int eng_check(const struct eng *e, struct km_err *err)
 {
     int rc = sch_check(&e->sched, err), n = 0;
     if (!rc)
-        rc = check_flight(e, err);
+        rc = check_in_flight(e, err);
     if (!rc && e->port)
-        rc = xf_check(&e->xf, err);
+        rc = con_check(&e->con, err);
     for (uint64_t b = 0; b <= e->by_id_mask && !rc; b++)
         for (const struct seq *q = e->by_id[b]; q && !rc; q = q->chain, n++)
             if ((q->id & e->by_id_mask) != b)
-                rc = km_fail(err, KM_EINVAL, "request %llu is in the wrong place of the table of ids",
+                rc = km_fail(err, KM_EINVAL, "request %llu is in the wrong bucket of the hash table of ids",
                              (unsigned long long)q->id);
-    if (!rc && n != sch_alive(&e->sched))
-        rc = km_fail(err, KM_EINVAL, "%d requests have ids, %d are on lists", n, sch_alive(&e->sched));
+    if (!rc && n != sch_n_requests(&e->sched))
+        rc = km_fail(err, KM_EINVAL,
+                     "%d requests are in the hash table of ids, but %d are on the lists of the scheduler", n,
+                     sch_n_requests(&e->sched));
     return rc;
 }

@@ -1,13 +1,20 @@
-/* The engine's port to a KV-cache layer: the only thing engine and cache know of each other.
+/* The port between the engine and a KV-cache layer: the only interface that the two share.
  *
- * A `kv_seq` is the cache's view of one admitted request: its salt, how far its key chain was computed,
- * what it has pinned. The engine owns pages and keeps them referenced while a ticket is open; the cache
- * owns host memory and keys. Everything is counted in tokens from the start of the sequence.
+ * The engine calls, the cache answers. The engine owns the KV pool, its pages and the block tables; the cache owns host
+ * memory, keys and chunks. A `kv_seq` is the cache's record of one admitted request: the request's salt, the keys
+ * computed for it so far, and the chunks that its last lookup pinned. A pinned chunk is not evicted.
  *
- * Rules: a lookup is a hint; a load ends in verified bytes or says how far they are good, and the engine
- * computes the rest, so a cache can save time but never change an answer. No call blocks on I/O: load and
- * store give tickets that poll answers. All calls come from the engine's thread. With a NULL port the
- * engine pays one branch per request and per step. */
+ * A block is the KV of block_size tokens and lies in one page of the pool. A chunk is the KV of chunk_size tokens, a
+ * whole number of blocks, and is the unit that the cache keeps. Every position is a number of tokens from the start of
+ * the sequence.
+ *
+ * Rules:
+ * - A lookup is a hint. A load ends with the number of tokens that are verified in the pages, and the engine computes
+ *   the others. A cache can therefore save time, but never change an answer.
+ * - No call blocks on I/O. load and store return a ticket, and poll tells when it is finished. Until then the engine
+ *   keeps the ticket's pages allocated. It does not write to them, nor read what a load has not reported as good.
+ * - All calls come from the engine's thread.
+ * - The engine runs without a cache when the port is NULL. That costs one branch per request and per step. */
 #ifndef ENG_KV_PORT_H
 #define ENG_KV_PORT_H
 
@@ -18,70 +25,90 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Shape of the KV pool, published by the backend; a cache refuses KV made under another one. A page holds
- * one block of B tokens for all layers: [layer][K, V][kv head][token][d]. */
+/* Geometry of the KV pool, published by the backend. A page holds K and V of one block for all layers, in the order
+ * [layer][K, V][kv head][token][head_dim]. A cache never loads KV that was stored under another geometry or model. */
 struct kv_geom {
-    int n_layers, n_kv_heads, head_dim, block_size;
-    enum km_dtype dtype;
-    int layout;               /* 1 for the order above; another order gets another number */
+    int n_layers, n_kv_heads, head_dim;
+    int block_size;           /* tokens of a block */
+    enum km_dtype dtype;      /* of every element */
+    int layout;               /* 1: the order stated above; a backend with another order publishes another number */
     size_t page_bytes;        /* n_layers * 2 * n_kv_heads * block_size * head_dim * sizeof(dtype) */
-    int n_pages;
+    int n_pages;              /* of the pool; not part of a chunk's identity */
     double rope_theta;
-    struct km_digest model;   /* mdl_fingerprint */
+    struct km_digest model;   /* fingerprint of the weights (mdl_fingerprint) */
 };
 
-/* A piece of a copy between a page and host memory. */
+/* One page of a copy between the KV pool and host memory. */
 struct kv_copy {
-    int32_t page;
-    void *host;               /* page_bytes */
+    int32_t page;             /* in the pool, [0, n_pages) */
+    void *host;               /* [page_bytes] */
 };
 enum kv_dir { KV_TO_HOST, KV_TO_PAGE };
 
-/* How the cache moves bytes: the backend's copy verbs, bound by the engine. Semantics in engine/backend.h. */
+/* The backend's copy functions, lent to the cache from attach to detach. engine/backend.h states how copies are ordered
+ * with steps. */
 struct kv_copier {
     void *self;
+    /* Submits the copy of n pages. c[n] stays valid until the ticket is finished. Ticket 0: already complete. */
     int (*copy)(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);
-    int (*poll)(void *self, uint64_t ticket);
-    void *(*host_alloc)(void *self, size_t size); /* NULL: the device has none of its own, any memory serves */
+    int (*poll)(void *self, uint64_t ticket);     /* 1 complete, 0 pending, < 0 failed */
+    /* Host memory from which the device copies fastest (pinned memory on a GPU). host_alloc NULL: the device has no
+     * such memory, and the cache uses ordinary memory. */
+    void *(*host_alloc)(void *self, size_t size);
     void (*host_free)(void *self, void *p, size_t size);
 };
 
 struct kv_seq;
 
 struct kv_port_stats {
-    int64_t lookups, lookup_tokens, hit_tokens; /* hit_tokens: answered by lookup */
-    int64_t loaded_tokens, stored_tokens, failed_loads;
-    int64_t evicted_chunks, bytes, capacity, chunks;
-    int64_t load_ns, store_ns;                  /* time from call to completion, summed */
+    int64_t lookups;                   /* calls of lookup */
+    int64_t lookup_tokens, hit_tokens; /* tokens that lookups asked for, and that they found */
+    int64_t loaded_tokens;             /* verified in pages, by loads */
+    int64_t stored_tokens;             /* of chunks that became ready to be found */
+    int64_t failed_loads;              /* loads that gave fewer tokens than were asked for */
+    int64_t evicted_chunks;
+    int64_t chunks, bytes, capacity;   /* held now: chunks ready, host bytes in use, host bytes at most */
+    int64_t load_ns, store_ns;         /* ns from call to completion, summed over loads and over stores */
 };
 
 struct kv_port {
     void *self;
-    int chunk_size; /* tokens; a multiple of the block size */
-    int (*attach)(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err);
-    void (*detach)(void *self); /* no ticket may be open */
+    int chunk_size; /* tokens; a multiple of the engine's block size */
 
-    /* A request arrives. salt may be NULL; it enters the root of the key chain. NULL without memory. */
+    /* Binds the cache to an engine's pool and takes the cache's memory. The cache copies *geom and *copier. */
+    int (*attach)(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err);
+    void (*detach)(void *self); /* the engine has no open ticket */
+
+    /* Opens a sequence for a new request. The salt (NULL: none) enters the root of the key chain, so requests with
+     * different salts share nothing. NULL without memory. */
     struct kv_seq *(*open)(void *self, const char *salt);
-    /* Tokens of tokens[0, n) whose KV the cache says it can give, from the start; pins them until the
-     * load completes or the sequence closes. Called again after a preemption with a longer prompt. */
+
+    /* Returns how many of tokens[0, n) the cache can give, counted from the first. Pins their chunks until a load of
+     * this sequence completes or the sequence closes. A later lookup, after a preemption, replaces the pins. */
     int (*lookup)(struct kv_seq *s, const int32_t *tokens, int n);
-    /* Fill the pages of tokens [from, to), multiples of the block size within the last lookup.
-     * block_table[i] is the page of tokens [i*B, (i+1)*B), readable until the ticket is finished. ticket 0:
-     * already complete, *good is set. from == to: nothing is wanted after all, the lookup's pins may go. */
+
+    /* Submits the load of tokens [from, to) into their pages; both are multiples of the block size and within the last
+     * lookup. block_table[i] is the page of tokens [i * block_size, (i + 1) * block_size); the table stays unchanged
+     * until the ticket is finished. Ticket 0: the load is already complete, and *good is set as poll sets it.
+     * An empty range (from equal to `to`) means that the engine needs nothing of the lookup: its pins are dropped. */
     int (*load)(struct kv_seq *s, int from, int to, const int32_t *block_table, uint64_t *ticket, int *good);
-    /* Tokens [0, n) are computed and lie in the pages: keep the whole chunks among them that are not yet
-     * kept. The first n_prompt of the request came as its prompt, the others it generated; the cache decides
-     * whether it wants those. Called after steps that passed a chunk's end; tokens are the caller's for the
-     * call only, block_table as in load. ticket 0: nothing is in flight. */
+
+    /* Offers tokens [0, n), all computed and in their pages. The cache stores the whole chunks among them that it does
+     * not hold yet. The first n_prompt tokens came with the request's prompt and the others were generated; the cache
+     * may leave generated tokens out. tokens is only read during the call, block_table is as in load.
+     * Ticket 0: nothing is in flight. */
     int (*store)(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, const int32_t *block_table,
                  uint64_t *ticket);
-    /* 1 complete, 0 pending, <0 failed. For a load, *good (may be NULL for a store) is the number of tokens,
-     * from 0, now right in the pages (>= from); a failed load still sets it. A finished ticket is forgotten. */
-    int (*poll)(void *self, uint64_t ticket, int *good);
-    void (*close)(struct kv_seq *s); /* drops pins; open tickets of the sequence go on */
 
-    int (*reset)(void *self); /* forget everything that is not pinned; 0, or <0 when pins or tickets kept something*/
+    /* 1 complete, 0 pending, < 0 failed. Once a load's ticket is not pending, *good is the number of tokens from 0
+     * whose KV is right in the pages: at least `from`, and less than `to` if the load failed. good may be NULL for a
+     * store. A ticket that is not pending any more is forgotten. */
+    int (*poll)(void *self, uint64_t ticket, int *good);
+
+    void (*close)(struct kv_seq *s); /* drops the pins; open tickets of the sequence go on */
+
+    /* Evicts everything that is neither pinned nor part of an open ticket. < 0 if anything was kept for that reason. */
+    int (*reset)(void *self);
     void (*stats)(void *self, struct kv_port_stats *out);
 };
 

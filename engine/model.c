@@ -1,4 +1,4 @@
-/* A model's tensors: found, checked against the config, read and converted; or made from a seed. */
+/* The tensors of a model: found in the files, checked against the config, read and converted; or made from a seed. */
 #include "engine/model.h"
 
 #include "base/file.h"
@@ -7,6 +7,7 @@
 #include "engine/dummy.h"
 #include "engine/safetensors.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -16,16 +17,25 @@ struct mdl {
     bool dummy;
     uint64_t seed;
     struct st *files;                 /* NULL with dummy weights */
-    const struct st_tensor **tensors; /* [n_layers][MDL_TENSORS], the global ones in row 0 */
+    const struct st_tensor **tensors; /* [n_layers][MDL_TENSORS]; those that are not per layer are in row 0 */
     struct km_digest fingerprint;
 };
 
 static const char *const names[MDL_TENSORS] = {
-    [MDL_EMBED] = "model.embed_tokens.weight", [MDL_NORM_OUT] = "model.norm.weight", [MDL_LM_HEAD] = "lm_head.weight",
-    [MDL_NORM_ATTN] = "input_layernorm.weight", [MDL_Q] = "self_attn.q_proj.weight", [MDL_K] = "self_attn.k_proj.weight",
-    [MDL_V] = "self_attn.v_proj.weight", [MDL_O] = "self_attn.o_proj.weight", [MDL_Q_NORM] = "self_attn.q_norm.weight",
-    [MDL_K_NORM] = "self_attn.k_norm.weight", [MDL_NORM_FFN] = "post_attention_layernorm.weight",
-    [MDL_GATE] = "mlp.gate_proj.weight", [MDL_UP] = "mlp.up_proj.weight", [MDL_DOWN] = "mlp.down_proj.weight",
+    [MDL_EMBED] = "model.embed_tokens.weight",
+    [MDL_NORM_OUT] = "model.norm.weight",
+    [MDL_LM_HEAD] = "lm_head.weight",
+    [MDL_NORM_ATTN] = "input_layernorm.weight",
+    [MDL_Q] = "self_attn.q_proj.weight",
+    [MDL_K] = "self_attn.k_proj.weight",
+    [MDL_V] = "self_attn.v_proj.weight",
+    [MDL_O] = "self_attn.o_proj.weight",
+    [MDL_Q_NORM] = "self_attn.q_norm.weight",
+    [MDL_K_NORM] = "self_attn.k_norm.weight",
+    [MDL_NORM_FFN] = "post_attention_layernorm.weight",
+    [MDL_GATE] = "mlp.gate_proj.weight",
+    [MDL_UP] = "mlp.up_proj.weight",
+    [MDL_DOWN] = "mlp.down_proj.weight",
 };
 
 bool mdl_per_layer(enum mdl_tensor t)
@@ -79,7 +89,7 @@ static bool stored_dtype(const struct st_tensor *t, enum km_dtype *out)
     return *out != KM_BF16 || !strcmp(t->dtype, "BF16");
 }
 
-/* Finds tensor t of a layer and checks its shape and type. */
+/* Finds tensor t of a layer in the files, and checks its shape and type. */
 static int bind_one(struct mdl *m, enum mdl_tensor t, int layer, struct km_err *err)
 {
     char name[128], have[128] = "";
@@ -98,18 +108,18 @@ static int bind_one(struct mdl *m, enum mdl_tensor t, int layer, struct km_err *
             n += snprintf(have + n, sizeof have - (size_t)n, "%s%lld", i ? ", " : "", (long long)s->dims[i]);
         char want[32];
         snprintf(want, sizeof want, cols == 1 ? "%d" : "%d, %d", rows, cols);
-        return km_fail(err, KM_EFORMAT, "%s: tensor %s has shape [%s], but config.json makes it [%s]", st_path(m->files, s),
-                       name, have, want);
+        return km_fail(err, KM_EFORMAT, "%s: tensor %s has shape [%s], but config.json asks for [%s]",
+                       st_path(m->files, s), name, have, want);
     }
     if (!stored_dtype(s, &dtype))
-        return km_fail(err, KM_EFORMAT, "%s: tensor %s is stored as %s; BF16, F16 or F32 is needed", st_path(m->files, s),
+        return km_fail(err, KM_EFORMAT, "%s: tensor %s has type %s; it must be BF16, F16 or F32", st_path(m->files, s),
                        name, s->dtype);
     m->tensors[(size_t)layer * MDL_TENSORS + t] = s;
     return 0;
 }
 
-/* A layer tensor that the config does not explain (a bias, a layer too many) means that config and files
- * are not of one model. Rotary tables, which old exports carried, hold nothing we do not compute. */
+/* Refuses a layer tensor that the config does not account for, such as a bias or a surplus layer: the config and the
+ * files are then not of one model. The rotary tables of old exports are ignored, because the engine computes them. */
 static int check_unknown(const struct mdl *m, struct km_err *err)
 {
     for (int i = 0; i < st_count(m->files); i++) {
@@ -120,7 +130,7 @@ static int check_unknown(const struct mdl *m, struct km_err *err)
         while (t < MDL_TENSORS && strcmp(s->name + at, names[t]))
             t++;
         if (layer < 0 || layer >= m->c.n_layers || t == MDL_TENSORS)
-            return km_fail(err, KM_EFORMAT, "%s: tensor %.100s does not belong to a Qwen3 model of %d layers",
+            return km_fail(err, KM_EFORMAT, "%s: tensor %.100s does not belong to a Qwen3 model with %d layers",
                            st_path(m->files, s), s->name, m->c.n_layers);
     }
     return 0;
@@ -148,11 +158,12 @@ static int bind_all(struct mdl *m, struct km_err *err)
     return rc;
 }
 
-/* Into the hash: what the weights are. Tensors up to SAMPLE bytes whole, larger ones in 16 pieces spread
- * evenly from the first byte to the last. */
+/* Tensors of up to SAMPLE bytes enter the fingerprint whole. Of larger ones PIECES pieces enter, spread evenly from the
+ * first byte to the last. */
 enum { SAMPLE = 65536, PIECES = 16 };
 
-static int hash_tensor(const struct mdl *m, struct km_sha *h, const struct st_tensor *t, uint8_t *buf, struct km_err *err)
+static int hash_tensor(const struct mdl *m, struct km_sha *h, const struct st_tensor *t, uint8_t *buf,
+                       struct km_err *err)
 {
     uint64_t size = t->end - t->begin;
     const size_t piece = SAMPLE / PIECES;
@@ -173,8 +184,8 @@ static int hash_tensor(const struct mdl *m, struct km_sha *h, const struct st_te
 static int make_fingerprint(struct mdl *m, struct km_err *err)
 {
     const struct mdl_config *c = &m->c;
-    const int32_t shape[] = {1 /* version */, c->n_layers, c->hidden, c->n_heads, c->n_kv_heads, c->head_dim, c->ffn, c->vocab,
-                             c->tied, m->dummy};
+    const int32_t shape[] = {1 /* version */, c->n_layers, c->hidden, c->n_heads, c->n_kv_heads,
+                             c->head_dim,     c->ffn,      c->vocab,  c->tied,    m->dummy};
     const float reals[] = {c->rope_theta, c->rms_eps};
     struct km_sha *h;
     int rc = km_sha_new(&h, err);
@@ -238,7 +249,8 @@ int mdl_open(struct mdl **out, const char *name, bool dummy, uint64_t seed, stru
         char list[160] = "";
         for (const char *const *p = mdl_presets(); *p; p++)
             snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", list[0] ? ", " : "", *p);
-        rc = km_fail(err, KM_ENOENT, "no model \"%.200s\": give a folder with config.json, or one of %s", name, list);
+        rc = km_fail(err, KM_ENOENT, "there is no model \"%.200s\": give a folder with config.json, or one of %s", name,
+                     list);
     }
     if (!rc)
         rc = make_fingerprint(m, err);
@@ -291,14 +303,24 @@ struct km_digest mdl_fingerprint(const struct mdl *m)
     return m->fingerprint;
 }
 
-/* dst[n] of type `as`, from element `first` of tensor t; a tied head is the embedding, also as a dummy. */
+float mdl_dummy_scale(const struct mdl_config *c, enum mdl_tensor t)
+{
+    const float base = 0.02f / 37837.2f;
+    int rows, cols;
+    mdl_shape(c, t, &rows, &cols);
+    if (cols == 1)
+        return 0;
+    return t == MDL_O || t == MDL_DOWN ? base / sqrtf(2.0f * (float)c->n_layers) : base;
+}
+
+/* Makes dst[n], of type `as`, from element `first` of tensor t on. A tied LM head equals the embedding. */
 static void make_dummy(const struct mdl *m, enum mdl_tensor t, int layer, uint64_t first, size_t n, enum km_dtype as,
                        void *dst)
 {
     if (t == MDL_LM_HEAD && m->c.tied)
         t = MDL_EMBED;
     const uint64_t key = dmy_key(m->seed, t, layer);
-    const float scale = dmy_scale(&m->c, t);
+    const float scale = mdl_dummy_scale(&m->c, t);
     float *f = dst;
     uint16_t *h = dst;
     for (size_t i = 0; i < n; i++) {
@@ -328,9 +350,10 @@ int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n,
 {
     int rows, cols;
     mdl_shape(&m->c, t, &rows, &cols);
-    if (layer < 0 || layer >= (mdl_per_layer(t) ? m->c.n_layers : 1) || row0 < 0 || n < 0 || row0 > rows - n || as == KM_F16)
-        return km_fail(err, KM_EINVAL, "rows [%d, %d + %d) of %s in layer %d cannot be read as %s", row0, row0, n, names[t],
-                       layer, km_dtype_name(as));
+    if (layer < 0 || layer >= (mdl_per_layer(t) ? m->c.n_layers : 1) || row0 < 0 || n < 0 || row0 > rows - n ||
+        as == KM_F16)
+        return km_fail(err, KM_EINVAL, "rows [%d, %d + %d) of %s in layer %d cannot be read as %s", row0, row0, n,
+                       names[t], layer, km_dtype_name(as));
     uint64_t first = (uint64_t)row0 * (uint64_t)cols;
     size_t left = (size_t)n * (size_t)cols;
     if (m->dummy) {
@@ -343,7 +366,7 @@ int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n,
     const size_t size = km_dtype_size(from);
     if (from == as)
         return st_read(m->files, s, first * size, left * size, dst, err);
-    float block[2048]; /* a conversion goes through the stack, so that reading needs no memory */
+    float block[2048]; /* conversion uses the stack, so that reading allocates nothing */
     while (left) {
         size_t k = left < sizeof block / size ? left : sizeof block / size;
         int rc = st_read(m->files, s, first * size, k * size, block, err);

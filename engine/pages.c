@@ -1,10 +1,10 @@
-/* Pages as an array, the two lists threaded through it by index: every operation is O(1) and allocates nothing. */
+/* The pages are an array, and the two lists link them by index. Every operation is O(1) and allocates nothing. */
 #include "engine/pages.h"
 
 #include "base/mem.h"
 
 struct page {
-    int32_t prev, next; /* on its list; -1 at the ends and while in use */
+    int32_t prev, next; /* on the page's list; -1 at the ends, and for a page in use */
     int32_t refs, holds;
     bool keyed;
 };
@@ -15,8 +15,8 @@ struct list {
 
 struct pg_pool {
     struct page *v; /* [n] */
-    int n, returning;
-    struct list free, lru; /* both are taken from the head */
+    int n, transfer_only;
+    struct list free, lru; /* pg_alloc takes from the heads */
 };
 
 static void push_back(struct pg_pool *p, struct list *l, int32_t i)
@@ -46,13 +46,14 @@ static void unlink_page(struct pg_pool *p, struct list *l, int32_t i)
     l->n--;
 }
 
-static struct list *home(struct pg_pool *p, int32_t i)
+/* The list that page i is on while nobody uses it. */
+static struct list *list_of(struct pg_pool *p, int32_t i)
 {
     return p->v[i].keyed ? &p->lru : &p->free;
 }
 
-/* The last user of page i has gone. A page without a key goes first again, while it is warm. */
-static void shelve(struct pg_pool *p, int32_t i)
+/* Page i has no user any more. A page without a key is reused first, because a hardware cache may still hold it. */
+static void put_on_list(struct pg_pool *p, int32_t i)
 {
     if (p->v[i].keyed)
         push_back(p, &p->lru, i);
@@ -67,7 +68,9 @@ int pg_new(struct pg_pool **out, int n_pages, struct km_err *err)
         p->v = km_calloc((size_t)n_pages, sizeof *p->v);
     if (!p || !p->v) {
         pg_free(p);
-        return km_fail(err, KM_ENOMEM, "no memory for the records of %d pages", n_pages);
+        return km_fail(err, KM_ENOMEM,
+                       "no memory for the records of %d pages: lower --num-gpu-blocks-override or the memory limit",
+                       n_pages);
     }
     p->n = n_pages;
     p->free = p->lru = (struct list){-1, -1, 0};
@@ -85,7 +88,7 @@ void pg_free(struct pg_pool *p)
     km_free(p);
 }
 
-int32_t pg_take(struct pg_pool *p)
+int32_t pg_alloc(struct pg_pool *p)
 {
     struct list *l = p->free.n ? &p->free : &p->lru;
     int32_t i = l->head;
@@ -100,9 +103,9 @@ void pg_ref(struct pg_pool *p, int32_t i)
 {
     struct page *g = &p->v[i];
     if (!g->refs && g->holds)
-        p->returning--;
+        p->transfer_only--;
     else if (!g->refs)
-        unlink_page(p, home(p, i), i);
+        unlink_page(p, list_of(p, i), i);
     g->refs++;
 }
 
@@ -112,14 +115,14 @@ void pg_unref(struct pg_pool *p, int32_t i)
     if (--g->refs)
         return;
     if (g->holds)
-        p->returning++;
+        p->transfer_only++;
     else
-        shelve(p, i);
+        put_on_list(p, i);
 }
 
 void pg_hold(struct pg_pool *p, int32_t i)
 {
-    p->v[i].holds++; /* only pages that a sequence refers to are handed to transfers */
+    p->v[i].holds++; /* a sequence has a reference to the page, so it is on no list */
 }
 
 void pg_release(struct pg_pool *p, int32_t i)
@@ -127,8 +130,8 @@ void pg_release(struct pg_pool *p, int32_t i)
     struct page *g = &p->v[i];
     if (--g->holds || g->refs)
         return;
-    p->returning--;
-    shelve(p, i);
+    p->transfer_only--;
+    put_on_list(p, i);
 }
 
 void pg_set_keyed(struct pg_pool *p, int32_t i, bool keyed)
@@ -138,10 +141,10 @@ void pg_set_keyed(struct pg_pool *p, int32_t i, bool keyed)
         return;
     bool used = g->refs || g->holds;
     if (!used)
-        unlink_page(p, home(p, i), i);
+        unlink_page(p, list_of(p, i), i);
     g->keyed = keyed;
     if (!used)
-        shelve(p, i);
+        put_on_list(p, i);
 }
 
 bool pg_keyed(const struct pg_pool *p, int32_t i)
@@ -171,10 +174,10 @@ int32_t pg_oldest(const struct pg_pool *p)
 
 struct pg_counts pg_counts(const struct pg_pool *p)
 {
-    return (struct pg_counts){.pages = p->n, .free = p->free.n, .lru = p->lru.n, .returning = p->returning};
+    return (struct pg_counts){.pages = p->n, .free = p->free.n, .lru = p->lru.n, .transfer_only = p->transfer_only};
 }
 
-/* One list: links agree in both directions, members are unused and of the right kind. */
+/* Checks one list: the links agree in both directions, and every page is unused and of the right kind. */
 static int check_list(const struct pg_pool *p, const struct list *l, bool keyed, struct km_err *err)
 {
     const char *name = keyed ? "LRU" : "free";
@@ -189,11 +192,11 @@ static int check_list(const struct pg_pool *p, const struct list *l, bool keyed,
             return km_fail(err, KM_EINVAL, "page %d is on the %s list with %d references and %d holds", i, name,
                            g->refs, g->holds);
         if (g->keyed != keyed)
-            return km_fail(err, KM_EINVAL, "page %d is on the %s list but keyed is %d", i, name, g->keyed);
+            return km_fail(err, KM_EINVAL, "page %d is on the %s list, but keyed is %d", i, name, g->keyed);
     }
     if (l->tail != prev || l->n != n)
-        return km_fail(err, KM_EINVAL, "the %s list ends at %d after %d pages, its record says %d after %d", name, prev,
-                       n, l->tail, l->n);
+        return km_fail(err, KM_EINVAL, "the %s list ends at page %d after %d pages, but page %d after %d is recorded",
+                       name, prev, n, l->tail, l->n);
     return 0;
 }
 
@@ -204,19 +207,19 @@ int pg_check(const struct pg_pool *p, struct km_err *err)
         rc = check_list(p, &p->lru, true, err);
     if (rc)
         return rc;
-    int used = 0, returning = 0;
+    int used = 0, transfer_only = 0;
     for (int32_t i = 0; i < p->n; i++) {
         const struct page *g = &p->v[i];
         if (g->refs < 0 || g->holds < 0)
             return km_fail(err, KM_EINVAL, "page %d has %d references and %d holds", i, g->refs, g->holds);
         used += g->refs || g->holds;
-        returning += !g->refs && g->holds;
+        transfer_only += !g->refs && g->holds;
     }
     if (used + p->free.n + p->lru.n != p->n)
-        return km_fail(err, KM_EINVAL, "%d pages in use, %d free and %d cached are not %d", used, p->free.n, p->lru.n,
-                       p->n);
-    if (returning != p->returning)
-        return km_fail(err, KM_EINVAL, "%d pages are held by transfers alone, the record says %d", returning,
-                       p->returning);
+        return km_fail(err, KM_EINVAL, "%d pages in use, %d free and %d cached do not add up to %d", used, p->free.n,
+                       p->lru.n, p->n);
+    if (transfer_only != p->transfer_only)
+        return km_fail(err, KM_EINVAL, "%d pages are held by transfers alone, but %d are recorded", transfer_only,
+                       p->transfer_only);
     return 0;
 }

@@ -1,12 +1,13 @@
-/* The page pool: who holds which page of the backend's KV, and which page goes next.
+/* The page pool: which pages of the backend's KV pool are in use, and which page is reused next.
  *
- * A page is in one of three places: in use (a sequence refers to it or a transfer holds it), on the free list
- * (nothing worth keeping), or on the LRU list (nobody uses it, but the prefix index can still find it). Taking
- * a page prefers the free list and then the LRU's oldest end. Sequences let go of their pages tail first, so
- * that among pages freed together the end of a sequence is evicted before its head.
+ * `struct pg_pool` counts two kinds of users of a page: references by sequences and holds by transfers. A page is in
+ * one of three places. It is in use, or on the free list if its content is worthless, or on the LRU list if nobody uses
+ * it but the prefix index can still find it. pg_alloc prefers the free list, then the oldest page of the LRU list.
+ * Sequences free their pages from the last to the first, so the end of a sequence is evicted before its start. The pool
+ * knows nothing of tokens or keys.
  *
- * Invariant: refs + holds > 0 if and only if the page is on no list; `keyed` pages without users are on the LRU
- * list, all others without users on the free list. The pool knows nothing of tokens or keys. */
+ * Invariant: refs + holds > 0 if and only if the page is on no list. An unused page is on the LRU list if it is
+ * `keyed`, else on the free list. */
 #ifndef PG_PAGES_H
 #define PG_PAGES_H
 
@@ -18,32 +19,35 @@
 struct pg_pool;
 
 struct pg_counts {
-    int pages;     /* all */
-    int free, lru; /* on the lists */
-    int returning; /* held by transfers alone: free as soon as those end */
+    int pages;         /* all pages */
+    int free, lru;     /* pages on the two lists */
+    int transfer_only; /* pages that only transfers use: they become free when the transfers end */
 };
 
 int pg_new(struct pg_pool **out, int n_pages, struct km_err *err);
 void pg_free(struct pg_pool *p);
 
-/* A page with one reference, or -1. It may have been keyed: the caller makes the prefix index forget it. */
-int32_t pg_take(struct pg_pool *p);
-void pg_ref(struct pg_pool *p, int32_t page);     /* a sequence shares it */
+/* A page with one reference; -1 if all are in use. If the page is keyed, the caller must remove it from the prefix
+ * index. */
+int32_t pg_alloc(struct pg_pool *p);
+/* A sequence starts and stops using the page. */
+void pg_ref(struct pg_pool *p, int32_t page);
 void pg_unref(struct pg_pool *p, int32_t page);
-void pg_hold(struct pg_pool *p, int32_t page);    /* a transfer reads or writes it */
+/* A transfer starts and stops reading or writing the page, which must be in use when it starts. */
+void pg_hold(struct pg_pool *p, int32_t page);
 void pg_release(struct pg_pool *p, int32_t page);
 
-/* Whether the prefix index names the page. */
+/* Keyed: the prefix index has a key for the page. */
 void pg_set_keyed(struct pg_pool *p, int32_t page, bool keyed);
 bool pg_keyed(const struct pg_pool *p, int32_t page);
 
 int pg_refs(const struct pg_pool *p, int32_t page);
 int pg_holds(const struct pg_pool *p, int32_t page);
-int pg_available(const struct pg_pool *p);       /* how often pg_take would succeed now */
-int32_t pg_oldest(const struct pg_pool *p);      /* the keyed page that would be evicted first; -1 */
+int pg_available(const struct pg_pool *p);  /* pages that pg_alloc could return now */
+int32_t pg_oldest(const struct pg_pool *p); /* the keyed page that would be evicted first; -1: none */
 struct pg_counts pg_counts(const struct pg_pool *p);
 
-/* Walks lists and pages: 0, or the first broken invariant. */
+/* Walks lists and pages: 0, or KM_EINVAL and the first broken invariant. */
 int pg_check(const struct pg_pool *p, struct km_err *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* Rows and their sums. */
+/* The rows of a memory plan, and their sums. */
 #include "engine/plan.h"
 
 #include <assert.h>

@@ -1,7 +1,7 @@
-/* What memory an open would take: rows of names and bytes, and the KV pool that the limit leaves.
+/* A memory plan: what an open backend would allocate, by name and size, and the KV pool that the memory limit leaves.
  *
- * A backend fills a plan from the lists it allocates by, without allocating and, for a card, without the card. A row
- * names one buffer, or several that are always sized together. */
+ * A backend fills a `struct plan` from the same lists that it allocates from, without allocating. A plan for a GPU does
+ * not need the GPU. Each row is one buffer, or several buffers that always have the same size. */
 #ifndef ENG_PLAN_H
 #define ENG_PLAN_H
 
@@ -15,14 +15,14 @@ enum { PLAN_ROWS = 48 };
 
 enum plan_group {
     PLAN_WEIGHTS,
-    PLAN_WORK,
-    PLAN_RESERVE, /* left free for libraries and the driver: counted against the limit, not taken by the engine */
+    PLAN_WORKSPACE,
+    PLAN_RESERVE, /* left free for libraries and the driver: counts against the limit, is not allocated */
     PLAN_KV,
     PLAN_GROUPS
 };
 
 struct plan_row {
-    const char *name; /* static */
+    const char *name; /* a string literal */
     enum plan_group group;
     enum km_mem_kind where;
     int64_t bytes;
@@ -31,14 +31,14 @@ struct plan_row {
 struct plan {
     struct plan_row rows[PLAN_ROWS];
     int n_rows;
-    enum km_mem_kind limited; /* the rows in this memory share `limit` */
-    int64_t limit;            /* bytes */
-    bool limit_stated;        /* else what the device offers */
-    struct kv_geom geom;      /* n_pages 0: nothing is left for KV */
-    char device[96];          /* what was planned for */
+    enum km_mem_kind limited; /* the kind of memory that `limit` is about */
+    int64_t limit;            /* bytes for all rows in this kind of memory */
+    bool limit_stated;        /* the user set the limit; false: it is what the device offers */
+    struct kv_geom geom;      /* n_pages 0: no memory is left for KV */
+    char device[96];          /* the device that the plan is for */
 };
 
-/* Adds to the row of this group, name and memory, or makes it. name is static. */
+/* Adds bytes to the row with this group, name and kind of memory; creates the row if needed. name: a string literal. */
 void plan_add(struct plan *p, enum plan_group group, const char *name, enum km_mem_kind where, int64_t bytes);
 /* Bytes of a group in one kind of memory. */
 int64_t plan_sum(const struct plan *p, enum plan_group group, enum km_mem_kind where);

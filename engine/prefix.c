@@ -1,5 +1,6 @@
-/* A hash table whose nodes are the pages themselves: keys lie in an array by page, buckets chain page ids. It never
- * grows and never allocates after px_new. SHA-256 is uniform, so a key's first bytes are the bucket. */
+/* A hash table with one node per page: the keys are an array indexed by page, and each bucket is a chain of page ids.
+ * It never grows, and allocates nothing after px_new. SHA-256 is uniform, so the first bytes of a key select its
+ * bucket. */
 #include "engine/prefix.h"
 
 #include "base/mem.h"
@@ -40,7 +41,10 @@ int px_new(struct px **out, int n_pages, int block_size, struct km_err *err)
     x->key = km_calloc((size_t)n_pages, sizeof *x->key);
     int rc = x->bucket && x->next && x->keyed && x->key
                  ? km_sha_new(&x->sha, err)
-                 : km_fail(err, KM_ENOMEM, "no memory for the prefix index of %d pages", n_pages);
+                 : km_fail(err, KM_ENOMEM,
+                           "no memory for the prefix index of %d pages: lower --num-gpu-blocks-override, or turn "
+                           "prefix caching off",
+                           n_pages);
     if (rc) {
         px_free(x);
         return rc;
@@ -62,7 +66,7 @@ void px_free(struct px *x)
     km_free(x);
 }
 
-struct km_digest px_root(struct px *x, const char *salt)
+struct km_digest px_root_key(struct px *x, const char *salt)
 {
     km_sha_begin(x->sha);
     km_sha_add(x->sha, salt ? "salt" : "none", 4);
@@ -71,7 +75,7 @@ struct km_digest px_root(struct px *x, const char *salt)
     return km_sha_end(x->sha);
 }
 
-struct km_digest px_next(struct px *x, const struct km_digest *parent, const int32_t *tokens)
+struct km_digest px_child_key(struct px *x, const struct km_digest *parent, const int32_t *tokens)
 {
     km_sha_begin(x->sha);
     km_sha_add(x->sha, parent->b, sizeof parent->b);
@@ -125,15 +129,16 @@ int px_check(const struct px *x, struct km_err *err)
             if (n++ > x->n_pages)
                 return km_fail(err, KM_EINVAL, "bucket %u of the prefix index has a loop", b);
             if (!x->keyed[i] || bucket_of(x, &x->key[i]) != &x->bucket[b])
-                return km_fail(err, KM_EINVAL, "page %d lies in bucket %u of the prefix index but belongs elsewhere", i, b);
+                return km_fail(err, KM_EINVAL,
+                               "page %d is in bucket %u of the prefix index, which is not that of its key", i, b);
             if (px_find(x, &x->key[i]) != i)
-                return km_fail(err, KM_EINVAL, "page %d of the prefix index is hidden by an equal key", i);
+                return km_fail(err, KM_EINVAL, "page %d of the prefix index has the same key as another page", i);
         }
     int keyed = 0;
     for (int i = 0; i < x->n_pages; i++)
         keyed += x->keyed[i];
     if (n != keyed || n != x->n_keyed)
-        return km_fail(err, KM_EINVAL, "the prefix index has %d pages in buckets, %d marked, %d counted", n, keyed,
-                       x->n_keyed);
+        return km_fail(err, KM_EINVAL, "the prefix index has %d pages in buckets, %d marked as keyed and %d recorded",
+                       n, keyed, x->n_keyed);
     return 0;
 }

@@ -1,11 +1,11 @@
-/* The prefix index: which page holds the KV of which beginning of a token sequence.
+/* The prefix index finds the page that holds the KV of a block of tokens, given all tokens before it.
  *
- * A key stands for a whole beginning, not for a block: SHA-256 over the parent's key and the block's token ids,
- * the root over the cache salt. So equal keys mean equal tokens, positions and salt all the way from the start,
- * and finding the longest shared beginning is a walk that stops at the first key nobody has.
+ * A key identifies a whole prefix, not one block: it is the SHA-256 of the parent's key and the block's token ids. The
+ * root key is the SHA-256 of the cache salt. Equal keys therefore mean equal tokens, positions and salt from the start
+ * on. The longest cached prefix is found by looking up the keys block by block until one is missing.
  *
- * Invariant: a key names at most one page and a page has at most one key; only full, computed pages are
- * published; a page's key is forgotten before the page is written again. */
+ * Invariant: a key has at most one page, and a page at most one key. Only full, computed pages are published. The key
+ * of a page is removed before the page is written again. */
 #ifndef PX_PREFIX_H
 #define PX_PREFIX_H
 
@@ -20,16 +20,16 @@ struct px;
 int px_new(struct px **out, int n_pages, int block_size, struct km_err *err);
 void px_free(struct px *x);
 
-struct km_digest px_root(struct px *x, const char *salt); /* NULL and "" are different salts */
-struct km_digest px_next(struct px *x, const struct km_digest *parent, const int32_t *tokens /* [block_size] */);
+struct km_digest px_root_key(struct px *x, const char *salt); /* NULL and "" differ */
+struct km_digest px_child_key(struct px *x, const struct km_digest *parent, const int32_t *tokens /* [block_size] */);
 
-int32_t px_find(const struct px *x, const struct km_digest *key); /* -1: nobody */
-/* False when the key is taken: the first page keeps it, the other one stays nameless. */
+int32_t px_find(const struct px *x, const struct km_digest *key); /* the page with this key; -1: none */
+/* Gives the page a key. False if another page has this key already, or this page has a key: nothing changes. */
 bool px_publish(struct px *x, const struct km_digest *key, int32_t page);
-void px_forget(struct px *x, int32_t page); /* fine for a page without a key */
-bool px_has(const struct px *x, int32_t page);
+void px_forget(struct px *x, int32_t page); /* removes the page's key, if it has one */
+bool px_has(const struct px *x, int32_t page); /* the page has a key */
 
-/* Walks the table: 0, or the first broken invariant. */
+/* Walks the hash table: 0, or KM_EINVAL and the first broken invariant. */
 int px_check(const struct px *x, struct km_err *err);
 
 #endif

@@ -1,21 +1,19 @@
-/* What the card gives at most, measured now: the figures that any result on it is a share of. */
+/* Measured limits of a device: the rates that a result on this device can be compared with.
+ *
+ * A backend measures them (`measure` in engine/backend.h). Each rate is the median of five runs after one warm-up
+ * run. */
 #ifndef ENG_RATES_H
 #define ENG_RATES_H
 
-#include "base/err.h"
-
 #include <stdint.h>
 
-/* Each rate is the median of five runs after one that does not count. */
 struct rates {
     char device[64];
-    int64_t memory;                    /* bytes, all of it */
-    double copy_gbps;                  /* its memory to its memory: bytes read plus bytes written */
-    double to_card_gbps, to_host_gbps; /* pinned memory, one direction at a time */
-    double gemm_tflops;                /* cuBLASLt, bf16, 4096 x 4096 x 4096 random numbers, its fastest algorithm */
+    int64_t memory;      /* total device memory in bytes */
+    double copy_gbps;    /* device memory to device memory, GB/s: bytes read plus bytes written */
+    double h2d_gbps;     /* pinned memory to the device, GB/s, with no copy in the other direction */
+    double d2h_gbps;     /* the device to pinned memory, GB/s, with no copy in the other direction */
+    double gemm_tflops;  /* bf16 GEMM of 4096 x 4096 x 4096 random numbers, cuBLASLt's fastest algorithm, TFLOP/s */
 };
-
-/* Measured in a child process, so before this one uses the card; it stays free to fork. KM_EDEVICE: no card, or a build without CUDA. */
-int rates_measure(struct rates *out, struct km_err *err);
 
 #endif

@@ -1,10 +1,11 @@
-/* One thread, one mutex, two directions: requests and cancels go in, events come out.
+/* One thread and one mutex. Requests and cancellations go in, events come out.
  *
- * The thread holds the mutex except while it steps or sleeps. With a step in flight it sleeps until that one is about to
- * end, so that what comes in is part of the next. A submitted request is validated and copied on the caller's thread
- * and travels as the object the engine will use, so that the thread allocates nothing but room for events; when there
- * is no memory for those either, it waits until the owner has taken what is there. Only the thread touches the engine
- * after run_start. */
+ * The thread holds the mutex except while it steps or sleeps. While a step is in flight the thread sleeps until shortly
+ * before the estimated end of that step, so that requests which arrive in the meantime are part of the next step.
+ *
+ * run_submit validates and copies a request on the caller's thread, into the object that the engine uses. The runner's
+ * thread therefore allocates memory for events only. If there is none, it waits until the owner has collected some
+ * events. After run_start all other calls of the engine come from the runner's thread. */
 #include "engine/runner.h"
 
 #include "base/clock.h"
@@ -15,8 +16,8 @@
 #include <string.h>
 #include <time.h>
 
-/* How long before the step in flight should end the next one is scheduled: time to wake up, schedule and hand over,
- * several times over. Requests that come later than this miss it. */
+/* The next step is scheduled this long before the estimated end of the step in flight. It is several times what waking
+ * up, scheduling and submitting take. Requests that arrive later miss the next step. */
 enum { HEAD_START_NS = 300000 };
 
 struct cancel {
@@ -30,13 +31,15 @@ struct run {
     void *arg;
     pthread_t thread;
     pthread_mutex_t lock;
-    pthread_cond_t work, done;      /* something for the thread; the thread got round to it */
+    pthread_cond_t work;            /* the thread has something to do */
+    pthread_cond_t done;            /* the thread has emptied the queues */
 
-    /* All below is under the lock. */
+    /* `lock` protects all members below. */
     bool stop;
-    struct seq *first, *last;       /* requests not yet in the engine */
-    int n_first, n_inside;          /* how many; and an upper bound of those waiting in the engine */
-    struct cancel *cancels;         /* [n_cancels], room for one a request that can be alive */
+    struct seq *first, *last;       /* requests that are queued for the engine */
+    int n_queued;                   /* number of these requests */
+    int n_waiting;                  /* upper bound of the requests that wait in the engine */
+    struct cancel *cancels;         /* [n_cancels], with capacity for all requests that can be alive */
     int n_cancels, cap_cancels;
     bool reset, reset_external, reset_done;
     int reset_rc;
@@ -44,12 +47,12 @@ struct run {
     struct eng_event *events;       /* [n_events] */
     int n_events, cap_events;
     struct eng_stats stats;
-    int64_t busy_until_ns;          /* as the last step said */
+    int64_t busy_until_ns;          /* from the last step's events */
     bool failed;
     struct km_err why;
 };
 
-/* Until there is work, at most ns. Lock held. */
+/* Sleeps until there is work, at most ns. The lock is held on entry and exit. */
 static void sleep_for(struct run *r, long ns)
 {
     struct timespec t;
@@ -60,16 +63,16 @@ static void sleep_for(struct run *r, long ns)
     pthread_cond_timedwait(&r->work, &r->lock, &t);
 }
 
-/* The owner's callback may take its time or call back: not under the lock. */
-static void wake(struct run *r)
+/* Calls the owner's callback without the lock, because the callback may call the runner. */
+static void call_wake(struct run *r)
 {
     pthread_mutex_unlock(&r->lock);
     r->wake(r->arg);
     pthread_mutex_lock(&r->lock);
 }
 
-/* Room for n more events; waits for the owner when memory is short. The lock is held. */
-static void make_room(struct run *r, int n)
+/* Makes space for n more events. Without memory it waits until the owner has collected some. The lock is held. */
+static void reserve_events(struct run *r, int n)
 {
     while (r->n_events + n > r->cap_events && !r->stop) {
         int cap = r->n_events + n + r->cap_events / 2;
@@ -79,22 +82,24 @@ static void make_room(struct run *r, int n)
             r->cap_events = cap;
             continue;
         }
-        wake(r);
+        call_wake(r);
         sleep_for(r, 1000000);
     }
 }
 
-/* Everything that came in goes into the engine, in order: requests, then cancels, then a reset. Lock held. */
-static void drain(struct run *r)
+/* Passes everything that was queued to the engine: first requests, then cancellations, then a reset. True if there was a
+ * reset. The lock is held. */
+static bool empty_queues(struct run *r)
 {
+    bool reset = r->reset;
     for (struct seq *q; (q = r->first);) {
         r->first = q->next;
         q->next = NULL;
-        eng_add(r->e, q);
+        eng_enqueue(r->e, q);
     }
     r->last = NULL;
-    r->n_inside += r->n_first;
-    r->n_first = 0;
+    r->n_waiting += r->n_queued;
+    r->n_queued = 0;
     for (int i = 0; i < r->n_cancels; i++)
         eng_cancel(r->e, r->cancels[i].id, r->cancels[i].finish);
     r->n_cancels = 0;
@@ -104,17 +109,18 @@ static void drain(struct run *r)
         r->reset_done = true;
     }
     eng_stats(r->e, &r->stats);
-    r->n_inside = r->stats.waiting;
+    r->n_waiting = r->stats.waiting;
     pthread_cond_broadcast(&r->done);
+    return reset;
 }
 
-/* What is left until the next step should be scheduled; not above 0: now. Lock held. */
-static int64_t time_left(const struct run *r)
+/* ns until the next step should be scheduled; 0 or less: now. The lock is held. */
+static int64_t ns_to_next_step(const struct run *r)
 {
     return r->busy_until_ns ? r->busy_until_ns - HEAD_START_NS - km_now_ns() : 0;
 }
 
-/* A step outside the lock; its events are the owner's when it returns. */
+/* Runs a step without the lock, and makes its events available to the owner. */
 static void step(struct run *r)
 {
     struct eng_events ev;
@@ -122,25 +128,25 @@ static void step(struct run *r)
     pthread_mutex_unlock(&r->lock);
     int rc = eng_step(r->e, &ev, &err);
     pthread_mutex_lock(&r->lock);
-    bool news = ev.n || (rc == KM_EDEVICE && !r->failed);
+    bool wake_owner = ev.n || (rc == KM_EDEVICE && !r->failed);
     if (rc == KM_EDEVICE && !r->failed) {
         r->failed = true;
         r->why = err;
     }
     eng_stats(r->e, &r->stats);
-    r->n_inside = r->stats.waiting;
+    r->n_waiting = r->stats.waiting;
     r->busy_until_ns = ev.busy_until_ns;
     if (ev.n) {
-        make_room(r, ev.n);
+        reserve_events(r, ev.n);
         if (!r->stop) {
             memcpy(r->events + r->n_events, ev.v, (size_t)ev.n * sizeof *ev.v);
             r->n_events += ev.n;
         }
     }
-    if (news)
-        wake(r);
+    if (wake_owner)
+        call_wake(r);
     else if (ev.stalled && !r->first && !r->n_cancels && !r->reset && !r->stop)
-        sleep_for(r, 50000); /* a transfer is under way and nothing else can run: leave it the processor */
+        sleep_for(r, 50000); /* only transfers can make progress: leave the processor to them */
 }
 
 static void *thread_main(void *arg)
@@ -148,9 +154,11 @@ static void *thread_main(void *arg)
     struct run *r = arg;
     pthread_mutex_lock(&r->lock);
     while (!r->stop) {
-        if (r->first || r->n_cancels || r->reset)
-            drain(r);
-        int64_t left = time_left(r);
+        if ((r->first || r->n_cancels || r->reset) && empty_queues(r)) {
+            call_wake(r);
+            continue; /* call_wake has released the lock, so more work may be queued */
+        }
+        int64_t left = ns_to_next_step(r);
         if (eng_idle(r->e))
             pthread_cond_wait(&r->work, &r->lock);
         else if (left > 0)
@@ -182,17 +190,17 @@ int run_start(struct run **out, struct eng *e, void (*wake)(void *arg), void *ar
     }
     if (!r || !r->cancels) {
         km_free(r);
-        return km_fail(err, KM_ENOMEM, "no memory for the engine's mailbox");
+        return km_fail(err, KM_ENOMEM, "no memory for the queues of the engine's thread: lower --max-num-seqs");
     }
     r->e = e;
     r->wake = wake;
     r->arg = arg;
     eng_stats(e, &r->stats);
-    r->n_inside = r->stats.waiting;
+    r->n_waiting = r->stats.waiting;
     if (init_sync(r) || pthread_create(&r->thread, NULL, thread_main, r)) {
         km_free(r->cancels);
         km_free(r);
-        return km_fail(err, KM_EIO, "cannot start a thread for the engine: is a limit on threads reached (ulimit -u)?");
+        return km_fail(err, KM_EIO, "cannot start a thread for the engine: check the limit on threads (ulimit -u)");
     }
     *out = r;
     return 0;
@@ -222,20 +230,20 @@ void run_free(struct run *r)
 int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct km_err *err)
 {
     struct seq *s;
-    int rc = eng_make(r->e, q, &s, err), most = eng_options(r->e)->max_waiting;
+    int rc = eng_prepare(r->e, q, &s, err), max_waiting = eng_options(r->e)->max_waiting;
     if (rc)
         return rc;
     pthread_mutex_lock(&r->lock);
     if (r->failed)
-        rc = km_fail(err, KM_EDEVICE, "the engine stopped (%s): start it again", r->why.msg);
-    else if (r->n_first + r->n_inside >= most)
-        rc = km_fail(err, KM_ELIMIT, "%d requests wait already, and the queue holds %d: try again later",
-                     r->n_first + r->n_inside, most);
+        rc = km_fail(err, KM_EDEVICE, "the engine stopped (%s): restart it", r->why.msg);
+    else if (r->n_queued + r->n_waiting >= max_waiting)
+        rc = km_fail(err, KM_ELIMIT, "%d requests are waiting and the queue holds at most %d: try again later",
+                     r->n_queued + r->n_waiting, max_waiting);
     else {
         *id = s->id;
         *(r->last ? &r->last->next : &r->first) = s;
         r->last = s;
-        r->n_first++;
+        r->n_queued++;
         pthread_cond_signal(&r->work);
     }
     pthread_mutex_unlock(&r->lock);
@@ -247,7 +255,8 @@ int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct 
 void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
 {
     pthread_mutex_lock(&r->lock);
-    while (r->n_cancels == r->cap_cancels && !r->failed) { /* full of repeats or of ended requests */
+    while (r->n_cancels == r->cap_cancels &&
+           !r->failed) { /* full of repeated cancellations, or of requests that ended */
         pthread_cond_signal(&r->work);
         pthread_cond_wait(&r->done, &r->lock);
     }
@@ -258,23 +267,31 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_unlock(&r->lock);
 }
 
-int run_reset_cache(struct run *r, bool external, struct km_err *err)
+void run_reset_begin(struct run *r, bool external)
 {
     pthread_mutex_lock(&r->lock);
     r->reset = true;
     r->reset_external = external;
     r->reset_done = false;
     pthread_cond_signal(&r->work);
-    while (!r->reset_done)
-        pthread_cond_wait(&r->done, &r->lock);
-    int rc = r->reset_rc;
-    if (rc && err)
-        *err = r->reset_err;
     pthread_mutex_unlock(&r->lock);
-    return rc;
 }
 
-int run_take(struct run *r, struct eng_events *out, struct km_err *err)
+bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
+{
+    pthread_mutex_lock(&r->lock);
+    bool ended = r->reset_done;
+    if (ended) {
+        *rc = r->reset_rc;
+        if (r->reset_rc && err)
+            *err = r->reset_err;
+        r->reset_done = false;
+    }
+    pthread_mutex_unlock(&r->lock);
+    return ended;
+}
+
+int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
 {
     pthread_mutex_lock(&r->lock);
     int rc = 0, n = r->n_events;
@@ -284,7 +301,7 @@ int run_take(struct run *r, struct eng_events *out, struct km_err *err)
             out->v = p;
             out->cap = n;
         } else
-            rc = km_fail(err, KM_ENOMEM, "no memory for %d events: they are kept for the next call", n);
+            rc = km_fail(err, KM_ENOMEM, "no memory to collect %d events: they stay for the next call", n);
     }
     out->n = 0;
     out->stalled = false;

@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +21,8 @@
 #define HEADER_MAX 100000000 /* the format's own limit */
 #define INDEX_MAX (64 << 20)
 #define SHARDS_MAX 4096
-#define EXACT_MAX 9007199254740992.0 /* 2^53: whole numbers that survive JSON's doubles */
+#define EXACT_MAX                                                                                                      \
+    9007199254740992.0 /* 2^53: a JSON number is a double, which represents whole numbers exactly up to here */
 
 struct st_file {
     char *path;
@@ -42,7 +44,7 @@ static const struct {
               {"I32", 4},  {"I16", 2}, {"I8", 1},   {"U64", 8},     {"U32", 4},
               {"U16", 2},  {"U8", 1},  {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
 
-/* A whole number from 0 to 2^53, or false. */
+/* Sets *out if v is a whole number from 0 to 2^53, else returns false. */
 static bool whole(const cJSON *v, uint64_t *out)
 {
     if (!cJSON_IsNumber(v) || !(v->valuedouble >= 0 && v->valuedouble <= EXACT_MAX))
@@ -70,7 +72,7 @@ static int parse_shape(const cJSON *shape, struct st_tensor *t, uint64_t *bytes,
     return 0;
 }
 
-/* One entry of the header into *t; ranges are still relative to the data. */
+/* Reads one entry of the header into *t. Its byte range is still relative to the start of the data. */
 static int parse_tensor(const cJSON *item, struct st_tensor *t, uint64_t data_bytes, struct km_err *err)
 {
     if (!cJSON_IsObject(item))
@@ -129,7 +131,7 @@ static int by_name(const void *a, const void *b)
     return strcmp(((const struct st_tensor *)a)->name, ((const struct st_tensor *)b)->name);
 }
 
-/* The ranges of one file's tensors must tile its data: no hole, no overlap, nothing behind the last. */
+/* Checks that the tensors of one file cover its data exactly: no gap, no overlap, and no bytes after the last one. */
 static int check_tiling(struct st_tensor *v, int n, uint64_t data_bytes, struct km_err *err)
 {
     qsort(v, (size_t)n, sizeof *v, by_range);
@@ -139,7 +141,7 @@ static int check_tiling(struct st_tensor *v, int n, uint64_t data_bytes, struct 
             return km_fail(err, KM_EFORMAT,
                            "tensor %.100s begins at data byte %llu, %s (the one before ends at %llu)", v[i].name,
                            (unsigned long long)v[i].begin,
-                           v[i].begin > at ? "leaving a hole" : "overlapping another", (unsigned long long)at);
+                           v[i].begin > at ? "leaving a hole" : "overlapping another tensor", (unsigned long long)at);
         at = v[i].end;
     }
     if (at != data_bytes)
@@ -160,7 +162,7 @@ static int check_metadata(const cJSON *meta, struct km_err *err)
     return 0;
 }
 
-/* The tensors of a parsed header are appended to s->v. */
+/* Appends the tensors of a parsed header to s->v. */
 static int add_tensors(struct st *s, int file, const cJSON *header, uint64_t data_at, struct km_err *err)
 {
     if (!cJSON_IsObject(header))
@@ -202,7 +204,7 @@ static int add_tensors(struct st *s, int file, const cJSON *header, uint64_t dat
     return 0;
 }
 
-/* n bytes at `at`; false when the file ends before or the read fails (errno 0: it ended). */
+/* Reads n bytes at `at`. False: the read failed, or with errno 0, the file ends before. */
 static bool pread_all(int fd, void *dst, size_t n, uint64_t at)
 {
     char *p = dst;
@@ -241,7 +243,7 @@ static int read_header(struct st *s, int file, struct km_err *err)
                        (unsigned long long)len, (unsigned long long)f->size);
     char *text = km_malloc((size_t)len);
     if (!text)
-        return km_fail(err, KM_ENOMEM, "out of memory for its header of %llu bytes", (unsigned long long)len);
+        return km_fail(err, KM_ENOMEM, "no memory for its header of %llu bytes", (unsigned long long)len);
     cJSON *header = NULL;
     int rc = 0;
     if (!pread_all(f->fd, text, (size_t)len, 8))
@@ -266,7 +268,7 @@ static int add_file(struct st *s, const char *dir, const char *name, struct km_e
         return km_fail(err, KM_ENOMEM, "out of memory");
     s->n_files++;
     struct stat sb;
-    f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* NONBLOCK: a FIFO must not hang us */
+    f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: opening a FIFO must not block */
     if (f->fd < 0)
         return km_fail(err, errno == ENOENT ? KM_ENOENT : KM_EIO, "cannot open %s: %s", f->path, strerror(errno));
     if (fstat(f->fd, &sb) || !S_ISREG(sb.st_mode))
@@ -278,19 +280,14 @@ static int add_file(struct st *s, const char *dir, const char *name, struct km_e
     return rc;
 }
 
-/* A shard is a plain name inside the folder: an index must not reach anywhere else. */
+/* True if name is a plain file name. An index must not refer to files outside the folder. */
 static bool plain_name(const char *name)
 {
     size_t n = strlen(name);
     return n > 12 && n < 256 && name[0] != '.' && !strpbrk(name, "/\\") && !strcmp(name + n - 12, ".safetensors");
 }
 
-static int by_string(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* Opens each file that the index names, once. */
+/* Opens every file that the index names, each once. */
 static int add_shards(struct st *s, const char *dir, const cJSON *map, struct km_err *err)
 {
     int n = cJSON_GetArraySize(map), rc = 0;
@@ -313,12 +310,12 @@ static int add_shards(struct st *s, const char *dir, const cJSON *map, struct km
         names[i++] = kid->valuestring;
     }
     if (!rc) {
-        qsort(names, (size_t)n, sizeof *names, by_string);
+        km_sort_strings(names, (size_t)n);
         for (i = 0; i < n; i++)
             if (i == 0 || strcmp(names[i], names[distinct - 1]))
                 names[distinct++] = names[i];
         if (distinct > SHARDS_MAX)
-            rc = km_fail(err, KM_ELIMIT, "it names %d files; at most %d are accepted", distinct, SHARDS_MAX);
+            rc = km_fail(err, KM_ELIMIT, "it names %d files, but at most %d are supported", distinct, SHARDS_MAX);
         else if (!(s->files = km_calloc((size_t)distinct, sizeof *s->files)))
             rc = km_fail(err, KM_ENOMEM, "out of memory");
     }
@@ -328,7 +325,7 @@ static int add_shards(struct st *s, const char *dir, const cJSON *map, struct km
     return rc;
 }
 
-/* After sorting: no name twice, and every tensor of the index in the file it is said to be in. */
+/* After sorting: checks that no name occurs twice, and that every tensor is in the file that the index names. */
 static int check_names(struct st *s, const cJSON *map, struct km_err *err)
 {
     qsort(s->v, (size_t)s->n, sizeof *s->v, by_name);
@@ -344,8 +341,8 @@ static int check_names(struct st *s, const cJSON *map, struct km_err *err)
         const struct st_tensor *t = st_find(s, kid->string);
         const char *path = t ? st_path(s, t) : "", *base = strrchr(path, '/');
         if (!t || strcmp(base ? base + 1 : path, kid->valuestring))
-            return km_fail(err, KM_EFORMAT, "tensor %.100s should be in %s by the index but is %s%s", kid->string,
-                           kid->valuestring, t ? "in " : "in no file", path);
+            return km_fail(err, KM_EFORMAT, "tensor %.100s is in %s according to the index, but it is %s%s",
+                           kid->string, kid->valuestring, t ? "in " : "in no file", path);
     }
     return 0;
 }
@@ -383,7 +380,7 @@ int st_open(struct st **out, const char *dir, struct km_err *err)
     } else if (km_file_exists(index)) {
         rc = open_indexed(s, dir, index, err);
     } else {
-        rc = km_fail(err, KM_ENOENT, "no model.safetensors and no model.safetensors.index.json in %s", dir);
+        rc = km_fail(err, KM_ENOENT, "there is no model.safetensors and no model.safetensors.index.json in %s", dir);
     }
     km_free(one);
     km_free(index);

@@ -1,9 +1,9 @@
-/* The reference sampler, in vLLM's order: bans, then repetition, frequency and presence penalties, temperature, min_p,
- * top_k, top_p, draw. Log-probabilities are those of the logits as they came.
+/* The reference sampler. It applies its steps in vLLM's order: bans, repetition, frequency and presence penalties,
+ * temperature, min_p, top_k, top_p, draw. Log-probabilities are those of the unmodified logits.
  *
- * The logits are never written. adjust() derives the working values from them into scratch; finding the cut of
- * top_k and top_p reorders scratch, and adjusting once more restores it, so one array of V floats is enough. Filters
- * end in one cut-off value: what is above stays, and of the ids equal to it as many as are due, lowest first. */
+ * The logits are never written. adjust() computes the working values in scratch. The search for the cut-off of top_k
+ * and top_p reorders scratch, and a second adjust() restores it, so one array of V floats is enough. All filters
+ * together are one cut-off value: ids above it stay, and a given number of the ids equal to it, lowest ids first. */
 #include "engine/sample.h"
 
 #include <float.h>
@@ -19,7 +19,7 @@ struct smp_params smp_defaults(void)
 int smp_check(const struct smp_params *p, struct km_err *err)
 {
     if (!(p->temperature >= 0 && p->temperature <= 1e6))
-        return km_fail(err, KM_EINVAL, "temperature is %g: it must be 0 (greedy) or above", p->temperature);
+        return km_fail(err, KM_EINVAL, "temperature is %g: it must be from 0 (greedy) to 1e6", p->temperature);
     if (!(p->top_p > 0 && p->top_p <= 1))
         return km_fail(err, KM_EINVAL, "top_p is %g: it must be above 0 and at most 1", p->top_p);
     if (p->top_k < -1)
@@ -31,7 +31,7 @@ int smp_check(const struct smp_params *p, struct km_err *err)
     if (!(p->frequency >= -2 && p->frequency <= 2))
         return km_fail(err, KM_EINVAL, "frequency_penalty is %g: it must be from -2 to 2", p->frequency);
     if (!(p->repetition > 0 && p->repetition <= 1e6))
-        return km_fail(err, KM_EINVAL, "repetition_penalty is %g: it must be above 0", p->repetition);
+        return km_fail(err, KM_EINVAL, "repetition_penalty is %g: it must be above 0 and at most 1e6", p->repetition);
     if (p->n_logprobs < -1 || p->n_logprobs > SMP_MAX_TOP)
         return km_fail(err, KM_EINVAL, "logprobs is %d: it must be from 0 to %d", p->n_logprobs, SMP_MAX_TOP);
     return 0;
@@ -49,12 +49,12 @@ static int32_t argmax(const float *v, int n)
     return best;
 }
 
-/* v [V] becomes what the draw sees. While v is built it holds how often an id was generated, -1 for an id that only
- * the prompt has. */
+/* Fills v [V] with the logits after bans, penalties and temperature. Before that, v holds how often each id was
+ * generated, or -1 for an id that occurs in the prompt only. */
 static void adjust(const struct smp_row *r, const float *logits, int vocab, float *v)
 {
     const struct smp_params *p = &r->p;
-    /* Below 0.01 vLLM uses 0.01, so that dividing cannot overflow; 0 is greedy and scales nothing. */
+    /* vLLM uses 0.01 for temperatures below 0.01, so that the division cannot overflow. Temperature 0 is greedy. */
     float scale = p->temperature == 0 ? 1 : (float)fmax(p->temperature, 0.01);
     memset(v, 0, (size_t)vocab * sizeof *v);
     for (int i = 0; i < r->n_history; i++) {
@@ -86,14 +86,15 @@ static void swap(float *a, float *b)
     *b = t;
 }
 
-/* The k-th largest of v [n], k from 1; v is reordered. Three-way partitions, so that many equals cost nothing. */
+/* The k-th largest value of v [n], k from 1; reorders v. Quickselect with three-way partitions, which stays fast if
+ * many values are equal. */
 static float kth_largest(float *v, int n, int k)
 {
     int lo = 0, hi = n - 1;
     while (lo < hi) {
         float a = v[lo], b = v[lo + (hi - lo) / 2], c = v[hi];
         float pivot = fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
-        int above = lo, i = lo, below = hi; /* [lo, above) > pivot, [above, i) equal, (below, hi] < pivot */
+        int above = lo, i = lo, below = hi; /* [lo, above) > pivot, [above, i) == pivot, (below, hi] < pivot */
         while (i <= below)
             if (v[i] > pivot)
                 swap(&v[i++], &v[above++]);
@@ -111,6 +112,7 @@ static float kth_largest(float *v, int n, int k)
     return v[lo];
 }
 
+/* Restores the max-heap v [n] below node i. */
 static void sift_down(float *v, int n, int i)
 {
     for (int child; (child = 2 * i + 1) < n; i = child) {
@@ -122,11 +124,11 @@ static void sift_down(float *v, int n, int i)
 }
 
 struct cut {
-    float least; /* ids below it are out */
-    int ties;    /* how many of the ids equal to it stay, lowest first */
+    float least; /* ids with a lower value are removed */
+    int ties;    /* number of ids with this value that stay, lowest ids first */
 };
 
-/* The values of v [n] that are at least `least`, moved to the front. */
+/* Moves the values of v [n] that are at least `least` to the front, and returns their number. */
 static int keep_from(float *v, int n, float least)
 {
     int m = 0;
@@ -136,13 +138,14 @@ static int keep_from(float *v, int n, float least)
     return m;
 }
 
-/* Where min_p, top_k and top_p, in this order, cut v [V]; v is used up. top is its largest value. */
+/* The cut-off of min_p, top_k and top_p, applied in this order to v [V]; overwrites v. top is the largest value of
+ * v. */
 static struct cut find_cut(const struct smp_params *p, float *v, int vocab, float top)
 {
     struct cut c = {p->min_p > 0 ? top + logf((float)p->min_p) : -FLT_MAX, INT_MAX};
     int n = keep_from(v, vocab, c.least);
     if (p->top_k > 0 && p->top_k < n) {
-        c.least = kth_largest(v, n, p->top_k); /* all of its equals stay, as in vLLM */
+        c.least = kth_largest(v, n, p->top_k); /* all ids equal to the k-th stay, as in vLLM */
         n = keep_from(v, n, c.least);
     }
     if (p->top_p >= 1)
@@ -161,7 +164,7 @@ static struct cut find_cut(const struct smp_params *p, float *v, int vocab, floa
     return c;
 }
 
-/* The race among the values of v [V] that the cut leaves. */
+/* The id with the highest score among the values of v [V] that the cut-off leaves. */
 static int32_t draw(const struct smp_row *r, const float *v, int vocab, struct cut c)
 {
     uint64_t key = smp_key(r->p.seed, r->step);
@@ -170,7 +173,7 @@ static int32_t draw(const struct smp_row *r, const float *v, int vocab, struct c
     for (int32_t i = 0; i < vocab; i++) {
         if (!(v[i] >= c.least) || (v[i] == c.least && c.ties-- <= 0))
             continue;
-        if (best >= 0 && v[i] + 23 <= top) /* -log(E) is at most 22.9: it cannot win */
+        if (best >= 0 && v[i] + 23 <= top) /* -log(E) is at most 22.9, so this id cannot win */
             continue;
         float u = ((float)smp_bits(key, (uint32_t)i) + 0.5f) * 0x1p-32f;
         float score = v[i] - logf(-log1pf(-fminf(u, 0x1.fffffep-1f)));
@@ -182,7 +185,7 @@ static int32_t draw(const struct smp_row *r, const float *v, int vocab, struct c
     return best < 0 ? 0 : best;
 }
 
-/* The n likeliest ids, ties to the lower one. */
+/* The n most likely ids; the lower id comes first among equals. */
 static void list_top(const float *logits, int vocab, int n, struct smp_result *out)
 {
     for (int32_t i = 0; i < vocab; i++) {
@@ -202,8 +205,8 @@ static void list_top(const float *logits, int vocab, int n, struct smp_result *o
     }
 }
 
-/* Log-probabilities and rank, of the logits as they came. The rank counts equals, as vLLM's does. */
-static void explain(const struct smp_row *r, const float *logits, int vocab, struct smp_result *out)
+/* Log-probabilities and rank, of the unmodified logits. The rank counts ids of equal probability, as vLLM's does. */
+static void add_logprobs(const struct smp_row *r, const float *logits, int vocab, struct smp_result *out)
 {
     float top = logits[argmax(logits, vocab)];
     double sum = 0;
@@ -239,5 +242,5 @@ void smp_sample(const struct smp_row *r, const float *logits, int vocab, float *
         out->id = draw(r, scratch, vocab, all);
     }
     if (p->n_logprobs >= 0)
-        explain(r, logits, vocab, out);
+        add_logprobs(r, logits, vocab, out);
 }

@@ -1,84 +1,71 @@
-/* Sampling parameters, and the reference sampler every backend must agree with.
+/* Sampling parameters, and the reference sampler that every backend must agree with.
  *
- * The draw is a race: every id that the filters leave has an exponential clock, and the one whose clock rings first
- * relative to its probability wins, so a parallel backend needs one arg-max and no sorted sum. Each clock is a hash of
- * (seed, step, id): the same draw on every device and in any batch. */
+ * A token is drawn with the Gumbel-max trick: each id that the filters leave gets its scaled logit plus random noise,
+ * and the highest score wins. A parallel backend therefore needs one arg-max and no cumulative sum. The noise is a hash
+ * of (seed, step, id), so the draw is the same on every device and in any batch. */
 #ifndef SMP_SAMPLE_H
 #define SMP_SAMPLE_H
 
 #include "base/err.h"
+#include "base/random.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
 enum { SMP_MAX_TOP = 20 };
 
-/* vLLM's meaning of each; the defaults are greedy-neutral. */
+/* Each parameter means what it means in vLLM. The defaults are greedy, with all filters and penalties off. */
 struct smp_params {
-    double temperature;        /* 0: greedy, the lowest id among equals */
-    double top_p;              /* (0, 1] */
-    int top_k;                 /* 0 or -1: all */
-    double min_p;              /* [0, 1] */
-    double presence, frequency; /* [-2, 2], over generated tokens */
-    double repetition;         /* > 0, over prompt and generated tokens; 1 = off */
+    double temperature;         /* 0: greedy, the lowest id among equal logits */
+    double top_p;               /* (0, 1] */
+    int top_k;                  /* 0 or -1: all ids */
+    double min_p;               /* [0, 1] */
+    double presence, frequency; /* penalties over generated tokens, [-2, 2] */
+    double repetition;          /* penalty over prompt and generated tokens, > 0; 1: off */
     uint64_t seed;
-    int n_logprobs;            /* alternatives to return, 0..SMP_MAX_TOP; -1: none and no logprob either */
+    int n_logprobs;             /* number of top log-probabilities to return, 0 to SMP_MAX_TOP; -1: no logprob at all */
 };
 
 struct smp_params smp_defaults(void);
-/* KM_EINVAL naming the field that is out of range. */
+/* KM_EINVAL and the name of the first field that is out of range. */
 int smp_check(const struct smp_params *p, struct km_err *err);
 
-/* One row to sample. `step` counts the tokens this request has generated; (seed, step) fixes the draw,
- * whatever else is in the batch. history is the prompt and the generated tokens, needed for penalties
- * only. banned: ids that may not come (end tokens while under min_tokens). */
+/* One row to sample. (seed, step) fixes the draw, whatever else is in the batch. */
 struct smp_row {
     struct smp_params p;
-    int row;                /* which of the step's tokens, 0..T-1; its logits are sampled */
-    uint64_t step;
-    const int32_t *history; /* [n_history], the first n_prompt are the prompt; NULL without penalties */
-    int n_history, n_prompt;
-    const int32_t *banned;  /* [n_banned] */
+    int row;                /* row of the step whose logits are sampled, 0 to T - 1 */
+    uint64_t step;          /* tokens that this request has generated so far */
+    const int32_t *history; /* [n_history] prompt and generated tokens, for penalties; NULL without penalties */
+    int n_history, n_prompt; /* the first n_prompt tokens of history are the prompt */
+    const int32_t *banned;  /* [n_banned] ids that must not be sampled, such as end tokens before min_tokens */
     int n_banned;
 };
 
 struct smp_result {
     int32_t id;
-    float logprob;                    /* of id, of the unmodified distribution (vLLM's raw_logprobs) */
-    int rank;                         /* of id among all, 1 = most likely; 0 when not asked for */
-    bool by_host;                     /* the reference sampler chose on the host, for a device that could not */
+    float logprob;               /* of id, in the unmodified distribution (vLLM's raw_logprobs) */
+    int rank;                    /* of id in the unmodified distribution, 1 is the most likely; 0: not requested */
+    bool by_host;                /* the host sampled this row, because the device could not */
     int n_top;
-    int32_t top_id[SMP_MAX_TOP];      /* by falling probability */
+    int32_t top_id[SMP_MAX_TOP]; /* [n_top] by falling probability */
     float top_logprob[SMP_MAX_TOP];
 };
 
-/* Samples one row of logits [V], which stay as they are; scratch: [V] floats. Never fails: without one usable logit
- * the id is 0. */
+/* Samples one row of logits [V], which stay unchanged. scratch: [V] floats. Never fails: if no logit is a usable
+ * number, the id is 0. */
 void smp_sample(const struct smp_row *r, const float *logits, int vocab, float *scratch, struct smp_result *out);
 
-#ifdef __CUDACC__
-#define SMP_FN __host__ __device__ static inline
-#else
-#define SMP_FN static inline
-#endif
-
-SMP_FN uint64_t smp_mix(uint64_t z) /* SplitMix64's finalizer */
+/* The hash key of a row, computed once. */
+KM_HOST_DEVICE uint64_t smp_key(uint64_t seed, uint64_t step)
 {
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
+    return km_mix64(km_mix64(seed) + step);
 }
 
-/* The random 32 bits of one id; key: smp_key once a row. The clock is E = -log1p(-(bits + 0.5) / 2^32), the id's
- * score logit / temperature - log(E), and the highest score wins, the lowest id among equals. */
-SMP_FN uint64_t smp_key(uint64_t seed, uint64_t step)
+/* 32 random bits for one id. E = -log1p(-(bits + 0.5) / 2^32) is exponentially distributed, and the id's score is
+ * logit / temperature - log(E). The highest score wins, the lowest id among equal scores. */
+KM_HOST_DEVICE uint32_t smp_bits(uint64_t key, uint32_t id)
 {
-    return smp_mix(smp_mix(seed) + step);
-}
-
-SMP_FN uint32_t smp_bits(uint64_t key, uint32_t id)
-{
-    return (uint32_t)(smp_mix(key + id * 0x9E3779B97F4A7C15u) >> 32);
+    return (uint32_t)(km_random_at(key, id) >> 32);
 }
 
 #endif

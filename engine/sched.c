@@ -1,4 +1,4 @@
-/* Lists of requests, and the three ways pages change hands: grow, share, drop. */
+/* The lists of requests, and the assignment of rows and pages to them. */
 #include "engine/sched.h"
 
 #include "base/mem.h"
@@ -12,7 +12,7 @@ static void insert_after(struct seq_list *l, struct seq *at, struct seq *q)
     l->n++;
 }
 
-static void take_out(struct seq_list *l, struct seq *q)
+static void unlink_seq(struct seq_list *l, struct seq *q)
 {
     *(q->prev ? &q->prev->next : &l->head) = q->next;
     *(q->next ? &q->next->prev : &l->tail) = q->prev;
@@ -25,15 +25,16 @@ static struct seq_list *list_of(struct sch *s, const struct seq *q)
     return q->state == SEQ_WAITING ? &s->waiting : q->state == SEQ_LOADING ? &s->loading : &s->running;
 }
 
-/* Arrivals go to the tail and the preempted near the head; which of the two, one comparison tells. */
+/* Inserts q into the waiting list in the order of seq_before. A new request belongs near the tail and a preempted one
+ * near the head, so the search starts at that end. */
 static void enqueue(struct sch *s, struct seq *q)
 {
     struct seq *at = s->waiting.tail;
     if (q->n_preempted) {
-        struct seq *behind = s->waiting.head;
-        while (behind && seq_before(behind, q))
-            behind = behind->next;
-        at = behind ? behind->prev : s->waiting.tail;
+        struct seq *next = s->waiting.head;
+        while (next && seq_before(next, q))
+            next = next->next;
+        at = next ? next->prev : s->waiting.tail;
     } else
         while (at && seq_before(q, at))
             at = at->prev;
@@ -43,18 +44,18 @@ static void enqueue(struct sch *s, struct seq *q)
 
 void sch_add(struct sch *s, struct seq *q)
 {
-    q->arrival = s->arrivals++;
+    q->arrival = s->n_arrivals++;
     enqueue(s, q);
 }
 
-/* Pages so that n tokens have room, all or none. */
-static bool grow(struct sch *s, struct seq *q, int n)
+/* Allocates the pages that q lacks for n tokens, all of them or none. False: the pool has too few. */
+static bool allocate_pages(struct sch *s, struct seq *q, int n)
 {
     int need = (n + s->block_size - 1) / s->block_size - q->n_pages;
     if (need > pg_available(s->pages))
         return false;
     for (; need > 0; need--) {
-        int32_t page = pg_take(s->pages);
+        int32_t page = pg_alloc(s->pages);
         if (s->prefix)
             px_forget(s->prefix, page);
         pg_set_keyed(s->pages, page, false);
@@ -63,19 +64,20 @@ static bool grow(struct sch *s, struct seq *q, int n)
     return true;
 }
 
-static void drop(struct sch *s, struct seq *q)
+/* Frees q's pages from the last to the first, so that the end of the sequence is evicted first. */
+static void free_pages(struct sch *s, struct seq *q)
 {
     while (q->n_pages)
-        pg_unref(s->pages, q->pages[--q->n_pages]); /* tail first, so that it is evicted first */
+        pg_unref(s->pages, q->pages[--q->n_pages]);
     q->n_computed = q->n_published = 0;
 }
 
 static void preempt(struct sch *s, struct seq *q)
 {
-    take_out(&s->running, q);
-    s->budget += q->n_now;
-    q->n_now = 0;
-    drop(s, q);
+    unlink_seq(&s->running, q);
+    s->budget += q->n_rows;
+    q->n_rows = 0;
+    free_pages(s, q);
     q->n_external = -1;
     q->n_preempted++;
     s->preemptions++;
@@ -83,7 +85,7 @@ static void preempt(struct sch *s, struct seq *q)
     enqueue(s, q);
 }
 
-static struct seq *last_running(const struct sch *s)
+static struct seq *last_in_order(const struct sch *s)
 {
     struct seq *last = s->running.head;
     for (struct seq *q = last; q; q = q->next)
@@ -97,69 +99,71 @@ static int min_int(int a, int b)
     return a < b ? a : b;
 }
 
-/* The decode in flight, whose rows of q are `rows`, makes q's last token. */
-static bool is_last(const struct seq *q, int rows)
+/* True if the decode in flight, in which q has n_rows rows, samples q's last token. */
+static bool samples_last_token(const struct seq *q, int n_rows)
 {
-    return rows && seq_output(q) + 1 >= q->max_tokens;
+    return n_rows && seq_output(q) + 1 >= q->max_tokens;
 }
 
-bool sch_can_follow(const struct sch *s)
+bool sch_can_schedule_async(const struct sch *s)
 {
     int need = 0;
     for (const struct seq *q = s->running.head; q; q = q->next) {
-        if (is_last(q, q->n_now)) {
+        if (samples_last_token(q, q->n_rows)) {
             if (s->waiting.n)
                 return false;
             continue;
         }
-        int upto = q->n_computed + q->n_now + min_int(q->n_tokens - q->n_computed, s->max_tokens);
+        int upto = q->n_computed + q->n_rows + min_int(q->n_tokens - q->n_computed, s->max_tokens);
         int more = (upto + s->block_size - 1) / s->block_size - q->n_pages;
         need += more > 0 ? more : 0;
     }
     return need <= pg_available(s->pages);
 }
 
-/* Rows for a running request, at the cost of those after it in order. False: it is the last itself, and short. */
-static bool serve(struct sch *s, struct seq *q)
+/* Schedules rows for the running request q. If pages are short, requests that come later in (priority, arrival) are
+ * preempted. False: q itself is the last in order, and must be preempted. */
+static bool schedule_running(struct sch *s, struct seq *q)
 {
-    if (is_last(q, q->n_before))
+    if (samples_last_token(q, q->n_rows_before))
         return true;
-    /* As many as before the row in flight, which adds a token. */
-    int from = q->n_computed + q->n_before, want = min_int(q->n_tokens - q->n_computed, s->budget);
-    while (!grow(s, q, from + want)) {
-        struct seq *last = last_running(s);
-        if (pg_counts(s->pages).returning || (last == q && s->loading.n)) {
-            /* Take what there is, which leaves none to anybody else; the rest comes back when transfers end. */
-            int room = (q->n_pages + pg_available(s->pages)) * s->block_size - from;
-            want = min_int(want, room);
+    /* If a row is in flight, both n_tokens and n_computed will be one higher when this step runs: same difference. */
+    int from = q->n_computed + q->n_rows_before, want = min_int(q->n_tokens - q->n_computed, s->budget);
+    while (!allocate_pages(s, q, from + want)) {
+        struct seq *last = last_in_order(s);
+        if (pg_counts(s->pages).transfer_only || (last == q && s->loading.n)) {
+            /* Use all available pages. The transfers will free more, so no request is preempted for the rest. */
+            int n_fit = (q->n_pages + pg_available(s->pages)) * s->block_size - from;
+            want = min_int(want, n_fit);
         } else if (last == q) {
             return false;
         } else {
             preempt(s, last);
         }
     }
-    q->n_now = want;
+    q->n_rows = want;
     s->budget -= want;
     return true;
 }
 
-void sch_begin(struct sch *s)
+void sch_begin_step(struct sch *s)
 {
     s->budget = s->max_tokens;
     s->closed = false;
     for (struct seq *q = s->running.head; q; q = q->next) {
-        q->n_before = q->n_now; /* 0 when no step is in flight */
-        q->n_now = 0;
+        q->n_rows_before = q->n_rows; /* 0 if no step is in flight */
+        q->n_rows = 0;
     }
     for (struct seq *q = s->running.head, *next; q && s->budget; q = next) {
-        bool served = serve(s, q);
-        next = q->next; /* only now: whom it preempted may have been next */
-        if (!served)
+        bool scheduled = schedule_running(s, q);
+        next = q->next; /* read only now, because the next request may have been preempted */
+        if (!scheduled)
             preempt(s, q);
     }
 }
 
-static void key_up_to(struct sch *s, struct seq *q, int n)
+/* Computes the prefix keys of q's first n blocks. */
+static void compute_keys(struct sch *s, struct seq *q, int n)
 {
     for (; q->n_keys < n; q->n_keys++) {
         struct km_digest root;
@@ -167,20 +171,20 @@ static void key_up_to(struct sch *s, struct seq *q, int n)
         if (q->n_keys)
             parent = &q->keys[q->n_keys - 1];
         else
-            root = px_root(s->prefix, q->salt);
-        q->keys[q->n_keys] = px_next(s->prefix, parent, q->tokens + (size_t)q->n_keys * (size_t)s->block_size);
+            root = px_root_key(s->prefix, q->salt);
+        q->keys[q->n_keys] = px_child_key(s->prefix, parent, q->tokens + (size_t)q->n_keys * (size_t)s->block_size);
     }
 }
 
-struct seq *sch_next(struct sch *s)
+struct seq *sch_next_waiting(struct sch *s)
 {
     struct seq *q = s->waiting.head;
     if (!q || s->closed || !s->budget || s->running.n + s->loading.n >= s->max_seqs || !pg_available(s->pages))
         return NULL;
     if (!s->prefix)
         return q;
-    int most = (q->n_tokens - 1) / s->block_size; /* at least one token is computed, for its logits */
-    key_up_to(s, q, most);
+    int most = (q->n_tokens - 1) / s->block_size; /* at least one token must be computed, for its logits */
+    compute_keys(s, q, most);
     for (int32_t page; q->n_pages < most && (page = px_find(s->prefix, &q->keys[q->n_pages])) >= 0;) {
         pg_ref(s->pages, page);
         q->pages[q->n_pages++] = page;
@@ -190,16 +194,16 @@ struct seq *sch_next(struct sch *s)
     return q;
 }
 
-enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external)
+enum sch_admission sch_admit(struct sch *s, struct seq *q, int n_external)
 {
     int hit = q->n_computed, most = (q->n_tokens - 1) / s->block_size * s->block_size;
     int to = min_int(n_external, most) / s->block_size * s->block_size;
     bool load = to > hit;
     int now = min_int(q->n_tokens - hit, s->budget);
-    if (!grow(s, q, load ? to : hit + now)) {
-        drop(s, q);
+    if (!allocate_pages(s, q, load ? to : hit + now)) {
+        free_pages(s, q);
         s->closed = true;
-        return SCH_FULL;
+        return ADMIT_FULL;
     }
     if (s->prefix && !q->n_preempted) {
         s->prefix_queries += q->n_tokens;
@@ -207,72 +211,73 @@ enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external)
     }
     if (!q->n_preempted)
         q->n_cached = q->n_cached_pool = hit;
-    take_out(&s->waiting, q);
+    unlink_seq(&s->waiting, q);
     q->state = load ? SEQ_LOADING : SEQ_RUNNING;
     insert_after(list_of(s, q), list_of(s, q)->tail, q);
     if (load) {
         q->load_from = hit;
         q->load_to = to;
-        return SCH_LOAD;
+        return ADMIT_LOAD;
     }
-    q->n_now = now;
+    q->n_rows = now;
     s->budget -= now;
-    return SCH_RUN;
+    return ADMIT_RUN;
 }
 
-static void publish(struct sch *s, struct seq *q)
+/* Adds q's full, computed pages to the prefix index. */
+static void publish_full_pages(struct sch *s, struct seq *q)
 {
     if (!s->prefix)
         return;
     int full = q->n_computed / s->block_size;
-    key_up_to(s, q, full);
+    compute_keys(s, q, full);
     for (; q->n_published < full; q->n_published++)
         if (px_publish(s->prefix, &q->keys[q->n_published], q->pages[q->n_published]))
             pg_set_keyed(s->pages, q->pages[q->n_published], true);
 }
 
-void sch_loaded(struct sch *s, struct seq *q, int good)
+void sch_load_done(struct sch *s, struct seq *q, int good)
 {
     good = good / s->block_size * s->block_size;
     q->n_computed = good < q->load_from ? q->load_from : min_int(good, q->load_to);
     if (!q->n_preempted)
         q->n_cached = q->n_computed;
-    publish(s, q);
-    take_out(&s->loading, q);
+    publish_full_pages(s, q);
+    unlink_seq(&s->loading, q);
     q->state = SEQ_RUNNING;
     insert_after(&s->running, s->running.tail, q);
 }
 
-void sch_give(struct sch *s, struct seq *q)
+void sch_schedule_loaded(struct sch *s, struct seq *q)
 {
     int now = min_int(q->n_tokens - q->n_computed, s->budget);
-    if (!grow(s, q, q->n_computed + now))
+    if (!allocate_pages(s, q, q->n_computed + now))
         return;
-    q->n_now = now;
+    q->n_rows = now;
     s->budget -= now;
 }
 
-void sch_computed(struct sch *s, struct seq *q)
+void sch_retire_rows(struct sch *s, struct seq *q)
 {
-    int *rows = q->n_before ? &q->n_before : &q->n_now;
+    int *rows = q->n_rows_before ? &q->n_rows_before : &q->n_rows;
     q->n_computed += *rows;
     *rows = 0;
-    publish(s, q);
+    publish_full_pages(s, q);
 }
 
-void sch_discard(struct seq *q)
+void sch_discard_rows(struct seq *q)
 {
-    q->n_now = q->n_before = 0;
+    q->n_rows = q->n_rows_before = 0;
 }
 
 void sch_remove(struct sch *s, struct seq *q)
 {
-    take_out(list_of(s, q), q);
-    sch_discard(q);
-    drop(s, q);
+    unlink_seq(list_of(s, q), q);
+    sch_discard_rows(q);
+    free_pages(s, q);
 }
 
-void sch_forget(struct sch *s)
+void sch_evict_cached(struct sch *s)
 {
     for (int32_t page; (page = pg_oldest(s->pages)) >= 0;) {
         px_forget(s->prefix, page);
@@ -280,7 +285,8 @@ void sch_forget(struct sch *s)
     }
 }
 
-/* Counts the references of one list's requests and checks each request by itself. */
+/* Checks each request of one list. Adds to refs[page] the references of the list's requests, and to own[page] those of
+ * them whose content is not fully computed. */
 static int check_list(const struct sch *s, const struct seq_list *l, enum seq_state state, int *refs, int *own,
                       struct km_err *err)
 {
@@ -289,11 +295,12 @@ static int check_list(const struct sch *s, const struct seq_list *l, enum seq_st
     for (const struct seq *q = l->head; q; prev = q, q = q->next, n++) {
         unsigned long long id = q->id;
         if (q->state != state || q->prev != prev)
-            return km_fail(err, KM_EINVAL, "request %llu is on a list of state %d with state %d or a wrong back link", id,
-                           state, q->state);
+            return km_fail(err, KM_EINVAL,
+                           "request %llu is on the list of state %d, but has state %d or a wrong back link", id, state,
+                           q->state);
         if (state == SEQ_WAITING && prev && seq_before(q, prev))
-            return km_fail(err, KM_EINVAL, "request %llu waits behind one that should come later", id);
-        if (state != SEQ_RUNNING && q->n_now + q->n_before)
+            return km_fail(err, KM_EINVAL, "request %llu waits behind a request that should come after it", id);
+        if (state != SEQ_RUNNING && q->n_rows + q->n_rows_before)
             return km_fail(err, KM_EINVAL, "request %llu of state %d has rows in a step", id, state);
         if (state == SEQ_WAITING && (q->n_pages || q->n_computed))
             return km_fail(err, KM_EINVAL, "request %llu waits but holds %d pages", id, q->n_pages);
@@ -303,16 +310,19 @@ static int check_list(const struct sch *s, const struct seq_list *l, enum seq_st
         for (int i = 0; i < q->n_pages; i++) {
             int32_t page = q->pages[i];
             if (page < 0 || page >= pg_counts(s->pages).pages)
-                return km_fail(err, KM_EINVAL, "request %llu names page %d at %d", id, page, i);
+                return km_fail(err, KM_EINVAL, "request %llu has page %d, which does not exist, as block %d", id, page,
+                               i);
             refs[page]++;
             if (i >= q->n_computed / block)
                 own[page]++;
             else if (s->prefix && px_has(s->prefix, page) && px_find(s->prefix, &q->keys[i]) != page)
-                return km_fail(err, KM_EINVAL, "page %d, block %d of request %llu, is known under another key", page, i, id);
+                return km_fail(err, KM_EINVAL,
+                               "page %d, block %d of request %llu, is in the prefix index under another key", page, i,
+                               id);
         }
     }
     if (l->tail != prev || l->n != n)
-        return km_fail(err, KM_EINVAL, "a list of state %d counts %d requests but has %d", state, l->n, n);
+        return km_fail(err, KM_EINVAL, "the list of state %d records %d requests but has %d", state, l->n, n);
     return 0;
 }
 
@@ -334,12 +344,14 @@ int sch_check(const struct sch *s, struct km_err *err)
         rc = check_list(s, &s->running, SEQ_RUNNING, refs, own, err);
     for (int i = 0; i < n && !rc; i++) {
         if (refs[i] != pg_refs(s->pages, i))
-            rc = km_fail(err, KM_EINVAL, "page %d counts %d references, requests hold %d", i, pg_refs(s->pages, i), refs[i]);
+            rc = km_fail(err, KM_EINVAL, "page %d records %d references, but requests have %d", i, pg_refs(s->pages, i),
+                         refs[i]);
         else if (own[i] && (refs[i] > 1 || pg_keyed(s->pages, i)))
-            rc = km_fail(err, KM_EINVAL, "page %d is being written but has %d users, findable %d", i, refs[i],
+            rc = km_fail(err, KM_EINVAL, "page %d is being written but has %d users and keyed is %d", i, refs[i],
                          pg_keyed(s->pages, i));
         else if (s->prefix && px_has(s->prefix, i) != pg_keyed(s->pages, i))
-            rc = km_fail(err, KM_EINVAL, "page %d: pool and prefix index disagree whether it is findable", i);
+            rc = km_fail(err, KM_EINVAL, "page %d has a key in the page pool or in the prefix index, but not in both",
+                         i);
     }
     km_free(refs);
     km_free(own);

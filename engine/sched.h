@@ -1,26 +1,29 @@
-/* The scheduler: which requests get how many rows of the next step, and whose pages pay for it.
+/* The scheduler decides which requests run how many rows in the next step, and which of them hold which pages.
  *
- * Pure: it moves requests between lists and pages between owners, and calls no device and no cache. The engine
- * drives it through one step as
+ * `struct sch` owns the three lists of requests (waiting, loading, running) and all page assignments. It calls neither
+ * the device nor the cache layer. The engine drives it through one step like this:
  *
- *     sch_begin                    running requests first, in the order they were admitted
- *     sch_next, sch_admit ...      then waiting ones, by priority and arrival, until one does not fit
- *     [the step runs rows n_now of every running request]
- *     sch_computed, sch_remove     progress, and the end of a request
+ *     sch_begin_step                   schedules running requests, in the order of admission
+ *     sch_next_waiting, sch_admit ...  admits waiting requests by priority and arrival, until one does not fit
+ *     [the step runs n_rows rows of every running request]
+ *     sch_retire_rows, sch_remove      records progress, and removes requests that ended
  *
- * When that step is a decode, each request's one row sampled, the next may be scheduled while it runs, if
- * sch_can_follow says so: sch_begin then counts its rows as done, and sch_computed is for the older of the two.
+ * Async scheduling: if the step in flight is a decode in which every row is sampled, and sch_can_schedule_async agrees,
+ * the next step may be scheduled while it runs. sch_begin_step then treats the rows in flight as computed, and
+ * sch_retire_rows refers to the older of the two steps.
  *
- * Rules are those of vLLM's V1 scheduler: a token budget a step shared by decodes and prefill chunks; when pages run
- * out, the running request last in (priority, arrival) is preempted: it gives up its pages, which stay findable
- * until reused, and computes again what it must; after a preemption nobody is admitted in that step. So the first in
- * order always moves, and as every request fits the pool alone, all end.
+ * The rules are those of vLLM's V1 scheduler. Decodes and prefill chunks share one token budget per step. If pages run
+ * out, the running request that is last in (priority, arrival) is preempted: it loses its pages, which can still be
+ * found by their prefix until they are reused, and it computes again what it does not find. After a preemption no
+ * request is admitted in the same step. So the first request in order always makes progress; and because every request
+ * fits into an empty pool, every request ends.
  *
- * One rule is ours: while transfers to a cache layer hold pages that nobody else uses, a request in need of pages
- * waits for those instead of preempting, for they come back by themselves.
+ * One rule differs from vLLM. While pages are held by transfers to the cache layer alone, a request that needs pages
+ * waits for them instead of preempting another one, because these pages become free without any scheduling.
  *
- * Invariant: a page below n_computed may be shared and is never written; all others of a request are its own. Rows in
- * flight write to those alone, so pages let go of may be given on at once: later steps and copies come later. */
+ * Invariant: a page with tokens below n_computed may be shared and is never written; a request's other pages belong to
+ * this request alone. Rows in flight write only to the latter. A page can therefore be assigned again as soon as it is
+ * freed, even with a step in flight: later steps and copies run after it. */
 #ifndef SCH_SCHED_H
 #define SCH_SCHED_H
 
@@ -35,50 +38,56 @@ struct seq_list {
 
 struct sch {
     struct pg_pool *pages;
-    struct px *prefix;      /* NULL: no prefix caching */
-    int block_size, max_seqs, max_tokens;
+    struct px *prefix;   /* NULL: no prefix caching */
+    int block_size;      /* tokens of one page */
+    int max_seqs;        /* most requests that run or load at once */
+    int max_tokens;      /* token budget of a step */
     struct seq_list waiting, loading, running;
-    int budget;             /* rows left in this step */
-    bool closed;            /* no more admissions in this step */
-    uint64_t arrivals;
-    int64_t preemptions, prefix_queries, prefix_hits;
+    int budget;          /* rows that are left in this step */
+    bool closed;         /* no more admissions in this step */
+    uint64_t n_arrivals;
+    int64_t preemptions;
+    int64_t prefix_queries, prefix_hits; /* tokens looked up and found in the pool, at first admissions */
 };
 
+/* Appends q, a new request, to the waiting list. */
 void sch_add(struct sch *s, struct seq *q);
-/* Whether sch_begin may come while a decode is in flight: nobody would be preempted, and nobody waits for what the
- * requests that end with it by length hold. */
-bool sch_can_follow(const struct sch *s);
-void sch_begin(struct sch *s);
+/* True if the next step can be scheduled while a decode step is still running. Scheduling early must not preempt a
+ * request, and must not keep a request waiting for pages or a place that the running step is about to free. */
+bool sch_can_schedule_async(const struct sch *s);
+/* Starts a step: renews the budget and schedules the running requests, preempting the last ones if pages run out. */
+void sch_begin_step(struct sch *s);
 
-/* The waiting request that may be admitted now, or NULL. Its longest beginning in the pool is already referenced:
- * n_computed says how long. sch_admit must follow. */
-struct seq *sch_next(struct sch *s);
-/* n_external: tokens a cache layer can give from the start, 0 for none. */
-enum sch_admit {
-    SCH_FULL,  /* does not fit now: back to the head of the queue; admission ends */
-    SCH_RUN,   /* admitted with n_now rows */
-    SCH_LOAD   /* admitted with pages for tokens [load_from, load_to), which a load must fill */
+/* The waiting request to admit next; NULL if none can be admitted in this step. The longest prefix of its tokens that
+ * the pool holds is already assigned to it, n_computed tokens long. sch_admit must follow. */
+struct seq *sch_next_waiting(struct sch *s);
+enum sch_admission {
+    ADMIT_FULL, /* the pages do not suffice: the request waits at the head of the list, and admission ends */
+    ADMIT_RUN,  /* running, with n_rows rows in this step */
+    ADMIT_LOAD  /* loading: it has pages for tokens [load_from, load_to), which the cache layer must fill */
 };
-enum sch_admit sch_admit(struct sch *s, struct seq *q, int n_external);
-/* The load of q ended; tokens [0, good) are right. Rows come with the next sch_begin, or at once from sch_give. */
-void sch_loaded(struct sch *s, struct seq *q, int good);
-void sch_give(struct sch *s, struct seq *q);
+/* n_external: tokens from the start of the sequence that the cache layer can load, 0 for none. */
+enum sch_admission sch_admit(struct sch *s, struct seq *q, int n_external);
+/* The load of q ended, and tokens [0, good) are correct. q is running, and gets rows in the next step. */
+void sch_load_done(struct sch *s, struct seq *q, int good);
+/* After sch_load_done within an admission: gives q rows in this step. */
+void sch_schedule_loaded(struct sch *s, struct seq *q);
 
-/* The oldest step in flight has run q's rows: full pages become findable. */
-void sch_computed(struct sch *s, struct seq *q);
-/* Nothing of q in flight counts: all of it is to be scheduled again. */
-void sch_discard(struct seq *q);
-/* q ends: off its list, its pages let go. */
+/* q's rows in the oldest step in flight are computed. Pages that they filled can be found by their prefix. */
+void sch_retire_rows(struct sch *s, struct seq *q);
+/* Drops q's rows in all steps in flight; they are scheduled again. */
+void sch_discard_rows(struct seq *q);
+/* Takes q, which ended, off its list and frees its pages. The caller frees q. */
 void sch_remove(struct sch *s, struct seq *q);
-/* Makes the pool forget all findable pages that nobody uses. */
-void sch_forget(struct sch *s);
+/* Evicts all cached pages that no request uses. */
+void sch_evict_cached(struct sch *s);
 
-static inline int sch_alive(const struct sch *s)
+static inline int sch_n_requests(const struct sch *s)
 {
     return s->waiting.n + s->loading.n + s->running.n;
 }
 
-/* Checks lists, pages and index against each other: 0, or the first broken invariant. */
+/* Compares lists, pages and prefix index: 0, or KM_EINVAL and the first broken invariant. */
 int sch_check(const struct sch *s, struct km_err *err);
 
 #endif

@@ -1,4 +1,4 @@
-/* Validation, and the carving of one allocation into the arrays of a request. */
+/* Validation of a request, and the layout of its arrays in one allocation. */
 #include "engine/seq.h"
 
 #include "base/mem.h"
@@ -9,7 +9,8 @@ static int check_tokens(const char *what, const int32_t *v, int n, int vocab, st
 {
     for (int i = 0; i < n; i++)
         if (v[i] < 0 || v[i] >= vocab)
-            return km_fail(err, KM_EINVAL, "%s token %d is %d: ids of this model are 0 to %d", what, i, v[i], vocab - 1);
+            return km_fail(err, KM_EINVAL, "%s token %d is %d: the ids of this model are 0 to %d", what, i, v[i],
+                           vocab - 1);
     return 0;
 }
 
@@ -25,10 +26,11 @@ static int check(const struct eng_request *r, const struct eng_opts *o, const st
     if (r->n_stop < 0 || (r->n_stop && !r->stop_ids))
         return km_fail(err, KM_EINVAL, "stop_token_ids has %d entries: send a list of token ids", r->n_stop);
     if (r->n_prompt >= o->max_model_len)
-        return km_fail(err, KM_ELIMIT,
-                       "the prompt has %d tokens, but prompt and answer together may have %d: shorten it, or raise "
-                       "--max-model-len",
-                       r->n_prompt, o->max_model_len);
+        return km_fail(
+            err, KM_ELIMIT,
+            "the prompt has %d tokens, but prompt and output together may have %d: shorten the prompt, or raise "
+            "--max-model-len",
+            r->n_prompt, o->max_model_len);
     int rc = check_tokens("prompt", r->prompt, r->n_prompt, c->vocab, err);
     if (!rc)
         rc = check_tokens("stop", r->stop_ids, r->n_stop, c->vocab, err);
@@ -46,28 +48,28 @@ int seq_new(struct seq **out, const struct eng_request *r, const struct eng_opts
     int rc = check(r, o, c, err);
     if (rc)
         return rc;
-    int room = o->max_model_len - r->n_prompt, max_tokens = r->max_tokens < room ? r->max_tokens : room;
+    int left = o->max_model_len - r->n_prompt, max_tokens = r->max_tokens < left ? r->max_tokens : left;
     size_t n_tokens = (size_t)r->n_prompt + (size_t)max_tokens, n_pages = (size_t)blocks((int)n_tokens, o->block_size);
     size_t n_ends = (size_t)r->n_stop + (r->ignore_eos ? 0 : (size_t)c->n_eos);
     size_t n_salt = r->cache_salt ? strlen(r->cache_salt) + 1 : 0;
-    /* The context bounds all but n_stop and the salt, which are as long as what the caller already holds. */
+    /* The sum cannot overflow: max_model_len bounds all but n_stop and the salt, and the caller has these in memory. */
     struct seq *q = km_malloc(sizeof *q + n_pages * sizeof *q->keys + (n_tokens + n_pages + n_ends) * sizeof(int32_t) +
                               n_salt);
     if (!q)
         return km_fail(err, KM_ENOMEM, "no memory for a request of %zu tokens", n_tokens);
     memset(q, 0, sizeof *q);
-    q->pages = (int32_t *)(q + 1); /* first, since every step reads them */
+    q->pages = (int32_t *)(q + 1); /* directly after the struct, because every step reads them */
     q->tokens = q->pages + n_pages;
-    q->ends = q->tokens + n_tokens;
-    q->keys = (struct km_digest *)(q->ends + n_ends);
+    q->end_ids = q->tokens + n_tokens;
+    q->keys = (struct km_digest *)(q->end_ids + n_ends);
     if (r->cache_salt)
         q->salt = memcpy(q->keys + n_pages, r->cache_salt, n_salt);
     memcpy(q->tokens, r->prompt, (size_t)r->n_prompt * sizeof *q->tokens);
     if (!r->ignore_eos)
-        memcpy(q->ends, c->eos, (size_t)c->n_eos * sizeof *q->ends);
-    q->n_ends = (int)n_ends;
+        memcpy(q->end_ids, c->eos, (size_t)c->n_eos * sizeof *q->end_ids);
+    q->n_end_ids = (int)n_ends;
     if (r->n_stop)
-        memcpy(q->ends + n_ends - r->n_stop, r->stop_ids, (size_t)r->n_stop * sizeof *q->ends);
+        memcpy(q->end_ids + n_ends - r->n_stop, r->stop_ids, (size_t)r->n_stop * sizeof *q->end_ids);
     q->user = r->user;
     q->n_prompt = q->n_tokens = r->n_prompt;
     q->cap_pages = (int)n_pages;

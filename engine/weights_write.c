@@ -1,8 +1,8 @@
 /* Writing a model as a Hugging Face folder.
  *
- * Where every byte goes is settled first: tensors in order, a new shard whenever one would grow too long. Then
- * threads take blocks of rows from one shared counter and write each at its offset; their order does not matter.
- * The folder is built under a temporary name beside its own and renamed last. */
+ * First every tensor is assigned a shard and an offset, in order; a new shard begins whenever the current one would
+ * grow too long. Then threads take blocks of rows from one shared counter and write each block at its offset, in any
+ * order. The files are written to a temporary folder beside the new one, which is renamed at the end. */
 #include "engine/weights_write.h"
 
 #include "base/buf.h"
@@ -22,19 +22,19 @@ enum { BLOCK = 8 << 20, MAX_SHARDS = 1000, MAX_THREADS = 64 };
 struct piece { /* one tensor */
     enum mdl_tensor t;
     int layer, rows, cols, shard;
-    int64_t at; /* within the shard's data */
-    int next;   /* first row that no thread has taken */
+    int64_t at; /* offset in the shard's data, bytes */
+    int next;   /* first row that no thread works on yet */
 };
 
 struct writer {
     const struct mdl *m;
-    const char *dir; /* the temporary one */
+    const char *dir; /* the temporary folder */
     struct piece *v; /* [n] */
-    int n, taking;   /* taking: first tensor with rows left */
+    int n, current;  /* current: the first tensor with rows that no thread works on yet */
     int n_shards, fd[MAX_SHARDS];
     int64_t data_at[MAX_SHARDS], data_bytes[MAX_SHARDS];
     pthread_mutex_t lock;
-    struct km_err err; /* the first failure of any thread */
+    struct km_err err; /* the first error of any thread */
 };
 
 static int64_t bytes_of(const struct piece *p)
@@ -61,7 +61,7 @@ static int place_all(struct writer *w, int64_t shard_bytes, struct km_err *err)
             if (w->data_bytes[s] && w->data_bytes[s] + bytes_of(p) > shard_bytes) {
                 if (++w->n_shards > MAX_SHARDS)
                     return km_fail(err, KM_ELIMIT,
-                                   "shards of %lld bytes would be more than %d files: allow larger ones",
+                                   "shards of %lld bytes would be more than %d files: allow larger shards",
                                    (long long)shard_bytes, MAX_SHARDS);
                 s++;
             }
@@ -80,7 +80,7 @@ static void shard_name(const struct writer *w, int s, char *buf, size_t size)
         snprintf(buf, size, "model-%05d-of-%05d.safetensors", s + 1, w->n_shards);
 }
 
-/* The file with its header: a length, then JSON padded with spaces to a multiple of 8. */
+/* Creates the shard's file and writes its header: a length, then JSON padded with spaces to a multiple of 8 bytes. */
 static int begin_shard(struct writer *w, int s, struct km_err *err)
 {
     char file[64], name[128];
@@ -114,15 +114,15 @@ static int begin_shard(struct writer *w, int s, struct km_err *err)
     return rc;
 }
 
-/* The next block of rows that nobody has: false when all are taken or something failed. */
-static bool take(struct writer *w, struct piece **out, int *row0, int *n)
+/* The next block of rows to write. False: no rows are left, or a thread has failed. */
+static bool next_block(struct writer *w, struct piece **out, int *row0, int *n)
 {
     pthread_mutex_lock(&w->lock);
-    while (w->taking < w->n && w->v[w->taking].next == w->v[w->taking].rows)
-        w->taking++;
-    bool some = w->taking < w->n && !w->err.code;
+    while (w->current < w->n && w->v[w->current].next == w->v[w->current].rows)
+        w->current++;
+    bool some = w->current < w->n && !w->err.code;
     if (some) {
-        struct piece *p = *out = &w->v[w->taking];
+        struct piece *p = *out = &w->v[w->current];
         int most = BLOCK / (2 * p->cols);
         *row0 = p->next;
         *n = p->rows - p->next < most ? p->rows - p->next : most;
@@ -152,7 +152,7 @@ static void write_block(struct writer *w, const struct piece *p, int row0, int n
     pthread_mutex_unlock(&w->lock);
 }
 
-static void *work(void *arg)
+static void *thread_main(void *arg)
 {
     struct writer *w = arg;
     struct piece *p;
@@ -163,7 +163,7 @@ static void *work(void *arg)
         km_fail(&w->err, KM_ENOMEM, "out of memory");
         pthread_mutex_unlock(&w->lock);
     }
-    while (buf && take(w, &p, &row0, &n))
+    while (buf && next_block(w, &p, &row0, &n))
         write_block(w, p, row0, n, buf);
     km_free(buf);
     return NULL;
@@ -173,9 +173,9 @@ static int write_data(struct writer *w, int n_threads, struct km_err *err)
 {
     pthread_t t[MAX_THREADS];
     int n = 0, rc = 0;
-    while (n < n_threads - 1 && !pthread_create(&t[n], NULL, work, w))
+    while (n < n_threads - 1 && !pthread_create(&t[n], NULL, thread_main, w))
         n++;
-    work(w); /* this thread helps; with no other it does everything */
+    thread_main(w); /* this thread works too, and does everything if no other could be started */
     while (n > 0)
         pthread_join(t[--n], NULL);
     if (w->err.code)
@@ -221,11 +221,11 @@ static cJSON *config_json(const struct mdl_config *c)
     cJSON_AddStringToObject(o, "hidden_act", "silu");
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         cJSON_AddNumberToObject(o, numbers[i].key, numbers[i].v);
-    char eps[32]; /* a float's shortest name, so that 1e-6 does not come out as 9.99999997e-07 */
+    char eps[32]; /* the shortest decimal form, so that 1e-6 is not written as 9.99999997e-07 */
     snprintf(eps, sizeof eps, "%.6g", (double)c->rms_eps);
     cJSON_AddRawToObject(o, "rms_norm_eps", eps);
     cJSON_AddNumberToObject(o, "rope_theta", c->rope_theta);
-    cJSON *rope = cJSON_AddObjectToObject(o, "rope_parameters"); /* where transformers 5 looks */
+    cJSON *rope = cJSON_AddObjectToObject(o, "rope_parameters"); /* read by transformers 5 */
     cJSON_AddStringToObject(rope, "rope_type", "default");
     cJSON_AddNumberToObject(rope, "rope_theta", c->rope_theta);
     cJSON_AddBoolToObject(o, "tie_word_embeddings", c->tied);
@@ -279,7 +279,7 @@ static int write_all(struct writer *w, int n_threads, struct km_err *err)
     return rc ? rc : write_data(w, n_threads, err);
 }
 
-/* The folder as far as it got. */
+/* Removes the temporary folder with the files that were written. */
 static void remove_all(const struct writer *w)
 {
     static const char *const others[] = {"config.json", "generation_config.json", "model.safetensors.index.json"};
@@ -307,7 +307,7 @@ int wts_write(const struct mdl *m, const char *dir, int64_t shard_bytes, int n_t
     km_buf_printf(&tmp, "%.*s.partial-%ld", (int)len, dir, (long)getpid());
     int rc = w && km_buf_ok(&tmp) ? 0 : km_fail(err, KM_ENOMEM, "out of memory");
     if (!rc && access(dir, F_OK) == 0)
-        rc = km_fail(err, KM_EINVAL, "%s exists already: give the name of a new folder", dir);
+        rc = km_fail(err, KM_EINVAL, "%s exists already: give a folder that does not exist", dir);
     if (!rc)
         rc = km_mkdirs(tmp.data, err);
     if (rc) {

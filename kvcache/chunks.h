@@ -1,67 +1,74 @@
-/* The chunk store: which chunks are held, in which slot, and which one goes next.
+/* The chunk store: which chunks the DRAM tier holds, in which slot, and which chunk is evicted next.
  *
- * A chunk is a slot number: its key, token ids and place in the sequence, a checksum, a reference count. States:
+ * A slot holds one chunk: its key, its token ids, its position in the sequence, a checksum and a reference count. The
+ * bytes lie in the DRAM tier's slot of the same number. A slot is in one of four states:
  *   FREE     on the free list
- *   FILLING  in the index (so that nobody stores it twice), not on the order list, never found by lookups
- *   READY    in the index and on the order list; evictable while refs is 0
- *   DOOMED   found bad while referenced: out of the index and the list, FREE once refs is 0
- * Everything is allocated when the store opens, so no verb here can run out of memory.
+ *   FILLING  reserved for a chunk whose bytes are still being copied: in the index, so that no other store takes the
+ *            same chunk, but never given to a load
+ *   READY    in the index and on the order list; evictable while its reference count is 0
+ *   DROPPED  found damaged while referenced: in neither index nor order list, FREE when the last reference goes
  *
- * This is also the boundary at which further tiers join: they move payload by key into slots (take, fill,
- * publish) and out of READY ones (find, ref, read, unref), and the port's code does not change. One tier needs
- * no table of functions, so there is none yet. */
+ * Invariant: every slot with a reference keeps its bytes. kvc_chunks_check walks all states and counts. All memory is
+ * allocated when the store opens, so no later call can run out of memory. */
 #ifndef KVC_CHUNKS_H
 #define KVC_CHUNKS_H
 
 #include "base/err.h"
 #include "base/hash.h"
+#include "kvcache/geometry.h"
 #include "kvcache/kvcache.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DOOMED };
+enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DROPPED };
 
-struct kvc_chunk {
+struct kvc_slot {
     struct km_digest key;
-    uint64_t sum;
-    int32_t place;         /* chunks before it in its sequence */
-    int32_t refs;          /* sequences and operations that need it to stay */
-    int32_t newer, older;  /* order list while READY; older chains the free list */
+    uint64_t checksum;     /* of the chunk's bytes; valid when READY */
+    int32_t position;      /* chunks before this one in its sequence */
+    int32_t refs;          /* pins of sequences, and open transfers, that need the chunk */
+    int32_t newer, older;  /* READY: neighbours on the order list, -1 at its ends. FREE: older links the free list */
     enum kvc_state state;
 };
 
 struct kvc_chunks {
-    struct kvc_chunk *c;   /* [n] */
-    int32_t *ids;          /* [n][chunk_size] */
-    int32_t *index;        /* [mask + 1]: slot or -1, open addressing by the key's first bytes */
+    struct kvc_slot *slot; /* [n] */
+    int32_t *ids;          /* [n][chunk_size] token ids */
+    int32_t *index;        /* [mask + 1] slot or -1: a hash table with linear probing by the key's first bytes */
     uint32_t mask;
-    int n, chunk_size;
+    const struct kvc_geometry *geometry; /* borrowed: chunk_size */
+    int n;                 /* slots */
     enum kvc_policy policy;
-    int32_t newest, oldest, free;
-    int n_free, n_filling, n_ready, n_doomed;
-    int n_evictable;       /* READY with refs 0 */
-    int64_t evicted;
+    int32_t newest, oldest, free; /* ends of the order list, head of the free list; -1: empty */
+    int n_free, n_filling, n_ready, n_dropped; /* slots by state */
+    int n_evictable;       /* READY slots without references */
+    int64_t evicted;       /* chunks evicted so far */
 };
 
-int kvc_chunks_open(struct kvc_chunks *s, int n, int chunk_size, enum kvc_policy policy, struct km_err *err);
+/* n: the DRAM tier's slots. Borrows g. */
+int kvc_chunks_open(struct kvc_chunks *s, int n, const struct kvc_geometry *g, enum kvc_policy policy,
+                    struct km_err *err);
 void kvc_chunks_close(struct kvc_chunks *s);
 
-/* The slot under this key, FILLING or READY, or -1. */
+/* The slot with this key, FILLING or READY, or -1. */
 int kvc_chunks_find(const struct kvc_chunks *s, const struct km_digest *key);
-/* An equal key is not trusted: the ids [chunk_size] and the place must be the same too. */
-bool kvc_chunks_match(const struct kvc_chunks *s, int slot, const int32_t *ids, int place);
+/* True if the slot holds the chunk with these token ids [chunk_size] at this position. An equal key alone is not
+ * trusted. */
+bool kvc_chunks_match(const struct kvc_chunks *s, int slot, const int32_t *ids, int position);
 
-/* A FILLING slot under a key not in the store, evicting if it must; -1 when every chunk is needed. */
-int kvc_chunks_take(struct kvc_chunks *s, const struct km_digest *key, const int32_t *ids, int place);
-void kvc_chunks_publish(struct kvc_chunks *s, int slot, uint64_t sum); /* FILLING -> READY, newest */
-void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY -> FREE or DOOMED */
+/* Reserves a slot (FILLING) for a chunk whose key is not in the store. Evicts a chunk if no slot is free. Returns -1 if
+ * every chunk is referenced or being filled. */
+int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, const int32_t *ids, int position);
+void kvc_chunks_publish(struct kvc_chunks *s, int slot, uint64_t checksum); /* FILLING to READY, as the newest */
+void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY to FREE, or to DROPPED while referenced */
 void kvc_chunks_ref(struct kvc_chunks *s, int slot);
 void kvc_chunks_unref(struct kvc_chunks *s, int slot);
-void kvc_chunks_touch(struct kvc_chunks *s, int slot); /* READY: newest under LRU, nothing under FIFO */
-int kvc_chunks_clear(struct kvc_chunks *s);            /* drops what nobody needs; the number kept */
+void kvc_chunks_touch(struct kvc_chunks *s, int slot); /* a READY chunk was used: it becomes the newest under LRU */
+/* Drops every READY chunk without references; returns how many slots stay in use. */
+int kvc_chunks_clear(struct kvc_chunks *s);
 
-/* refs: [n], what the counts ought to be. 0, or the first broken invariant. */
+/* refs: [n] the reference counts that the caller knows of. 0, or KM_EINVAL with the first broken invariant. */
 int kvc_chunks_check(const struct kvc_chunks *s, const int32_t *refs, struct km_err *err);
 
 #endif

@@ -1,8 +1,8 @@
-/* What a user may say about the cache: LMCache's YAML file, or a one-line spec.
+/* What a user may write about the cache: LMCache's YAML file, or a one-line specification of tiers.
  *
- * Every key is a row of one of two tables: those served here, and those LMCache knows and we do not yet. A file
- * made for LMCache is therefore read as it is, and a misspelt key is an error instead of a silent default. Values
- * are scalars; quotes around them do not matter, as in LMCache. */
+ * Every YAML key is a row of one of two tables: keys that are served here with their setters, and keys that LMCache
+ * knows and this version does not serve. A file made for LMCache is therefore read as it is, and a misspelt key is an
+ * error instead of a silent default. Values are scalars; quotes around them make no difference, as in LMCache. */
 #include "base/args.h"
 #include "base/file.h"
 #include "base/mem.h"
@@ -16,15 +16,14 @@
 #include <yaml.h>
 
 #define GIB ((int64_t)1 << 30)
-#define MAX_CHUNK 1048576        /* tokens: no context is longer */
-#define MAX_FILE ((size_t)1 << 20)
-#define MAX_BRACKETS 1000        /* libyaml's time grows with the square of the nesting */
+#define MAX_CHUNK 1048576          /* tokens; no model's context is longer */
+#define MAX_GIB 1048576
+#define MAX_FILE ((size_t)1 << 20) /* bytes */
+#define MAX_BRACKETS 1000          /* libyaml takes time that grows with the square of the nesting */
+#define MAX_KEYS 1000
 #define SIZE(a) ((int)(sizeof(a) / sizeof *(a)))
 
-static const char *const served[] = {"chunk_size",        "local_cpu",    "max_local_cpu_size",
-                                     "save_decode_cache", "cache_policy", "save_unfull_chunk"};
-
-/* LMCache's other keys, old and new; a trailing * stands for any ending. */
+/* LMCache's other keys, of old and new versions. A trailing * stands for any ending. */
 static const char *const known[] = {
     "local_cpu_use_hugepages", "reserve_local_cpu_size", "local_disk", "local_disk_path_sharding",
     "max_local_disk_size", "remote_url", "remote_serde", "cost_aware_half_life_seconds", "cost_aware_ewma_alpha",
@@ -33,23 +32,23 @@ static const char *const known[] = {
     "enable_scheduler_bypass_lookup", "lookup_server_worker_ids", "store_location", "retrieve_locations",
     "numa_mode", "py_enable_gc", "pin_timeout_sec", "pin_check_interval_sec", "use_gpu_connector_v3",
     "enable_kv_events", "lmcache_instance_id", "extra_config",
-    /* lazy pool */
+    /* memory pool that grows */
     "enable_lazy_memory_allocator", "lazy_memory_initial_ratio", "lazy_memory_expand_trigger_ratio",
     "lazy_memory_step_ratio", "lazy_memory_safe_size",
     /* blending */
     "enable_blending", "blend_recompute_ratio", "blend_recompute_ratios", "blend_check_layers", "blend_thresholds",
     "blend_min_tokens", "blend_special_str",
-    /* prefill and decode apart */
+    /* disaggregated prefill */
     "enable_pd", "enable_nixl", "enable_xpyd", "pd_role", "pd_buffer_size", "pd_buffer_device", "pd_peer_host",
     "pd_peer_init_port", "pd_peer_alloc_port", "pd_peer_query_port", "pd_proxy_host", "pd_proxy_port",
     "pd_backend_mode", "pd_allocation_timeout_sec", "pd_shutdown_timeout_sec", "pd_max_prefill_len",
     "pd_skip_proxy_notification", "pd_bidirectional", "transfer_channel", "nixl_*",
-    /* peers and controller */
+    /* peer-to-peer sharing, and the controller */
     "enable_p2p", "p2p_host", "p2p_init_ports", "p2p_lookup_ports", "lookup_url", "distributed_url",
     "enable_controller", "controller_url", "controller_pull_url", "controller_reply_url", "lmcache_worker_ports",
     "lmcache_worker_ids", "lmcache_worker_heartbeat_time", "lmcache_worker_heartbeat_delay_time", "mp_host",
     "mp_port",
-    /* other storage */
+    /* other storage back ends */
     "gds_path", "gds_buffer_size", "cufile_buffer_size", "use_gds", "gds_backend", "maru_path", "maru_pool_size",
     "weka_path",
     /* server, plugins, statistics */
@@ -72,94 +71,113 @@ static bool is_known(const char *key)
     return false;
 }
 
-static int unknown_key(const char *key, struct km_err *err)
-{
-    const char *all[SIZE(served) + SIZE(known)];
-    memcpy(all, served, sizeof served);
-    memcpy(all + SIZE(served), known, sizeof known);
-    const char *near = km_nearest(key, all, SIZE(all));
-    return near ? km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; did you mean \"%s\"?", key, near)
-                : km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; LMCache has no such key", key);
-}
-
 static bool is_null(const char *v)
 {
     return !*v || !strcmp(v, "~") || !strcasecmp(v, "null") || !strcasecmp(v, "none");
 }
 
-static int read_bool(const char *key, const char *v, bool *out, struct km_err *err)
+/* One "key: value" line of a served key; the value is not null. */
+struct setting {
+    const char *key, *value;
+    struct kvc_config *c;    /* gets the value */
+    struct km_buf *warnings;
+    struct km_err *err;
+};
+
+static int read_bool(const struct setting *s, bool *out)
 {
     static const char *const yes[] = {"true", "yes", "on", "y", "1"};
     static const char *const no[] = {"false", "no", "off", "n", "0"};
     for (int i = 0; i < SIZE(yes); i++)
-        if (!strcasecmp(v, yes[i]) || !strcasecmp(v, no[i])) {
-            *out = !strcasecmp(v, yes[i]);
+        if (!strcasecmp(s->value, yes[i]) || !strcasecmp(s->value, no[i])) {
+            *out = !strcasecmp(s->value, yes[i]);
             return 0;
         }
-    return km_fail(err, KM_EINVAL, "%s is \"%.80s\"; it must be true or false", key, v);
+    return km_fail(s->err, KM_EINVAL, "%s is \"%.80s\"; it must be true or false", s->key, s->value);
 }
 
-static int read_number(const char *key, const char *v, double *out, struct km_err *err)
+static int read_number(const struct setting *s, double *out)
 {
     char *end;
     errno = 0;
-    *out = strtod(v, &end);
-    if (end == v || *end || errno || !isfinite(*out) || strpbrk(v, "xX"))
-        return km_fail(err, KM_EINVAL, "%s is \"%.80s\"; it must be a number", key, v);
+    *out = strtod(s->value, &end);
+    if (end == s->value || *end || errno || !isfinite(*out) || strpbrk(s->value, "xX"))
+        return km_fail(s->err, KM_EINVAL, "%s is \"%.80s\"; it must be a number", s->key, s->value);
     return 0;
 }
 
-static int set_chunk(double v, const char *text, struct km_err *err, int *out)
+static int set_chunk_size(const struct setting *s)
 {
-    if (v < 1 || v > MAX_CHUNK || v != floor(v))
-        return km_fail(err, KM_EINVAL,
-                       "chunk_size is %.80s; it must be a whole number of tokens from 1 to %d, and a multiple of the "
-                       "engine's block size (256 is usual)",
-                       text, MAX_CHUNK);
-    *out = (int)v;
+    double n;
+    int rc = read_number(s, &n);
+    if (rc)
+        return rc;
+    if (n < 1 || n > MAX_CHUNK || n != floor(n))
+        return km_fail(s->err, KM_EINVAL,
+                       "%s is %.80s; it must be a whole number of tokens from 1 to %d, and a multiple of the engine's "
+                       "block size (256 is usual)",
+                       s->key, s->value, MAX_CHUNK);
+    s->c->chunk_size = (int)n;
     return 0;
 }
 
-static int set_gib(double v, const char *text, struct km_err *err, int64_t *out)
+static int set_max_local_cpu(const struct setting *s)
 {
-    if (v < 0 || v > 1048576)
-        return km_fail(err, KM_EINVAL, "max_local_cpu_size is %.80s; it must be between 0 and 1048576 (GiB)",
-                       text);
-    *out = (int64_t)(v * (double)GIB);
+    double gib;
+    int rc = read_number(s, &gib);
+    if (rc)
+        return rc;
+    if (gib < 0 || gib > MAX_GIB)
+        return km_fail(s->err, KM_EINVAL, "%s is %.80s; it must be between 0 and %d (GiB)", s->key, s->value, MAX_GIB);
+    s->c->max_local_cpu = (int64_t)(gib * (double)GIB);
     return 0;
 }
 
-static int set_policy(const char *v, struct km_err *err, enum kvc_policy *out)
+static int set_policy(const struct setting *s)
 {
-    if (strcasecmp(v, "LRU") && strcasecmp(v, "FIFO"))
-        return km_fail(err, KM_EINVAL, "cache_policy is \"%.80s\"; this version has LRU and FIFO", v);
-    *out = strcasecmp(v, "LRU") ? KVC_FIFO : KVC_LRU;
+    bool lru = !strcasecmp(s->value, "LRU");
+    if (!lru && strcasecmp(s->value, "FIFO"))
+        return km_fail(s->err, KM_EINVAL, "%s is \"%.80s\"; this version has LRU and FIFO", s->key, s->value);
+    s->c->policy = lru ? KVC_LRU : KVC_FIFO;
     return 0;
 }
 
-/* One of the served keys. An absent value (null) leaves the default, as in LMCache. */
-static int set_key(const char *key, const char *v, struct kvc_config *c, struct km_buf *warnings,
-                   struct km_err *err)
+static int set_local_cpu(const struct setting *s)
 {
-    double num = 0;
+    return read_bool(s, &s->c->local_cpu);
+}
+
+static int set_save_decode(const struct setting *s)
+{
+    return read_bool(s, &s->c->save_decode);
+}
+
+static int set_save_unfull(const struct setting *s)
+{
     bool yes = false;
-    int rc = 0;
-    if (is_null(v))
-        return 0;
-    if (!strcmp(key, "chunk_size"))
-        return (rc = read_number(key, v, &num, err)) ? rc : set_chunk(num, v, err, &c->chunk_size);
-    if (!strcmp(key, "max_local_cpu_size"))
-        return (rc = read_number(key, v, &num, err)) ? rc : set_gib(num, v, err, &c->max_local_cpu);
-    if (!strcmp(key, "cache_policy"))
-        return set_policy(v, err, &c->policy);
-    if (!strcmp(key, "local_cpu"))
-        return read_bool(key, v, &c->local_cpu, err);
-    if (!strcmp(key, "save_decode_cache"))
-        return read_bool(key, v, &c->save_decode, err);
-    rc = read_bool(key, v, &yes, err); /* save_unfull_chunk */
+    int rc = read_bool(s, &yes);
     if (!rc && yes)
-        km_buf_puts(warnings, "save_unfull_chunk: true has no effect, only whole chunks are kept\n");
+        km_buf_printf(s->warnings, "%s: true has no effect, only whole chunks are kept\n", s->key);
     return rc;
+}
+
+static const struct {
+    const char *key;
+    int (*set)(const struct setting *s);
+} served[] = {
+    {"chunk_size", set_chunk_size},         {"local_cpu", set_local_cpu}, {"max_local_cpu_size", set_max_local_cpu},
+    {"save_decode_cache", set_save_decode}, {"cache_policy", set_policy}, {"save_unfull_chunk", set_save_unfull},
+};
+
+static int unknown_key(const char *key, struct km_err *err)
+{
+    const char *all[SIZE(served) + SIZE(known)];
+    for (int i = 0; i < SIZE(served); i++)
+        all[i] = served[i].key;
+    memcpy(all + SIZE(served), known, sizeof known);
+    const char *near = km_nearest(key, all, SIZE(all));
+    return near ? km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; did you mean \"%s\"?", key, near)
+                : km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; LMCache has no such key", key);
 }
 
 struct doc {
@@ -168,7 +186,8 @@ struct doc {
     struct km_buf *warnings;
 };
 
-static int pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config *c, struct km_err *err)
+/* Reads one "key: value" of the file. A null value leaves the default, as in LMCache. */
+static int read_pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config *c, struct km_err *err)
 {
     yaml_node_t *k = yaml_document_get_node(&d->yaml, p->key), *v = yaml_document_get_node(&d->yaml, p->value);
     if (k->type != YAML_SCALAR_NODE)
@@ -177,14 +196,15 @@ static int pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config *c, 
     if (strlen(key) != k->data.scalar.length)
         return km_fail(err, KM_EFORMAT, "a key contains a NUL character");
     for (int i = 0; i < SIZE(served); i++) {
-        if (strcmp(key, served[i]))
+        if (strcmp(key, served[i].key))
             continue;
         if (v->type != YAML_SCALAR_NODE || strlen((const char *)v->data.scalar.value) != v->data.scalar.length)
             return km_fail(err, KM_EINVAL, "%s is a %s; it must be one plain value", key,
                            v->type == YAML_SEQUENCE_NODE  ? "list"
                            : v->type == YAML_MAPPING_NODE ? "mapping"
                                                           : "text with a NUL character");
-        return set_key(key, (const char *)v->data.scalar.value, c, d->warnings, err);
+        const struct setting one = {key, (const char *)v->data.scalar.value, c, d->warnings, err};
+        return is_null(one.value) ? 0 : served[i].set(&one);
     }
     if (!is_known(key))
         return unknown_key(key, err);
@@ -192,7 +212,7 @@ static int pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config *c, 
     return 0;
 }
 
-/* A later line would silently win over an earlier one. */
+/* A key that occurs twice is refused: otherwise one of its values would be ignored silently. */
 static int check_twice(struct doc *d, const yaml_node_pair_t *first, const yaml_node_pair_t *p, struct km_err *err)
 {
     yaml_node_t *k = yaml_document_get_node(&d->yaml, p->key);
@@ -200,7 +220,7 @@ static int check_twice(struct doc *d, const yaml_node_pair_t *first, const yaml_
         yaml_node_t *o = yaml_document_get_node(&d->yaml, first->key);
         if (k->type == YAML_SCALAR_NODE && o->type == YAML_SCALAR_NODE &&
             !strcmp((const char *)k->data.scalar.value, (const char *)o->data.scalar.value))
-            return km_fail(err, KM_EFORMAT, "key \"%.80s\" is there twice (first in line %zu)",
+            return km_fail(err, KM_EFORMAT, "key \"%.80s\" is there twice (first in line %zu); keep one",
                            (const char *)k->data.scalar.value, o->start_mark.line + 1);
     }
     return 0;
@@ -215,12 +235,13 @@ static int read_map(struct doc *d, struct kvc_config *c, struct km_err *err)
         return km_fail(err, KM_EFORMAT, "%s, line %zu: the file is not a list of \"name: value\" lines", d->path,
                        root->start_mark.line + 1);
     yaml_node_pair_t *first = root->data.mapping.pairs.start, *end = root->data.mapping.pairs.top;
-    if (end - first > 1000)
-        return km_fail(err, KM_EFORMAT, "%s: %td keys; LMCache has fewer than 1000", d->path, end - first);
+    if (end - first > MAX_KEYS)
+        return km_fail(err, KM_EFORMAT, "%s: the file has %td keys; LMCache has fewer than %d", d->path, end - first,
+                       MAX_KEYS);
     for (yaml_node_pair_t *p = first; p < end; p++) {
         int rc = check_twice(d, first, p, err);
         if (!rc)
-            rc = pair(d, p, c, err);
+            rc = read_pair(d, p, c, err);
         if (rc) {
             size_t line = yaml_document_get_node(&d->yaml, p->key)->start_mark.line + 1;
             return km_context(err, "%s, line %zu", d->path, line), rc;
@@ -233,7 +254,7 @@ static int yaml_problem(const char *path, const yaml_parser_t *p, struct km_err 
 {
     if (p->error == YAML_MEMORY_ERROR)
         return km_fail(err, KM_ENOMEM, "%s: out of memory", path);
-    return km_fail(err, KM_EFORMAT, "%s, line %zu: not YAML: %s", path,
+    return km_fail(err, KM_EFORMAT, "%s, line %zu: this is not YAML: %s", path,
                    (p->error == YAML_READER_ERROR ? 0 : p->problem_mark.line) + 1, p->problem ? p->problem : "?");
 }
 
@@ -243,7 +264,7 @@ static int read_yaml(const char *path, const struct km_buf *text, struct kvc_con
     yaml_parser_t p;
     struct doc d = {.path = path, .warnings = warnings};
     if (!yaml_parser_initialize(&p))
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "%s: out of memory", path);
     yaml_parser_set_input_string(&p, (const unsigned char *)km_buf_str(text), text->len);
     int rc = 0;
     if (!yaml_parser_load(&p, &d.yaml))
@@ -258,8 +279,8 @@ static int read_yaml(const char *path, const struct km_buf *text, struct kvc_con
             else {
                 yaml_node_t *second = yaml_document_get_root_node(&d.yaml);
                 if (second)
-                    rc = km_fail(err, KM_EFORMAT, "%s, line %zu: a second document starts; keep one a file", path,
-                                 second->start_mark.line + 1);
+                    rc = km_fail(err, KM_EFORMAT, "%s, line %zu: a second document starts; write one document per file",
+                                 path, second->start_mark.line + 1);
                 yaml_document_delete(&d.yaml);
             }
         }
@@ -276,8 +297,8 @@ int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warni
     for (size_t i = 0; i < text.len; i++)
         open += text.data[i] == '[' || text.data[i] == '{';
     if (!rc && open > MAX_BRACKETS)
-        rc = km_fail(err, KM_EFORMAT, "%s: %d opening brackets; a cache configuration needs fewer than %d", path,
-                     open, MAX_BRACKETS);
+        rc = km_fail(err, KM_EFORMAT, "%s: the file has %d opening brackets; a cache configuration needs fewer than %d",
+                     path, open, MAX_BRACKETS);
     if (!rc)
         rc = read_yaml(path, &text, &out, warnings, err);
     km_buf_free(&text);
@@ -285,24 +306,24 @@ int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warni
         return rc;
     if (out.local_cpu && out.max_local_cpu < 1)
         return km_fail(err, KM_EINVAL,
-                       "%s: max_local_cpu_size is 0; give the GiB that the cache may take, or set local_cpu: false",
+                       "%s: max_local_cpu_size is 0; give the GiB that the DRAM tier may take, or set local_cpu: false",
                        path);
     if (!out.local_cpu)
         km_buf_puts(warnings, "local_cpu: false leaves no tier, nothing is cached\n");
     if (!km_buf_ok(warnings))
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "%s: out of memory", path);
     *c = out;
     return 0;
 }
 
-/* One element of the spec. */
-static int spec_item(const char *item, bool *had_dram, struct kvc_config *c, struct km_err *err)
+/* Reads one element of the specification. */
+static int read_tier(const char *item, bool *had_dram, struct kvc_config *c, struct km_err *err)
 {
-    static const char *const later[] = {"disk=", "redis://", "redis-sentinel://", "redis-cluster://", "valkey://",
-                                        "lm://", "mooncakestore://", "mooncake://", "fs://", "s3://",
-                                        "infinistore://"};
-    for (int i = 0; i < SIZE(later); i++)
-        if (!strncasecmp(item, later[i], strlen(later[i])))
+    static const char *const planned[] = {"disk=", "redis://", "redis-sentinel://", "redis-cluster://", "valkey://",
+                                          "lm://", "mooncakestore://", "mooncake://", "fs://", "s3://",
+                                          "infinistore://"};
+    for (int i = 0; i < SIZE(planned); i++)
+        if (!strncasecmp(item, planned[i], strlen(planned[i])))
             return km_fail(err, KM_EINVAL, "\"%.200s\" is not available in this version; use dram=SIZE", item);
     if (strncmp(item, "dram=", 5))
         return km_fail(err, KM_EINVAL, "\"%.200s\" is no cache tier; write \"none\" or for example \"dram=50GiB\"",
@@ -333,7 +354,7 @@ int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km
     for (const char *p = spec; !rc; p++) {
         size_t n = strcspn(p, ",");
         char *item = km_strndup(p, n);
-        rc = item ? spec_item(item, &had_dram, &out, err) : km_fail(err, KM_ENOMEM, "out of memory");
+        rc = item ? read_tier(item, &had_dram, &out, err) : km_fail(err, KM_ENOMEM, "out of memory");
         km_free(item);
         p += n;
         if (!*p)

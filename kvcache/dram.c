@@ -1,40 +1,18 @@
-/* Slabs from the copier. What the machine has is asked before it is taken: an ordinary allocator would promise
- * memory that is not there and the process would die much later, in the middle of a run. */
+/* Slabs from the copier, or from ordinary memory. The budget is compared with the available memory before anything is
+ * allocated: an ordinary allocator promises memory that is not there, and the process would be killed during a run. */
 #include "kvcache/dram.h"
 
 #include "base/mem.h"
 
 #include <limits.h>
-#include <stdio.h>
-#include <string.h>
 
-/* Bytes this process may still take: available memory, or the control group's limit if that is less. */
-static int64_t available(void)
-{
-    long long kib = -1, limit = -1;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %lld kB", &kib) != 1)
-        ;
-    if (f)
-        fclose(f);
-    f = fopen("/sys/fs/cgroup/memory.max", "r"); /* "max" where there is none */
-    if (f && fscanf(f, "%lld", &limit) != 1)
-        limit = -1;
-    if (f)
-        fclose(f);
-    int64_t have = kib < 0 ? INT64_MAX : kib * 1024;
-    return limit >= 0 && limit < have ? limit : have;
-}
-
-/* A device without memory of its own kind for copies (a NULL verb) is served from ordinary memory; one that has it
- * and gives none is out of it. */
-static void *take(const struct kvc_dram *d, size_t size)
+/* A device that has no host memory of its own (host_alloc NULL) gets ordinary, page-aligned memory. */
+static void *alloc_slab(const struct kvc_dram *d, size_t size)
 {
     return d->copier.host_alloc ? d->copier.host_alloc(d->copier.self, size) : km_aligned(4096, size);
 }
 
-static void give_back(const struct kvc_dram *d, void *p, size_t size)
+static void free_slab(const struct kvc_dram *d, void *p, size_t size)
 {
     if (d->copier.host_alloc)
         d->copier.host_free(d->copier.self, p, size);
@@ -45,42 +23,43 @@ static void give_back(const struct kvc_dram *d, void *p, size_t size)
 static size_t slab_bytes(const struct kvc_dram *d, int i)
 {
     int left = d->n_slots - i * d->per_slab;
-    return (size_t)(left < d->per_slab ? left : d->per_slab) * d->slot_bytes;
+    return (size_t)(left < d->per_slab ? left : d->per_slab) * d->geometry->chunk_bytes;
 }
 
-int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slot_bytes, int64_t budget,
-                  size_t slab_most, struct km_err *err)
+int kvc_dram_open(struct kvc_dram *d, const struct kvc_geometry *g, const struct kv_copier *copier, int64_t budget,
+                  int64_t available, size_t slab_most, struct km_err *err)
 {
     const double gib = 1073741824.0;
-    *d = (struct kvc_dram){.copier = *copier, .slot_bytes = slot_bytes};
-    int64_t n = budget / (int64_t)slot_bytes, have = available();
+    const size_t slot_bytes = g->chunk_bytes;
+    *d = (struct kvc_dram){.geometry = g, .copier = *copier};
+    int64_t n = budget / (int64_t)slot_bytes;
     if (n < 1)
         return km_fail(err, KM_EINVAL,
-                       "the cache may take %.6g MiB (max_local_cpu_size), but one chunk of this model is %.6g "
-                       "MiB; raise it or lower chunk_size",
+                       "the DRAM tier may take %.6g MiB (max_local_cpu_size), but one chunk of this model is %.6g "
+                       "MiB; raise max_local_cpu_size, or lower chunk_size",
                        (double)budget / 1048576, (double)slot_bytes / 1048576);
     if (n > INT_MAX / 4)
-        return km_fail(err, KM_EINVAL, "the cache would hold %lld chunks, more than %d; raise chunk_size",
+        return km_fail(err, KM_EINVAL, "the DRAM tier would hold %lld chunks, more than %d; raise chunk_size",
                        (long long)n, INT_MAX / 4);
-    if (budget > have)
+    if (budget > available)
         return km_fail(err, KM_ENOMEM,
-                       "the cache is to take %.4g GiB of memory (max_local_cpu_size), but this machine has %.4g "
-                       "GiB available; lower it",
-                       (double)budget / gib, (double)have / gib);
+                       "the DRAM tier is to take %.4g GiB (max_local_cpu_size), but only %.4g GiB of memory are "
+                       "available to this process; lower max_local_cpu_size, or free memory",
+                       (double)budget / gib, (double)available / gib);
     d->per_slab = slot_bytes >= slab_most ? 1 : (int)(slab_most / slot_bytes);
     d->n_slots = (int)n;
     int n_slabs = (d->n_slots + d->per_slab - 1) / d->per_slab;
     d->slab = km_calloc((size_t)n_slabs, sizeof *d->slab);
     if (!d->slab)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory for the table of %d slabs", n_slabs);
     for (; d->n_slabs < n_slabs; d->n_slabs++) {
-        d->slab[d->n_slabs] = take(d, slab_bytes(d, d->n_slabs));
+        d->slab[d->n_slabs] = alloc_slab(d, slab_bytes(d, d->n_slabs));
         if (!d->slab[d->n_slabs]) {
             double got = (double)d->n_slabs * (double)d->per_slab * (double)slot_bytes;
             kvc_dram_close(d);
             return km_fail(err, KM_ENOMEM,
-                           "only %.4g of the cache's %.4g GiB (max_local_cpu_size) could be had from this device's "
-                           "host memory; lower it",
+                           "the device gave only %.4g GiB of host memory for the DRAM tier's %.4g GiB "
+                           "(max_local_cpu_size); lower max_local_cpu_size",
                            got / gib, (double)budget / gib);
         }
     }
@@ -90,7 +69,7 @@ int kvc_dram_open(struct kvc_dram *d, const struct kv_copier *copier, size_t slo
 void kvc_dram_close(struct kvc_dram *d)
 {
     for (int i = 0; i < d->n_slabs; i++)
-        give_back(d, d->slab[i], slab_bytes(d, i));
+        free_slab(d, d->slab[i], slab_bytes(d, i));
     km_free(d->slab);
     *d = (struct kvc_dram){0};
 }

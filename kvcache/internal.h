@@ -1,46 +1,42 @@
-/* What the files of kvcache/ share, and what its tests may look at. Nobody else includes this. */
+/* struct kvc, whole: for the files of kvcache/, its tests and its benchmark. Nobody else includes this. */
 #ifndef KVC_INTERNAL_H
 #define KVC_INTERNAL_H
 
+#include "kvcache/checksum.h"
 #include "kvcache/chunks.h"
 #include "kvcache/dram.h"
+#include "kvcache/geometry.h"
 #include "kvcache/keys.h"
 #include "kvcache/kvcache.h"
-#include "kvcache/sums.h"
+#include "kvcache/sequence.h"
 
-struct kvc_op;
+struct kvc_transfer;
 
 struct kvc {
     struct kvc_config cfg;
-    bool attached, on;      /* on: attached, and the DRAM tier is there */
-    struct kv_geom geom;
+    struct kv_seq *seqs;             /* open sequences */
+    struct kv_port_stats stats;      /* the counters; the levels (chunks, bytes) are filled in by port_stats */
+    int64_t checksum_ns;             /* spent on checksums, over all threads */
+
+    /* From attach to detach. */
+    bool attached;
+    bool active;                     /* attached, and the DRAM tier is open: the parts below exist */
+    struct kvc_geometry geometry;    /* the parts below borrow it */
     struct kv_copier copier;
     struct kvc_keys keys;
-    struct kvc_dram dram;
     struct kvc_chunks chunks;
-    struct kvc_summer summer;
-    bool async;             /* the copier has given a ticket: its copies run beside the caller */
-    size_t slab_bytes;      /* KVC_SLAB; tests take smaller ones */
-    bool unchecked;         /* kvc_bench only: leaves checksums out, to show what they cost */
-    struct kv_seq *seqs;
-    struct kvc_op **op;     /* [cap_op], NULL where no ticket is open */
-    int n_op, cap_op;       /* open tickets */
-    uint32_t op_gen;
-    struct kv_port_stats st; /* the counters; the levels are filled in when asked */
-    int64_t sum_ns;
-};
+    struct kvc_dram dram;
+    struct kvc_checksum_pool checksums;
 
-struct kv_seq {
-    struct kvc *kvc;
-    struct kv_seq *prev, *next;
-    struct km_digest root;
-    struct km_digest *key; /* [cap]: the first n_keys are computed */
-    int32_t *pin;          /* [cap]: the first n_pins chunks of the sequence are referenced */
-    int n_keys, n_pins, cap;
-    int kept;              /* chunks that stores have dealt with since the last lookup */
-    bool dead;             /* the engine detached since */
-};
+    /* Open transfers (transfer.c). A ticket is a place in this table and a generation number. */
+    struct kvc_transfer **transfers; /* [cap_transfers], NULL where a place is free */
+    int n_transfers, cap_transfers;
+    uint32_t transfer_gen;
+    bool async_copies;               /* the copier has returned a ticket: its copies run beside the engine's thread */
 
-void kvc_unpin(struct kv_seq *s);
+    /* Set by tests and the benchmark. */
+    size_t slab_bytes;               /* most bytes of a slab: KVC_SLAB; tests take less */
+    bool skip_checksums;             /* the benchmark measures what checksums cost */
+};
 
 #endif

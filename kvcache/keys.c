@@ -1,5 +1,6 @@
-/* Keys are bytes in a stated order, not C structs, so that every tier and machine computes the same ones: integers
- * are 64-bit little-endian, the salt comes last behind a mark that tells "none" from empty. */
+/* What is hashed is a stated sequence of bytes, not C structs, so that every tier and machine computes the same keys:
+ * integers are 64-bit little-endian, token ids are 32-bit little-endian. The salt comes last, behind a byte that tells
+ * "no salt" from an empty one. */
 #include "kvcache/keys.h"
 
 #include <string.h>
@@ -12,27 +13,28 @@ static void add_u64(struct km_sha *h, uint64_t v)
     km_sha_add(h, b, sizeof b);
 }
 
-int kvc_keys_open(struct kvc_keys *k, const struct kv_geom *g, int chunk_size, struct km_err *err)
+int kvc_keys_open(struct kvc_keys *k, const struct kvc_geometry *g, struct km_err *err)
 {
     static const char name[] = "kvmark chunk key";
-    *k = (struct kvc_keys){.chunk_size = chunk_size, .keep = 32};
+    *k = (struct kvc_keys){.geometry = g, .key_bytes = 32};
     int rc = km_sha_new(&k->sha, err);
     if (rc)
         return rc;
+    const struct kv_geom *pool = &g->pool;
     uint64_t theta;
-    memcpy(&theta, &g->rope_theta, sizeof theta);
+    memcpy(&theta, &pool->rope_theta, sizeof theta);
     km_sha_begin(k->sha);
     km_sha_add(k->sha, name, sizeof name);
     add_u64(k->sha, KVC_FORMAT);
-    km_sha_add(k->sha, g->model.b, sizeof g->model.b);
-    add_u64(k->sha, (uint64_t)g->dtype);
-    add_u64(k->sha, (uint64_t)g->layout);
-    add_u64(k->sha, (uint64_t)g->block_size); /* the order of bytes within a chunk depends on it */
-    add_u64(k->sha, (uint64_t)g->n_layers);
-    add_u64(k->sha, (uint64_t)g->n_kv_heads);
-    add_u64(k->sha, (uint64_t)g->head_dim);
+    km_sha_add(k->sha, pool->model.b, sizeof pool->model.b);
+    add_u64(k->sha, (uint64_t)pool->dtype);
+    add_u64(k->sha, (uint64_t)pool->layout);
+    add_u64(k->sha, (uint64_t)pool->block_size); /* a chunk is stored page by page */
+    add_u64(k->sha, (uint64_t)pool->n_layers);
+    add_u64(k->sha, (uint64_t)pool->n_kv_heads);
+    add_u64(k->sha, (uint64_t)pool->head_dim);
     add_u64(k->sha, theta);
-    add_u64(k->sha, (uint64_t)chunk_size);
+    add_u64(k->sha, (uint64_t)g->chunk_size);
     k->base = km_sha_end(k->sha);
     return 0;
 }
@@ -58,14 +60,14 @@ struct km_digest kvc_keys_next(struct kvc_keys *k, const struct km_digest *paren
     km_sha_begin(k->sha);
     km_sha_add(k->sha, parent->b, sizeof parent->b);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    km_sha_add(k->sha, ids, (size_t)k->chunk_size * sizeof *ids);
+    km_sha_add(k->sha, ids, (size_t)k->geometry->chunk_size * sizeof *ids);
 #else
-    for (int i = 0; i < k->chunk_size; i++) {
+    for (int i = 0; i < k->geometry->chunk_size; i++) {
         uint32_t v = __builtin_bswap32((uint32_t)ids[i]);
         km_sha_add(k->sha, &v, sizeof v);
     }
 #endif
     struct km_digest d = km_sha_end(k->sha);
-    memset(d.b + k->keep, 0, sizeof d.b - (size_t)k->keep);
+    memset(d.b + k->key_bytes, 0, sizeof d.b - (size_t)k->key_bytes);
     return d;
 }

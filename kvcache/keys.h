@@ -1,31 +1,32 @@
 /* The key chain: which chunk of KV belongs to which tokens.
  *
- * A root stands for everything that shapes KV besides the tokens: format, model, dtype, layout, RoPE, chunk size
- * and the request's salt. Key 0 is SHA-256 of (root, tokens of chunk 0), key i of (key i-1, tokens of chunk i):
- * equal keys mean equal prefixes under the same model. Each chunk is hashed once per sequence. */
+ * The root of a chain stands for everything that determines KV besides the tokens: format, model, dtype, layout, shape,
+ * RoPE, chunk size and the request's salt. Key 0 is SHA-256 of (root, tokens of chunk 0), key i is SHA-256 of (key
+ * i - 1, tokens of chunk i). Equal keys therefore mean equal prefixes under the same model. */
 #ifndef KVC_KEYS_H
 #define KVC_KEYS_H
 
 #include "base/err.h"
 #include "base/hash.h"
-#include "engine/kv_port.h"
+#include "kvcache/geometry.h"
 
 #include <stdint.h>
 
-#define KVC_FORMAT 1 /* of keys and payload; a change of either makes old chunks unreachable */
+#define KVC_FORMAT 1 /* version of keys and stored bytes; another version never finds this one's chunks */
 
 struct kvc_keys {
     struct km_sha *sha;
-    struct km_digest base; /* the root without a salt's part */
-    int chunk_size;
-    int keep;              /* leading bytes of a key that count: 32; tests lower it to force collisions */
+    const struct kvc_geometry *geometry;
+    struct km_digest base; /* the root before a salt is added */
+    int key_bytes;         /* leading bytes of a key that count: 32. Tests lower it to force collisions */
 };
 
-int kvc_keys_open(struct kvc_keys *k, const struct kv_geom *g, int chunk_size, struct km_err *err);
+/* Borrows g. */
+int kvc_keys_open(struct kvc_keys *k, const struct kvc_geometry *g, struct km_err *err);
 void kvc_keys_close(struct kvc_keys *k);
 
-struct km_digest kvc_keys_root(struct kvc_keys *k, const char *salt); /* NULL: none, which is not "" */
-/* ids: [chunk_size] */
+struct km_digest kvc_keys_root(struct kvc_keys *k, const char *salt); /* NULL: no salt, which differs from "" */
+/* The key after parent (a key or a root); ids: [chunk_size] token ids. */
 struct km_digest kvc_keys_next(struct kvc_keys *k, const struct km_digest *parent, const int32_t *ids);
 
 #endif

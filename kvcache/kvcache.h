@@ -1,9 +1,11 @@
-/* The KV-cache layer: chunks of a fixed number of tokens, kept by key outside the engine's pool.
+/* The KV-cache layer: chunks of KV, kept by key in host memory outside the engine's pool.
  *
- * A `kvc` is one cache: a key chain, an index, a byte budget and its tiers. It knows pages only through
- * the engine's port (engine/kv_port.h): no CUDA, no HTTP, no model. A chunk's key is SHA-256 over the
- * model's fingerprint, dtype, layout, RoPE, chunk size and salt, then chained over the tokens; a stored
- * chunk also keeps its token ids and a checksum, and both are compared before a load counts as good. */
+ * A `kvc` is one cache. It owns a key chain, an index of chunks and the tiers that hold their bytes within a budget. It
+ * sees the engine only through the port (engine/kv_port.h): no CUDA, no HTTP, no model. A cache serves one engine.
+ *
+ * A chunk's key is SHA-256 over the model's fingerprint, dtype, layout, shape, RoPE, chunk size and salt, chained over
+ * the tokens. A stored chunk also keeps its token ids and a checksum of its bytes. A lookup compares the ids and a load
+ * verifies the checksum, before the engine uses the KV. */
 #ifndef KVC_KVCACHE_H
 #define KVC_KVCACHE_H
 
@@ -14,37 +16,39 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* Which chunk is evicted first: the one not used for the longest time, or the one stored first. */
 enum kvc_policy { KVC_LRU, KVC_FIFO };
 
 struct kvc_config {
-    int chunk_size;            /* tokens: 256 */
-    bool local_cpu;            /* the DRAM tier: true */
-    int64_t max_local_cpu;     /* bytes: 5 GiB */
-    bool save_decode;          /* keep chunks completed while decoding: false */
+    int chunk_size;        /* tokens of a chunk; a multiple of the engine's block size. Default 256 */
+    bool local_cpu;        /* the DRAM tier is used. Default true */
+    int64_t max_local_cpu; /* bytes of the DRAM tier. Default 5 GiB */
+    bool save_decode;      /* chunks that end in generated tokens are stored too. Default false */
     enum kvc_policy policy;
 };
 
 struct kvc_config kvc_defaults(void);
-/* LMCache's YAML as it is. Keys we do not serve yet are listed in *warnings (one a line); unknown ones are
- * errors with the nearest name. */
+/* Reads LMCache's YAML file into *c, which keeps the value of every key that the file leaves out. A key
+ * that LMCache knows and this version does not serve is a line of *warnings. An unknown key is an error that names the
+ * nearest one. */
 int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warnings, struct km_err *err);
-/* "none" sets *off; else a list such as "dram=50GiB". */
+/* Reads a one-line specification: "none" sets *off, a list such as "dram=50GiB" names the tiers. */
 int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km_err *err);
 /* "dram=5GiB, chunk 256": for results and logs. */
 void kvc_describe(const struct kvc_config *c, struct km_buf *out);
 
 struct kvc;
 
-/* Memory is taken when an engine attaches. */
+/* Allocates no chunk memory yet: that happens when an engine attaches. */
 int kvc_open(struct kvc **out, const struct kvc_config *c, struct km_err *err);
 void kvc_free(struct kvc *k);
-/* The port to hand to eng_open; it borrows k. */
+/* The port for eng_open. It borrows k, which must outlive the engine. */
 void kvc_port(struct kvc *k, struct kv_port *out);
 
-/* Time spent on checksums so far, summed over the threads that compute them. */
+/* Time spent on checksums so far, in ns, summed over the threads that compute them. */
 int64_t kvc_checksum_ns(const struct kvc *k);
 
-/* Walks index, LRU list, pins and bytes: 0, or the first broken invariant. For tests. */
+/* Walks index, order list, references and bytes: 0, or KM_EINVAL with the first broken invariant. For tests. */
 int kvc_check(const struct kvc *k, struct km_err *err);
 
 #endif

@@ -1,6 +1,7 @@
 #!/bin/sh
-# make data: the novel that generate_multi_turn.json cuts its prompts from, Project Gutenberg's number 1184,
-# into data/pg1184.txt. Whole or not at all; nothing is done when it is there.
+# Downloads the novel from whose text generate_multi_turn.json takes its prompts (Project Gutenberg's number 1184) to
+# data/pg1184.txt. `make data` runs it. If the file is already there, nothing is downloaded. A download that fails leaves
+# no file.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,30 +14,30 @@ fail() {
     exit 1
 }
 
-# The head of the file names the book, and the whole of it has 2.7 MB.
+# The first 4 KiB must have the title, and the file must be longer than 2 MB (it has 2.7 MB).
 is_book() {
     [ "$(wc -c <"$1")" -gt 2000000 ] && head -c 4096 "$1" | grep -q "$title"
 }
 
 tokenizer_note() {
-    echo "Qwen3's tokenizer is tokenizer.json in any Qwen3 model folder from Hugging Face: pass --tokenizer DIR."
+    echo "The workloads also need Qwen3's tokenizer.json, which every Qwen3 model folder from Hugging Face has: --tokenizer DIR."
 }
 
 if [ -f "$book" ]; then
-    is_book "$book" || fail "$book is there but is not $title; move it away and run make data again"
-    echo "$book is there."
+    is_book "$book" || fail "$book exists but is not $title; move it away and run make data again"
+    echo "$book is already there."
     tokenizer_note
     exit 0
 fi
 
-command -v curl >/dev/null || fail "curl is missing; install it, or put $url at $book yourself"
+command -v curl >/dev/null || fail "curl is missing; install it, or download $url to $book yourself"
 mkdir -p data
 part=$(mktemp data/.pg1184.XXXXXX)
 trap 'rm -f "$part"' EXIT
 trap 'exit 1' INT TERM
 curl -fsSL --retry 2 --connect-timeout 15 --max-time 300 -o "$part" "$url" 2>/dev/null ||
-    fail "cannot fetch $url; without a network, put the file at $book yourself, or use the built-in text"
-is_book "$part" || fail "what $url sent is not $title; try again later"
+    fail "cannot download $url; copy the file to $book from another machine, or use the built-in text"
+is_book "$part" || fail "the file at $url is not $title; try again later"
 chmod 644 "$part"
 mv "$part" "$book"
 echo "$book: $(wc -c <"$book") bytes of $title (Project Gutenberg, public domain in the United States)."

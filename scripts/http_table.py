@@ -1,10 +1,13 @@
-"""The table of gpu_check.sh's part http, from its three run folders:
+"""Prints the table of gpu_check.sh's part http from its three run folders, and writes it to DIR/http.json.
 
     http_table.py DIR MODEL
 
-Times are those of `vllm bench serve`: from sending a request to its first answer, and from there to the last, by the kernel's
-receive stamps. A prompt drawn at random does not always come out at its length; of the requests alone those that did count,
-the first as a warm-up left out. Exit 1 when an answer is missing or short, or when fewer than half of them count."""
+TTFT and TPOT are defined as in `vllm bench serve`: TTFT from sending a request to its first event, and TPOT from there to
+the last event, divided by the number of tokens less one. Times of events are the kernel's receive timestamps.
+
+Random prompts do not always have the length that was asked for. In the runs with one request at a time, only requests of
+the exact length count, and the first one is left out as a warm-up. Exits with 1 if an answer is missing or too short, or
+if fewer than half of these requests count."""
 import csv
 import json
 import os
@@ -14,6 +17,7 @@ ROWS = []
 
 
 def row(key, what, values, goal=None, stretch=None):
+    """A row with the median of values, their 10% and 90% quantiles, and whether the median meets the limits."""
     v = sorted(values)
     at = lambda share: v[int(share * (len(v) - 1) + 0.5)]
     verdict = lambda limit: f"{limit:g}, {'met' if at(0.5) <= limit else 'missed'}" if limit else ""
@@ -22,19 +26,20 @@ def row(key, what, values, goal=None, stretch=None):
 
 
 def single(key, what, value, samples):
+    """A row with a value that the run has summarized already."""
     print(f"| {what} | {'-' if value is None else format(value, '.3f')} | | {samples} | | |")
     ROWS.append({"key": key, "what": what, "value": value, "samples": samples})
 
 
 def read(folder):
-    """The run and its requests, each with ttft and tpot in ms."""
+    """The run and its requests; each request gets ttft and tpot in ms."""
     with open(os.path.join(folder, "run.json")) as f:
         run = json.load(f)
     with open(os.path.join(folder, "requests.csv"), newline="") as f:
         requests = list(csv.DictReader(f))
     for q in requests:
         if q["ok"] != "1" or q["output_tokens"] != q["asked_tokens"]:
-            sys.exit(f"{folder}: request {q['request']} gave {q['output_tokens']} of {q['asked_tokens']} tokens: {q['error'] or 'no error'}")
+            sys.exit(f"{folder}: request {q['request']} returned {q['output_tokens']} of {q['asked_tokens']} tokens: {q['error'] or 'no error'}")
         q["ttft"] = (int(q["first_any_ns"]) - int(q["start_ns"])) / 1e6
         q["tpot"] = (int(q["last_any_ns"]) - int(q["first_any_ns"])) / 1e6 / (int(q["output_tokens"]) - 1)
     return run, requests
@@ -44,7 +49,7 @@ def alone(folder, n, goal=None, stretch=None):
     _, requests = read(folder)
     exact = [q for q in requests[1:] if q["prompt_tokens"] == str(n)]
     if 2 * len(exact) < len(requests):
-        sys.exit(f"{folder}: only {len(exact)} of {len(requests)} prompts came out at {n} tokens")
+        sys.exit(f"{folder}: only {len(exact)} of {len(requests)} prompts have exactly {n} tokens; at least half must")
     row(f"http_ttft_{n}_ms", f"HTTP, {n} tokens alone, TTFT, ms", [q["ttft"] for q in exact], goal, stretch)
     row(f"http_tpot_{n}_ms", f"HTTP, {n} tokens alone, TPOT, ms", [q["tpot"] for q in exact])
 
@@ -61,7 +66,7 @@ def crowd(folder, what):
 
 def main():
     folder, model = sys.argv[1:]
-    big = model == "qwen3-8b"  # the goals are for this one
+    big = model == "qwen3-8b"  # the goals are stated for this model
     print("\n| what | median | 10% to 90% | samples | goal | stretch |\n|---|---|---|---|---|---|")
     alone(os.path.join(folder, "alone-128"), 128, *((8, 6.5) if big else ()))
     alone(os.path.join(folder, "alone-1024"), 1024)

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Debian and Ubuntu packages that the build and the tests need. Installs what is missing as root or by sudo without a
-# password; otherwise prints the one command that would and exits 1.
+# Installs the Debian or Ubuntu packages that the build and the tests need and that are missing. It needs to be root, or
+# to have sudo without a password. Otherwise it prints the command that installs them, and exits with 1.
 set -eu
 
 packages="build-essential cmake pkg-config libcjson-dev libcurl4-openssl-dev libevent-dev libssl-dev libxxhash-dev
 libutf8proc-dev libopenblas-dev libyaml-dev libcmocka-dev gnuplot-nox"
 
 if ! command -v dpkg-query >/dev/null 2>&1; then
-    echo "setup: this is not Debian or Ubuntu; install the equivalents of:" $packages >&2
+    echo "setup: dpkg is missing, so this is not Debian or Ubuntu; install the equivalents of:" $packages >&2
     exit 1
 fi
 
@@ -18,7 +18,7 @@ for p in $packages; do
     *) missing="$missing $p" ;;
     esac
 done
-# Another flavour of libcurl's headers, or another gnuplot, serves as well.
+# Any package that provides libcurl's headers will do, and any gnuplot.
 if pkg-config --exists libcurl 2>/dev/null; then missing=$(echo "$missing" | sed 's/ libcurl4-openssl-dev//'); fi
 if command -v gnuplot >/dev/null 2>&1; then missing=$(echo "$missing" | sed 's/ gnuplot-nox//'); fi
 [ -n "$missing" ] || exit 0
@@ -28,7 +28,7 @@ if [ "$(id -u)" = 0 ]; then
 elif sudo -n true 2>/dev/null; then
     as="sudo"
 else
-    echo "setup: packages are missing; run this once, then make again:" >&2
+    echo "setup: packages are missing, and installing them needs root; run this command, then run make again:" >&2
     echo "  sudo apt-get update && sudo apt-get install -y --no-install-recommends$missing" >&2
     exit 1
 fi
@@ -37,7 +37,7 @@ export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 if ! { $as apt-get update -qq && $as apt-get install -y -qq --no-install-recommends $missing; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
-    echo "setup: apt-get failed (full log: $log)" >&2
+    echo "setup: apt-get could not install$missing; its last lines are above, its whole output is in $log" >&2
     exit 1
 fi
 rm -f "$log"

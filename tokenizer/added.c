@@ -1,4 +1,4 @@
-/* A sorted array walked like a trie: each byte of the text narrows the range of tokens that begin so. */
+/* Search in the sorted array: each byte of the text narrows the range of tokens that begin with the bytes so far. */
 #include "tokenizer/added.h"
 
 #include "base/mem.h"
@@ -20,7 +20,7 @@ void added_free(struct added *a)
     *a = (struct added){0};
 }
 
-/* strcmp's order is that of unsigned bytes, a prefix before what it begins. */
+/* Orders by unsigned bytes; a token comes before the tokens that it is a prefix of. */
 static int by_text(const void *a, const void *b)
 {
     return strcmp(((const struct added_tok *)a)->text, ((const struct added_tok *)b)->text);
@@ -37,8 +37,8 @@ const char *added_sort(struct added *a)
     return NULL;
 }
 
-/* First index in [lo, hi) whose byte `depth` is >= c; all of them are longer than depth. */
-static int lower(const struct added *a, int lo, int hi, size_t depth, int c)
+/* The first index in [lo, hi) whose byte at `depth` is >= c. All tokens of the range are longer than depth. */
+static int lower_bound(const struct added *a, int lo, int hi, size_t depth, int c)
 {
     while (lo < hi) {
         int mid = lo + (hi - lo) / 2;
@@ -56,8 +56,8 @@ static const struct added_tok *longest_at(const struct added *a, const char *s, 
     int lo = 0, hi = a->n;
     for (size_t depth = 0; depth < n && lo < hi; depth++) {
         int c = (unsigned char)s[depth];
-        lo = lower(a, lo, hi, depth, c);
-        hi = lower(a, lo, hi, depth, c + 1);
+        lo = lower_bound(a, lo, hi, depth, c);
+        hi = lower_bound(a, lo, hi, depth, c + 1);
         if (lo < hi && a->v[lo].len == depth + 1)
             best = &a->v[lo++];
     }

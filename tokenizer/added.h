@@ -1,4 +1,4 @@
-/* Added tokens: texts that become one id before anything else is done to the text. */
+/* Added tokens: texts that become one token id each, before the rest of the text is normalized and split. */
 #ifndef TOK_ADDED_H
 #define TOK_ADDED_H
 
@@ -16,19 +16,21 @@ struct added_tok {
 };
 
 struct added {
-    struct added_tok *v; /* [n] sorted by bytes once added_sort was called */
+    struct added_tok *v; /* [n] in the order of their bytes, after added_sort */
     int n;
-    bool first[256]; /* does any begin with this byte? */
+    bool first[256]; /* true for a byte that a token begins with */
 };
 
-/* Room for n; fill v[] and count a->n up as the texts come, then sort. */
+/* Allocates space for n tokens. The caller fills v[], counts a->n up, and calls added_sort before a search. */
 int added_open(struct added *a, int n, struct km_err *err);
 void added_free(struct added *a);
-/* The text that occurs twice, or NULL. */
+/* Returns a text that occurs twice, or NULL. */
 const char *added_sort(struct added *a);
 
-/* The first and there longest match in s[from..n): its start in *at; NULL when there is none. */
+/* Finds the first token in s[from..n), and of several that start there the longest. *at: where it starts. NULL if there
+ * is none. */
 const struct added_tok *added_find(const struct added *a, const char *s, size_t n, size_t from, size_t *at);
+/* The token with this text, or NULL. */
 const struct added_tok *added_get(const struct added *a, const char *text);
 
 #endif

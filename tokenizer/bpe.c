@@ -1,12 +1,16 @@
-/* One algorithm for every length: a list of symbols and a heap of the pairs that may merge, least rank
- * first, then leftmost. Entries are not removed when a neighbour changes: a pair that changed makes a longer
- * token or none, so that an entry which no longer makes what its rank makes is passed over. n log n.
+/* Merging in n log n for a piece of n bytes: a linked list of symbols, at first one per byte, and a heap of the pairs
+ * that can merge, lowest rank first, then leftmost.
  *
- * Most pieces are one token. Whether the merges make a token of its own bytes is found out the first time
- * and kept, so that such a piece costs one lookup. */
+ * A merge changes the pairs to its left and right. Their old heap entries stay in the heap: a changed pair makes
+ * another token than before or none, so an entry whose rank does not make what its pair now makes is out of date and is
+ * skipped.
+ *
+ * Most pieces are a token of the vocabulary. Whether the merges really give that token is computed once per token and
+ * remembered (`whole`), so that such a piece costs one lookup. */
 #include "tokenizer/bpe.h"
 
 #include "base/mem.h"
+#include "base/random.h"
 
 #include <stdatomic.h>
 
@@ -18,9 +22,9 @@ struct bpe_merge {
 };
 
 struct bpe_sym {
-    int32_t id;         /* NONE: merged into the one before */
-    int32_t prev, next; /* positions, NONE at the ends */
-    int32_t made;       /* what this and the next would make, NONE when they do not merge */
+    int32_t id;         /* token; NONE: merged into the symbol before it */
+    int32_t prev, next; /* positions in bpe_run.sym; NONE at the ends */
+    int32_t made;       /* token that this symbol and the next one make; NONE if they cannot merge */
 };
 
 int bpe_open(struct bpe *b, const struct voc *voc, int32_t n, struct km_err *err)
@@ -39,9 +43,9 @@ int bpe_open(struct bpe *b, const struct voc *voc, int32_t n, struct km_err *err
     for (int i = 0; i < 256; i++) {
         b->byte_id[i] = voc_find(voc, &(char){(char)i}, 1);
         if (b->byte_id[i] < 0)
-            return km_fail(
-                err, KM_EFORMAT,
-                "the vocabulary has no token for the byte 0x%02X; a byte-level vocabulary holds all 256", i);
+            return km_fail(err, KM_EFORMAT,
+                           "the vocabulary has no token for the byte 0x%02X; a byte-level vocabulary must have all 256",
+                           i);
     }
     return 0;
 }
@@ -54,10 +58,10 @@ void bpe_free(struct bpe *b)
     *b = (struct bpe){0};
 }
 
-/* The slot of the pair, or the free one where it would go. */
-static struct bpe_merge *find(const struct bpe *b, int32_t left, int32_t right)
+/* The slot of the pair, or the free slot where it belongs. */
+static struct bpe_merge *find_slot(const struct bpe *b, int32_t left, int32_t right)
 {
-    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * KM_GOLDEN64;
     for (uint32_t i = (uint32_t)(h >> 32) & b->mask;; i = (i + 1) & b->mask) {
         struct bpe_merge *m = &b->slot[i];
         if (m->rank < 0 || (m->left == left && m->right == right))
@@ -67,7 +71,7 @@ static struct bpe_merge *find(const struct bpe *b, int32_t left, int32_t right)
 
 bool bpe_put(struct bpe *b, int32_t rank, int32_t left, int32_t right, int32_t made)
 {
-    struct bpe_merge *m = find(b, left, right);
+    struct bpe_merge *m = find_slot(b, left, right);
     if (m->rank >= 0)
         return false;
     *m = (struct bpe_merge){left, right, rank, made};
@@ -110,7 +114,7 @@ static int reserve(struct bpe_run *r, size_t n)
     return 0;
 }
 
-/* The heap's entries are rank << 32 | position: whole numbers in the order that merges are made. */
+/* A heap entry is rank << 32 | position of the pair's first symbol, so that the least entry is the next merge. */
 static void heap_push(uint64_t *heap, size_t *n, uint64_t e)
 {
     size_t i = (*n)++;
@@ -134,22 +138,22 @@ static uint64_t heap_pop(uint64_t *heap, size_t *n)
     return top;
 }
 
-/* Looks up what the symbol at `at` makes with the next one, and queues it. */
-static void consider(const struct bpe *b, struct bpe_run *r, size_t *queued, int32_t at)
+/* Looks up the merge of the symbol at `at` with the next symbol, and pushes it. */
+static void push_pair(const struct bpe *b, struct bpe_run *r, size_t *queued, int32_t at)
 {
     struct bpe_sym *s = &r->sym[at];
     s->made = NONE;
     if (s->next == NONE)
         return;
-    const struct bpe_merge *m = find(b, s->id, r->sym[s->next].id);
+    const struct bpe_merge *m = find_slot(b, s->id, r->sym[s->next].id);
     if (m->rank < 0)
         return;
     s->made = m->made;
     heap_push(r->heap, queued, (uint64_t)(uint32_t)m->rank << 32 | (uint32_t)at);
 }
 
-/* Merges s[0..n) in r->sym: position 0 is the first symbol, the rest follow by `next`. The heap holds at
- * most n - 1 pairs at first and one more after each of at most n - 1 merges: 2n. */
+/* Merges s[0..n) in r->sym. The resulting symbols are position 0 and those that follow it by `next`. The heap never
+ * holds more than 2n entries: n - 1 pairs at first, and one more after each of at most n - 1 merges. */
 static int merge(const struct bpe *b, struct bpe_run *r, const char *s, size_t n)
 {
     if (n > INT32_MAX - 1)
@@ -158,11 +162,10 @@ static int merge(const struct bpe *b, struct bpe_run *r, const char *s, size_t n
         return KM_ENOMEM;
     size_t queued = 0;
     for (size_t i = 0; i < n; i++)
-        r->sym[i] = (struct bpe_sym){.id = b->byte_id[(unsigned char)s[i]],
-                                     .prev = (int32_t)i - 1,
-                                     .next = i + 1 < n ? (int32_t)i + 1 : NONE};
+        r->sym[i] = (struct bpe_sym){
+            .id = b->byte_id[(unsigned char)s[i]], .prev = (int32_t)i - 1, .next = i + 1 < n ? (int32_t)i + 1 : NONE};
     for (size_t i = 0; i < n; i++)
-        consider(b, r, &queued, (int32_t)i);
+        push_pair(b, r, &queued, (int32_t)i);
     while (queued) {
         uint64_t e = heap_pop(r->heap, &queued);
         int32_t at = (int32_t)(uint32_t)e, made = b->made[e >> 32];
@@ -176,8 +179,8 @@ static int merge(const struct bpe *b, struct bpe_run *r, const char *s, size_t n
         if (left->next != NONE)
             r->sym[left->next].prev = at;
         if (left->prev != NONE)
-            consider(b, r, &queued, left->prev);
-        consider(b, r, &queued, at);
+            push_pair(b, r, &queued, left->prev);
+        push_pair(b, r, &queued, at);
     }
     return 0;
 }

@@ -1,4 +1,4 @@
-/* tokenizer.json into a struct tok, or an error that names what is not Qwen's. */
+/* Reading a tokenizer.json into a `tok`. A file of another model family is an error that names the difference. */
 #ifndef TOK_LOAD_H
 #define TOK_LOAD_H
 
@@ -6,16 +6,16 @@
 #include "tokenizer/bpe.h"
 #include "tokenizer/vocab.h"
 
-/* Immutable after tok_open, but for the memo inside bpe. */
+/* Immutable after tok_open, except for the memo in bpe. */
 struct tok {
-    uint8_t *table; /* uni_table */
+    uint8_t *table; /* [UNI_MAX] classes of code points (unicode.h) */
     struct voc voc;
     struct bpe bpe;
     struct added added;
-    uint8_t *special; /* [voc.total] */
+    uint8_t *special; /* [voc.total] 1 for a token that the file marks as special */
 };
 
-/* Fills t (zeroed) from the file; on failure the caller frees what is there. */
-int load_file(struct tok *t, const char *path, struct km_err *err);
+/* Fills t, which is zeroed. On failure the caller frees what t holds so far. */
+int tok_load_file(struct tok *t, const char *path, struct km_err *err);
 
 #endif

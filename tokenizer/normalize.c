@@ -1,6 +1,8 @@
-/* NFC by spans: only a run of UNI_NFC characters, with the one before it, can change, and is handed to
- * utf8proc; the rest is copied. utf8proc_map would do all of it, but orders marks by insertion, which a
- * megabyte of marks makes quadratic; and it would know characters that the outside tokenizer does not. */
+/* NFC by spans. Only a run of UNI_NFC characters and the character before it can change. utf8proc normalizes such a
+ * span; all other text is copied.
+ *
+ * utf8proc_map would normalize everything, but it sorts marks by insertion, which takes quadratic time for a megabyte
+ * of marks. Its Unicode version may also be newer than the one of Hugging Face's tokenizers (unicode.h). */
 #include "tokenizer/normalize.h"
 
 #include "base/err.h"
@@ -10,7 +12,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
-enum { MOST_PARTS = 8 }; /* a canonical decomposition has at most 4 code points */
+enum { MAX_PARTS = 8 }; /* code points reserved per character; a canonical decomposition has at most 4 */
 
 static int reserve(struct nfc *w, size_t want)
 {
@@ -25,8 +27,8 @@ static int reserve(struct nfc *w, size_t want)
     return 0;
 }
 
-/* Bytes before the first character that NFC may touch; n when there is none. s is valid UTF-8. */
-static size_t inert(const uint8_t *table, const char *s, size_t n)
+/* The bytes before the first UNI_NFC character in s[0..n), which is valid UTF-8; n if there is none. */
+static size_t skip_inert(const uint8_t *table, const char *s, size_t n)
 {
     size_t i = 0;
     while (i < n) {
@@ -43,24 +45,25 @@ static size_t inert(const uint8_t *table, const char *s, size_t n)
     return n;
 }
 
-static unsigned ccc(const uint8_t *table, int32_t c)
+/* Canonical combining class; 0 for a character that is not sorted. */
+static unsigned combining_class(const uint8_t *table, int32_t c)
 {
     return table[c] & UNI_NFC ? (unsigned)utf8proc_get_property(c)->combining_class : 0;
 }
 
-/* Canonical order: each run of marks sorted by combining class, equal ones in place. A counting sort, so
- * that the length of a run does not matter; most runs are in order already. */
-static int order(struct nfc *w, size_t n)
+/* Puts each run of marks in w->span[0..n) in canonical order: by combining class, equal classes in their old order. It
+ * is a counting sort, so that a run of any length takes linear time. Most runs are in order already. */
+static int sort_marks(struct nfc *w, size_t n)
 {
     for (size_t i = 0; i < n;) {
-        unsigned last = ccc(w->table, w->span[i]);
+        unsigned last = combining_class(w->table, w->span[i]);
         if (!last) {
             i++;
             continue;
         }
         size_t from = i, at[257] = {0};
         bool sorted = true;
-        for (unsigned c; i < n && (c = ccc(w->table, w->span[i])); i++) {
+        for (unsigned c; i < n && (c = combining_class(w->table, w->span[i])); i++) {
             sorted = sorted && last <= c;
             last = c;
             at[c + 1]++;
@@ -72,28 +75,26 @@ static int order(struct nfc *w, size_t n)
         for (int c = 1; c < 257; c++)
             at[c] += at[c - 1];
         for (size_t k = from; k < i; k++)
-            w->span[n + at[ccc(w->table, w->span[k])]++] = w->span[k];
+            w->span[n + at[combining_class(w->table, w->span[k])]++] = w->span[k];
         memcpy(w->span + from, w->span + n, (i - from) * sizeof *w->span);
     }
     return 0;
 }
 
-/* Appends the NFC of s[0..n), a base and the marks behind it, to w->out. */
+/* Appends the NFC of the span s[0..n), a base character and the marks after it, to w->out. */
 static int put_span(struct nfc *w, const char *s, size_t n)
 {
     size_t len = 0;
     int step;
     for (size_t i = 0; i < n; i += (size_t)step) {
-        if (reserve(w, len + MOST_PARTS))
+        if (reserve(w, len + MAX_PARTS))
             return KM_ENOMEM;
         int32_t c = (int32_t)uni_get(s + i, &step);
-        len += (size_t)utf8proc_decompose_char(c, w->span + len, MOST_PARTS,
-                                               UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, NULL);
+        len += (size_t)utf8proc_decompose_char(c, w->span + len, MAX_PARTS, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, NULL);
     }
-    if (order(w, len))
+    if (sort_marks(w, len))
         return KM_ENOMEM;
-    utf8proc_ssize_t m =
-        utf8proc_normalize_utf32(w->span, (utf8proc_ssize_t)len, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    utf8proc_ssize_t m = utf8proc_normalize_utf32(w->span, (utf8proc_ssize_t)len, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
     for (utf8proc_ssize_t i = 0; i < m; i++) {
         char u[4];
         km_buf_put(&w->out, u, (size_t)uni_put((uint32_t)w->span[i], u));
@@ -101,8 +102,8 @@ static int put_span(struct nfc *w, const char *s, size_t n)
     return 0;
 }
 
-/* Start of the character before s[at], or `at` when that one cannot join with what follows. */
-static size_t base_of(const struct nfc *w, const char *s, size_t from, size_t at)
+/* The start of the character before s[at], or `at` if that character cannot compose with what follows it. */
+static size_t span_start(const struct nfc *w, const char *s, size_t from, size_t at)
 {
     if (at == from)
         return at;
@@ -126,11 +127,11 @@ int nfc_run(struct nfc *w, const char **text, size_t *size)
         s = w->clean.data;
         n = w->clean.len;
     }
-    size_t at = inert(w->table, s, n), done = 0; /* s[0..done) is in w->out */
+    size_t at = skip_inert(w->table, s, n), done = 0; /* w->out holds s[0..done) */
     if (at < n) {
         km_buf_clear(&w->out);
         while (at < n) {
-            size_t start = base_of(w, s, done, at);
+            size_t start = span_start(w, s, done, at);
             int len;
             while (at < n && w->table[uni_get(s + at, &len)] & UNI_NFC)
                 at += (size_t)len;
@@ -138,7 +139,7 @@ int nfc_run(struct nfc *w, const char **text, size_t *size)
             if (put_span(w, s + start, at - start))
                 return KM_ENOMEM;
             done = at;
-            at += inert(w->table, s + at, n - at);
+            at += skip_inert(w->table, s + at, n - at);
         }
         km_buf_put(&w->out, s + done, n - done);
         if (!km_buf_ok(&w->out))

@@ -1,4 +1,4 @@
-/* Text to valid UTF-8 in NFC, copied only when it is not that already. */
+/* Normalization: text becomes valid UTF-8 in NFC. Text that is so already is not copied. */
 #ifndef TOK_NORMALIZE_H
 #define TOK_NORMALIZE_H
 
@@ -7,17 +7,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Scratch of one encode call; zero-initialise, set table, end with nfc_free. */
+/* Working memory of one encode call. Start with zeros and the table; free with nfc_free. */
 struct nfc {
     const uint8_t *table; /* uni_table, borrowed */
-    struct km_buf clean;  /* the text with its ill-formed bytes replaced */
-    struct km_buf out;
-    int32_t *span; /* [cap] code points */
+    struct km_buf clean;  /* the text with U+FFFD for its ill-formed bytes */
+    struct km_buf out;    /* the normalized text */
+    int32_t *span;        /* [cap] code points of the current span */
     size_t cap;
 };
 
-/* Replaces *s, *n by the normalized text: the same pointer, or memory of w that the next call reuses.
- * 0 or KM_ENOMEM. */
+/* Sets *s and *n to the normalized text: the same text, or memory of w that is valid until the next call. The only
+ * error is KM_ENOMEM. */
 int nfc_run(struct nfc *w, const char **s, size_t *n);
 void nfc_free(struct nfc *w);
 

@@ -1,5 +1,6 @@
-/* The public verbs: text is cut at added tokens, what lies between is normalized, split and merged. All that
- * an encode needs besides the vocabulary lives in one struct on the caller's stack. */
+/* The public functions. Encoding cuts the text at added tokens; the text between them is normalized, split and merged.
+ * An encode call keeps all its state on the stack, so that calls of several threads share nothing but the vocabulary.
+ */
 #include "tokenizer/tokenizer.h"
 
 #include "base/file.h"
@@ -19,9 +20,9 @@ int tok_open(struct tok **out, const char *path, struct km_err *err)
     if (!file || !t)
         rc = km_fail(err, KM_ENOMEM, "out of memory opening %s", path);
     else if (!km_file_exists(file))
-        rc = km_fail(err, KM_ENOENT, "there is no %s; give a tokenizer.json or its folder", file);
+        rc = km_fail(err, KM_ENOENT, "there is no %s; give a tokenizer.json or the folder that holds one", file);
     else
-        rc = load_file(t, file, err);
+        rc = tok_load_file(t, file, err);
     km_free(file);
     if (rc) {
         tok_free(t);
@@ -43,14 +44,14 @@ void tok_free(struct tok *t)
     km_free(t);
 }
 
-/* One call's scratch. */
+/* State of one encode call. */
 struct encoding {
     const struct tok *t;
     struct nfc nfc;
     struct bpe_run run;
 };
 
-/* Text without added tokens. */
+/* Encodes text that has no added tokens. */
 static int encode_plain(struct encoding *e, const char *s, size_t n)
 {
     int rc = nfc_run(&e->nfc, &s, &n);
@@ -63,7 +64,7 @@ static int encode_plain(struct encoding *e, const char *s, size_t n)
     return rc;
 }
 
-/* Into ids, or only counted when ids is NULL. The count, or <0. */
+/* Appends to ids, or only counts if ids is NULL. Returns the number of token ids, or < 0. */
 static int64_t encode(const struct tok *t, const char *s, size_t n, bool specials, struct tok_ids *ids,
                       struct km_err *err)
 {
@@ -85,9 +86,8 @@ static int64_t encode(const struct tok *t, const char *s, size_t n, bool special
         return e.run.n;
     if (ids)
         ids->n = had;
-    return rc == KM_ELIMIT
-               ? km_fail(err, rc, "a word of the text is over 2 GiB long; cut the text of %zu bytes", n)
-               : km_fail(err, rc, "out of memory encoding %zu bytes of text", n);
+    return rc == KM_ELIMIT ? km_fail(err, rc, "a word in the text of %zu bytes is over 2 GiB long; split the text", n)
+                           : km_fail(err, rc, "out of memory encoding %zu bytes of text", n);
 }
 
 int tok_encode(const struct tok *t, const char *text, size_t len, bool specials, struct tok_ids *out,

@@ -1,4 +1,4 @@
-/* The table unrolled to a byte a code point: 1.1 MB, of which a text touches a few lines. */
+/* The table as one byte per code point: 1.1 MB, of which a text uses a few cache lines. */
 #include "tokenizer/unicode.h"
 
 #include "base/mem.h"
@@ -49,8 +49,8 @@ size_t uni_valid(const char *s, size_t n)
     return n;
 }
 
-/* Length of the ill-formed part at s: the longest beginning of a sequence there, or one byte. */
-static size_t bad_len(const char *s, size_t n)
+/* The length of the ill-formed part at s: the longest incomplete but valid start of a sequence, or one byte. */
+static size_t ill_formed_len(const char *s, size_t n)
 {
     size_t len = 1;
     for (size_t k = 1; k <= 3 && k <= n; k++) {
@@ -71,7 +71,7 @@ void uni_lossy(struct km_buf *out, const char *s, size_t n)
         i += good;
         if (i < n) {
             km_buf_puts(out, "\xEF\xBF\xBD");
-            i += bad_len(s + i, n - i);
+            i += ill_formed_len(s + i, n - i);
         }
     }
 }

@@ -1,8 +1,8 @@
-/* What the tokenizer knows of a code point, and UTF-8 in and out.
+/* Classes of code points, and UTF-8.
  *
- * Token ids are facts that every machine must agree on, and the Unicode version of PCRE2 or utf8proc is
- * whatever the distribution ships. So the kinds come from a table asked out of the outside tokenizer
- * (unicode_table.py), whose split is Unicode 16 and whose NFC is Unicode 9. */
+ * Token ids must be the same on every machine, but the Unicode version of PCRE2 or utf8proc is whatever the system has.
+ * So the classes come from a table that unicode_table.py made by querying Hugging Face's tokenizers. Its split follows
+ * Unicode 16 and its NFC Unicode 9. */
 #ifndef TOK_UNICODE_H
 #define TOK_UNICODE_H
 
@@ -16,16 +16,16 @@ enum {
     UNI_LETTER = 1, /* \p{L} */
     UNI_NUMBER = 2, /* \p{N} */
     UNI_SPACE = 3,  /* \s    */
-    UNI_KIND = 3,   /* mask of the four above */
-    UNI_NFC = 4,    /* may change, or change what stands before it, in NFC: anything else is inert */
-    UNI_BASE = 8    /* past U+FFFF: joins with a UNI_NFC character behind it */
+    UNI_CLASS = 3,  /* mask of the four classes above */
+    UNI_NFC = 4,    /* flag: NFC may change the character or the one before it; all others stay as they are */
+    UNI_BASE = 8    /* flag, above U+FFFF only: may compose with a UNI_NFC character after it */
 };
 #define UNI_MAX 0x110000
 
-/* A new table of the flags above, [UNI_MAX] (km_free); NULL without memory. */
+/* A new table [UNI_MAX] of the classes and flags (km_free); NULL if there is no memory. */
 uint8_t *uni_table(void);
 
-/* The code point at s, which must be valid UTF-8; *len is its bytes. */
+/* The code point at s, which must be valid UTF-8. *len: its length in bytes. */
 static inline uint32_t uni_get(const char *s, int *len)
 {
     const unsigned char *u = (const unsigned char *)s;
@@ -38,13 +38,13 @@ static inline uint32_t uni_get(const char *s, int *len)
     return *len = 4, (u[0] & 0x07u) << 18 | (u[1] & 0x3Fu) << 12 | (u[2] & 0x3Fu) << 6 | (u[3] & 0x3Fu);
 }
 
-/* c as UTF-8; returns its length. */
+/* Writes c as UTF-8 and returns its length in bytes. */
 int uni_put(uint32_t c, char out[4]);
 
-/* Bytes before the first that is not UTF-8; n when all is. */
+/* The bytes before the first one that is not valid UTF-8; n if all are valid. */
 size_t uni_valid(const char *s, size_t n);
 
-/* Appends s with every maximal ill-formed part as one U+FFFD, as Rust's from_utf8_lossy does. */
+/* Appends s with one U+FFFD for every maximal ill-formed part, as Rust's from_utf8_lossy does. */
 void uni_lossy(struct km_buf *out, const char *s, size_t n);
 
 #endif

@@ -1,5 +1,5 @@
 /* Made by unicode_table.py from tokenizers 0.23.3; not edited by hand.
- * One entry a run of code points that are alike: first code point << 4 | flags; up to the next entry. */
+ * An entry is a run of code points with equal flags, up to the next one: first code point << 4 | flags (unicode.h). */
 static const uint32_t runs[1981] = {
     0x000093, 0x0000E0, 0x000203, 0x000210, 0x000302, 0x0003A0, 0x000411, 0x0005B0, 0x000611, 0x0007B0, 0x000853,
     0x000860, 0x000A03, 0x000A10, 0x000AA1, 0x000AB0, 0x000B22, 0x000B40, 0x000B51, 0x000B60, 0x000B92, 0x000BA1,

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Prints unicode_table.h: what Hugging Face `tokenizers` thinks of every code point, found by asking it.
+"""Prints unicode_table.h: the class of every code point in Hugging Face `tokenizers`, found by splitting and
+normalizing short texts with it. The flags are those of unicode.h.
 
     pip install tokenizers
     python3 tokenizer/unicode_table.py > tokenizer/unicode_table.h
@@ -17,6 +18,7 @@ CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 
 
 def pieces(text):
+    """The number of pieces that the split pattern makes of the text."""
     return len(SPLIT.pre_tokenize_str(text))
 
 
@@ -36,11 +38,12 @@ flags = [0] * 0x110000
 for c in CODE_POINTS:
     ch = chr(c)
     flags[c] = kind(ch)
-    # A character that NFC changes, or that has a combining class (U+0345 has the highest, 240), or that
-    # joins the Hangul syllable before it.
+    # NFC is set for a character that normalization changes, that has a combining class (it is sorted before U+0345,
+    # whose class is the highest, 240), or that joins the Hangul syllable before it.
     if (nfc(ch) != ch or c == 0x345 or nfc("\u4e00\u0345" + ch) != "\u4e00\u0345" + ch
             or nfc("\u1100" + ch) != "\u1100" + ch or nfc("\uac00" + ch) != "\uac00" + ch):
         flags[c] |= NFC
+# A pair that composes: NFC for the second character, BASE for a first character or a result past U+FFFF.
 for c in CODE_POINTS:
     parts = unicodedata.decomposition(chr(c)).split()
     if len(parts) == 2 and not parts[0].startswith("<"):
@@ -58,7 +61,7 @@ for c in range(0x110000):
         last = flags[c]
         runs.append(f"0x{c << 4 | last:06X}")
 print(f"""/* Made by unicode_table.py from tokenizers {tokenizers.__version__}; not edited by hand.
- * One entry a run of code points that are alike: first code point << 4 | flags; up to the next entry. */
+ * An entry is a run of code points with equal flags, up to the next one: first code point << 4 | flags (unicode.h). */
 static const uint32_t runs[{len(runs)}] = {{""")
 for i in range(0, len(runs), 11):
     print("    " + ", ".join(runs[i:i + 11]) + ",")

@@ -1,5 +1,5 @@
-/* Open addressing with half of the hash kept in the slot, so that a foreign slot is passed without looking
- * at its token. At most half of the slots are taken. */
+/* A hash table with open addressing, at most half full. A slot keeps half of the hash, so that a search skips the slots
+ * of other tokens without reading their bytes. */
 #include "tokenizer/vocab.h"
 
 #include "base/mem.h"
@@ -31,7 +31,7 @@ void voc_free(struct voc *v)
     *v = (struct voc){0};
 }
 
-/* The slot that holds s[0..n), or the free one where it would go. */
+/* The slot of the token s[0..n), or the free slot where it belongs. h: its hash. */
 static uint64_t *find_slot(const struct voc *v, const char *s, size_t n, uint64_t h)
 {
     for (uint32_t i = (uint32_t)h & v->mask;; i = (i + 1) & v->mask) {

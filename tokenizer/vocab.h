@@ -1,4 +1,4 @@
-/* The vocabulary: bytes of an id, id of bytes. */
+/* The vocabulary: the bytes of a token id, and the id of bytes. */
 #ifndef TOK_VOCAB_H
 #define TOK_VOCAB_H
 
@@ -8,22 +8,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Ids 0..n-1 are the model's own and can be looked up; n..total-1 are added tokens. Immutable once filled. */
+/* Ids 0 .. n - 1 are the model's tokens, which voc_find finds; ids n .. total - 1 are added tokens. */
 struct voc {
     int32_t n, total;
-    char *bytes;    /* all tokens behind one another, in the order of ids */
-    uint32_t *off;  /* [total + 1] */
-    uint64_t *slot; /* [mask + 1] hash in the high half, id + 1 in the low; 0 is free */
+    char *bytes;    /* the bytes of all tokens, in the order of ids */
+    uint32_t *off;  /* [total + 1] start of each token in bytes */
+    uint64_t *slot; /* [mask + 1] hash table: upper half of the hash, then id + 1; 0: free */
     uint32_t mask;
-    size_t longest; /* bytes of the longest of 0..n-1 */
+    size_t longest; /* bytes of the longest of tokens 0 .. n - 1 */
 };
 
-/* Room for `total` tokens of `size` bytes together. */
+/* Allocates space for `total` tokens with `size` bytes in all. */
 int voc_open(struct voc *v, int32_t n, int32_t total, size_t size, struct km_err *err);
 void voc_free(struct voc *v);
-/* Gives the next id its bytes; calls come in the order of ids. false: id < n and the bytes have one already. */
+/* Adds the next token; calls come in the order of ids. Returns false if id < n and another token has these bytes. */
 bool voc_put(struct voc *v, int32_t id, const char *s, size_t n);
-/* The id < v->n of s[0..n), or -1. */
+/* The id below v->n of the token with the bytes s[0..n), or -1. */
 int32_t voc_find(const struct voc *v, const char *s, size_t n);
 
 static inline const char *voc_bytes(const struct voc *v, int32_t id, size_t *n)

@@ -1,11 +1,13 @@
-/* Prose without a book: a seeded grammar that writes chapters of narrative, dialogue, letters and ledgers.
+/* The built-in text: a seeded grammar that writes chapters of narrative, dialogue, letters and ledgers.
  *
- * It stands in for a novel where none may be fetched. What matters is that it tokenises like English and
- * never repeats itself for long: a sentence has some forty bits of choice, each chapter a new cast with
- * invented names. Templates are expanded depth-first: %x is replaced by a word or by a template of list x,
- * chosen at random; past MAX_DEPTH only a list's first `flat` entries are taken, which lead no deeper. Text
- * is wrapped at 72 columns as printed books on the net are. A longer text begins with the shorter one. */
-#include "workloads/workload.h"
+ * The text replaces the novel of vLLM's workload on a machine that cannot download it. So it must tokenize like
+ * English, and must not repeat: a sentence has about forty bits of choice, and each chapter has new characters with
+ * invented names. Repeated text would give the server's prefix cache hits that a novel does not give.
+ *
+ * Templates are expanded depth-first. %x becomes a random entry of the list with code x: a word, or a template again.
+ * At depth MAX_DEPTH only the first `flat` entries of a list are used, which refer to word lists only. The text is
+ * wrapped at 72 columns, like the plain-text books of Project Gutenberg. */
+#include "workloads/builtin_text.h"
 
 #include "workloads/rng.h"
 
@@ -153,9 +155,9 @@ static const char *const dialogues[] = {
 /* clang-format on */
 
 struct list {
-    char code;
-    const char *const *v;
-    int n, flat; /* entries; the first `flat` of them lead no deeper */
+    char code;            /* %code in a template */
+    const char *const *v; /* [n] words or templates */
+    int n, flat;          /* entries; the first `flat` of them refer to word lists only */
 };
 /* clang-format off */
 #define LIST(code, v, flat) {code, v, (int)(sizeof v / sizeof *v), flat}
@@ -192,8 +194,8 @@ static const char *const titles[] = {
 
 struct writer {
     struct wl_mt r;
-    char cast[CAST][NAME_LEN]; /* of this chapter */
-    struct km_buf line;        /* one paragraph, before wrapping */
+    char cast[CAST][NAME_LEN]; /* names of the chapter's characters */
+    struct km_buf line;        /* the current paragraph, not wrapped */
     struct km_buf *out;
 };
 
@@ -248,8 +250,8 @@ static void expand(struct writer *w, const char *tpl, int depth)
     }
 }
 
-/* Expands a template as a sentence of its own: its first letter is a capital. */
-static void sentence(struct writer *w, const char *tpl)
+/* Appends the template, expanded, as a sentence that begins with a capital. */
+static void put_sentence(struct writer *w, const char *tpl)
 {
     if (w->line.len)
         km_buf_putc(&w->line, ' ');
@@ -262,13 +264,13 @@ static void sentence(struct writer *w, const char *tpl)
     w->line.data[at] = (char)toupper((unsigned char)w->line.data[at]);
 }
 
-static bool vowel(char c)
+static bool is_vowel(char c)
 {
     return c && strchr("aeiouAEIOU", c);
 }
 
-/* Writes the paragraph, wrapped, and empties it. Here "a" becomes "an" and plain quotes become curly ones. */
-static void flush(struct writer *w)
+/* Writes the paragraph to w->out, wrapped, and clears it. "a" becomes "an" before a vowel, and quotes become curly. */
+static void flush_paragraph(struct writer *w)
 {
     static const char *const curly[] = {"\xE2\x80\x9C", "\xE2\x80\x9D"};
     int column = 0;
@@ -292,7 +294,7 @@ static void flush(struct writer *w)
             }
         }
         column += (int)n;
-        if ((p[n - 1] == 'a' || p[n - 1] == 'A') && (n == 1 || (n == 2 && p[0] == '"')) && vowel(*next)) {
+        if ((p[n - 1] == 'a' || p[n - 1] == 'A') && (n == 1 || (n == 2 && p[0] == '"')) && is_vowel(*next)) {
             km_buf_putc(w->out, 'n');
             column++;
         }
@@ -303,7 +305,7 @@ static void flush(struct writer *w)
     km_buf_clear(&w->line);
 }
 
-static void new_cast(struct writer *w)
+static void choose_cast(struct writer *w)
 {
     for (int i = 0; i < CAST; i++) {
         const char *first = PICK(w, given), *head = PICK(w, heads), *tail = PICK(w, tails);
@@ -319,38 +321,38 @@ static void new_cast(struct writer *w)
     }
 }
 
-static void paragraph(struct writer *w)
+static void put_paragraph(struct writer *w)
 {
     int form = pick(w, 20);
     if (form < 9) { /* narrative */
         for (int n = 3 + pick(w, 5); n > 0; n--)
-            sentence(w, "%E");
-        flush(w);
-    } else if (form < 17) { /* talk */
+            put_sentence(w, "%E");
+        flush_paragraph(w);
+    } else if (form < 17) { /* dialogue */
         for (int n = 2 + pick(w, 4); n > 0; n--) {
-            sentence(w, "%D");
-            flush(w);
+            put_sentence(w, "%D");
+            flush_paragraph(w);
         }
-    } else if (form == 17) { /* a letter */
-        sentence(w, "%F, %w, %m %y.");
-        flush(w);
-        sentence(w, "My dear %N,\xE2\x80\x94%E");
+    } else if (form == 17) { /* letter */
+        put_sentence(w, "%F, %w, %m %y.");
+        flush_paragraph(w);
+        put_sentence(w, "My dear %N,\xE2\x80\x94%E");
         for (int n = 2 + pick(w, 3); n > 0; n--)
-            sentence(w, pick(w, 2) ? "%q." : "%E");
-        sentence(w, "Yours, %N.");
-        flush(w);
-    } else if (form == 18) { /* a ledger */
-        sentence(w, "in the %a notebook of %N stood the following:");
-        flush(w);
+            put_sentence(w, pick(w, 2) ? "%q." : "%E");
+        put_sentence(w, "Yours, %N.");
+        flush_paragraph(w);
+    } else if (form == 18) { /* ledger */
+        put_sentence(w, "in the %a notebook of %N stood the following:");
+        flush_paragraph(w);
         for (int n = 3 + pick(w, 4); n > 0; n--) {
-            sentence(w, "item, %u %j, %a, from %F, at %u shillings the dozen;");
-            flush(w);
+            put_sentence(w, "item, %u %j, %a, from %F, at %u shillings the dozen;");
+            flush_paragraph(w);
         }
-    } else { /* a remark between two speakers' turns */
-        sentence(w, "%E");
-        sentence(w, "%D");
-        sentence(w, "%E");
-        flush(w);
+    } else { /* speech between two sentences of narrative */
+        put_sentence(w, "%E");
+        put_sentence(w, "%D");
+        put_sentence(w, "%E");
+        flush_paragraph(w);
     }
 }
 
@@ -360,13 +362,13 @@ int wl_builtin_text(uint64_t seed, size_t bytes, struct km_buf *out, struct km_e
     size_t start = out->len;
     wl_mt_seed(&w.r, (uint32_t)(seed ^ seed >> 32));
     for (int chapter = 1; km_buf_ok(out) && out->len - start < bytes; chapter++) {
-        new_cast(&w);
+        choose_cast(&w);
         km_buf_printf(out, "%sChapter %d. ", chapter > 1 ? "\n\n" : "", chapter);
-        sentence(&w, pick(&w, 2) ? "the %a %n" : "%o at the %p");
-        flush(&w);
+        put_sentence(&w, pick(&w, 2) ? "the %a %n" : "%o at the %p");
+        flush_paragraph(&w);
         for (int n = 20 + pick(&w, 25); n > 0 && km_buf_ok(out) && out->len - start < bytes; n--)
-            paragraph(&w);
+            put_paragraph(&w);
     }
     km_buf_free(&w.line);
-    return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %zu bytes of text", bytes);
+    return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "out of memory for %zu bytes of built-in text", bytes);
 }

@@ -1,19 +1,21 @@
-/* Ready conversations: [{"id": "...", "messages": [{"role": "user", "content": "..."}, ...]}, ...].
+/* Conversations that the workload file itself holds:
+ * [{"id": "...", "messages": [{"role": "user", "content": "..."}, ...]}, ...].
  *
- * A client asks for every answer that the file has, so each user message must be followed by an answer:
- * roles alternate from user and the number of messages is even. */
-#include "workloads/internal.h"
+ * The load client requests an answer for every user message, of the length that the file's answer has. So each user
+ * message must be followed by an answer: roles alternate, user first, and the number of messages is even. */
+#include "workloads/message.h"
 
 #include "base/mem.h"
+#include "base/sort.h"
+#include "workloads/spec.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 static int check_message(const cJSON *m, int i, struct km_err *err)
 {
     const char *role = NULL, *content = NULL, *want = i % 2 ? "assistant" : "user";
     if (!cJSON_IsObject(m))
-        return km_fail(err, KM_EINVAL, "it must be an object with \"role\" and \"content\"");
+        return km_fail(err, KM_EINVAL, "a message must be an object with \"role\" and \"content\"");
     int rc = km_json_str(m, "role", true, &role, err);
     if (!rc)
         rc = km_json_str(m, "content", true, &content, err);
@@ -21,10 +23,9 @@ static int check_message(const cJSON *m, int i, struct km_err *err)
         return rc;
     if (strcmp(role, want))
         return km_fail(err, KM_EINVAL,
-                       "its role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"",
-                       role, want);
+                       "the role is \"%.40s\"; roles alternate, starting with user, so it must be \"%s\"", role, want);
     if (cJSON_GetArraySize(m) != 2)
-        return km_fail(err, KM_EINVAL, "it has %d keys; it must have \"role\" and \"content\" only",
+        return km_fail(err, KM_EINVAL, "the message has %d keys; remove all but \"role\" and \"content\"",
                        cJSON_GetArraySize(m));
     return 0;
 }
@@ -32,11 +33,11 @@ static int check_message(const cJSON *m, int i, struct km_err *err)
 static int check_conversation(const cJSON *v, struct km_err *err)
 {
     if (!cJSON_IsObject(v))
-        return km_fail(err, KM_EINVAL, "it must be an object with \"id\" and \"messages\"");
+        return km_fail(err, KM_EINVAL, "a conversation must be an object with \"id\" and \"messages\"");
     if (cJSON_GetObjectItemCaseSensitive(v, "conversations"))
         return km_fail(err, KM_EINVAL,
-                       "this is raw ShareGPT (\"conversations\"); convert it to \"messages\" with "
-                       "\"role\" and \"content\" first");
+                       "this is ShareGPT's own format (\"conversations\"); convert it to \"messages\" with "
+                       "\"role\" and \"content\"");
     const char *id = NULL;
     const cJSON *msgs = NULL, *m;
     int rc = km_json_str(v, "id", true, &id, err), n = 0;
@@ -51,17 +52,14 @@ static int check_conversation(const cJSON *v, struct km_err *err)
     }
     if (n == 0 || n % 2)
         return km_fail(err, KM_EINVAL,
-                       "it has %d messages; every user message needs an answer after it, so the number "
-                       "must be even and more than 0",
+                       "the number of messages is %d; every user message needs an answer after it, so the "
+                       "number must be even and more than 0",
                        n);
-    if (n > WL_MAX_TURNS)
-        return km_fail(err, KM_ELIMIT, "it has %d messages; at most %d are accepted", n, WL_MAX_TURNS);
+    if (n > WL_MAX_MESSAGES)
+        return km_fail(err, KM_ELIMIT,
+                       "the number of messages is %d; at most %d are accepted, so split the conversation", n,
+                       WL_MAX_MESSAGES);
     return 0;
-}
-
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
 static int check_ids(const cJSON *array, int n, struct km_err *err)
@@ -75,7 +73,7 @@ static int check_ids(const cJSON *array, int n, struct km_err *err)
     {
         ids[i++] = cJSON_GetObjectItemCaseSensitive(v, "id")->valuestring;
     }
-    qsort(ids, (size_t)n, sizeof *ids, by_text);
+    km_sort_strings(ids, (size_t)n);
     for (i = 1; i < n && !rc; i++)
         if (!strcmp(ids[i - 1], ids[i]))
             rc = km_fail(err, KM_EINVAL, "the id \"%.80s\" occurs twice; ids must be unique", ids[i]);
@@ -83,20 +81,20 @@ static int check_ids(const cJSON *array, int n, struct km_err *err)
     return rc;
 }
 
-int wl_check_conversations(const cJSON *array, int *n, struct km_err *err)
+static int read(struct wl_spec *s, struct km_err *err)
 {
-    *n = 0;
     const cJSON *v;
-    cJSON_ArrayForEach(v, array)
+    cJSON_ArrayForEach(v, s->json)
     {
         if (check_conversation(v, err))
-            return km_context(err, "conversation %d", *n);
-        if (++*n > WL_MAX_CONVS)
-            return km_fail(err, KM_ELIMIT, "there are more than %d conversations", WL_MAX_CONVS);
+            return km_context(err, "conversation %d", s->n);
+        if (++s->n > WL_MAX_CONVS)
+            return km_fail(err, KM_ELIMIT, "the file has more than %d conversations; split it", WL_MAX_CONVS);
     }
-    if (*n == 0)
-        return km_fail(err, KM_EINVAL, "the array of conversations is empty");
-    return check_ids(array, *n, err);
+    if (s->n == 0)
+        return km_fail(err, KM_EINVAL, "the array of conversations is empty; give at least one");
+    s->n_max = s->n;
+    return check_ids(s->json, s->n, err);
 }
 
 static int make_conversation(struct wl_conv *c, const cJSON *v, const struct tok *t, struct km_err *err)
@@ -118,18 +116,26 @@ static int make_conversation(struct wl_conv *c, const cJSON *v, const struct tok
         if (!out->text)
             return km_fail(err, KM_ENOMEM, "out of memory copying conversations");
         out->n_tokens = -1;
-        if (t && (rc = wl_msg_count(out, t, err)))
+        if (t && (rc = wl_msg_count_tokens(out, t, err)))
             return rc;
     }
     return 0;
 }
 
-int wl_make_conversations(struct wl_set *set, const struct wl_spec *s, const struct tok *t,
-                          struct km_err *err)
+static int generate(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                    struct km_err *err)
 {
+    (void)o;
     const cJSON *v = s->json->child;
     int rc = 0;
     for (int c = 0; c < set->n && !rc; c++, v = v->next)
         rc = make_conversation(&set->convs[c], v, t, err);
     return rc;
 }
+
+const struct wl_kind_ops wl_conversations_kind = {
+    .name = "conversations",
+    .seed_rules = WL_RULES_MULTI_TURN,
+    .read = read,
+    .generate = generate,
+};

@@ -1,9 +1,9 @@
-/* numpy's MT19937 and PCG64 streams, and the variates of the legacy generator.
+/* numpy's MT19937 and PCG64, and the distributions of its legacy generator.
  *
- * Only the order and number of draws matter here: every function takes exactly the draws that numpy's
- * takes, so that the draws after it line up as well. Sources: Matsumoto and Nishimura 1998 (MT19937);
- * O'Neill 2014 (PCG XSL-RR and seed_seq); Lemire 2019 (bounded integers); Marsaglia's polar method;
- * Devroye 1986, chapter X.6 (zipf); Hoermann 1993 (PTRS, Poisson). */
+ * Every function makes exactly the draws that numpy's function makes; otherwise all later values would differ.
+ * Sources: Matsumoto and Nishimura 1998 (MT19937), O'Neill 2014 (PCG XSL-RR, seed_seq), Lemire 2019 (bounded integers),
+ * Marsaglia and Bray 1964 (polar method for normals), Devroye 1986 chapter X.6 (zipf), Hoermann 1993 (PTRS for
+ * Poisson). */
 #include "workloads/rng.h"
 
 #include <math.h>
@@ -52,6 +52,7 @@ double wl_mt_double(struct wl_mt *r)
     return (hi * 67108864.0 + lo) / 9007199254740992.0;
 }
 
+/* Masked rejection. */
 int64_t wl_mt_int(struct wl_mt *r, int64_t lo, int64_t hi)
 {
     uint64_t span = (uint64_t)hi - (uint64_t)lo;
@@ -92,7 +93,7 @@ double wl_mt_exponential(struct wl_mt *r, double scale)
 
 int64_t wl_mt_zipf(struct wl_mt *r, double alpha)
 {
-    if (alpha > 1025) /* 2^(alpha-1) overflows, and anything but 1 has no chance */
+    if (alpha > 1025) /* pow(2, alpha - 1) overflows; any value but 1 has a probability below 2^-1024 */
         return 1;
     double am1 = alpha - 1.0, b = pow(2.0, am1);
     for (;;) {
@@ -142,7 +143,7 @@ int64_t wl_mt_poisson(struct wl_mt *r, double lambda)
     return lambda < 10 ? poisson_by_products(r, lambda) : poisson_ptrs(r, lambda);
 }
 
-/* numpy's SeedSequence with its default pool of four words, reduced to what an integer seed needs. */
+/* numpy's SeedSequence with its default pool of four words, for a seed that is one integer. */
 static uint32_t hash_in(uint32_t v, uint32_t *mul)
 {
     v ^= *mul;
@@ -217,6 +218,7 @@ static uint32_t pcg_u32(struct wl_pcg *r)
     return (uint32_t)v;
 }
 
+/* Lemire's method on 32-bit draws. */
 int64_t wl_pcg_int(struct wl_pcg *r, int64_t lo, int64_t hi)
 {
     uint32_t span = (uint32_t)(hi - lo);

@@ -1,47 +1,20 @@
-/* A generated set: building its parts, its identity, writing it out, freeing it.
+/* A set: generating it by its kind, its SHA-256, writing it to a file, freeing it.
  *
- * The identity is SHA-256 over what a client would send: for each conversation the line "id n", for each
- * message the line "role tokens bytes", the text and a newline. Two sets with one hash are one workload,
- * whichever way they came here. */
-#include "workloads/internal.h"
+ * The SHA-256 covers what a client would send: for each conversation the line "ID MESSAGES", and for each of its
+ * messages the line "ROLE TOKENS BYTES", the text and a newline. Sets with equal SHA-256 are the same workload, whether
+ * they were generated or read from a file of conversations. */
+#include "workloads/workload.h"
 
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/mem.h"
+#include "workloads/spec.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
-int wl_conv_init(struct wl_conv *c, const char *id, int n, struct km_err *err)
-{
-    c->id = km_strdup(id);
-    c->msgs = km_calloc((size_t)n, sizeof *c->msgs);
-    if (!c->id || !c->msgs)
-        return km_fail(err, KM_ENOMEM, "out of memory for conversation %.80s of %d messages", id, n);
-    c->n = n;
-    for (int i = 1; i < n; i += 2)
-        c->msgs[i].assistant = true;
-    return 0;
-}
-
-int wl_msg_take(struct wl_msg *m, struct km_buf *text, struct km_err *err)
-{
-    km_buf_puts(text, ""); /* an empty text is a string too */
-    m->len = text->len;
-    m->text = km_buf_take(text);
-    return m->text ? 0 : km_fail(err, KM_ENOMEM, "out of memory for a message of %zu bytes", m->len);
-}
-
-int wl_msg_count(struct wl_msg *m, const struct tok *t, struct km_err *err)
-{
-    int64_t n = tok_count(t, m->text, m->len, err);
-    if (n < 0)
-        return (int)n;
-    m->n_tokens = m->assistant && n < 1 ? 1 : (int)n;
-    return 0;
-}
-
-static int identify(struct wl_set *s, struct km_err *err)
+static int compute_sha256(struct wl_set *s, struct km_err *err)
 {
     struct km_sha *h;
     int rc = km_sha_new(&h, err);
@@ -55,8 +28,8 @@ static int identify(struct wl_set *s, struct km_err *err)
         km_sha_add(h, line, (size_t)snprintf(line, sizeof line, " %d\n", v->n));
         for (int i = 0; i < v->n; i++) {
             const struct wl_msg *m = &v->msgs[i];
-            int n = snprintf(line, sizeof line, "%s %d %zu\n", m->assistant ? "assistant" : "user",
-                             m->n_tokens, m->len);
+            int n =
+                snprintf(line, sizeof line, "%s %d %zu\n", m->assistant ? "assistant" : "user", m->n_tokens, m->len);
             km_sha_add(h, line, (size_t)n);
             km_sha_add(h, m->text, m->len);
             km_sha_add(h, "\n", 1);
@@ -68,30 +41,28 @@ static int identify(struct wl_set *s, struct km_err *err)
     return 0;
 }
 
-static int fill(struct wl_set *set, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
                 struct km_err *err)
 {
-    if (s->kind == WL_CONVERSATIONS)
-        return wl_make_conversations(set, s, t, err);
-    if (!t)
-        return km_fail(err, KM_EINVAL, "workload %s needs a tokenizer: pass --tokenizer DIR", s->name);
-    return s->kind == WL_RANDOM ? wl_make_random(set, s, o, t, err) : wl_make_multi_turn(set, s, o, t, err);
-}
-
-int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_gen_opts *o,
-                const struct tok *t, struct km_err *err)
-{
     *out = NULL;
-    int n = o->num_conversations > 0 ? o->num_conversations : s->n;
+    const struct wl_kind_ops *ops = wl_kind_ops(s->kind);
+    const char *unit = ops->single_prompts ? "prompts" : "conversations";
+    const char *other = ops->single_prompts ? "conversations" : "prompts";
+    int n = ops->single_prompts ? o->num_prompts : o->num_conversations;
+    if (ops->single_prompts ? o->num_conversations : o->num_prompts)
+        return km_fail(err, KM_EINVAL, "--num-%s does not fit workload %s; --num-%s sets its size", other, s->name,
+                       unit);
+    n = n > 0 ? n : s->n;
     if (n > WL_MAX_CONVS)
-        return km_fail(err, KM_ELIMIT, "%d conversations are asked for; at most %d are accepted", n,
-                       WL_MAX_CONVS);
-    if (s->kind == WL_CONVERSATIONS && n > s->n)
-        return km_fail(err, KM_EINVAL, "%d conversations are asked for; %s holds %d", n, s->name, s->n);
-    bool legacy = s->kind == WL_MULTI_TURN || (s->kind == WL_RANDOM && s->random == WL_RANDOM_V010);
-    if (legacy && o->seed > UINT32_MAX)
-        return km_fail(err, KM_EINVAL, "the seed is %llu; this generator takes seeds up to 4294967295",
-                       (unsigned long long)o->seed);
+        return km_fail(err, KM_ELIMIT, "--num-%s is %d; at most %d are accepted", unit, n, WL_MAX_CONVS);
+    if (n > s->n_max)
+        return km_fail(err, KM_EINVAL, "--num-%s is %d; %s has only %d %s", unit, n, s->name, s->n_max, unit);
+    if (o->seed > s->seed_max)
+        return km_fail(err, KM_EINVAL,
+                       "the seed is %" PRIu64 "; the generator of workload %s takes seeds up to %" PRIu64, o->seed,
+                       s->name, s->seed_max);
+    if (ops->needs_tokenizer && !t)
+        return km_fail(err, KM_EINVAL, "workload %s needs a tokenizer: pass --tokenizer DIR", s->name);
     struct wl_set *set = km_calloc(1, sizeof *set);
     int rc = 0;
     if (set) {
@@ -101,11 +72,11 @@ int wl_generate(struct wl_set **out, const struct wl_spec *s, const struct wl_ge
         set->kind = s->kind;
     }
     if (!set || !set->name || !set->convs)
-        rc = km_fail(err, KM_ENOMEM, "out of memory for %d conversations", n);
+        rc = km_fail(err, KM_ENOMEM, "out of memory for %d %s", n, unit);
     if (!rc)
-        rc = fill(set, s, o, t, err);
+        rc = ops->generate(set, s, o, t, err);
     if (!rc)
-        rc = identify(set, err);
+        rc = compute_sha256(set, err);
     if (rc) {
         wl_set_free(set);
         return rc;
@@ -144,9 +115,8 @@ int wl_set_write(const struct wl_set *s, const char *path, struct km_err *err)
         km_buf_puts(&b, "\",\n        \"messages\": [");
         for (int i = 0; i < v->n; i++) {
             const struct wl_msg *m = &v->msgs[i];
-            km_buf_printf(
-                &b, "%s\n            {\n                \"role\": \"%s\",\n                \"content\": \"",
-                i ? "," : "", m->assistant ? "assistant" : "user");
+            km_buf_printf(&b, "%s\n            {\n                \"role\": \"%s\",\n                \"content\": \"",
+                          i ? "," : "", m->assistant ? "assistant" : "user");
             km_buf_put_json(&b, m->text, m->len);
             km_buf_puts(&b, "\"\n            }");
         }

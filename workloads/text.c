@@ -1,21 +1,21 @@
-/* The words that prompts are cut from: text files named by a workload, or built-in text, as one list of tokens.
+/* Source text: the text files that a workload names, or the built-in text, tokenized as a whole.
  *
- * A file is tokenised once, whole; everything after that is slices of the list. As Python reads text, line
- * ends of any kind become \n, and a byte order mark stays: the tokens are those vLLM's generator sees. */
-#include "workloads/internal.h"
+ * Files are read as Python reads text, so that the tokens are those of vLLM's generator: line ends of any kind become
+ * \n, and a byte order mark stays. */
+#include "workloads/text.h"
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "workloads/builtin_text.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define TEXT_MAX ((size_t)1 << 30)
+#define TEXT_MAX ((size_t)1 << 30) /* bytes */
 
-/* The first of text_dir, the workload's folder, "." and "data" that has the file; *out is NULL when none has.
- */
-static int find(const char *name, const struct wl_spec *s, const struct wl_gen_opts *o, char **out,
-                struct km_err *err)
+/* Searches the file in text_dir, the workload's folder, "." and "data". *out: its path (km_free), NULL if not found. */
+static int find_file(const char *name, const struct wl_spec *s, const struct wl_gen_opts *o, char **out,
+                     struct km_err *err)
 {
     const char *dirs[] = {o->text_dir, s->dir, ".", "data"};
     *out = NULL;
@@ -50,7 +50,7 @@ static int check_utf8(const struct km_buf *b, const char *path, struct km_err *e
     for (size_t i = 0; i < b->len;) {
         int n = km_utf8_len(b->data + i, b->len - i, NULL);
         if (!n)
-            return km_fail(err, KM_EFORMAT, "%s is not UTF-8 at byte %zu; convert it first", path, i);
+            return km_fail(err, KM_EFORMAT, "%s is not UTF-8 at byte %zu; convert the file to UTF-8", path, i);
         i += (size_t)n;
     }
     return 0;
@@ -70,19 +70,19 @@ static int add_file(struct wl_text *out, const char *path, const struct tok *t, 
     return rc;
 }
 
-int wl_text_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o,
-                  const struct tok *t, struct km_err *err)
+static int read_files(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, const struct tok *t,
+                      struct km_err *err)
 {
     const cJSON *f;
     cJSON_ArrayForEach(f, cJSON_GetObjectItemCaseSensitive(s->json, "text_files"))
     {
         const char *name = f->valuestring, *slash = strrchr(name, '/');
         char *path;
-        int rc = find(name, s, o, &path, err);
+        int rc = find_file(name, s, o, &path, err);
         if (!rc && !path)
             rc = km_fail(err, KM_ENOENT,
                          "there is no text file %.200s in %s%s%s, . or data; `make data` fetches the novel "
-                         "pg1184.txt, or pass --text builtin",
+                         "pg1184.txt, and --text builtin needs no file",
                          name, o->text_dir ? o->text_dir : "", o->text_dir ? ", " : "", s->dir);
         if (!rc)
             rc = add_file(out, path, t, err);
@@ -90,19 +90,19 @@ int wl_text_files(struct wl_text *out, const struct wl_spec *s, const struct wl_
         if (rc)
             return rc;
         size_t used = strlen(out->label);
-        snprintf(out->label + used, sizeof out->label - used, "%s%s", used ? ", " : "",
-                 slash ? slash + 1 : name);
+        snprintf(out->label + used, sizeof out->label - used, "%s%s", used ? ", " : "", slash ? slash + 1 : name);
     }
     return 0;
 }
 
-/* No vocabulary of English words comes near eight bytes a token, so one round is enough in practice; the
- * caller checks the count in any case. The text for a smaller need is a prefix of the text for a larger one. */
-int wl_text_builtin(struct wl_text *out, int64_t need, const struct tok *t, struct km_err *err)
+/* Makes eight bytes of text per token that is needed, rounded up to 65536 tokens. English text has fewer bytes per
+ * token under any vocabulary in use; the caller checks the number of tokens. */
+static int make_builtin(struct wl_text *out, int64_t need, const struct tok *t, struct km_err *err)
 {
     if (need > (int64_t)(TEXT_MAX / 8))
         return km_fail(err, KM_ELIMIT,
-                       "the workload needs %lld tokens of text; the built-in text goes up to %zu",
+                       "the workload needs %lld tokens of text; the built-in text has at most %zu, so lower the "
+                       "workload's lengths",
                        (long long)need, TEXT_MAX / 8);
     struct km_buf b = {0};
     int rc = wl_builtin_text(1, ((size_t)need / 65536 + 1) * 65536 * 8, &b, err);
@@ -111,4 +111,17 @@ int wl_text_builtin(struct wl_text *out, int64_t need, const struct tok *t, stru
     snprintf(out->label, sizeof out->label, "built-in text");
     km_buf_free(&b);
     return rc;
+}
+
+int wl_text_read(struct wl_text *out, const struct wl_spec *s, const struct wl_gen_opts *o, int64_t need,
+                 const struct tok *t, struct km_err *err)
+{
+    if (o->text == WL_TEXT_BUILTIN)
+        return make_builtin(out, need, t, err);
+    int rc = read_files(out, s, o, t, err);
+    if (rc != KM_ENOENT || o->text != WL_TEXT_AUTO)
+        return rc;
+    km_free(out->ids.v);
+    *out = (struct wl_text){0};
+    return make_builtin(out, need, t, err);
 }

@@ -1,12 +1,13 @@
-/* The foundation: buffers, UTF-8, JSON access, flags, files, hashes, and allocation failure. */
+/* The base library: buffers, UTF-8, random numbers, sorting, JSON, files, hashes and failing allocations. */
 #include "base/test/test.h"
 
-#include "base/args.h"
 #include "base/buf.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/random.h"
+#include "base/sort.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -27,6 +28,13 @@ static void buffers_grow_and_escape(void **state)
     km_buf_clear(&b);
     km_buf_put_html(&b, "<a&\">", 5);
     assert_string_equal(b.data, "&lt;a&amp;&quot;&gt;");
+    km_buf_clear(&b);
+    static const char *const words[] = {"a/b-c:1,2", "two words", "it's", "", "$x"};
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        km_buf_puts(&b, i ? " " : "");
+        km_buf_put_shell(&b, words[i]);
+    }
+    assert_string_equal(b.data, "a/b-c:1,2 'two words' 'it'\\''s' '' '$x'");
     km_buf_free(&b);
 }
 
@@ -51,6 +59,40 @@ static void utf8_lengths(void **state)
         assert_int_equal(km_utf8_len(t[i].s, strlen(t[i].s), &need), t[i].len);
         assert_int_equal(need, t[i].need);
     }
+}
+
+/* The reference sequence of SplitMix64 from seed 0, and the same numbers by index. */
+static void random_numbers_are_splitmix64(void **state)
+{
+    (void)state;
+    static const uint64_t want[] = {0xE220A8397B1DCDAFu, 0x6E789E6AA1B965F4u, 0x06C45D188009454Fu, 0xF88BB8A8724C81ECu};
+    uint64_t s = 0;
+    for (uint64_t i = 0; i < 4; i++) {
+        assert_true(km_random_next(&s) == want[i]);
+        assert_true(km_random_at(0, i + 1) == want[i]);
+    }
+    s = 0;
+    assert_int_equal(km_random_below(&s, 1000), 883); /* 0xE220A839... / 2^64 = 0.88331 */
+    for (int i = 0; i < 10000; i++) {
+        uint64_t before = s;
+        uint32_t n = (uint32_t)i * 429497u + 1, r = km_random_below(&s, n);
+        assert_true(r == (uint32_t)((unsigned __int128)km_random_next(&before) * n >> 64));
+    }
+}
+
+static void sorted_values_and_percentiles(void **state)
+{
+    (void)state;
+    double v[] = {3, -1, INFINITY, 2, 2};
+    km_sort_doubles(v, 5);
+    assert_true(v[0] == -1 && v[1] == 2 && v[2] == 2 && v[3] == 3 && v[4] == INFINITY);
+    const char *s[] = {"b", "", "ab"};
+    km_sort_strings(s, 3);
+    assert_string_equal(s[0], "");
+    assert_string_equal(s[2], "b");
+    km_sort_doubles(NULL, 0);
+    assert_true(km_percentile(v, 4, 0) == -1 && km_percentile(v, 4, 1) == 3 && km_percentile(v, 4, 0.75) == 2.25);
+    assert_true(km_percentile(v, 1, 0.99) == -1 && isnan(km_percentile(v, 0, 0.5)));
 }
 
 static void json_is_checked(void **state)
@@ -105,46 +147,6 @@ static void json_is_checked(void **state)
     assert_int_equal(km_json_str(v, "n", false, &s, &err), 0);
     assert_int_equal(km_json_str(v, "i", true, &s, &err), KM_EINVAL);
     cJSON_Delete(v);
-}
-
-static void flags_parse_and_hint(void **state)
-{
-    (void)state;
-    bool on = false, help;
-    int64_t n = 1, size = 0;
-    double rate = 0;
-    const char *dev = "auto";
-    struct km_strs list = {0}, pos = {0};
-    struct km_flag flags[] = {{"early-stop", 0, KM_BOOL, &on, NULL, "", 0, 0},
-                              {"num-clients", 'p', KM_INT, &n, "N", "", 1, 100},
-                              {"gpu-memory-limit", 0, KM_SIZE, &size, "SIZE", "", 0, 0},
-                              {"request-rate", 0, KM_NUM, &rate, "R", "", 0, 0},
-                              {"device", 0, KM_STR, &dev, "auto|cpu|cuda", "", 0, 0},
-                              {"header", 0, KM_LIST, &list, "K=V", "", 0, 0}};
-    struct km_err err;
-    char *good[] = {"w.json", "--early-stop", "-p", "10", "--gpu-memory-limit=24GiB", "--request-rate", "inf",
-                    "--device", "cpu", "--header", "a=b", "--header", "c=d"};
-    assert_int_equal(km_args_parse(flags, 6, 13, good, &pos, &help, &err), 0);
-    assert_true(on && n == 10 && size == 24LL << 30 && isinf(rate) && list.n == 2 && pos.n == 1);
-    assert_string_equal(dev, "cpu");
-    char *off[] = {"--no-early-stop"};
-    assert_int_equal(km_args_parse(flags, 6, 1, off, &pos, &help, &err), 0);
-    assert_false(on);
-    static const struct {
-        char *a, *b;
-        const char *say;
-    } bad[] = {{"--num-client", "3", "unknown flag --num-client; did you mean --num-clients?"},
-               {"-p", "0", "--num-clients is 0; it must be between 1 and 100"},
-               {"-p", "x", "--num-clients is \"x\"; it must be a whole number"},
-               {"--device", "tpu", "--device is \"tpu\"; it must be one of auto|cpu|cuda"},
-               {"--gpu-memory-limit", "24Q", "--gpu-memory-limit: \"24Q\" is not a size; write for example 24GiB or 512MiB"}};
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        char *argv[] = {bad[i].a, bad[i].b};
-        assert_int_equal(km_args_parse(flags, 6, 2, argv, &pos, &help, &err), KM_EINVAL);
-        assert_string_equal(err.msg, bad[i].say);
-    }
-    km_free(list.v);
-    km_free(pos.v);
 }
 
 static void files_are_whole_or_absent(void **state)
@@ -204,8 +206,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(buffers_grow_and_escape),   cmocka_unit_test(utf8_lengths),
-        cmocka_unit_test(json_is_checked),           cmocka_unit_test(flags_parse_and_hint),
-        cmocka_unit_test(files_are_whole_or_absent), cmocka_unit_test(memory_is_counted_and_can_fail),
+        cmocka_unit_test(random_numbers_are_splitmix64), cmocka_unit_test(sorted_values_and_percentiles),
+        cmocka_unit_test(json_is_checked),           cmocka_unit_test(files_are_whole_or_absent),
+        cmocka_unit_test(memory_is_counted_and_can_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

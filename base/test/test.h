@@ -1,8 +1,8 @@
-/* What every test of this tree includes first: cmocka with the headers that it needs, and the optional data.
+/* Every test of this tree includes this header first: cmocka with the headers that it needs, and optional data.
  *
- * Some tests want files that are too large, or not ours, to commit: the novel of the write-up's workload, Qwen3's
- * tokenizer, checkpoints of other shapes. They lie in the folder that the environment variable KVM_DATA names. A test
- * that misses its file prints a line that says so and skips. */
+ * Some tests need files that are too large to commit, or belong to others: the novel of the write-up's workload,
+ * Qwen3's tokenizer, checkpoints of other shapes. They lie in the folder that the environment variable KVM_DATA names.
+ * A test whose file is missing prints a line that says so, and skips. */
 #ifndef KM_TEST_H
 #define KM_TEST_H
 

@@ -1,17 +1,19 @@
 /* Attention over the paged KV pool.
  *
- * An item is a block of query tokens of one request, with the query heads that share a KV head folded into
- * rows. It walks the request's KV in tiles of KV_TILE tokens, and starts its softmax afresh every SPAN
- * tokens; spans are merged in order. One item may do all its spans, or, when there are fewer items than
- * threads want, every span may be an item of its own and be merged afterwards: the same arithmetic in the
- * same order, so the bits do not depend on which was chosen. */
+ * The query rows of a job are up to 96 rows of one request: a block of its query tokens, times the query heads that
+ * share one KV head (GQA). A job walks the request's KV in tiles of KV_TILE tokens. The KV is divided into splits of
+ * KV_SPLIT tokens at fixed positions: softmax starts afresh in each split, and the partials of the splits are merged in
+ * order.
+ *
+ * A job does all splits of its query rows. If that gives too few jobs for the threads, every split is a job of its own
+ * and the partials are merged afterwards. The arithmetic and its order are the same, so the bits are the same. */
 #ifndef CPU_ATTN_H
 #define CPU_ATTN_H
 
 #include "engine/batch.h"
 #include "engine/cpu/arena.h"
-#include "engine/cpu/kern.h"
-#include "engine/cpu/pool.h"
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/thread_pool.h"
 #include "engine/kv_port.h"
 #include "engine/model.h"
 
@@ -20,7 +22,7 @@ struct kv_pool {
     struct kv_geom g;
 };
 
-/* head_dim elements of K (which 0) or V (1) of one token. */
+/* K (which = 0) or V (which = 1) of one token and KV head: head_dim elements. off: the token's place in its page. */
 static inline void *kv_row(const struct kv_pool *kv, int32_t page, int layer, int which, int head, int off)
 {
     const struct kv_geom *g = &kv->g;
@@ -32,16 +34,15 @@ static inline void *kv_row(const struct kv_pool *kv, int32_t page, int layer, in
 
 struct attn;
 
-/* Where the arrays of an attn of these limits go; with a->base NULL only their size is counted. */
-struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kern *k, int threads,
+/* Allocates an attn for these limits from the arena; with a->base NULL it only counts bytes and returns NULL. */
+struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kernels *k, int threads,
                          int max_tokens, int max_reqs, int max_model_len);
-void attn_open(struct attn *at, const struct mdl_config *c, const struct kern *k, struct pool *pool,
+void attn_open(struct attn *at, const struct mdl_config *c, const struct kernels *k, struct thread_pool *pool,
                const struct kv_pool *kv);
 
-/* Divides a batch into items; good for every layer until the next plan. Returns the multiply-adds of one
- * layer, times two. */
+/* Divides a batch into jobs, for all layers until the next plan. Returns the floating-point operations of one layer. */
 double attn_plan(struct attn *at, const struct batch *b);
-/* q: [T][ldq], H heads of d each; out: [T][ldo] likewise. */
+/* q: [T][ldq], n_heads heads of head_dim each; out: [T][ldo], in the same order. */
 void attn_run(struct attn *at, int layer, const float *q, size_t ldq, float *out, size_t ldo);
 
 #endif

@@ -1,5 +1,5 @@
-/* The layers in order. Each phase is one loop over tasks in the thread pool; a phase begins when the one before is
- * through, and within a phase no task writes what another one touches. */
+/* The layers in order. Each phase is one loop over tasks in the thread pool. A phase starts when the phase before it
+ * has ended, and within a phase no task writes what another task reads or writes. */
 #include "engine/cpu/forward.h"
 
 #include "base/mem.h"
@@ -8,35 +8,35 @@
 #include <string.h>
 
 enum {
-    ROW_BLOCK = 96,         /* rows of a product's task: they stay in L2 while panels pass */
-    TASK_COLS = 64,         /* columns of a product's task */
-    BLOCK_FLOATS = 8192,    /* of a panel, used for all rows before the next: half of an L1 */
+    ROW_BLOCK = 96,         /* rows of a GEMM task: they stay in L2 while the panels pass through */
+    TASK_COLS = 64,         /* columns of a GEMM task */
+    BLOCK_FLOATS = 8192,    /* weights of a panel that all rows use before the next ones are read: half of an L1 */
     LOGIT_FLOATS = 4 << 20, /* logits held at a time */
-    EASY_ROWS = 16          /* rows of an elementwise task */
+    ROWS_PER_TASK = 16      /* rows of an elementwise task */
 };
 
 struct fwd {
     const struct mdl_config *c;
     const struct wts *w;
-    const struct kern *k;
-    struct pool *pool;
+    const struct kernels *k;
+    struct thread_pool *pool;
     const struct kv_pool *kv;
     struct attn *attn;
     void *block;
     int logit_rows;                          /* rows of logits that fit LOGIT_FLOATS */
     size_t ld_d, ld_qkv, ld_att, ld_f, ld_v; /* row strides */
-    float *x, *xn;                           /* [T][ld_d] residual stream; its normalised copy */
-    float *qkv;                              /* [T][ld_qkv] H query, G key, G value heads */
-    float *att;                              /* [T][ld_att] */
-    float *h;                                /* [T][ld_f] */
-    float *cs;                               /* [T][d] cosines, then sines, of each token's position */
+    float *x, *xn;                           /* [T][ld_d] residual stream, and the residual stream after RMSNorm */
+    float *qkv;                              /* [T][ld_qkv] n_heads query, n_kv_heads key, n_kv_heads value heads */
+    float *att;                              /* [T][ld_att] output of attention */
+    float *h;                                /* [T][ld_f] silu(gate) * up */
+    float *cs;                               /* [T][d] d/2 cosines, then d/2 sines, of each token's position */
     float *logits;                           /* [logit_rows][ld_v] */
     float *tile;                             /* [threads][BLOCK_FLOATS + ROW_BLOCK * 2 * nr] */
-    float *pick;                             /* [threads][V] for the sampler */
-    float *inv_freq;                         /* [d / 2] */
-    int32_t *sel;                            /* [T] rows that survive into the last layer's attention */
-    int32_t *sel_pos, *sel_start;            /* [T], [max_reqs + 1] of the batch they make */
-    int32_t *row_of;                         /* [T] row -> its place among the survivors */
+    float *sampler;                          /* [threads][V] scratch of smp_sample */
+    float *inv_freq;                         /* [d / 2] rotary frequencies */
+    int32_t *sampled;                        /* [T] rows that are sampled, in order and once each */
+    int32_t *sampled_pos, *sampled_start;    /* [T], [max_reqs + 1] positions and q_start of the batch they make */
+    int32_t *sampled_index;                  /* [T] a row's index in sampled[]; -1: not sampled */
 };
 
 static size_t stride(int n, int nr)
@@ -56,34 +56,34 @@ static void layout(struct fwd *f, struct arena *a, int threads, const struct fwd
     f->ld_v = stride(c->vocab, nr);
     f->logit_rows = (int)(LOGIT_FLOATS / f->ld_v);
     f->logit_rows = f->logit_rows < 1 ? 1 : f->logit_rows > lim->max_tokens ? lim->max_tokens : f->logit_rows;
-    f->x = arena_take(a, T * f->ld_d, sizeof(float));
-    f->xn = arena_take(a, T * f->ld_d, sizeof(float));
-    arena_row(a, PLAN_WORK, "residual stream, normalised");
-    f->qkv = arena_take(a, T * f->ld_qkv, sizeof(float));
-    arena_row(a, PLAN_WORK, "queries, keys, values");
-    f->att = arena_take(a, T * f->ld_att, sizeof(float));
-    arena_row(a, PLAN_WORK, "attention output");
-    f->h = arena_take(a, T * f->ld_f, sizeof(float));
-    arena_row(a, PLAN_WORK, "activation");
-    f->cs = arena_take(a, T * d, sizeof(float));
-    arena_row(a, PLAN_WORK, "rotary angles");
-    f->logits = arena_take(a, (size_t)f->logit_rows * f->ld_v, sizeof(float));
-    arena_row(a, PLAN_WORK, "logits");
-    f->tile = arena_take(a, (size_t)threads * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR), sizeof(float));
-    arena_row(a, PLAN_WORK, "tiles of products");
-    f->pick = arena_take(a, (size_t)threads * (size_t)c->vocab, sizeof(float));
-    arena_row(a, PLAN_WORK, "sampling scratch");
-    f->inv_freq = arena_take(a, d / 2, sizeof(float));
-    f->sel = arena_take(a, T, sizeof(int32_t));
-    f->sel_pos = arena_take(a, T, sizeof(int32_t));
-    f->sel_start = arena_take(a, (size_t)lim->max_reqs + 1, sizeof(int32_t));
-    f->row_of = arena_take(a, T, sizeof(int32_t));
-    arena_row(a, PLAN_WORK, "step arrays");
+    f->x = arena_alloc(a, T * f->ld_d, sizeof(float));
+    f->xn = arena_alloc(a, T * f->ld_d, sizeof(float));
+    arena_plan_row(a, PLAN_WORKSPACE, "residual stream, and after RMSNorm");
+    f->qkv = arena_alloc(a, T * f->ld_qkv, sizeof(float));
+    arena_plan_row(a, PLAN_WORKSPACE, "queries, keys, values");
+    f->att = arena_alloc(a, T * f->ld_att, sizeof(float));
+    arena_plan_row(a, PLAN_WORKSPACE, "attention output");
+    f->h = arena_alloc(a, T * f->ld_f, sizeof(float));
+    arena_plan_row(a, PLAN_WORKSPACE, "feed-forward activation");
+    f->cs = arena_alloc(a, T * d, sizeof(float));
+    arena_plan_row(a, PLAN_WORKSPACE, "rotary angles");
+    f->logits = arena_alloc(a, (size_t)f->logit_rows * f->ld_v, sizeof(float));
+    arena_plan_row(a, PLAN_WORKSPACE, "logits");
+    f->tile = arena_alloc(a, (size_t)threads * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERNELS_MAX_NR), sizeof(float));
+    arena_plan_row(a, PLAN_WORKSPACE, "GEMM tiles");
+    f->sampler = arena_alloc(a, (size_t)threads * (size_t)c->vocab, sizeof(float));
+    arena_plan_row(a, PLAN_WORKSPACE, "sampling scratch");
+    f->inv_freq = arena_alloc(a, d / 2, sizeof(float));
+    f->sampled = arena_alloc(a, T, sizeof(int32_t));
+    f->sampled_pos = arena_alloc(a, T, sizeof(int32_t));
+    f->sampled_start = arena_alloc(a, (size_t)lim->max_reqs + 1, sizeof(int32_t));
+    f->sampled_index = arena_alloc(a, T, sizeof(int32_t));
+    arena_plan_row(a, PLAN_WORKSPACE, "step arrays");
     f->attn = attn_layout(a, c, f->k, threads, lim->max_tokens, lim->max_reqs, lim->max_model_len);
-    arena_row(a, PLAN_WORK, "attention scratch");
+    arena_plan_row(a, PLAN_WORKSPACE, "attention scratch");
 }
 
-size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, const struct fwd_limits *lim,
+size_t fwd_bytes(const struct mdl_config *c, const struct kernels *k, int threads, const struct fwd_limits *lim,
                  struct plan *rows)
 {
     struct fwd f = {.c = c, .k = k};
@@ -92,20 +92,22 @@ size_t fwd_bytes(const struct mdl_config *c, const struct kern *k, int threads, 
     return a.used;
 }
 
-int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, struct pool *pool,
+int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, struct thread_pool *pool,
              const struct kv_pool *kv, const struct fwd_limits *lim, struct km_err *err)
 {
-    const int threads = pool_threads(pool);
+    const int threads = thread_pool_threads(pool);
     struct fwd *f = km_calloc(1, sizeof *f);
-    size_t bytes = fwd_bytes(c, w->kern, threads, lim, NULL);
+    size_t bytes = fwd_bytes(c, w->kernels, threads, lim, NULL);
     struct arena a = {.base = f ? arena_block(bytes) : NULL};
     if (!a.base) {
         km_free(f);
-        return km_fail(err, KM_ENOMEM, "out of memory for %zu bytes of work space", bytes);
+        return km_fail(err, KM_ENOMEM,
+                       "out of memory for a workspace of %zu bytes; lower the tokens of a step or the model length",
+                       bytes);
     }
-    *f = (struct fwd){.c = c, .w = w, .k = w->kern, .pool = pool, .kv = kv, .block = a.base};
+    *f = (struct fwd){.c = c, .w = w, .k = w->kernels, .pool = pool, .kv = kv, .block = a.base};
     layout(f, &a, threads, lim);
-    attn_open(f->attn, c, w->kern, pool, kv);
+    attn_open(f->attn, c, w->kernels, pool, kv);
     mdl_inv_freq(c, f->inv_freq);
     *out = f;
     return 0;
@@ -118,24 +120,24 @@ void fwd_close(struct fwd *f)
     km_free(f);
 }
 
-/* ---- products ---- */
+/* ---- GEMMs ---- */
 
-struct product {
+struct gemm {
     struct fwd *f;
     const struct wts_mat *w;
     const float *a; /* [m][lda] */
     float *c;       /* [m][ldc] */
     size_t lda, ldc;
-    int m, groups, per; /* column groups, panels in each */
+    int m, groups, panels; /* rows; groups of columns; panels of a group */
     bool add, swiglu;
 };
 
-/* m rows against one panel, in blocks of k that stay in L1 for all the rows. bf16 weights are widened once
- * for many rows, on the fly for few. */
-static void panel_rows(const struct product *p, int m, const float *a, int panel, float *c, size_t ldc,
+/* GEMM of m rows with one panel, in blocks of k that stay in L1 for all rows. bf16 weights are widened to f32 once for
+ * all rows, or in the kernel if m is at most one register tile. */
+static void gemm_panel(const struct gemm *p, int m, const float *a, int panel, float *c, size_t ldc,
                        float *wide)
 {
-    const struct kern *k = p->f->k;
+    const struct kernels *k = p->f->k;
     const int K = p->w->k, step = BLOCK_FLOATS / k->nr;
     const size_t at = (size_t)panel * (size_t)K * (size_t)k->nr;
     for (int k0 = 0; k0 < K; k0 += step) {
@@ -153,41 +155,41 @@ static void panel_rows(const struct product *p, int m, const float *a, int panel
     }
 }
 
-static void product_task(void *ctx, int task, int thread)
+static void gemm_task(void *ctx, int task, int thread)
 {
-    const struct product *p = ctx;
+    const struct gemm *p = ctx;
     struct fwd *f = p->f;
-    const int nr = f->k->nr, row0 = task / p->groups * ROW_BLOCK, first = task % p->groups * p->per;
+    const int nr = f->k->nr, row0 = task / p->groups * ROW_BLOCK, first = task % p->groups * p->panels;
     const int m = p->m - row0 < ROW_BLOCK ? p->m - row0 : ROW_BLOCK;
     const float *a = p->a + (size_t)row0 * p->lda;
     float *c = p->c + (size_t)row0 * p->ldc;
-    float *wide = f->tile + (size_t)thread * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERN_MAX_NR),
+    float *wide = f->tile + (size_t)thread * (BLOCK_FLOATS + ROW_BLOCK * 2 * KERNELS_MAX_NR),
           *pair = wide + BLOCK_FLOATS;
-    for (int i = first; i < first + p->per && i < p->w->n_panels; i += p->swiglu ? 2 : 1) {
+    for (int i = first; i < first + p->panels && i < p->w->n_panels; i += p->swiglu ? 2 : 1) {
         if (!p->swiglu) {
-            panel_rows(p, m, a, i, c + (size_t)i * (size_t)nr, p->ldc, wide);
+            gemm_panel(p, m, a, i, c + (size_t)i * (size_t)nr, p->ldc, wide);
             continue;
         }
-        panel_rows(p, m, a, i, pair, (size_t)nr, wide);
-        panel_rows(p, m, a, i + 1, pair + m * nr, (size_t)nr, wide);
+        gemm_panel(p, m, a, i, pair, (size_t)nr, wide);
+        gemm_panel(p, m, a, i + 1, pair + m * nr, (size_t)nr, wide);
         for (int r = 0; r < m; r++)
             f->k->silu_mul(c + (size_t)r * p->ldc + (size_t)(i / 2) * (size_t)nr, pair + r * nr,
                            pair + (m + r) * nr, nr);
     }
 }
 
-/* c[m] = a[m] W^T, or c += with add; with swiglu, W is gate and up and c is silu(gate) * up. */
-static void product(struct fwd *f, const struct wts_mat *w, int m, const float *a, size_t lda, float *c,
+/* c[m] = a[m] W^T; with add, c += a W^T. With swiglu, W is gate and up and c = silu(gate) * up. */
+static void gemm(struct fwd *f, const struct wts_mat *w, int m, const float *a, size_t lda, float *c,
                     size_t ldc, bool add, bool swiglu)
 {
-    struct product p = {
+    struct gemm p = {
         .f = f, .w = w, .a = a, .lda = lda, .c = c, .ldc = ldc, .m = m, .add = add, .swiglu = swiglu};
-    p.per = TASK_COLS / f->k->nr * (swiglu ? 2 : 1);
-    p.groups = (w->n_panels + p.per - 1) / p.per;
-    pool_for(f->pool, (m + ROW_BLOCK - 1) / ROW_BLOCK * p.groups, product_task, &p);
+    p.panels = TASK_COLS / f->k->nr * (swiglu ? 2 : 1);
+    p.groups = (w->n_panels + p.panels - 1) / p.panels;
+    thread_pool_run(f->pool, (m + ROW_BLOCK - 1) / ROW_BLOCK * p.groups, gemm_task, &p);
 }
 
-/* ---- work on rows ---- */
+/* ---- elementwise work on rows ---- */
 
 struct rows {
     struct fwd *f;
@@ -197,15 +199,15 @@ struct rows {
     struct smp_result *out;
 };
 
-static void each_rows(struct rows *r, pool_fn *fn)
+static void run_rows(struct rows *r, thread_pool_fn *fn)
 {
-    pool_for(r->f->pool, (r->n + EASY_ROWS - 1) / EASY_ROWS, fn, r);
+    thread_pool_run(r->f->pool, (r->n + ROWS_PER_TASK - 1) / ROWS_PER_TASK, fn, r);
 }
 
 #define FOR_ROWS(i, r, task)                                                                                      \
-    for (int i = (task) * EASY_ROWS, end_ = i + EASY_ROWS < (r)->n ? i + EASY_ROWS : (r)->n; i < end_; i++)
+    for (int i = (task) * ROWS_PER_TASK, end_ = i + ROWS_PER_TASK < (r)->n ? i + ROWS_PER_TASK : (r)->n; i < end_; i++)
 
-static void begin_rows(void *ctx, int task, int thread)
+static void embed_rows(void *ctx, int task, int thread)
 {
     struct rows *r = ctx;
     struct fwd *f = r->f;
@@ -234,11 +236,11 @@ static void norm_rows(void *ctx, int task, int thread)
 static void norm(struct fwd *f, int n, const float *weight)
 {
     struct rows r = {.f = f, .n = n, .weight = weight};
-    each_rows(&r, norm_rows);
+    run_rows(&r, norm_rows);
 }
 
-/* Query and key heads are normalised and rotated in place; keys and values go to their pages. */
-static void heads_rows(void *ctx, int task, int thread)
+/* RMSNorm and RoPE of query and key heads, in place; then keys and values are written to their pages. */
+static void rope_and_store_rows(void *ctx, int task, int thread)
 {
     struct rows *r = ctx;
     struct fwd *f = r->f;
@@ -262,46 +264,47 @@ static void heads_rows(void *ctx, int task, int thread)
     }
 }
 
-/* Rows that are sampled, in order and once each, and the batch they make. Returns how many. */
-static int survivors(struct fwd *f, const struct batch *b, struct batch *out)
+/* Finds the rows that are sampled, and the batch that they make. Returns their number. */
+static int select_sampled(struct fwd *f, const struct batch *b, struct batch *out)
 {
     for (int i = 0; i < b->n_tokens; i++)
-        f->row_of[i] = -1;
+        f->sampled_index[i] = -1;
     for (int s = 0; s < b->n_samples; s++)
-        f->row_of[b->samples[s].row] = 0;
+        f->sampled_index[b->samples[s].row] = 0;
     int n = 0;
     for (int r = 0; r < b->n_reqs; r++) {
-        f->sel_start[r] = n;
+        f->sampled_start[r] = n;
         for (int i = b->q_start[r]; i < b->q_start[r + 1]; i++)
-            if (f->row_of[i] == 0) {
-                f->row_of[i] = n;
-                f->sel_pos[n] = b->positions[i];
-                f->sel[n++] = i;
+            if (f->sampled_index[i] == 0) {
+                f->sampled_index[i] = n;
+                f->sampled_pos[n] = b->positions[i];
+                f->sampled[n++] = i;
             }
     }
-    f->sel_start[b->n_reqs] = n;
+    f->sampled_start[b->n_reqs] = n;
     *out = *b;
     out->n_tokens = n;
-    out->positions = f->sel_pos;
-    out->q_start = f->sel_start;
+    out->positions = f->sampled_pos;
+    out->q_start = f->sampled_start;
     return n;
 }
 
-static void keep_rows(struct fwd *f, int n)
+/* Moves the residual stream and the queries of the n sampled rows to rows [0, n). */
+static void gather_sampled(struct fwd *f, int n)
 {
     const size_t x = (size_t)f->c->hidden * sizeof(float),
                  q = (size_t)(f->c->n_heads * f->c->head_dim) * sizeof(float);
     for (int i = 0; i < n; i++)
-        if (f->sel[i] != i) {
-            memcpy(f->x + (size_t)i * f->ld_d, f->x + (size_t)f->sel[i] * f->ld_d, x);
-            memcpy(f->qkv + (size_t)i * f->ld_qkv, f->qkv + (size_t)f->sel[i] * f->ld_qkv, q);
+        if (f->sampled[i] != i) {
+            memcpy(f->x + (size_t)i * f->ld_d, f->x + (size_t)f->sampled[i] * f->ld_d, x);
+            memcpy(f->qkv + (size_t)i * f->ld_qkv, f->qkv + (size_t)f->sampled[i] * f->ld_qkv, q);
         }
 }
 
 struct sampling {
     struct fwd *f;
     const struct batch *b;
-    int first, n; /* surviving rows [first, first + n) have their logits now */
+    int first, n; /* logits hold the sampled rows [first, first + n) */
     struct smp_result *out;
 };
 
@@ -310,19 +313,19 @@ static void sample_task(void *ctx, int task, int thread)
     struct sampling *s = ctx;
     struct fwd *f = s->f;
     const struct smp_row *row = &s->b->samples[task];
-    int at = f->row_of[row->row] - s->first;
+    int at = f->sampled_index[row->row] - s->first;
     if (at >= 0 && at < s->n)
         smp_sample(row, f->logits + (size_t)at * f->ld_v, f->c->vocab,
-                   f->pick + (size_t)thread * (size_t)f->c->vocab, &s->out[task]);
+                   f->sampler + (size_t)thread * (size_t)f->c->vocab, &s->out[task]);
 }
 
 static void logits_and_samples(struct fwd *f, const struct batch *b, int n, struct smp_result *out)
 {
     for (int first = 0; first < n; first += f->logit_rows) {
         int m = n - first < f->logit_rows ? n - first : f->logit_rows;
-        product(f, &f->w->head, m, f->xn + (size_t)first * f->ld_d, f->ld_d, f->logits, f->ld_v, false, false);
+        gemm(f, &f->w->head, m, f->xn + (size_t)first * f->ld_d, f->ld_d, f->logits, f->ld_v, false, false);
         struct sampling s = {.f = f, .b = b, .first = first, .n = m, .out = out};
-        pool_for(f->pool, b->n_samples, sample_task, &s);
+        thread_pool_run(f->pool, b->n_samples, sample_task, &s);
     }
 }
 
@@ -332,30 +335,30 @@ void fwd_step(struct fwd *f, const struct batch *b, struct smp_result *out, doub
     const double q = (double)c->n_heads * c->head_dim, kv = (double)c->n_kv_heads * c->head_dim, D = c->hidden;
     struct batch last;
     struct rows r = {.f = f, .b = b, .n = b->n_tokens};
-    int n = b->n_tokens, kept = survivors(f, b, &last);
-    each_rows(&r, begin_rows);
+    int n = b->n_tokens, n_sampled = select_sampled(f, b, &last);
+    run_rows(&r, embed_rows);
     double pair_flops = attn_plan(f->attn, b);
     for (r.layer = 0; r.layer < c->n_layers; r.layer++) {
         const struct wts_layer *w = &f->w->layers[r.layer];
         norm(f, n, w->norm_attn);
-        product(f, &w->qkv, n, f->xn, f->ld_d, f->qkv, f->ld_qkv, false, false);
+        gemm(f, &w->qkv, n, f->xn, f->ld_d, f->qkv, f->ld_qkv, false, false);
         *flops += 2.0 * n * D * (q + 2 * kv);
-        each_rows(&r, heads_rows);
-        if (r.layer == c->n_layers - 1 && kept < n) {
-            if (!kept)
+        run_rows(&r, rope_and_store_rows);
+        if (r.layer == c->n_layers - 1 && n_sampled < n) {
+            if (!n_sampled)
                 return;
-            keep_rows(f, kept);
-            n = kept;
+            gather_sampled(f, n_sampled);
+            n = n_sampled;
             pair_flops = attn_plan(f->attn, &last);
         }
         attn_run(f->attn, r.layer, f->qkv, f->ld_qkv, f->att, f->ld_att);
-        product(f, &w->o, n, f->att, f->ld_att, f->x, f->ld_d, true, false);
+        gemm(f, &w->o, n, f->att, f->ld_att, f->x, f->ld_d, true, false);
         norm(f, n, w->norm_ffn);
-        product(f, &w->gate_up, n, f->xn, f->ld_d, f->h, f->ld_f, false, true);
-        product(f, &w->down, n, f->h, f->ld_f, f->x, f->ld_d, true, false);
+        gemm(f, &w->gate_up, n, f->xn, f->ld_d, f->h, f->ld_f, false, true);
+        gemm(f, &w->down, n, f->h, f->ld_f, f->x, f->ld_d, true, false);
         *flops += pair_flops + 2.0 * n * D * (q + 3.0 * c->ffn);
     }
-    if (!kept)
+    if (!n_sampled)
         return;
     norm(f, n, f->w->norm_out);
     logits_and_samples(f, b, n, out);

@@ -1,8 +1,8 @@
-/* A float vector of the machine's width, and the few operations that kern.c is written in.
+/* A float vector of the machine's width, and the few operations that kernels.c is written in.
  *
- * The including file is compiled once per instruction set (KERN_AVX512, KERN_AVX2, neither); the portable
- * flavour uses GCC's vector extensions, so that it is NEON on ARM. VL lanes a vector; NV vectors make the
- * width of a weight panel, NR = NV * VL columns; MR rows by NV vectors is what the registers hold. */
+ * The including file is compiled once per instruction set: with KERNELS_AVX512, with KERNELS_AVX2, or with neither. The
+ * portable version uses GCC's vector extensions, which become NEON on ARM. VL: lanes of a vector. NV: vectors of a
+ * panel's width, NR = NV * VL columns. MR rows by NV vectors of accumulators fit the registers. */
 #ifndef CPU_VEC_H
 #define CPU_VEC_H
 
@@ -11,7 +11,7 @@
 
 #define V_INLINE static inline __attribute__((always_inline))
 
-#if defined(KERN_AVX512)
+#if defined(KERNELS_AVX512)
 #include <immintrin.h>
 enum { VL = 16, NV = 4, MR = 6 };
 typedef __m512 vf;
@@ -45,12 +45,12 @@ V_INLINE vf v_round(vf x)
 {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-/* p * 2^n for whole n; 0 where x < lo */
+/* p * 2^n for whole n, but 0 where x < lo */
 V_INLINE vf v_scale2(vf p, vf n, vf x, float lo)
 {
     return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(lo), _CMP_GE_OQ), p, n);
 }
-/* lanes below n of a, the rest of b */
+/* lanes 0 to n - 1 of a, the others of b */
 V_INLINE vf v_first(int n, vf a, vf b)
 {
     return _mm512_mask_blend_ps((__mmask16)((1u << n) - 1), b, a);
@@ -90,7 +90,7 @@ V_INLINE void v_transpose(vf r[VL])
         r[i] = t[i];
 }
 
-#elif defined(KERN_AVX2)
+#elif defined(KERNELS_AVX2)
 #include <immintrin.h>
 enum { VL = 8, NV = 2, MR = 6 };
 typedef __m256 vf;
@@ -199,7 +199,7 @@ V_INLINE vf v_max(vf a, vf b)
     vi m = a > b;
     return (vf)(((vi)a & m) | ((vi)b & ~m));
 }
-/* Adding and taking away 1.5 * 2^23 leaves the nearest whole number, for |x| < 2^22. */
+/* Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number, for |x| < 2^22. */
 V_INLINE vf v_round(vf x)
 {
     return (x + 12582912.0f) - 12582912.0f;
@@ -232,7 +232,7 @@ V_INLINE void v_transpose(vf r[VL])
 
 enum { NR = NV * VL };
 
-/* Lanes added in an order that does not depend on the machine's width beyond VL. */
+/* Sum of the lanes, always in the same order (halves added to each other). */
 V_INLINE float v_hsum(vf a)
 {
     float lane[VL];
@@ -243,7 +243,7 @@ V_INLINE float v_hsum(vf a)
     return lane[0];
 }
 
-/* 2^x for x <= 126, 0 below -126; relative error under 2e-7. 2^f on [-1/2, 1/2] is a minimax polynomial. */
+/* 2^x for x <= 126, 0 below -126; relative error below 2e-7. A minimax polynomial gives 2^f on [-1/2, 1/2]. */
 V_INLINE vf v_exp2(vf x)
 {
     vf n = v_round(x), f = x - n, p = v_set(0x1.41d334p-13f);

@@ -1,4 +1,4 @@
-/* Laying out, reading and packing the weights. */
+/* Layout, reading and packing of the weights. */
 #include "engine/cpu/weights.h"
 
 #include "base/mem.h"
@@ -14,15 +14,15 @@ void *arena_block(size_t size)
     void *p =
         rounded < size ? NULL : km_aligned(size < huge ? 64 : huge, size < huge ? (size + 63) / 64 * 64 : rounded);
     if (p && size >= huge)
-        madvise(p, rounded, MADV_HUGEPAGE); /* only a hint: without it everything works, slower */
+        madvise(p, rounded, MADV_HUGEPAGE); /* a hint: without huge pages everything works, but slower */
     return p;
 }
 
-static void take_mat(struct arena *a, struct wts_mat *m, const struct wts *w, int panels, int k)
+static void alloc_mat(struct arena *a, struct wts_mat *m, const struct wts *w, int panels, int k)
 {
     m->n_panels = panels;
     m->k = k;
-    m->panels = arena_take(a, (size_t)panels * (size_t)k * (size_t)w->kern->nr, km_dtype_size(w->dtype));
+    m->panels = arena_alloc(a, (size_t)panels * (size_t)k * (size_t)w->kernels->nr, km_dtype_size(w->dtype));
 }
 
 static int panels_of(int rows, int nr)
@@ -32,72 +32,72 @@ static int panels_of(int rows, int nr)
 
 static void layout(struct wts *w, const struct mdl_config *c, struct arena *a)
 {
-    const int nr = w->kern->nr, d = c->head_dim, D = c->hidden, q = c->n_heads * d, kv = c->n_kv_heads * d;
-    struct wts_layer *layers = arena_take(a, (size_t)c->n_layers, sizeof *layers);
-    w->norm_out = arena_take(a, (size_t)D, sizeof(float));
-    arena_row(a, PLAN_WEIGHTS, "norms");
-    take_mat(a, &w->head, w, panels_of(c->vocab, nr), D);
-    arena_row(a, PLAN_WEIGHTS, c->tied ? "embedding and head" : "head");
+    const int nr = w->kernels->nr, d = c->head_dim, D = c->hidden, q = c->n_heads * d, kv = c->n_kv_heads * d;
+    struct wts_layer *layers = arena_alloc(a, (size_t)c->n_layers, sizeof *layers);
+    w->norm_out = arena_alloc(a, (size_t)D, sizeof(float));
+    arena_plan_row(a, PLAN_WEIGHTS, "norms");
+    alloc_mat(a, &w->head, w, panels_of(c->vocab, nr), D);
+    arena_plan_row(a, PLAN_WEIGHTS, c->tied ? "embedding and head" : "head");
     w->embed = w->head;
     if (!c->tied) {
-        take_mat(a, &w->embed, w, panels_of(c->vocab, nr), D);
-        arena_row(a, PLAN_WEIGHTS, "embedding");
+        alloc_mat(a, &w->embed, w, panels_of(c->vocab, nr), D);
+        arena_plan_row(a, PLAN_WEIGHTS, "embedding");
     }
     for (int l = 0; l < c->n_layers; l++) {
         struct wts_layer one;
-        one.norm_attn = arena_take(a, (size_t)D, sizeof(float));
-        one.norm_ffn = arena_take(a, (size_t)D, sizeof(float));
-        one.q_norm = arena_take(a, (size_t)d, sizeof(float));
-        one.k_norm = arena_take(a, (size_t)d, sizeof(float));
-        arena_row(a, PLAN_WEIGHTS, "norms");
-        take_mat(a, &one.qkv, w, panels_of(q + 2 * kv, nr), D);
-        take_mat(a, &one.o, w, panels_of(D, nr), q);
-        arena_row(a, PLAN_WEIGHTS, "layers' attention");
-        take_mat(a, &one.gate_up, w, 2 * panels_of(c->ffn, nr), D);
-        take_mat(a, &one.down, w, panels_of(D, nr), c->ffn);
-        arena_row(a, PLAN_WEIGHTS, "layers' feed-forward");
+        one.norm_attn = arena_alloc(a, (size_t)D, sizeof(float));
+        one.norm_ffn = arena_alloc(a, (size_t)D, sizeof(float));
+        one.q_norm = arena_alloc(a, (size_t)d, sizeof(float));
+        one.k_norm = arena_alloc(a, (size_t)d, sizeof(float));
+        arena_plan_row(a, PLAN_WEIGHTS, "norms");
+        alloc_mat(a, &one.qkv, w, panels_of(q + 2 * kv, nr), D);
+        alloc_mat(a, &one.o, w, panels_of(D, nr), q);
+        arena_plan_row(a, PLAN_WEIGHTS, "attention of all layers");
+        alloc_mat(a, &one.gate_up, w, 2 * panels_of(c->ffn, nr), D);
+        alloc_mat(a, &one.down, w, panels_of(D, nr), c->ffn);
+        arena_plan_row(a, PLAN_WEIGHTS, "feed-forward of all layers");
         if (layers)
             layers[l] = one;
     }
     w->layers = layers;
 }
 
-size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kern *kern, struct plan *rows)
+size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kernels *kernels, struct plan *rows)
 {
-    struct wts w = {.dtype = dtype, .kern = kern};
+    struct wts w = {.dtype = dtype, .kernels = kernels};
     struct arena a = {.plan = rows};
     layout(&w, c, &a);
     return a.used;
 }
 
-/* Reading one matrix: panel by panel, each from up to three tensors one after the other. */
+/* Reads one matrix, panel by panel. Its rows are those of one to three tensors, joined. */
 struct load {
     const struct mdl *m;
     const struct wts *w;
     const struct wts_mat *mat;
-    enum mdl_tensor parts[3];
-    int n_parts, layer;
-    bool interleave; /* two tensors, a panel of each in turn */
-    char *rows;      /* [threads][nr][k] */
+    enum mdl_tensor tensors[3];
+    int n_tensors, layer;
+    bool interleave; /* panels of two tensors in turn */
+    char *rows;      /* [threads][nr][k] a panel's rows before packing */
     atomic_bool failed;
     struct km_err *err;
 };
 
-/* Rows [row0, row0 + n) of the joined tensors, as far as there are any; the rest is zero. */
+/* Reads rows [row0, row0 + n) of the joined tensors into dst; rows beyond the last one become zero. */
 static int read_joined(struct load *j, int row0, int n, char *dst, struct km_err *err)
 {
     const size_t row_bytes = (size_t)j->mat->k * km_dtype_size(j->w->dtype);
     memset(dst, 0, (size_t)n * row_bytes);
-    for (int p = 0; p < j->n_parts && n > 0; p++) {
+    for (int p = 0; p < j->n_tensors && n > 0; p++) {
         int rows, cols;
-        mdl_shape(mdl_config(j->m), j->parts[p], &rows, &cols);
-        int take = row0 < rows ? rows - row0 < n ? rows - row0 : n : 0;
-        int rc = take ? mdl_read(j->m, j->parts[p], j->layer, row0, take, j->w->dtype, dst, err) : 0;
+        mdl_shape(mdl_config(j->m), j->tensors[p], &rows, &cols);
+        int here = row0 < rows ? rows - row0 < n ? rows - row0 : n : 0; /* rows of this tensor */
+        int rc = here ? mdl_read(j->m, j->tensors[p], j->layer, row0, here, j->w->dtype, dst, err) : 0;
         if (rc)
             return rc;
-        dst += (size_t)take * row_bytes;
-        n -= take;
-        row0 = take ? 0 : row0 - rows;
+        dst += (size_t)here * row_bytes;
+        n -= here;
+        row0 = here ? 0 : row0 - rows;
     }
     return 0;
 }
@@ -105,14 +105,14 @@ static int read_joined(struct load *j, int row0, int n, char *dst, struct km_err
 static void load_panel(void *ctx, int panel, int thread)
 {
     struct load *j = ctx;
-    const int nr = j->w->kern->nr, k = j->mat->k;
+    const int nr = j->w->kernels->nr, k = j->mat->k;
     const size_t size = km_dtype_size(j->w->dtype), n = (size_t)nr * (size_t)k;
     char *rows = j->rows + (size_t)thread * n * size, *dst = (char *)j->mat->panels + (size_t)panel * n * size;
     struct km_err err = {0};
     if (atomic_load(&j->failed))
         return;
     struct load one = {
-        .m = j->m, .w = j->w, .mat = j->mat, .parts = {j->parts[panel % 2]}, .n_parts = 1, .layer = j->layer};
+        .m = j->m, .w = j->w, .mat = j->mat, .tensors = {j->tensors[panel % 2]}, .n_tensors = 1, .layer = j->layer};
     int rc = j->interleave ? read_joined(&one, panel / 2 * nr, nr, rows, &err)
                            : read_joined(j, panel * nr, nr, rows, &err);
     if (rc) {
@@ -130,19 +130,19 @@ static void load_panel(void *ctx, int panel, int thread)
                     ((uint16_t *)rows)[(size_t)i * (size_t)k + (size_t)t];
 }
 
-static int load_mat(struct load *j, struct pool *pool, const struct wts_mat *mat, int layer, int n_parts,
-                    const enum mdl_tensor parts[3], bool interleave)
+static int load_mat(struct load *j, struct thread_pool *pool, const struct wts_mat *mat, int layer, int n_tensors,
+                    const enum mdl_tensor tensors[3], bool interleave)
 {
     j->mat = mat;
     j->layer = layer;
-    j->n_parts = n_parts;
+    j->n_tensors = n_tensors;
     j->interleave = interleave;
-    memcpy(j->parts, parts, sizeof j->parts);
-    pool_for(pool, mat->n_panels, load_panel, j);
+    memcpy(j->tensors, tensors, sizeof j->tensors);
+    thread_pool_run(pool, mat->n_panels, load_panel, j);
     return atomic_load(&j->failed) ? (j->err && j->err->code ? j->err->code : KM_EIO) : 0;
 }
 
-static int load_all(struct load *j, const struct wts *w, struct pool *pool)
+static int load_all(struct load *j, const struct wts *w, struct thread_pool *pool)
 {
     const struct mdl_config *c = mdl_config(j->m);
     int rc = mdl_read(j->m, MDL_NORM_OUT, 0, 0, c->hidden, KM_F32, w->norm_out, j->err);
@@ -176,18 +176,18 @@ static int load_all(struct load *j, const struct wts *w, struct pool *pool)
     return rc;
 }
 
-int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kern *kern, struct pool *pool,
-             struct km_err *err)
+int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kernels *kernels,
+             struct thread_pool *pool, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(m);
     int widest = c->hidden > c->ffn ? c->hidden : c->ffn;
     if (c->n_heads * c->head_dim > widest)
         widest = c->n_heads * c->head_dim;
-    *w = (struct wts){.dtype = dtype, .kern = kern, .bytes = wts_bytes(c, dtype, kern, NULL)};
+    *w = (struct wts){.dtype = dtype, .kernels = kernels, .bytes = wts_bytes(c, dtype, kernels, NULL)};
     w->block = arena_block(w->bytes);
     struct km_err first = {0};
     struct load j = {.m = m, .w = w, .err = &first};
-    j.rows = km_reallocarray(NULL, (size_t)pool_threads(pool) * (size_t)kern->nr,
+    j.rows = km_reallocarray(NULL, (size_t)thread_pool_threads(pool) * (size_t)kernels->nr,
                              (size_t)widest * km_dtype_size(dtype));
     int rc;
     if (!w->block || !j.rows) {
@@ -213,7 +213,7 @@ void wts_free(struct wts *w)
 
 void wts_embed(const struct wts *w, int32_t token, float *x)
 {
-    const size_t nr = (size_t)w->kern->nr, k = (size_t)w->embed.k;
+    const size_t nr = (size_t)w->kernels->nr, k = (size_t)w->embed.k;
     const size_t at = (size_t)token / nr * k * nr + (size_t)token % nr;
     for (size_t i = 0; i < k; i++)
         x[i] = w->dtype == KM_F32 ? ((const float *)w->embed.panels)[at + i * nr]

@@ -1,17 +1,17 @@
-/* The backend's copy of the weights: matrices as the panels of kern.h, in one block.
+/* The backend's copy of the weights: matrices as the panels of kernels.h, all in one block.
  *
- * Q, K and V are joined, gate and up interleaved panel by panel (so that one task of the product holds both
- * and can finish SwiGLU). The embedding is read out of the head's panels, which it shares when tied. */
+ * Q, K and V are joined to one matrix. Gate and up are interleaved panel by panel, so that one GEMM task has both and
+ * can apply SwiGLU. The embedding is read from the panels of the head when both are tied. */
 #ifndef CPU_WEIGHTS_H
 #define CPU_WEIGHTS_H
 
 #include "engine/cpu/arena.h"
-#include "engine/cpu/kern.h"
-#include "engine/cpu/pool.h"
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/thread_pool.h"
 #include "engine/model.h"
 
 struct wts_mat {
-    void *panels; /* [n_panels][k][nr] of the weights' dtype */
+    void *panels; /* [n_panels][k][nr] elements of the weights' dtype */
     int n_panels, k;
 };
 
@@ -23,18 +23,18 @@ struct wts_layer {
 
 struct wts {
     enum km_dtype dtype; /* KM_F32 or KM_BF16 */
-    const struct kern *kern;
+    const struct kernels *kernels;
     struct wts_layer *layers; /* [L] */
     float *norm_out;          /* [D] */
     struct wts_mat embed, head;
-    void *block;
+    void *block;              /* [bytes] holds all of the above */
     size_t bytes;
 };
 
-/* Bytes that wts_load will allocate; rows (may be NULL) gets them by name. */
-size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kern *kern, struct plan *rows);
-int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kern *kern, struct pool *pool,
-             struct km_err *err);
+/* Bytes that wts_load allocates; `rows` (may be NULL) gets them by name. */
+size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kernels *kernels, struct plan *rows);
+int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kernels *kernels,
+             struct thread_pool *pool, struct km_err *err);
 void wts_free(struct wts *w);
 
 /* x[D] = the token's embedding. */

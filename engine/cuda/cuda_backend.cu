@@ -446,7 +446,7 @@ static int make_room(struct be *b, const struct be_opts *o, struct km_err *err)
     rc = rc ? rc : cu_room_take(r, err);
     if (rc)
         return rc;
-    b->st.work_bytes = (int64_t)listed + CU_GEMM_WORKSPACE;
+    b->st.workspace_bytes = (int64_t)listed + CU_GEMM_WORKSPACE;
     b->st.kv_bytes = (int64_t)(cu_room_bytes(r, KM_MEM_DEVICE) - listed);
 
     float freq[64];
@@ -510,6 +510,9 @@ static void cuda_stats(struct be *b, struct be_stats *out)
     *out = b->st;
 }
 
-extern "C" const struct backend be_cuda = {"cuda",    true,      cu_plan,   cuda_open,       cuda_close,     cuda_step,
-                                           cuda_wait, cuda_copy, cuda_poll, cuda_host_alloc, cuda_host_free, nullptr,
-                                           cuda_stats};
+int cu_probe(struct km_err *err); /* both in probe.cu */
+int cu_measure(struct rates *out, struct km_err *err);
+
+extern "C" const struct backend be_cuda = {"cuda",    true,      cu_probe,  cu_measure, cu_plan,         cuda_open,
+                                           cuda_close, cuda_step, cuda_wait, cuda_copy,  cuda_poll,       cuda_host_alloc,
+                                           cuda_host_free, nullptr, cuda_stats};

@@ -115,8 +115,8 @@ int cu_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, stru
     out->geom = cu_geom(d, m, 0);
     add_weights(out, mdl_config(m));
     cu_room_list(&room, d);
-    add_rows(out, &room, 0, PLAN_WORK);
-    plan_add(out, PLAN_WORK, "cuBLASLt workspace", KM_MEM_DEVICE, CU_GEMM_WORKSPACE);
+    add_rows(out, &room, 0, PLAN_WORKSPACE);
+    plan_add(out, PLAN_WORKSPACE, "cuBLASLt workspace", KM_MEM_DEVICE, CU_GEMM_WORKSPACE);
     plan_add(out, PLAN_RESERVE, "graphs, libraries, driver", KM_MEM_DEVICE, CU_RESERVE - CU_GEMM_WORKSPACE);
     int listed = room.n_rows;
     size_t weights = cu_weights_size(mdl_config(m)),

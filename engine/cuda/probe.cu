@@ -101,7 +101,7 @@ int cu_card_ask(struct cu_card *out, struct km_err *err)
     return rc;
 }
 
-extern "C" int be_cuda_probe(struct km_err *err)
+int cu_probe(struct km_err *err)
 {
     answer a;
     return ask_child(look, &a, err);
@@ -196,8 +196,8 @@ static int measure_all(struct rates *out, struct km_err *err)
     memset(b.host, 1, ACROSS);
     int rc = copy_rate(b, b.to, b.from, ON_CARD, &out->copy_gbps, err);
     out->copy_gbps *= 2; /* read and written */
-    rc = rc ? rc : copy_rate(b, b.to, b.host, ACROSS, &out->to_card_gbps, err);
-    rc = rc ? rc : copy_rate(b, b.host, b.from, ACROSS, &out->to_host_gbps, err);
+    rc = rc ? rc : copy_rate(b, b.to, b.host, ACROSS, &out->h2d_gbps, err);
+    rc = rc ? rc : copy_rate(b, b.host, b.from, ACROSS, &out->d2h_gbps, err);
     rc = rc ? rc : cu_gemm_open(&b.lt, err);
     return rc ? rc : gemm_rate(&b, &out->gemm_tflops, err);
 }
@@ -212,7 +212,7 @@ static void measure(answer *a)
     measure_all(&a->rates, &a->err);
 }
 
-extern "C" int rates_measure(struct rates *out, struct km_err *err)
+int cu_measure(struct rates *out, struct km_err *err)
 {
     answer a;
     int rc = ask_child(measure, &a, err);

@@ -64,7 +64,7 @@ int put_tensor(loader *l, mdl_tensor t, int layer, bf16 *dst, km_err *err)
     int rows, cols;
     mdl_shape(c, t, &rows, &cols);
     if (mdl_is_dummy(l->m)) {
-        dummy_kernel<<<1024, 256>>>(dst, (size_t)rows * cols, dmy_key(mdl_seed(l->m), t, layer), dmy_scale(c, t));
+        dummy_kernel<<<1024, 256>>>(dst, (size_t)rows * cols, dmy_key(mdl_seed(l->m), t, layer), mdl_dummy_scale(c, t));
         CU_TRY(cudaGetLastError());
         return 0;
     }

@@ -1,8 +1,11 @@
-/* Requests of the API: one table of fields, one struct they end up in.
+/* Requests of the API: JSON in, validated values out.
  *
- * An `api` is a validated request: every number within its bounds, every prompt encoded, max_tokens settled
- * against the context. It owns the parsed JSON that its strings point into. A field that would change the answer
- * and is not supported is an error that names it; fields that cannot change it, and unknown ones, are ignored. */
+ * An `api_request` is the validated body of a request: every number is within its bounds, every prompt is encoded to
+ * token ids, and max_tokens fits the context. It owns all it points to; neither the body nor the parsed JSON is needed
+ * once api_parse has returned. An `api_env` is what requests are checked against.
+ *
+ * A field that this server does not support and that would change the answer is an error that names the field. Other
+ * unsupported fields and unknown fields are ignored. */
 #ifndef SRV_API_H
 #define SRV_API_H
 
@@ -17,48 +20,54 @@
 
 enum api_kind { API_COMPLETION = 1, API_CHAT = 2, API_TOKENIZE = 4, API_DETOKENIZE = 8 };
 
-enum { API_MAX_CHOICES = 1024, API_MAX_STOP_IDS = 128 };
+enum { API_MAX_CHOICES = 1024, API_MAX_STOPS = 4, API_MAX_STOP_IDS = 128 };
+/* JSON values in a body, besides one for each token of the context. A parsed value takes 64 bytes or more, a byte of the
+ * body may be half a value ("1,"). */
+enum { API_MAX_VALUES = 1 << 20 };
 
-/* What requests are checked against. */
 struct api_env {
-    const char *model;       /* the served name */
-    const struct tok *tok;   /* NULL: token ids only */
-    int vocab, max_model_len;
-    double temperature, top_p; /* defaults; <0: 1 */
-    int top_k;                 /* <0: all */
+    const char *model;         /* the served name */
+    const struct tok *tok;     /* NULL: token ids only */
+    int vocab, max_model_len;  /* tokens */
+    double temperature, top_p; /* defaults from generation_config.json; below 0: 1 */
+    int top_k;                 /* likewise; 0 or below: no limit */
 };
 
 struct api_error {
-    int status;         /* 400, 404 */
-    char param[64];     /* "": none */
-    const char *code;   /* "model_not_found"; NULL: none */
+    int status;       /* 400, 404, 413 or 503 */
+    char param[64];   /* the field at fault; "": none */
+    const char *code; /* "model_not_found"; NULL: none */
     struct km_err err;
 };
 
-struct api {
+struct api_request {
     enum api_kind kind;
-    cJSON *root;
-    struct tok_ids *prompts;      /* [n_prompts] */
+    struct tok_ids *prompts; /* [n_prompts] */
     int n_prompts;
-    struct km_buf echo_text;      /* prompts' texts, one after another, when echo asks for them */
-    size_t *echo_end;             /* [n_prompts] where each ends */
+    struct km_buf echo_text; /* with echo: the texts of all prompts, joined */
+    size_t *echo_end;        /* [n_prompts] with echo: where each text ends in echo_text */
 
-    int64_t n, max_tokens, min_tokens, priority;
-    bool seeded;
-    struct smp_params sampling;   /* seed only when seeded */
-    const char *stop[4];
+    int64_t n;               /* choices for each prompt */
+    int64_t max_tokens, min_tokens, priority;
+    bool seeded;             /* the request has a seed, in sampling.seed */
+    struct smp_params sampling;
+    char *stop[API_MAX_STOPS]; /* [n_stop] */
     int n_stop;
-    int32_t stop_ids[API_MAX_STOP_IDS];
+    int32_t stop_ids[API_MAX_STOP_IDS]; /* [n_stop_ids] */
     int n_stop_ids;
-    const char *cache_salt;
-    bool stream, include_usage, continuous_usage, ignore_eos, echo, include_stop, skip_special;
-    bool tokens_as_ids, token_ids; /* "token_id:5" for token texts; ids beside the text */
-    bool token_strs;               /* /tokenize */
+    char *cache_salt;        /* NULL: none */
+    bool stream, include_usage;
+    bool continuous_usage;   /* every event of the stream carries the usage so far */
+    bool ignore_eos, echo, skip_special;
+    bool include_stop;       /* the stop string or stop token stays in the text */
+    bool tokens_as_ids;      /* tokens of logprobs are written as "token_id:5" */
+    bool token_ids;          /* the answer carries token ids beside its text */
+    bool token_strs;         /* /tokenize: the answer carries each token's text */
 };
 
-/* body: the request's JSON. 0, or -1 with *e filled; on success a must be freed with api_free. */
-int api_parse(struct api *a, enum api_kind kind, const char *body, size_t len, const struct api_env *env,
+/* Parses and validates a body. Returns 0, and then a must be freed with api_free, or -1 with *e filled. */
+int api_parse(struct api_request *a, enum api_kind kind, const char *body, size_t len, const struct api_env *env,
               struct api_error *e);
-void api_free(struct api *a);
+void api_free(struct api_request *a);
 
 #endif

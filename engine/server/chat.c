@@ -1,4 +1,4 @@
-/* The template, message by message, as Qwen3's tokenizer_config.json states it (without tools). */
+/* The template of Qwen3's tokenizer_config.json, message by message, without its part for tool definitions. */
 #include "engine/server/chat.h"
 
 #include "base/mem.h"
@@ -12,12 +12,13 @@ static const char *const role_names[] = {"system", "user", "assistant", "tool"};
 struct message {
     enum role role;
     const char *content;   /* "" when absent */
-    char *joined;          /* owned: content made of several parts */
-    const char *reasoning; /* NULL: not given */
+    char *joined;          /* owned: the content, when it had several parts; NULL otherwise */
+    const char *reasoning; /* reasoning_content; NULL: not given */
     const cJSON *tool_calls;
 };
 
-static void mark(struct chat *c, const char *s)
+/* Appends a control token. */
+static void put_control(struct chat *c, const char *s)
 {
     if (c->n_marks == c->cap_marks) {
         size_t cap = c->cap_marks ? 2 * c->cap_marks : 16;
@@ -33,19 +34,24 @@ static void mark(struct chat *c, const char *s)
     km_buf_puts(&c->text, s);
 }
 
+static int no_memory(struct km_err *err)
+{
+    return km_fail(err, KM_ENOMEM, "the server has no memory for the messages; try again later");
+}
+
 static void open_turn(struct chat *c, const char *role)
 {
-    mark(c, "<|im_start|>");
+    put_control(c, "<|im_start|>");
     km_buf_printf(&c->text, "%s\n", role);
 }
 
 static void close_turn(struct chat *c)
 {
-    mark(c, "<|im_end|>");
+    put_control(c, "<|im_end|>");
     km_buf_putc(&c->text, '\n');
 }
 
-/* What a model wrote: its own control tokens are control tokens again. */
+/* Appends text that a model generated, in which the model's own control tokens stay control tokens. */
 static void put_model_text(struct chat *c, const char *s, size_t n)
 {
     static const char *const own[] = {"<think>", "</think>", "<tool_call>", "</tool_call>"};
@@ -59,7 +65,7 @@ static void put_model_text(struct chat *c, const char *s, size_t n)
         for (; i < 4; i++) {
             size_t len = strlen(own[i]);
             if ((size_t)(end - s) >= len && !memcmp(s, own[i], len)) {
-                mark(c, own[i]);
+                put_control(c, own[i]);
                 s += len;
                 break;
             }
@@ -69,18 +75,19 @@ static void put_model_text(struct chat *c, const char *s, size_t n)
     }
 }
 
-static bool starts(const char *s, const char *with)
+static bool has_prefix(const char *s, const char *with)
 {
     return !strncmp(s, with, strlen(with));
 }
 
-static bool ends(const char *s, const char *with)
+static bool has_suffix(const char *s, const char *with)
 {
     size_t n = strlen(s), w = strlen(with);
     return n >= w && !strcmp(s + n - w, with);
 }
 
-static const char *last_of(const char *s, size_t n, const char *what)
+/* The last occurrence of `what` in s[0, n); NULL if there is none. */
+static const char *find_last(const char *s, size_t n, const char *what)
 {
     size_t w = strlen(what);
     for (size_t i = n; i-- > 0;)
@@ -89,10 +96,10 @@ static const char *last_of(const char *s, size_t n, const char *what)
     return NULL;
 }
 
-/* An assistant's content with its reasoning inside, taken apart. */
+/* Splits an assistant's content at </think> into the reasoning, without newlines around it, and the rest. */
 static void split_reasoning(const char *content, const char **reasoning, size_t *n_reasoning, const char **rest)
 {
-    const char *first = strstr(content, "</think>"), *last = last_of(content, strlen(content), "</think>");
+    const char *first = strstr(content, "</think>"), *last = find_last(content, strlen(content), "</think>");
     *reasoning = "";
     *n_reasoning = 0;
     *rest = content;
@@ -101,7 +108,7 @@ static void split_reasoning(const char *content, const char **reasoning, size_t 
     size_t n = (size_t)(first - content);
     while (n && content[n - 1] == '\n')
         n--;
-    const char *open = last_of(content, n, "<think>");
+    const char *open = find_last(content, n, "<think>");
     const char *r = open ? open + strlen("<think>") : content;
     n -= (size_t)(r - content);
     while (n && *r == '\n')
@@ -112,6 +119,24 @@ static void split_reasoning(const char *content, const char **reasoning, size_t 
     *rest += strspn(*rest, "\n");
 }
 
+static void put_tool_calls(struct chat *c, const cJSON *calls, bool after_text)
+{
+    const cJSON *call;
+    cJSON_ArrayForEach(call, calls)
+    {
+        const cJSON *f = cJSON_GetObjectItemCaseSensitive(call, "function");
+        if (call != calls->child || after_text)
+            km_buf_putc(&c->text, '\n');
+        put_control(c, "<tool_call>");
+        km_buf_printf(&c->text, "\n{\"name\": \"%s\", \"arguments\": %s}\n",
+                      cJSON_GetObjectItemCaseSensitive(f, "name")->valuestring,
+                      cJSON_GetObjectItemCaseSensitive(f, "arguments")->valuestring);
+        put_control(c, "</tool_call>");
+    }
+}
+
+/* An assistant's turn. The template drops the reasoning of turns before the last question of a user. Of the turns after
+ * it, the last one has a think block even without reasoning. */
 static void put_assistant(struct chat *c, const struct message *m, bool after_query, bool last)
 {
     const char *content = m->content, *reasoning = m->reasoning;
@@ -124,53 +149,31 @@ static void put_assistant(struct chat *c, const struct message *m, bool after_qu
             reasoning++, n--;
         while (n && reasoning[n - 1] == '\n')
             n--;
-        mark(c, "<think>");
+        put_control(c, "<think>");
         km_buf_putc(&c->text, '\n');
         put_model_text(c, reasoning, n);
         km_buf_putc(&c->text, '\n');
-        mark(c, "</think>");
+        put_control(c, "</think>");
         km_buf_puts(&c->text, "\n\n");
         const char *body = content + strspn(content, "\n");
         put_model_text(c, body, strlen(body));
     } else {
         put_model_text(c, content, strlen(content));
     }
-    const cJSON *call;
-    bool first = true;
-    cJSON_ArrayForEach(call, m->tool_calls)
-    {
-        const cJSON *f = cJSON_GetObjectItemCaseSensitive(call, "function");
-        if (!first || *content)
-            km_buf_putc(&c->text, '\n');
-        first = false;
-        mark(c, "<tool_call>");
-        km_buf_printf(&c->text, "\n{\"name\": \"%s\", \"arguments\": %s}\n",
-                      cJSON_GetObjectItemCaseSensitive(f, "name")->valuestring,
-                      cJSON_GetObjectItemCaseSensitive(f, "arguments")->valuestring);
-        mark(c, "</tool_call>");
-    }
+    put_tool_calls(c, m->tool_calls, *content != 0);
     close_turn(c);
 }
 
+/* Fails for a field of message i; the text of the error is param and `what`. */
 static int fail_at(char param[64], int i, const char *field, struct km_err *err, const char *what)
 {
     snprintf(param, 64, "messages[%d]%s%s", i, *field ? "." : "", field);
     return km_fail(err, KM_EINVAL, "%s %s", param, what);
 }
 
-/* A string, or an array of text parts, which are joined by newlines as vLLM joins them. */
-static int read_content(struct message *m, const cJSON *v, int i, char param[64], struct km_err *err)
+/* Joins an array of text parts by newlines, as vLLM does. */
+static int join_parts(struct message *m, const cJSON *v, int i, char param[64], struct km_err *err)
 {
-    m->content = "";
-    if (cJSON_IsString(v)) {
-        m->content = v->valuestring;
-        return 0;
-    }
-    if (!v || cJSON_IsNull(v)) {
-        if (m->role == ASSISTANT)
-            return 0; /* a turn of tool calls alone */
-        return fail_at(param, i, "content", err, "is missing");
-    }
     if (!cJSON_IsArray(v))
         return fail_at(param, i, "content", err, "must be a string or an array of text parts");
     struct km_buf b = {0};
@@ -183,27 +186,42 @@ static int read_content(struct message *m, const cJSON *v, int i, char param[64]
         if (!cJSON_IsString(type) || strcmp(type->valuestring, "text") || !cJSON_IsString(text)) {
             km_buf_free(&b);
             return fail_at(param, i, "content", err,
-                           "has a part that is not {\"type\": \"text\", \"text\": ...}: this model reads text only");
+                           "has a part that is not {\"type\": \"text\", \"text\": a string}; send text only");
         }
         if (n++)
             km_buf_putc(&b, '\n');
         km_buf_puts(&b, text->valuestring);
     }
     if (!n)
-        return fail_at(param, i, "content", err, "is an empty array");
+        return fail_at(param, i, "content", err, "is an empty array; send a string or at least one text part");
     m->joined = km_buf_take(&b);
     if (!m->joined)
-        return km_fail(err, KM_ENOMEM, "out of memory reading the messages");
+        return no_memory(err);
     m->content = m->joined;
     return 0;
 }
 
+/* The content: a string, or an array of text parts. */
+static int read_content(struct message *m, const cJSON *v, int i, char param[64], struct km_err *err)
+{
+    m->content = "";
+    if (cJSON_IsString(v)) {
+        m->content = v->valuestring;
+        return 0;
+    }
+    if (!v || cJSON_IsNull(v)) {
+        if (m->role == ASSISTANT)
+            return 0; /* a turn of tool calls alone */
+        return fail_at(param, i, "content", err, "is missing");
+    }
+    return join_parts(m, v, i, param, err);
+}
 static int read_tool_calls(struct message *m, const cJSON *v, int i, char param[64], struct km_err *err)
 {
     if (!v || cJSON_IsNull(v))
         return 0;
     if (m->role != ASSISTANT || !cJSON_IsArray(v))
-        return fail_at(param, i, "tool_calls", err, "must be an array in an assistant's message");
+        return fail_at(param, i, "tool_calls", err, "is allowed in an assistant's message only, as an array");
     const cJSON *call;
     cJSON_ArrayForEach(call, v)
     {
@@ -211,8 +229,7 @@ static int read_tool_calls(struct message *m, const cJSON *v, int i, char param[
         if (!cJSON_IsString(cJSON_GetObjectItemCaseSensitive(f, "name")) ||
             !cJSON_IsString(cJSON_GetObjectItemCaseSensitive(f, "arguments")))
             return fail_at(param, i, "tool_calls", err,
-                           "needs {\"function\": {\"name\": a string, \"arguments\": a string of JSON}} in "
-                           "each call");
+                           "has a call without {\"function\": {\"name\": a string, \"arguments\": a string of JSON}}");
     }
     m->tool_calls = v;
     return 0;
@@ -221,7 +238,7 @@ static int read_tool_calls(struct message *m, const cJSON *v, int i, char param[
 static int read_message(struct message *m, const cJSON *v, int i, char param[64], struct km_err *err)
 {
     if (!cJSON_IsObject(v))
-        return fail_at(param, i, "", err, "must be an object with role and content");
+        return fail_at(param, i, "", err, "must be an object with \"role\" and \"content\"");
     const cJSON *role = cJSON_GetObjectItemCaseSensitive(v, "role");
     int r = 0;
     while (r < N_ROLES && !(cJSON_IsString(role) && !strcmp(role->valuestring, role_names[r])))
@@ -239,15 +256,30 @@ static int read_message(struct message *m, const cJSON *v, int i, char param[64]
     return rc ? rc : read_tool_calls(m, cJSON_GetObjectItemCaseSensitive(v, "tool_calls"), i, param, err);
 }
 
-/* The last message a user really asked with; a tool's answer dressed as the user does not count. */
+/* The index of the last message in which a user asks something; a tool's response in a user's message is none. */
 static int last_query(const struct message *m, int n)
 {
     for (int i = n; i-- > 0;) {
-        bool dressed = starts(m[i].content, "<tool_response>") && ends(m[i].content, "</tool_response>");
-        if (m[i].role == USER && !dressed)
+        bool response = has_prefix(m[i].content, "<tool_response>") && has_suffix(m[i].content, "</tool_response>");
+        if (m[i].role == USER && !response)
             return i;
     }
     return n - 1;
+}
+
+/* A tool's response; the template joins consecutive ones into one turn of the user. */
+static void put_tool_response(struct chat *c, const struct message *m, int n, int i)
+{
+    if (i == 0 || m[i - 1].role != TOOL) {
+        put_control(c, "<|im_start|>");
+        km_buf_puts(&c->text, "user");
+    }
+    km_buf_putc(&c->text, '\n');
+    put_control(c, "<tool_response>");
+    km_buf_printf(&c->text, "\n%s\n", m[i].content);
+    put_control(c, "</tool_response>");
+    if (i == n - 1 || m[i + 1].role != TOOL)
+        close_turn(c);
 }
 
 static void put_messages(struct chat *c, const struct message *m, int n)
@@ -257,16 +289,7 @@ static void put_messages(struct chat *c, const struct message *m, int n)
         if (m[i].role == ASSISTANT) {
             put_assistant(c, &m[i], i > query, i == n - 1);
         } else if (m[i].role == TOOL) {
-            if (i == 0 || m[i - 1].role != TOOL) {
-                mark(c, "<|im_start|>");
-                km_buf_puts(&c->text, "user");
-            }
-            km_buf_putc(&c->text, '\n');
-            mark(c, "<tool_response>");
-            km_buf_printf(&c->text, "\n%s\n", m[i].content);
-            mark(c, "</tool_response>");
-            if (i == n - 1 || m[i + 1].role != TOOL)
-                close_turn(c);
+            put_tool_response(c, m, n, i);
         } else {
             open_turn(c, role_names[m[i].role]);
             km_buf_puts(&c->text, m[i].content);
@@ -275,17 +298,28 @@ static void put_messages(struct chat *c, const struct message *m, int n)
     }
 }
 
+static void put_generation_prompt(struct chat *c, bool thinking)
+{
+    open_turn(c, "assistant");
+    if (thinking)
+        return;
+    put_control(c, "<think>");
+    km_buf_puts(&c->text, "\n\n");
+    put_control(c, "</think>");
+    km_buf_puts(&c->text, "\n\n");
+}
+
 int chat_render(struct chat *c, const cJSON *messages, bool generation_prompt, bool thinking, char param[64],
                 struct km_err *err)
 {
     memset(c, 0, sizeof *c);
     snprintf(param, 64, "messages");
     if (!cJSON_IsArray(messages) || !messages->child)
-        return km_fail(err, KM_EINVAL, "\"messages\" must be an array of at least one message");
+        return km_fail(err, KM_EINVAL, "\"messages\" must be an array of one or more messages");
     int n = cJSON_GetArraySize(messages), rc = 0, i = 0;
     struct message *m = km_calloc((size_t)n, sizeof *m);
     if (!m)
-        return km_fail(err, KM_ENOMEM, "out of memory reading the messages");
+        return no_memory(err);
     const cJSON *v;
     cJSON_ArrayForEach(v, messages)
     {
@@ -295,17 +329,10 @@ int chat_render(struct chat *c, const cJSON *messages, bool generation_prompt, b
     }
     if (!rc) {
         put_messages(c, m, n);
-        if (generation_prompt) {
-            open_turn(c, "assistant");
-            if (!thinking) {
-                mark(c, "<think>");
-                km_buf_puts(&c->text, "\n\n");
-                mark(c, "</think>");
-                km_buf_puts(&c->text, "\n\n");
-            }
-        }
+        if (generation_prompt)
+            put_generation_prompt(c, thinking);
         if (!km_buf_ok(&c->text))
-            rc = km_fail(err, KM_ENOMEM, "out of memory rendering the messages");
+            rc = no_memory(err);
     }
     for (i = 0; i < n; i++)
         km_free(m[i].joined);
@@ -322,13 +349,13 @@ void chat_free(struct chat *c)
     memset(c, 0, sizeof *c);
 }
 
-static int push_id(struct tok_ids *out, int32_t id, struct km_err *err)
+static int append_id(struct tok_ids *out, int32_t id, struct km_err *err)
 {
     if (out->n == out->cap) {
         size_t cap = out->cap ? 2 * out->cap : 64;
         int32_t *p = km_reallocarray(out->v, cap, sizeof *p);
         if (!p)
-            return km_fail(err, KM_ENOMEM, "out of memory encoding the messages");
+            return no_memory(err);
         out->v = p;
         out->cap = cap;
     }
@@ -336,21 +363,21 @@ static int push_id(struct tok_ids *out, int32_t id, struct km_err *err)
     return 0;
 }
 
-/* Text between control tokens; NULs, which km_json_parse keeps in code, become NULs again. */
+/* Encodes text between control tokens. km_json_parse keeps a NUL as the bytes C0 80; here it becomes a NUL again. */
 static int encode_plain(const struct tok *t, const char *text, size_t len, struct tok_ids *out, struct km_err *err)
 {
     struct km_buf tmp = {0};
     const char *whole = km_json_nuls(text, &len, &tmp);
     int rc = whole ? tok_encode(t, whole, len, false, out, err)
-                   : km_fail(err, KM_ENOMEM, "out of memory encoding the messages");
+                   : no_memory(err);
     km_buf_free(&tmp);
     return rc;
 }
 
 int chat_encode(const struct chat *c, const struct tok *t, struct tok_ids *out, struct km_err *err)
 {
-    /* Text between control tokens is encoded in one piece, as the tokenizer would see it. A control token that
-     * the vocabulary lacks is text like any other. */
+    /* Text between two control tokens is encoded in one piece, as the tokenizer does for a whole string. A control
+     * token that is not in the vocabulary is encoded as text. */
     size_t from = 0;
     int rc = 0;
     char name[32];
@@ -365,7 +392,7 @@ int chat_encode(const struct chat *c, const struct tok *t, struct tok_ids *out, 
         if (at > from)
             rc = encode_plain(t, c->text.data + from, at - from, out, err);
         if (!rc && id >= 0)
-            rc = push_id(out, id, err);
+            rc = append_id(out, id, err);
         from = i < c->n_marks ? at + c->marks[i].len : at;
     }
     return rc;

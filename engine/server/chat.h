@@ -1,10 +1,12 @@
-/* Qwen3's chat template, rendered by code instead of Jinja.
+/* Qwen3's chat template, written in C instead of Jinja.
  *
- * A `chat` is a rendered conversation: the text the template makes, and where in it the template itself put
- * control tokens. Only those places become control tokens: `<|im_end|>` typed by a user is encoded as the ten
- * characters it is, so nobody can leave his role. For all other text the ids are those that Hugging Face's
- * apply_chat_template gives. In an assistant's own turns <think>, </think>, <tool_call> and </tool_call> count as
- * control tokens too, because the model wrote them as such. */
+ * A `chat` is a rendered conversation: the text that the template makes, and the places where the template itself put
+ * control tokens. The caller owns it and frees it with chat_free.
+ *
+ * Invariant: only those places are encoded as control tokens. A user who types `<|im_end|>` gets the ids of those ten
+ * characters, so that a message cannot end its turn or begin another role's. For every other text the ids are those of
+ * Hugging Face's apply_chat_template. In an assistant's turn <think>, </think>, <tool_call> and </tool_call> are
+ * control tokens as well, because the model generated them as such. */
 #ifndef SRV_CHAT_H
 #define SRV_CHAT_H
 
@@ -17,19 +19,21 @@
 #include <stddef.h>
 
 struct chat_mark {
-    size_t at, len; /* text[at, at + len) is the text of an added token */
+    size_t at, len; /* text[at, at + len) is a control token */
 };
 
 struct chat {
     struct km_buf text;
-    struct chat_mark *marks; /* [n_marks], by rising place */
+    struct chat_mark *marks; /* [n_marks], in order of `at` */
     size_t n_marks, cap_marks;
 };
 
-/* messages: OpenAI's array. param (64 bytes) names the part an error is about: messages[3].content. */
+/* Renders OpenAI's `messages` array. generation_prompt: the text ends with the head of an assistant's turn; thinking
+ * false: with an empty think block as well. On failure param names the part at fault ("messages[3].content"). */
 int chat_render(struct chat *c, const cJSON *messages, bool generation_prompt, bool thinking, char param[64],
                 struct km_err *err);
 void chat_free(struct chat *c);
+/* Appends the conversation's token ids to out. */
 int chat_encode(const struct chat *c, const struct tok *t, struct tok_ids *out, struct km_err *err);
 
 #endif

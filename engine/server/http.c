@@ -1,16 +1,19 @@
-/* Connections over libevent's event loop, with plain reads and writes.
+/* Connections on libevent's event loop, with plain recv and send.
  *
- * Reading goes on while an answer is made, so that a client that leaves is noticed at once; bytes of later
- * requests wait in `in`, bounded. Answers collect in `out` and leave in one send per http_flush. A connection
- * never dies inside a call its owner made: it is marked dead and taken down from the event loop, so no caller
- * sees it vanish under its feet.
+ * The socket is read while an answer is being made, so that a disconnect is noticed at once. Bytes of later requests
+ * wait in `in`, at most MAX_PENDING_IN. Answers collect in `out` and are sent by http_flush, with one send for all that
+ * was put since the last one.
  *
- * A connection is in one state; `user` is set exactly while a request is held. */
+ * A connection that must end is marked `dead` and freed later, from its timer on the event loop. Hence a caller's
+ * http_conn stays valid until the handler returns.
+ *
+ * Invariant: `user` is set exactly while a request is held. */
 #include "engine/server/http.h"
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "engine/server/respond.h"
 
 #include <errno.h>
 #include <event2/event.h>
@@ -25,59 +28,73 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Bytes: of one recv; of pipelined requests that wait; of answers above which no further request is started. */
 enum { READ_SIZE = 65536, MAX_PENDING_IN = 65536, MAX_PENDING_OUT = 65536 };
 enum { LINGER_MS = 1000, ACCEPT_PAUSE_MS = 200 };
 
 enum state {
-    C_READ,   /* of a request, or waiting for one */
-    C_CALL,   /* inside a callback of the owner */
+    C_READ,   /* reads a request, or waits for one */
+    C_CALL,   /* inside a handler of the owner */
     C_HELD,   /* the owner answers later */
-    C_STREAM, /* the owner sends pieces */
-    C_CLOSE,  /* out goes out, then the end */
-    C_LINGER  /* our side is shut; the client's last bytes are read away so that it gets to see ours */
+    C_STREAM, /* the owner answers in pieces */
+    C_CLOSE,  /* sends the rest of out, then closes */
+    C_LINGER  /* the sending side is shut down. The client's last bytes are read and dropped: closing with unread bytes
+               * would make the kernel reset the connection, and the client could lose the answer. */
 };
 
 struct http_conn {
     struct http *h;
-    struct http_conn *next, *prev;        /* all connections */
-    struct http_conn *dirty_next;         /* those with something to send */
-    bool dirty, dead, reading, unclean;   /* unclean: bytes of the client may be unread at the close */
-    bool chunked, head_only, keep, answered;
+    struct http_conn *next, *prev; /* in http.all */
+    struct http_conn *dirty_next;  /* in http.dirty */
+    struct http_conn *ready_next;  /* in http.ready */
+    bool dirty;                    /* in the list of connections that http_flush must visit */
+    bool ready;                    /* in the list of connections whose next request was received */
+    bool dead;                     /* to be freed by its timer */
+    bool reading;                  /* a request has begun to arrive */
+    bool unclean;                  /* bytes of the client may be unread at the close: linger */
+    bool chunked;                  /* the stream being sent uses the chunked coding */
+    bool head_only;                /* the request is HEAD: its answer has no body */
+    bool keep;                     /* the connection stays open after this answer */
+    bool answered;                 /* the request whose head was reported last has its answer */
     int fd;
     enum state state;
-    struct event *ev_read, *ev_write, *timer;
+    struct event *ev_read, *ev_write;
+    struct event *timer; /* idle time, read deadline, stalled write, linger, or the end of a dead connection */
     struct hp req;
-    struct km_buf in, out;
-    size_t out_at; /* out[0, out_at) is sent */
-    void *user;
+    struct km_buf in;    /* received, not parsed */
+    struct km_buf out;   /* to be sent; out[0, out_at) is sent */
+    size_t out_at;
+    void (*client_gone)(void *user);
+    void *user;          /* of the held request; NULL: none */
 };
 
 struct http {
     struct event_base *base;
     struct http_opts o;
-    struct http_calls calls;
+    struct http_handlers handlers;
     void *arg;
     struct evconnlistener *listener;
     struct event *accept_timer;
-    struct http_conn *all, *dirty;
+    struct event *ready_timer; /* visits the list `ready` in the next turn of the event loop */
+    struct http_conn *all, *dirty, *ready;
     struct http_stats stats;
     bool draining, paused;
     int port;
 };
 
-static struct timeval span(double s)
+static struct timeval to_timeval(double s)
 {
     struct timeval tv = {(time_t)s, (suseconds_t)((s - (double)(time_t)s) * 1e6)};
     return tv;
 }
 
-static void arm(struct http_conn *c, double s)
+static void set_timer(struct http_conn *c, double s)
 {
-    struct timeval tv = span(s);
+    struct timeval tv = to_timeval(s);
     event_add(c->timer, &tv);
 }
 
-/* Takes the connection down from the event loop, soon. */
+/* Ends the connection: its timer frees it in this turn of the event loop. */
 static void conn_kill(struct http_conn *c)
 {
     if (c->dead)
@@ -109,11 +126,17 @@ static void conn_free(struct http_conn *c)
 {
     struct http *h = c->h;
     if (c->user)
-        h->calls.gone(h->arg, c->user);
+        c->client_gone(c->user);
     if (c->dirty)
         for (struct http_conn **p = &h->dirty; *p; p = &(*p)->dirty_next)
             if (*p == c) {
                 *p = c->dirty_next;
+                break;
+            }
+    if (c->ready)
+        for (struct http_conn **p = &h->ready; *p; p = &(*p)->ready_next)
+            if (*p == c) {
+                *p = c->ready_next;
                 break;
             }
     if (c->prev)
@@ -137,7 +160,7 @@ static void conn_free(struct http_conn *c)
     accept_resume(h);
 }
 
-static size_t unsent(const struct http_conn *c)
+static size_t unsent_bytes(const struct http_conn *c)
 {
     return c->out.len - c->out_at;
 }
@@ -160,24 +183,24 @@ static void linger_or_close(struct http_conn *c)
     c->state = C_LINGER;
     shutdown(c->fd, SHUT_WR);
     event_add(c->ev_read, NULL);
-    arm(c, LINGER_MS / 1000.0);
+    set_timer(c, LINGER_MS / 1000.0);
 }
 
-/* Sends what can be sent. Afterwards out is empty, or the write event waits, or the connection is dead. */
+/* Sends as much of out as the socket takes. Afterwards out is empty, or the write event waits, or c is dead. */
 static void conn_send(struct http_conn *c)
 {
-    bool moved = false;
-    while (!c->dead && unsent(c)) {
-        ssize_t n = send(c->fd, c->out.data + c->out_at, unsent(c), MSG_NOSIGNAL | MSG_DONTWAIT);
+    bool progress = false;
+    while (!c->dead && unsent_bytes(c)) {
+        ssize_t n = send(c->fd, c->out.data + c->out_at, unsent_bytes(c), MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-            if (moved || !event_pending(c->ev_write, EV_WRITE, NULL)) {
+            if (progress || !event_pending(c->ev_write, EV_WRITE, NULL)) {
                 event_add(c->ev_write, NULL);
-                arm(c, c->h->o.read_timeout);
+                set_timer(c, c->h->o.read_timeout);
             }
             if (c->out_at > c->out.len / 2) {
-                memmove(c->out.data, c->out.data + c->out_at, unsent(c));
+                memmove(c->out.data, c->out.data + c->out_at, unsent_bytes(c));
                 c->out.len -= c->out_at;
                 c->out_at = 0;
             }
@@ -188,7 +211,7 @@ static void conn_send(struct http_conn *c)
             return;
         }
         c->out_at += (size_t)n;
-        moved = true;
+        progress = true;
     }
     if (c->dead)
         return;
@@ -199,14 +222,14 @@ static void conn_send(struct http_conn *c)
         km_buf_clear(&c->out);
     if (event_pending(c->ev_write, EV_WRITE, NULL)) {
         event_del(c->ev_write);
-        event_del(c->timer); /* it watched the stalled write */
+        event_del(c->timer); /* the deadline of the stalled write */
     }
     if (c->state == C_CLOSE)
         linger_or_close(c);
 }
 
-/* Back to reading after an answer, or to the end. */
-static void answer_done(struct http_conn *c)
+/* The answer is complete: the connection reads the next request, or closes. */
+static void finish_answer(struct http_conn *c)
 {
     c->answered = true;
     if (c->keep && !c->h->draining) {
@@ -219,7 +242,7 @@ static void answer_done(struct http_conn *c)
     mark_dirty(c);
 }
 
-static const char *reason(int status)
+static const char *reason_phrase(int status)
 {
     switch (status) {
     case 200: return "OK";
@@ -250,7 +273,7 @@ static void put_head(struct http_conn *c, int status, const char *type)
     struct tm tm;
     gmtime_r(&now, &tm);
     strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", &tm);
-    km_buf_printf(&c->out, "HTTP/1.1 %d %s\r\nDate: %s\r\nServer: kvmark\r\n", status, reason(status), date);
+    km_buf_printf(&c->out, "HTTP/1.1 %d %s\r\nDate: %s\r\nServer: kvmark\r\n", status, reason_phrase(status), date);
     if (type)
         km_buf_printf(&c->out, "Content-Type: %s\r\n", type);
     if (c->h->draining)
@@ -276,11 +299,21 @@ void http_reply(struct http_conn *c, int status, const char *type, const char *h
         conn_kill(c);
         return;
     }
-    answer_done(c);
+    finish_answer(c);
 }
 
-void http_hold(struct http_conn *c, void *user)
+void http_reply_error(struct http_conn *c, int status, const char *headers, const char *message, const char *param,
+                      const char *code)
 {
+    struct km_buf b = {0};
+    rsp_error(&b, status, message, param && *param ? param : NULL, code);
+    http_reply(c, status, "application/json", headers, km_buf_str(&b), b.len);
+    km_buf_free(&b);
+}
+
+void http_hold(struct http_conn *c, void (*client_gone)(void *user), void *user)
+{
+    c->client_gone = client_gone;
     c->user = user;
     c->state = C_HELD;
 }
@@ -303,14 +336,15 @@ bool http_stream_put(struct http_conn *c, const char *data, size_t n)
 {
     if (c->dead)
         return false;
-    if (unsent(c) > c->h->o.max_unsent) {
+    if (unsent_bytes(c) > c->h->o.max_unsent) {
         c->h->stats.slow_readers++;
-        km_log(KM_LOG_DEBUG, "a client does not read its stream: %zu bytes wait, dropped", unsent(c));
+        km_log(KM_LOG_DEBUG, "connection closed: its client left %zu bytes of its stream unread, more than %zu",
+               unsent_bytes(c), c->h->o.max_unsent);
         conn_kill(c);
         return false;
     }
     if (!n)
-        return true; /* an empty chunk would end the stream */
+        return true; /* in the chunked coding an empty chunk ends the stream */
     if (c->chunked)
         km_buf_printf(&c->out, "%zx\r\n", n);
     km_buf_put(&c->out, data, n);
@@ -326,79 +360,88 @@ bool http_stream_put(struct http_conn *c, const char *data, size_t n)
 
 void http_stream_end(struct http_conn *c, bool keep)
 {
-    c->user = NULL; /* answered, whether or not anyone is left to read it */
+    c->user = NULL; /* answered, even if the client has disconnected: client_gone must not follow */
     if (c->dead)
         return;
     if (c->chunked)
         km_buf_puts(&c->out, "0\r\n\r\n");
     c->keep &= keep;
-    answer_done(c);
+    finish_answer(c);
 }
 
-/* A refusal in the one error shape, by the connection itself: the request could not be understood. */
+/* Answers a request that could not be read to its end; where the next one begins is not known. */
 static void refuse(struct http_conn *c, int status, const char *why)
 {
-    struct km_buf b = {0};
-    km_buf_puts(&b, "{\"error\":{\"message\":\"");
-    km_buf_put_json(&b, why, strlen(why));
-    km_buf_puts(&b, "\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}");
     c->keep = false;
     c->unclean = true;
-    http_reply(c, status, "application/json", "", km_buf_str(&b), b.len);
-    km_buf_free(&b);
+    c->head_only = false;
+    http_reply_error(c, status, "", why, NULL, NULL);
 }
 
-/* Parses data[0, n) until it is used up or an answer is under way; returns what was used. */
+/* Reports the head to the owner, which may refuse the request. If so and a body follows, the body is never read and
+ * the connection closes. all_read: the client has sent nothing behind the head, so it may be waiting for 100. */
+static void handle_head(struct http_conn *c, bool all_read)
+{
+    /* The answer may reset req. */
+    bool body = c->req.chunked || c->req.length;
+    bool keep = c->req.keep_alive, expects = c->req.expect_continue;
+    c->head_only = !strcmp(c->req.method, "HEAD");
+    c->answered = false;
+    c->keep = keep && !body;
+    c->state = C_CALL;
+    c->h->handlers.head(c->h->arg, c, &c->req);
+    if (c->answered) {
+        c->unclean |= body;
+        return;
+    }
+    c->keep = keep;
+    c->state = C_READ;
+    if (expects && body && all_read) {
+        km_buf_puts(&c->out, "HTTP/1.1 100 Continue\r\n\r\n");
+        mark_dirty(c);
+    }
+}
+
+/* The deadline of a request is set by its first byte; further bytes do not move it. */
+static void set_read_deadline(struct http_conn *c)
+{
+    bool started = hp_started(&c->req);
+    if (started == c->reading && event_pending(c->timer, EV_TIMEOUT, NULL))
+        return;
+    c->reading = started;
+    set_timer(c, started ? c->h->o.read_timeout : c->h->o.idle_timeout);
+}
+
+/* Parses data[0, n) until all of it is used or one request was reported. Returns the number of bytes used. */
 static size_t conn_parse(struct http_conn *c, const char *data, size_t n)
 {
     size_t at = 0;
-    while (!c->dead && c->state == C_READ && unsent(c) < MAX_PENDING_OUT) {
+    while (!c->dead && c->state == C_READ && unsent_bytes(c) < MAX_PENDING_OUT) {
         size_t used;
         enum hp_event ev = hp_feed(&c->req, data + at, n - at, &used);
         at += used;
         if (ev == HP_MORE) {
-            /* The deadline is set once, by the first byte: more bytes do not move it. */
-            if (hp_started(&c->req) != c->reading || !event_pending(c->timer, EV_TIMEOUT, NULL)) {
-                c->reading = hp_started(&c->req);
-                arm(c, c->reading ? c->h->o.read_timeout : c->h->o.idle_timeout);
-            }
+            set_read_deadline(c);
             break;
-        }
-        if (ev == HP_BAD) {
-            c->head_only = false;
+        } else if (ev == HP_BAD) {
             refuse(c, c->req.status, c->req.why);
+        } else if (ev == HP_HEAD) {
+            handle_head(c, at == n);
+            if (c->answered)
+                break;
+        } else {
+            event_del(c->timer);
+            c->reading = false;
+            c->state = C_CALL;
+            c->h->handlers.request(c->h->arg, c, &c->req);
             break;
         }
-        if (ev == HP_HEAD) {
-            bool body = c->req.chunked || c->req.length;
-            bool keep = c->req.keep_alive, expects = c->req.expect_continue;
-            c->head_only = !strcmp(c->req.method, "HEAD");
-            c->answered = false;
-            c->keep = keep && !body; /* refused with the body still to come: nobody will read it */
-            c->state = C_CALL;
-            c->h->calls.head(c->h->arg, c, &c->req);
-            if (c->answered) {
-                c->unclean |= body;
-                continue;
-            }
-            c->keep = keep;
-            c->state = C_READ;
-            if (expects && body && at == n) {
-                km_buf_puts(&c->out, "HTTP/1.1 100 Continue\r\n\r\n");
-                mark_dirty(c);
-            }
-            continue;
-        }
-        event_del(c->timer);
-        c->reading = false;
-        c->state = C_CALL;
-        c->h->calls.request(c->h->arg, c, &c->req);
     }
     return at;
 }
 
-/* Works through bytes that waited for an answer to end. */
-static void conn_pending(struct http_conn *c)
+/* Parses bytes that were received while an answer was being made, up to the end of one request. */
+static void parse_pending(struct http_conn *c)
 {
     if (c->dead || c->state != C_READ)
         return;
@@ -413,6 +456,37 @@ static void conn_pending(struct http_conn *c)
         event_add(c->ev_read, NULL);
 }
 
+/* After an answer: sets the idle deadline, or has the next request parsed in the next turn of the event loop. A timer
+ * does that, because libevent would run a callback that is made active now before it polls the other sockets. */
+static void continue_reading(struct http_conn *c)
+{
+    struct http *h = c->h;
+    if (c->dead || c->state != C_READ)
+        return;
+    if (!c->in.len) {
+        parse_pending(c);
+    } else if (!c->ready) {
+        c->ready = true;
+        c->ready_next = h->ready;
+        h->ready = c;
+        struct timeval now = {0, 0};
+        event_add(h->ready_timer, &now);
+    }
+}
+
+static void on_ready(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    struct http *h = arg;
+    while (h->ready) {
+        struct http_conn *c = h->ready;
+        h->ready = c->ready_next;
+        c->ready = false;
+        parse_pending(c);
+    }
+    http_flush(h);
+}
+
 void http_flush(struct http *h)
 {
     while (h->dirty) {
@@ -422,7 +496,7 @@ void http_flush(struct http *h)
         if (c->dead)
             continue;
         conn_send(c);
-        conn_pending(c); /* may answer the next request and mark c again */
+        continue_reading(c);
     }
 }
 
@@ -435,10 +509,10 @@ static void on_read(evutil_socket_t fd, short what, void *arg)
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
         return;
     if (n <= 0) {
-        /* The client shut its side: nobody waits for an answer that is not made yet, but one that is
-         * already written may still be on its way. */
+        /* The client has shut down its side. It does not wait for an answer that is still being made, but an answer
+         * that is complete must still reach it. */
         c->unclean = c->reading = false;
-        if (n == 0 && unsent(c) && !c->user) {
+        if (n == 0 && unsent_bytes(c) && !c->user) {
             c->state = C_CLOSE;
             event_del(c->ev_read);
         } else {
@@ -468,7 +542,7 @@ static void on_write(evutil_socket_t fd, short what, void *arg)
     (void)fd, (void)what;
     struct http_conn *c = arg;
     conn_send(c);
-    conn_pending(c);
+    continue_reading(c);
     http_flush(c->h);
 }
 
@@ -477,17 +551,19 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
     (void)fd, (void)what;
     struct http_conn *c = arg;
     struct http *h = c->h;
-    if (!c->dead && unsent(c)) {
+    if (!c->dead && unsent_bytes(c)) {
         h->stats.slow_readers++;
         c->dead = true;
     } else if (!c->dead && c->state == C_READ && c->reading) {
         h->stats.timeouts++;
-        c->head_only = false;
-        refuse(c, 408, "the request did not arrive in time");
+        char why[120];
+        snprintf(why, sizeof why, "the request did not arrive within %g s; send it faster or in smaller parts",
+                 h->o.read_timeout);
+        refuse(c, 408, why);
         http_flush(h);
         return;
     }
-    conn_free(c); /* dead, idle for too long, or done lingering */
+    conn_free(c); /* dead, idle for too long, or lingered long enough */
 }
 
 static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct sockaddr *a, int len, void *arg)
@@ -518,19 +594,20 @@ static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct socka
         return;
     }
     event_add(c->ev_read, NULL);
-    arm(c, h->o.idle_timeout);
+    set_timer(c, h->o.idle_timeout);
     if (h->stats.connections >= h->o.max_connections)
         accept_pause(h);
 }
 
-/* Out of descriptors: the connection stays in the kernel's queue, and asking again at once would spin. */
+/* Out of file descriptors: the connection stays in the kernel's queue, and accepting again at once would spin. */
 static void on_accept_error(struct evconnlistener *l, void *arg)
 {
     (void)l;
     struct http *h = arg;
-    km_log(KM_LOG_WARN, "cannot accept a connection: %s; pausing", strerror(errno));
+    km_log(KM_LOG_WARN, "cannot accept a connection: %s; the next try is in %d ms (ulimit -n limits open files)",
+           strerror(errno), ACCEPT_PAUSE_MS);
     accept_pause(h);
-    struct timeval tv = span(ACCEPT_PAUSE_MS / 1000.0);
+    struct timeval tv = to_timeval(ACCEPT_PAUSE_MS / 1000.0);
     evtimer_add(h->accept_timer, &tv);
 }
 
@@ -560,24 +637,25 @@ static int listen_on(struct http *h, struct km_err *err)
     struct sockaddr_storage ss;
     socklen_t len = sizeof ss;
     if (getsockname(evconnlistener_get_fd(h->listener), (struct sockaddr *)&ss, &len))
-        return km_fail(err, KM_ENET, "cannot read the port listened on: %s", strerror(errno));
+        return km_fail(err, KM_ENET, "cannot read the port that the server listens on: %s", strerror(errno));
     h->port = ntohs(ss.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&ss)->sin6_port
                                              : ((struct sockaddr_in *)&ss)->sin_port);
     return 0;
 }
 
-int http_open(struct http **out, struct event_base *base, const struct http_opts *o, const struct http_calls *calls,
-              void *arg, struct km_err *err)
+int http_open(struct http **out, struct event_base *base, const struct http_opts *o,
+              const struct http_handlers *handlers, void *arg, struct km_err *err)
 {
     struct http *h = km_calloc(1, sizeof *h);
     if (!h)
-        return km_fail(err, KM_ENOMEM, "out of memory opening the server");
+        return km_fail(err, KM_ENOMEM, "no memory for the server");
     h->base = base;
     h->o = *o;
-    h->calls = *calls;
+    h->handlers = *handlers;
     h->arg = arg;
     h->accept_timer = evtimer_new(base, on_accept_timer, h);
-    int rc = h->accept_timer ? listen_on(h, err) : km_fail(err, KM_ENOMEM, "out of memory opening the server");
+    h->ready_timer = evtimer_new(base, on_ready, h);
+    int rc = h->accept_timer && h->ready_timer ? listen_on(h, err) : km_fail(err, KM_ENOMEM, "no memory for the server");
     if (rc) {
         http_free(h);
         return rc;
@@ -597,6 +675,8 @@ void http_free(struct http *h)
         evconnlistener_free(h->listener);
     if (h->accept_timer)
         event_free(h->accept_timer);
+    if (h->ready_timer)
+        event_free(h->ready_timer);
     km_free(h);
 }
 
@@ -614,9 +694,9 @@ void http_drain(struct http *h)
 {
     h->draining = true;
     if (h->listener)
-        evconnlistener_free(h->listener); /* so that new clients are refused, not left waiting */
+        evconnlistener_free(h->listener); /* new clients get "connection refused" at once */
     h->listener = NULL;
     for (struct http_conn *c = h->all; c; c = c->next)
-        if (c->state == C_READ && !c->reading && !unsent(c))
+        if (c->state == C_READ && !c->reading && !unsent_bytes(c))
             conn_kill(c);
 }

@@ -1,12 +1,15 @@
-/* Life of a request: submit its choices, turn tokens into text, write it out, end.
+/* The life of a job: submit its choices, turn their tokens into text, answer, end.
  *
- * Events find their choice through a slot table and the engine's id, so that an event made before a cancellation
- * and collected after it finds nobody. A stream's head is sent with its first token: until then an error still
- * has its own status, and a client's time to first byte is the time to first token. */
+ * An event of the engine carries a slot and the engine's request id. The slot's choice gets the event only if it still
+ * has this id. An event that was made before its request was cancelled is therefore dropped.
+ *
+ * The HTTP head of a stream is sent with the first token. Until then a failure has its own status, and a client's time
+ * to first byte is its TTFT. */
 #include "engine/server/jobs.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/random.h"
 #include "engine/server/respond.h"
 #include "engine/server/text.h"
 
@@ -15,55 +18,60 @@
 #include <string.h>
 #include <time.h>
 
+#define NO_MEMORY "the server has no memory for the request; try again later"
+
 struct choice {
     struct job *job;
-    uint64_t id;       /* the engine's; 0: not submitted */
-    size_t slot;
-    int index, prompt; /* index of the answer; which prompt */
-    bool said_role, done;
-    int n_output, n_cached;
-    enum eng_finish finish;
-    int32_t stop_id;   /* a stop_token_ids entry that ended it; -1 */
+    uint64_t id;                  /* of the engine's request; 0: not submitted */
+    size_t slot;                  /* in jobs.slots */
+    int index;                    /* in the answer */
+    int prompt;                   /* index of its prompt */
+    bool role_sent, done;
+    int n_output, n_cached;       /* tokens generated; tokens of the prompt that were cached */
+    enum eng_finish finish;       /* valid once done */
+    int32_t stop_id;              /* the entry of stop_token_ids that ended it; -1: none */
     struct txt txt;
-    struct rsp_logprobs logprobs;
-    struct tok_ids ids; /* generated; of the piece when streaming */
-    int64_t first_ns, last_ns;
+    struct rsp_logprobs logprobs; /* of the tokens that were not sent */
+    struct tok_ids ids;           /* with return_token_ids: generated ids that were not sent */
+    int64_t first_ns, last_ns;    /* times of the first and the latest token, by the engine's clock; 0: none */
 };
 
 struct job {
     struct jobs *all;
-    struct job *next, *prev;
+    struct job *next, *prev; /* in jobs.list */
     struct http_conn *c;
-    struct api a;
+    struct api_request a;
     struct txt_stops stops;
     struct rsp rsp;
     struct choice *choices; /* [n_choices] */
-    int n_choices, n_open;
-    bool begun; /* the stream's head is out */
+    int n_choices, n_open;  /* n_open: choices that have not ended */
+    bool stream_begun;      /* the HTTP head of the stream was sent */
 };
 
 struct jobs {
     struct jobs_env env;
     struct job *list;
     int n_live;
-    struct choice **slots; /* [n_slots]; NULL: free */
-    size_t n_slots, *free_slots, n_free;
-    uint64_t id_base, n_started, n_seeds;
-    struct km_buf line;
+    struct choice **slots;          /* [n_slots]; NULL: free */
+    size_t *free_slots;             /* [n_free] indices of free slots */
+    size_t n_slots, n_free;
+    uint64_t id_base, n_started;    /* make the ids of answers */
+    uint64_t n_seeds;               /* prompts that got a seed of the server's */
+    struct km_buf line;             /* scratch for events of streams */
 };
 
 int jobs_open(struct jobs **out, const struct jobs_env *env, struct km_err *err)
 {
     struct jobs *j = km_calloc(1, sizeof *j);
     if (!j)
-        return km_fail(err, KM_ENOMEM, "out of memory opening the server");
+        return km_fail(err, KM_ENOMEM, "no memory for the server");
     j->env = *env;
     j->id_base = (uint64_t)km_wall_ns();
     *out = j;
     return 0;
 }
 
-/* Frees the job; engine requests still alive are cancelled. */
+/* Frees the job and cancels those of its engine requests that have not ended. */
 static void job_free(struct job *job)
 {
     struct jobs *j = job->all;
@@ -110,31 +118,17 @@ int jobs_live(const struct jobs *j)
     return j->n_live;
 }
 
-void jobs_gone(void *job)
+/* Ends the job with an error: an answer of this status, or an event if the stream has begun. */
+static void job_fail(struct job *job, int status, const char *why)
 {
-    job_free(job);
-}
-
-void jobs_refuse(struct http_conn *c, int status, const char *headers, const char *message, const char *param,
-                 const char *code)
-{
-    struct km_buf b = {0};
-    rsp_error(&b, message, rsp_error_type(status), param && *param ? param : NULL, code);
-    http_reply(c, status, "application/json", headers, km_buf_str(&b), b.len);
-    km_buf_free(&b);
-}
-
-/* Ends the job with an error: its own status while nothing was sent, an event of the stream afterwards. */
-static void job_fail(struct job *job, int status, const char *why, const char *param)
-{
-    if (!job->begun) {
-        const char *wait = status == 429 ? "Retry-After: 1\r\n" : status == 503 ? "Retry-After: 5\r\n" : "";
-        jobs_refuse(job->c, status, wait, why, param, NULL);
+    if (!job->stream_begun) {
+        const char *retry = status == 429 ? HTTP_RETRY_SOON : status == 503 ? HTTP_RETRY_LATER : "";
+        http_reply_error(job->c, status, retry, why, NULL, NULL);
     } else {
         struct km_buf *b = &job->all->line;
         km_buf_clear(b);
         km_buf_puts(b, "data: ");
-        rsp_error(b, why, rsp_error_type(status), param, NULL);
+        rsp_error(b, status, why, NULL, NULL);
         km_buf_puts(b, "\n\n");
         http_stream_put(job->c, km_buf_str(b), b->len);
         http_stream_end(job->c, false);
@@ -145,9 +139,10 @@ static void job_fail(struct job *job, int status, const char *why, const char *p
 void jobs_fail_all(struct jobs *j, int status, const char *why)
 {
     while (j->list)
-        job_fail(j->list, status, why, NULL);
+        job_fail(j->list, status, why);
 }
 
+/* The usage so far: of one choice, or of the whole job with only NULL. A prompt counts once for its n choices. */
 static struct rsp_usage job_usage(const struct job *job, const struct choice *only)
 {
     struct rsp_usage u = {0};
@@ -169,16 +164,17 @@ static const char *finish_name(const struct choice *ch)
     return !ch->done ? NULL : ch->finish == ENG_STOP ? "stop" : "length";
 }
 
-static struct rsp_part part_of(const struct choice *ch, size_t from, size_t n)
+/* What the answer says about the choice, with text[from, from + n) as its text. */
+static struct rsp_part make_part(const struct choice *ch, size_t from, size_t n)
 {
     const struct job *job = ch->job;
-    const struct api *a = &job->a;
+    const struct api_request *a = &job->a;
     struct rsp_part p = {
         .index = ch->index,
         .text = km_buf_str(&ch->txt.text) + from,
         .n_text = n,
         .finish = finish_name(ch),
-        .stop_string = ch->txt.hit >= 0 ? a->stop[ch->txt.hit] : NULL,
+        .stop_string = ch->txt.stopped_by >= 0 ? a->stop[ch->txt.stopped_by] : NULL,
         .stop_id = ch->stop_id,
         .logprobs = a->sampling.n_logprobs >= 0 ? &ch->logprobs : NULL,
     };
@@ -186,7 +182,7 @@ static struct rsp_part part_of(const struct choice *ch, size_t from, size_t n)
         static const int32_t none[1];
         p.ids = ch->ids.v ? ch->ids.v : none;
         p.n_ids = ch->ids.n;
-        if (!job->begun || !ch->said_role) {
+        if (!job->stream_begun || !ch->role_sent) {
             p.prompt_ids = a->prompts[ch->prompt].v;
             p.n_prompt_ids = a->prompts[ch->prompt].n;
         }
@@ -194,26 +190,27 @@ static struct rsp_part part_of(const struct choice *ch, size_t from, size_t n)
     return p;
 }
 
-/* The whole answer. */
+/* Answers a job that does not stream, and frees it. */
 static void job_answer(struct job *job)
 {
     struct km_buf b = {0};
-    struct rsp_part first = part_of(&job->choices[0], 0, 0);
-    rsp_open(&b, &job->rsp, &first);
+    struct rsp_part first = make_part(&job->choices[0], 0, 0);
+    rsp_begin(&b, &job->rsp, &first);
     for (int i = 0; i < job->n_choices; i++) {
-        struct rsp_part p = part_of(&job->choices[i], 0, job->choices[i].txt.text.len);
+        struct rsp_part p = make_part(&job->choices[i], 0, job->choices[i].txt.text.len);
         rsp_choice(&b, &job->rsp, &p);
     }
     struct rsp_usage u = job_usage(job, NULL);
-    rsp_close(&b, &u);
+    rsp_end(&b, &u);
     if (km_buf_ok(&b))
         http_reply(job->c, 200, "application/json", "", b.data, b.len);
     else
-        jobs_refuse(job->c, 503, "Retry-After: 5\r\n", "out of memory writing the answer", NULL, NULL);
+        http_reply_error(job->c, 503, HTTP_RETRY_LATER, NO_MEMORY, NULL, NULL);
     km_buf_free(&b);
     job_free(job);
 }
 
+/* Ends the stream of a job, and frees the job. */
 static void job_stream_end(struct job *job)
 {
     struct km_buf *b = &job->all->line;
@@ -228,20 +225,20 @@ static void job_stream_end(struct job *job)
     job_free(job);
 }
 
-/* Sends what the choice has to show; one event, and before the first one a chat's role. */
+/* Streams what the choice may show, as one event. Before the first event of a chat's choice goes one with its role. */
 static void choice_send(struct choice *ch)
 {
     struct job *job = ch->job;
     struct km_buf *b = &job->all->line;
     size_t from, n;
-    txt_take(&ch->txt, &from, &n);
-    struct rsp_part p = part_of(ch, from, n);
+    txt_show(&ch->txt, &from, &n);
+    struct rsp_part p = make_part(ch, from, n);
     km_buf_clear(b);
-    if (!job->begun)
+    if (!job->stream_begun)
         http_stream_begin(job->c, "text/event-stream; charset=utf-8");
-    if (job->rsp.chat && !ch->said_role)
+    if (job->rsp.chat && !ch->role_sent)
         rsp_event_role(b, &job->rsp, &p);
-    job->begun = ch->said_role = true;
+    job->stream_begun = ch->role_sent = true;
     struct rsp_usage u = job_usage(job, ch);
     rsp_event(b, &job->rsp, &p, job->a.continuous_usage ? &u : NULL);
     http_stream_put(job->c, km_buf_str(b), b->len);
@@ -249,7 +246,7 @@ static void choice_send(struct choice *ch)
     rsp_logprobs_clear(&ch->logprobs);
 }
 
-/* The choice has ended; the job, too, when it was the last. */
+/* Ends the choice. If it was the last one, the job is answered and freed. */
 static void choice_end(struct choice *ch, enum eng_finish finish)
 {
     struct job *job = ch->job;
@@ -266,20 +263,20 @@ static void choice_end(struct choice *ch, enum eng_finish finish)
         job_answer(job);
 }
 
-static void note_times(struct met *m, const struct choice *ch, const struct eng_event *ev)
+static void observe_choice(struct met *m, const struct choice *ch, const struct eng_event *ev)
 {
-    met_add(m, MET_E2E, (double)(ev->now_ns - ev->arrived_ns) / 1e9);
-    met_add(m, MET_QUEUE, (double)(ev->scheduled_ns - ev->arrived_ns) / 1e9);
-    met_add(m, MET_PREFILL, (double)(ch->first_ns - ev->scheduled_ns) / 1e9);
-    met_add(m, MET_DECODE, (double)(ev->now_ns - ch->first_ns) / 1e9);
+    met_observe(m, MET_E2E, (double)(ev->now_ns - ev->arrived_ns) / 1e9);
+    met_observe(m, MET_QUEUE, (double)(ev->scheduled_ns - ev->arrived_ns) / 1e9);
+    met_observe(m, MET_PREFILL, (double)(ch->first_ns - ev->scheduled_ns) / 1e9);
+    met_observe(m, MET_DECODE, (double)(ev->now_ns - ch->first_ns) / 1e9);
     if (ch->n_output > 1)
-        met_add(m, MET_TPOT, (double)(ev->now_ns - ch->first_ns) / 1e9 / (ch->n_output - 1));
-    met_add(m, MET_PROMPT, ev->n_prompt);
-    met_add(m, MET_GENERATED, ch->n_output);
-    met_add(m, MET_CACHED, ev->n_cached);
+        met_observe(m, MET_TPOT, (double)(ev->now_ns - ch->first_ns) / 1e9 / (ch->n_output - 1));
+    met_observe(m, MET_PROMPT, ev->n_prompt);
+    met_observe(m, MET_GENERATED, ch->n_output);
+    met_observe(m, MET_CACHED, ev->n_cached);
 }
 
-static bool keep_id(struct tok_ids *ids, int32_t id)
+static bool append_id(struct tok_ids *ids, int32_t id)
 {
     if (ids->n == ids->cap) {
         size_t cap = ids->cap ? 2 * ids->cap : 8;
@@ -293,26 +290,26 @@ static bool keep_id(struct tok_ids *ids, int32_t id)
     return true;
 }
 
-/* The token's bytes into the text; false when a stop string ended it. `last`: it is the token that stopped the
- * engine, whose text is shown only when asked for. */
-static bool push_token(struct choice *ch, int32_t id, bool last)
+/* Appends the token's bytes to the text; false if a stop string ended it. is_stop: the engine stopped at this token,
+ * whose text belongs to the answer only with include_stop_str_in_output. */
+static bool push_token(struct choice *ch, int32_t id, bool is_stop)
 {
-    const struct api *a = &ch->job->a;
+    const struct api_request *a = &ch->job->a;
     const struct tok *t = ch->job->all->env.tok;
     if (!t) {
         char s[32];
         int n = snprintf(s, sizeof s, "%stoken_id:%d", ch->n_output > 1 ? " " : "", id);
         return txt_push(&ch->txt, s, (size_t)n, false);
     }
-    if ((last && !a->include_stop) || (a->skip_special && tok_is_special(t, id)))
+    if ((is_stop && !a->include_stop) || (a->skip_special && tok_is_special(t, id)))
         return true;
     size_t n = 0;
     const char *s = tok_bytes(t, id, &n);
     return !s || txt_push(&ch->txt, s, n, ch->n_output > a->min_tokens);
 }
 
-/* True for a token that the request itself named as a stop. */
-static bool own_stop(const struct api *a, int32_t id)
+/* True for an entry of the request's stop_token_ids. */
+static bool is_own_stop(const struct api_request *a, int32_t id)
 {
     for (int i = 0; i < a->n_stop_ids; i++)
         if (a->stop_ids[i] == id)
@@ -320,44 +317,45 @@ static bool own_stop(const struct api *a, int32_t id)
     return false;
 }
 
-void jobs_event(struct jobs *j, const struct eng_event *ev)
+/* Ends the job of a choice whose request the engine has given up. */
+static void choice_fail(struct choice *ch)
 {
-    size_t slot = (size_t)(uintptr_t)ev->user;
-    struct choice *ch = slot < j->n_slots ? j->slots[slot] : NULL;
-    if (!ch || ch->id != ev->id || ch->done)
-        return; /* its job has ended */
-    struct job *job = ch->job;
-    if (ev->finish == ENG_ABORT || ev->finish == ENG_ERROR) {
-        struct km_err why = {0};
-        run_failed(j->env.run, &why);
-        ch->done = true;
-        job_fail(job, 500, *why.msg ? why.msg : "the engine failed in the step that computed this request", NULL);
-        return;
-    }
-    if (!ev->has_token) {
-        if (ev->finish != ENG_RUNNING)
-            choice_end(ch, ev->finish);
-        return;
-    }
-    ch->n_output = ev->n_output;
-    ch->n_cached = ev->n_cached;
-    if (!ch->first_ns) {
-        ch->first_ns = ev->now_ns;
-        met_add(j->env.met, MET_TTFT, (double)(ev->now_ns - ev->arrived_ns) / 1e9);
+    struct km_err why = {0};
+    run_failed(ch->job->all->env.run, &why);
+    ch->done = true;
+    job_fail(ch->job, 500, *why.msg ? why.msg : "the engine failed in a step of this request; send the request again");
+}
+
+/* Sets the times of the event's token, and counts its latency. */
+static void observe_token(struct choice *ch, const struct eng_event *ev)
+{
+    struct met *m = ch->job->all->env.met;
+    if (ch->first_ns) {
+        met_observe(m, MET_ITL, (double)(ev->now_ns - ch->last_ns) / 1e9);
     } else {
-        met_add(j->env.met, MET_ITL, (double)(ev->now_ns - ch->last_ns) / 1e9);
+        ch->first_ns = ev->now_ns;
+        met_observe(m, MET_TTFT, (double)(ev->now_ns - ev->arrived_ns) / 1e9);
     }
     ch->last_ns = ev->now_ns;
+}
 
-    bool last = ev->finish == ENG_STOP, go_on = push_token(ch, ev->token.id, last);
+static void choice_add_token(struct choice *ch, const struct eng_event *ev)
+{
+    struct job *job = ch->job;
+    struct jobs *j = job->all;
+    ch->n_output = ev->n_output;
+    ch->n_cached = ev->n_cached;
+    observe_token(ch, ev);
+    bool is_stop = ev->finish == ENG_STOP;
+    bool go_on = push_token(ch, ev->token.id, is_stop);
     if (job->a.sampling.n_logprobs >= 0)
         rsp_logprobs_add(&ch->logprobs, job->rsp.chat, j->env.tok, job->a.tokens_as_ids, &ev->token);
-    if ((job->a.token_ids && !keep_id(&ch->ids, ev->token.id)) || !km_buf_ok(&ch->txt.text) ||
+    if ((job->a.token_ids && !append_id(&ch->ids, ev->token.id)) || !km_buf_ok(&ch->txt.text) ||
         !km_buf_ok(&ch->logprobs.tokens)) {
-        job_fail(job, 503, "out of memory", NULL);
+        job_fail(job, 503, NO_MEMORY);
         return;
     }
-    if (last && own_stop(&job->a, ev->stop_id))
+    if (is_stop && is_own_stop(&job->a, ev->stop_id))
         ch->stop_id = ev->stop_id;
     if (go_on && ev->finish == ENG_RUNNING) {
         if (job->a.stream)
@@ -365,13 +363,27 @@ void jobs_event(struct jobs *j, const struct eng_event *ev)
         return;
     }
     if (ev->finish == ENG_RUNNING)
-        run_cancel(j->env.run, ch->id, ENG_STOP);
-    note_times(j->env.met, ch, ev);
+        run_cancel(j->env.run, ch->id, ENG_STOP); /* a stop string ended the choice: the engine does not know it */
+    observe_choice(j->env.met, ch, ev);
     choice_end(ch, go_on ? ev->finish : ENG_STOP);
 }
 
-/* A place in the slot table; false without memory. */
-static bool take_slot(struct jobs *j, struct choice *ch)
+void jobs_handle(struct jobs *j, const struct eng_event *ev)
+{
+    size_t slot = (size_t)(uintptr_t)ev->user;
+    struct choice *ch = slot < j->n_slots ? j->slots[slot] : NULL;
+    if (!ch || ch->id != ev->id || ch->done)
+        return; /* the event is older than the end of its choice */
+    if (ev->finish == ENG_ABORT || ev->finish == ENG_ERROR)
+        choice_fail(ch);
+    else if (ev->has_token)
+        choice_add_token(ch, ev);
+    else if (ev->finish != ENG_RUNNING)
+        choice_end(ch, ev->finish);
+}
+
+/* Sets ch->slot to a free slot, which stays free until the choice is submitted; false without memory. */
+static bool find_slot(struct jobs *j, struct choice *ch)
 {
     if (!j->n_free) {
         size_t n = j->n_slots ? 2 * j->n_slots : 64;
@@ -393,18 +405,14 @@ static bool take_slot(struct jobs *j, struct choice *ch)
     return true;
 }
 
-/* A well-spread 64-bit value from a counter. */
-static uint64_t mix(uint64_t x)
+static int no_memory(struct km_err *err)
 {
-    x += 0x9E3779B97F4A7C15u;
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-    return x ^ x >> 31;
+    return km_fail(err, KM_ENOMEM, NO_MEMORY);
 }
 
 static int choice_submit(struct jobs *j, struct choice *ch, uint64_t seed, struct km_err *err)
 {
-    const struct api *a = &ch->job->a;
+    const struct api_request *a = &ch->job->a;
     const struct tok_ids *prompt = &a->prompts[ch->prompt];
     struct eng_request q = {
         .prompt = prompt->v,
@@ -419,8 +427,8 @@ static int choice_submit(struct jobs *j, struct choice *ch, uint64_t seed, struc
         .priority = (int)a->priority,
     };
     q.sampling.seed = seed;
-    if (!take_slot(j, ch))
-        return km_fail(err, KM_ENOMEM, "out of memory queueing the request");
+    if (!find_slot(j, ch))
+        return no_memory(err);
     q.user = (void *)(uintptr_t)ch->slot;
     int rc = run_submit(j->env.run, &q, &ch->id, err);
     if (rc) {
@@ -432,31 +440,33 @@ static int choice_submit(struct jobs *j, struct choice *ch, uint64_t seed, struc
     return 0;
 }
 
-static void start_echo(struct choice *ch)
+/* With echo the text begins with the prompt. */
+static void put_echo(struct choice *ch)
 {
-    const struct api *a = &ch->job->a;
+    const struct api_request *a = &ch->job->a;
     if (!a->echo)
         return;
     size_t from = ch->prompt ? a->echo_end[ch->prompt - 1] : 0;
     km_buf_put(&ch->txt.text, km_buf_str(&a->echo_text) + from, a->echo_end[ch->prompt] - from);
 }
 
+/* Makes the choices, with their texts still empty. */
 static int job_init(struct job *job, struct km_err *err)
 {
     struct jobs *j = job->all;
-    struct api *a = &job->a;
+    struct api_request *a = &job->a;
     job->n_choices = a->n_prompts * (int)a->n;
     job->n_open = job->n_choices;
     char id[48];
     const char *prefix = a->kind == API_CHAT ? "chatcmpl" : "cmpl";
-    snprintf(id, sizeof id, "%s-%016" PRIx64 "%08" PRIx64, prefix, mix(j->id_base), ++j->n_started);
+    snprintf(id, sizeof id, "%s-%016" PRIx64 "%08" PRIx64, prefix, km_random_at(j->id_base, 1), ++j->n_started);
     rsp_init(&job->rsp, a->kind == API_CHAT, a->stream, id, (int64_t)time(NULL), j->env.model);
     job->choices = km_calloc((size_t)job->n_choices, sizeof *job->choices);
     if (!job->choices || !km_buf_ok(&job->rsp.head)) {
         job->n_choices = 0;
-        return km_fail(err, KM_ENOMEM, "out of memory queueing the request");
+        return no_memory(err);
     }
-    int rc = txt_stops_init(&job->stops, a->stop, a->n_stop, a->include_stop, err);
+    int rc = txt_stops_init(&job->stops, (const char *const *)a->stop, a->n_stop, a->include_stop, err);
     for (int i = 0; i < job->n_choices; i++) {
         struct choice *ch = &job->choices[i];
         ch->job = job;
@@ -464,17 +474,38 @@ static int job_init(struct job *job, struct km_err *err)
         ch->prompt = i / (int)a->n;
         ch->stop_id = -1;
         txt_init(&ch->txt, &job->stops);
-        start_echo(ch);
+        put_echo(ch);
     }
     return rc;
 }
 
-void jobs_start(struct jobs *j, struct http_conn *c, struct api *a)
+/* Submits every choice. The n choices of a prompt have consecutive seeds. */
+static int job_submit(struct job *job, struct km_err *err)
+{
+    struct jobs *j = job->all;
+    uint64_t seed = 0;
+    int rc = 0;
+    for (int i = 0; !rc && i < job->n_choices; i++) {
+        int k = i % (int)job->a.n;
+        if (k == 0)
+            seed = job->a.seeded ? job->a.sampling.seed
+                                 : km_random_at((uint64_t)j->env.seed ^ km_random_at(j->n_seeds++, 1), 1);
+        rc = choice_submit(j, &job->choices[i], seed + (uint64_t)k, err);
+    }
+    return rc;
+}
+
+static void client_gone(void *job)
+{
+    job_free(job);
+}
+
+void jobs_start(struct jobs *j, struct http_conn *c, struct api_request *a)
 {
     struct job *job = km_calloc(1, sizeof *job);
     if (!job) {
         api_free(a);
-        jobs_refuse(c, 503, "Retry-After: 5\r\n", "out of memory queueing the request", NULL, NULL);
+        http_reply_error(c, 503, HTTP_RETRY_LATER, NO_MEMORY, NULL, NULL);
         return;
     }
     job->all = j;
@@ -485,24 +516,19 @@ void jobs_start(struct jobs *j, struct http_conn *c, struct api *a)
         j->list->prev = job;
     j->list = job;
     j->n_live++;
-    http_hold(c, job);
+    http_hold(c, client_gone, job);
 
     struct km_err err = {0};
     int rc = job_init(job, &err);
-    uint64_t seed = 0;
-    for (int i = 0; !rc && a->max_tokens && i < job->n_choices; i++) {
-        int k = i % (int)job->a.n;
-        if (k == 0)
-            seed = job->a.seeded ? job->a.sampling.seed : mix((uint64_t)j->env.seed ^ mix(j->n_seeds++));
-        rc = choice_submit(j, &job->choices[i], seed + (uint64_t)k, &err);
-    }
+    if (!rc && a->max_tokens)
+        rc = job_submit(job, &err);
     if (rc) {
-        /* The context was checked before, so a limit that is met here is the queue's. */
+        /* KM_ELIMIT is a full queue: api_parse has checked the context. */
         int status = rc == KM_EINVAL ? 400 : rc == KM_ELIMIT ? 429 : rc == KM_ENOMEM ? 503 : 500;
-        job_fail(job, status, err.msg, NULL);
+        job_fail(job, status, err.msg);
         return;
     }
-    if (!a->max_tokens) /* legal for completions: nothing to generate. The last end answers and frees the job. */
+    if (!a->max_tokens) /* allowed in completions: nothing is generated. The last choice_end frees the job. */
         for (int i = 0, n = job->n_choices; i < n; i++)
             choice_end(&job->choices[i], ENG_LENGTH);
 }

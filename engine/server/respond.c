@@ -1,4 +1,4 @@
-/* JSON by hand, in OpenAI's shapes with vLLM's additions (stop_reason, token_ids, prompt_token_ids). */
+/* JSON written by hand: answers of a fixed shape, whose strings are escaped by km_buf_put_json. */
 #include "engine/server/respond.h"
 
 #include <inttypes.h>
@@ -57,8 +57,8 @@ static void put_logprobs(struct km_buf *b, const struct rsp *r, const struct rsp
                       km_buf_str(&l->tokens), km_buf_str(&l->values), km_buf_str(&l->tops), km_buf_str(&l->offsets));
 }
 
-/* What follows the text in a choice, its closing brace included. */
-static void put_rest(struct km_buf *b, const struct rsp *r, const struct rsp_part *p)
+/* The members behind the text of a choice, and its closing brace. */
+static void put_choice_end(struct km_buf *b, const struct rsp *r, const struct rsp_part *p)
 {
     put_logprobs(b, r, p->logprobs);
     km_buf_puts(b, ",\"finish_reason\":");
@@ -85,7 +85,7 @@ static void put_usage(struct km_buf *b, const struct rsp_usage *u)
                   u->prompt, u->prompt + u->completion, u->completion, u->cached);
 }
 
-/* Chat answers carry the prompt's ids at the top, completions in the choice. */
+/* Everything before the first choice. A chat has the ids of its prompt here, a completion in the choice. */
 static void put_head(struct km_buf *b, const struct rsp *r, const struct rsp_part *p)
 {
     km_buf_put(b, km_buf_str(&r->head), r->head.len);
@@ -94,7 +94,7 @@ static void put_head(struct km_buf *b, const struct rsp *r, const struct rsp_par
     km_buf_puts(b, ",\"choices\":[");
 }
 
-void rsp_open(struct km_buf *b, const struct rsp *r, const struct rsp_part *first)
+void rsp_begin(struct km_buf *b, const struct rsp *r, const struct rsp_part *first)
 {
     put_head(b, r, first);
 }
@@ -108,10 +108,10 @@ void rsp_choice(struct km_buf *b, const struct rsp *r, const struct rsp_part *p)
     put_string(b, p->text, p->n_text);
     if (r->chat)
         km_buf_puts(b, ",\"refusal\":null}");
-    put_rest(b, r, p);
+    put_choice_end(b, r, p);
 }
 
-void rsp_close(struct km_buf *b, const struct rsp_usage *u)
+void rsp_end(struct km_buf *b, const struct rsp_usage *u)
 {
     km_buf_putc(b, ']');
     put_usage(b, u);
@@ -136,7 +136,7 @@ void rsp_event(struct km_buf *b, const struct rsp *r, const struct rsp_part *p, 
     put_string(b, p->text, p->n_text);
     if (r->chat)
         km_buf_putc(b, '}');
-    put_rest(b, r, p);
+    put_choice_end(b, r, p);
     km_buf_putc(b, ']');
     if (u)
         put_usage(b, u);
@@ -152,22 +152,22 @@ void rsp_event_usage(struct km_buf *b, const struct rsp *r, const struct rsp_usa
     km_buf_puts(b, "}\n\n");
 }
 
-void rsp_error(struct km_buf *b, const char *message, const char *type, const char *param, const char *code)
+static const char *error_type(int status)
+{
+    return status == 429 ? "rate_limit_error" : status >= 500 ? "server_error" : "invalid_request_error";
+}
+
+void rsp_error(struct km_buf *b, int status, const char *message, const char *param, const char *code)
 {
     km_buf_puts(b, "{\"error\":{\"message\":");
     put_or_null(b, message);
     km_buf_puts(b, ",\"type\":");
-    put_or_null(b, type);
+    put_or_null(b, error_type(status));
     km_buf_puts(b, ",\"param\":");
     put_or_null(b, param);
     km_buf_puts(b, ",\"code\":");
     put_or_null(b, code);
     km_buf_puts(b, "}}");
-}
-
-const char *rsp_error_type(int status)
-{
-    return status == 429 ? "rate_limit_error" : status >= 500 ? "server_error" : "invalid_request_error";
 }
 
 void rsp_token(struct km_buf *b, const struct tok *t, int32_t id, bool as_id)
@@ -180,17 +180,17 @@ void rsp_token(struct km_buf *b, const struct tok *t, int32_t id, bool as_id)
         km_buf_put_json(b, s, n);
 }
 
-/* JSON has no infinity: vLLM's stand-in. */
-static double sendable(float lp)
+/* JSON has no infinity; vLLM writes -9999 instead. */
+static double finite_logprob(float lp)
 {
     return lp > -9999.0f ? lp : -9999.0;
 }
 
-static void chat_entry(struct km_buf *b, const struct tok *t, bool as_id, int32_t id, float lp)
+static void put_chat_entry(struct km_buf *b, const struct tok *t, bool as_id, int32_t id, float lp)
 {
     km_buf_puts(b, "{\"token\":\"");
     rsp_token(b, t, id, as_id);
-    km_buf_printf(b, "\",\"logprob\":%.8g,\"bytes\":", sendable(lp));
+    km_buf_printf(b, "\",\"logprob\":%.8g,\"bytes\":", finite_logprob(lp));
     size_t n = 0;
     const char *s = t ? tok_bytes(t, id, &n) : NULL;
     if (!s) {
@@ -207,19 +207,19 @@ static void add_chat(struct rsp_logprobs *l, const struct tok *t, bool as_id, co
     struct km_buf *b = &l->tokens;
     if (b->len)
         km_buf_putc(b, ',');
-    chat_entry(b, t, as_id, s->id, s->logprob);
+    put_chat_entry(b, t, as_id, s->id, s->logprob);
     km_buf_puts(b, ",\"top_logprobs\":[");
     for (int i = 0; i < s->n_top; i++) {
         if (i)
             km_buf_putc(b, ',');
-        chat_entry(b, t, as_id, s->top_id[i], s->top_logprob[i]);
+        put_chat_entry(b, t, as_id, s->top_id[i], s->top_logprob[i]);
         km_buf_putc(b, '}');
     }
     km_buf_puts(b, "]}");
 }
 
-/* One member of a top_logprobs object, unless its key is in there: two tokens may have one text (parts of
- * characters), and the likelier comes first. */
+/* Adds a member to the top_logprobs object that starts at `start`, unless its key is already a member. Two tokens can
+ * have the same text (incomplete characters), and the first one is the more likely. */
 static void add_top(struct km_buf *b, size_t start, struct km_buf *key, double lp)
 {
     struct km_buf member = {0};
@@ -231,7 +231,7 @@ static void add_top(struct km_buf *b, size_t start, struct km_buf *key, double l
     km_buf_clear(key);
 }
 
-static int64_t characters(const char *s, size_t n)
+static int64_t count_characters(const char *s, size_t n)
 {
     int64_t k = 0;
     for (size_t i = 0; i < n; i++)
@@ -245,19 +245,19 @@ static void add_completion(struct rsp_logprobs *l, const struct tok *t, bool as_
     struct km_buf key = {0};
     rsp_token(&key, t, s->id, as_id);
     km_buf_printf(&l->tokens, "%s\"%s\"", comma, km_buf_str(&key));
-    km_buf_printf(&l->values, "%s%.8g", comma, sendable(s->logprob));
+    km_buf_printf(&l->values, "%s%.8g", comma, finite_logprob(s->logprob));
     km_buf_printf(&l->offsets, "%s%" PRId64, comma, l->chars);
     size_t n = 0;
     const char *bytes = t && !as_id ? tok_bytes(t, s->id, &n) : NULL;
-    l->chars += bytes ? characters(bytes, n) : characters(km_buf_str(&key), key.len);
+    l->chars += bytes ? count_characters(bytes, n) : count_characters(km_buf_str(&key), key.len);
     km_buf_puts(&l->tops, comma);
     size_t start = l->tops.len;
     km_buf_putc(&l->tops, '{');
     if (l->tops.data)
-        add_top(&l->tops, start, &key, sendable(s->logprob));
+        add_top(&l->tops, start, &key, finite_logprob(s->logprob));
     for (int i = 0; l->tops.data && i < s->n_top; i++) {
         rsp_token(&key, t, s->top_id[i], as_id);
-        add_top(&l->tops, start, &key, sendable(s->top_logprob[i]));
+        add_top(&l->tops, start, &key, finite_logprob(s->top_logprob[i]));
     }
     km_buf_putc(&l->tops, '}');
     km_buf_free(&key);

@@ -1,9 +1,13 @@
-/* Text out of tokens: bytes joined into characters, stop strings found, nothing shown too early.
+/* The text of a choice, built from the bytes of its tokens, and its stop strings.
  *
- * A `txt_stops` is a request's stop strings, shared by its choices; a `txt` is the text of one choice as it
- * grows. The result does not depend on how the bytes were cut into tokens: of all stop strings the one that is
- * complete first ends the text (the longest of them when several are), and the text shown so far is always a
- * prefix of the final text. */
+ * A `txt` is the text of one choice as it grows. A `txt_stops` is the set of a request's stop strings, which all its
+ * choices share and which must outlive them.
+ *
+ * A token may end inside a character, so bytes are joined into whole characters first. Bytes that may be the prefix of
+ * a stop string are held back until the match is decided.
+ * Invariant: what was shown is a prefix of the final text. The final text does not depend on how its bytes were cut
+ * into tokens. It ends at the stop string that is complete first; if several are complete at the same byte, the longest
+ * of them counts. */
 #ifndef SRV_TEXT_H
 #define SRV_TEXT_H
 
@@ -18,9 +22,9 @@ enum { TXT_MAX_STOPS = 4 };
 
 struct txt_stops {
     struct {
-        const char *s; /* borrowed, UTF-8, not empty */
-        int len;
-        int *fall; /* [len]: where matching goes on after a mismatch, as Knuth, Morris and Pratt do it */
+        const char *s; /* borrowed; UTF-8, not empty */
+        int len;       /* bytes */
+        int *failure;  /* [len] failure function of Knuth, Morris and Pratt */
     } v[TXT_MAX_STOPS];
     int n;
     bool include; /* the stop string stays in the text */
@@ -31,23 +35,23 @@ void txt_stops_free(struct txt_stops *s);
 
 struct txt {
     const struct txt_stops *stops; /* NULL: none */
-    struct km_buf text;            /* all of it, the part held back included */
-    size_t shown;                  /* text[0, shown) was handed out */
-    char tail[4];                  /* [n_tail]: the beginning of a character whose rest has not come */
+    struct km_buf text;            /* the whole text, including what is held back */
+    size_t shown;                  /* text[0, shown) was shown */
+    char tail[4];                  /* [n_tail] the first bytes of a character that is not complete */
     int n_tail;
-    int at[TXT_MAX_STOPS];         /* bytes of each stop string matched so far */
-    int hit;                       /* the stop string that ended it; -1 */
+    int matched[TXT_MAX_STOPS];    /* how many bytes of each stop string the text ends with */
+    int stopped_by;                /* index of the stop string that ended the text; -1: none */
 };
 
 void txt_init(struct txt *t, const struct txt_stops *stops);
 void txt_free(struct txt *t);
 
-/* Adds bytes. `armed`: stop strings count (they do not before min_tokens). False when one ended the text,
- * which is cut; what was pushed behind it is dropped. */
-bool txt_push(struct txt *t, const char *bytes, size_t n, bool armed);
-/* No more will come: a cut-off character becomes U+FFFD and nothing is held back any longer. */
+/* Appends the bytes of a token. match_stops false: stop strings are not looked for (before min_tokens).
+ * Returns false if a stop string ended the text; the bytes behind it are dropped. */
+bool txt_push(struct txt *t, const char *bytes, size_t n, bool match_stops);
+/* Ends the text: a character that is not complete becomes U+FFFD, and nothing is held back any more. */
 void txt_end(struct txt *t);
-/* What may be shown and was not yet: text.data + *from, *n bytes; counted as shown. */
-void txt_take(struct txt *t, size_t *from, size_t *n);
+/* The part that may be shown and was not yet, text.data[*from, *from + *n). It counts as shown from here on. */
+void txt_show(struct txt *t, size_t *from, size_t *n);
 
 #endif

@@ -1,4 +1,4 @@
-/* Which backend a name gets, in whatever build and on whatever machine this runs. */
+/* The registry of backends: which backend a name picks, in builds with and without CUDA, with and without a GPU. */
 #include "base/test/test.h"
 
 #include "engine/backend.h"
@@ -7,7 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void cpu_is_always_there(void **state)
+static void the_cpu_backend_is_always_usable(void **state)
 {
     (void)state;
     const struct backend *b = NULL;
@@ -26,9 +26,9 @@ static void unknown_names_are_refused(void **state)
     assert_non_null(strstr(err.msg, "\"gpu\""));
 }
 
-/* auto always works: with a card it is CUDA and nothing fell back, without one it is the CPU; only a build that could
- * have used a card says why it did not. */
-static void auto_agrees_with_cuda(void **state)
+/* "auto" always picks a backend: CUDA with a usable GPU, else the CPU. Only a build with CUDA reports that it fell back
+ * to the CPU, and why. */
+static void auto_prefers_cuda(void **state)
 {
     (void)state;
     const struct backend *any = NULL, *cuda = NULL;
@@ -51,8 +51,8 @@ static void auto_agrees_with_cuda(void **state)
         assert_non_null(strstr(err.msg, "this build has no CUDA backend"));
 }
 
-/* A plan under a stated limit needs no card: only a build without CUDA refuses it. */
-static void plans_need_no_card(void **state)
+/* A plan under a stated memory limit needs no GPU. Only a build without CUDA refuses it. */
+static void plans_need_no_gpu(void **state)
 {
     (void)state;
     const struct backend *b = NULL, *real = NULL;
@@ -68,14 +68,14 @@ static void plans_need_no_card(void **state)
     assert_int_equal(backend_pick_plan("cpu", &b, &err), 0);
     assert_ptr_equal(b, &be_cpu);
     assert_int_equal(backend_pick_plan("gpu", &b, &err), KM_EINVAL);
-    int no_card = backend_pick("cuda", &real, &why);
+    int no_gpu = backend_pick("cuda", &real, &why);
     if (backend_pick_plan("cuda", &b, &err)) {
         assert_string_equal(err.msg, why.msg);
         assert_non_null(strstr(err.msg, "this build has no CUDA backend"));
         return;
     }
     assert_string_equal(b->name, "cuda");
-    if (!no_card) /* engine_check holds plans against a real card */
+    if (!no_gpu) /* engine_check compares plans with a real GPU */
         return;
     assert_int_equal(mdl_open(&m, "qwen3-8b", true, 0, &err), 0);
     if (b->plan(&p, &o, m, &err))
@@ -97,8 +97,8 @@ static void plans_need_no_card(void **state)
     mdl_free(m);
 }
 
-/* Asking must leave the process free to fork its engine: a child sees what the parent saw. */
-static void a_child_sees_the_same(void **state)
+/* A probe must not prevent a child process from using the device: parent and child pick the same backend. */
+static void a_child_process_picks_the_same_backend(void **state)
 {
     (void)state;
     const struct backend *b = NULL;
@@ -117,11 +117,11 @@ static void a_child_sees_the_same(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(cpu_is_always_there),
+        cmocka_unit_test(the_cpu_backend_is_always_usable),
         cmocka_unit_test(unknown_names_are_refused),
-        cmocka_unit_test(auto_agrees_with_cuda),
-        cmocka_unit_test(plans_need_no_card),
-        cmocka_unit_test(a_child_sees_the_same),
+        cmocka_unit_test(auto_prefers_cuda),
+        cmocka_unit_test(plans_need_no_gpu),
+        cmocka_unit_test(a_child_process_picks_the_same_backend),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

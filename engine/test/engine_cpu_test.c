@@ -1,5 +1,5 @@
-/* The whole engine on the CPU backend with a real small model: answers equal the reference ones, cold equals warm token
- * for token at every edge, a small pool and company change nothing. */
+/* The engine on the CPU backend with a real small model. Answers equal those of the reference implementation. Cached
+ * and uncached prompts give the same tokens. Neither a small pool nor other requests change an answer. */
 #include "base/test/test.h"
 
 #include "base/json.h"
@@ -13,7 +13,7 @@ enum { OUT = 16 };
 
 static struct mdl *model;
 static cJSON *golden;
-static int32_t text[2049]; /* the longest golden prompt: real text, so that no two ids are nearly as likely */
+static int32_t text[2049]; /* the longest golden prompt; in real text there are few near-ties */
 
 struct ask {
     uint64_t id;
@@ -87,8 +87,8 @@ static int ids(const cJSON *list, int32_t *out)
     return n;
 }
 
-/* The reference's greedy continuations, prompts in chunks of 100; where its two best were close, either may come, and what
- * follows is another text. */
+/* The reference's greedy continuations, with prompts in chunks of 100 tokens. At a near-tie of the two best ids either
+ * may be sampled; the rest of that continuation is then not compared. */
 static void answers_equal_the_reference(void **state)
 {
     (void)state;
@@ -98,7 +98,8 @@ static void answers_equal_the_reference(void **state)
     cJSON_ArrayForEach(v, cJSON_GetObjectItem(golden, "vectors")) {
         static int32_t prompt[2049];
         int32_t want[48];
-        int n = ids(cJSON_GetObjectItem(v, "prompt_ids"), prompt), n_want = ids(cJSON_GetObjectItem(v, "greedy_ids"), want);
+        int n = ids(cJSON_GetObjectItem(v, "prompt_ids"), prompt),
+            n_want = ids(cJSON_GetObjectItem(v, "greedy_ids"), want);
         const cJSON *gap = cJSON_GetObjectItem(v, "greedy_gap");
         if (n > 1024)
             continue;
@@ -138,8 +139,8 @@ static void cold_equals_warm(void **state)
     eng_close(e);
 }
 
-/* eng_plan says what eng_open makes of the same options, and refuses in the same words. */
-static void plans_agree_with_engines(void **state)
+/* eng_plan agrees with eng_open for the same options, and fails with the same message. */
+static void a_plan_is_what_the_engine_allocates(void **state)
 {
     (void)state;
     static const struct {
@@ -171,8 +172,8 @@ static void plans_agree_with_engines(void **state)
     }
 }
 
-/* Ten requests, each alone on one engine, then all at once: with room for all, and with room for two. */
-static void company_changes_nothing(void **state)
+/* Ten requests, each alone on an engine, then all at once with a pool for all of them, and with a pool for two. */
+static void other_requests_change_no_answer(void **state)
 {
     (void)state;
     enum { N = 10 };
@@ -220,8 +221,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_equal_the_reference),
         cmocka_unit_test(cold_equals_warm),
-        cmocka_unit_test(plans_agree_with_engines),
-        cmocka_unit_test(company_changes_nothing),
+        cmocka_unit_test(a_plan_is_what_the_engine_allocates),
+        cmocka_unit_test(other_requests_change_no_answer),
         cmocka_unit_test(backends_have_names),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);

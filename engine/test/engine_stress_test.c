@@ -1,10 +1,10 @@
-/* Random traffic over every setting at once: arrivals, cancels, resets, priorities, salts, preemptions, a backend that
- * runs a step ahead or not, a cache layer that is slow, forgets and comes short. After every step all invariants hold;
- * every answer equals the straight-line one.
- * The seed is printed; as the program's argument it is replayed. */
+/* Random requests, cancellations and resets, with random options, priorities and salts, with preemption, with and
+ * without async scheduling, and with a cache layer that is slow, loses chunks and delivers too few tokens. All
+ * invariants hold after every step, and every answer equals that of fake_answer. The seed is printed, and the program
+ * takes it as its argument to repeat a run. */
 #include "base/test/test.h"
 
-#include "rig.h"
+#include "fake_rig.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -19,14 +19,14 @@ static int below(int n)
     return (int)(fake_random(&rng) % (uint64_t)n);
 }
 
-static void new_job(struct rig *g, struct job *j, int longest)
+static void new_job(struct fake_rig *g, struct job *j, int longest)
 {
     static const int edges[] = {1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129};
     static const char *const salts[] = {NULL, NULL, NULL, "", "x"};
-    static int32_t stops[24]; /* enough of them to be met */
+    static int32_t stops[24]; /* enough for some to be sampled */
     for (int i = 0; i < 24; i++)
         stops[i] = 40 * i;
-    int n = below(2) ? edges[below(13)] : 1 + below(longest), out = 1 + below(below(4) ? 12 : RIG_OUT);
+    int n = below(2) ? edges[below(13)] : 1 + below(longest), out = 1 + below(below(4) ? 12 : FAKE_RIG_OUT);
     if (n >= longest)
         n = longest - 1;
     job_init(j, n, below(3) ? below(n + 1) : n, below(4), (uint64_t)below(1000), out);
@@ -38,17 +38,17 @@ static void new_job(struct rig *g, struct job *j, int longest)
     j->r.min_tokens = below(4) ? 0 : below(out + 1);
     j->r.sampling.seed = (uint64_t)below(3);
     j->r.sampling.repetition = below(5) ? 1 : 1.1;
-    rig_submit(g, j);
+    fake_rig_submit(g, j);
 }
 
 static void one_run(int round, long steps)
 {
-    struct eng_opts o = rig_opts(10 + below(60), 1 + below(150), 1 + below(16));
+    struct eng_opts o = fake_rig_opts(10 + below(60), 1 + below(150), 1 + below(16));
     o.block_size = below(3) ? 16 : below(2) ? 1 : 7;
     o.num_blocks = o.num_blocks * 16 / o.block_size;
     o.prefix_caching = below(5) > 0;
     struct fake_port p;
-    struct rig g;
+    struct fake_rig g;
     bool port = below(4) > 0;
     fake_port_init(&p, o.block_size * (1 + below(6)));
     p.slow = below(3) * below(5);
@@ -57,8 +57,8 @@ static void one_run(int round, long steps)
     p.fail = below(2);
     p.keep_nothing = below(8) == 0;
     p.rng = fake_random(&rng);
-    rig_open_on(&g, &o, port ? &p : NULL, below(2) ? &be_fake_ahead : &be_fake);
-    g.m.unchosen = below(3) ? 0 : below(30);
+    fake_rig_open_on(&g, &o, port ? &p : NULL, below(2) ? &be_fake_async : &be_fake);
+    g.m.host_sampled = below(3) ? 0 : below(30);
     g.m.copy_polls = below(2) * below(5);
     int longest = eng_options(g.e)->max_model_len, live = 0, done = 0, cancelled = 0, resets = 0;
     if (longest > 300)
@@ -82,10 +82,10 @@ static void one_run(int round, long steps)
         struct km_err err;
         if (below(40) == 0 && eng_reset_cache(g.e, below(2), &err) == 0)
             resets++;
-        assert_int_equal(rig_step(&g), 0);
+        assert_int_equal(fake_rig_step(&g), 0);
         for (int i = 0; i < JOBS; i++)
             if (jobs[i].prompt && (jobs[i].finish != ENG_RUNNING || jobs[i].cancelled)) {
-                rig_verify(&g, &jobs[i]);
+                fake_rig_verify(&g, &jobs[i]);
                 job_free(&jobs[i]);
                 live--;
                 done++;
@@ -93,17 +93,17 @@ static void one_run(int round, long steps)
         if (s > 400 * steps)
             fail_msg("round %d does not come to an end", round);
     }
-    rig_run(&g);
+    fake_rig_run(&g);
     struct eng_stats st;
     eng_stats(g.e, &st);
-    print_message("round %2d: %3d requests, %2d cancelled, %4lld of %4lld steps ahead, %4lld preemptions, "
-                  "%5lld pool hits, %3d loads, %d resets\n", round, done, cancelled, (long long)st.ahead_steps,
+    print_message("round %2d: %3d requests, %2d cancelled, %4lld of %4lld async steps, %4lld preemptions, "
+                  "%5lld pool hits, %3d loads, %d resets\n", round, done, cancelled, (long long)st.async_steps,
                   (long long)st.steps, (long long)st.preemptions, (long long)st.prefix_hits, p.loads, resets);
-    rig_close(&g);
+    fake_rig_close(&g);
     fake_port_free(&p);
 }
 
-static void any_traffic_gives_the_same_answers(void **state)
+static void answers_do_not_depend_on_the_traffic(void **state)
 {
     (void)state;
     print_message("seed %llu\n", (unsigned long long)seed);
@@ -115,6 +115,6 @@ static void any_traffic_gives_the_same_answers(void **state)
 int main(int argc, char **argv)
 {
     seed = argc > 1 ? strtoull(argv[1], NULL, 0) : (uint64_t)time(NULL);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(any_traffic_gives_the_same_answers)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(answers_do_not_depend_on_the_traffic)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,8 @@
-/* The pool is one word a token; everything else is bookkeeping that complains. */
+/* The pool has one word per token. The rest checks the batches and records the first mistake. */
 #include "fake_backend.h"
 
 #include "base/clock.h"
+#include "base/random.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,25 +11,25 @@
 
 enum { LONG_BAN = 8, STEPS = 3 };
 
-struct step {
+struct fake_step {
     const struct batch *in;
-    int n_samples;            /* in's, which is the engine's again after the wait */
+    int n_samples;            /* copied, because `in` belongs to the engine again after the wait */
     uint64_t ticket;
     long number;
     int64_t ends;             /* ns */
-    bool flying, ran;
-    struct smp_result *results; /* [max_reqs], what the row should give */
-    bool *unchosen;           /* [max_reqs], the device did not choose it: it goes on with token 0 */
+    bool in_flight, ran;
+    struct smp_result *results; /* [max_reqs] the right result of each sampled row */
+    bool *host_sampled;           /* [max_reqs] the device could not sample the row; the next step sees token 0 */
 };
 
 struct be {
     struct mdl *m;
-    bool ahead;
+    bool async_sched;
     struct be_opts o;
     int n_pages;
     uint64_t *pool;  /* [n_pages][block_size] */
-    long *written;   /* [n_pages * block_size], the step that wrote the slot last */
-    struct step step[STEPS];  /* two in flight and the one before, by number */
+    long *written;   /* [n_pages * block_size] number of the step that wrote the slot last */
+    struct fake_step step[STEPS];  /* two in flight and the one before them; step n is at n % STEPS */
     uint64_t ticket;
     struct fake_copy *copies; /* [n_copies] */
     int n_copies;
@@ -36,12 +37,12 @@ struct be {
 
 uint64_t fake_random(uint64_t *state)
 {
-    return smp_mix(*state += 0x9E3779B97F4A7C15u);
+    return km_random_next(state);
 }
 
 static uint64_t mix2(uint64_t a, uint64_t b)
 {
-    return smp_mix(smp_mix(a) ^ (b + 0x9E3779B97F4A7C15u));
+    return km_mix64(km_mix64(a) ^ (b + KM_GOLDEN64));
 }
 
 static uint64_t kv_of(int32_t token, int pos, uint64_t before)
@@ -49,8 +50,8 @@ static uint64_t kv_of(int32_t token, int pos, uint64_t before)
     return mix2(mix2((uint64_t)token + 1, (uint64_t)pos), before);
 }
 
-/* fold: over the KV of all tokens up to and with the sampled one. */
-static int32_t pick(uint64_t fold, const struct smp_row *r, int vocab)
+/* The id for a row. fold: hash of the KV of all tokens up to the sampled row. */
+static int32_t id_of(uint64_t fold, const struct smp_row *r, int vocab)
 {
     uint64_t h = mix2(mix2(fold, r->p.seed), r->step);
     for (int i = 0; i < r->n_history; i++)
@@ -79,9 +80,14 @@ int fake_answer(const struct mdl *m, const struct eng_request *r, int max_model_
     for (*finish = ENG_RUNNING; *finish == ENG_RUNNING && n_out < cap;) {
         for (; done < n; done++)
             fold = mix2(fold, kv_of(seq[done], done, fold));
-        struct smp_row row = {.p = r->sampling, .step = (uint64_t)n_out, .n_prompt = r->n_prompt, .history = seq,
-                              .n_history = history ? n : 0, .banned = ends, .n_banned = n_out < r->min_tokens ? n_ends : 0};
-        int32_t id = pick(fold, &row, m->c.vocab);
+        struct smp_row row = {.p = r->sampling,
+                              .step = (uint64_t)n_out,
+                              .n_prompt = r->n_prompt,
+                              .history = seq,
+                              .n_history = history ? n : 0,
+                              .banned = ends,
+                              .n_banned = n_out < r->min_tokens ? n_ends : 0};
+        int32_t id = id_of(fold, &row, m->c.vocab);
         seq[n++] = out[n_out++] = id;
         if (n_out >= r->max_tokens || n >= max_model_len)
             *finish = ENG_LENGTH;
@@ -100,20 +106,20 @@ struct mdl fake_model(int vocab, int max_pos)
     return m;
 }
 
-/* The engine asks the model for its config alone; this takes the place of engine/model.c in the test program. */
+/* Takes the place of engine/model.c in the test program. The engine needs only the config. */
 const struct mdl_config *mdl_config(const struct mdl *m)
 {
     return &m->c;
 }
 
-static int open_one(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom, bool ahead,
-                    struct km_err *err)
+static int open_one(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
+                    bool async_sched, struct km_err *err)
 {
     if (o->memory_limit == 1)
-        return km_fail(err, KM_ELIMIT, "the fake device has no room");
+        return km_fail(err, KM_ELIMIT, "the fake device has no memory");
     struct be *b = calloc(1, sizeof *b);
     b->m = (struct mdl *)m;
-    b->ahead = ahead;
+    b->async_sched = async_sched;
     b->o = *o;
     b->n_pages = o->n_pages ? o->n_pages : 64;
     size_t n = (size_t)b->n_pages * (size_t)o->block_size;
@@ -123,10 +129,16 @@ static int open_one(struct be **out, const struct be_opts *o, const struct mdl *
     b->written = calloc(n, sizeof *b->written);
     for (int i = 0; i < STEPS; i++) {
         b->step[i].results = calloc((size_t)o->max_reqs, sizeof *b->step[i].results);
-        b->step[i].unchosen = calloc((size_t)o->max_reqs, sizeof *b->step[i].unchosen);
+        b->step[i].host_sampled = calloc((size_t)o->max_reqs, sizeof *b->step[i].host_sampled);
     }
-    *geom = (struct kv_geom){.n_layers = 1, .n_kv_heads = 1, .head_dim = 1, .block_size = o->block_size, .dtype = o->dtype,
-                             .layout = 1, .page_bytes = (size_t)o->block_size * sizeof *b->pool, .n_pages = b->n_pages};
+    *geom = (struct kv_geom){.n_layers = 1,
+                             .n_kv_heads = 1,
+                             .head_dim = 1,
+                             .block_size = o->block_size,
+                             .dtype = o->dtype,
+                             .layout = 1,
+                             .page_bytes = (size_t)o->block_size * sizeof *b->pool,
+                             .n_pages = b->n_pages};
     *out = b;
     return 0;
 }
@@ -137,7 +149,7 @@ static int fake_open(struct be **out, const struct be_opts *o, const struct mdl 
     return open_one(out, o, m, geom, false, err);
 }
 
-static int ahead_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
+static int async_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
                       struct km_err *err)
 {
     return open_one(out, o, m, geom, true, err);
@@ -155,7 +167,7 @@ static void fake_close(struct be *b)
     free(b->written);
     for (int i = 0; i < STEPS; i++) {
         free(b->step[i].results);
-        free(b->step[i].unchosen);
+        free(b->step[i].host_sampled);
     }
     free(b);
 }
@@ -166,36 +178,36 @@ static void complain(struct be *b, long step, const char *what, int r, int i)
         snprintf(b->m->complaint, sizeof b->m->complaint, "step %ld, request %d, row %d: %s", step, r, i, what);
 }
 
-/* The id of row i, which the step before may have chosen. */
-static int32_t token_of(struct be *b, const struct step *s, int r, int i)
+/* The token id of row i, which the step before may have sampled. */
+static int32_t token_of(struct be *b, const struct fake_step *s, int r, int i)
 {
-    const struct step *before = &b->step[(s->number - 1) % STEPS];
+    const struct fake_step *before = &b->step[(s->number - 1) % STEPS];
     int32_t id = s->in->tokens[i];
     if (id >= 0)
         return id;
     if (!before->ran || before->number != s->number - 1 || -(id + 1) >= before->n_samples) {
-        complain(b, s->number, "a token that no step in flight chooses", r, i);
+        complain(b, s->number, "a token that no step in flight samples", r, i);
         return 0;
     }
-    return before->unchosen[-(id + 1)] ? 0 : before->results[-(id + 1)].id;
+    return before->host_sampled[-(id + 1)] ? 0 : before->results[-(id + 1)].id;
 }
 
-static void sample(struct be *b, struct step *s, int at, uint64_t fold)
+static void sample(struct be *b, struct fake_step *s, int at, uint64_t fold)
 {
     const struct smp_row *row = &s->in->samples[at];
-    s->results[at] = (struct smp_result){.id = pick(fold, row, b->m->c.vocab)};
-    s->unchosen[at] = b->ahead && (row->p.n_logprobs >= 0 || row->n_history || row->n_banned > LONG_BAN ||
-                                   mix2(fold, (uint64_t)s->number) % 100 < (uint64_t)b->m->unchosen);
+    s->results[at] = (struct smp_result){.id = id_of(fold, row, b->m->c.vocab)};
+    s->host_sampled[at] = b->async_sched && (row->p.n_logprobs >= 0 || row->n_history || row->n_banned > LONG_BAN ||
+                                   mix2(fold, (uint64_t)s->number) % 100 < (uint64_t)b->m->host_sampled);
 }
 
-static void run_request(struct be *b, struct step *s, int r, int *sampled)
+static void run_request(struct be *b, struct fake_step *s, int r, int *sampled)
 {
     const struct batch *in = s->in;
     int B = b->o.block_size, from = in->q_start[r], to = in->q_start[r + 1], start = in->kv_len[r] - (to - from);
     const int32_t *table = in->block_table + in->table_start[r];
     int pages = in->table_start[r + 1] - in->table_start[r];
     if (to <= from || start < 0 || in->kv_len[r] > b->o.max_model_len || in->kv_len[r] > pages * B) {
-        complain(b, s->number, "a request of no rows or too many tokens", r, from);
+        complain(b, s->number, "a request without rows or with too many tokens", r, from);
         return;
     }
     for (int i = 0; i < pages; i++) {
@@ -211,7 +223,7 @@ static void run_request(struct be *b, struct step *s, int r, int *sampled)
     for (int i = from; i < to; i++) {
         int pos = start + i - from, slot = table[pos / B] * B + pos % B;
         if (in->positions[i] != pos || in->slots[i] != slot)
-            complain(b, s->number, "position or slot do not fit the block table", r, i);
+            complain(b, s->number, "position or slot does not fit the block table", r, i);
         if (b->written[slot] == s->number)
             complain(b, s->number, "a slot written twice in one step", r, i);
         b->written[slot] = s->number;
@@ -222,18 +234,18 @@ static void run_request(struct be *b, struct step *s, int r, int *sampled)
         sample(b, s, (*sampled)++, fold);
 }
 
-/* Runs what was given up to step `number`, in order. */
+/* Runs the submitted steps up to step `number`, in order. */
 static void run_until(struct be *b, long number)
 {
     for (long n = number - 1; n <= number; n++) {
-        struct step *s = &b->step[n % STEPS];
+        struct fake_step *s = &b->step[n % STEPS];
         if (n < 1 || s->number != n || s->ran)
             continue;
         int sampled = 0;
         for (int r = 0; r < s->in->n_reqs; r++)
             run_request(b, s, r, &sampled);
         if (sampled != s->in->n_samples)
-            complain(b, n, "sampled rows that end no request", 0, sampled);
+            complain(b, n, "a sampled row that is not the last of a request", 0, sampled);
         s->ran = true;
     }
 }
@@ -249,11 +261,11 @@ static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     b->m->clock += 1000;
     if (b->m->fail_at == number && !b->m->fail_in_wait)
         return failure(b, err);
-    struct step *s = &b->step[number % STEPS];
+    struct fake_step *s = &b->step[number % STEPS];
     if (in->n_tokens < 1 || in->n_tokens > b->o.max_tokens || in->n_reqs < 1 || in->n_reqs > b->o.max_reqs ||
-        in->q_start[0] != 0 || in->q_start[in->n_reqs] != in->n_tokens || b->m->in_flight > b->ahead) {
+        in->q_start[0] != 0 || in->q_start[in->n_reqs] != in->n_tokens || b->m->in_flight > b->async_sched) {
         complain(b, number, "sizes out of bounds, or too many steps in flight", in->n_reqs, in->n_tokens);
-        return km_fail(err, KM_EINVAL, "a bad step");
+        return km_fail(err, KM_EINVAL, "the step is malformed");
     }
     int64_t began = km_now_ns(), before = b->m->in_flight ? b->step[(number - 1) % STEPS].ends : 0;
     s->in = in;
@@ -261,36 +273,36 @@ static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     s->number = number;
     s->ends = (before > began ? before : began) + b->m->step_us * (int64_t)1000;
     s->ran = false;
-    s->flying = true;
+    s->in_flight = true;
     *ticket = s->ticket = ++b->ticket;
     b->m->in_flight++;
     b->m->rows += in->n_tokens;
     if (in->n_tokens > in->n_reqs)
         b->m->prefill_at = number;
-    if (!b->ahead || smp_mix((uint64_t)number) % 3 == 0)
+    if (!b->async_sched || km_mix64((uint64_t)number) % 3 == 0)
         run_until(b, number);
     return 0;
 }
 
 static int fake_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
 {
-    struct step *s = NULL;
+    struct fake_step *s = NULL;
     for (int i = 0; i < STEPS; i++)
-        if (b->step[i].flying && (!s || b->step[i].number < s->number))
+        if (b->step[i].in_flight && (!s || b->step[i].number < s->number))
             s = &b->step[i];
     if (!s || s->ticket != ticket) {
-        complain(b, b->m->steps, "waited for another ticket", 0, 0);
-        return km_fail(err, KM_EINVAL, "a bad wait");
+        complain(b, b->m->steps, "a wait that is not for the oldest step", 0, 0);
+        return km_fail(err, KM_EINVAL, "the wait is not for the oldest step");
     }
     for (int64_t left; b->m->step_us && (left = s->ends - km_now_ns()) > 0;)
         usleep((useconds_t)(left / 1000 + 1));
     run_until(b, s->number);
-    bool behind = b->m->in_flight-- > 1;
-    s->flying = false;
+    bool next_in_flight = b->m->in_flight-- > 1;
+    s->in_flight = false;
     memcpy(out, s->results, (size_t)s->in->n_samples * sizeof *out);
     for (int i = 0; i < s->in->n_samples; i++) {
-        out[i].by_host = s->unchosen[i];
-        if (s->unchosen[i] && behind)
+        out[i].by_host = s->host_sampled[i];
+        if (s->host_sampled[i] && next_in_flight)
             out[i].id = -1;
     }
     return b->m->fail_at == s->number && b->m->fail_in_wait ? failure(b, err) : 0;
@@ -308,7 +320,8 @@ static void move_bytes(struct be *b, enum kv_dir dir, const struct kv_copy *c, i
     }
 }
 
-static int fake_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
+static int fake_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+                     struct km_err *err)
 {
     (void)err;
     *ticket = 0;
@@ -319,7 +332,8 @@ static int fake_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int
     }
     if (dir == KV_TO_PAGE)
         for (int i = 0; i < n; i++)
-            memset(b->pool + (size_t)c[i].page * (size_t)b->o.block_size, 0x5A, (size_t)b->o.block_size * sizeof *b->pool);
+            memset(b->pool + (size_t)c[i].page * (size_t)b->o.block_size, 0x5A,
+                   (size_t)b->o.block_size * sizeof *b->pool);
     *ticket = ++b->ticket;
     b->copies = realloc(b->copies, (size_t)(b->n_copies + 1) * sizeof *b->copies);
     struct fake_copy *t = &b->copies[b->n_copies++];
@@ -336,7 +350,7 @@ static int fake_poll(struct be *b, uint64_t ticket)
             continue;
         if (--t->polls > 0)
             return 0;
-        run_until(b, t->behind);
+        run_until(b, t->after_step);
         move_bytes(b, t->dir, t->c, t->n);
         free(t->c);
         *t = b->copies[--b->n_copies];
@@ -359,7 +373,7 @@ static void fake_stats(struct be *b, struct be_stats *out)
 
 const struct backend be_fake = {.name = "fake", .open = fake_open, .close = fake_close, .step = fake_step,
                                 .wait = fake_wait, .copy = fake_copy, .poll = fake_poll, .stats = fake_stats};
-const struct backend be_fake_ahead = {.name = "fake", .ahead = true, .open = ahead_open, .close = fake_close,
+const struct backend be_fake_async = {.name = "fake", .async_sched = true, .open = async_open, .close = fake_close,
                                       .step = fake_step, .wait = fake_wait, .copy = fake_copy, .poll = fake_poll,
                                       .stats = fake_stats};
 const struct backend be_fake_clock = {.name = "fake", .open = fake_open, .close = fake_close, .step = fake_step,

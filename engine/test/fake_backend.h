@@ -1,13 +1,13 @@
-/* A backend that can be wrong in no unnoticed way, for tests of the engine core.
+/* A fake backend for tests of the engine, which detects any mistake in a batch.
  *
- * The "KV" of a token is one hash over the token, its position and the KV of all tokens before it, read through the
- * block table; a sampled id is a hash over all of that and the sampling row. A wrong page, slot, position, a stale or
- * missing load: all change what comes out, and fake_answer says what should. Copies happen at the last moment, when
- * their ticket is seen complete, and pages being filled hold garbage until then.
+ * The "KV" of a token is a hash of the token, its position and the KV of all tokens before it, which is read through
+ * the block table. A sampled id is a hash of all of that and of the sampling row. A wrong page, slot or position, or
+ * stale KV, changes the sampled ids, and fake_answer computes the right ones. A copy moves its bytes only when its
+ * ticket is reported complete; until then the pages that it fills hold garbage.
  *
- * The one that runs ahead keeps steps in flight: some run when given, some only when they are waited for or a copy must
- * come after them, and what they read is read then. Its device chooses no token that needs a history, log-probabilities
- * or a long ban, nor some others. */
+ * The fake backend with async scheduling runs some steps when they are submitted, and others only when they are waited
+ * for or when a copy must come after them. It cannot sample rows that need a history, log-probabilities or many banned
+ * ids on the device, and refuses other rows at random. */
 #ifndef TEST_FAKE_BACKEND_H
 #define TEST_FAKE_BACKEND_H
 
@@ -18,32 +18,33 @@ struct fake_copy {
     enum kv_dir dir;
     struct kv_copy *c; /* [n] */
     int n, polls;
-    long behind; /* the step it comes after */
+    long after_step;   /* the step that must run before this copy */
 };
 
-/* The test's stand-in for a model carries the backend's switches and counters. */
+/* Takes the place of the model, and carries the settings and counters of the fake backend. */
 struct mdl {
     struct mdl_config c;
-    int copy_polls;       /* how many looks a copy takes; 0: done at once */
-    long fail_at;         /* the step that fails, from 1; 0: none */
+    int copy_polls;       /* polls until a copy is complete; 0: complete at once */
+    long fail_at;         /* number of the step that fails, from 1; 0: none */
     int fail_code;
-    bool fail_in_wait;
-    _Atomic long steps;   /* given so far */
-    int step_us;          /* how long a step takes */
-    int unchosen;         /* ahead: of 100 tokens the device leaves so many to the host, at random */
-    _Atomic long in_flight, prefill_at; /* steps; the last one given with more rows than requests */
+    bool fail_in_wait;    /* the wait fails instead of the submission */
+    _Atomic long steps;   /* submitted so far */
+    int step_us;          /* duration of a step */
+    int host_sampled;     /* with async scheduling: percentage of rows that the device cannot sample */
+    _Atomic long in_flight;  /* steps */
+    _Atomic long prefill_at; /* number of the last step with more rows than requests */
     int64_t rows, clock;
-    int64_t spare_pages;  /* table entries past the tokens of a request, summed */
-    char complaint[200];  /* the first thing wrong with a batch */
+    int64_t spare_pages;  /* entries of block tables that are not needed for kv_len tokens, summed */
+    char complaint[200];  /* the first mistake found in a batch */
 };
 
 extern const struct backend be_fake;       /* wall clock */
 extern const struct backend be_fake_clock; /* mdl.clock, 1000 a step */
-extern const struct backend be_fake_ahead; /* wall clock, a step ahead */
+extern const struct backend be_fake_async; /* wall clock, async scheduling */
 
 struct mdl fake_model(int vocab, int max_pos);
 
-/* The answer to r, computed in a straight line: up to cap ids into out, how it ends into finish. */
+/* Computes the answer to r without batches or pages: at most cap ids to out, and how the request ends to finish. */
 int fake_answer(const struct mdl *m, const struct eng_request *r, int max_model_len, int32_t *out, int cap,
                 enum eng_finish *finish);
 

@@ -1,6 +1,7 @@
-/* The fake cache layer: a lookup remembers the chunks it found, a load copies from them. */
+/* A lookup remembers the chunks that it found, and a load copies from them. */
 #include "fake_port.h"
 
+#include "base/random.h"
 #include "engine/sample.h"
 
 #include <stdlib.h>
@@ -12,17 +13,17 @@ struct kv_seq {
     struct fake_port *p;
     uint64_t root;
     struct fake_chunk *found[MOST];
-    int n_found; /* tokens that may be loaded: what the last lookup said, and nothing after a load */
+    int n_found; /* tokens that may be loaded: the result of the last lookup, 0 after a load */
 };
 
 static uint64_t hash(uint64_t h, uint64_t v)
 {
-    return smp_mix(smp_mix(h) + v + 1);
+    return km_mix64(km_mix64(h) + v + 1);
 }
 
 static bool roll(struct fake_port *p)
 {
-    return p->lossy && smp_mix(p->rng += 0x9E3779B97F4A7C15u) % 100 < (uint64_t)p->lossy;
+    return p->lossy && km_random_next(&p->rng) % 100 < (uint64_t)p->lossy;
 }
 
 static struct fake_chunk *find(struct fake_port *p, uint64_t key)
@@ -120,7 +121,7 @@ static int p_load(struct kv_seq *s, int from, int to, const int32_t *table, uint
 {
     struct fake_port *p = s->p;
     int B = p->geom.block_size, C = p->port.chunk_size, end = to;
-    if (from == to) { /* a lookup that turned out useless */
+    if (from == to) { /* nothing of the lookup is wanted */
         p->changed |= !s->n_found;
         s->n_found = 0;
         p->dropped++;
@@ -141,8 +142,9 @@ static int p_load(struct kv_seq *s, int from, int to, const int32_t *table, uint
     struct kv_copy *c = malloc(sizeof *c * (size_t)(to / B));
     int n = 0;
     for (int b = from / B; b < to / B; b++, n++)
-        c[n] = (struct kv_copy){table[b], b < end / B ? s->found[b * B / C]->data + (size_t)(b % (C / B)) * p->geom.page_bytes
-                                                      : p->garbage};
+        c[n] = (struct kv_copy){table[b], b < end / B
+                                              ? s->found[b * B / C]->data + (size_t)(b % (C / B)) * p->geom.page_bytes
+                                              : p->garbage};
     uint64_t copy;
     p->copier->copy(p->copier->self, KV_TO_PAGE, c, n, &copy, NULL);
     free(c);
@@ -225,7 +227,7 @@ static int p_poll(void *self, uint64_t ticket, int *good)
         drop_ticket(p, t);
         return rc;
     }
-    p->changed = true; /* a ticket nobody knows */
+    p->changed = true; /* unknown ticket */
     return KM_EINVAL;
 }
 
@@ -258,9 +260,18 @@ static void p_stats(void *self, struct kv_port_stats *out)
 void fake_port_init(struct fake_port *p, int chunk_size)
 {
     *p = (struct fake_port){.short_at = -1};
-    p->port = (struct kv_port){.self = p, .chunk_size = chunk_size, .attach = p_attach, .detach = p_detach, .open = p_open,
-                               .lookup = p_lookup, .load = p_load, .store = p_store, .poll = p_poll, .close = p_close,
-                               .reset = p_reset, .stats = p_stats};
+    p->port = (struct kv_port){.self = p,
+                               .chunk_size = chunk_size,
+                               .attach = p_attach,
+                               .detach = p_detach,
+                               .open = p_open,
+                               .lookup = p_lookup,
+                               .load = p_load,
+                               .store = p_store,
+                               .poll = p_poll,
+                               .close = p_close,
+                               .reset = p_reset,
+                               .stats = p_stats};
 }
 
 void fake_port_free(struct fake_port *p)

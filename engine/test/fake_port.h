@@ -1,5 +1,6 @@
-/* A cache layer in a few dozen lines, with every vice the engine must survive. Chunks are kept by a hash over salt and
- * tokens; nothing is ever evicted. */
+/* A fake cache layer for tests of the engine, which can fail in every way that the port allows.
+ *
+ * Chunks are found by a hash of the salt and all tokens up to the chunk's end. Nothing is ever evicted. */
 #ifndef TEST_FAKE_PORT_H
 #define TEST_FAKE_PORT_H
 
@@ -18,10 +19,10 @@ struct fake_ticket {
     uint64_t ticket, copy; /* copy 0: none */
     int polls, good, rc;
     bool load;
-    struct fake_chunk **chunks; /* [n], become ready */
+    struct fake_chunk **chunks; /* [n] ready when the ticket ends */
     int n;
-    const int32_t *table;       /* must still read the same when the ticket ends */
-    int32_t *was;               /* [n_table] */
+    const int32_t *table;       /* [n_table] the block table, which must not change while the ticket is open */
+    int32_t *was;               /* [n_table] its content when the ticket was opened */
     int n_table;
 };
 
@@ -29,15 +30,15 @@ struct fake_port {
     struct kv_port port;
     struct kv_geom geom;
     const struct kv_copier *copier;
-    char *garbage;      /* [page_bytes], what a load leaves where it fails */
+    char *garbage;      /* [page_bytes] content of the pages that a load fails to fill */
 
-    int slow;           /* looks a ticket takes */
+    int slow;           /* polls until a ticket is complete */
     int short_at;       /* loads end at this chunk; -1: never */
-    bool fail;          /* such a load also reports failure */
-    bool fail_at_once;  /* load itself says no */
-    bool keep_nothing;  /* stores are thrown away */
-    bool no_open;       /* open has no memory */
-    int lossy;          /* of 100 lookups this many are lost, and as many loads come short */
+    bool fail;          /* such a load also reports an error */
+    bool fail_at_once;  /* `load` itself returns an error */
+    bool keep_nothing;  /* stores are ignored */
+    bool no_open;       /* `open` has no memory */
+    int lossy;          /* percentage of lookups that find nothing, and of loads that fill only half of the pages */
     uint64_t rng;
 
     struct fake_chunk *bucket[256];
@@ -45,13 +46,13 @@ struct fake_port {
     int n_tickets;
     uint64_t last_ticket;
     bool attached;
-    bool changed;                /* the contract was broken: a block table moved under an open ticket, say */
+    bool changed;                /* the engine broke the contract, for example a block table changed under a ticket */
     int seqs, lookups, loads, dropped, stores, kept;
     int64_t looked_tokens, loaded_tokens;
     int last_n, last_n_prompt;   /* of the last store */
 };
 
-/* p->port is what goes to eng_open. */
+/* Pass p->port to eng_open. */
 void fake_port_init(struct fake_port *p, int chunk_size);
 void fake_port_free(struct fake_port *p);
 

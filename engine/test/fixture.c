@@ -1,5 +1,5 @@
-/* Writes the files byte by byte, apart from engine/safetensors.c, so that a shared mistake cannot hide. A failure
- * ends the test program. */
+/* The files are written without engine/safetensors.c, so that a mistake in it cannot hide. A failure ends the test
+ * program. */
 #include "engine/test/fixture.h"
 
 #include "base/file.h"
@@ -83,7 +83,7 @@ static void put_tensor(struct file *f, const struct mdl_config *c, enum mdl_tens
     int rows, cols;
     mdl_shape(c, t, &rows, &cols);
     size_t begin = f->data.len;
-    float scale = dmy_scale(c, t);
+    float scale = mdl_dummy_scale(c, t);
     for (uint64_t i = 0; i < (uint64_t)rows * (uint64_t)cols; i++) {
         float v = km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(seed, t, layer), i, scale)));
         uint16_t h = dtype == KM_F16 ? fx_f32_to_f16(v) : km_f32_to_bf16(v);
@@ -103,7 +103,7 @@ static void write_file(struct file *f, const char *dir, const char *name)
     while (f->header.len % 8)
         km_buf_putc(&f->header, ' ');
     uint64_t len = f->header.len;
-    km_buf_put(&all, &len, 8); /* little-endian, as every machine these tests run on */
+    km_buf_put(&all, &len, 8); /* little-endian, as all machines that the tests run on */
     km_buf_put(&all, f->header.data, f->header.len);
     km_buf_put(&all, f->data.data, f->data.len);
     fx_write(dir, name, all.data, all.len);
@@ -145,7 +145,8 @@ void fx_model(const char *dir, const struct mdl_config *c, enum km_dtype dtype, 
             else
                 snprintf(name, sizeof name, "model.layers.%d.%s", l, tensor_names[t]);
             put_tensor(&files[n % shards], c, (enum mdl_tensor)t, l, name, dtype, seed);
-            km_buf_printf(&index, "%s\"%s\":\"part-%d.safetensors\"", index.len ? "," : "{\"weight_map\":{", name, n % shards);
+            km_buf_printf(&index, "%s\"%s\":\"part-%d.safetensors\"", index.len ? "," : "{\"weight_map\":{", name,
+                          n % shards);
         }
     }
     km_buf_puts(&index, "}}\n");

@@ -1,4 +1,4 @@
-/* Model folders good and broken, and dummy weights. */
+/* Valid and broken model folders, and dummy weights. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
@@ -17,7 +17,7 @@
 static const struct mdl_config small = {.n_layers = 2, .hidden = 12, .n_heads = 2, .n_kv_heads = 1, .head_dim = 8, .ffn = 20,
                                         .vocab = 24, .max_pos = 64, .rope_theta = 10000, .rms_eps = 1e-6f, .tied = false};
 
-/* Every tensor of both, as `as`, must be the same bytes. */
+/* Asserts that every tensor of both models, read as `as`, has the same bytes. */
 static void assert_same_weights(const struct mdl *a, const struct mdl *b, enum km_dtype as)
 {
     for (int t = 0; t < MDL_TENSORS; t++)
@@ -53,12 +53,13 @@ static void stored_types_and_shards_read_alike(void **state)
                 struct km_err err = {0};
                 assert_int_equal(mdl_open(&m, dir, false, 0, &err), 0);
                 assert_int_equal(mdl_config(m)->dtype, type);
-                if (type != KM_F16) { /* f16 cuts the smallest values */
+                if (type != KM_F16) { /* f16 loses the smallest values */
                     assert_same_weights(ref, m, KM_F32);
                     assert_same_weights(ref, m, KM_BF16);
                 }
                 struct km_digest a = mdl_fingerprint(ref), b = mdl_fingerprint(m);
-                assert_int_equal(memcmp(&a, &b, sizeof a) == 0, type == KM_BF16); /* sharding is not identity */
+                /* sharding does not change the fingerprint */
+                assert_int_equal(memcmp(&a, &b, sizeof a) == 0, type == KM_BF16);
                 mdl_free(m);
                 fx_remove(dir);
             }
@@ -78,7 +79,7 @@ static void f16_is_exact(void **state)
     assert_int_equal(mdl_open(&m, dir, false, 0, NULL), 0);
     assert_int_equal(mdl_read(m, MDL_GATE, 1, 0, 20, KM_F32, got, NULL), 0);
     for (int i = 0; i < 20 * 12; i++) {
-        float want = km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(3, MDL_GATE, 1), (uint64_t)i, dmy_scale(&small, MDL_GATE))));
+        float want = km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(3, MDL_GATE, 1), (uint64_t)i, mdl_dummy_scale(&small, MDL_GATE))));
         assert_true(fabsf(got[i] - want) <= 0x1p-24f);
     }
     mdl_free(m);
@@ -149,7 +150,7 @@ static void rotary_frequencies_of_both_forms(void **state)
     }
 }
 
-/* ---- broken files: one edit each ---- */
+/* ---- broken files, with one change each ---- */
 
 static void assert_open_fails(const char *dir, const char *const words[2], const char *what)
 {
@@ -228,7 +229,7 @@ static void broken_configs_are_named(void **state)
     assert_open_fails("/nonexistent/model", (const char *const[]){"qwen3-0.6b", "/nonexistent"}, "no folder");
 }
 
-/* Rewrites the header of a good file with one replacement, keeping the length field true. */
+/* Replaces one string in the header of a valid file, and corrects the length field. */
 static void edit_header(const struct km_buf *good, const char *from, const char *to, struct km_buf *out)
 {
     uint64_t len;
@@ -337,7 +338,7 @@ static void broken_sizes_are_named(void **state)
     fx_write(dir, "model.safetensors", b.data, b.len);
     assert_open_fails(dir, (const char *const[]){"1 bytes follow", NULL}, "a byte too many");
 
-    /* Cut while open: an error at the read, not a signal. */
+    /* A file that is truncated while open gives an error at the read, not a signal. */
     struct mdl *m;
     struct km_err err = {0};
     float row[12];
@@ -450,7 +451,7 @@ static void dummies_depend_on_seed_and_place_alone(void **state)
     assert_int_equal(mdl_read(a, MDL_NORM_FFN, 2, 0, D, KM_F32, part, NULL), 0);
     for (int i = 0; i < D; i++)
         assert_true(part[i] >= 0.875f && part[i] <= 1.125f);
-    /* A value that a port to another device must reproduce. */
+    /* A value that every other implementation must reproduce. */
     assert_int_equal(mdl_read(a, MDL_Q, 1, 17, 1, KM_F32, part, NULL), 0);
     assert_true(part[5] == km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(5, MDL_Q, 1), 17 * D + 5, 0.02f / 37837.2f))));
     struct km_digest x = mdl_fingerprint(a), y = mdl_fingerprint(b), z = mdl_fingerprint(other);

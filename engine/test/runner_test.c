@@ -1,10 +1,10 @@
-/* The engine on its own thread: answers, cancels, resets, a lost device, and memory that runs out. */
+/* The runner: answers, cancellations, resets, a failed device, and failed allocations. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/runner.h"
-#include "rig.h"
+#include "fake_rig.h"
 
 #include <poll.h>
 #include <stdlib.h>
@@ -12,13 +12,13 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-/* The owner's side of a server: an eventfd that wake writes to. */
+/* The owner's side, as a server has it: an eventfd that `wake` writes to. */
 struct desk {
-    struct rig g;
+    struct fake_rig g;
     struct run *run;
     int fd;
     struct eng_events ev;
-    struct km_err err; /* of the last submit */
+    struct km_err err; /* of the last run_submit */
     int live;
 };
 
@@ -33,9 +33,9 @@ static void desk_open_on(struct desk *d, int num_blocks, int budget, int max_seq
                          const struct backend *backend)
 {
     memset(d, 0, sizeof *d);
-    struct eng_opts o = rig_opts(num_blocks, budget, max_seqs);
+    struct eng_opts o = fake_rig_opts(num_blocks, budget, max_seqs);
     o.max_waiting = 100;
-    rig_open_on(&d->g, &o, port, backend);
+    fake_rig_open_on(&d->g, &o, port, backend);
     d->fd = eventfd(0, EFD_NONBLOCK);
     struct km_err err;
     assert_int_equal(run_start(&d->run, d->g.e, ring, &d->fd, &err), 0);
@@ -51,7 +51,7 @@ static void desk_close(struct desk *d)
     run_free(d->run);
     km_free(d->ev.v);
     close(d->fd);
-    rig_close(&d->g);
+    fake_rig_close(&d->g);
 }
 
 static int desk_submit(struct desk *d, struct job *j)
@@ -63,7 +63,7 @@ static int desk_submit(struct desk *d, struct job *j)
     return rc;
 }
 
-/* Waits for a wake, at most ms, and hands out what came. False: nothing came. */
+/* Waits at most ms for a wake, and records the collected events in their jobs. False: no wake. */
 static bool desk_collect(struct desk *d, int ms)
 {
     struct pollfd p = {.fd = d->fd, .events = POLLIN};
@@ -72,7 +72,7 @@ static bool desk_collect(struct desk *d, int ms)
     if (poll(&p, 1, ms) != 1)
         return false;
     assert_int_equal(read(d->fd, &n, sizeof n), sizeof n);
-    assert_int_equal(run_take(d->run, &d->ev, &err), 0);
+    assert_int_equal(run_collect(d->run, &d->ev, &err), 0);
     for (int i = 0; i < d->ev.n; i++) {
         struct eng_event *v = &d->ev.v[i];
         struct job *j = v->user;
@@ -112,11 +112,11 @@ static void answers_from(const struct backend *backend)
     }
     desk_run(&d);
     for (int i = 0; i < N; i++) {
-        rig_verify(&d.g, &j[i]);
+        fake_rig_verify(&d.g, &j[i]);
         job_free(&j[i]);
     }
     struct eng_stats s;
-    for (int i = 0; i < 1000; i++) { /* stores may still be under way */
+    for (int i = 0; i < 1000; i++) { /* stores may still be in flight */
         run_stats(d.run, &s);
         if (!s.pages_used)
             break;
@@ -129,29 +129,29 @@ static void answers_from(const struct backend *backend)
     fake_port_free(&p);
 }
 
-static void answers_come_through_the_mailbox(void **state)
+static void answers_come_through_the_queues(void **state)
 {
     (void)state;
     answers_from(&be_fake);
-    answers_from(&be_fake_ahead);
+    answers_from(&be_fake_async);
 }
 
-/* Requests that come while a step is in flight are in the next one: the thread takes them in until that one is due, and
- * does not give it any earlier. A machine that is busy elsewhere may spoil a try. */
-static void an_arrival_is_in_the_next_step(void **state)
+/* Requests that arrive while a step is in flight are in the next one, because the thread does not schedule it before it
+ * must. On a busy machine a single try may fail. */
+static void a_new_request_is_in_the_next_step(void **state)
 {
     (void)state;
     enum { TRIES = 8 };
     struct desk d;
     struct job j, k;
     int good = 0, good_cancels = 0;
-    desk_open_on(&d, 200, 64, 8, NULL, &be_fake_ahead);
+    desk_open_on(&d, 200, 64, 8, NULL, &be_fake_async);
     d.g.m.step_us = 20000;
     for (int i = 0; i < TRIES; i++) {
         job_init(&j, 30, 0, 0, (uint64_t)i, 10);
         job_init(&k, 30, 0, 0, 100 + (uint64_t)i, 3);
         assert_int_equal(desk_submit(&d, &j), 0);
-        while (j.n_out < 5) /* two decodes are enough for a guess */
+        while (j.n_out < 5) /* two decodes are enough for an estimate */
             desk_collect(&d, 10000);
         usleep(6000);
         long given = d.g.m.steps, in_flight = d.g.m.in_flight;
@@ -160,13 +160,13 @@ static void an_arrival_is_in_the_next_step(void **state)
         bool waits = d.g.m.steps == given;
         desk_run(&d);
         good += in_flight == 1 && waits && d.g.m.prefill_at == given + 1;
-        rig_verify(&d.g, &j);
-        rig_verify(&d.g, &k);
+        fake_rig_verify(&d.g, &j);
+        fake_rig_verify(&d.g, &k);
         job_free(&j);
         job_free(&k);
 
-        /* a cancel takes effect at once too: the place is free before the step ends */
-        job_init(&j, 30, 0, 0, 200 + (uint64_t)i, RIG_OUT);
+        /* A cancellation takes effect at once: the request's place is free before the step ends. */
+        job_init(&j, 30, 0, 0, 200 + (uint64_t)i, FAKE_RIG_OUT);
         assert_int_equal(desk_submit(&d, &j), 0);
         while (j.n_out < 5)
             desk_collect(&d, 10000);
@@ -180,7 +180,7 @@ static void an_arrival_is_in_the_next_step(void **state)
         good_cancels += s.running == 0 && d.g.m.in_flight == 1;
         job_free(&j);
     }
-    while (d.g.m.in_flight) /* of the last one cancelled */
+    while (d.g.m.in_flight) /* of the last cancelled request */
         usleep(1000);
     assert_in_range(good, TRIES / 2, TRIES);
     assert_in_range(good_cancels, TRIES / 2, TRIES);
@@ -195,10 +195,10 @@ static void cancels_end_requests(void **state)
     struct desk d;
     desk_open(&d, 200, 64, 4, NULL);
     for (int i = 0; i < N; i++) {
-        job_init(&j[i], 50, 0, 0, (uint64_t)i, RIG_OUT);
+        job_init(&j[i], 50, 0, 0, (uint64_t)i, FAKE_RIG_OUT);
         assert_int_equal(desk_submit(&d, &j[i]), 0);
         if (i % 2) {
-            run_cancel(d.run, j[i].id, ENG_ABORT); /* perhaps before the engine saw it */
+            run_cancel(d.run, j[i].id, ENG_ABORT); /* perhaps before the engine has the request */
             run_cancel(d.run, j[i].id, ENG_ABORT);
             d.live--;
             j[i].cancelled = true;
@@ -207,36 +207,40 @@ static void cancels_end_requests(void **state)
     run_cancel(d.run, 999999, ENG_ABORT);
     desk_run(&d);
     for (int i = 0; i < N; i++) {
-        rig_verify(&d.g, &j[i]);
+        fake_rig_verify(&d.g, &j[i]);
         job_free(&j[i]);
     }
     struct km_err err;
-    assert_int_equal(run_reset_cache(d.run, true, &err), 0);
+    run_reset_begin(d.run, true);
+    int rc;
+    while (!run_reset_ended(d.run, &rc, &err))
+        usleep(100);
+    assert_int_equal(rc, 0);
     struct eng_stats s;
     run_stats(d.run, &s);
     assert_int_equal(s.pages_cached + s.pages_used, 0);
     assert_int_equal(s.finished[ENG_LENGTH], N / 2);
     assert_true(s.finished[ENG_ABORT] > 0);
-    /* far more cancels than there can be requests: none is lost, none blocks for good */
+    /* Far more cancellations than there can be requests: none is lost, and none blocks forever. */
     for (uint64_t id = 1000; id < 3000; id++)
         run_cancel(d.run, id, ENG_ABORT);
     desk_close(&d);
 }
 
-static void a_full_queue_says_so(void **state)
+static void a_full_queue_is_an_error(void **state)
 {
     (void)state;
     static struct job j[300];
     struct desk d;
-    desk_open(&d, 200, 1, 1, NULL); /* one row a step: nothing moves fast */
+    desk_open(&d, 200, 1, 1, NULL); /* one row per step, so that requests stay in the queue */
     int refused = 0, n = 0;
     struct km_err err;
     for (; n < 300 && !refused; n++) {
-        job_init(&j[n], 150, 0, 0, (uint64_t)n, RIG_OUT);
+        job_init(&j[n], 150, 0, 0, (uint64_t)n, FAKE_RIG_OUT);
         int rc = desk_submit(&d, &j[n]);
         if (rc) {
             assert_int_equal(rc, KM_ELIMIT);
-            assert_non_null(strstr(d.err.msg, "100 requests wait already"));
+            assert_non_null(strstr(d.err.msg, "100 requests are waiting"));
             refused++;
         }
     }
@@ -245,7 +249,7 @@ static void a_full_queue_says_so(void **state)
     struct eng_request bad = {.n_prompt = 0};
     uint64_t id;
     assert_int_equal(run_submit(d.run, &bad, &id, &err), KM_EINVAL);
-    run_free(d.run); /* with requests in the mailbox, in the queue and running */
+    run_free(d.run); /* with requests in the runner's queue, waiting and running */
     km_free(d.ev.v);
     close(d.fd);
     eng_close(d.g.e);
@@ -253,7 +257,7 @@ static void a_full_queue_says_so(void **state)
         job_free(&j[i]);
 }
 
-static void a_lost_device_is_told(void **state)
+static void a_failed_device_is_reported(void **state)
 {
     (void)state;
     enum { N = 20 };
@@ -262,12 +266,12 @@ static void a_lost_device_is_told(void **state)
     desk_open(&d, 200, 64, 4, NULL);
     struct km_err why;
     assert_false(run_failed(d.run, &why));
-    for (int i = 0; i < N; i++) /* before any is submitted the thread sleeps: nothing else reads these */
-        job_init(&j[i], 50, 0, 0, (uint64_t)i, RIG_OUT);
+    for (int i = 0; i < N; i++) /* the thread sleeps until the first run_submit, so it does not read these yet */
+        job_init(&j[i], 50, 0, 0, (uint64_t)i, FAKE_RIG_OUT);
     d.g.m.fail_code = KM_EDEVICE;
     d.g.m.fail_at = 3;
     d.g.m.step_us = 20000;
-    for (int i = 0; i < N; i++) { /* most come while a step runs, the failing one included */
+    for (int i = 0; i < N; i++) { /* most arrive while a step runs, possibly the one that fails */
         if (desk_submit(&d, &j[i])) {
             j[i].finish = ENG_ERROR;
             assert_true(run_failed(d.run, NULL));
@@ -290,8 +294,8 @@ static void a_lost_device_is_told(void **state)
     desk_close(&d);
 }
 
-/* Memory fails now here, now there: a submit says no, events wait, nothing is lost. */
-static void memory_runs_out(void **state)
+/* Allocations fail at different places. run_submit returns an error, events wait, and none is lost. */
+static void failed_allocations_lose_nothing(void **state)
 {
     (void)state;
     struct desk d;
@@ -312,7 +316,7 @@ static void memory_runs_out(void **state)
                 km_free(d.ev.v);
                 d.ev = (struct eng_events){0};
             }
-            while (run_take(d.run, &d.ev, &err)) /* still there the next time */
+            while (run_collect(d.run, &d.ev, &err)) /* the events are there the next time */
                 assert_int_equal(err.code, KM_ENOMEM);
             for (int i = 0; i < d.ev.n; i++) {
                 j.out[j.n_out++] = d.ev.v[i].token.id;
@@ -322,32 +326,32 @@ static void memory_runs_out(void **state)
         }
         km_mem_fail_at(0);
         if (!rc)
-            rig_verify(&d.g, &j);
+            fake_rig_verify(&d.g, &j);
         job_free(&j);
     }
     desk_close(&d);
-    struct eng_opts o = rig_opts(10, 16, 2);
-    struct rig g;
+    struct eng_opts o = fake_rig_opts(10, 16, 2);
+    struct fake_rig g;
     struct run *r;
     struct km_err err;
-    rig_open(&g, &o, NULL);
+    fake_rig_open(&g, &o, NULL);
     for (long n = 1; n <= 2; n++) {
         km_mem_fail_at(n);
         assert_int_equal(run_start(&r, g.e, ring, NULL, &err), KM_ENOMEM);
     }
     km_mem_fail_at(0);
-    rig_close(&g);
+    fake_rig_close(&g);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(answers_come_through_the_mailbox),
-        cmocka_unit_test(an_arrival_is_in_the_next_step),
+        cmocka_unit_test(answers_come_through_the_queues),
+        cmocka_unit_test(a_new_request_is_in_the_next_step),
         cmocka_unit_test(cancels_end_requests),
-        cmocka_unit_test(a_full_queue_says_so),
-        cmocka_unit_test(a_lost_device_is_told),
-        cmocka_unit_test(memory_runs_out),
+        cmocka_unit_test(a_full_queue_is_an_error),
+        cmocka_unit_test(a_failed_device_is_reported),
+        cmocka_unit_test(failed_allocations_lose_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* The reference sampler: exact sets, exact order of filters, and the draw against the distribution it should have. */
+/* The reference sampler: the exact set of ids that the filters leave, their order, and the distribution of the
+ * draws. */
 #include "base/test/test.h"
 
 #include "engine/sample.h"
@@ -16,7 +17,7 @@ static struct smp_result run(const struct smp_row *r, const float *logits, int v
     float *copy = malloc(sizeof *copy * (size_t)vocab);
     memcpy(copy, logits, sizeof *copy * (size_t)vocab);
     for (int i = 0; i < vocab; i++)
-        scratch[i] = NAN; /* nothing may depend on what was there */
+        scratch[i] = NAN; /* the result must not depend on the content of scratch */
     struct smp_result out;
     memset(&out, 0x7F, sizeof out);
     smp_sample(r, logits, vocab, scratch, &out);
@@ -31,7 +32,7 @@ static void some_logits(float *v, int n)
         v[i] = 3 * sinf((float)i * 1.7f) + (float)(i % 7) * 0.3f;
 }
 
-/* The softmax that a filter chain should leave, by sorting: the slow and obvious way. */
+/* The distribution that the filters should leave, computed by sorting. */
 struct entry {
     double l;
     int id;
@@ -96,7 +97,7 @@ static void check_draw(const float *logits, const struct smp_params *params, boo
         count[id]++;
     }
     for (int i = 0; i < V; i++) {
-        if (prob[i] * N < 10) { /* too rare for the test by itself */
+        if (prob[i] * N < 10) { /* too rare for a class of its own */
             rest_p += prob[i];
             rest += count[i];
             continue;
@@ -132,10 +133,10 @@ static void draws_follow_the_softmax(void **state)
     memset(l, 0, sizeof l);
     p = smp_defaults();
     p.temperature = 1;
-    check_draw(l, &p, false); /* all alike */
+    check_draw(l, &p, false); /* all equal */
 }
 
-/* Which ids ever come, against which should. */
+/* Compares the ids that are ever sampled with those that should be. */
 static void check_set(const float *l, int n, const struct smp_params *p, const char *want)
 {
     char got[V + 1] = {0};
@@ -157,13 +158,13 @@ static void filters_leave_exact_sets(void **state)
         int top_k;
         const char *want;
     } t[] = {{1, 0, 0, "xxxxx"},    {1, 0, -1, "xxxxx"},   {1, 0, 1, ".x..."},
-             {1, 0, 2, ".xxx."}, /* the equals of the k-th stay */
+             {1, 0, 2, ".xxx."}, /* ids equal to the k-th stay */
              {1, 0, 3, ".xxx."},    {1, 0, 4, "xxxxx"},    {1, 0, 99, "xxxxx"},
-             {0.3, 0, 0, ".x..."},  {0.5, 0, 0, ".xx.."}, /* of equals, the lower id */
+             {0.3, 0, 0, ".x..."},  {0.5, 0, 0, ".xx.."}, /* the lower id of two equal ones */
              {0.7, 0, 0, ".xxx."},  {0.85, 0, 0, "xxxx."}, {0.95, 0, 0, "xxxxx"},
              {1e-9, 0, 0, ".x..."}, {1, 0.4, 0, ".xxx."},  {1, 0.6, 0, ".x..."},
              {1, 1, 0, ".x..."},    {1, 0.2, 0, "xxxxx"},
-             {0.6, 0, 3, ".xx.."}, /* top_p of what top_k left: 0.4 and 0.2 of 0.8 are 0.75 */
+             {0.6, 0, 3, ".xx.."}, /* top_p applies to what top_k leaves: 0.4 and 0.2 are 0.75 of 0.8 */
              {0.45, 0.45, 0, ".x..."}};
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct smp_params p = smp_defaults();
@@ -174,7 +175,7 @@ static void filters_leave_exact_sets(void **state)
         check_set(l, 5, &p, t[i].want);
     }
     struct smp_params p = smp_defaults();
-    p.temperature = 2; /* flattens to 0.147 0.294 0.208 0.208 0.147: the filter sees the scaled ones */
+    p.temperature = 2; /* gives 0.147 0.294 0.208 0.208 0.147: filters apply to the scaled logits */
     p.top_p = 0.72;
     check_set(l, 5, &p, "xxxx.");
 }
@@ -187,12 +188,12 @@ static void greedy_takes_the_lowest_of_equals(void **state)
     r.p.n_logprobs = 0;
     struct smp_result out = run(&r, l, 4);
     assert_int_equal(out.id, 1);
-    assert_int_equal(out.rank, 2); /* its equal counts, as in vLLM */
+    assert_int_equal(out.rank, 2); /* the id of equal probability counts, as in vLLM */
     r.p.n_logprobs = -1;
     out = run(&r, l, 6);
     assert_int_equal(out.id, 1);
     assert_int_equal(out.rank, 0);
-    r.p.top_k = 3; /* greedy cares for no filter */
+    r.p.top_k = 3; /* filters do not matter for greedy sampling */
     r.p.top_p = 0.1;
     assert_int_equal(run(&r, l, 6).id, 1);
     static const int32_t ban[] = {1, 3, 99, -1};
@@ -239,7 +240,7 @@ static void penalties_work_on_the_right_tokens(void **state)
     assert_int_equal(run(&r, neg, 6).id, 0); /* 0: -1.3, 1: -1.56, 4: -1.43 */
     r.p.repetition = 2;
     assert_int_equal(run(&r, neg, 6).id, 2);
-    /* the log-probability is that of the logits as they came */
+    /* the log-probability is that of the unmodified logits */
     double sum = 0;
     for (int i = 0; i < 6; i++)
         sum += exp(neg[i]);
@@ -287,7 +288,7 @@ static void logprobs_are_sorted(void **state)
     }
     assert_float_equal(out.logprob, l[out.id] - log(sum), 1e-4);
     r.p.n_logprobs = 5;
-    assert_int_equal(run(&r, l, 3).n_top, 3); /* no more than there are */
+    assert_int_equal(run(&r, l, 3).n_top, 3); /* not more than the vocabulary */
 }
 
 static void draws_are_reproducible(void **state)
@@ -301,13 +302,13 @@ static void draws_are_reproducible(void **state)
     int same = 0;
     for (a.step = 0; a.step < 500; a.step++) {
         b = a;
-        b.row = 12; /* where it lies in a batch is nobody's business */
+        b.row = 12; /* the row's place in a batch must not matter */
         assert_int_equal(run(&a, l, V).id, run(&b, l, V).id);
         b.p.seed = 8;
         same += run(&a, l, V).id == run(&b, l, V).id;
     }
     assert_true(same < 200);
-    /* a temperature near zero is no overflow, and a cold draw takes the likeliest */
+    /* a temperature near zero does not overflow, and samples the most likely id */
     a.p.temperature = 1e-9;
     int hot = 0;
     for (int i = 0; i < V; i++)
@@ -316,7 +317,7 @@ static void draws_are_reproducible(void **state)
     assert_int_equal(run(&a, l, V).id, hot);
 }
 
-/* The hash behind the draw: bits even, neighbours apart. */
+/* The hash behind the draw: every bit is set half of the time, and neighbouring ids are independent. */
 static void noise_is_even(void **state)
 {
     (void)state;
@@ -352,7 +353,7 @@ static void large_vocabularies(void **state)
         n[id == 1234]++;
     }
     assert_true(n[0] && n[1]);
-    r.p.top_k = 1000; /* the tail all but flat: quickselect over many near equals */
+    r.p.top_k = 1000; /* an almost flat tail: quickselect over many nearly equal values */
     l[1234] = l[99999] = 0;
     run(&r, l, BIG);
     for (int i = 0; i < BIG; i++)

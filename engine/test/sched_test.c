@@ -1,4 +1,4 @@
-/* The scheduler by itself, step by step: budgets, order, preemption, and pages on their way back. */
+/* The scheduler without an engine: token budget, order, preemption, and pages that only transfers use. */
 #include "base/test/test.h"
 
 #include "engine/sched.h"
@@ -47,44 +47,44 @@ static struct seq *add(struct sch *s, int n, int first, int priority)
     return q;
 }
 
-static void sane(const struct sch *s)
+static void check(const struct sch *s)
 {
     struct km_err err;
     if (sch_check(s, &err))
         fail_msg("%s", err.msg);
     int rows = 0;
     for (const struct seq *q = s->running.head; q; q = q->next)
-        rows += q->n_now;
+        rows += q->n_rows;
     assert_int_equal(rows, s->max_tokens - s->budget);
 }
 
 static void plan(struct sch *s)
 {
-    sch_begin(s);
-    for (struct seq *q; (q = sch_next(s));)
-        if (sch_admit(s, q, 0) == SCH_FULL)
+    sch_begin_step(s);
+    for (struct seq *q; (q = sch_next_waiting(s));)
+        if (sch_admit(s, q, 0) == ADMIT_FULL)
             break;
-    sane(s);
+    check(s);
 }
 
-/* All rows ran; who has nothing left to compute gets a token. */
-static void ran(struct sch *s)
+/* Retires all rows. A request that has computed all its tokens gets a new one. */
+static void retire_all(struct sch *s)
 {
     for (struct seq *q = s->running.head; q; q = q->next)
-        if (q->n_now) {
-            if (q->n_computed + q->n_now == q->n_tokens)
+        if (q->n_rows) {
+            if (q->n_computed + q->n_rows == q->n_tokens)
                 q->tokens[q->n_tokens++] = 900;
-            sch_computed(s, q);
+            sch_retire_rows(s, q);
         }
 }
 
 static void step(struct sch *s)
 {
     plan(s);
-    ran(s);
+    retire_all(s);
 }
 
-static void a_budget_is_shared(void **state)
+static void the_token_budget_is_shared(void **state)
 {
     (void)state;
     struct sch s;
@@ -94,17 +94,17 @@ static void a_budget_is_shared(void **state)
                                   {1, 1, 6, 0}, {1, 1, 6, 0}, {1, 1, 1, 0}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         plan(&s);
-        assert_int_equal(a->n_now, rows[i][0]);
-        assert_int_equal(b->n_now, rows[i][1]);
-        assert_int_equal(c->n_now, rows[i][2]);
-        assert_int_equal(d->n_now, rows[i][3]); /* three run at most */
-        ran(&s);
+        assert_int_equal(a->n_rows, rows[i][0]);
+        assert_int_equal(b->n_rows, rows[i][1]);
+        assert_int_equal(c->n_rows, rows[i][2]);
+        assert_int_equal(d->n_rows, rows[i][3]); /* at most three requests run */
+        retire_all(&s);
     }
     assert_int_equal(d->state, SEQ_WAITING);
     sch_remove(&s, a);
     seq_free(a);
     plan(&s);
-    assert_int_equal(d->n_now, 3);
+    assert_int_equal(d->n_rows, 3);
     close_sched(&s);
 }
 
@@ -118,65 +118,66 @@ static void waiting_is_by_priority_then_arrival(void **state)
     const struct seq *at = s.waiting.head;
     for (int i = 0; i < 5; i++, at = at->next)
         assert_ptr_equal(at, q[order[i]]);
-    sane(&s);
+    check(&s);
     close_sched(&s);
 }
 
-/* Pages run out in a decode: the last in order goes, its rows of this step are given back, nobody is admitted. */
-static void the_last_in_order_pays(void **state)
+/* Pages run out in a decode. The last request in order is preempted, its rows return to the budget, and no request is
+ * admitted in this step. */
+static void the_last_in_order_is_preempted(void **state)
 {
     (void)state;
     struct sch s;
     open_sched(&s, 6, 8, 20);
     struct seq *late = add(&s, 7, 0, 5), *a = NULL, *b = NULL;
-    step(&s); /* two pages; runs first in the list */
+    step(&s); /* two pages; first in the running list */
     a = add(&s, 7, 100, 0);
     b = add(&s, 7, 200, 0);
     step(&s); /* two pages each: the pool is full, all have 7 or 8 computed */
     assert_int_equal(late->n_computed, 8);
     struct seq *w = add(&s, 1, 300, 0);
-    plan(&s); /* late needs a third page and is the last in order: it goes itself, and the others are served */
+    plan(&s); /* late needs a third page and is the last in order, so it is preempted itself */
     assert_int_equal(late->state, SEQ_WAITING);
     assert_int_equal(late->n_preempted, 1);
     assert_int_equal(late->n_computed, 0);
-    assert_int_equal(a->n_now, 1);
-    assert_int_equal(b->n_now, 1);
+    assert_int_equal(a->n_rows, 1);
+    assert_int_equal(b->n_rows, 1);
     assert_int_equal(s.budget, 18);
-    assert_int_equal(w->state, SEQ_WAITING); /* though there is a page for it */
+    assert_int_equal(w->state, SEQ_WAITING); /* although a page is free */
     assert_true(pg_available(s.pages) > 0);
     assert_ptr_equal(s.waiting.head, w);
-    ran(&s);
-    plan(&s); /* a and b take the two pages, and so w gets none */
+    retire_all(&s);
+    plan(&s); /* a and b get the two pages, so none is left for w */
     assert_int_equal(w->state, SEQ_WAITING);
     close_sched(&s);
 }
 
-static void rows_of_the_preempted_are_given_back(void **state)
+static void a_preempted_request_returns_its_rows(void **state)
 {
     (void)state;
     struct sch s;
     open_sched(&s, 5, 8, 12);
     struct seq *late = add(&s, 5, 0, 5);
-    step(&s); /* two pages, room for three tokens more */
+    step(&s); /* two pages, with space for three more tokens */
     struct seq *a = add(&s, 11, 100, 0);
-    step(&s); /* three pages, room for one */
+    step(&s); /* three pages, with space for one more token */
     struct seq *b = add(&s, 3, 200, 0);
     step(&s);
-    plan(&s); /* late comes first and gets its row, then a needs a page, and late's are taken */
+    plan(&s); /* late is scheduled first and gets a row; then a needs a page, and late is preempted */
     assert_int_equal(late->n_preempted, 1);
-    assert_int_equal(late->n_now, 0);
-    assert_int_equal(late->n_tokens, 8); /* what it generated is kept */
+    assert_int_equal(late->n_rows, 0);
+    assert_int_equal(late->n_tokens, 8); /* it keeps its generated tokens */
     assert_int_equal(a->n_preempted, 0);
-    assert_int_equal(a->n_now, 1);
+    assert_int_equal(a->n_rows, 1);
     assert_int_equal(s.budget, 11);
-    assert_int_equal(b->state, SEQ_WAITING); /* there is a page now, but not in this step */
-    ran(&s);
+    assert_int_equal(b->state, SEQ_WAITING); /* a page is free, but a preemption ends admission for this step */
+    retire_all(&s);
     plan(&s);
-    assert_int_equal(b->n_now, 3);
+    assert_int_equal(b->n_rows, 3);
     close_sched(&s);
 }
 
-static void pages_on_their_way_back_are_waited_for(void **state)
+static void pages_that_only_transfers_use_are_waited_for(void **state)
 {
     (void)state;
     struct sch s;
@@ -187,28 +188,28 @@ static void pages_on_their_way_back_are_waited_for(void **state)
     assert_int_equal(pg_available(s.pages), 1);
     int32_t held[3];
     for (int i = 0; i < 3; i++)
-        pg_hold(s.pages, held[i] = c->pages[i]); /* a store of c's pages */
+        pg_hold(s.pages, held[i] = c->pages[i]); /* as a store of c's pages would */
     sch_remove(&s, c);
     seq_free(c);
     c = add(&s, 1, 300, 0);
-    assert_int_equal(pg_counts(s.pages).returning, 3);
+    assert_int_equal(pg_counts(s.pages).transfer_only, 3);
     plan(&s);
-    assert_int_equal(a->n_now, 1);
-    assert_int_equal(b->n_now, 0); /* short of a page, but nobody is preempted for it */
+    assert_int_equal(a->n_rows, 1);
+    assert_int_equal(b->n_rows, 0); /* it lacks a page, but no request is preempted for it */
     assert_int_equal(b->state, SEQ_RUNNING);
-    assert_int_equal(c->state, SEQ_WAITING); /* and nobody new comes before it */
+    assert_int_equal(c->state, SEQ_WAITING); /* and no request is admitted before it */
     assert_int_equal(s.preemptions, 0);
-    ran(&s);
+    retire_all(&s);
     for (int i = 0; i < 3; i++)
         pg_release(s.pages, held[i]);
     plan(&s);
-    assert_int_equal(b->n_now, 1);
-    assert_int_equal(c->n_now, 1);
+    assert_int_equal(b->n_rows, 1);
+    assert_int_equal(c->n_rows, 1);
     close_sched(&s);
 }
 
-/* A prefill that gets fewer pages than it wants takes what there is while others come back. */
-static void a_chunk_shrinks_to_what_there_is(void **state)
+/* If a prefill chunk needs more pages than are available, and transfers hold others, the chunk shrinks. */
+static void a_prefill_chunk_shrinks_to_the_available_pages(void **state)
 {
     (void)state;
     struct sch s;
@@ -218,22 +219,22 @@ static void a_chunk_shrinks_to_what_there_is(void **state)
     struct seq *b = add(&s, 12, 100, 0);
     s.budget = 12;
     s.closed = false;
-    assert_ptr_equal(sch_next(&s), b);
-    assert_int_equal(sch_admit(&s, b, 0), SCH_RUN);
+    assert_ptr_equal(sch_next_waiting(&s), b);
+    assert_int_equal(sch_admit(&s, b, 0), ADMIT_RUN);
     for (int i = 0; i < 3; i++)
         pg_hold(s.pages, b->pages[i]);
     int32_t held[3];
     memcpy(held, b->pages, sizeof held);
     sch_remove(&s, b);
     seq_free(b);
-    step(&s); /* two pages free: up to 20 tokens, as wanted */
+    step(&s); /* two free pages: up to 20 tokens, as wanted */
     assert_int_equal(a->n_computed, 20);
     plan(&s);
-    assert_int_equal(a->n_now, 0);
+    assert_int_equal(a->n_rows, 0);
     pg_release(s.pages, held[0]);
-    plan(&s); /* one page of the three that ten tokens want */
-    assert_int_equal(a->n_now, 4);
-    ran(&s);
+    plan(&s); /* one page of the three that ten tokens need */
+    assert_int_equal(a->n_rows, 4);
+    retire_all(&s);
     pg_release(s.pages, held[1]);
     pg_release(s.pages, held[2]);
     step(&s);
@@ -241,55 +242,56 @@ static void a_chunk_shrinks_to_what_there_is(void **state)
     close_sched(&s);
 }
 
-static void loads_take_their_pages_first(void **state)
+static void a_load_gets_its_pages_at_admission(void **state)
 {
     (void)state;
     struct sch s;
     open_sched(&s, 8, 8, 10);
     struct seq *a = add(&s, 17, 0, 0);
-    sch_begin(&s);
-    assert_ptr_equal(sch_next(&s), a);
-    assert_int_equal(sch_admit(&s, a, 17), SCH_LOAD); /* at least one token is computed: 16 */
+    sch_begin_step(&s);
+    assert_ptr_equal(sch_next_waiting(&s), a);
+    assert_int_equal(sch_admit(&s, a, 17), ADMIT_LOAD); /* 16, because at least one token must be computed */
     assert_int_equal(a->load_from, 0);
     assert_int_equal(a->load_to, 16);
     assert_int_equal(a->n_pages, 4);
     assert_int_equal(s.budget, 10);
-    sane(&s);
+    check(&s);
     struct seq *b = add(&s, 40, 100, 0);
-    assert_ptr_equal(sch_next(&s), b);
-    assert_int_equal(sch_admit(&s, b, 24), SCH_FULL); /* six pages at once are not there */
+    assert_ptr_equal(sch_next_waiting(&s), b);
+    assert_int_equal(sch_admit(&s, b, 24), ADMIT_FULL); /* six pages are not available */
     assert_int_equal(b->n_pages, 0);
-    assert_null(sch_next(&s));
-    sch_loaded(&s, a, 11); /* came short: two whole blocks are good */
+    assert_null(sch_next_waiting(&s));
+    sch_load_done(&s, a, 11); /* only 11 tokens are good: two full blocks */
     assert_int_equal(a->n_computed, 8);
     assert_int_equal(a->n_cached, 8);
     assert_int_equal(a->n_cached_pool, 0);
-    sch_give(&s, a);
-    assert_int_equal(a->n_now, 9);
-    sane(&s);
-    ran(&s);
-    /* what was loaded and computed is found by the next one */
+    sch_schedule_loaded(&s, a);
+    assert_int_equal(a->n_rows, 9);
+    check(&s);
+    retire_all(&s);
+    /* The next request finds the loaded and the computed pages. */
     struct seq *c = add(&s, 17, 0, -1);
-    sch_begin(&s);
-    assert_ptr_equal(sch_next(&s), c);
+    sch_begin_step(&s);
+    assert_ptr_equal(sch_next_waiting(&s), c);
     assert_int_equal(c->n_computed, 16);
-    assert_int_equal(sch_admit(&s, c, 16), SCH_RUN); /* a cache that has no more is not loaded from */
-    assert_int_equal(c->n_now, 1);
+    /* the cache layer has no more than the pool, so nothing is loaded */
+    assert_int_equal(sch_admit(&s, c, 16), ADMIT_RUN);
+    assert_int_equal(c->n_rows, 1);
     assert_int_equal(c->pages[3], a->pages[3]);
-    sane(&s);
+    check(&s);
     close_sched(&s);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_budget_is_shared),
+        cmocka_unit_test(the_token_budget_is_shared),
         cmocka_unit_test(waiting_is_by_priority_then_arrival),
-        cmocka_unit_test(the_last_in_order_pays),
-        cmocka_unit_test(rows_of_the_preempted_are_given_back),
-        cmocka_unit_test(pages_on_their_way_back_are_waited_for),
-        cmocka_unit_test(a_chunk_shrinks_to_what_there_is),
-        cmocka_unit_test(loads_take_their_pages_first),
+        cmocka_unit_test(the_last_in_order_is_preempted),
+        cmocka_unit_test(a_preempted_request_returns_its_rows),
+        cmocka_unit_test(pages_that_only_transfers_use_are_waited_for),
+        cmocka_unit_test(a_prefill_chunk_shrinks_to_the_available_pages),
+        cmocka_unit_test(a_load_gets_its_pages_at_admission),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* A model written as a folder is the model: read back, every tensor has the same bits. */
+/* A model that was written as a folder and read again has the same bits in every tensor. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -82,7 +82,7 @@ static void shards(void **state)
     round_trip(1 << 20, "model.safetensors.index.json");
 }
 
-/* An existing folder stays as it is, and a failure anywhere leaves nothing behind. */
+/* An existing folder does not change, and after a failure anywhere no file is left. */
 static void all_or_nothing(void **state)
 {
     (void)state;

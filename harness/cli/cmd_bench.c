@@ -1,69 +1,49 @@
-/* kvmark bench: a suite from its file to its tables and report. */
+/* kvmark bench: runs a suite and reports on it. */
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "harness/cli/cmd.h"
+#include "harness/cli/terminal.h"
 #include "harness/report/report.h"
 #include "harness/suite/suite.h"
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 struct bench_opts {
-    const char *out, *device, *url, *table, *program;
-    struct km_strs set;
-    int64_t pairs;
+    struct suite_opts suite;
+    const char *device, *url; /* short for suite.set */
     bool plan, quiet;
 };
 
-enum { MAX_FLAGS = 16 };
+static const struct km_option rows[] = {
+    {.name = "output", .letter = 'o', KM_FIELD(struct bench_opts, suite.dir), .arg = "DIR",
+     .help = "result folder (required); runs that it holds already are not run again"},
+    {.name = "device", KM_FIELD(struct bench_opts, device), .arg = "DEV", .help = "short for --set device=DEV"},
+    {.name = "url", .letter = 'u', KM_FIELD(struct bench_opts, url), .arg = "URL",
+     .help = "short for --set url=URL: measure a server that is running"},
+    {.name = "set", .letter = 's', KM_FIELD(struct bench_opts, suite.set), .arg = "OPTION=VALUE",
+     .help = "an option of kvmark run, for every row that does not set it; may be given more than once"},
+    {.name = "pairs", KM_FIELD(struct bench_opts, suite.pairs), .arg = "N", .lo = 1, .hi = 1000,
+     .help = "repeats of each row (default: the suite's)"},
+    {.name = "table", KM_FIELD(struct bench_opts, suite.only), .arg = "ID", .help = "make only this table"},
+    {.name = "plan", KM_FIELD(struct bench_opts, plan), .help = "print the commands of the runs, and run none"},
+    {.name = "program", KM_FIELD(struct bench_opts, suite.exe), .arg = "FILE",
+     .help = "the kvmark program to run (default: this one)"},
+    {.name = "quiet", .letter = 'q', KM_FIELD(struct bench_opts, quiet), .help = "print no progress on stderr"},
+};
 
-static int bench_flags(struct bench_opts *o, struct km_flag *out, int max)
+static int groups(void *options, struct km_option_group *out)
 {
-    const struct km_flag table[] = {
-        {"output", 'o', KM_STR, &o->out, "DIR",
-         "result folder (needed); what it holds already is not run again", 0, 0},
-        {"device", 0, KM_STR, &o->device, "DEV", "short for --set device=DEV", 0, 0},
-        {"url", 'u', KM_STR, &o->url, "URL", "short for --set url=URL: measure a server that is there", 0, 0},
-        {"set", 's', KM_LIST, &o->set, "FLAG=VALUE",
-         "a flag of kvmark run for every row that does not set it itself; may be given again", 0, 0},
-        {"pairs", 0, KM_INT, &o->pairs, "N", "repeats of each row (default: as the suite says)", 1, 1000},
-        {"table", 0, KM_STR, &o->table, "ID", "make this table only", 0, 0},
-        {"plan", 0, KM_BOOL, &o->plan, NULL, "print the runs that would be made, and make none", 0, 0},
-        {"program", 0, KM_STR, &o->program, "FILE", "the kvmark to run (default: this one)", 0, 0},
-        {"quiet", 'q', KM_BOOL, &o->quiet, NULL, "no progress on stderr", 0, 0},
-    };
-    int n = (int)(sizeof table / sizeof *table);
-    n = n < max ? n : max;
-    memcpy(out, table, (size_t)n * sizeof *out);
-    return n;
+    out[0] = KM_OPTION_GROUP("Bench", rows, options);
+    return 1;
 }
 
-static int flags(struct km_flag *out, int max)
-{
-    struct bench_opts o;
-    int n = bench_flags(&o, out, max);
-    for (int i = 0; i < n; i++)
-        out[i].dst = NULL;
-    return n;
-}
-
-static void clock_text(double s, char *out, size_t size)
-{
-    if (s < 0)
-        snprintf(out, size, "-:--");
-    else if (s < 3600)
-        snprintf(out, size, "%d:%02d", (int)s / 60, (int)s % 60);
-    else
-        snprintf(out, size, "%d:%02d:%02d", (int)s / 3600, (int)s / 60 % 60, (int)s % 60);
-}
-
-/* The status line on a terminal; elsewhere the runs' own lines, which come every ten seconds, and one an end. */
+/* Progress on stderr. A terminal gets one line, drawn again and again, that ends with the run's latest progress line.
+ * Anything else gets the runs' own lines, one per ten seconds, and a line at the start and the end of each run. */
 struct screen {
     bool tty;
-    char last[300]; /* what the run said last */
+    char last[300]; /* the run's latest progress line */
 };
 
 static void on_event(void *arg, const struct suite_event *n)
@@ -71,8 +51,8 @@ static void on_event(void *arg, const struct suite_event *n)
     struct screen *s = arg;
     char spent[24], left[24];
     bool progress = n->line && strstr(n->line, " requests, ");
-    clock_text(n->cell_s, spent, sizeof spent);
-    clock_text(n->left_s, left, sizeof left);
+    term_clock(n->cell_s, spent, sizeof spent);
+    term_clock(n->left_s, left, sizeof left);
     if (n->what == SUITE_CELL_STARTED)
         s->last[0] = 0;
     if (n->what == SUITE_CELL_OUTPUT && progress)
@@ -88,24 +68,10 @@ static void on_event(void *arg, const struct suite_event *n)
         fprintf(stderr, "[%d/%d] %s starts\n", n->at, n->of, n->cell);
     if (s->tty && (n->what == SUITE_CELL_STARTED || n->what == SUITE_CELL_RUNNING || n->what == SUITE_CELL_OUTPUT)) {
         char line[512];
-        struct winsize w = {0};
-        bool known = ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20;
-        int width = known ? w.ws_col - 1 : 79; /* a wrapped line cannot be redrawn */
         snprintf(line, sizeof line, "[%d/%d] %s, %s, about %s left%s%s", n->at, n->of, n->cell, spent, left,
                  *s->last ? ": " : "", s->last);
-        fprintf(stderr, "\r\033[K%.*s", width, line);
+        fprintf(stderr, "\r\033[K%.*s", term_width(2) - 1, line); /* a wrapped line cannot be redrawn */
     }
-}
-
-/* A word as the shell reads it back. */
-static void put_word(struct km_buf *b, const char *s)
-{
-    bool plain = *s && strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:=,+@%") ==
-                           strlen(s);
-    km_buf_puts(b, plain ? " " : " '");
-    for (; *s; s++)
-        km_buf_printf(b, *s == '\'' ? "'\\''" : "%c", *s);
-    km_buf_puts(b, plain ? "" : "'");
 }
 
 static int print_plan(const struct suite *s, const struct suite_opts *o, struct km_err *err)
@@ -117,10 +83,11 @@ static int print_plan(const struct suite *s, const struct suite_opts *o, struct 
         return rc;
     for (int i = 0; i < p.n; i++) {
         km_buf_puts(&b, "kvmark");
-        for (int k = 0; k < p.cells[i].argc; k++)
-            put_word(&b, p.cells[i].argv[k]);
-        km_buf_printf(&b, " -o");
-        km_buf_printf(&b, " %s/cells/%s\n", o->dir, p.cells[i].name);
+        for (int k = 0; k < p.cells[i].argc; k++) {
+            km_buf_putc(&b, ' ');
+            km_buf_put_shell(&b, p.cells[i].argv[k]);
+        }
+        km_buf_printf(&b, " -o %s/cells/%s\n", o->dir, p.cells[i].name);
     }
     fputs(km_buf_str(&b), stdout);
     km_buf_free(&b);
@@ -128,7 +95,7 @@ static int print_plan(const struct suite *s, const struct suite_opts *o, struct 
     return 0;
 }
 
-/* The tables, and where the report is. */
+/* Prints the tables, and where the report lies. */
 static int print_result(const char *dir, struct km_err *err)
 {
     struct report_result res;
@@ -141,114 +108,108 @@ static int print_result(const char *dir, struct km_err *err)
     if (!rc)
         printf("%s\n%s/report.html\n", km_buf_str(&md), dir);
     if (res.no_gnuplot)
-        km_log(KM_LOG_WARN, "gnuplot is not installed: the report has no pictures");
+        km_log(KM_LOG_WARN, "the report has no plots: gnuplot is not installed");
     km_buf_free(&md);
     km_free(path);
     return rc;
 }
 
-static int add_set(struct km_strs *set, struct km_buf *b, const char *flag, const char *value,
-                   struct km_err *err)
+/* Adds "option=value", which stays in b, to the --set options. */
+static int add_set(struct km_strs *set, struct km_buf *b, const char *option, const char *value, struct km_err *err)
 {
     if (!value)
         return 0;
-    const char **v = km_reallocarray(set->v, (size_t)set->n + 1, sizeof *v);
-    km_buf_printf(b, "%s=%s", flag, value);
-    if (!v || !km_buf_ok(b))
-        return km_fail(err, KM_ENOMEM, "out of memory");
-    set->v = v;
-    set->v[set->n++] = b->data;
-    return 0;
+    km_buf_printf(b, "%s=%s", option, value);
+    return km_buf_ok(b) ? km_strs_push(set, b->data, err) : km_fail(err, KM_ENOMEM, "out of memory");
 }
 
-static int work(const char *file, struct bench_opts *o, const char *command, struct km_err *err)
+/* Runs the suite and prints what came of it. */
+static int bench(const struct suite *s, const struct suite_opts *o)
+{
+    struct suite_result res;
+    struct km_err err;
+    int rc = suite_run(s, o, &res, &err);
+    if (rc)
+        return cmd_error(&err, cmd_status_of(rc));
+    if (res.failed)
+        km_log(KM_LOG_ERROR, "%d of %d runs failed; their messages are in %s/logs, and the same command tries them again",
+               res.failed, res.failed + res.ran, o->dir);
+    if (res.interrupted)
+        km_log(KM_LOG_WARN, "interrupted; the same command continues from here");
+    if (!res.done) {
+        km_log(KM_LOG_ERROR, "no run finished, so there is nothing to report");
+        return CMD_FAILED;
+    }
+    if (print_result(o->dir, &err))
+        return cmd_error(&err, CMD_FAILED);
+    return res.failed || res.interrupted ? CMD_FAILED : CMD_OK;
+}
+
+static int run_suite(const char *file, const struct bench_opts *o)
 {
     struct suite *s = NULL;
-    struct suite_result res;
-    struct screen screen = {.tty = isatty(2) == 1};
-    struct suite_opts so = {.dir = o->out,
-                               .exe = o->program,
-                               .set = o->set,
-                               .pairs = (int)o->pairs,
-                               .only = o->table,
-                               .command = command,
-                               .on_event = o->quiet ? NULL : on_event,
-                               .arg = &screen};
-    int rc = suite_read(&s, file, err), status = CMD_USAGE;
-    if (!rc && o->plan) {
-        rc = print_plan(s, &so, err);
-        status = rc ? CMD_USAGE : CMD_OK;
-    } else if (!rc && !(rc = suite_run(s, &so, &res, err))) {
-        status = CMD_FAILED;
-        if (res.failed)
-            km_log(KM_LOG_ERROR,
-                   "%d of %d runs failed; %s/logs has what they said, and the same command tries them again",
-                   res.failed, res.failed + res.ran, o->out);
-        if (res.interrupted)
-            km_log(KM_LOG_WARN, "interrupted; the same command goes on from here");
-        if (res.done)
-            rc = print_result(o->out, err);
-        else
-            km_log(KM_LOG_ERROR, "no run finished, so there is nothing to report");
-        if (!rc && res.done && !res.failed && !res.interrupted)
-            status = CMD_OK;
-    } else if (rc == KM_EIO || rc == KM_ENOMEM) {
-        status = CMD_FAILED;
-    }
-    suite_free(s);
+    struct km_err err;
+    int rc = suite_read(&s, file, &err), status;
     if (rc)
-        km_log(KM_LOG_ERROR, "%s", err->msg);
+        status = cmd_error(&err, cmd_status_of(rc));
+    else if (o->plan)
+        status = print_plan(s, &o->suite, &err) ? cmd_error(&err, CMD_USAGE) : CMD_OK;
+    else
+        status = bench(s, &o->suite);
+    suite_free(s);
     return status;
 }
 
-static int run(int argc, char **argv)
+static int run(const struct cmd_call *call)
 {
-    struct bench_opts o = {0};
-    struct km_flag table[MAX_FLAGS];
-    struct km_strs pos = {0};
+    struct bench_opts *o = call->options;
     struct km_buf command = {0}, device = {0}, url = {0};
-    struct km_err err = {0};
-    bool help;
-    int n = bench_flags(&o, table, MAX_FLAGS), status = CMD_USAGE;
-    int rc = km_args_parse(table, n, argc, argv, &pos, &help, &err);
-    if (!rc && pos.n != 1)
-        rc = km_fail(&err, KM_EINVAL, "bench takes one suite file, not %d; see kvmark help bench", pos.n);
-    if (!rc && !o.out && !o.plan)
+    struct screen screen = {.tty = term_is(2)};
+    struct km_err err;
+    int rc = 0, status;
+    if (call->args.n != 1)
+        rc = km_fail(&err, KM_EINVAL, "bench takes one suite file, not %d; see kvmark help bench", call->args.n);
+    else if (!o->suite.dir && !o->plan)
         rc = km_fail(&err, KM_EINVAL, "--output is missing; give the folder for the results");
-    if (!rc && !o.out)
-        o.out = "DIR";
     if (!rc)
-        rc = add_set(&o.set, &device, "device", o.device, &err);
+        rc = add_set(&o->suite.set, &device, "device", o->device, &err);
     if (!rc)
-        rc = add_set(&o.set, &url, "url", o.url, &err);
+        rc = add_set(&o->suite.set, &url, "url", o->url, &err);
     km_buf_puts(&command, "kvmark bench");
-    for (int i = 0; i < argc; i++)
-        put_word(&command, argv[i]);
-    if (rc)
-        km_log(KM_LOG_ERROR, "%s", err.msg);
-    else
-        status = work(pos.v[0], &o, km_buf_str(&command), &err);
+    for (int i = 0; i < call->argc; i++) {
+        km_buf_putc(&command, ' ');
+        km_buf_put_shell(&command, call->argv[i]);
+    }
+    if (rc) {
+        status = cmd_error(&err, CMD_USAGE);
+    } else {
+        if (!o->suite.dir)
+            o->suite.dir = "DIR"; /* for --plan */
+        o->suite.command = km_buf_str(&command);
+        o->suite.on_event = o->quiet ? NULL : on_event;
+        o->suite.arg = &screen;
+        status = run_suite(call->args.v[0], o);
+    }
     km_buf_free(&command);
     km_buf_free(&device);
     km_buf_free(&url);
-    km_free(o.set.v);
-    km_free(pos.v);
     return status;
 }
 
 const struct cmd cmd_bench = {
     .name = "bench",
-    .usage = "SUITE.json -o DIR [FLAGS]",
-    .summary = "Run a whole matrix of tables, rows and repeats, and report on it",
-    .text = "A suite says which tables to make; each row is a set of flags for kvmark run, and each run a\n"
-            "process of its own. Rows take turns, repeat by repeat (AB BA BA AB), so that what drifts hits\n"
-            "all of them; runs that several tables ask for are made once. DIR gets a run folder per cell,\n"
-            "tables.md, report.html and plots; stdout the tables.\n\n"
-            "A run that DIR holds already is not made again: the same command goes on where it stopped.\n"
-            "Ctrl-C ends the running cell and reports on what there is; a second one kills it. The exit\n"
-            "status is 1 when a run failed or was cut short.\n\n"
-            "--set and its short forms replace the suite's defaults and a table's flags, never those of a\n"
-            "row: what a table compares stays as it is.",
+    .usage = "SUITE.json -o DIR [OPTIONS]",
+    .summary = "Run a suite of tables, rows and repeats, and report on it",
+    .text = "A suite says which tables to make. Each row of a table is a set of options of kvmark run, and each run is a "
+            "process of its own. The rows take turns, repeat by repeat (AB BA BA AB), so that a slow drift of the "
+            "machine affects all of them. A run that several tables need is made once. DIR gets a run folder per cell, "
+            "tables.md, report.html and plots; stdout gets the tables.\n\n"
+            "Runs that DIR holds already are not made again, so the same command continues where it stopped. Ctrl-C "
+            "ends the current run and reports on the finished ones; a second Ctrl-C kills the run. The exit status is "
+            "1 if a run failed or was cut short.\n\n"
+            "--set and its short forms replace the defaults of the suite and the options of a table, but not those of "
+            "a row: what a table compares stays as it is.",
+    .options_size = sizeof(struct bench_opts),
+    .groups = groups,
     .run = run,
-    .flags = flags,
 };

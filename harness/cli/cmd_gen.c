@@ -1,81 +1,69 @@
-/* kvmark gen. */
+/* kvmark gen: the requests of a workload, without sending them. */
+#include "base/buf.h"
 #include "base/log.h"
-#include "base/mem.h"
 #include "harness/cli/cmd.h"
-#include "harness/cli/wlflags.h"
+#include "harness/cli/generate.h"
 
 #include <stdio.h>
 
 struct gen_opts {
-    struct wlf_opts w;
-    const char *out;
+    struct wl_gen_opts workload;
+    const char *tokenizer, *out;
 };
 
-static int gen_flags(struct gen_opts *o, struct km_flag *out, int max)
+static const struct km_option rows[] = {
+    {.name = "tokenizer", .letter = 't', KM_FIELD(struct gen_opts, tokenizer), .arg = "DIR",
+     .help = "folder of a tokenizer.json, or the file itself, to count tokens with (required)"},
+    {.name = "seed", KM_FIELD(struct gen_opts, workload.seed), .arg = "N", .fallback = "0", .lo = 0,
+     .hi = 4294967295.0, .help = "seed of the random numbers"},
+    {.name = "output", .letter = 'o', KM_FIELD(struct gen_opts, out), .arg = "FILE.json",
+     .help = "file to write the conversations to, in vLLM's format (default: only the statistics)"},
+};
+
+static int groups(void *options, struct km_option_group *out)
 {
-    int n = wlf_flags(&o->w, out, max);
-    const struct km_flag mine[] = {
-        {"tokenizer", 't', KM_STR, &o->w.tokenizer, "DIR", "folder or tokenizer.json to count tokens with (needed)", 0,
-         0},
-        {"seed", 0, KM_INT, &o->w.seed, "N", "of the random draws (default 0)", 0, 4294967295.0},
-        {"output", 'o', KM_STR, &o->out, "FILE.json", "write the conversations here, in vLLM's format", 0, 0},
-    };
-    for (int i = 0; i < 3 && n < max; i++)
-        out[n++] = mine[i];
-    return n;
+    struct gen_opts *o = options;
+    out[0] = KM_OPTION_GROUP("Generation", rows, o);
+    out[1] = wl_option_group(&o->workload);
+    return 2;
 }
 
-static struct gen_opts shown;
-
-static int flags(struct km_flag *out, int max)
+static int run(const struct cmd_call *call)
 {
-    shown = (struct gen_opts){.w = wlf_defaults()};
-    return gen_flags(&shown, out, max);
-}
-
-static int run(int argc, char **argv)
-{
-    struct gen_opts o = {.w = wlf_defaults()};
-    struct km_flag table[32];
-    struct km_strs pos = {0};
-    struct km_err err = {0};
+    struct km_err err;
+    struct gen_opts *o = call->options;
     struct tok *tok = NULL;
     struct wl_set *set = NULL;
-    bool help;
-    int rc = km_args_parse(table, gen_flags(&o, table, 32), argc, argv, &pos, &help, &err);
-    if (!rc && pos.n != 1)
-        rc = km_fail(&err, KM_EINVAL, "gen takes one workload file, not %d; see kvmark help gen", pos.n);
-    if (!rc && !o.w.tokenizer)
+    int rc = 0;
+    if (call->args.n != 1)
+        rc = km_fail(&err, KM_EINVAL, "gen takes one workload file, not %d; see kvmark help gen", call->args.n);
+    else if (!o->tokenizer)
         rc = km_fail(&err, KM_EINVAL, "--tokenizer is missing; give a model folder or a tokenizer.json");
-    int status = rc ? CMD_USAGE : CMD_FAILED;
+    if (rc)
+        return cmd_error(&err, CMD_USAGE);
+    rc = tok_open(&tok, o->tokenizer, &err);
     if (!rc)
-        rc = tok_open(&tok, o.w.tokenizer, &err);
-    if (!rc)
-        rc = wlf_generate(&o.w, pos.v[0], tok, &set, &err);
-    if (!rc && o.out)
-        rc = wl_set_write(set, o.out, &err);
+        rc = generate_workload(&set, call->args.v[0], &o->workload, tok, &err);
+    if (!rc && o->out)
+        rc = wl_set_write(set, o->out, &err);
     if (!rc) {
         struct km_buf text = {0};
         wl_statistics_print(set, &text);
         fputs(km_buf_str(&text), stdout);
         km_buf_free(&text);
-        status = CMD_OK;
-    } else {
-        km_log(KM_LOG_ERROR, "%s", err.msg);
     }
     wl_set_free(set);
     tok_free(tok);
-    km_free(pos.v);
-    return status;
+    return rc ? cmd_error(&err, CMD_FAILED) : CMD_OK;
 }
 
 const struct cmd cmd_gen = {
     .name = "gen",
-    .usage = "WORKLOAD.json --tokenizer DIR [--seed N] [-o conversations.json]",
-    .summary = "Make the conversations or prompts of a workload, and print their statistics",
-    .text = "WORKLOAD.json may be vLLM's generate_multi_turn.json, unchanged: the same seed, text and tokenizer give "
-            "the same\n"
-            "conversations, draw for draw.",
+    .usage = "WORKLOAD.json --tokenizer DIR [-o FILE.json] [OPTIONS]",
+    .summary = "Generate the conversations or prompts of a workload, and print their statistics",
+    .text = "WORKLOAD.json may be vLLM's generate_multi_turn.json, unchanged. The same seed, text and tokenizer give the "
+            "conversations that vLLM's generator makes.",
+    .options_size = sizeof(struct gen_opts),
+    .groups = groups,
     .run = run,
-    .flags = flags,
 };

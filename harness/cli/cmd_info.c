@@ -1,229 +1,48 @@
-/* kvmark info: what this machine is, and the limits that any result on it lives under, measured now; or, with --plan,
- * where an engine's memory would go. */
-#include "base/clock.h"
-#include "base/file.h"
+/* kvmark info: this machine and its measured limits; or, with --plan, the memory that an engine would take. */
 #include "base/log.h"
-#include "base/mem.h"
 #include "engine/backend.h"
 #include "engine/rates.h"
 #include "harness/cli/cmd.h"
-#include "harness/cli/host.h"
-#include "harness/cli/plan.h"
+#include "harness/cli/memory_plan.h"
+#include "harness/cli/probe.h"
+#include "harness/cli/serve.h"
 #include "harness/run/runfolder.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
-#include <netinet/in.h>
-#include <pthread.h>
-#include <stddef.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
-enum { REPEATS = 5, MIB = 1 << 20 };
-
-/* Median of a few runs of one probe; each returns a rate, or <0 when it cannot run here. */
-static int compare_rates(const void *a, const void *b)
-{
-    double d = *(const double *)a - *(const double *)b;
-    return (d > 0) - (d < 0);
-}
-
-static double median_rate(double (*probe)(void))
-{
-    double v[REPEATS];
-    for (int i = 0; i < REPEATS; i++)
-        if ((v[i] = probe()) < 0)
-            return -1;
-    qsort(v, REPEATS, sizeof *v, compare_rates);
-    return v[REPEATS / 2];
-}
-
-static double seconds_since(int64_t t0)
-{
-    return (double)(km_now_ns() - t0) / 1e9;
-}
-
-/* GFLOP/s of the CPU engine itself: one prefill step of a small preset, by the model's arithmetic. */
-static double probe_prefill(void)
-{
-    enum { T = 1024, BLOCK = 16 };
-    struct be_opts o = {
-        .dtype = KM_F32, .block_size = BLOCK, .n_pages = T / BLOCK, .max_tokens = T, .max_reqs = 1, .max_model_len = T};
-    struct mdl *m = NULL;
-    struct be *be = NULL;
-    struct kv_geom geom;
-    int32_t tokens[T], positions[T], slots[T], blocks[T / BLOCK], q_start[2] = {0, T}, len = T,
-            table_start[2] = {0, T / BLOCK};
-    for (int i = 0; i < T; i++) {
-        tokens[i] = 1 + i * 7 % 4000;
-        positions[i] = slots[i] = i;
-        blocks[i / BLOCK] = i / BLOCK;
-    }
-    struct batch b = {.n_tokens = T,
-                      .tokens = tokens,
-                      .positions = positions,
-                      .slots = slots,
-                      .n_reqs = 1,
-                      .q_start = q_start,
-                      .kv_len = &len,
-                      .table_start = table_start,
-                      .block_table = blocks};
-    double rate = -1;
-    uint64_t ticket;
-    if (!mdl_open(&m, "qwen3-tiny", true, 0, NULL) && !be_cpu.open(&be, &o, m, &geom, NULL)) {
-        struct be_stats st;
-        int64_t t0 = km_now_ns();
-        if (!be_cpu.step(be, &b, &ticket, NULL) && !be_cpu.wait(be, ticket, NULL, NULL)) {
-            double s = seconds_since(t0);
-            be_cpu.stats(be, &st);
-            rate = st.flops / s / 1e9;
-        }
-    }
-    if (be)
-        be_cpu.close(be);
-    mdl_free(m);
-    return rate;
-}
-
-/* GB/s of memcpy over a buffer far larger than the caches, one thread; bytes copied, not bytes moved. */
-static double probe_memcpy(void)
-{
-    size_t size = 256 * (size_t)MIB;
-    char *a = km_malloc(size), *b = km_malloc(size);
-    double rate = -1;
-    if (a && b) {
-        memset(a, 1, size);
-        memset(b, 2, size);
-        int64_t t0 = km_now_ns();
-        memcpy(b, a, size);
-        rate = (double)size / seconds_since(t0) / 1e9;
-    }
-    km_free(a);
-    km_free(b);
-    return rate;
-}
-
-/* GB/s written to a new file in the working directory and synced. */
-static double probe_disk(void)
-{
-    char name[] = "kvmark-info-XXXXXX";
-    int fd = mkostemp(name, O_CLOEXEC);
-    char *block = km_calloc(4, MIB);
-    double rate = -1;
-    if (fd >= 0 && block) {
-        int64_t t0 = km_now_ns();
-        int n = 0;
-        while (n < 32 && write(fd, block, 4 * MIB) == 4 * MIB)
-            n++;
-        if (n == 32 && !fsync(fd))
-            rate = 32.0 * 4 * MIB / seconds_since(t0) / 1e9;
-    }
-    if (fd >= 0) {
-        unlink(name);
-        close(fd);
-    }
-    km_free(block);
-    return rate;
-}
-
-static void *drain(void *arg)
-{
-    int fd = *(int *)arg;
-    char *block = km_malloc(MIB);
-    while (block && read(fd, block, MIB) > 0)
-        ;
-    km_free(block);
-    return NULL;
-}
-
-static int loopback_pair(int fd[2])
-{
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof a;
-    int l = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    fd[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    fd[1] = -1;
-    if (l >= 0 && fd[0] >= 0 && !bind(l, (struct sockaddr *)&a, len) && !listen(l, 1) &&
-        !getsockname(l, (struct sockaddr *)&a, &len) && !connect(fd[0], (struct sockaddr *)&a, len))
-        fd[1] = accept(l, NULL, NULL);
-    close(l);
-    return fd[1] >= 0 ? 0 : -1;
-}
-
-/* GB/s through one TCP connection on loopback. */
-static double probe_loopback(void)
-{
-    int fd[2];
-    char *block = km_calloc(1, MIB);
-    double rate = -1;
-    pthread_t t;
-    if (block && !loopback_pair(fd) && !pthread_create(&t, NULL, drain, &fd[1])) {
-        int64_t t0 = km_now_ns();
-        int n = 0;
-        while (n < 256 && write(fd[0], block, MIB) == MIB)
-            n++;
-        shutdown(fd[0], SHUT_WR);
-        pthread_join(t, NULL);
-        rate = n == 256 ? 256.0 * MIB / seconds_since(t0) / 1e9 : -1;
-        close(fd[0]);
-        close(fd[1]);
-    }
-    km_free(block);
-    return rate;
-}
-
-static const struct {
-    const char *key, *what, *unit;
-    double (*probe)(void);
-} limits[] = {
-    {"cpu_prefill_gflops", "the CPU engine, 1,024 tokens of qwen3-tiny, float32", "GFLOP/s", probe_prefill},
-    {"memcpy_gbps", "memcpy, one thread", "GB/s", probe_memcpy},
-    {"loopback_gbps", "TCP on loopback, one connection", "GB/s", probe_loopback},
-    {"disk_write_gbps", "file write and fsync, this folder", "GB/s", probe_disk},
-};
-
-/* What the card gives, in the order of `struct rates`. */
-static const struct {
-    const char *key, *what, *unit;
-    size_t at;
-} card_limits[] = {
-    {"card_copy_gbps", "the card's memory, read plus written", "GB/s", offsetof(struct rates, copy_gbps)},
-    {"to_card_gbps", "pinned memory to the card", "GB/s", offsetof(struct rates, to_card_gbps)},
-    {"to_host_gbps", "the card to pinned memory", "GB/s", offsetof(struct rates, to_host_gbps)},
-    {"gemm_tflops", "cuBLASLt, bf16, 4096 x 4096 x 4096", "TFLOP/s", offsetof(struct rates, gemm_tflops)},
-};
-enum { CARD_LIMITS = sizeof card_limits / sizeof *card_limits };
 
 struct info_opts {
     bool json, plan;
-    struct host_opts engine; /* for the plan */
+    struct serve_opts engine; /* for --plan */
 };
 
-enum { OWN_FLAGS = 2, MAX_FLAGS = 64 };
+static const struct km_option rows[] = {
+    {.name = "json", KM_FIELD(struct info_opts, json), .help = "print one JSON object, not lines"},
+    {.name = "plan", KM_FIELD(struct info_opts, plan),
+     .help = "print the memory that an engine with the options of serve would take"},
+};
 
-static int info_flags(struct info_opts *o, struct km_flag *out, int max)
+static int groups(void *options, struct km_option_group *out)
 {
-    const struct km_flag own[OWN_FLAGS] = {
-        {"json", 0, KM_BOOL, &o->json, NULL, "one JSON object instead of lines", 0, 0},
-        {"plan", 0, KM_BOOL, &o->plan, NULL, "where the memory of an engine with serve's flags would go", 0, 0}};
-    o->engine = host_defaults();
-    for (int i = 0; i < OWN_FLAGS && i < max; i++)
-        out[i] = own[i];
-    return max <= OWN_FLAGS ? max : OWN_FLAGS + host_flags(&o->engine, out + OWN_FLAGS, max - OWN_FLAGS);
+    struct info_opts *o = options;
+    out[0] = KM_OPTION_GROUP("Info", rows, o);
+    return 1 + serve_option_groups(&o->engine, out + 1);
 }
 
-static struct info_opts shown; /* for help only: the table needs somewhere to point */
+/* What a GPU's driver and libraries reach, of `struct rates`. */
+static const struct {
+    const char *key, *what, *unit;
+    size_t offset;
+} gpu_rates[] = {
+    {"gpu_copy_gbps", "copy inside the GPU's memory, read plus written", "GB/s", offsetof(struct rates, copy_gbps)},
+    {"h2d_gbps", "pinned host memory to the GPU", "GB/s", offsetof(struct rates, h2d_gbps)},
+    {"d2h_gbps", "GPU to pinned host memory", "GB/s", offsetof(struct rates, d2h_gbps)},
+    {"gemm_tflops", "GEMM by cuBLASLt, bfloat16, 4096 x 4096 x 4096", "TFLOP/s", offsetof(struct rates, gemm_tflops)},
+};
+enum { N_GPU_RATES = sizeof gpu_rates / sizeof *gpu_rates };
 
-static int flags(struct km_flag *out, int max)
-{
-    return info_flags(&shown, out, max);
-}
-
-/* Groups as headings, members as lines; arrays of words on one line. */
+/* Prints an object as a heading, its members as lines below, and an array of words on one line. */
 static void print_lines(const cJSON *group, int depth)
 {
     const cJSON *item, *word;
@@ -262,39 +81,35 @@ static void print(const cJSON *v, bool json)
 
 static int run_plan(const struct info_opts *o)
 {
-    struct host_plan p;
-    struct km_err err = {0};
-    int rc = host_plan(&o->engine, &p, &err);
+    struct km_err err;
+    struct serve_plan p;
+    int rc = serve_make_plan(&o->engine, &p, &err);
     if ((!rc || rc == KM_ELIMIT) && o->json) {
-        cJSON *all = hz_plan_json(&p, &o->engine);
+        cJSON *all = memory_plan_json(&p, &o->engine);
         print(all, true);
         cJSON_Delete(all);
     } else if (!rc || rc == KM_ELIMIT) {
-        hz_plan_print(&p, &o->engine, stdout);
+        memory_plan_print(&p, &o->engine, stdout);
     }
-    if (!rc)
-        return CMD_OK;
-    fflush(stdout);
-    km_log(KM_LOG_ERROR, "%s", err.msg);
-    return rc == KM_EINVAL ? CMD_USAGE : CMD_FAILED;
+    return rc ? cmd_error(&err, rc == KM_EINVAL ? CMD_USAGE : CMD_FAILED) : CMD_OK;
 }
 
-/* Adds the card and its rates, or why they could not be measured; true when they were. */
-static bool add_card(cJSON *all)
+/* Adds the GPU and its rates, or why they could not be measured; true if they were. */
+static bool add_gpu(cJSON *all, const struct backend *be)
 {
     struct rates r = {0};
     struct km_err err;
-    if (rates_measure(&r, &err)) {
-        cJSON_AddStringToObject(all, "card", err.msg);
+    if (be->measure(&r, &err)) {
+        cJSON_AddStringToObject(all, "gpu", err.msg);
         return false;
     }
-    cJSON *card = cJSON_AddObjectToObject(all, "card");
-    cJSON_AddStringToObject(card, "name", r.device);
-    cJSON_AddNumberToObject(card, "memory_bytes", (double)r.memory);
-    for (int i = 0; i < CARD_LIMITS; i++) {
+    cJSON *gpu = cJSON_AddObjectToObject(all, "gpu");
+    cJSON_AddStringToObject(gpu, "name", r.device);
+    cJSON_AddNumberToObject(gpu, "memory_bytes", (double)r.memory);
+    for (int i = 0; i < N_GPU_RATES; i++) {
         double v;
-        memcpy(&v, (const char *)&r + card_limits[i].at, sizeof v);
-        cJSON_AddNumberToObject(card, card_limits[i].key, v);
+        memcpy(&v, (const char *)&r + gpu_rates[i].offset, sizeof v);
+        cJSON_AddNumberToObject(gpu, gpu_rates[i].key, v);
     }
     return true;
 }
@@ -304,66 +119,65 @@ static int run_probes(bool json)
     cJSON *all = cJSON_CreateObject();
     cJSON_AddItemToObject(all, "machine", hz_environment());
     cJSON *devices = cJSON_AddObjectToObject(all, "devices");
-    static const char *const names[] = {"cpu", "cuda"};
-    bool here[2];
-    for (int i = 0; i < 2; i++) {
-        const struct backend *be;
-        struct km_err err;
-        here[i] = !backend_pick(names[i], &be, &err);
-        cJSON_AddStringToObject(devices, names[i], here[i] ? "available" : err.msg);
+    const struct backend *be, *measurable = NULL;
+    for (int i = 0; (be = backend_at(i)); i++) {
+        struct km_err why;
+        bool here = !backend_pick(be->name, &be, &why);
+        cJSON_AddStringToObject(devices, be->name, here ? "available" : why.msg);
+        if (here && be->measure)
+            measurable = be;
     }
-    cJSON *measured = cJSON_AddObjectToObject(all, "limits");
-    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
-        double v = median_rate(limits[i].probe);
+    cJSON *limits = cJSON_AddObjectToObject(all, "limits");
+    for (int i = 0; i < n_probes; i++) {
+        double v = probe_median(&probes[i]);
         if (v < 0)
-            cJSON_AddNullToObject(measured, limits[i].key);
+            cJSON_AddNullToObject(limits, probes[i].key);
         else
-            cJSON_AddNumberToObject(measured, limits[i].key, v);
+            cJSON_AddNumberToObject(limits, probes[i].key, v);
     }
-    bool card = here[1] && add_card(all);
+    bool gpu = measurable && add_gpu(all, measurable);
     print(all, json);
-    for (size_t i = 0; !json && i < sizeof limits / sizeof *limits; i++)
-        printf("  # %s: %s, in %s, median of %d\n", limits[i].key, limits[i].what, limits[i].unit, REPEATS);
-    for (int i = 0; !json && card && i < CARD_LIMITS; i++)
-        printf("  # %s: %s, in %s, median of %d\n", card_limits[i].key, card_limits[i].what, card_limits[i].unit,
-               REPEATS);
+    for (int i = 0; !json && i < n_probes; i++)
+        printf("  # %s: %s, in %s, median of %d\n", probes[i].key, probes[i].what, probes[i].unit, PROBE_REPEATS);
+    for (int i = 0; !json && gpu && i < N_GPU_RATES; i++)
+        printf("  # %s: %s, in %s, median of %d\n", gpu_rates[i].key, gpu_rates[i].what, gpu_rates[i].unit,
+               PROBE_REPEATS);
     cJSON_Delete(all);
     return CMD_OK;
 }
 
-static int run(int argc, char **argv)
+static int run(const struct cmd_call *call)
 {
-    struct info_opts o = {0};
-    struct km_flag table[MAX_FLAGS];
-    struct km_strs pos = {0};
-    struct km_err err = {0};
-    bool help;
-    int rc = km_args_parse(table, info_flags(&o, table, MAX_FLAGS), argc, argv, &pos, &help, &err);
-    if (!rc && o.plan && pos.n == 1 && !o.engine.model) /* as serve takes it */
-        o.engine.model = pos.v[0];
-    else if (!rc && pos.n)
+    struct km_err err;
+    struct info_opts *o = call->options;
+    int rc = 0;
+    if (o->plan && call->args.n == 1 && !o->engine.model) /* as serve accepts it */
+        o->engine.model = call->args.v[0];
+    else if (call->args.n)
         rc = km_fail(&err, KM_EINVAL,
-                     o.plan ? "info --plan takes one model; \"%s\" is left over"
-                            : "\"%s\" is left over: info takes a model only with --plan",
-                     pos.v[pos.n - 1]);
-    if (!rc && !o.plan && argc > o.json)
-        rc = km_fail(&err, KM_EINVAL, "serve's flags belong to info --plan; without --plan, info takes only --json");
-    km_free(pos.v);
-    if (rc) {
-        km_log(KM_LOG_ERROR, "%s", err.msg);
-        return CMD_USAGE;
-    }
-    return o.plan ? run_plan(&o) : run_probes(o.json);
+                     o->plan ? "info --plan takes one model; \"%s\" is left over"
+                             : "\"%s\" is left over: info takes a model only with --plan",
+                     call->args.v[call->args.n - 1]);
+    else if (!o->plan && call->argc > o->json)
+        rc = km_fail(&err, KM_EINVAL,
+                     "the options of serve belong to info --plan; without --plan, info takes only --json");
+    if (rc)
+        return cmd_error(&err, CMD_USAGE);
+    return o->plan ? run_plan(o) : run_probes(o->json);
 }
 
 const struct cmd cmd_info = {
     .name = "info",
-    .usage = "[--json] | --plan --model DIR|PRESET [--json] [FLAGS OF SERVE]",
-    .summary = "This machine, its devices and limits, measured now; or where an engine's memory would go",
-    .text = "--plan takes serve's flags and prints, without loading weights, what serve would allocate with them:\n"
-            "weights, work space by buffer, what is left free for the driver, the KV pool, and what that pool holds:\n"
-            "tokens, requests of some lengths, the longest context. --device cuda --gpu-memory-limit SIZE needs no\n"
-            "card. Exit 1, with serve's message, when it does not fit.",
+    .usage = "[--json] | --plan --model DIR|PRESET [OPTIONS]",
+    .summary = "Describe this machine and measure its limits, or plan the memory of an engine",
+    .text = "Without options, info prints the machine, its devices, and limits that it measures now: arithmetic, memory, "
+            "disk, loopback and, with a GPU, copies and GEMM.\n\n"
+            "--plan takes the options of serve. It prints, without loading weights, the memory that serve would "
+            "allocate: weights, workspace by buffer, what is left free for the driver, and the KV pool with the tokens, "
+            "the requests of some lengths and the context that it holds. If the engine does not fit, the exit status is "
+            "1, with the message of serve.\n\n"
+            "--gpu-memory-limit SIZE needs no GPU: with it, --plan --device cuda works on any machine.",
+    .options_size = sizeof(struct info_opts),
+    .groups = groups,
     .run = run,
-    .flags = flags,
 };

@@ -1,58 +1,44 @@
-/* kvmark serve. */
+/* kvmark serve: an engine behind an OpenAI-compatible HTTP API. */
 #include "base/log.h"
-#include "base/mem.h"
 #include "harness/cli/cmd.h"
-#include "harness/cli/host.h"
+#include "harness/cli/serve.h"
 
-#include <stdio.h>
-
-static struct host_opts shown; /* for help only: the table needs somewhere to point */
-
-static int flags(struct km_flag *out, int max)
+static int groups(void *options, struct km_option_group *out)
 {
-    shown = host_defaults();
-    return host_flags(&shown, out, max);
+    return serve_option_groups(options, out);
 }
 
-static void announce(void *arg, int port)
+static void log_address(void *arg, int port)
 {
-    const struct host_opts *o = arg;
-    km_log(KM_LOG_INFO, "listening on http://%s:%d", o->host, port);
+    const struct serve_opts *o = arg;
+    km_log(KM_LOG_INFO, "listening on http://%s:%d", o->server.host, port);
 }
 
-static int run(int argc, char **argv)
+static int run(const struct cmd_call *call)
 {
-    struct host_opts o = host_defaults();
-    struct host_facts facts;
-    struct km_flag table[64];
-    struct km_strs pos = {0};
-    struct km_err err = {0};
-    bool help;
-    int n = host_flags(&o, table, 64);
-    int rc = km_args_parse(table, n, argc, argv, &pos, &help, &err);
-    if (!rc && pos.n && !o.model && pos.n == 1) /* `kvmark serve DIR`, as vLLM takes it */
-        o.model = pos.v[0];
-    else if (!rc && pos.n)
-        rc = km_fail(&err, KM_EINVAL, "serve takes one model; \"%s\" is left over", pos.v[pos.n - 1]);
+    struct km_err err;
+    struct serve_opts *o = call->options;
+    struct serve_facts facts;
+    int rc = 0;
+    if (call->args.n == 1 && !o->model) /* `kvmark serve DIR`, as vLLM accepts it */
+        o->model = call->args.v[0];
+    else if (call->args.n)
+        rc = km_fail(&err, KM_EINVAL, "serve takes one model; \"%s\" is left over", call->args.v[call->args.n - 1]);
     if (!rc)
-        rc = host_check(&o, &facts, &err);
-    km_free(pos.v);
-    if (rc) {
-        km_log(KM_LOG_ERROR, "%s", err.msg);
-        return rc == KM_EDEVICE ? CMD_FAILED : CMD_USAGE;
-    }
-    rc = host_serve(&o, announce, &o, &err);
+        rc = serve_check(o, &facts, &err);
     if (rc)
-        km_log(KM_LOG_ERROR, "%s", err.msg);
-    return rc ? CMD_FAILED : CMD_OK;
+        return cmd_error(&err, rc == KM_EDEVICE ? CMD_FAILED : CMD_USAGE);
+    return serve_run(o, log_address, o, &err) ? cmd_error(&err, CMD_FAILED) : CMD_OK;
 }
 
 const struct cmd cmd_serve = {
     .name = "serve",
-    .usage = "--model DIR|PRESET [FLAGS]",
+    .usage = "--model DIR|PRESET [OPTIONS]",
     .summary = "Serve a Qwen3 model over an OpenAI-compatible HTTP API",
-    .text = "Flags carry vLLM's names where vLLM has one. The server binds 127.0.0.1 unless --host says otherwise and ends\n"
-            "cleanly on SIGTERM: no new requests, running streams get ten seconds.",
+    .text = "Options have the names that vLLM gives them, where vLLM has the option. The server listens on 127.0.0.1 "
+            "unless --host says otherwise. SIGTERM and SIGINT end it: it refuses new requests and gives running "
+            "streams ten seconds to finish.",
+    .options_size = sizeof(struct serve_opts),
+    .groups = groups,
     .run = run,
-    .flags = flags,
 };

@@ -1,6 +1,5 @@
-/* kvmark weights: the weights this engine runs, for any other engine to load. */
+/* kvmark weights: a preset's dummy weights as files that other engines load. */
 #include "base/log.h"
-#include "base/mem.h"
 #include "engine/weights_write.h"
 #include "harness/cli/cmd.h"
 
@@ -8,68 +7,58 @@
 
 struct weights_opts {
     const char *out;
-    int64_t seed, shard_bytes, threads;
+    int64_t seed, shard_bytes;
+    int threads;
 };
 
-static int weights_flags(struct weights_opts *o, struct km_flag *out, int max)
+static const struct km_option rows[] = {
+    {.name = "output", .letter = 'o', KM_FIELD(struct weights_opts, out), .arg = "DIR",
+     .help = "folder to create (required)"},
+    {.name = "seed", KM_FIELD(struct weights_opts, seed), .arg = "N", .fallback = "0", .lo = 0, .hi = 9e15,
+     .help = "seed of the weights, as in serve"},
+    {.name = "shard-size", KM_FIELD_SIZE(struct weights_opts, shard_bytes), .arg = "SIZE",
+     .fallback = "4GiB", .help = "largest size of one file"},
+    {.name = "threads", KM_FIELD(struct weights_opts, threads), .arg = "N", .lo = 0, .hi = 1024,
+     .help = "CPU threads (default: one per core)"},
+};
+
+static int groups(void *options, struct km_option_group *out)
 {
-    const struct km_flag table[] = {
-        {"output", 'o', KM_STR, &o->out, "DIR", "the new folder (needed)", 0, 0},
-        {"seed", 0, KM_INT, &o->seed, "N", "of the dummy weights, as in serve (default 0)", 0, 9e15},
-        {"shard-size", 0, KM_SIZE, &o->shard_bytes, "SIZE", "most bytes of one file (default 4GiB)", 0, 0},
-        {"threads", 0, KM_INT, &o->threads, "N", "threads (default: one a core)", 0, 1024},
-    };
-    int n = (int)(sizeof table / sizeof *table);
-    for (int i = 0; i < n && i < max; i++)
-        out[i] = table[i];
-    return n < max ? n : max;
+    out[0] = KM_OPTION_GROUP("Weights", rows, options);
+    return 1;
 }
 
-static struct weights_opts shown;
-
-static int flags(struct km_flag *out, int max)
+static int run(const struct cmd_call *call)
 {
-    return weights_flags(&shown, out, max);
-}
-
-static int run(int argc, char **argv)
-{
-    struct weights_opts o = {0};
-    struct km_flag table[4];
-    struct km_strs pos = {0};
-    struct km_err err = {0};
+    struct km_err err;
+    const struct weights_opts *o = call->options;
     struct mdl *m = NULL;
-    bool help;
-    int rc = km_args_parse(table, weights_flags(&o, table, 4), argc, argv, &pos, &help, &err);
-    if (!rc && pos.n != 1)
+    int rc = 0;
+    if (call->args.n != 1)
         rc = km_fail(&err, KM_EINVAL, "weights takes one model, a preset or a folder with config.json, not %d",
-                     pos.n);
-    if (!rc && !o.out)
-        rc = km_fail(&err, KM_EINVAL, "-o is missing; give the name of the folder to make");
-    int status = rc ? CMD_USAGE : CMD_FAILED;
+                     call->args.n);
+    else if (!o->out)
+        rc = km_fail(&err, KM_EINVAL, "--output is missing; give the name of the folder to create");
+    if (rc)
+        return cmd_error(&err, CMD_USAGE);
+    rc = mdl_open(&m, call->args.v[0], true, (uint64_t)o->seed, &err);
     if (!rc)
-        rc = mdl_open(&m, pos.v[0], true, (uint64_t)o.seed, &err);
+        rc = wts_write(m, o->out, o->shard_bytes, o->threads, &err);
     if (!rc)
-        rc = wts_write(m, o.out, o.shard_bytes, (int)o.threads, &err);
-    if (!rc) {
-        printf("%s: %s, %.3f billion bf16 parameters of seed %lld\n", o.out, mdl_name(m),
-               (double)mdl_params(m) / 1e9, (long long)o.seed);
-        status = CMD_OK;
-    } else {
-        km_log(KM_LOG_ERROR, "%s", err.msg);
-    }
+        printf("%s: %s, %.3f billion bfloat16 parameters from seed %lld\n", o->out, mdl_name(m),
+               (double)mdl_params(m) / 1e9, (long long)o->seed);
     mdl_free(m);
-    km_free(pos.v);
-    return status;
+    return rc ? cmd_error(&err, CMD_FAILED) : CMD_OK;
 }
 
 const struct cmd cmd_weights = {
     .name = "weights",
     .usage = "MODEL -o DIR [--seed N]",
     .summary = "Write a preset's dummy weights as a Hugging Face folder, for another engine to load",
-    .text = "The numbers are those that serve --model PRESET --seed N computes with, bit for bit, on any device. "
-            "MODEL may also be a\n"
-            "folder with a config.json. There is no tokenizer in the folder: send token ids.",
+    .text = "MODEL is a preset, or a folder with a config.json. The weights are those that serve --model MODEL "
+            "--load-format dummy --seed N computes with, bit for bit, on any device. The folder has no tokenizer, so "
+            "send prompts as token ids.",
+    .options_size = sizeof(struct weights_opts),
+    .groups = groups,
     .run = run,
-    .flags = flags,
 };

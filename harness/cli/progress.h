@@ -1,21 +1,22 @@
-/* Progress of a run on stderr: one redrawn line with an ETA on a terminal, one line per 10 s elsewhere. */
-#ifndef HZ_PROGRESS_H
-#define HZ_PROGRESS_H
+/* Progress of a run on stderr: a terminal gets one line, drawn again five times a second; anything else gets a line
+ * every ten seconds. */
+#ifndef PROGRESS_H
+#define PROGRESS_H
 
 #include "harness/client/load.h"
 
 struct progress {
     bool tty, quiet;
-    int64_t last_ns; /* of the last line written */
-    bool drawn;      /* a terminal line is on screen */
+    int64_t last_ns; /* time of the last line written */
+    bool drawn;      /* the terminal shows a line that must be erased */
 };
 
 void progress_start(struct progress *p, bool quiet);
-/* An hz_progress_fn whose arg is a struct progress: false once Ctrl-C was pressed. */
+/* An hz_progress_fn whose arg is a struct progress. Returns false after Ctrl-C, which ends the run. */
 bool progress_update(void *arg, const struct hz_progress *now);
 void progress_end(struct progress *p);
 
-/* Ctrl-C ends the run early and keeps what is complete; a second one kills the program. */
+/* The first Ctrl-C ends the run early and keeps what is complete. The second one kills the program. */
 void progress_catch_interrupt(void);
 bool progress_interrupted(void);
 

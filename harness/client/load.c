@@ -14,27 +14,12 @@
 
 enum { OPEN_AHEAD = 64 }; /* connections opened beforehand when prompts arrive at a rate */
 
-struct hz_load hz_load_defaults(void)
-{
-    return (struct hz_load){
-        .num_clients = 1, .early_stop = true, .burstiness = 1, .stream = true, .endpoint = HZ_CHAT};
-}
-
 /* The numbers that vLLM's client also refuses, with its rules. */
 static int check(const struct hz_load *l, const struct wl_set *set, struct km_err *err)
 {
     if (set->n < 1)
         return km_fail(err, KM_EINVAL, "workload %s is empty", set->name);
-    if (l->request_rate < 0 || isnan(l->request_rate))
-        return km_fail(err, KM_EINVAL, "--request-rate is %g; it must be positive, or 0 for no pause",
-                       l->request_rate);
-    if (!(l->burstiness > 0))
-        return km_fail(err, KM_EINVAL, "--burstiness is %g; it must be positive, 1 for Poisson arrivals",
-                       l->burstiness);
-    if (l->timeout_s < 0 || !(l->timeout_s < 1e6))
-        return km_fail(err, KM_EINVAL, "--request-timeout-sec is %g; it must be between 0 and 1000000",
-                       l->timeout_s);
-    if (set->kind == WL_RANDOM)
+    if (wl_kind_ops(set->kind)->open_loop)
         return 0;
     if (l->num_clients < 1 || l->num_clients > set->n)
         return km_fail(err, KM_EINVAL,
@@ -91,7 +76,7 @@ static int open_loop(struct turns **out, const struct hz_load *l, const struct w
 
 static int connections(const struct hz_load *l, const struct wl_set *set)
 {
-    if (set->kind != WL_RANDOM)
+    if (!wl_kind_ops(set->kind)->open_loop)
         return (int)l->num_clients;
     int n = prompts(l, set);
     if (l->max_concurrency > 0 && l->max_concurrency < n)
@@ -106,7 +91,7 @@ static int warm_up(struct cli *c, struct req *r, const struct hz_load *l, const 
                    struct turns **s, struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
-    bool open = set->kind == WL_RANDOM;
+    bool open = wl_kind_ops(set->kind)->open_loop;
     int64_t t0 = km_now_ns();
     int rc = open ? open_loop(s, l, set, true, err) : closed(s, l, set, NULL, set->n, true, false, err);
     if (!rc)
@@ -135,7 +120,9 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
     struct cli *c = NULL;
     struct turns *warm = NULL, *s = NULL;
     *out = (struct hz_trace){.fixed_history = load->fixed_history};
-    int rc = check(load, set, err);
+    int rc = hz_load_check(load, err);
+    if (!rc)
+        rc = check(load, set, err);
     if (!rc)
         rc = rest_model(target, out->model, sizeof out->model, err);
     if (!rc)
@@ -145,7 +132,7 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
         struct cli_opts o = {.target = target,
                              .path = req_path(r),
                              .stream = load->stream,
-                             .prompts = set->kind == WL_RANDOM,
+                             .prompts = wl_kind_ops(set->kind)->single_prompts,
                              .completions = load->endpoint == HZ_COMPLETIONS,
                              .by_ids = load->send_token_ids,
                              .timeout_s = load->timeout_s};
@@ -155,7 +142,7 @@ int hz_run(const struct hz_target *target, const struct hz_load *load, const str
         rc = cli_connect(c, connections(load, set), err);
     if (!rc && load->warmup_step)
         rc = warm_up(c, r, load, set, &warm, out, err);
-    if (!rc && set->kind == WL_RANDOM)
+    if (!rc && wl_kind_ops(set->kind)->open_loop)
         rc = open_loop(&s, load, set, false, err);
     else if (!rc) {
         int n = set->n;

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 enum hz_endpoint { HZ_CHAT, HZ_COMPLETIONS };
+enum hz_thinking { HZ_THINKING_AUTO, HZ_THINKING_ON, HZ_THINKING_OFF };
 
 struct hz_target {
     const char *url;        /* http://127.0.0.1:8000, without a path */
@@ -42,12 +43,16 @@ struct hz_load {
     enum hz_endpoint endpoint;
     bool send_token_ids; /* completions with prompts as ids; asks for the answer's ids too */
     bool fixed_history;  /* feed back the workload's answers, so that A and B send the same bytes */
-    bool enable_thinking_set, enable_thinking; /* chat_template_kwargs */
+    enum hz_thinking thinking; /* chat_template_kwargs; auto: not sent */
     uint64_t seed;
     double timeout_s;       /* a request: at least this, and 0.2 s a token asked for; 0: 120 s, prompts 6 h */
     const char *cache_salt; /* sent with each request; NULL: none */
 };
 struct hz_load hz_load_defaults(void);
+/* The options as a table of base/option.h, for command lines; without the seed, which other parts of a run share. */
+struct km_option_group hz_load_option_group(struct hz_load *l);
+/* Checks what can be checked without the workload: ranges, and options that need or exclude each other. */
+int hz_load_check(const struct hz_load *l, struct km_err *err);
 
 struct hz_tick {
     int64_t ns;     /* when the event arrived: the kernel's receive stamp, or the client's where that might be early */

@@ -51,16 +51,6 @@ static int check_load(const struct hz_load *l, const struct wl_set *set, bool pr
         return km_fail(err, KM_EINVAL,
                        "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat",
                        set->name);
-    if (l->send_token_ids && l->endpoint != HZ_COMPLETIONS)
-        return km_fail(err, KM_EINVAL,
-                       "--send-token-ids needs --endpoint-type completions; chat messages are text");
-    if (l->limit_min_tokens > 0 && l->limit_max_tokens > 0 && l->limit_min_tokens > l->limit_max_tokens)
-        return km_fail(err, KM_EINVAL,
-                       "--limit-min-tokens is %" PRId64 ", over --limit-max-tokens, which is %" PRId64,
-                       l->limit_min_tokens, l->limit_max_tokens);
-    if (!prompts && (l->limit_min_tokens > 0) != (l->limit_max_tokens > 0))
-        return km_fail(err, KM_EINVAL, "--limit-min-tokens and --limit-max-tokens go together; %s is missing",
-                       l->limit_min_tokens > 0 ? "--limit-max-tokens" : "--limit-min-tokens");
     for (int c = 0; c < set->n; c++) {
         const struct wl_conv *v = &set->convs[c];
         if (v->n < 2 || v->n % 2)
@@ -144,9 +134,9 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
         km_buf_putc(&salt, '"');
         param(&r->end, extra, "cache_salt", km_buf_str(&salt));
     }
-    if (l->enable_thinking_set && chat)
+    if (l->thinking != HZ_THINKING_AUTO && chat)
         param(&r->end, extra, "chat_template_kwargs",
-              l->enable_thinking ? "{\"enable_thinking\":true}" : "{\"enable_thinking\":false}");
+              l->thinking == HZ_THINKING_ON ? "{\"enable_thinking\":true}" : "{\"enable_thinking\":false}");
     for (const cJSON *v = extra ? extra->child : NULL; v; v = v->next) {
         char *json = cJSON_PrintUnformatted(v);
         r->end.oom = r->end.oom || !json || salt.oom;
@@ -164,7 +154,7 @@ int req_new(struct req **out, const struct hz_load *load, const char *extra_body
 {
     *out = NULL;
     cJSON *extra = NULL;
-    bool prompts = set->kind == WL_RANDOM;
+    bool prompts = wl_kind_ops(set->kind)->single_prompts;
     int rc = check_load(load, set, prompts, err);
     if (!rc && extra_body && (rc = km_json_parse(extra_body, strlen(extra_body), &extra, err)))
         km_context(err, "extra body");

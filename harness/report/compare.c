@@ -3,11 +3,12 @@
 #include "harness/report/compare.h"
 
 #include "base/mem.h"
+#include "base/random.h"
+#include "base/sort.h"
 #include "harness/report/compare_match.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_PAIRS = 1000, MIN_DRAWS = 100, MAX_DRAWS = 10000000 };
@@ -16,32 +17,6 @@ const char *compare_verdict_word(enum compare_verdict v)
 {
     static const char *const words[] = {"not judged", "better", "worse", "no detectable difference", "undecided"};
     return words[v];
-}
-
-struct compare_opts compare_defaults(void)
-{
-    return (struct compare_opts){.profile = HZ_SEED, .draws = 10000, .seed = 1, .noise = 0.05};
-}
-
-/* splitmix64: a generator with one word of state, good enough for resampling. */
-static uint64_t next(uint64_t *state)
-{
-    uint64_t z = *state += 0x9E3779B97F4A7C15u;
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
-    return z ^ z >> 31;
-}
-
-/* A random integer in [0, n). */
-static int below(uint64_t *state, int n)
-{
-    return (int)((unsigned __int128)next(state) * (unsigned)n >> 64);
-}
-
-static int by_double(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
-    return (a > b) - (a < b);
 }
 
 /* What the figures of one comparison share. */
@@ -116,9 +91,9 @@ static void conclude(struct compare_delta *d, double centre, double *draws, int 
         low += draws[i] <= 0;
         high += draws[i] >= 0;
     }
-    qsort(draws, (size_t)n, sizeof *draws, by_double);
-    d->lo = exp(hz_percentile(draws, n, 0.025));
-    d->hi = exp(hz_percentile(draws, n, 0.975));
+    km_sort_doubles(draws, (size_t)n);
+    d->lo = exp(km_percentile(draws, n, 0.025));
+    d->hi = exp(km_percentile(draws, n, 0.975));
     d->p = fmin(1, 2.0 * ((low < high ? low : high) + 1) / (n + 1));
 }
 
@@ -139,7 +114,7 @@ static void resample_runs(struct compare_delta *d, const double *log_ratios, int
     for (int i = 0; i < o->draws; i++) {
         double sum = 0;
         for (int p = 0; p < pairs; p++)
-            sum += log_ratios[below(&rng, pairs)];
+            sum += log_ratios[km_random_below(&rng, (uint32_t)pairs)];
         draws[i] = mean + wide * (sum / pairs - mean);
     }
     conclude(d, mean, draws, o->draws);
@@ -153,11 +128,11 @@ static double draw_ratio(const struct compare_match *m, double q, const double *
     double between = 0, within = 0;
     memset(weights, 0, (size_t)m->clusters * sizeof *weights);
     for (int c = 0; c < m->clusters; c++)
-        weights[below(rng, m->clusters)]++;
+        weights[km_random_below(rng, (uint32_t)m->clusters)]++;
     for (int p = 0; p < m->n_pairs; p++)
         drawn[p] = log_ratio(&m->pairs[p], m->clusters, weights, q);
     for (int p = 0; p < m->n_pairs; p++) {
-        int k = below(rng, m->n_pairs);
+        uint32_t k = km_random_below(rng, (uint32_t)m->n_pairs);
         between += observed[k] / m->n_pairs;
         within += (drawn[k] - observed[k]) / m->n_pairs;
     }
@@ -272,8 +247,8 @@ static double side_value(const struct hz_metric *m, const struct hz_run *const *
     }
     if (isnan(sum) || !o->median)
         return sum / n;
-    qsort(v, (size_t)n, sizeof *v, by_double);
-    return hz_percentile(v, n, 0.5);
+    km_sort_doubles(v, (size_t)n);
+    return km_percentile(v, n, 0.5);
 }
 
 static const char *workload_sha(const struct hz_run *run)

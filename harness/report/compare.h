@@ -10,6 +10,7 @@
 #ifndef COMPARE_H
 #define COMPARE_H
 
+#include "base/option.h"
 #include "harness/report/table.h"
 #include "harness/run/metric.h"
 #include "harness/run/runfolder.h"
@@ -44,17 +45,20 @@ struct compare_result {
     bool unlike;        /* the workloads differ, and compare_opts.force allowed it */
 };
 
+/* Defaults and ranges are the rows of harness/report/compare_options.c. */
 struct compare_opts {
-    enum hz_profile profile; /* HZ_SEED */
-    bool median;             /* median over the runs of a side; default: the mean */
-    bool force;              /* compare runs of different workloads */
-    int draws;               /* of the bootstrap: 10,000 */
-    uint64_t seed;           /* of the bootstrap: 1 */
-    double noise;            /* 0.05: an undetected change is UNDECIDED if the interval reaches further than this */
+    enum hz_profile profile;
+    bool median;   /* median over the runs of a side; default: the mean */
+    bool force;    /* compare runs of different workloads */
+    int draws;     /* of the bootstrap */
+    uint64_t seed; /* of the bootstrap */
+    double noise;  /* an undetected change is UNDECIDED if the interval reaches further than this to each side */
     const struct hz_metric *const *metrics; /* [n_metrics]; NULL: every figure that has enough requests */
     int n_metrics;
 };
 struct compare_opts compare_defaults(void);
+/* The options as a table of base/option.h, for command lines. */
+struct km_option_group compare_option_group(struct compare_opts *o);
 
 /* a, b: [pairs] runs. KM_EINVAL for workloads that differ (by the SHA-256 of what was sent), unless forced. */
 int compare_runs(struct compare_result *out, const struct hz_run *const *a, const struct hz_run *const *b, int pairs,

@@ -3,15 +3,10 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <dirent.h>
-#include <stdlib.h>
 #include <string.h>
-
-static int by_name(const void *x, const void *y)
-{
-    return strcmp(*(char *const *)x, *(char *const *)y);
-}
 
 static bool holds_run(const char *dir)
 {
@@ -82,7 +77,7 @@ static int find_inside(const char *path, struct names *l, struct km_err *err)
     if (!rc && !l->n)
         rc = km_fail(err, KM_ENOENT, "%s holds no run.json and no run folders; give the folder of a run", path);
     if (l->n)
-        qsort(l->v, (size_t)l->n, sizeof *l->v, by_name);
+        km_sort_strings((const char **)l->v, (size_t)l->n);
     return rc;
 }
 

@@ -6,10 +6,10 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "harness/report/plot.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 enum { MAX_POINTS = 250, MAX_TURNS = 1000 };
 
@@ -63,12 +63,6 @@ static void add_value(struct values *l, double x)
     l->v[l->n++] = x;
 }
 
-static int by_double(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
-    return (a > b) - (a < b);
-}
-
 /* The row and arm of a series. The baseline row comes first. */
 static void place_of(const struct suite_table *s, int series, int *row, int *arm)
 {
@@ -107,7 +101,7 @@ static void request_values(const struct drawing *d, int series, int turn, struct
         }
     }
     if (out->n)
-        qsort(out->v, (size_t)out->n, sizeof *out->v, by_double);
+        km_sort_doubles(out->v, (size_t)out->n);
 }
 
 /* Lines "value share": the cumulative distribution, thinned to MAX_POINTS quantiles. */
@@ -149,8 +143,8 @@ static void fill_turns(struct drawing *d)
                 continue;
             first = turn ? first : v.n;
             last = v.n;
-            km_buf_printf(&series->data, "%d %.6g %.6g %.6g\n", turn + 1, hz_percentile(v.v, v.n, 0.5),
-                          hz_percentile(v.v, v.n, 0.1), hz_percentile(v.v, v.n, 0.9));
+            km_buf_printf(&series->data, "%d %.6g %.6g %.6g\n", turn + 1, km_percentile(v.v, v.n, 0.5),
+                          km_percentile(v.v, v.n, 0.1), km_percentile(v.v, v.n, 0.9));
         }
         km_buf_printf(&d->caption, "%s%s: %d and %d", s ? ", " : "", km_buf_str(&series->label), first, last);
         series->data.oom |= v.oom;

@@ -6,18 +6,12 @@
 #include "harness/report/report_steps.h"
 
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_REPEATS = 1000, MAX_METRICS = 32 };
-
-static int by_double(const void *x, const void *y)
-{
-    double a = *(const double *)x, b = *(const double *)y;
-    return (a > b) - (a < b);
-}
 
 /* A figure of a row and arm over its *n runs: the mean or the median. NAN when one of the runs lacks it. */
 static double over_runs(const struct report *r, const struct report_table *t, const struct hz_metric *m, int row,
@@ -32,8 +26,8 @@ static double over_runs(const struct report *r, const struct report_table *t, co
     }
     if (!*n || isnan(sum) || !r->suite->median)
         return *n ? sum / *n : NAN;
-    qsort(v, (size_t)*n, sizeof *v, by_double);
-    return hz_percentile(v, *n, 0.5);
+    km_sort_doubles(v, (size_t)*n);
+    return km_percentile(v, *n, 0.5);
 }
 
 /* The figures that are compared: those whose change the table shows; if it shows none, all that can be judged. */

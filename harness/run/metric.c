@@ -93,7 +93,6 @@ double hz_metric_sample(enum hz_sample what, const struct hz_rec *r, const struc
 {
     const char *kind = NULL;
     (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "kind", false, &kind, NULL);
-    struct hz_row row = hz_row_of(&run->trace, r, kind && !strcmp(kind, "random") ? WL_RANDOM : WL_MULTI_TURN,
-                                  profile);
+    struct hz_row row = hz_row_of(&run->trace, r, wl_kind_named(kind), profile);
     return what == HZ_TTFT ? row.ttft_ms : what == HZ_TPOT ? row.tpot_ms : row.e2e_ms;
 }

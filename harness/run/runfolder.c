@@ -52,11 +52,6 @@ static void put_text(cJSON *to, const char *key, const char *text, const char *r
     cJSON_AddStringToObject(reasons, key, reason);
 }
 
-static const char *kind_name(enum wl_kind k)
-{
-    return k == WL_MULTI_TURN ? "multi_turn" : k == WL_CONVERSATIONS ? "conversations" : "random";
-}
-
 static void put_health(cJSON *to, const struct hz_health *h)
 {
     char why[120];
@@ -133,7 +128,7 @@ static cJSON *run_json(const struct hz_run_info *info, const struct hz_trace *t,
     put_text(w, "name", info->workload, "the workload has no name");
     put_text(w, "sha256", info->workload_sha256, "the workload was not hashed");
     cJSON_AddNumberToObject(w, "requests", info->workload_requests);
-    cJSON_AddStringToObject(w, "kind", kind_name(info->workload_kind));
+    cJSON_AddStringToObject(w, "kind", wl_kind_ops(info->workload_kind)->name);
     put_text(w, "text", info->workload_text, "the workload needs no text file");
 
     cJSON *g = cJSON_AddObjectToObject(v, "target");

@@ -6,6 +6,7 @@
 #include "harness/run/summary.h"
 
 #include "base/mem.h"
+#include "base/sort.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -82,22 +83,9 @@ struct hz_row hz_row_of(const struct hz_trace *t, const struct hz_rec *r, enum w
 {
     if (!r->ok)
         return (struct hz_row){NAN, NAN, NAN, NAN, NAN};
-    return profile == HZ_STRICT ? strict_row(t, r) : kind == WL_RANDOM ? seed_prompt(r) : seed_turn(t, r);
-}
-
-double hz_percentile(const double *sorted, int n, double q)
-{
-    if (n < 1)
-        return NAN;
-    double at = q * (n - 1);
-    int i = (int)at;
-    return i + 1 < n ? sorted[i] + (at - i) * (sorted[i + 1] - sorted[i]) : sorted[n - 1];
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+    if (profile == HZ_STRICT)
+        return strict_row(t, r);
+    return wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE ? seed_prompt(r) : seed_turn(t, r);
 }
 
 struct hz_stat hz_stat_of(double *v, int n)
@@ -106,7 +94,7 @@ struct hz_stat hz_stat_of(double *v, int n)
     if (n < 1)
         return s;
     double sum = 0, squares = 0;
-    qsort(v, (size_t)n, sizeof *v, by_value);
+    km_sort_doubles(v, (size_t)n);
     for (int i = 0; i < n; i++)
         sum += v[i];
     s.mean = sum / n;
@@ -114,10 +102,10 @@ struct hz_stat hz_stat_of(double *v, int n)
         squares += (v[i] - s.mean) * (v[i] - s.mean);
     s.std = n > 1 ? sqrt(squares / (n - 1)) : NAN;
     s.min = v[0];
-    s.p50 = hz_percentile(v, n, 0.5);
-    s.p90 = hz_percentile(v, n, 0.9);
-    s.p95 = hz_percentile(v, n, 0.95);
-    s.p99 = n >= 100 ? hz_percentile(v, n, 0.99) : NAN;
+    s.p50 = km_percentile(v, n, 0.5);
+    s.p90 = km_percentile(v, n, 0.9);
+    s.p95 = km_percentile(v, n, 0.95);
+    s.p99 = n >= 100 ? km_percentile(v, n, 0.99) : NAN;
     s.max = v[n - 1];
     return s;
 }
@@ -173,7 +161,7 @@ static double duration(const struct hz_trace *t, enum wl_kind kind, enum hz_prof
                        const struct row *rows, int n)
 {
     double first = INFINITY, latest = -INFINITY, end = 0, last = -INFINITY;
-    if (profile == HZ_SEED && kind == WL_RANDOM)
+    if (profile == HZ_SEED && wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE)
         return (double)(t->end_ns - t->begin_ns) / 1e9;
     for (int i = 0; i < n; i++) {
         first = fmin(first, rows[i].start);
@@ -212,7 +200,7 @@ static void sum_tokens(const struct hz_trace *t, struct hz_summary *o)
 
 void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile, struct hz_summary *out)
 {
-    bool seed = profile == HZ_SEED, prompts = kind == WL_RANDOM;
+    bool seed = profile == HZ_SEED, bench_serve = wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE;
     *out = (struct hz_summary){.profile = profile};
     struct row *rows = km_calloc((size_t)t->n, sizeof *rows);
     double *scratch = km_calloc((size_t)t->n, sizeof *scratch), *gaps = NULL;
@@ -250,7 +238,7 @@ void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile p
     out->response_ttft_ms = fits ? column(rows, n, offsetof(struct row, response), scratch) : no_stat();
     out->itl_ms = fits ? hz_stat_of(gaps, n_gaps) : no_stat();
     sum_tokens(t, out);
-    if (seed && prompts) {
+    if (seed && bench_serve) {
         /* numpy's std is the population's, pandas' is the sample's; each tool has its own. */
         struct hz_stat *all[] = {&out->ttft_ms, &out->tpot_ms, &out->itl_ms, &out->e2e_ms, &out->response_ttft_ms};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++)

@@ -40,8 +40,6 @@ struct hz_row hz_row_of(const struct hz_trace *t, const struct hz_rec *r, enum w
 
 void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile, struct hz_summary *out);
 
-/* Linear-interpolation percentile of sorted v[n] at q in [0, 1], as numpy's default. */
-double hz_percentile(const double *sorted, int n, double q);
 /* v is sorted in place. */
 struct hz_stat hz_stat_of(double *v, int n);
 

@@ -1,4 +1,4 @@
-/* What users may write, and what they are told when they may not. */
+/* The YAML file and the specification of tiers: what is accepted, and the errors for what is not. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -29,7 +29,7 @@ static void yaml_that_is_good(void **state)
     static const struct {
         const char *text, *described, *warns;
     } t[] = {
-        /* the write-up's file */
+        /* the file of the write-up that kvmark reproduces */
         {"chunk_size: 256\nlocal_cpu: true\nmax_local_cpu_size: 50\n", "dram=50GiB, chunk 256", ""},
         {"# 256 tokens\nchunk_size: 256\nlocal_cpu: True\nmax_local_cpu_size: 5.0 # GB\n", "dram=5GiB, chunk 256", ""},
         {"", "dram=5GiB, chunk 256", ""},
@@ -120,7 +120,7 @@ static void yaml_that_is_not(void **state)
         snprintf(line, sizeof line, ", line %d: ", t[i].line);
         if (!strstr(err.msg, t[i].says) || !strstr(err.msg, path) || (t[i].line && !strstr(err.msg, line)))
             fail_msg("row %zu: %s", i, err.msg);
-        assert_int_equal(c.chunk_size, def.chunk_size); /* nothing half read */
+        assert_int_equal(c.chunk_size, def.chunk_size); /* a file with an error changes nothing */
         assert_int_equal(c.local_cpu, def.local_cpu);
     }
     assert_int_equal(kvc_config_yaml("/nonexistent/x.yaml", &c, &w, &err), KM_ENOENT);
@@ -129,7 +129,7 @@ static void yaml_that_is_not(void **state)
     memset(big, '\n', n);
     assert_true(read_bytes(big, n, &c, &w, &err) < 0);
     n = 100000;
-    memset(big, '[', n); /* also inside a key that is not served */
+    memset(big, '[', n); /* in a key that is not served, too */
     memcpy(big, "extra_config: ", 14);
     assert_true(read_bytes(big, n, &c, &w, &err) < 0);
     free(big);

@@ -1,8 +1,8 @@
-/* The cache through its port, with fake pages: what was stored comes back byte for byte or not at all. */
+/* The cache through its port, with fake pages: what was stored is loaded byte for byte, or not at all. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
-#include "kvcache/test/fake.h"
+#include "kvcache/test/fake_pages.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 
 enum { MAX_TOK = 2048, B = FAKE_B };
 
-/* A cache, its port, and pages: the first half of them hold what was computed, the second is loaded into. */
+/* A cache, its port and its pages. KV is computed into the pages of from[] and loaded into the pages of into[]. */
 struct rig {
     struct fake f;
     struct kvc *k;
@@ -67,11 +67,11 @@ static int wait_for(struct rig *r, uint64_t ticket, int *good)
     int rc;
     for (int i = 0; !(rc = r->p.poll(r->k, ticket, good)); i++)
         assert_true(i < 100000000);
-    assert_int_equal(r->p.poll(r->k, ticket, NULL), KM_EINVAL); /* forgotten */
+    assert_int_equal(r->p.poll(r->k, ticket, NULL), KM_EINVAL); /* a finished ticket is forgotten */
     return rc;
 }
 
-/* Computes tokens [0, n) and offers them; 0 or the failure. */
+/* Computes tokens [0, n) and stores them. 0, or < 0 if the store failed. */
 static int keep(struct rig *r, struct kv_seq *s, const char *salt, int n)
 {
     uint64_t ticket;
@@ -97,7 +97,8 @@ static int hit(struct rig *r, const char *salt, int n)
     return got;
 }
 
-/* Loads [from, to) and checks every page: right inside the good part, untouched outside the range. */
+/* Loads tokens [from, to) and checks every page: right within the good tokens, untouched outside the range. Returns
+ * *good of the load. */
 static int load(struct rig *r, struct kv_seq *s, const char *salt, int from, int to)
 {
     uint64_t ticket;
@@ -163,13 +164,13 @@ static void loads_any_blocks(void **state)
             struct kv_seq *s = r.p.open(r.k, NULL);
             r.f.delay = (from + to) / B % 3;
             assert_int_equal(r.p.lookup(s, r.tok, 200), 192);
-            int pieces = r.f.n_pieces;
+            int pages = r.f.n_pages;
             assert_int_equal(load(&r, s, NULL, from, to), to);
-            assert_int_equal(r.f.n_pieces - pieces, (to - from) / B); /* only the pages asked for */
+            assert_int_equal(r.f.n_pages - pages, (to - from) / B); /* no more pages than were asked for */
             n_loads++;
             uint64_t t;
             int good;
-            if (to > from) /* the load took the pins with it */
+            if (to > from) /* the load has dropped the pins */
                 assert_int_equal(r.p.load(s, from, to, r.into, &t, &good), KM_EINVAL);
             r.p.close(s);
             check(&r);
@@ -213,7 +214,7 @@ static void salts_do_not_share(void **state)
     rig_free(&r);
 }
 
-/* Every field of the identity moves the root; the same identity gives the same one. */
+/* Every field of the identity changes the root key; equal identities give equal roots. */
 static void identities_differ(void **state)
 {
     (void)state;
@@ -237,7 +238,8 @@ static void identities_differ(void **state)
     struct km_digest root[10];
     for (int i = 0; i < 10; i++) {
         struct kvc_keys k;
-        assert_int_equal(kvc_keys_open(&k, &g[i], chunk[i], NULL), 0);
+        const struct kvc_geometry shape = {.pool = g[i], .chunk_size = chunk[i]};
+        assert_int_equal(kvc_keys_open(&k, &shape, NULL), 0);
         root[i] = kvc_keys_root(&k, "s");
         struct km_digest again = kvc_keys_root(&k, "s");
         assert_memory_equal(&root[i], &again, sizeof again);
@@ -248,8 +250,8 @@ static void identities_differ(void **state)
     fake_close(&f);
 }
 
-/* Keys are part of what tiers and machines share: computed here once by another implementation (Python's hashlib
- * over the bytes that keys.c states). */
+/* Tiers and machines share keys, so their definition is fixed. The expected key was computed by another implementation:
+ * Python's hashlib over the bytes that keys.c states. */
 static void keys_are_as_stated(void **state)
 {
     (void)state;
@@ -260,7 +262,8 @@ static void keys_are_as_stated(void **state)
     for (int i = 0; i < 128; i++)
         ids[i] = i;
     fake_open(&f);
-    assert_int_equal(kvc_keys_open(&k, &f.geom, 64, NULL), 0);
+    const struct kvc_geometry shape = {.pool = f.geom, .chunk_size = 64};
+    assert_int_equal(kvc_keys_open(&k, &shape, NULL), 0);
     struct km_digest d = kvc_keys_root(&k, "salt");
     d = kvc_keys_next(&k, &d, ids);
     d = kvc_keys_next(&k, &d, ids + 64);
@@ -285,7 +288,7 @@ static void another_shape_is_another_cache(void **state)
     assert_int_equal(hit(&r, NULL, 128), 0);
     assert_int_equal(keep_new(&r, NULL, 128), 0);
     assert_int_equal(hit(&r, NULL, 128), 128);
-    assert_int_equal(r.p.lookup(old, r.tok, 128), 0); /* from the attachment before */
+    assert_int_equal(r.p.lookup(old, r.tok, 128), 0); /* opened under the previous attachment */
     uint64_t t;
     assert_int_equal(r.p.store(old, r.tok, 128, 128, r.from, &t), 0);
     r.p.close(old);
@@ -297,19 +300,19 @@ static void collisions_miss(void **state)
     (void)state;
     struct rig r;
     rig_make(&r, 64, 8);
-    r.k->keys.keep = 0; /* every chunk has the same key now */
+    r.k->keys.key_bytes = 0; /* now every chunk has the same key */
     assert_int_equal(keep_new(&r, NULL, 64), 0);
     assert_int_equal(hit(&r, NULL, 64), 64);
     r.tok[63]++;
     assert_int_equal(hit(&r, NULL, 64), 0);
-    assert_int_equal(keep_new(&r, NULL, 64), 0); /* not over the one that is there */
+    assert_int_equal(keep_new(&r, NULL, 64), 0); /* the chunk that is there is not replaced */
     assert_int_equal(hit(&r, NULL, 64), 0);
     r.tok[63]--;
     struct kv_seq *s = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(s, r.tok, 64), 64);
     assert_int_equal(load(&r, s, NULL, 0, 64), 64);
     r.p.close(s);
-    memcpy(r.tok + 64, r.tok, 64 * sizeof *r.tok); /* same ids again, one chunk later: also equal keys */
+    memcpy(r.tok + 64, r.tok, 64 * sizeof *r.tok); /* the same ids at the next position, also with an equal key */
     assert_int_equal(hit(&r, NULL, 128), 64);
     check(&r);
     assert_int_equal(r.st.chunks, 1);
@@ -329,7 +332,7 @@ static void damage_is_found(void **state)
         assert_int_equal(r.p.lookup(s, r.tok, 320), 320);
         assert_int_equal(r.p.lookup(other, r.tok, 320), 320);
         int bad = rand() % 5, from = rand() % 20 * B, to = from + (1 + rand() % (20 - from / B)) * B;
-        size_t bytes = r.k->dram.slot_bytes;
+        size_t bytes = r.k->geometry.chunk_bytes;
         kvc_dram_at(&r.k->dram, s->pin[bad])[(size_t)rand() % bytes] ^= (char)(1 << rand() % 8);
         bool met = bad >= from / 64 && bad <= (to - 1) / 64;
         int want = !met ? to : bad * 64 > from ? bad * 64 : from;
@@ -338,12 +341,12 @@ static void damage_is_found(void **state)
         assert_int_equal(r.st.failed_loads, met);
         assert_int_equal(r.st.loaded_tokens, want - from);
         assert_int_equal(r.st.chunks, 5 - met);
-        if (met) { /* gone for everyone, and whoever pinned it is told the same */
+        if (met) { /* the chunk is dropped for everyone; a sequence that had pinned it is told by its load */
             assert_int_equal(hit(&r, NULL, 320), bad * 64);
             assert_int_equal(load(&r, other, NULL, 0, 320), bad * 64);
             check(&r);
             assert_int_equal(r.st.failed_loads, 2);
-            assert_int_equal(keep(&r, s, NULL, 320), 0); /* recomputed and stored again */
+            assert_int_equal(keep(&r, s, NULL, 320), 0); /* computed again, and stored */
             assert_int_equal(hit(&r, NULL, 320), 320);
         }
         r.p.close(s);
@@ -357,23 +360,23 @@ static void budget_and_order(void **state)
     (void)state;
     for (int policy = KVC_LRU; policy <= KVC_FIFO; policy++) {
         struct rig r;
-        rig_make(&r, 64, 7); /* two whole sequences of three and one more chunk */
+        rig_make(&r, 64, 7); /* two sequences of three chunks each, and one chunk more */
         r.k->chunks.policy = (enum kvc_policy)policy;
         for (int i = 0; i < 2; i++) {
             rig_tokens(&r, i);
             assert_int_equal(keep_new(&r, NULL, 192), 0);
         }
         rig_tokens(&r, 0);
-        assert_int_equal(hit(&r, NULL, 192), 192); /* sequence 0 is the newest under LRU */
+        assert_int_equal(hit(&r, NULL, 192), 192); /* under LRU, sequence 0 is now the newest */
         rig_tokens(&r, 2);
-        assert_int_equal(keep_new(&r, NULL, 192), 0); /* needs two chunks of others */
+        assert_int_equal(keep_new(&r, NULL, 192), 0); /* evicts two chunks of another sequence */
         check(&r);
         assert_int_equal(r.st.chunks, 7);
         assert_int_equal(r.st.bytes, r.st.capacity);
         assert_int_equal(r.st.evicted_chunks, 2);
         assert_int_equal(hit(&r, NULL, 192), 192);
         rig_tokens(&r, policy == KVC_LRU ? 1 : 0);
-        assert_int_equal(hit(&r, NULL, 192), 64); /* the tail went, the head stayed */
+        assert_int_equal(hit(&r, NULL, 192), 64); /* the tail was evicted, the head was not */
         rig_tokens(&r, policy == KVC_LRU ? 0 : 1);
         assert_int_equal(hit(&r, NULL, 192), 192);
         rig_free(&r);
@@ -386,7 +389,7 @@ static void chunked_prefill_keeps_heads(void **state)
     struct rig r;
     rig_make(&r, 64, 6);
     struct kv_seq *s = r.p.open(r.k, NULL);
-    for (int n = 64; n <= 640; n += 64) /* longer than the cache: its own head must not make room */
+    for (int n = 64; n <= 640; n += 64) /* longer than the cache: its own head must not be evicted */
         assert_int_equal(keep(&r, s, NULL, n), 0);
     r.p.close(s);
     assert_int_equal(hit(&r, NULL, 640), 384);
@@ -428,7 +431,7 @@ static void pins_hold(void **state)
     assert_int_equal(r.st.bytes, 0);
     assert_int_equal(hit(&r, NULL, 256), 0);
 
-    /* a hit that the engine had no use for must not stay pinned while the request decodes */
+    /* A hit that the engine does not load must not stay pinned while the request decodes. */
     assert_int_equal(keep_new(&r, NULL, 256), 0);
     s = r.p.open(r.k, NULL);
     struct kv_seq *none = r.p.open(r.k, NULL);
@@ -448,8 +451,8 @@ static void late_copies_publish_late(void **state)
     struct rig r;
     rig_make(&r, 64, 8);
     r.f.delay = 3;
-    assert_int_equal(keep_new(&r, "first", 64), 0); /* now the copier is known to be late */
-    r.f.n_copies = r.f.n_pieces = 0;
+    assert_int_equal(keep_new(&r, "first", 64), 0); /* from now on the cache knows that copies are asynchronous */
+    r.f.n_copies = r.f.n_pages = 0;
     for (int b = 0; b < 12; b++)
         fake_fill(&r.f, r.from[b], NULL, r.tok, b);
     struct kv_seq *a = r.p.open(r.k, NULL), *b = r.p.open(r.k, NULL);
@@ -457,9 +460,9 @@ static void late_copies_publish_late(void **state)
     assert_int_equal(r.p.store(a, r.tok, 192, 192, r.from, &ta), 0);
     assert_true(ta);
     assert_int_equal(r.f.n_copies, 1); /* one call for all pages */
-    assert_int_equal(r.f.n_pieces, 12);
+    assert_int_equal(r.f.n_pages, 12);
     assert_int_equal(hit(&r, NULL, 192), 0);
-    assert_int_equal(r.p.store(b, r.tok, 192, 192, r.from, &tb), 0); /* all of it is under way */
+    assert_int_equal(r.p.store(b, r.tok, 192, 192, r.from, &tb), 0); /* all of these chunks are being stored by a */
     assert_int_equal(tb, 0);
     assert_int_equal(r.f.n_copies, 1);
     assert_int_equal(r.p.reset(r.k), KM_ELIMIT);
@@ -475,7 +478,7 @@ static void late_copies_publish_late(void **state)
         fake_wipe(&r.f, r.into[i]);
     assert_int_equal(r.p.load(b, 0, 192, r.into, &t, &good), 0);
     assert_true(t);
-    r.p.close(b); /* so does a load */
+    r.p.close(b); /* the load goes on, too */
     assert_int_equal(r.p.reset(r.k), KM_ELIMIT);
     check(&r);
     assert_int_equal(wait_for(&r, t, &good), 1);
@@ -483,7 +486,7 @@ static void late_copies_publish_late(void **state)
     for (int i = 0; i < 12; i++)
         assert_true(fake_holds(&r.f, r.into[i], NULL, r.tok, i));
     assert_int_equal(r.p.reset(r.k), 0);
-    /* a new lookup while a load is open: the load must not drop the new pins */
+    /* A new lookup while a load is open: the load must not drop the new pins. */
     assert_int_equal(keep_new(&r, NULL, 192), 0);
     a = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(a, r.tok, 192), 192);
@@ -493,7 +496,7 @@ static void late_copies_publish_late(void **state)
     assert_int_equal(load(&r, a, NULL, 64, 192), 192);
     assert_int_equal(r.p.poll(r.k, 0, NULL), KM_EINVAL);
     assert_int_equal(r.p.poll(r.k, ~0ull, NULL), KM_EINVAL);
-    /* detaching finishes what is open */
+    /* Detaching finishes open tickets. */
     rig_tokens(&r, 5);
     assert_int_equal(r.p.store(a, r.tok, 192, 192, r.from, &t), 0);
     r.p.close(a);
@@ -502,7 +505,7 @@ static void late_copies_publish_late(void **state)
     rig_free(&r);
 }
 
-/* Each copy call fails once, at the call or at its ticket, for stores and for loads. */
+/* Each copy fails once, in its call or at its ticket, for stores and for loads. */
 static void failing_copies(void **state)
 {
     (void)state;
@@ -532,7 +535,7 @@ static void failing_copies(void **state)
                 if (n == 1)
                     assert_int_equal(good, 16);
                 r.f.fail_copy = r.f.fail_poll = 0;
-                assert_int_equal(r.p.lookup(s, r.tok, 256), 256); /* a failed copy says nothing about the chunk */
+                assert_int_equal(r.p.lookup(s, r.tok, 256), 256); /* the chunks are still good after a failed copy */
                 assert_int_equal(load(&r, s, NULL, 0, 256), 256);
                 r.p.close(s);
                 rig_free(&r);
@@ -559,7 +562,7 @@ static void decode_tokens(void **state)
     }
 }
 
-/* A key is computed once per chunk and sequence, and an unknown prefix costs one. */
+/* A chunk's key is computed once per sequence, and a miss on an unknown prefix computes one key. */
 static void misses_cost_one_hash(void **state)
 {
     (void)state;
@@ -567,14 +570,14 @@ static void misses_cost_one_hash(void **state)
     rig_make(&r, 64, 16);
     struct kv_seq *s = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(s, r.tok, 640), 0);
-    assert_int_equal(s->n_keys, 0); /* an empty cache is not even asked */
+    assert_int_equal(s->n_keys, 0); /* an empty cache computes no key */
     assert_int_equal(keep_new(&r, "other", 64), 0);
     assert_int_equal(r.p.lookup(s, r.tok, 640), 0);
     assert_int_equal(s->n_keys, 1);
     assert_int_equal(keep(&r, s, NULL, 320), 0);
     assert_int_equal(s->n_keys, 5);
     struct km_digest k4 = s->key[4];
-    s->key[0].b[0] ^= 1; /* were it hashed again, the next keys would differ */
+    s->key[0].b[0] ^= 1; /* if it were hashed again, the next keys would differ */
     assert_int_equal(r.p.lookup(s, r.tok, 640), 0);
     s->key[0].b[0] ^= 1;
     assert_int_equal(r.p.lookup(s, r.tok, 640), 320);
@@ -621,7 +624,7 @@ static void attach_refuses(void **state)
     struct km_err err;
     assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_EINVAL);
     assert_non_null(strstr(err.msg, "already"));
-    assert_int_equal(r.f.held, 10 * (int64_t)r.k->dram.slot_bytes);
+    assert_int_equal(r.f.held, 10 * (int64_t)r.k->geometry.chunk_bytes);
     r.p.detach(r.k);
     struct kv_geom g = r.f.geom;
     g.block_size = 48;
@@ -634,7 +637,7 @@ static void attach_refuses(void **state)
     assert_non_null(strstr(err.msg, "pages are"));
     g.n_layers = 0;
     assert_int_equal(r.p.attach(r.k, &g, &r.f.copier, &err), KM_EINVAL);
-    for (int n = 1; n <= 4; n++) { /* ten slots are four slabs of three */
+    for (int n = 1; n <= 4; n++) { /* ten slots take four slabs of three slots */
         r.f.fail_alloc = n;
         assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_ENOMEM);
         assert_non_null(strstr(err.msg, "max_local_cpu_size"));
@@ -650,8 +653,8 @@ static void attach_refuses(void **state)
     r.k->cfg.max_local_cpu = (int64_t)1 << 50;
     assert_int_equal(r.p.attach(r.k, &g, &r.f.copier, &err), KM_ENOMEM);
     assert_non_null(strstr(err.msg, "available"));
-    assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_EINVAL); /* more chunks than are counted */
-    assert_int_equal(hit(&r, NULL, 64), 0); /* nothing attached: a cache that knows nothing */
+    assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_EINVAL); /* more chunks than an int may count */
+    assert_int_equal(hit(&r, NULL, 64), 0); /* without an engine the cache finds nothing */
     struct kvc_config c = kvc_defaults();
     c.chunk_size = 0;
     struct kvc *k;
@@ -660,7 +663,7 @@ static void attach_refuses(void **state)
     c.max_local_cpu = 0;
     assert_int_equal(kvc_open(&k, &c, &err), KM_EINVAL);
     r.k->cfg.max_local_cpu = 1 << 20;
-    r.f.copier.host_alloc = NULL; /* a device without a kind of its own: ordinary memory */
+    r.f.copier.host_alloc = NULL; /* a device without host memory of its own: ordinary memory is used */
     r.f.copier.host_free = NULL;
     assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), 0);
     assert_int_equal(keep_new(&r, NULL, 128), 0);
@@ -668,7 +671,31 @@ static void attach_refuses(void **state)
     rig_free(&r);
 }
 
-/* Everything once, with the n-th allocation failing. True when it got through without reaching it. */
+/* A budget over the available memory is refused before the copier is asked for any. */
+static void budget_over_available_is_refused(void **state)
+{
+    (void)state;
+    struct fake f;
+    fake_open(&f);
+    struct kvc_dram d;
+    struct km_err err;
+    const int64_t gib = 1 << 30;
+    const struct kvc_geometry big = {.chunk_bytes = 1 << 20}, small = {.chunk_bytes = 1 << 12};
+    f.fail_alloc = 1;
+    assert_int_equal(kvc_dram_open(&d, &big, &f.copier, gib, gib - 1, KVC_SLAB, &err), KM_ENOMEM);
+    assert_int_equal(kvc_dram_open(&d, &big, &f.copier, 3 * gib, 3 * gib / 2, KVC_SLAB, &err), KM_ENOMEM);
+    assert_string_equal(err.msg, "the DRAM tier is to take 3 GiB (max_local_cpu_size), but only 1.5 GiB of memory are "
+                                 "available to this process; lower max_local_cpu_size, or free memory");
+    assert_int_equal(f.fail_alloc, 1); /* host_alloc was not called */
+    f.fail_alloc = 0;
+    assert_int_equal(kvc_dram_open(&d, &small, &f.copier, 1 << 20, 1 << 20, KVC_SLAB, &err), 0);
+    assert_int_equal(f.held, 1 << 20);
+    kvc_dram_close(&d);
+    assert_int_equal(f.held, 0);
+    fake_close(&f);
+}
+
+/* Stores and loads with the n-th allocation failing. True if the scenario needed fewer than n allocations. */
 static bool scenario(long n, int delay)
 {
     struct fake f;
@@ -751,6 +778,7 @@ int main(void)
         cmocka_unit_test(chunked_prefill_keeps_heads), cmocka_unit_test(pins_hold),
         cmocka_unit_test(late_copies_publish_late), cmocka_unit_test(failing_copies),
         cmocka_unit_test(decode_tokens), cmocka_unit_test(misses_cost_one_hash), cmocka_unit_test(tier_off),
-        cmocka_unit_test(attach_refuses), cmocka_unit_test(no_memory_anywhere)};
+        cmocka_unit_test(attach_refuses), cmocka_unit_test(budget_over_available_is_refused),
+        cmocka_unit_test(no_memory_anywhere)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

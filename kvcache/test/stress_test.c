@@ -1,10 +1,10 @@
-/* Random operations against a reference. With a copier that answers at once the reference is exact: a list of
- * prefixes in order of use must predict every lookup and eviction. With late and failing copies it is one-sided:
- * whatever a load calls good must be the right bytes. The seed is printed; argv[1]
- * sets it. */
+/* Random operations against a reference. With synchronous copies the reference is exact: a list of prefixes in order of
+ * use must predict every lookup and every eviction. With delayed and failing copies the check is one-sided: all tokens
+ * that a load reports as good must have the right bytes. The seed is printed; argv[1] sets it. */
 #include "base/test/test.h"
 
-#include "kvcache/test/fake.h"
+#include "base/random.h"
+#include "kvcache/test/fake_pages.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,19 +19,16 @@ static unsigned long seed;
 
 static int rnd(int n)
 {
-    rng ^= rng << 13;
-    rng ^= rng >> 7;
-    rng ^= rng << 17;
-    return (int)((rng >> 11) % (uint64_t)n);
+    return (int)km_random_below(&rng, (uint32_t)n);
 }
 
 struct live {
     struct kv_seq *s;
     const char *salt;
     int32_t tok[TOK];
-    int n;                     /* its prompt */
+    int n;                     /* tokens of the prompt */
     int hit, kept;
-    int pin[CHUNKS], n_pins;   /* reference: entries of list[] by id */
+    int pin[CHUNKS], n_pins;   /* reference: ids of the pinned prefixes */
     uint64_t load, store;      /* open tickets */
     int from, to;
     int32_t table[TOK / B + 1];
@@ -42,13 +39,13 @@ struct world {
     struct kvc *k;
     struct kv_port p;
     struct live live[SEQS];
-    int id[SLOTS];             /* reference: held prefixes, newest first */
+    int id[SLOTS];             /* [n_ids] reference: ids of the stored prefixes, newest first */
     int n_ids;
-    int pins[100000];          /* by id */
+    int pins[100000];          /* reference: number of pins, by id */
     int64_t evicted, hits, loads;
 };
 
-/* A prefix as a number: chunks take one of TREE values, the salt one of two. */
+/* A prefix (salt and chunks 0 to `chunk`) as a number: the salt has two values, a chunk has TREE. */
 static int prefix_id(const struct live *l, int chunk)
 {
     int id = l->salt ? 2 : 1;
@@ -152,7 +149,8 @@ static int pages_of(struct world *w, const struct live *l, int block)
     return base + block;
 }
 
-/* Loads go to the same pages that stores come from, as in an engine; right ones stay right. */
+/* Writes the KV of tokens [0, n) to the sequence's pages, from which it stores and to which it loads, as an engine
+ * does. / */
 static void compute(struct world *w, struct live *l, int n)
 {
     for (int b = 0; b < n / B; b++)
@@ -284,7 +282,7 @@ static void settle(struct world *w, struct live *l)
         l->store = 0;
 }
 
-/* Enough of everything that the test is about. */
+/* True once there was enough of everything that this test is about. */
 static bool much(struct world *w, int faults)
 {
     struct kv_port_stats st;
@@ -292,8 +290,8 @@ static bool much(struct world *w, int faults)
     return st.loaded_tokens > 10000 && st.failed_loads > 50 && st.evicted_chunks > 500 && faults > 20;
 }
 
-/* Pages belong to open tickets: a sequence with one neither computes nor starts another, but it may look up
- * and close. Damage, failing copies and stalls come in between. */
+/* A sequence with an open ticket neither computes nor submits another, but it may look up and close. Damaged chunks,
+ * failing copies and delays happen in between. */
 static void late_and_faulty(void **state)
 {
     (void)state;
@@ -301,7 +299,8 @@ static void late_and_faulty(void **state)
     world_open(&w);
     struct kv_port_stats st;
     int faults = 0;
-    for (int op = 0; op < 30000 || (op < 600000 && !much(&w, faults)); op++) { /* on a slow machine loads take more */
+    /* On a slow machine it takes more operations until enough loads are finished. */
+    for (int op = 0; op < 30000 || (op < 600000 && !much(&w, faults)); op++) {
         struct live *l = &w.live[rnd(SEQS)];
         bool busy = l->load || l->store;
         int good;
@@ -330,11 +329,11 @@ static void late_and_faulty(void **state)
                 fake_wipe(&w.f, pages_of(&w, l, b));
             if (!rnd(20)) {
                 int slot = l->s->pin[rnd(l->s->n_pins)];
-                bool read = false; /* a checksum thread must not see it change: that is no fault DRAM has */
+                bool read = false; /* bytes do not change while a checksum thread reads them: DRAM has no such fault */
                 for (int i = 0; i < SEQS; i++)
                     read |= w.live[i].load != 0;
                 if (!read) {
-                    kvc_dram_at(&w.k->dram, slot)[rnd((int)w.k->dram.slot_bytes)] ^= 4;
+                    kvc_dram_at(&w.k->dram, slot)[rnd((int)w.k->geometry.chunk_bytes)] ^= 4;
                     faults++;
                 }
             }
@@ -348,7 +347,7 @@ static void late_and_faulty(void **state)
             break;
         case 5:
         case 6:
-            usleep(20); /* the checksum threads get a turn */
+            usleep(20); /* lets the checksum threads run */
             for (int i = 0; i < SEQS; i++)
                 settle(&w, &w.live[i]);
             break;
@@ -379,7 +378,7 @@ static void late_and_faulty(void **state)
     }
     check(&w);
     for (int i = 0; i < w.k->chunks.n; i++)
-        assert_int_equal(w.k->chunks.c[i].refs, 0);
+        assert_int_equal(w.k->chunks.slot[i].refs, 0);
     world_close(&w);
 }
 
@@ -387,7 +386,7 @@ int main(int argc, char **argv)
 {
     seed = argc > 1 ? strtoul(argv[1], NULL, 10) : (unsigned long)time(NULL);
     printf("seed %lu\n", seed);
-    rng = seed * 0x9E3779B97F4A7C15u + 1;
+    rng = seed;
     const struct CMUnitTest tests[] = {cmocka_unit_test(exact_against_a_list), cmocka_unit_test(late_and_faulty)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* Ids against vectors that Hugging Face tokenizers gave (golden-*.json), then what vectors cannot show:
- * linear time, refusals, failing memory, threads. */
+/* The tokenizer against token ids from Hugging Face tokenizers (golden-*.json), then what such cases cannot show:
+ * linear time, files that are refused, failed allocations, threads. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -52,7 +52,8 @@ static struct tok_ids ids_of(const cJSON *array)
     return ids;
 }
 
-/* The text's ids are those of `want`, behind whatever `got` held; the count agrees; the text comes back. */
+/* Checks that text encodes to the token ids in `want`, appended to what the list holds; that tok_count agrees; and that
+ * the ids decode to nfc, the normalized text. */
 static void check_case(const struct tok *t, const char *text, const char *nfc, const cJSON *want, bool specials)
 {
     size_t len = strlen(text);
@@ -61,11 +62,11 @@ static void check_case(const struct tok *t, const char *text, const char *nfc, c
     got.v[0] = 77;
     assert_int_equal(tok_encode(t, text, len, specials, &got, NULL), 0);
     if (got.n != ids.n + 1 || got.v[0] != 77 || memcmp(got.v + 1, ids.v, ids.n * sizeof *ids.v))
-        fail_msg("%zu ids instead of %zu, or other ones, for: %s", got.n - 1, ids.n, text);
+        fail_msg("%zu token ids instead of %zu, or different ones, for the text: %s", got.n - 1, ids.n, text);
     if (!specials)
         assert_int_equal(tok_count(t, text, len, NULL), ids.n);
     assert_int_equal(tok_decode(t, ids.v, ids.n, false, &back, NULL), 0);
-    /* A mark behind an added token is normalized apart from it. */
+    /* With added tokens, a mark after one is normalized on its own, so the decoded text need not be nfc. */
     if (!specials)
         assert_string_equal(km_buf_str(&back), nfc);
     km_buf_free(&back);
@@ -73,7 +74,8 @@ static void check_case(const struct tok *t, const char *text, const char *nfc, c
     km_free(got.v);
 }
 
-/* Every code point, in contexts that move it: 4,096 at a time, by the digest of their ids. */
+/* Checks every code point, in contexts that affect it. Each block of 4,096 is compared by the SHA-256 of its token ids.
+ */
 static void check_blocks(const struct tok *t, const cJSON *blocks)
 {
     struct km_sha *sha;
@@ -109,14 +111,14 @@ static void check_blocks(const struct tok *t, const cJSON *blocks)
         km_hex(&d, hex);
         hex[16] = 0;
         if (strcmp(hex, b->valuestring))
-            fail_msg("the 4,096 code points up to U+%04X have other ids", c - 1);
+            fail_msg("some of the 4,096 code points up to U+%04X have different token ids", c - 1);
     }
     km_sha_free(sha);
     km_buf_free(&text);
     km_free(ids.v);
 }
 
-/* texts: the golden file that has them. */
+/* golden: the file with the token ids. texts: the file with the texts, which all golden files share. */
 static void check_golden(const char *tokenizer, const char *golden, const char *texts)
 {
     struct tok *t = open_ok(tokenizer);
@@ -156,13 +158,13 @@ static void check_golden(const char *tokenizer, const char *golden, const char *
     tok_free(t);
 }
 
-static void tiny_as_hugging_face(void **state)
+static void tiny_ids_equal_hugging_faces(void **state)
 {
     (void)state;
     check_golden(TINY, GOLDEN("tiny-lm"), GOLDEN("tiny-lm"));
 }
 
-static void qwen3_as_hugging_face(void **state)
+static void qwen3_ids_equal_hugging_faces(void **state)
 {
     (void)state;
     const char *qwen = km_test_data("qwen3-tokenizer.json");
@@ -178,7 +180,7 @@ static void qwen3_as_hugging_face(void **state)
     tok_free(t);
 }
 
-static void splits_like_the_pattern(void **state)
+static void pieces_follow_the_split_pattern(void **state)
 {
     (void)state;
     static const struct {
@@ -214,13 +216,13 @@ static void splits_like_the_pattern(void **state)
     km_free(table);
 }
 
-/* A quadratic step would take minutes here; the limit leaves room for sanitizers and busy machines. */
-static void hostile_text_is_linear(void **state)
+/* A quadratic step would take minutes. The limit of 8 s allows for sanitizers and busy machines. */
+static void hostile_text_takes_linear_time(void **state)
 {
     (void)state;
     static const char *const units[] = {
-        "a",  "^", " ", "7",           "\n",     "a ",       "\u0301", "\u0301\u0327",
-        "'",  "<", "\r\n  ", "<|im_start|", "\xFF", "\xE2\x82", "\u3000", "\u1100\u1161\u11a8"};
+        "a", "^", " ",      "7",           "\n",   "a ",       "\u0301", "\u0301\u0327",
+        "'", "<", "\r\n  ", "<|im_start|", "\xFF", "\xE2\x82", "\u3000", "\u1100\u1161\u11a8"};
     const size_t size = 1 << 20;
     struct tok *t = open_ok(TINY);
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
@@ -246,18 +248,12 @@ static void ill_formed_bytes_are_replaced(void **state)
         const char *bytes;
         size_t n;
         const char *text;
-    } t[] = {{"y\x80z", 3, "y" R "z"},
-             {"\xC0\xAF", 2, R R},
-             {"\xE2\x82", 2, R},
-             {"\xE2\x82z", 3, R "z"},
-             {"\xF0\x9F\x98", 3, R},
-             {"\xF0\x9F\xE2\x82\xAC", 5, R "\xE2\x82\xAC"},
-             {"\xED\xA0\x80", 3, R R R},
-             {"\xF4\x90\x80\x80", 4, R R R R},
-             {"\xF0\x80\x80", 3, R R R},
-             {"\xE0\x9F\x80", 3, R R R},
-             {"\xFF\xFE", 2, R R},
-             {"\xC3\xC3\xA9", 3, R "\xC3\xA9"}};
+    } t[] = {{"y\x80z", 3, "y" R "z"},   {"\xC0\xAF", 2, R R},
+             {"\xE2\x82", 2, R},         {"\xE2\x82z", 3, R "z"},
+             {"\xF0\x9F\x98", 3, R},     {"\xF0\x9F\xE2\x82\xAC", 5, R "\xE2\x82\xAC"},
+             {"\xED\xA0\x80", 3, R R R}, {"\xF4\x90\x80\x80", 4, R R R R},
+             {"\xF0\x80\x80", 3, R R R}, {"\xE0\x9F\x80", 3, R R R},
+             {"\xFF\xFE", 2, R R},       {"\xC3\xC3\xA9", 3, R "\xC3\xA9"}};
     struct tok *tok = open_ok(TINY);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct tok_ids a = {0}, b = {0};
@@ -266,7 +262,7 @@ static void ill_formed_bytes_are_replaced(void **state)
         assert_int_equal(tok_encode(tok, t[i].text, strlen(t[i].text), true, &b, NULL), 0);
         assert_int_equal(a.n, b.n);
         assert_memory_equal(a.v, b.v, a.n * sizeof *a.v);
-        /* The same rule on the way out, from the ids of single bytes. */
+        /* Decoding follows the same rule: the token ids of the single bytes give the same text. */
         b.n = 0;
         for (size_t k = 0; k < t[i].n; k++)
             for (int32_t id = 0; id < 256; id++) {
@@ -287,7 +283,7 @@ static void ill_formed_bytes_are_replaced(void **state)
     tok_free(tok);
 }
 
-static void small_verbs(void **state)
+static void vocabulary_lookups_and_errors(void **state)
 {
     (void)state;
     struct tok *t = open_ok(TINY "/tokenizer.json"), *none = NULL;
@@ -315,13 +311,13 @@ static void small_verbs(void **state)
     assert_string_equal(out.data, "kept");
     km_buf_free(&out);
 
-    /* A role marker typed by a user is text. */
+    /* Without specials, the text of a role marker is split like any other text. */
     struct tok_ids a = {0};
     assert_int_equal(tok_encode(t, "<|im_end|>", 10, false, &a, NULL), 0);
     assert_true(a.n > 1);
     for (size_t i = 0; i < a.n; i++)
         assert_true(a.v[i] < 4093);
-    /* NUL is a byte like any other. */
+    /* A text may contain NUL. */
     a.n = 0;
     assert_int_equal(tok_encode(t, "a\0b", 3, true, &a, NULL), 0);
     assert_int_equal(a.n, 3);
@@ -335,13 +331,13 @@ static void small_verbs(void **state)
     tok_free(NULL);
 }
 
-/* The object or array at a path like "model/merges/3", in place. */
-static cJSON *at(cJSON *root, const char *path)
+/* The item at a path such as "model/merges/3". */
+static cJSON *item_at(cJSON *root, const char *path)
 {
     char part[64];
     for (int used; *path && sscanf(path, "%63[^/]%n", part, &used) == 1; path += used + (path[used] == '/'))
-        root = cJSON_IsArray(root) ? cJSON_GetArrayItem(root, atoi(part))
-                                   : cJSON_GetObjectItemCaseSensitive(root, part);
+        root =
+            cJSON_IsArray(root) ? cJSON_GetArrayItem(root, atoi(part)) : cJSON_GetObjectItemCaseSensitive(root, part);
     return root;
 }
 
@@ -359,11 +355,11 @@ static int try_text(const char *text, struct km_err *err)
     return rc;
 }
 
-static void other_files_are_refused_by_name(void **state)
+static void errors_name_what_is_unsupported(void **state)
 {
     (void)state;
     static const struct {
-        const char *where, *key, *value, *says; /* value NULL: the key is taken away */
+        const char *where, *key, *value, *error; /* value NULL: the key is removed */
     } t[] = {
         {"model", "merges", NULL, "lacks the key \"merges\""},
         {"model", "merges", "{}", "\"merges\" must be an array"},
@@ -371,10 +367,9 @@ static void other_files_are_refused_by_name(void **state)
         {"model", "merges", "[\"a b c\"]", "merge 0 is not a pair"},
         {"model", "merges", "[7]", "merge 0 is not a pair"},
         {"model", "merges", "[[\"\",\"a\"]]", "merge 0 is not a pair"},
-        {"model", "merges", "[[\"h\",\"e\"],[\"q\",\"zzzz\"]]",
-         "merge 1 joins \"q\" and \"zzzz\", but the second"},
-        {"model", "merges", "[[\"z\",\"q\"]]", "but what they make is not in the vocabulary"},
-        {"model", "merges", "[[\"h\",\"e\"],[\"h\",\"e\"]]", "as an earlier one does"},
+        {"model", "merges", "[[\"h\",\"e\"],[\"q\",\"zzzz\"]]", "merge 1 joins \"q\" and \"zzzz\", but the second"},
+        {"model", "merges", "[[\"z\",\"q\"]]", "but the merged token is not in the vocabulary"},
+        {"model", "merges", "[[\"h\",\"e\"],[\"h\",\"e\"]]", "as an earlier merge does"},
         {"model", "merges", "[[\"\u4e00\",\"e\"]]", "the first is not in the vocabulary"},
         {"model", "vocab", NULL, "lacks the key \"vocab\""},
         {"model", "vocab", "[]", "\"vocab\" must be"},
@@ -425,7 +420,7 @@ static void other_files_are_refused_by_name(void **state)
     assert_int_equal(km_file_read(TINY "/tokenizer.json", 0, &file, NULL), 0);
     assert_int_equal(try_text(file.data, &err), 0);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
-        cJSON *root = cJSON_Parse(file.data), *obj = at(root, t[i].where);
+        cJSON *root = cJSON_Parse(file.data), *obj = item_at(root, t[i].where);
         assert_non_null(obj);
         cJSON *value = t[i].value ? cJSON_Parse(t[i].value) : NULL;
         if (!value)
@@ -434,24 +429,24 @@ static void other_files_are_refused_by_name(void **state)
             cJSON_AddItemToObject(obj, t[i].key, value);
         char *text = cJSON_PrintUnformatted(root);
         int rc = try_text(text, &err);
-        if (rc != KM_EFORMAT || !strstr(err.msg, t[i].says))
-            fail_msg("%s.%s = %s gave %d, \"%s\" instead of \"%s\"", t[i].where, t[i].key,
-                     t[i].value ? t[i].value : "nothing", rc, rc ? err.msg : "", t[i].says);
+        if (rc != KM_EFORMAT || !strstr(err.msg, t[i].error))
+            fail_msg("%s.%s = %s gave %d and \"%s\" instead of \"%s\"", t[i].where, t[i].key,
+                     t[i].value ? t[i].value : "nothing", rc, rc ? err.msg : "", t[i].error);
         cJSON_free(text);
         cJSON_Delete(root);
     }
-    /* The token of the byte 0 under another name of two bytes. */
+    /* The token of byte 0 is given another spelling of two bytes. */
     static const char *const names[][2] = {{"zq", "no token for the byte 0x00"},
                                            {"\u00ad", "(id 188) is not spelled in the byte-level alphabet"},
                                            {"\0", "(id 188) is empty"},
                                            {"th", "\"th\" occurs twice"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         cJSON *root = cJSON_Parse(file.data);
-        memcpy(at(root, "model/vocab/\u0100")->string, names[i][0], 2);
+        memcpy(item_at(root, "model/vocab/\u0100")->string, names[i][0], 2);
         char *text = cJSON_PrintUnformatted(root);
         assert_int_equal(try_text(text, &err), KM_EFORMAT);
         if (!strstr(err.msg, names[i][1]))
-            fail_msg("\"%s\" instead of \"%s\"", err.msg, names[i][1]);
+            fail_msg("the error is \"%s\" instead of \"%s\"", err.msg, names[i][1]);
         cJSON_free(text);
         cJSON_Delete(root);
     }
@@ -465,11 +460,11 @@ static void other_files_are_refused_by_name(void **state)
     km_buf_free(&deep);
 }
 
-/* A file as older versions write it: merges as "a b". */
-static void merges_as_strings(void **state)
+/* Files of older versions write a merge as "a b". */
+static void merges_may_be_strings(void **state)
 {
     (void)state;
-    cJSON *root = json_ok(TINY "/tokenizer.json"), *merges = at(root, "model/merges"), *m;
+    cJSON *root = json_ok(TINY "/tokenizer.json"), *merges = item_at(root, "model/merges"), *m;
     cJSON *strings = cJSON_CreateArray();
     struct km_buf b = {0};
     cJSON_ArrayForEach(m, merges)
@@ -478,7 +473,7 @@ static void merges_as_strings(void **state)
         km_buf_printf(&b, "%s %s", m->child->valuestring, m->child->next->valuestring);
         cJSON_AddItemToArray(strings, cJSON_CreateString(b.data));
     }
-    cJSON_ReplaceItemInObjectCaseSensitive(at(root, "model"), "merges", strings);
+    cJSON_ReplaceItemInObjectCaseSensitive(item_at(root, "model"), "merges", strings);
     char *text = cJSON_PrintUnformatted(root), path[] = "/tmp/kvm-tok-XXXXXX";
     close(mkstemp(path));
     assert_int_equal(km_file_write(path, text, strlen(text), NULL), 0);
@@ -503,7 +498,7 @@ static void merges_as_strings(void **state)
 
 static const char failing_text[] = "It's <|im_start|>cafe\u0301 \xFF\u0301\u0327 antidisestablishmentarianism";
 
-static void memory_may_fail_anywhere(void **state)
+static void every_allocation_may_fail(void **state)
 {
     (void)state;
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
@@ -556,7 +551,7 @@ static void memory_may_fail_anywhere(void **state)
     tok_free(t);
 }
 
-/* One thread's share: the whole text, from a vocabulary whose memo nobody has filled yet. */
+/* What one thread encodes: the whole text. The memo of the vocabulary is still empty. */
 struct share {
     const struct tok *t;
     const struct km_buf *text;
@@ -602,16 +597,11 @@ static void threads_share_a_vocabulary(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tiny_as_hugging_face),
-        cmocka_unit_test(qwen3_as_hugging_face),
-        cmocka_unit_test(splits_like_the_pattern),
-        cmocka_unit_test(hostile_text_is_linear),
-        cmocka_unit_test(ill_formed_bytes_are_replaced),
-        cmocka_unit_test(small_verbs),
-        cmocka_unit_test(other_files_are_refused_by_name),
-        cmocka_unit_test(merges_as_strings),
-        cmocka_unit_test(memory_may_fail_anywhere),
-        cmocka_unit_test(threads_share_a_vocabulary),
+        cmocka_unit_test(tiny_ids_equal_hugging_faces),    cmocka_unit_test(qwen3_ids_equal_hugging_faces),
+        cmocka_unit_test(pieces_follow_the_split_pattern), cmocka_unit_test(hostile_text_takes_linear_time),
+        cmocka_unit_test(ill_formed_bytes_are_replaced),   cmocka_unit_test(vocabulary_lookups_and_errors),
+        cmocka_unit_test(errors_name_what_is_unsupported), cmocka_unit_test(merges_may_be_strings),
+        cmocka_unit_test(every_allocation_may_fail),       cmocka_unit_test(threads_share_a_vocabulary),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,8 +1,8 @@
-/* numpy's streams, against numbers that numpy 1.26 and 2.4 printed. */
+/* The generators' values against those of numpy 1.26 and 2.4. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
-#include "workloads/law.h"
+#include "workloads/distribution.h"
 #include "workloads/rng.h"
 
 #include <math.h>
@@ -21,10 +21,7 @@ static void legacy_integers(void **state)
              {42, 0, 99, {51, 92, 14, 71, 60}},
              {0, 0, 151642, {43567, 117952, 95939, 97639, 41993}},
              {40, 0, 151642, {142662, 112859, 30727, 93176, 56760}},
-             {7,
-              0,
-              ((int64_t)1 << 40) - 1,
-              {752595690692, 108744157686, 291964244179, 650496783975, 396459895993}}};
+             {7, 0, ((int64_t)1 << 40) - 1, {752595690692, 108744157686, 291964244179, 650496783975, 396459895993}}};
     for (size_t i = 0; i < COUNT(t); i++) {
         struct wl_mt r;
         wl_mt_seed(&r, t[i].seed);
@@ -33,7 +30,7 @@ static void legacy_integers(void **state)
     }
     struct wl_mt r;
     wl_mt_seed(&r, UINT32_MAX);
-    assert_int_equal(wl_mt_int(&r, 9, 9), 9); /* takes no draw */
+    assert_int_equal(wl_mt_int(&r, 9, 9), 9); /* draws nothing */
     assert_int_equal(wl_mt_int(&r, 0, UINT32_MAX), 419326371);
     assert_int_equal(wl_mt_u32(&r), 479346978);
     assert_int_equal(wl_mt_int(&r, -5, (int64_t)UINT32_MAX - 5), 3918654471);
@@ -79,7 +76,7 @@ static void legacy_variates(void **state)
     }
 }
 
-/* Each function takes exactly numpy's draws, or whatever follows it is off. */
+/* Values after each function's call, which show that the function made exactly numpy's draws. */
 static void legacy_draws_line_up(void **state)
 {
     (void)state;
@@ -133,7 +130,7 @@ static void pcg_stream(void **state)
         wl_pcg_seed(&r, t[i].seed);
         for (int k = 0; k < 2; k++)
             assert_true(wl_pcg_double(&r) == t[i].first[k]);
-        assert_int_equal(wl_pcg_int(&r, 5, 5), 5); /* takes no draw */
+        assert_int_equal(wl_pcg_int(&r, 5, 5), 5); /* draws nothing */
         for (int k = 0; k < 6; k++)
             assert_int_equal(wl_pcg_int(&r, 0, 9), t[i].digits[k]);
         for (int k = 0; k < 3; k++)
@@ -145,7 +142,7 @@ static void pcg_stream(void **state)
     static const int64_t rejecting[] = {2434513627, 256947505,  538322207,  710431524,
                                         544094366,  2403823400, 1746486112, 282385931};
     struct wl_pcg r;
-    wl_pcg_seed(&r, 3); /* a span of 3e9 rejects three draws in ten */
+    wl_pcg_seed(&r, 3); /* a range of 3e9 values rejects three draws in ten */
     for (size_t i = 0; i < COUNT(rejecting); i++)
         assert_int_equal(wl_pcg_int(&r, 5, 3000000004), rejecting[i]);
     wl_pcg_seed(&r, 0);
@@ -154,7 +151,7 @@ static void pcg_stream(void **state)
         assert_int_equal(wl_pcg_int(&r, 0, 151642), offsets[i]);
 }
 
-/* Lengths on both sides of each step of numpy's pairwise sum. */
+/* Numbers of samples on both sides of each step of numpy's pairwise summation. */
 static void lognormal_samples(void **state)
 {
     (void)state;
@@ -168,13 +165,13 @@ static void lognormal_samples(void **state)
              {128, {471215, 95901, 64263}, 79393, 12799999},
              {129, {473906, 96449, 64630}, 26886, 12900002},
              {5000, {424336, 86360, 57870}, 100783, 500000008}};
-    struct wl_law l = {.kind = WL_LOGNORMAL_MEAN, .a = log(50000), .b = sqrt(2 * log(2)), .average = 100000};
+    struct wl_distribution l = {.family = WL_LOGNORMAL_MEAN, .a = log(50000), .b = sqrt(2 * log(2)), .average = 100000};
     int64_t *v = km_malloc(5000 * sizeof *v);
     for (size_t i = 0; i < COUNT(t); i++) {
         struct wl_mt r;
         struct km_err err;
         wl_mt_seed(&r, 3);
-        assert_int_equal(wl_law_sample(&l, &r, t[i].n, v, &err), 0);
+        assert_int_equal(wl_distribution_sample(&l, &r, t[i].n, v, &err), 0);
         int64_t sum = 0;
         for (int k = 0; k < t[i].n; k++)
             sum += v[k];
@@ -189,9 +186,8 @@ static void lognormal_samples(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(legacy_integers),      cmocka_unit_test(legacy_variates),
-        cmocka_unit_test(legacy_draws_line_up), cmocka_unit_test(pcg_stream),
-        cmocka_unit_test(lognormal_samples),
+        cmocka_unit_test(legacy_integers), cmocka_unit_test(legacy_variates),   cmocka_unit_test(legacy_draws_line_up),
+        cmocka_unit_test(pcg_stream),      cmocka_unit_test(lognormal_samples),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,12 +1,14 @@
-/* Generated sets: golden hashes, the shape of messages, files in and out, statistics, failures.
+/* Generated sets: expected SHA-256 values, the structure of messages, files, statistics, failures.
  *
- * The hashes come from an independent model in Python on numpy and Hugging Face's tokenizers. Those for
- * Qwen3's tokenizer and the novel are checked where both are at hand; the tiny tokenizer and the built-in
- * text always are. */
+ * The SHA-256 values come from an independent generator in Python, on numpy and Hugging Face's tokenizers. Those of
+ * Qwen3's tokenizer and the novel are checked only where $KVM_DATA has both; those of the tiny model's tokenizer and
+ * the built-in text always are. */
 #include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/sort.h"
+#include "workloads/builtin_text.h"
 #include "workloads/workload.h"
 
 #include <math.h>
@@ -46,8 +48,7 @@ static struct wl_set *generate(const char *path, struct wl_gen_opts o, const str
     return set;
 }
 
-static void expect_failure(const char *path, struct wl_gen_opts o, const struct tok *t, int code,
-                           const char *say)
+static void expect_failure(const char *path, struct wl_gen_opts o, const struct tok *t, int code, const char *say)
 {
     struct wl_spec *s = NULL;
     struct wl_set *set;
@@ -55,7 +56,7 @@ static void expect_failure(const char *path, struct wl_gen_opts o, const struct 
     assert_int_equal(wl_spec_read(&s, path, &err), 0);
     assert_int_equal(wl_generate(&set, s, &o, t, &err), code);
     if (!strstr(err.msg, say))
-        print_message("said: %s\n", err.msg);
+        print_message("error message: %s\nexpected in it: %s\n", err.msg, say);
     assert_non_null(strstr(err.msg, say));
     assert_null(set);
     wl_spec_free(s);
@@ -69,11 +70,11 @@ static const char MIX[] =
     "\"num_tokens\": {\"distribution\": \"uniform\", \"min\": 8.5, \"max\": 90}},"
     "\"prompt_output\": {\"num_tokens\": {\"distribution\": \"lognormal\", \"mean\": 3, \"sigma\": 1.5, "
     "\"max\": 70}}}";
-#define RANDOM(generator)                                                                                    \
-    "{\"filetype\": \"random\", \"generator\": \"" generator "\", \"num_prompts\": 20, \"input_len\": 300,"  \
+#define RANDOM(generator)                                                                                              \
+    "{\"filetype\": \"random\", \"generator\": \"" generator "\", \"num_prompts\": 20, \"input_len\": 300,"            \
     "\"output_len\": 50, \"range_ratio\": 0.35, \"prefix_len\": 40}"
 
-static void golden_with_the_tiny_tokenizer(void **state)
+static void sha256_with_the_tiny_tokenizer(void **state)
 {
     (void)state;
     static const struct {
@@ -92,8 +93,7 @@ static void golden_with_the_tiny_tokenizer(void **state)
     };
     for (size_t i = 0; i < COUNT(t); i++) {
         const char *path = t[i].path ? t[i].path : put("w.json", t[i].text);
-        struct wl_set *s =
-            generate(path, (struct wl_gen_opts){.seed = t[i].seed, .builtin_text = true}, tiny);
+        struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = t[i].seed, .text = WL_TEXT_BUILTIN}, tiny);
         assert_string_equal(s->sha256, t[i].sha);
         assert_int_equal(s->n_requests, t[i].requests);
         assert_string_equal(s->text, s->kind == WL_MULTI_TURN ? "built-in text" : "");
@@ -101,7 +101,7 @@ static void golden_with_the_tiny_tokenizer(void **state)
     }
 }
 
-static void golden_with_qwen3_and_the_novel(void **state)
+static void sha256_with_qwen3_and_the_novel(void **state)
 {
     (void)state;
     const char *tokenizer = km_test_data("qwen3-tokenizer.json"), *text_dir = km_test_data(".");
@@ -129,10 +129,8 @@ static void golden_with_qwen3_and_the_novel(void **state)
          "20bf3d432a0275c88615af9c6cf0016bcbafd4fa5f1086efd0eca6c7907af88f"},
         {WORKLOADS "allhit_20k.json", NULL, 40, 20480,
          "a4433c1b52985051062c4a9079a063477e2809b1dc7764c63975f7abd69cd237"},
-        {NULL, RANDOM("v0.10"), 40, 339.60,
-         "2f1b8ad6178d0074e2d9bbee364e1b1fe861f701201cdc8d6031ab99e0b4ed9c"},
-        {NULL, RANDOM("v0.11"), 40, 339.65,
-         "0ca565a908acb4546ccc50703496a096aaed23f070988303ce95f98fe284c221"},
+        {NULL, RANDOM("v0.10"), 40, 339.60, "2f1b8ad6178d0074e2d9bbee364e1b1fe861f701201cdc8d6031ab99e0b4ed9c"},
+        {NULL, RANDOM("v0.11"), 40, 339.65, "0ca565a908acb4546ccc50703496a096aaed23f070988303ce95f98fe284c221"},
         {NULL, RANDOM("new"), 40, 339.65, "bfea38515c8c12603384ee1c4d26729e92e41676514fdf1c0184f865e995b629"},
     };
     struct tok *qwen;
@@ -143,7 +141,7 @@ static void golden_with_qwen3_and_the_novel(void **state)
         struct wl_stats st;
         wl_statistics(s, &st);
         if (t[i].mean_input > 0)
-            assert_true(fabs(st.mean_request_input - t[i].mean_input) < 0.006);
+            assert_true(fabs(st.request_input.mean - t[i].mean_input) < 0.006);
         assert_string_equal(s->sha256, t[i].sha);
         if (s->kind == WL_MULTI_TURN)
             assert_string_equal(s->text, "pg1184.txt");
@@ -155,8 +153,7 @@ static void golden_with_qwen3_and_the_novel(void **state)
 static void messages_of_a_conversation(void **state)
 {
     (void)state;
-    struct wl_set *s =
-        generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.builtin_text = true}, tiny);
+    struct wl_set *s = generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.text = WL_TEXT_BUILTIN}, tiny);
     static const char instruction[] = "Please rewrite the following text and add more content: ";
     assert_string_equal(s->name, "generate_multi_turn");
     assert_int_equal(s->n, 24);
@@ -177,11 +174,10 @@ static void messages_of_a_conversation(void **state)
                 continue;
             assert_non_null(strstr(m->text, tag));
             assert_int_equal(strstr(m->text, tag) == m->text,
-                             i > 0); /* the common prefix stands before the first */
+                             i > 0); /* in the first message, the common prefix precedes the tag */
             assert_non_null(strstr(m->text, instruction));
         }
-        /* A first message has no room for a body; all first messages open with the same text and then differ.
-         */
+        /* The common prefix leaves no tokens for a body in a first message. All first messages begin with it. */
         const char *first = v->msgs[0].text, *zero = s->convs[0].msgs[0].text;
         assert_string_equal(strstr(first, instruction), instruction);
         size_t shared = (size_t)(strstr(zero, "0 is a nice") - zero);
@@ -191,13 +187,13 @@ static void messages_of_a_conversation(void **state)
     wl_set_free(s);
 }
 
-static void requests_of_one_prompt(void **state)
+static void repeat_one_sends_the_first_prompt(void **state)
 {
     (void)state;
     const char *path =
         put("one.json", "{\"filetype\":\"random\",\"generator\":\"new\",\"num_prompts\":4,\"input_len\":200,"
                         "\"output_len\":7,\"range_ratio\":0.5,\"repeat_one\":true}");
-    struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = 2, .num_conversations = 6}, tiny);
+    struct wl_set *s = generate(path, (struct wl_gen_opts){.seed = 2, .num_prompts = 6}, tiny);
     assert_int_equal(s->n, 6);
     assert_string_equal(s->convs[5].id, "PROMPT_5");
     for (int c = 0; c < s->n; c++) {
@@ -211,7 +207,7 @@ static void requests_of_one_prompt(void **state)
     wl_set_free(s);
 }
 
-static void random_prompts_know_their_ids(void **state)
+static void random_prompts_have_their_token_ids(void **state)
 {
     (void)state;
     struct wl_set *s = generate(put("r.json", RANDOM("v0.10")), (struct wl_gen_opts){.seed = 1}, tiny);
@@ -228,22 +224,21 @@ static void random_prompts_know_their_ids(void **state)
     wl_set_free(s);
 }
 
-/* Written and read back, a set is the same workload. */
-static void files_round_trip(void **state)
+/* A set that was written to a file and read back is the same workload. */
+static void a_written_set_reads_back(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        MIX,
-        "{\"filetype\":\"random\",\"num_prompts\":5,\"input_len\":60,\"output_len\":9,\"range_ratio\":0.5}"};
+        MIX, "{\"filetype\":\"random\",\"num_prompts\":5,\"input_len\":60,\"output_len\":9,\"range_ratio\":0.5}"};
     for (int i = 0; i < 2; i++) {
         struct wl_set *a =
-            generate(put("w.json", texts[i]), (struct wl_gen_opts){.seed = 9, .builtin_text = true}, tiny);
+            generate(put("w.json", texts[i]), (struct wl_gen_opts){.seed = 9, .text = WL_TEXT_BUILTIN}, tiny);
         assert_int_equal(wl_set_write(a, in_dir("out.json"), NULL), 0);
         struct wl_set *b = generate(in_dir("out.json"), (struct wl_gen_opts){.seed = 3}, tiny);
         assert_int_equal(b->kind, WL_CONVERSATIONS);
         assert_string_equal(b->name, "out");
         assert_int_equal(b->n_requests, a->n_requests);
-        if (i == 0) /* random ids may come back as other ids for the same text */
+        if (i == 0) /* the text of random ids may encode to other ids, whose number the SHA-256 covers */
             assert_string_equal(a->sha256, b->sha256);
         for (int c = 0; c < a->n; c++) {
             assert_null(memchr(a->convs[c].msgs[0].text, 0, a->convs[c].msgs[0].len));
@@ -258,7 +253,7 @@ static void files_round_trip(void **state)
         wl_set_free(b);
     }
     expect_failure(in_dir("out.json"), (struct wl_gen_opts){.num_conversations = 6}, tiny, KM_EINVAL,
-                   "6 conversations are asked for; out holds 5");
+                   "--num-conversations is 6; out has only 5 conversations");
 }
 
 static void text_files_are_found_and_checked(void **state)
@@ -279,7 +274,7 @@ static void text_files_are_found_and_checked(void **state)
     put("y", "bad \xff byte");
     expect_failure(w, (struct wl_gen_opts){.seed = 5}, tiny, KM_EFORMAT, "is not UTF-8 at byte 4");
 
-    /* Line ends become \n, and the built-in text from a file is the built-in text. */
+    /* Line ends become \n: the built-in text with other line ends, read from a file, gives the same workload. */
     struct km_buf text = {0}, crlf = {0};
     assert_int_equal(wl_builtin_text(1, 524288, &text, NULL), 0);
     for (size_t i = 0; i < text.len; i++)
@@ -293,8 +288,8 @@ static void text_files_are_found_and_checked(void **state)
     km_buf_free(&crlf);
 }
 
-/* vLLM wants one token more than the furthest slice: 863 for this workload on this text. */
-static void a_text_that_just_fits(void **state)
+/* vLLM demands one token more than the end of the furthest slice, which is 863 for this workload and text. */
+static void a_text_of_just_enough_tokens(void **state)
 {
     (void)state;
     struct km_buf text = {0};
@@ -313,8 +308,7 @@ static void a_text_that_just_fits(void **state)
                            "the text (x) has 863 tokens and the workload needs 864");
         } else {
             struct wl_set *s = generate(w, (struct wl_gen_opts){.seed = 5}, tiny);
-            assert_string_equal(s->sha256,
-                                "ab6364a4ab354bb545ebccfb930c7e11143ba685b170fa13ef060b92471031b8");
+            assert_string_equal(s->sha256, "ab6364a4ab354bb545ebccfb930c7e11143ba685b170fa13ef060b92471031b8");
             wl_set_free(s);
         }
     }
@@ -335,8 +329,8 @@ static void options_are_checked(void **state)
     snprintf(wide, sizeof wide, "%s", MIX);
     char *max = strstr(wide, ", \"max\": 9}");
     memset(max, ' ', strlen(", \"max\": 9"));
-    expect_failure(put("wide.json", wide), (struct wl_gen_opts){.seed = 1, .num_conversations = 1000}, tiny,
-                   KM_ELIMIT, "give num_turns a \"max\"");
+    expect_failure(put("wide.json", wide), (struct wl_gen_opts){.seed = 1, .num_conversations = 1000}, tiny, KM_ELIMIT,
+                   "give \"num_turns\" a \"max\"");
     struct wl_set *s = generate(put("n.json", RANDOM("new")), (struct wl_gen_opts){.seed = UINT64_MAX}, tiny);
     wl_set_free(s);
 }
@@ -344,44 +338,34 @@ static void options_are_checked(void **state)
 static void statistics(void **state)
 {
     (void)state;
-    struct wl_msg a[] = {{.n_tokens = 10},
-                         {.assistant = true, .n_tokens = 2},
-                         {.n_tokens = 8},
-                         {.assistant = true, .n_tokens = 4}};
+    struct wl_msg a[] = {
+        {.n_tokens = 10}, {.assistant = true, .n_tokens = 2}, {.n_tokens = 8}, {.assistant = true, .n_tokens = 4}};
     struct wl_msg b[] = {{.n_tokens = 30}, {.assistant = true, .n_tokens = 6}};
     struct wl_conv convs[] = {{.id = "a", .msgs = a, .n = 4}, {.id = "b", .msgs = b, .n = 2}};
-    struct wl_set s = {
-        .name = "w", .kind = WL_CONVERSATIONS, .convs = convs, .n = 2, .n_requests = 3, .text = "t"};
+    struct wl_set s = {.name = "w", .kind = WL_CONVERSATIONS, .convs = convs, .n = 2, .n_requests = 3, .text = "t"};
     struct wl_stats st;
     wl_statistics(&s, &st);
-    assert_true(st.turns.n == 2 && st.turns.mean == 3 && st.turns.max == 4);
+    assert_true(st.messages.n == 2 && st.messages.mean == 3 && st.messages.max == 4);
     assert_true(st.first_prompt.n == 2 && st.first_prompt.mean == 20 && st.first_prompt.min == 10);
     assert_true(st.user_tokens.n == 3 && st.user_tokens.mean == 16 && st.user_tokens.p50 == 10);
     assert_true(st.answer_tokens.n == 3 && st.answer_tokens.mean == 4 && st.answer_tokens.std == 2);
-    /* requests carry 10, 10 + 2 + 8 and 30 tokens */
+    /* The inputs of the three requests have 10, 10 + 2 + 8 and 30 tokens. */
     assert_true(st.request_input.n == 3 && st.request_input.mean == 20 && st.request_input.std == 10);
-    assert_true(st.request_input.p25 == 15 && st.request_input.p75 == 25 &&
-                fabs(st.request_input.p99 - 29.8) < 1e-9);
-    assert_true(st.mean_request_input == 20 && st.mean_request_output == 4);
+    assert_true(st.request_input.p25 == 15 && st.request_input.p75 == 25 && fabs(st.request_input.p99 - 29.8) < 1e-9);
     struct km_buf out = {0};
     wl_statistics_print(&s, &out);
-    assert_non_null(strstr(out.data, "w: 2 conversations, 3 requests, text: t\n"));
-    assert_non_null(strstr(
-        out.data, "request input                  3     20.00     10.00        10        15        20"));
-    assert_non_null(strstr(out.data, "a request: 20.0 tokens in"));
+    assert_non_null(strstr(out.data, "w: 2 conversations, 3 requests\nsource text: t\n"));
+    assert_non_null(
+        strstr(out.data, "tokens, request input              3     20.00     10.00        10        15        20"));
+    assert_non_null(strstr(out.data, "tokens, answer to request          3      4.00      2.00"));
     a[2].n_tokens = -1;
     wl_statistics(&s, &st);
     assert_true(st.request_input.n == 2 && st.user_tokens.n == 2);
     km_buf_clear(&out);
     a[0].n_tokens = b[0].n_tokens = -1;
-    wl_statistics_print(&s, &out); /* nothing known: dashes, no NaN */
+    wl_statistics_print(&s, &out); /* columns without a number show dashes */
     assert_null(strstr(out.data, "nan"));
     km_buf_free(&out);
-}
-
-static int by_string(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
 static void built_in_text_is_varied(void **state)
@@ -391,7 +375,7 @@ static void built_in_text_is_varied(void **state)
     assert_int_equal(wl_builtin_text(1, 2000000, &a, NULL), 0);
     assert_int_equal(wl_builtin_text(1, 500000, &b, NULL), 0);
     assert_in_range(a.len, 2000000, 2010000);
-    assert_memory_equal(a.data, b.data, 500000); /* the longer text begins with the shorter */
+    assert_memory_equal(a.data, b.data, 500000); /* the shorter text is a prefix of the longer one */
     km_buf_clear(&b);
     assert_int_equal(wl_builtin_text(2, 500000, &b, NULL), 0);
     assert_int_not_equal(memcmp(a.data, b.data, 500000), 0);
@@ -406,7 +390,7 @@ static void built_in_text_is_varied(void **state)
             line[lines++] = p;
     }
     assert_in_range(lines, 20000, cap);
-    qsort(line, lines, sizeof *line, by_string);
+    km_sort_strings((const char **)line, lines);
     for (size_t i = 1; i < lines; i++)
         repeated += !strcmp(line[i - 1], line[i]);
     assert_in_range(repeated, 0, lines / 200);
@@ -414,8 +398,8 @@ static void built_in_text_is_varied(void **state)
     km_buf_free(&a);
 }
 
-/* Every allocation may fail: an error, nothing left behind, and success once none does. */
-static void memory_may_run_out(void **state)
+/* Fails each allocation in turn: the result must be KM_ENOMEM and no memory left, until no allocation fails. */
+static void every_allocation_may_fail(void **state)
 {
     (void)state;
     static const char *const texts[] = {
@@ -483,18 +467,18 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_with_the_tiny_tokenizer),
-        cmocka_unit_test(golden_with_qwen3_and_the_novel),
+        cmocka_unit_test(sha256_with_the_tiny_tokenizer),
+        cmocka_unit_test(sha256_with_qwen3_and_the_novel),
         cmocka_unit_test(messages_of_a_conversation),
-        cmocka_unit_test(requests_of_one_prompt),
-        cmocka_unit_test(random_prompts_know_their_ids),
-        cmocka_unit_test(files_round_trip),
+        cmocka_unit_test(repeat_one_sends_the_first_prompt),
+        cmocka_unit_test(random_prompts_have_their_token_ids),
+        cmocka_unit_test(a_written_set_reads_back),
         cmocka_unit_test(text_files_are_found_and_checked),
-        cmocka_unit_test(a_text_that_just_fits),
+        cmocka_unit_test(a_text_of_just_enough_tokens),
         cmocka_unit_test(options_are_checked),
         cmocka_unit_test(statistics),
         cmocka_unit_test(built_in_text_is_varied),
-        cmocka_unit_test(memory_may_run_out),
+        cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,9 +1,12 @@
-/* Workload files: what is read from them, and what is said about the ones that are wrong. */
+/* Workload files: what is read from valid ones, and the errors for invalid ones. */
 #include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"
-#include "workloads/internal.h"
+#include "workloads/multi_turn.h"
+#include "workloads/random.h"
+#include "workloads/spec.h"
+#include "workloads/workload.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,13 +29,13 @@ static void expect_error(const char *text, int code, const char *say)
     struct km_err err = {0};
     int rc = read_text(text, &s, &err);
     if (rc != code || !strstr(err.msg, say))
-        print_message("file: %s\nsaid: %s\nwant: %s\n", text, err.msg, say);
+        print_message("file: %s\nerror message: %s\nexpected in it: %s\n", text, err.msg, say);
     assert_int_equal(rc, code);
     assert_non_null(strstr(err.msg, say));
     assert_null(s);
 }
 
-/* The write-up's file, its draws in vLLM's order, seed 0. */
+/* The write-up's workload file: samples with seed 0, in the order in which vLLM's generator takes them. */
 static void the_write_ups_file(void **state)
 {
     (void)state;
@@ -40,8 +43,7 @@ static void the_write_ups_file(void **state)
                                     12, 12, 16, 14, 14, 18, 18, 12, 14, 18, 14, 18};
     static const int64_t prefix[] = {6401, 1487, 4075, 2975, 7149, 2974, 10029, 3639, 4506, 8071, 7922, 3640,
                                      3076, 1837, 4471, 2043, 2478, 2622, 1931,  2480, 2345, 1501, 2993, 5354};
-    static const int64_t in[] = {151, 121, 121, 159, 155, 158, 131, 138,
-                                 147, 120, 134, 155, 132, 140, 131, 124};
+    static const int64_t in[] = {151, 121, 121, 159, 155, 158, 131, 138, 147, 120, 134, 155, 132, 140, 131, 124};
     static const int64_t out[] = {86, 84, 83, 92, 116, 120, 94, 95, 100, 115, 103, 95, 93, 101, 85, 115};
     struct wl_spec *s;
     struct km_err err;
@@ -50,21 +52,22 @@ static void the_write_ups_file(void **state)
     assert_int_equal(wl_spec_read(&s, KVM_SOURCE_DIR "/workloads/generate_multi_turn.json", &err), 0);
     assert_int_equal(wl_spec_kind(s), WL_MULTI_TURN);
     assert_int_equal(s->n, 24);
+    const struct wl_multi_turn *p = s->params;
     wl_mt_seed(&r, 0);
-    assert_int_equal(wl_law_sample(&s->turns, &r, 24, v, &err), 0);
+    assert_int_equal(wl_distribution_sample(&p->turns, &r, 24, v, &err), 0);
     int requests = 0;
     for (int i = 0; i < 24; i++) {
         assert_int_equal(v[i] + v[i] % 2, turns[i]);
         requests += (int)turns[i] / 2;
     }
     assert_int_equal(requests, 185);
-    wl_law_sample(&s->prefix, &r, 24, v, &err);
+    wl_distribution_sample(&p->prefix, &r, 24, v, &err);
     assert_memory_equal(v, prefix, sizeof prefix);
-    wl_law_sample(&s->common, &r, 1, v, &err);
+    wl_distribution_sample(&p->common, &r, 1, v, &err);
     assert_int_equal(v[0], 500);
-    wl_law_sample(&s->input, &r, 16, v, &err);
+    wl_distribution_sample(&p->input, &r, 16, v, &err);
     assert_memory_equal(v, in, sizeof in);
-    wl_law_sample(&s->output, &r, 16, v, &err);
+    wl_distribution_sample(&p->output, &r, 16, v, &err);
     assert_memory_equal(v, out, sizeof out);
     wl_spec_free(s);
 }
@@ -76,9 +79,8 @@ static void every_shipped_file_reads(void **state)
         const char *name;
         enum wl_kind kind;
         int n;
-    } t[] = {{"multi_turn_20k", WL_MULTI_TURN, 24}, {"random_1k", WL_RANDOM, 100},
-             {"random_8k", WL_RANDOM, 100},         {"random_20k", WL_RANDOM, 100},
-             {"allhit_1k", WL_RANDOM, 500},         {"allhit_8k", WL_RANDOM, 500},
+    } t[] = {{"multi_turn_20k", WL_MULTI_TURN, 24}, {"random_1k", WL_RANDOM, 100}, {"random_8k", WL_RANDOM, 100},
+             {"random_20k", WL_RANDOM, 100},        {"allhit_1k", WL_RANDOM, 500}, {"allhit_8k", WL_RANDOM, 500},
              {"allhit_20k", WL_RANDOM, 500}};
     for (size_t i = 0; i < COUNT(t); i++) {
         char path[500];
@@ -90,18 +92,19 @@ static void every_shipped_file_reads(void **state)
         assert_int_equal(s->n, t[i].n);
         assert_string_equal(s->name, t[i].name);
         if (t[i].kind == WL_RANDOM) {
-            assert_int_equal(s->random, WL_RANDOM_V011);
-            assert_int_equal(s->repeat_one, t[i].n == 500);
+            const struct wl_random *p = s->params;
+            assert_int_equal(p->version, WL_RANDOM_V011);
+            assert_int_equal(p->repeat_one, t[i].n == 500);
         }
         wl_spec_free(s);
     }
 }
 
-/* A file whose num_turns is the given distribution. */
-#define TURNS(law)                                                                                           \
-    "{\"filetype\":\"generate_conversations\",\"num_conversations\":2,\"text_files\":[\"a\"],\"x\":[1.5],"   \
-    "\"prompt_input\":{\"num_turns\":" law ",\"num_tokens\":{\"distribution\":\"constant\",\"value\":9},"    \
-    "\"prefix_num_tokens\":{\"distribution\":\"constant\",\"value\":0}},"                                    \
+/* A workload file whose num_turns is the given distribution. */
+#define TURNS(distribution)                                                                                            \
+    "{\"filetype\":\"generate_conversations\",\"num_conversations\":2,\"text_files\":[\"a\"],\"x\":[1.5],"             \
+    "\"prompt_input\":{\"num_turns\":" distribution ",\"num_tokens\":{\"distribution\":\"constant\",\"value\":9},"     \
+    "\"prefix_num_tokens\":{\"distribution\":\"constant\",\"value\":0}},"                                              \
     "\"prompt_output\":{\"num_tokens\":{\"distribution\":\"constant\",\"value\":1}}}"
 
 static void distributions(void **state)
@@ -114,9 +117,7 @@ static void distributions(void **state)
     } t[] = {
         {TURNS("{\"distribution\":\"constant\",\"value\":7.9}"), 5, {7, 7, 7, 7, 7, 7, 7, 7}},
         {TURNS("{\"distribution\":\"uniform\",\"min\":12,\"max\":18}"), 0, {16, 17, 12, 15, 15, 15, 13, 15}},
-        {TURNS("{\"distribution\":\"uniform\",\"min\":12.5,\"max\":80}"),
-         5,
-         {27, 71, 26, 74, 45, 53, 64, 47}},
+        {TURNS("{\"distribution\":\"uniform\",\"min\":12.5,\"max\":80}"), 5, {27, 71, 26, 74, 45, 53, 64, 47}},
         {TURNS("{\"distribution\":\"uniform\",\"max\":1e1,\"min\":4}"), 42, {6, 9, 8, 7, 4, 4, 4, 9}},
         {TURNS("{\"distribution\":\"zipf\",\"alpha\":1.1,\"max\":50}"), 5, {50, 50, 33, 2, 50, 50, 50, 50}},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":10,\"max\":0}"), 7, {9, 10, 8, 9, 8, 7, 16, 7}},
@@ -136,7 +137,7 @@ static void distributions(void **state)
         int64_t v[8];
         assert_int_equal(read_text(t[i].text, &s, &err), 0);
         wl_mt_seed(&r, t[i].seed);
-        assert_int_equal(wl_law_sample(&s->turns, &r, 8, v, &err), 0);
+        assert_int_equal(wl_distribution_sample(&((const struct wl_multi_turn *)s->params)->turns, &r, 8, v, &err), 0);
         for (int k = 0; k < 8; k++)
             assert_int_equal(v[k], t[i].want[k]);
         wl_spec_free(s);
@@ -147,7 +148,7 @@ static void wrong_multi_turn_files(void **state)
 {
     (void)state;
     static const struct {
-        const char *law, *say;
+        const char *text, *say;
     } t[] = {
         {TURNS("{\"distribution\":\"gamma\"}"),
          "\"prompt_input.num_turns\": \"distribution\" is \"gamma\"; it must be"},
@@ -159,22 +160,19 @@ static void wrong_multi_turn_files(void **state)
          "\"min\" is 0; a uniform distribution needs min > 0"},
         {TURNS("{\"distribution\":\"uniform\",\"min\":5,\"max\":4}"), "\"min\" is 5 and \"max\" is 4"},
         {TURNS("{\"distribution\":\"uniform\",\"min\":5}"), "\"max\" is missing"},
-        {TURNS("{\"distribution\":\"zipf\",\"alpha\":1}"),
-         "\"alpha\" is 1; a zipf distribution needs alpha > 1"},
+        {TURNS("{\"distribution\":\"zipf\",\"alpha\":1}"), "\"alpha\" is 1; a zipf distribution needs alpha > 1"},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":-2}"), "\"alpha\" is -2"},
         {TURNS("{\"distribution\":\"poisson\",\"alpha\":2,\"max\":-2}"), "\"max\" is -2"},
         {TURNS("{\"distribution\":\"lognormal\",\"average\":0.5}"), "\"average\" is 0.5"},
-        {TURNS("{\"distribution\":\"lognormal\"}"), "\"average\" is missing (or \"mean\" and \"sigma\""},
+        {TURNS("{\"distribution\":\"lognormal\"}"), "\"average\" is missing; give it, or \"mean\" and \"sigma\""},
         {TURNS("{\"distribution\":\"lognormal\",\"mean\":6}"), "\"sigma\" is missing"},
-        {TURNS("{\"distribution\":\"lognormal\",\"mean\":0,\"sigma\":1}"),
-         "\"mean\" is 0; it must be more than 0"},
+        {TURNS("{\"distribution\":\"lognormal\",\"mean\":0,\"sigma\":1}"), "\"mean\" is 0; it must be more than 0"},
         {TURNS("{\"distribution\":\"lognormal\",\"average\":9,\"median_ratio\":1}"), "\"median_ratio\" is 1"},
         {"{\"filetype\":\"generate_conversations\"}", "\"num_conversations\" is missing"},
         {"{\"filetype\":\"generate_conversations\",\"num_conversations\":0}", "\"num_conversations\" is 0"},
         {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[]}",
          "\"text_files\" is empty"},
-        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[3]}",
-         "list of file names"},
+        {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[3]}", "list of file names"},
         {"{\"filetype\":\"generate_conversations\",\"num_conversations\":1,\"text_files\":[\"a\"],\"print_"
          "stats\":1}",
          "\"print_stats\" must be true or false"},
@@ -182,10 +180,10 @@ static void wrong_multi_turn_files(void **state)
          "\"prompt_input\" is missing"},
         {"{\"filetype\":\"sharegpt\"}", "\"filetype\" is \"sharegpt\"; it must be"},
         {"{}", "\"filetype\" is missing"},
-        {"7", "a workload file holds an object, or an array"},
+        {"7", "a workload file must hold a JSON object with a \"filetype\", or an array"},
     };
     for (size_t i = 0; i < COUNT(t); i++)
-        expect_error(t[i].law, KM_EINVAL, t[i].say);
+        expect_error(t[i].text, KM_EINVAL, t[i].say);
     expect_error("{\"filetype\":", KM_EFORMAT, "JSON is broken");
     struct wl_spec *s;
     struct km_err err;
@@ -219,19 +217,19 @@ static void wrong_conversations(void **state)
 #define CONV(msgs) "[{\"id\":\"x\",\"messages\":[" msgs "]}]"
     static const char *const t[][2] = {
         {"[]", "the array of conversations is empty"},
-        {"[1]", "conversation 0: it must be an object"},
+        {"[1]", "conversation 0: a conversation must be an object"},
         {"[{\"messages\":[]}]", "conversation 0: \"id\" is missing"},
         {"[{\"id\":4,\"messages\":[]}]", "\"id\" must be a string"},
-        {CONV(""), "it has 0 messages"},
-        {CONV(U), "it has 1 messages; every user message needs an answer"},
-        {CONV(A "," U), "message 0: its role is \"assistant\""},
+        {CONV(""), "the number of messages is 0"},
+        {CONV(U), "the number of messages is 1; every user message needs an answer"},
+        {CONV(A "," U), "message 0: the role is \"assistant\""},
         {CONV(U "," U),
-         "message 1: its role is \"user\"; roles alternate, starting with user, so it must be \"assistant\""},
+         "message 1: the role is \"user\"; roles alternate, starting with user, so it must be \"assistant\""},
         {CONV(U ",{\"role\":\"assistant\"}"), "message 1: \"content\" is missing"},
-        {CONV(U ",{\"role\":\"assistant\",\"content\":\"b\",\"name\":\"n\"}"), "it has 3 keys"},
+        {CONV(U ",{\"role\":\"assistant\",\"content\":\"b\",\"name\":\"n\"}"), "the message has 3 keys"},
         {"[{\"id\":\"x\",\"messages\":[" U "," A "]},{\"id\":\"x\",\"messages\":[" U "," A "]}]",
          "the id \"x\" occurs twice"},
-        {"[{\"id\":\"x_0\",\"conversations\":[]}]", "raw ShareGPT"},
+        {"[{\"id\":\"x_0\",\"conversations\":[]}]", "this is ShareGPT's own format"},
     };
     for (size_t i = 0; i < COUNT(t); i++)
         expect_error(t[i][0], KM_EINVAL, t[i][1]);

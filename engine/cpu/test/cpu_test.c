@@ -1,12 +1,12 @@
-/* The CPU backend against outside vectors, against a plain reference, and against itself: chunked, batched,
- * scattered, copied. Every pool is filled with NaN before use. */
+/* The CPU backend against vectors of another implementation, against a plain reference, and against itself: with
+ * chunked prefill, in batches, with scattered and with copied pages. Every KV pool is filled with NaN before use. */
 #include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "engine/cpu/forward.h"
-#include "engine/cpu/test/rig.h"
+#include "engine/test/backend_rig.h"
 #include "engine/test/fixture.h"
 
 #include <math.h>
@@ -26,14 +26,47 @@ static struct mdl *open_model(const char *dir)
     return m;
 }
 
+static struct smp_params greedy; /* set by main */
+
+static struct be_opts rig_opts(enum km_dtype dtype)
+{
+    return (struct be_opts){.dtype = dtype, .block_size = 16, .n_pages = 512, .max_tokens = 2048, .max_reqs = 32,
+                            .max_model_len = 8192, .n_threads = 2};
+}
+
+/* Pages are assigned in order unless a test sets another stride. */
 static void open_rig(struct rig *r, const struct mdl *m, struct be_opts o)
 {
     struct km_err err = {0};
-    if (rig_open(r, m, o, &err))
+    if (rig_open(r, &be_cpu, &o, m, &err))
+        fail_msg("%s", err.msg);
+    r->stride = 1;
+}
+
+static void open_seq(struct rig *r, struct rig_seq *s, int max_len)
+{
+    struct km_err err = {0};
+    if (rig_seq_open(r, s, max_len, &err))
         fail_msg("%s", err.msg);
 }
 
-/* Text-like ids: the golden prompts, repeated. */
+static void run_step(struct rig *r, const struct rig_part *parts, int n, struct smp_result *res)
+{
+    struct km_err err = {0};
+    if (rig_step(r, parts, n, res, &err))
+        fail_msg("%s", err.msg);
+}
+
+static struct smp_result prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, int chunk)
+{
+    struct smp_result res = {0};
+    struct km_err err = {0};
+    if (rig_prefill(r, s, tokens, n, chunk, &res, &err))
+        fail_msg("%s", err.msg);
+    return res;
+}
+
+/* Token ids of real text: the golden prompts, repeated. */
 static void some_tokens(int32_t *t, int n, int vocab)
 {
     uint32_t x = 12345;
@@ -43,7 +76,7 @@ static void some_tokens(int32_t *t, int n, int vocab)
     }
 }
 
-/* ---- outside vectors ---- */
+/* ---- vectors of another implementation ---- */
 
 static int ints(const cJSON *v, int32_t *out)
 {
@@ -58,14 +91,15 @@ struct score {
     int steps, ties, agreed, in_top5;
 };
 
-/* One vector, teacher-forced. A greedy step counts as a tie when the reference's first two are within tie. */
+/* Scores one vector, teacher-forced. A greedy step counts as a tie if the reference's first two log-probabilities
+ * differ by less than `tie`. */
 static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
 {
     static int32_t prompt[8192], want[64];
     int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt), n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want);
-    struct seq q;
-    seq_open(r, &q, n + n_want);
-    struct smp_result res = rig_prefill(r, &q, prompt, n, 2048);
+    struct rig_seq q;
+    open_seq(r, &q, n + n_want);
+    struct smp_result res = prefill(r, &q, prompt, n, 2048);
     const cJSON *top;
     cJSON_ArrayForEach(top, cJSON_GetObjectItem(v, "last_top8"))
     {
@@ -87,9 +121,9 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
         else
             s->agreed += res.id == want[i];
         if (i + 1 < n_want)
-            rig_step(r, &(struct part){&q, &want[i], 1, true}, 1, &res);
+            run_step(r, &(struct rig_part){&q, &want[i], 1, &greedy}, 1, &res);
     }
-    seq_close(&q);
+    rig_seq_close(&q);
 }
 
 static struct score play_all(const struct mdl *m, enum km_dtype dtype, const cJSON *vectors, double tie)
@@ -127,8 +161,8 @@ static void golden_bf16(void **state)
     assert_int_equal(km_json_file(KVM_SOURCE_DIR "/engine/test/golden-qwen3-tiny-lm.json", 0, &g, NULL), 0);
     /* KV is rounded to 8 bits of mantissa; everything else is as in fp32. */
     struct score s = play_all(m, KM_BF16, cJSON_GetObjectItem(g, "vectors"), 0.1);
-    print_message("bf16, qwen3-tiny-lm: worst of top-8 %.2e; greedy %d of %d (%d near-ties), in top 5: %d of %d\n", s.worst,
-                  s.agreed, s.steps - s.ties, s.ties, s.in_top5, s.steps);
+    print_message("bf16, qwen3-tiny-lm: worst of top-8 %.2e; greedy %d of %d (%d near-ties), in top 5: %d of %d\n",
+                  s.worst, s.agreed, s.steps - s.ties, s.ties, s.in_top5, s.steps);
     assert_true(s.worst < 0.3);
     assert_int_equal(s.agreed + s.ties, s.steps);
     assert_int_equal(s.in_top5, s.steps);
@@ -160,7 +194,7 @@ static void golden_random_shapes(void **state)
     cJSON_Delete(g);
 }
 
-/* ---- a plain reference, in double, for shapes that fit nothing ---- */
+/* ---- a plain reference in double, for shapes that are no multiple of any vector or tile ---- */
 
 static double *read_mat(const struct mdl *m, enum mdl_tensor t, int layer)
 {
@@ -211,14 +245,16 @@ static void ref_rope(const struct mdl_config *c, int T, int heads, double *x)
     for (int t = 0; t < T; t++)
         for (int h = 0; h < heads; h++)
             for (int i = 0; i < c->head_dim / 2; i++) {
-                double *v = x + (t * heads + h) * c->head_dim, a = t / pow((double)c->rope_theta, 2.0 * i / c->head_dim);
+                double *v = x + (t * heads + h) * c->head_dim,
+                       a = t / pow((double)c->rope_theta, 2.0 * i / c->head_dim);
                 double lo = v[i], hi = v[i + c->head_dim / 2];
                 v[i] = lo * cos(a) - hi * sin(a);
                 v[i + c->head_dim / 2] = hi * cos(a) + lo * sin(a);
             }
 }
 
-static void ref_attention(const struct mdl_config *c, int T, const double *q, const double *k, const double *v, double *out)
+static void ref_attention(const struct mdl_config *c, int T, const double *q, const double *k, const double *v,
+                          double *out)
 {
     const int H = c->n_heads, G = c->n_kv_heads, d = c->head_dim;
     double *p = malloc(sizeof *p * (size_t)T);
@@ -246,7 +282,8 @@ static double *reference(const struct mdl *m, const int32_t *tokens, int T)
 {
     const struct mdl_config *c = mdl_config(m);
     const int D = c->hidden, Hd = c->n_heads * c->head_dim, Gd = c->n_kv_heads * c->head_dim, F = c->ffn;
-    double *emb = read_mat(m, MDL_EMBED, 0), *x = malloc(sizeof *x * (size_t)(T * D)), *xn = malloc(sizeof *xn * (size_t)(T * D));
+    double *emb = read_mat(m, MDL_EMBED, 0), *x = malloc(sizeof *x * (size_t)(T * D)),
+           *xn = malloc(sizeof *xn * (size_t)(T * D));
     double *q = malloc(sizeof *q * (size_t)(T * Hd)), *a = malloc(sizeof *a * (size_t)(T * Hd));
     double *k = malloc(sizeof *k * (size_t)(T * Gd)), *v = malloc(sizeof *v * (size_t)(T * Gd));
     double *g = malloc(sizeof *g * (size_t)(T * F)), *u = malloc(sizeof *u * (size_t)(T * F));
@@ -281,15 +318,28 @@ static double *reference(const struct mdl *m, const int32_t *tokens, int T)
     return logits;
 }
 
+static struct mdl_config shape(int n_layers, int hidden, int n_heads, int n_kv_heads, int head_dim, int ffn, int vocab,
+                               bool tied)
+{
+    return (struct mdl_config){.n_layers = n_layers,
+                               .hidden = hidden,
+                               .n_heads = n_heads,
+                               .n_kv_heads = n_kv_heads,
+                               .head_dim = head_dim,
+                               .ffn = ffn,
+                               .vocab = vocab,
+                               .max_pos = 512,
+                               .tied = tied};
+}
+
 static void odd_shapes_match_a_plain_reference(void **state)
 {
     (void)state;
+    /* layers, hidden, heads, KV heads, head_dim, ffn, vocabulary, tied */
     const struct mdl_config shapes[] = {
-        {.n_layers = 2, .hidden = 20, .n_heads = 6, .n_kv_heads = 2, .head_dim = 10, .ffn = 28, .vocab = 37, .max_pos = 512},
-        {.n_layers = 1, .hidden = 33, .n_heads = 5, .n_kv_heads = 5, .head_dim = 34, .ffn = 65, .vocab = 100, .max_pos = 512, .tied = true},
-        {.n_layers = 3, .hidden = 64, .n_heads = 7, .n_kv_heads = 1, .head_dim = 96, .ffn = 130, .vocab = 64, .max_pos = 512},
-        {.n_layers = 1, .hidden = 8, .n_heads = 128, .n_kv_heads = 1, .head_dim = 2, .ffn = 2, .vocab = 9, .max_pos = 512, .tied = true},
-        {.n_layers = 2, .hidden = 2, .n_heads = 1, .n_kv_heads = 1, .head_dim = 66, .ffn = 200, .vocab = 21, .max_pos = 512},
+        shape(2, 20, 6, 2, 10, 28, 37, false), shape(1, 33, 5, 5, 34, 65, 100, true),
+        shape(3, 64, 7, 1, 96, 130, 64, false), shape(1, 8, 128, 1, 2, 2, 9, true),
+        shape(2, 2, 1, 1, 66, 200, 21, false),
     };
     char dir[64];
     int32_t tokens[150];
@@ -298,7 +348,7 @@ static void odd_shapes_match_a_plain_reference(void **state)
         for (int block = 1; block <= 24; block += 23) {
             struct mdl_config c = shapes[i];
             struct rig r;
-            struct seq s;
+            struct rig_seq s;
             c.rope_theta = 10000, c.rms_eps = 1e-6f;
             fx_dir(dir);
             fx_model(dir, &c, i % 2 ? KM_F32 : KM_BF16, 1 + (int)i % 3, i);
@@ -308,16 +358,16 @@ static void odd_shapes_match_a_plain_reference(void **state)
             o.n_threads = 1 + (int)i % 3;
             open_rig(&r, m, o);
             r.stride = 7;
-            seq_open(&r, &s, 150);
+            open_seq(&r, &s, 150);
             some_tokens(tokens, 150, c.vocab);
-            struct smp_result res = rig_prefill(&r, &s, tokens, 150, 64);
+            struct smp_result res = prefill(&r, &s, tokens, 150, 64);
             double *want = reference(m, tokens, 150);
             for (int j = 0; j < res.n_top; j++) {
                 double err = fabs((double)res.top_logprob[j] - want[res.top_id[j]]);
                 worst = err > worst ? err : worst;
             }
             free(want);
-            seq_close(&s);
+            rig_seq_close(&s);
             rig_close(&r);
             mdl_free(m);
             fx_remove(dir);
@@ -326,7 +376,7 @@ static void odd_shapes_match_a_plain_reference(void **state)
     assert_true(worst < 1e-4);
 }
 
-/* ---- the backend against itself: all of it bit for bit ---- */
+/* ---- the backend against itself: results are equal bit for bit ---- */
 
 static void chunks_change_nothing(void **state)
 {
@@ -339,27 +389,27 @@ static void chunks_change_nothing(void **state)
         struct smp_result want[MORE];
         struct rig r;
         open_rig(&r, m, rig_opts((enum km_dtype)dtype));
-        some_tokens(tokens, N, r.c->vocab);
+        some_tokens(tokens, N, mdl_config(m)->vocab);
         for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
-            struct seq s;
-            seq_open(&r, &s, N + MORE);
-            struct smp_result res = rig_prefill(&r, &s, tokens, N, chunks[i]);
+            struct rig_seq s;
+            open_seq(&r, &s, N + MORE);
+            struct smp_result res = prefill(&r, &s, tokens, N, chunks[i]);
             for (int j = 0; j < MORE; j++) {
                 if (i == 0)
                     want[j] = res;
                 else if (!rig_same(&res, &want[j]))
                     fail_msg("chunks of %d, token %d: %d (%.9g) instead of %d (%.9g)", chunks[i], j, res.id,
                              (double)res.logprob, want[j].id, (double)want[j].logprob);
-                rig_step(&r, &(struct part){&s, &want[j].id, 1, true}, 1, &res);
+                run_step(&r, &(struct rig_part){&s, &want[j].id, 1, &greedy}, 1, &res);
             }
-            seq_close(&s);
+            rig_seq_close(&s);
         }
         rig_close(&r);
     }
     mdl_free(m);
 }
 
-/* Five sequences in different places of their lives, alone and in one batch, with 1 and 4 threads. */
+/* Five sequences at different stages (prefill, decode), alone and in one batch, with 1 and 4 threads. */
 static void batches_and_pages_change_nothing(void **state)
 {
     (void)state;
@@ -377,24 +427,24 @@ static void batches_and_pages_change_nothing(void **state)
             o.block_size = 1, o.n_pages = 8192;
         open_rig(&r, m, o);
         r.stride = round < 2 ? 1 : 37;
-        struct part parts[N];
-        struct seq s[N];
+        struct rig_part parts[N];
+        struct rig_seq s[N];
         for (int i = 0; i < N; i++) {
-            seq_open(&r, &s[i], done[i] + now[i]);
+            open_seq(&r, &s[i], done[i] + now[i]);
             if (done[i])
-                rig_prefill(&r, &s[i], tokens + i, done[i], 2048);
-            parts[i] = (struct part){&s[i], tokens + i + done[i], now[i], true};
+                prefill(&r, &s[i], tokens + i, done[i], 2048);
+            parts[i] = (struct rig_part){&s[i], tokens + i + done[i], now[i], &greedy};
             if (round == 0)
-                rig_step(&r, &parts[i], 1, &alone[i]);
+                run_step(&r, &parts[i], 1, &alone[i]);
         }
         if (round)
-            rig_step(&r, parts, N, together);
+            run_step(&r, parts, N, together);
         for (int i = 0; i < N && round; i++)
             if (!rig_same(&alone[i], &together[i]))
                 fail_msg("round %d, sequence %d: %d (%.9g) instead of %d (%.9g)", round, i, together[i].id,
                          (double)together[i].logprob, alone[i].id, (double)alone[i].logprob);
         for (int i = 0; i < N; i++)
-            seq_close(&s[i]);
+            rig_seq_close(&s[i]);
         rig_close(&r);
     }
     mdl_free(m);
@@ -408,23 +458,23 @@ static void pages_go_out_and_come_back(void **state)
     struct mdl *m = open_model(TINY);
     for (int dtype = KM_F32; dtype <= KM_BF16; dtype++) {
         struct rig r;
-        struct seq a, b;
+        struct rig_seq a, b;
         struct smp_result want, got;
         struct kv_copy c[PAGES];
         uint64_t ticket;
         open_rig(&r, m, rig_opts((enum km_dtype)dtype));
-        some_tokens(tokens, N + 1, r.c->vocab);
-        seq_open(&r, &a, N + 1);
-        rig_prefill(&r, &a, tokens, N, 2048);
+        some_tokens(tokens, N + 1, mdl_config(m)->vocab);
+        open_seq(&r, &a, N + 1);
+        prefill(&r, &a, tokens, N, 2048);
         char *host = be_cpu.host_alloc(r.b, PAGES * r.g.page_bytes), *back = malloc(PAGES * r.g.page_bytes);
         for (int i = 0; i < PAGES; i++)
             c[i] = (struct kv_copy){.page = a.table[i], .host = host + (size_t)i * r.g.page_bytes};
         assert_int_equal(be_cpu.copy(r.b, KV_TO_HOST, c, PAGES, &ticket, NULL), 0);
         assert_int_equal(ticket, 0);
         assert_int_equal(be_cpu.poll(r.b, ticket), 1);
-        rig_step(&r, &(struct part){&a, &tokens[N], 1, true}, 1, &want);
+        run_step(&r, &(struct rig_part){&a, &tokens[N], 1, &greedy}, 1, &want);
         r.stride = 5;
-        seq_open(&r, &b, N + 1);
+        open_seq(&r, &b, N + 1);
         for (int i = 0; i < PAGES; i++)
             c[i].page = b.table[i];
         assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE, c, PAGES, &ticket, NULL), 0);
@@ -433,28 +483,30 @@ static void pages_go_out_and_come_back(void **state)
         assert_int_equal(be_cpu.copy(r.b, KV_TO_HOST, c, PAGES, &ticket, NULL), 0);
         assert_memory_equal(host, back, PAGES * r.g.page_bytes);
         b.n_done = N;
-        rig_step(&r, &(struct part){&b, &tokens[N], 1, true}, 1, &got);
+        run_step(&r, &(struct rig_part){&b, &tokens[N], 1, &greedy}, 1, &got);
         assert_true(rig_same(&want, &got));
-        /* and the bytes matter: one flipped exponent bit of the last V changes the answer */
+        /* The bytes matter: one flipped exponent bit of the last V changes the answer. */
         host[PAGES * r.g.page_bytes - 1] ^= 0x20;
-        assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE, &(struct kv_copy){b.table[PAGES - 1], host + (PAGES - 1) * r.g.page_bytes}, 1,
-                                     &ticket, NULL), 0);
+        assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE,
+                                     &(struct kv_copy){b.table[PAGES - 1], host + (PAGES - 1) * r.g.page_bytes}, 1,
+                                     &ticket, NULL),
+                         0);
         b.n_done = N;
-        rig_step(&r, &(struct part){&b, &tokens[N], 1, true}, 1, &got);
+        run_step(&r, &(struct rig_part){&b, &tokens[N], 1, &greedy}, 1, &got);
         assert_false(rig_same(&want, &got));
         struct km_err err = {0};
         c[0].page = r.g.n_pages;
         assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE, c, 1, &ticket, &err), KM_EINVAL);
         be_cpu.host_free(r.b, host, PAGES * r.g.page_bytes);
         free(back);
-        seq_close(&a);
-        seq_close(&b);
+        rig_seq_close(&a);
+        rig_seq_close(&b);
         rig_close(&r);
     }
     mdl_free(m);
 }
 
-/* The same through each instruction set: the tables not picked here must work where they are. */
+/* The same answers with each instruction set that this CPU has, also those that kernels_best does not choose. */
 static void every_instruction_set_agrees(void **state)
 {
     (void)state;
@@ -468,8 +520,8 @@ static void every_instruction_set_agrees(void **state)
         pos[i] = slots[i] = i;
     for (int i = 0; i <= N / 16; i++)
         table[i] = i;
-    for (int i = 0; kern_all()[i]; i++) {
-        struct pool *pool;
+    for (int i = 0; kernels_supported()[i]; i++) {
+        struct thread_pool *pool;
         struct wts w;
         struct fwd *f;
         struct smp_result res;
@@ -479,8 +531,8 @@ static void every_instruction_set_agrees(void **state)
         kv.g.page_bytes = (size_t)(c->n_layers * 2 * c->n_kv_heads * 16 * c->head_dim) * sizeof(float);
         kv.pages = malloc(kv.g.page_bytes * (size_t)kv.g.n_pages);
         const struct fwd_limits lim = {N, 4, 1024, 16};
-        assert_int_equal(pool_open(&pool, 2, NULL), 0);
-        assert_int_equal(wts_load(&w, m, KM_F32, kern_all()[i], pool, NULL), 0);
+        assert_int_equal(thread_pool_open(&pool, 2, NULL), 0);
+        assert_int_equal(wts_load(&w, m, KM_F32, kernels_supported()[i], pool, NULL), 0);
         assert_int_equal(fwd_open(&f, c, &w, pool, &kv, &lim, NULL), 0);
         struct smp_row row = {.p = smp_defaults(), .row = N - 1};
         row.p.n_logprobs = 20;
@@ -494,12 +546,12 @@ static void every_instruction_set_agrees(void **state)
         double worst = 0;
         for (int j = 0; j < 10; j++)
             worst = fmax(worst, fabs((double)(res.top_logprob[j] - first.top_logprob[j])));
-        print_message("%s: %d, %.2e from the first\n", kern_all()[i]->name, res.id, worst);
+        print_message("%s: %d, %.2e from the first\n", kernels_supported()[i]->name, res.id, worst);
         assert_int_equal(res.id, first.id);
         assert_true(worst < 1e-4 && flops > 2e9);
         fwd_close(f);
         wts_free(&w);
-        pool_close(pool);
+        thread_pool_close(pool);
         free(kv.pages);
     }
     mdl_free(m);
@@ -521,37 +573,37 @@ static void budgets_are_kept(void **state)
     struct be_stats st;
     be_cpu.stats(r.b, &st);
     assert_int_equal(st.kv_bytes, (int64_t)r.g.n_pages * (int64_t)r.g.page_bytes);
-    int64_t total = st.weight_bytes + st.work_bytes + st.kv_bytes;
+    int64_t total = st.weight_bytes + st.workspace_bytes + st.kv_bytes;
     assert_true(total <= o.memory_limit && total > o.memory_limit - (int64_t)r.g.page_bytes);
     assert_int_equal(r.g.page_bytes, 6 * 2 * 4 * 16 * 64 * 2);
     assert_non_null(strstr(st.device, "2 threads"));
     rig_close(&r);
     o.memory_limit = 1 << 20;
-    assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_ELIMIT);
     assert_non_null(strstr(err.msg, "bytes are needed"));
     o.memory_limit = 64 << 20;
     o.n_pages = 1 << 20;
-    assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_ELIMIT);
     assert_non_null(strstr(err.msg, "1048576 pages"));
     o.memory_limit = 0;
     o.n_pages = 1 << 26; /* 6 TB */
-    assert_int_equal(rig_open(&r, m, o, &err), KM_ELIMIT);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_ELIMIT);
     o = rig_opts(KM_F32);
     o.n_pages = 0;
     open_rig(&r, m, o);
     assert_int_equal(r.g.n_pages, 8 * 8192 / 16);
     rig_close(&r);
     o.dtype = KM_F16;
-    assert_int_equal(rig_open(&r, m, o, &err), KM_EINVAL);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_EINVAL);
     o = rig_opts(KM_F32);
     o.block_size = 0;
-    assert_int_equal(rig_open(&r, m, o, &err), KM_EINVAL);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_EINVAL);
     assert_non_null(strstr(err.msg, "block size"));
     mdl_free(m);
 }
 
-/* Rows add up to the blocks that are allocated, to the byte; and what the allocator counts over an open is the plan,
- * each of its three blocks rounded up to huge pages and placed by at most one more, and a few small things beside. */
+/* The plan's rows add up to the allocated blocks, to the byte. What the allocator counts for an open is the plan, plus
+ * the rounding of its three blocks to huge pages, at most one huge page each for alignment, and a few small structs. */
 static void plans_are_what_open_takes(void **state)
 {
     (void)state;
@@ -560,7 +612,7 @@ static void plans_are_what_open_takes(void **state)
     for (int i = 0; i < 4; i++) {
         struct mdl *m = open_model(names[i / 2]);
         struct be_opts o = rig_opts(i % 2 ? KM_BF16 : KM_F32);
-        o.max_tokens = 16384 - i; /* the bounds must be small beside a row */
+        o.max_tokens = 16384 - i; /* large rows, beside which the bounds below are small */
         o.n_pages = i < 2 ? 333 : 0;
         o.memory_limit = i < 2 ? 0 : (int64_t)700 << 20;
         const struct fwd_limits lim = {o.max_tokens, o.max_reqs, o.max_model_len, o.block_size};
@@ -569,8 +621,8 @@ static void plans_are_what_open_takes(void **state)
         struct be *b;
         struct kv_geom g;
         struct be_stats st;
-        size_t weight_block = wts_bytes(mdl_config(m), o.dtype, kern_pick(), &weights),
-               work_block = fwd_bytes(mdl_config(m), kern_pick(), 2, &lim, &work);
+        size_t weight_block = wts_bytes(mdl_config(m), o.dtype, kernels_best(), &weights),
+               work_block = fwd_bytes(mdl_config(m), kernels_best(), 2, &lim, &work);
         assert_int_equal(weight_block, plan_total(&weights, KM_MEM_HOST));
         assert_int_equal(work_block, plan_total(&work, KM_MEM_HOST));
         assert_int_equal(be_cpu.plan(&plan, &o, m, &err), 0);
@@ -588,7 +640,7 @@ static void plans_are_what_open_takes(void **state)
         int64_t results = 2 * (int64_t)o.max_tokens * (int64_t)sizeof(struct smp_result) + o.max_tokens;
         assert_int_equal(plan_total(&plan, KM_MEM_HOST), blocks[0] + blocks[1] + blocks[2] + results);
         assert_int_equal(st.weight_bytes, blocks[0]);
-        assert_int_equal(st.work_bytes, blocks[1] + results);
+        assert_int_equal(st.workspace_bytes, blocks[1] + results);
         assert_int_equal(st.kv_bytes, blocks[2]);
         for (int k = 0; k < 3; k++)
             rounded += (blocks[k] + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
@@ -599,7 +651,7 @@ static void plans_are_what_open_takes(void **state)
     }
 }
 
-/* Too little memory: the words of open, and the rows all the same. */
+/* Without enough memory, plan fails with open's message and still fills in the rows. */
 static void plans_that_do_not_fit(void **state)
 {
     (void)state;
@@ -628,11 +680,20 @@ static void bad_batches_are_refused(void **state)
     struct mdl *m = open_model(TINY);
     struct rig r;
     open_rig(&r, m, rig_opts(KM_F32));
-    int32_t tokens[2] = {5, 6}, pos[2] = {0, 1}, slots[2] = {0, 1}, q_start[2] = {0, 2}, kv_len[1] = {2}, table[1] = {0},
-            table_start[2] = {0, 1};
+    int32_t tokens[2] = {5, 6}, pos[2] = {0, 1}, slots[2] = {0, 1}, q_start[2] = {0, 2}, kv_len[1] = {2},
+            table[1] = {0}, table_start[2] = {0, 1};
     struct smp_row rows[2] = {{.p = smp_defaults(), .row = 1}, {.p = smp_defaults(), .row = 1}};
-    struct batch b = {.n_tokens = 2, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = 1, .q_start = q_start,
-                      .kv_len = kv_len, .table_start = table_start, .block_table = table, .n_samples = 1, .samples = rows};
+    struct batch b = {.n_tokens = 2,
+                      .tokens = tokens,
+                      .positions = pos,
+                      .slots = slots,
+                      .n_reqs = 1,
+                      .q_start = q_start,
+                      .kv_len = kv_len,
+                      .table_start = table_start,
+                      .block_table = table,
+                      .n_samples = 1,
+                      .samples = rows};
     struct smp_result res[2];
     uint64_t ticket = 0;
     struct km_err err = {0};
@@ -641,11 +702,12 @@ static void bad_batches_are_refused(void **state)
     assert_int_equal(be_cpu.wait(r.b, ticket + 1, res, &err), KM_EINVAL);
     const struct {
         int32_t *at, bad;
-    } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1}, {&pos[1], 0}, {&pos[1], 2}, {&pos[0], -1}, {&slots[1], 512 * 16},
-                    {&slots[0], -1},    {&q_start[1], 3}, {&q_start[0], 1}, {&kv_len[0], 0}, {&kv_len[0], 17}, {&table[0], 512},
-                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2}, {&rows[0].row, -1},
-                    {&b.n_tokens, 0},   {&b.n_tokens, 4096},
-                    {&b.n_reqs, 0},     {&b.n_samples, 2}};
+    } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1},      {&pos[1], 0},         {&pos[1], 2},
+                    {&pos[0], -1},      {&slots[1], 512 * 16}, {&slots[0], -1},      {&q_start[1], 3},
+                    {&q_start[0], 1},   {&kv_len[0], 0},       {&kv_len[0], 17},     {&table[0], 512},
+                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2},
+                    {&rows[0].row, -1}, {&b.n_tokens, 0},      {&b.n_tokens, 4096},  {&b.n_reqs, 0},
+                    {&b.n_samples, 2}};
     for (size_t i = 0; i < sizeof rows_bad / sizeof *rows_bad; i++) {
         int32_t was = *rows_bad[i].at;
         *rows_bad[i].at = rows_bad[i].bad;
@@ -686,7 +748,7 @@ static void failed_allocations_are_survived(void **state)
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
         assert_true(n < 1000);
     }
-    /* Weights that cannot be read are the model's error, not a crash in a thread. */
+    /* Weights that cannot be read are an error that names the file, not a crash in a thread. */
     char path[96];
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     assert_int_equal(truncate(path, 3000), 0);
@@ -702,6 +764,7 @@ static void failed_allocations_are_survived(void **state)
 
 int main(void)
 {
+    greedy = rig_greedy();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(golden_fp32),
         cmocka_unit_test(golden_bf16),

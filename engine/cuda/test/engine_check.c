@@ -11,7 +11,7 @@
  * be 1.5 TIE apart. Exit 1 when a check fails. */
 #include "base/json.h"
 #include "base/mem.h"
-#include "engine/cuda/test/rig.h"
+#include "engine/test/backend_rig.h"
 #include "engine/engine.h"
 #include "engine/rates.h"
 
@@ -417,6 +417,7 @@ static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
     struct eng *e;
     struct km_err err;
     o.max_num_seqs = 32;
+    o.dtype = KM_BF16;
     o.num_blocks = 509;
     must(eng_open(&e, &o, m, &be_cuda, NULL, &err), &err);
     struct answer cold = ask(e, ids, N, OUT), warm = ask(e, ids, N, OUT);
@@ -457,6 +458,7 @@ static struct eng *crowd_open(const struct mdl *m, const struct backend *backend
     struct km_err err;
     uint64_t id;
     o.max_num_seqs = max_seqs;
+    o.dtype = KM_BF16;
     o.num_blocks = 509;
     must(eng_open(&e, &o, m, backend, NULL, &err), &err);
     for (int i = 0; i < CROWD; i++) {
@@ -537,7 +539,7 @@ static void ahead_or_not(const struct mdl *m, const int32_t *ids)
 {
     static struct crowd one, two;
     struct backend waits = be_cuda;
-    waits.ahead = false;
+    waits.async_sched = false;
     for (int alone = 0; alone < 2; alone++) {
         one.prompt = alone ? 300 : 40;
         for (int i = 0; i < CROWD; i++)
@@ -552,10 +554,10 @@ static void ahead_or_not(const struct mdl *m, const int32_t *ids)
         two.prompt = one.prompt;
         struct eng_stats b = serve(m, &be_cuda, ids, alone ? 1 : 32, &two);
         int same = crowds_agree(&one, &two);
-        say(same == CROWD && !a.ahead_steps && b.ahead_steps > b.steps / 2 && a.generated_tokens == b.generated_tokens &&
+        say(same == CROWD && !a.async_steps && b.async_steps > b.steps / 2 && a.generated_tokens == b.generated_tokens &&
                 (alone ? b.wasted_rows > 0 : b.wasted_rows == 0) && b.finished[ENG_STOP] == a.finished[ENG_STOP],
             "%lld of %lld steps ahead, %s: %d of %d answers as one step at a time, %lld stopped, %lld rows wasted",
-            (long long)b.ahead_steps, (long long)b.steps, alone ? "alone" : "together", same, CROWD,
+            (long long)b.async_steps, (long long)b.steps, alone ? "alone" : "together", same, CROWD,
             (long long)b.finished[ENG_STOP], (long long)b.wasted_rows);
     }
 }
@@ -585,7 +587,7 @@ static void plan_is_kept(const struct mdl *m, const struct be_opts *o, const str
         "plan of %d tokens, %d requests: %lld bytes on the card, %lld pinned; taken: %lld, %lld", o->max_tokens,
         o->max_reqs, (long long)taken, (long long)plan_total(p, KM_MEM_PINNED), (long long)device, (long long)pinned);
     say(st.weight_bytes == plan_sum(p, PLAN_WEIGHTS, KM_MEM_DEVICE) &&
-            st.work_bytes == plan_sum(p, PLAN_WORK, KM_MEM_DEVICE) &&
+            st.workspace_bytes == plan_sum(p, PLAN_WORKSPACE, KM_MEM_DEVICE) &&
             st.kv_bytes == plan_sum(p, PLAN_KV, KM_MEM_DEVICE) && g.n_pages == p->geom.n_pages &&
             g.page_bytes == p->geom.page_bytes && !memcmp(&g.model, &p->geom.model, sizeof g.model) &&
             !strcmp(st.device, p->device) && total <= p->limit &&
@@ -643,11 +645,11 @@ static void rates(void)
 {
     struct rates r;
     struct km_err err;
-    must(rates_measure(&r, &err), &err);
-    say(r.memory > 0 && r.copy_gbps > 100 && r.copy_gbps < 20000 && r.to_card_gbps > 1 && r.to_card_gbps < 1000 &&
-            r.to_host_gbps > 1 && r.to_host_gbps < 1000 && r.gemm_tflops > 20 && r.gemm_tflops < 5000,
+    must(be_cuda.measure(&r, &err), &err);
+    say(r.memory > 0 && r.copy_gbps > 100 && r.copy_gbps < 20000 && r.h2d_gbps > 1 && r.h2d_gbps < 1000 &&
+            r.d2h_gbps > 1 && r.d2h_gbps < 1000 && r.gemm_tflops > 20 && r.gemm_tflops < 5000,
         "%s, %.0f GiB: copies %.0f GB/s, to the card %.1f, to the host %.1f, products %.0f TFLOP/s", r.device,
-        (double)r.memory / (1 << 30), r.copy_gbps, r.to_card_gbps, r.to_host_gbps, r.gemm_tflops);
+        (double)r.memory / (1 << 30), r.copy_gbps, r.h2d_gbps, r.d2h_gbps, r.gemm_tflops);
 }
 
 static void self(const struct mdl *m, double tie)
@@ -687,7 +689,7 @@ int main(int argc, char **argv)
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     const char *tie = argc > 3 + vectors ? argv[3 + vectors] : "0.2";
-    must(be_cuda_probe(&err), &err);
+    must(be_cuda.probe(&err), &err);
     must(mdl_open(&m, argv[2], false, SEED, &err), &err);
     if (vectors)
         golden(m, argv[3], atof(tie));

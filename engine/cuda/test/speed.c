@@ -216,6 +216,7 @@ int main(int argc, char **argv)
     struct eng_opts o = eng_defaults();
     o.max_num_batched_tokens = BATCHED;
     o.max_num_seqs = SEQS;
+    o.dtype = KM_BF16;
     o.prefix_caching = false;
     must(eng_open(&e, &o, m, &timed, NULL, &err), &err);
     double opened = (double)(km_now_ns() - t0) / 1e9;
@@ -226,7 +227,7 @@ int main(int argc, char **argv)
     eng_stats(e, &st);
     printf("%s%s on %s: weights %.2f GiB, work space %.2f GiB, KV %.2f GiB in %d blocks; opened in %.2f s\n\n",
            mdl_name(m), mdl_is_dummy(m) ? " (dummy weights)" : "", st.be.device,
-           (double)st.be.weight_bytes / (1 << 30), (double)st.be.work_bytes / (1 << 30),
+           (double)st.be.weight_bytes / (1 << 30), (double)st.be.workspace_bytes / (1 << 30),
            (double)st.be.kv_bytes / (1 << 30), st.pages, opened);
     printf("| what | median | 10%% to 90%% | samples | goal | |\n|---|---|---|---|---|---|\n");
     rows = cJSON_CreateArray();

@@ -1,9 +1,9 @@
-/* Requests: what is accepted, what is refused with which name, and what the fields come to. */
+/* Requests: which are accepted, which are refused and under which field's name, and the values that fields become. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
 #include "engine/server/api.h"
-#include "engine/server/test/fake_tok.h"
+#include "engine/server/test/fake_tokenizer.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,29 +15,50 @@ static struct api_env env(void)
                             .top_p = -1, .top_k = -1};
 }
 
-static int parse(struct api *a, enum api_kind k, const char *json, struct api_error *e)
+static int parse(struct api_request *a, enum api_kind k, const char *json, struct api_error *e)
 {
     struct api_env v = env();
     return api_parse(a, k, json, strlen(json), &v, e);
 }
 
-/* Bodies with one field more: {"model":"m","prompt":"hi", FIELD}, and likewise for a chat. */
-static void field(enum api_kind k, const char *f, const char *value, int status, const char *param)
+/* Parses a body, which must give this status, and under an error this param. */
+static void check(enum api_kind k, const char *body, int status, const char *param)
 {
-    char body[2048];
-    snprintf(body, sizeof body, "{\"model\":\"m\",%s,\"%s\":%s}",
-             k == API_CHAT ? "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]" : "\"prompt\":\"hi\"", f, value);
-    struct api a;
+    struct api_request a;
     struct api_error e;
     int rc = parse(&a, k, body, &e);
     int got = rc ? e.status : 200;
     if (got != status || (rc && strcmp(e.param, param)))
-        fail_msg("%s %s: %d \"%s\" (%s) instead of %d \"%s\"", k == API_CHAT ? "chat" : "completion", body, got,
-                 rc ? e.param : "", rc ? e.err.msg : "", status, param);
+        fail_msg("%s: %d \"%s\" (%s) instead of %d \"%s\"", body, got, rc ? e.param : "", rc ? e.err.msg : "", status,
+                 param);
     if (rc)
         assert_true(*e.err.msg != 0);
     else
         api_free(&a);
+}
+
+/* A completion or a chat with one field more. */
+static void check_field(enum api_kind k, const char *name, const char *value, int status, const char *param)
+{
+    char body[2048];
+    snprintf(body, sizeof body, "{\"model\":\"m\",%s,\"%s\":%s}",
+             k == API_CHAT ? "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]" : "\"prompt\":\"hi\"", name, value);
+    check(k, body, status, param);
+}
+
+struct field_row {
+    const char *name, *value;
+    int kinds; /* API_COMPLETION, API_CHAT, or 3 for both */
+    int status;
+};
+
+/* An error must name the field of its row. */
+static void check_fields(const struct field_row *rows, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        for (int k = API_COMPLETION; k <= API_CHAT; k++)
+            if (rows[i].kinds & k)
+                check_field((enum api_kind)k, rows[i].name, rows[i].value, rows[i].status, rows[i].name);
 }
 
 static const struct number {
@@ -65,10 +86,10 @@ static const struct number {
     {"priority", 3, {"0", "-5", "2147483647"}, {"2147483648", "0.5"}},
 };
 
-static void every_number_has_bounds(void **state)
+static void numbers_have_bounds(void **state)
 {
     (void)state;
-    /* None of these is a number; 1e999 is one that no double holds. */
+    /* Not numbers, and numbers that no double can hold. */
     static const char *const never[] = {"\"1\"", "true", "false", "[]", "{}", "[1]", "1e999", "-1e999", "\"\""};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         for (int k = API_COMPLETION; k <= API_CHAT; k++) {
@@ -76,17 +97,17 @@ static void every_number_has_bounds(void **state)
             if (!(n->kinds & k))
                 continue;
             for (int j = 0; j < 6 && n->good[j]; j++)
-                field((enum api_kind)k, n->name, n->good[j], 200, "");
+                check_field((enum api_kind)k, n->name, n->good[j], 200, "");
             for (int j = 0; j < 12 && n->bad[j]; j++) {
                 bool context = strstr(n->name, "max_") && atof(n->bad[j]) >= 99 && atof(n->bad[j]) < 2147483648.0;
-                field((enum api_kind)k, n->name, n->bad[j], 400, !context ? n->name : k == API_CHAT ? "messages" : "prompt");
+                check_field((enum api_kind)k, n->name, n->bad[j], 400, !context ? n->name : k == API_CHAT ? "messages" : "prompt");
             }
             for (size_t j = 0; j < sizeof never / sizeof *never; j++)
-                field((enum api_kind)k, n->name, never[j], 400, n->name);
+                check_field((enum api_kind)k, n->name, never[j], 400, n->name);
         }
 }
 
-static void every_flag_is_a_flag(void **state)
+static void bools_are_checked(void **state)
 {
     (void)state;
     static const struct {
@@ -99,22 +120,19 @@ static void every_flag_is_a_flag(void **state)
         for (int k = API_COMPLETION; k <= API_CHAT; k++) {
             if (!(flags[i].kinds & k))
                 continue;
-            field((enum api_kind)k, flags[i].name, "true", 200, "");
-            field((enum api_kind)k, flags[i].name, "false", 200, "");
-            field((enum api_kind)k, flags[i].name, "null", 200, "");
-            field((enum api_kind)k, flags[i].name, "1", 400, flags[i].name);
-            field((enum api_kind)k, flags[i].name, "\"true\"", 400, flags[i].name);
-            field((enum api_kind)k, flags[i].name, "[]", 400, flags[i].name);
+            check_field((enum api_kind)k, flags[i].name, "true", 200, "");
+            check_field((enum api_kind)k, flags[i].name, "false", 200, "");
+            check_field((enum api_kind)k, flags[i].name, "null", 200, "");
+            check_field((enum api_kind)k, flags[i].name, "1", 400, flags[i].name);
+            check_field((enum api_kind)k, flags[i].name, "\"true\"", 400, flags[i].name);
+            check_field((enum api_kind)k, flags[i].name, "[]", 400, flags[i].name);
         }
 }
 
-static void what_is_not_supported_says_so(void **state)
+static void unsupported_fields_are_refused(void **state)
 {
     (void)state;
-    static const struct {
-        const char *name, *value;
-        int kinds, status;
-    } rows[] = {
+    static const struct field_row rows[] = {
         {"tools", "[{\"type\":\"function\"}]", 2, 400},
         {"tools", "[]", 2, 200},
         {"tools", "null", 2, 200},
@@ -156,7 +174,7 @@ static void what_is_not_supported_says_so(void **state)
         {"response_format", "{}", 3, 400},
         {"response_format", "{\"type\":\"text\"}", 3, 200},
         {"response_format", "null", 3, 200},
-        /* cannot change the answer, or nobody knows them */
+        /* Fields that cannot change the answer, and unknown ones. */
         {"user", "\"u\"", 3, 200},
         {"metadata", "{\"a\":\"b\"}", 3, 200},
         {"store", "true", 3, 200},
@@ -167,19 +185,13 @@ static void what_is_not_supported_says_so(void **state)
         {"never_heard_of", "{\"a\":[1,2,{\"b\":null}]}", 3, 200},
         {"length_penalty", "1.0", 3, 200},
     };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        for (int k = API_COMPLETION; k <= API_CHAT; k++)
-            if (rows[i].kinds & k)
-                field((enum api_kind)k, rows[i].name, rows[i].value, rows[i].status, rows[i].name);
+    check_fields(rows, sizeof rows / sizeof *rows);
 }
 
 static void lists_are_checked(void **state)
 {
     (void)state;
-    static const struct {
-        const char *name, *value;
-        int kinds, status;
-    } rows[] = {
+    static const struct field_row rows[] = {
         {"stop", "\"x\"", 3, 200},
         {"stop", "[\"a\",\"b\",\"c\",\"d\"]", 3, 200},
         {"stop", "[]", 3, 200},
@@ -211,10 +223,7 @@ static void lists_are_checked(void **state)
         {"cache_salt", "\"\"", 3, 400},
         {"cache_salt", "5", 3, 400},
     };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        for (int k = API_COMPLETION; k <= API_CHAT; k++)
-            if (rows[i].kinds & k)
-                field((enum api_kind)k, rows[i].name, rows[i].value, rows[i].status, rows[i].name);
+    check_fields(rows, sizeof rows / sizeof *rows);
 }
 
 static void whole_bodies(void **state)
@@ -252,7 +261,7 @@ static void whole_bodies(void **state)
         {API_COMPLETION, "{" M ",\"prompt\":[4294967297]}", 400, "prompt"},
         {API_COMPLETION, "{" M ",\"prompt\":[1.5]}", 400, "prompt"},
         {API_COMPLETION, "{" M ",\"prompt\":[1e999]}", 400, "prompt"},
-        {API_COMPLETION, "{\"prompt\":\"hi\"}", 200, ""}, /* the model there is */
+        {API_COMPLETION, "{\"prompt\":\"hi\"}", 200, ""}, /* means the served model */
         {API_COMPLETION, "{\"model\":null,\"prompt\":\"hi\"}", 200, ""},
         {API_COMPLETION, "{\"model\":\"\",\"prompt\":\"hi\"}", 200, ""},
         {API_CHAT, "{" MSG "}", 200, ""},
@@ -265,7 +274,7 @@ static void whole_bodies(void **state)
         {API_COMPLETION, "{" M ",\"prompt\":\"hi\",\"max_tokens\":5,\"max_completion_tokens\":6}", 400, "max_tokens"},
         {API_COMPLETION, "{" M ",\"prompt\":\"hi\",\"echo\":true}", 200, ""},
         {API_COMPLETION, "{" M ",\"prompt\":\"hi\",\"echo\":true,\"logprobs\":1}", 400, "echo"},
-        {API_COMPLETION, "{" M ",\"prompt\":[290],\"echo\":true}", 400, "prompt"}, /* in the model, not in the tokenizer */
+        {API_COMPLETION, "{" M ",\"prompt\":[290],\"echo\":true}", 400, "prompt"}, /* an id of the model that the tokenizer lacks */
         {API_COMPLETION, "{" M ",\"prompt\":\"hi\",\"min_tokens\":6,\"max_tokens\":5}", 400, "min_tokens"},
         {API_COMPLETION, "{" M ",\"prompt\":\"hi\",\"stream\":true,\"stream_options\":{}}", 200, ""},
         {API_COMPLETION, "{" M ",\"prompt\":\"hi\",\"stream\":true,\"stream_options\":{\"include_usage\":1}}", 400, "stream_options"},
@@ -277,7 +286,7 @@ static void whole_bodies(void **state)
         {API_CHAT, "{" M ",\"messages\":[{\"role\":\"user\",\"content\":7}]}", 400, "messages[0].content"},
         {API_CHAT, "{" M "," MSG ",\"logprobs\":true,\"top_logprobs\":20}", 200, ""},
         {API_CHAT, "{" M "," MSG ",\"logprobs\":true}", 200, ""},
-        {API_CHAT, "{" M "," MSG ",\"prompt\":5}", 200, ""}, /* of another endpoint: unknown here */
+        {API_CHAT, "{" M "," MSG ",\"prompt\":5}", 200, ""}, /* a field of another endpoint is an unknown field */
         {API_TOKENIZE, "{\"prompt\":\"hi\"}", 200, ""},
         {API_TOKENIZE, "{\"prompt\":\"\"}", 200, ""},
         {API_TOKENIZE, "{" MSG "}", 200, ""},
@@ -294,23 +303,14 @@ static void whole_bodies(void **state)
         {API_COMPLETION, "null", 400, ""},
         {API_COMPLETION, "\"x\"", 400, ""},
     };
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct api a;
-        struct api_error e;
-        int rc = parse(&a, rows[i].kind, rows[i].body, &e);
-        int got = rc ? e.status : 200;
-        if (got != rows[i].status || (rc && strcmp(e.param, rows[i].param)))
-            fail_msg("%s: %d \"%s\" (%s) instead of %d \"%s\"", rows[i].body, got, rc ? e.param : "", rc ? e.err.msg : "",
-                     rows[i].status, rows[i].param);
-        if (!rc)
-            api_free(&a);
-    }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        check(rows[i].kind, rows[i].body, rows[i].status, rows[i].param);
 }
 
 static void broken_json_is_refused(void **state)
 {
     (void)state;
-    /* Values that would be inside an ignored key; each must be refused even there. */
+    /* Values of a key that is ignored. Broken JSON must be refused there, too. */
     static const char *const bad[] = {
         "01", "-01", "1.", ".5", "+1", "1e", "1e+", "1.e5", "0x10", "1_000", "-", "--1", "NaN", "Infinity", "-Infinity", "nan",
         "tru", "True", "nul", "undefined", "'a'", "\"a", "\"\\x\"", "\"\\u12\"", "\"\\u12G4\"", "\"\\uD800\"", "\"\\uD800a\"",
@@ -322,7 +322,7 @@ static void broken_json_is_refused(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char body[200];
         snprintf(body, sizeof body, "{\"model\":\"m\",\"prompt\":\"hi\",\"ignored\":%s}", bad[i]);
-        struct api a;
+        struct api_request a;
         struct api_error e;
         if (!parse(&a, API_COMPLETION, body, &e))
             fail_msg("accepted: %s", body);
@@ -331,8 +331,8 @@ static void broken_json_is_refused(void **state)
     static const char *const good[] = {"0", "-0", "1.5e-3", "1E+2", "1e5", "\"\\u00e9\\ud83c\\udf0d\"", "\"\\\\u0000\"", "\"a\\u0000b\"",
                                        "[ ]", "{ }", "\"\x7f\"", "true", "[[[]]]", "\"/\\/\"", "123456789012345678901234567890"};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
-        field(API_COMPLETION, "ignored", good[i], 200, "");
-    struct api a;
+        check_field(API_COMPLETION, "ignored", good[i], 200, "");
+    struct api_request a;
     struct api_error e;
     assert_int_equal(parse(&a, API_COMPLETION, "\xef\xbb\xbf{\"model\":\"m\",\"prompt\":\"hi\"}", &e), -1);
     assert_int_equal(parse(&a, API_COMPLETION, "{\"model\":\"m\",\"prompt\":\"hi\"}x", &e), -1);
@@ -352,10 +352,10 @@ static void broken_json_is_refused(void **state)
     }
 }
 
-static void fields_come_to_something(void **state)
+static void fields_become_values(void **state)
 {
     (void)state;
-    struct api a;
+    struct api_request a;
     struct api_error e;
     assert_int_equal(parse(&a, API_COMPLETION, "{" M ",\"prompt\":\"hi<|im_end|>\"}", &e), 0);
     assert_int_equal(a.prompts[0].n, 3); /* a bare prompt may hold control tokens */
@@ -381,7 +381,7 @@ static void fields_come_to_something(void **state)
     assert_true(a.sampling.temperature == 0);
     api_free(&a);
 
-    /* generation_config.json's values are the defaults, as in vLLM; a request's own win. */
+    /* generation_config.json has the defaults, as in vLLM; the request's values override them. */
     struct api_env v = env();
     v.temperature = 0.6, v.top_p = 0.95, v.top_k = 20;
     const char *body = "{" M "," MSG "}";
@@ -394,7 +394,7 @@ static void fields_come_to_something(void **state)
     api_free(&a);
 }
 
-static void the_context_is_a_limit(void **state)
+static void prompt_and_answer_must_fit_the_context(void **state)
 {
     (void)state;
     for (int prompt = 96; prompt <= 101; prompt++)
@@ -407,7 +407,7 @@ static void the_context_is_a_limit(void **state)
             if (max >= 0)
                 km_buf_printf(&b, ",\"max_tokens\":%d", max);
             km_buf_puts(&b, "}");
-            struct api a;
+            struct api_request a;
             struct api_error e;
             int rc = parse(&a, API_COMPLETION, b.data, &e);
             bool fits = prompt + (max < 0 ? 1 : max) <= 100;
@@ -426,7 +426,28 @@ static void the_context_is_a_limit(void **state)
         }
 }
 
-static void ids_only_without_tokenizer(void **state)
+/* {"model":"m","prompt":OPEN PIECE PIECE ... CLOSE} with n pieces */
+static void check_long(const char *open, const char *piece, int n, const char *close, int status, const char *param)
+{
+    struct km_buf b = {0};
+    km_buf_printf(&b, "{" M ",\"prompt\":%s", open);
+    for (int i = 0; i < n; i++)
+        km_buf_puts(&b, piece);
+    km_buf_printf(&b, "%s}", close);
+    check(API_COMPLETION, b.data, status, param);
+    km_buf_free(&b);
+}
+
+static void the_number_of_values_is_limited(void **state)
+{
+    (void)state;
+    check_long("[", "1,", API_MAX_VALUES + 100, "1]", 413, "");
+    check_long("[", "[],", API_MAX_VALUES / 2 + 100, "1]", 413, "");
+    check_long("[", "1,", API_MAX_VALUES - 100, "1]", 400, "prompt"); /* too long for the context */
+    check_long("\"", ",[{\\\",", API_MAX_VALUES / 2, "\"", 400, "prompt"); /* characters of a string are no values */
+}
+
+static void without_a_tokenizer_only_token_ids_are_accepted(void **state)
 {
     (void)state;
     static const struct {
@@ -446,7 +467,7 @@ static void ids_only_without_tokenizer(void **state)
     struct api_env v = env();
     v.tok = NULL;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct api a;
+        struct api_request a;
         struct api_error e;
         int rc = api_parse(&a, rows[i].kind, rows[i].body, strlen(rows[i].body), &v, &e);
         assert_int_equal(rc, rows[i].param ? -1 : 0);
@@ -457,13 +478,13 @@ static void ids_only_without_tokenizer(void **state)
     }
 }
 
-static void survives_without_memory(void **state)
+static void failed_allocations_are_503(void **state)
 {
     (void)state;
-    /* Ids only: the byte tokenizer of this test does not look after its own allocations. */
+    /* Token ids only: the fake tokenizer does not check its own allocations. */
     const char *body = "{" M ",\"prompt\":[[1,2],[3]],\"echo\":true,\"stop\":\"x\"}";
     for (int fail = 1;; fail++) {
-        struct api a;
+        struct api_request a;
         struct api_error e;
         struct api_env v = env();
         int64_t before = km_mem_stats(KM_MEM_HOST).current;
@@ -485,11 +506,12 @@ static void survives_without_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_number_has_bounds),  cmocka_unit_test(every_flag_is_a_flag),
-        cmocka_unit_test(what_is_not_supported_says_so), cmocka_unit_test(lists_are_checked),
+        cmocka_unit_test(numbers_have_bounds),  cmocka_unit_test(bools_are_checked),
+        cmocka_unit_test(unsupported_fields_are_refused), cmocka_unit_test(lists_are_checked),
         cmocka_unit_test(whole_bodies),             cmocka_unit_test(broken_json_is_refused),
-        cmocka_unit_test(fields_come_to_something), cmocka_unit_test(the_context_is_a_limit),
-        cmocka_unit_test(ids_only_without_tokenizer), cmocka_unit_test(survives_without_memory),
+        cmocka_unit_test(fields_become_values), cmocka_unit_test(prompt_and_answer_must_fit_the_context),
+        cmocka_unit_test(the_number_of_values_is_limited),
+        cmocka_unit_test(without_a_tokenizer_only_token_ids_are_accepted), cmocka_unit_test(failed_allocations_are_503),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Other people's load generators, unmodified, against `kvmark serve`: usage: bench_clients.py KVMARK MODEL_DIR
+"""Tests `kvmark serve` with unmodified load generators. Usage: bench_clients.py KVMARK MODEL_DIR
 
-Runs those of `guidellm`, `aiperf` and `vllm bench serve` that are on the PATH, chat and completions, and compares the
-tokens they count with the server's own counters. Exits with 77 (skipped, for ctest) when there is none.
+Runs those of `guidellm`, `aiperf` and `vllm bench serve` that are on the PATH, each with chats and with completions. The
+tokens that the client counts must equal the server's own counters. Exits with 77, which ctest counts as skipped, if none
+of the three is there.
 """
 import json
 import os
@@ -27,7 +28,7 @@ def start(binary, model):
         if found:
             threading.Thread(target=server.stderr.read, daemon=True).start()
             return server, found.group(1)
-    raise RuntimeError("the server did not start")
+    raise RuntimeError("the server ended before it listened; run it by hand to see why: " + " ".join(args))
 
 
 def counters(url):
@@ -38,7 +39,7 @@ def counters(url):
 def call(args, env):
     p = subprocess.run([str(a) for a in args], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240)
     if p.returncode:
-        raise AssertionError(f"{args[0]} ended with {p.returncode}:\n{p.stdout[-3000:]}")
+        raise AssertionError(f"{args[0]} ended with exit status {p.returncode}:\n{p.stdout[-3000:]}")
 
 
 def read(out, file):
@@ -46,7 +47,8 @@ def read(out, file):
         return json.load(f)
 
 
-# Each returns how many requests went well, and the tokens the client counted in and out.
+# Each function runs one client. It returns how many requests succeeded, and the input and output tokens that the client
+# counted.
 
 def guidellm(url, model, out, chat):
     path = "/v1/chat/completions" if chat else "/v1/completions"
@@ -63,7 +65,7 @@ def aiperf(url, model, out, chat):
     call(["aiperf", "profile", "--model", NAME, "--url", url, "--endpoint-type", "chat" if chat else "completions", "--streaming",
           "--tokenizer", model, "--synthetic-input-tokens-mean", PROMPT, "--output-tokens-mean", ANSWER, "--extra-inputs",
           "ignore_eos:true", "--concurrency", 2, "--request-count", N, "--use-server-token-count", "--artifact-dir", out, "--ui", "none"],
-         {k: v for k, v in OFFLINE.items() if k != "HF_HUB_OFFLINE"})  # offline, it takes a folder for a repository's name
+         {k: v for k, v in OFFLINE.items() if k != "HF_HUB_OFFLINE"})  # when offline, aiperf takes a path for the name of a repository
     r = read(out, "profile_export_aiperf.json")
     return int(r["request_count"]["avg"]), *(round(r[f"{k}_sequence_length"]["avg"] * N) for k in ("input", "output"))
 

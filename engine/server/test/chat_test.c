@@ -1,5 +1,5 @@
-/* The chat template against vectors: chat_golden.json holds conversations with the text that Jinja makes of them
- * by Qwen3's own template, and the ids that Hugging Face tokenizers makes of that text. */
+/* The chat template against vectors. chat_golden.json has conversations, the text that Jinja renders from them with
+ * Qwen3's own template, and the ids of that text from Hugging Face's tokenizers. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -29,7 +29,7 @@ static void render(struct chat *c, const cJSON *v)
         fail_msg("%s: %s", cJSON_GetObjectItem(v, "name")->valuestring, err.msg);
 }
 
-static void text_is_the_templates(void **state)
+static void texts_equal_the_templates(void **state)
 {
     (void)state;
     cJSON *all = golden();
@@ -46,7 +46,7 @@ static void text_is_the_templates(void **state)
     cJSON_Delete(all);
 }
 
-static void ids_are_hugging_faces(void **state)
+static void ids_equal_hugging_faces(void **state)
 {
     (void)state;
     struct tok *t = NULL;
@@ -85,7 +85,7 @@ static void ids_are_hugging_faces(void **state)
     tok_free(t);
 }
 
-static void users_cannot_type_control_tokens(void **state)
+static void typed_control_tokens_stay_text(void **state)
 {
     (void)state;
     struct tok *t = NULL;
@@ -116,7 +116,7 @@ static void users_cannot_type_control_tokens(void **state)
         assert_int_equal(starts, 3);
         assert_int_equal(ends, 2);
         assert_int_equal(texts, 0);
-        /* The text survives as text. */
+        /* The ids decode to the same text. */
         struct km_buf back = {0};
         assert_int_equal(tok_decode(t, ids.v, ids.n, false, &back, &err), 0);
         assert_string_equal(km_buf_str(&back), km_buf_str(&c.text));
@@ -128,7 +128,7 @@ static void users_cannot_type_control_tokens(void **state)
     tok_free(t);
 }
 
-static void bad_messages_are_named(void **state)
+static void errors_name_the_part_of_a_message(void **state)
 {
     (void)state;
     static const struct {
@@ -165,11 +165,11 @@ static void bad_messages_are_named(void **state)
     }
 }
 
-static void parts_are_joined(void **state)
+static void text_parts_are_joined(void **state)
 {
     (void)state;
     const char *json = "[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\"b\"}]}]";
-    for (int fail = 0;; fail++) { /* also without memory: no crash, no leak, a clear code */
+    for (int fail = 0;; fail++) { /* also with an allocation that fails: KM_ENOMEM and no leak */
         cJSON *m = NULL;
         char param[64];
         struct km_err err = {0};
@@ -193,9 +193,9 @@ static void parts_are_joined(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(text_is_the_templates),   cmocka_unit_test(ids_are_hugging_faces),
-        cmocka_unit_test(users_cannot_type_control_tokens), cmocka_unit_test(bad_messages_are_named),
-        cmocka_unit_test(parts_are_joined),
+        cmocka_unit_test(texts_equal_the_templates),   cmocka_unit_test(ids_equal_hugging_faces),
+        cmocka_unit_test(typed_control_tokens_stay_text), cmocka_unit_test(errors_name_the_part_of_a_message),
+        cmocka_unit_test(text_parts_are_joined),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

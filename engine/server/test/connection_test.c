@@ -1,12 +1,13 @@
-/* Connections: clients that leave, trickle, do not read, pipeline, disagree about framing, or come in crowds. */
+/* Connections: clients that disconnect, send slowly, do not read, pipeline, frame their requests ambiguously, or are
+ * many. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "engine/server/test/client.h"
+#include "engine/server/test/test_client.h"
 #include "engine/server/test/fake_engine.h"
-#include "engine/server/test/fake_tok.h"
-#include "engine/server/test/stage.h"
+#include "engine/server/test/fake_tokenizer.h"
+#include "engine/server/test/test_server.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -20,12 +21,12 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Status of a raw request, and whether the server closed after it. */
-static int raw(const char *bytes, size_t n, bool *closed)
+/* The status that these bytes are answered with; *closed: the server then closes and sends nothing else. */
+static int send_raw(const char *bytes, size_t n, bool *closed)
 {
     struct km_buf rest = {0};
     struct answer a = {0};
-    int fd = cl_connect(up.port);
+    int fd = cl_connect(server.port);
     cl_send(fd, bytes, n);
     cl_read(fd, &rest, &a);
     char c;
@@ -39,24 +40,20 @@ static int raw(const char *bytes, size_t n, bool *closed)
 
 static int open_stream(const char *prompt, int n, int max_tokens)
 {
-    char body[300], req[600];
+    char body[300];
     snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%s\",\"n\":%d,\"max_tokens\":%d,\"stream\":true}", prompt, n, max_tokens);
-    int len = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-                                        "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
-    int fd = cl_connect(up.port);
-    cl_send(fd, req, (size_t)len);
-    return fd;
+    return cl_start(server.port, COMP, body);
 }
 
-static void a_vanished_client_is_cancelled(void **state)
+static void a_disconnected_client_is_cancelled(void **state)
 {
     (void)state;
-    start();
+    server_start();
     for (int i = 0; i < 20; i++) {
-        /* Leaves at different points of the stream, politely and not, with one choice and with four. */
+        /* Disconnects at different points of the stream, by FIN and by RST, with one choice and with four. */
         int choices = i % 2 ? 4 : 1;
         int fd = open_stream("abcdef", choices, 3000);
-        wait_for(&fake.live, choices);
+        wait_until_equal(&fake.live, choices);
         char buf[200];
         for (int k = 0; k < i; k++)
             assert_true(recv(fd, buf, sizeof buf, 0) > 0);
@@ -66,24 +63,24 @@ static void a_vanished_client_is_cancelled(void **state)
             setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);
         }
         close(fd);
-        wait_for(&fake.live, 0);
-        wait_for(&fake.cancelled_abort, aborts + choices);
+        wait_until_equal(&fake.live, 0);
+        wait_until_equal(&fake.cancelled_abort, aborts + choices);
     }
-    /* Before the first token, and without a stream. */
+    /* Disconnects before the first token. */
     fake.paused = 1;
     int fd = open_stream("abc", 2, 100);
-    wait_for(&fake.live, 2);
+    wait_until_equal(&fake.live, 2);
     close(fd);
-    wait_for(&fake.live, 0);
+    wait_until_equal(&fake.live, 0);
     fake.paused = 0;
-    assert_true(cl_metric(up.port, "vllm:num_requests_running") == 0);
-    assert_true(cl_metric(up.port, "kvmark_kv_pages_used") == 0);
-    assert_true(cl_metric(up.port, "kvmark_http_requests_live") == 0);
+    assert_true(cl_metric(server.port, "vllm:num_requests_running") == 0);
+    assert_true(cl_metric(server.port, "kvmark_kv_pages_used") == 0);
+    assert_true(cl_metric(server.port, "kvmark_http_requests_live") == 0);
     /* A finished request is not cancelled. */
     int aborts = fake.cancelled_abort;
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 200));
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 200);
     assert_int_equal(fake.cancelled_abort, aborts);
-    stop();
+    server_stop();
 }
 
 struct one_of_many {
@@ -100,16 +97,16 @@ static void *stream_thread(void *arg)
     for (int k = 0; k < 10 + o->i % 7; k++)
         sprintf(want + strlen(want), "%02d-\xf0\x9f\x8c\x8d.", o->i);
     struct streamed s;
-    cl_stream(up.port, COMP, body, &s);
+    cl_stream(server.port, COMP, body, &s);
     o->ok = !strcmp(km_buf_str(&s.text[0]), want) && s.done == 1 && !strcmp(s.finish[0], "length");
     cl_stream_free(&s);
     return NULL;
 }
 
-static void many_streams_at_once(void **state)
+static void concurrent_streams(void **state)
 {
     (void)state;
-    start();
+    server_start();
     struct one_of_many all[64] = {0};
     for (int i = 0; i < 64; i++) {
         all[i].i = i;
@@ -121,15 +118,15 @@ static void many_streams_at_once(void **state)
     }
     assert_int_equal(fake.submitted, 64);
     assert_int_equal(fake.live, 0);
-    stop();
+    server_stop();
 }
 
-static void ambiguous_framing_closes(void **state)
+static void ambiguous_framing_closes_the_connection(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
     o.max_body = 1000;
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
 #define J "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
 #define B "{\"model\":\"fake-1\",\"prompt\":\"x\"}" /* 31 bytes */
 #define SMUGGLED J "Content-Length: 31\r\n\r\n" B
@@ -154,7 +151,7 @@ static void ambiguous_framing_closes(void **state)
         {J "Transfer-Encoding: chunked\r\n\r\n3E9\r\n", 413},
         {J "Expect: later\r\nContent-Length: 31\r\n\r\n" B, 417},
         {J "Content-Type: text/plain\r\nX\r\n\r\n", 400},
-        /* Refused with a body to come: closed, and the body is not read as a request. */
+        /* Refused before the body: the connection closes, and the body is not read as a request. */
         {"POST /nowhere HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 404},
         {"POST /health HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 405},
         {"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 415},
@@ -163,32 +160,32 @@ static void ambiguous_framing_closes(void **state)
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         bool closed;
-        int got = raw(rows[i].s, strlen(rows[i].s), &closed);
+        int got = send_raw(rows[i].s, strlen(rows[i].s), &closed);
         if (got != rows[i].status || !closed)
             fail_msg("row %zu: %d%s instead of %d", i, got, closed ? "" : " and open", rows[i].status);
     }
     bool closed;
-    assert_int_equal(raw(J "\r\n", strlen(J "\r\n"), &closed), 411);
+    assert_int_equal(send_raw(J "\r\n", strlen(J "\r\n"), &closed), 411);
     struct km_buf big = {0};
     km_buf_puts(&big, "GET /");
     for (int i = 0; i < 70000; i++)
         km_buf_putc(&big, 'a');
-    assert_int_equal(raw(big.data, big.len, &closed), 414);
+    assert_int_equal(send_raw(big.data, big.len, &closed), 414);
     km_buf_clear(&big);
     km_buf_puts(&big, "GET /health HTTP/1.1\r\nHost: h\r\n");
     for (int i = 0; i < 10000; i++)
         km_buf_printf(&big, "X-%d: y\r\n", i);
-    assert_int_equal(raw(big.data, big.len, &closed), 431);
+    assert_int_equal(send_raw(big.data, big.len, &closed), 431);
     km_buf_free(&big);
-    assert_int_equal(fake.submitted, 0); /* no smuggled request ran */
-    cJSON_Delete(cl_json(up.port, COMP, B, 200));
-    stop();
+    assert_int_equal(fake.submitted, 0); /* no smuggled request was run */
+    cl_expect(server.port, COMP, B, 200);
+    server_stop();
 }
 
-static void pipelined_requests_in_order(void **state)
+static void pipelined_requests_are_answered_in_order(void **state)
 {
     (void)state;
-    start();
+    server_start();
     struct km_buf all = {0};
     for (int i = 0; i < 100; i++) {
         char body[200];
@@ -203,7 +200,7 @@ static void pipelined_requests_in_order(void **state)
                                 "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
     }
     for (size_t step = all.len; step; step = step > 1000 ? 997 : step > 100 ? 61 : 0) {
-        int fd = cl_connect(up.port);
+        int fd = cl_connect(server.port);
         for (size_t at = 0; at < all.len; at += step)
             cl_send(fd, all.data + at, all.len - at < step ? all.len - at : step);
         struct km_buf rest = {0};
@@ -222,16 +219,47 @@ static void pipelined_requests_in_order(void **state)
         close(fd);
     }
     km_buf_free(&all);
-    stop();
+    server_stop();
 }
 
-static void expectations_never_stall(void **state)
+static void pipelining_delays_no_other_client(void **state)
+{
+    (void)state;
+    /* Both clients have sent everything before the event loop begins. */
+    server_open(srv_defaults(), fake_tok);
+    struct km_buf many = {0};
+    for (int i = 0; i < 1000; i++)
+        km_buf_puts(&many, "GET /health HTTP/1.1\r\nHost: h\r\n\r\n");
+    int greedy = cl_connect(server.port);
+    cl_send(greedy, many.data, many.len);
+    int other = cl_start(server.port, "/metrics", NULL);
+    server_run(false);
+    struct km_buf rest = {0};
+    struct answer a;
+    assert_true(cl_read(other, &rest, &a));
+    const char *replies = strstr(a.body.data, "kvmark_http_responses_total{code=\"200\"} ");
+    assert_true(!replies || atoi(strchr(replies, ' ')) < 10);
+    cl_free(&a);
+    km_buf_clear(&rest);
+    for (int i = 0; i < 1000; i++) {
+        assert_true(cl_read(greedy, &rest, &a));
+        assert_int_equal(a.status, 200);
+        cl_free(&a);
+    }
+    km_buf_free(&rest);
+    km_buf_free(&many);
+    close(greedy);
+    close(other);
+    server_stop();
+}
+
+static void expect_100_continue_never_stalls(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
     o.api_key = "secret";
     o.max_body = 1000;
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
     static const struct {
         const char *head;
         int first, last;
@@ -243,7 +271,7 @@ static void expectations_never_stall(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char req[500];
         int n = snprintf(req, sizeof req, J "Expect: 100-continue\r\n%s\r\n", rows[i].head);
-        int fd = cl_connect(up.port);
+        int fd = cl_connect(server.port);
         cl_send(fd, req, (size_t)n);
         struct km_buf rest = {0};
         struct answer a;
@@ -259,15 +287,15 @@ static void expectations_never_stall(void **state)
         km_buf_free(&rest);
         close(fd);
     }
-    stop();
+    server_stop();
 }
 
-static void keys_are_wanted(void **state)
+static void an_api_key_is_required(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
     o.api_key = "sk-right";
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
     static const struct {
         const char *path, *auth;
         int status;
@@ -283,19 +311,19 @@ static void keys_are_wanted(void **state)
         char req[300];
         bool closed;
         int n = snprintf(req, sizeof req, "GET %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n%s\r\n", rows[i].path, rows[i].auth);
-        assert_int_equal(raw(req, (size_t)n, &closed), rows[i].status);
+        assert_int_equal(send_raw(req, (size_t)n, &closed), rows[i].status);
     }
-    stop();
+    server_stop();
 }
 
-static void versions_and_heads(void **state)
+static void head_requests_and_http_1_0(void **state)
 {
     (void)state;
-    start();
+    server_start();
     struct km_buf rest = {0};
     struct answer a;
-    /* HEAD has the headers and no body; the connection goes on. */
-    int fd = cl_connect(up.port);
+    /* HEAD has the headers of GET without the body, and the connection stays open. */
+    int fd = cl_connect(server.port);
     const char *two = "HEAD /v1/models HTTP/1.1\r\nHost: h\r\n\r\nGET /health HTTP/1.1\r\nHost: h\r\n\r\n";
     cl_send(fd, two, strlen(two));
     while (rest.len < 10 || !strstr(rest.data, "\r\n\r\nHTTP/1.1 200")) {
@@ -304,11 +332,11 @@ static void versions_and_heads(void **state)
         assert_true(n > 0);
         km_buf_put(&rest, buf, (size_t)n);
     }
-    assert_non_null(strstr(rest.data, "Content-Length: 1")); /* of the body that GET would send: 100 and some */
+    assert_non_null(strstr(rest.data, "Content-Length: 1")); /* of the body that GET sends, 100 to 199 bytes */
     km_buf_clear(&rest);
     close(fd);
-    /* HTTP/1.0: no chunks, the end is the end of the stream. */
-    fd = cl_connect(up.port);
+    /* HTTP/1.0 has no chunked coding: the end of the connection ends the stream. */
+    fd = cl_connect(server.port);
     const char *body = "{" MODEL ",\"prompt\":\"abc\",\"stream\":true,\"max_tokens\":4}";
     char old[400];
     int n = snprintf(old, sizeof old, "POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
@@ -325,20 +353,20 @@ static void versions_and_heads(void **state)
     cl_free(&a);
     km_buf_free(&rest);
     close(fd);
-    stop();
+    server_stop();
 }
 
-static void slow_clients_are_cut(void **state)
+static void slow_clients_are_disconnected(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
     o.read_timeout = 0.4;
     o.idle_timeout = 0.6;
-    start_with(o, fake_tok, false);
-    /* A head, and a body, at a few bytes a second: 408, whatever still trickles in. */
+    server_start_with(o, fake_tok, false);
+    /* A head, and a body, of which a byte comes every 100 ms: 408 at the deadline, although bytes still come. */
     static const char *const starts[] = {"GET /hea", J "Content-Length: 31\r\n\r\n{\"mo"};
     for (int i = 0; i < 2; i++) {
-        int fd = cl_connect(up.port);
+        int fd = cl_connect(server.port);
         int64_t t0 = km_now_ns();
         cl_send(fd, starts[i], strlen(starts[i]));
         struct pollfd p = {fd, POLLIN, 0};
@@ -353,36 +381,36 @@ static void slow_clients_are_cut(void **state)
         km_buf_free(&rest);
         close(fd);
     }
-    /* An idle connection just closes. */
-    int fd = cl_connect(up.port);
+    /* An idle connection is closed without an answer. */
+    int fd = cl_connect(server.port);
     char c;
     assert_int_equal(recv(fd, &c, 1, 0), 0);
     close(fd);
-    /* A stream that nobody reads: dropped and cancelled, while others go on. */
+    /* A stream that its client does not read: the connection is closed and its requests are cancelled. */
     fake.step_us = 50;
     fd = open_stream("abcdefgh", 128, 3900);
-    wait_for(&fake.live, 128);
+    wait_until_equal(&fake.live, 128);
     int64_t until = km_now_ns() + 15000000000;
-    while (cl_metric(up.port, "kvmark_http_slow_readers_total") < 1 && km_now_ns() < until)
+    while (cl_metric(server.port, "kvmark_http_slow_readers_total") < 1 && km_now_ns() < until)
         usleep(20000);
-    wait_for(&fake.live, 0);
-    assert_true(cl_metric(up.port, "kvmark_http_slow_readers_total") == 1);
+    wait_until_equal(&fake.live, 0);
+    assert_true(cl_metric(server.port, "kvmark_http_slow_readers_total") == 1);
     close(fd);
-    stop();
+    server_stop();
 }
 
-static void too_many_connections_wait(void **state)
+static void connections_above_the_limit_wait(void **state)
 {
     (void)state;
     struct srv_opts o = srv_defaults();
     o.max_connections = 4;
-    start_with(o, fake_tok, false);
+    server_start_with(o, fake_tok, false);
     int fds[4];
     for (int i = 0; i < 4; i++)
-        fds[i] = cl_connect(up.port);
+        fds[i] = cl_connect(server.port);
     usleep(100000);
     const char *get = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
-    int fifth = cl_connect(up.port); /* in the kernel's queue */
+    int fifth = cl_connect(server.port); /* in the kernel's queue */
     cl_send(fifth, get, strlen(get));
     struct pollfd p = {fifth, POLLIN, 0};
     assert_int_equal(poll(&p, 1, 200), 0);
@@ -391,25 +419,25 @@ static void too_many_connections_wait(void **state)
     for (int i = 1; i < 4; i++)
         close(fds[i]);
     close(fifth);
-    stop();
+    server_stop();
 }
 
-static void no_descriptors_left(void **state)
+static void the_server_waits_for_file_descriptors(void **state)
 {
     (void)state;
     struct rlimit was, low = {128, 128};
     getrlimit(RLIMIT_NOFILE, &was);
     low.rlim_max = was.rlim_max;
-    start();
+    server_start();
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
     int clients[8], fill[128], n = 0;
     for (int i = 0; i < 8; i++)
         clients[i] = socket(AF_INET, SOCK_STREAM, 0);
     while ((fill[n] = dup(0)) >= 0)
         n++;
-    /* The handshake is the kernel's; the server cannot accept. It must wait, and not spin. */
+    /* The kernel completes the handshakes, but the server cannot accept. It must wait without using the CPU. */
     const char *get = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)up.port),
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)server.port),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     for (int i = 0; i < 8; i++) {
         assert_int_equal(connect(clients[i], (struct sockaddr *)&to, sizeof to), 0);
@@ -431,20 +459,20 @@ static void no_descriptors_left(void **state)
         close(clients[i]);
     }
     setrlimit(RLIMIT_NOFILE, &was);
-    assert_true(cl_metric(up.port, "kvmark_http_accept_pauses_total") >= 1);
-    stop();
+    assert_true(cl_metric(server.port, "kvmark_http_accept_pauses_total") >= 1);
+    server_stop();
 }
 
-static void stops_politely(void **state)
+static void a_signal_lets_streams_finish(void **state)
 {
     (void)state;
-    start_with(srv_defaults(), fake_tok, true);
-    int fd = open_stream("abcd", 1, 400), idle = cl_connect(up.port);
-    wait_for(&fake.live, 1);
+    server_start_with(srv_defaults(), fake_tok, true);
+    int fd = open_stream("abcd", 1, 400), idle = cl_connect(server.port);
+    wait_until_equal(&fake.live, 1);
     kill(getpid(), SIGTERM);
     struct km_buf rest = {0};
     struct answer a;
-    assert_true(cl_read(fd, &rest, &a)); /* runs to its end */
+    assert_true(cl_read(fd, &rest, &a)); /* the stream runs to its end */
     struct streamed s;
     cl_stream_parse(&a.body, &s);
     assert_int_equal(s.text[0].len, 400);
@@ -455,15 +483,23 @@ static void stops_politely(void **state)
     char c;
     assert_int_equal(recv(idle, &c, 1, 0), 0);
     close(idle);
-    pthread_join(up.thread, NULL);
-    assert_int_equal(up.rc, 0);
-    assert_int_equal(cl_connect(up.port), -1);
-    srv_free(up.s);
+    pthread_join(server.thread, NULL);
+    assert_int_equal(server.rc, 0);
+    assert_int_equal(cl_connect(server.port), -1);
+    srv_free(server.s);
+    km_buf_free(&rest);
+}
 
-    /* Asked twice, it does not wait: the stream ends in an error, not in a false stop. */
-    start_with(srv_defaults(), fake_tok, true);
+static void a_second_signal_ends_streams(void **state)
+{
+    (void)state;
+    /* A second signal ends the wait: the stream ends with an error event, and without [DONE]. */
+    server_start_with(srv_defaults(), fake_tok, true);
     fake.step_us = 20000;
-    fd = open_stream("abcd", 1, 3000);
+    int fd = open_stream("abcd", 1, 3000);
+    struct km_buf rest = {0};
+    struct answer a;
+    struct streamed s;
     char buf[10];
     assert_true(recv(fd, buf, 1, MSG_PEEK) > 0);
     kill(getpid(), SIGTERM);
@@ -478,16 +514,20 @@ static void stops_politely(void **state)
     cl_free(&a);
     close(fd);
     km_buf_free(&rest);
-    pthread_join(up.thread, NULL);
-    srv_free(up.s);
+    pthread_join(server.thread, NULL);
+    srv_free(server.s);
     assert_int_equal(fake.live, 0);
+}
 
+static void a_taken_port_is_named(void **state)
+{
+    (void)state;
     struct km_err err = {0};
     struct srv_opts o = srv_defaults();
     o.port = 0;
-    assert_int_equal(srv_open(&up.s, &o, fake_eng(), fake_tok, &err), 0);
+    assert_int_equal(srv_open(&server.s, &o, fake_eng(), fake_tok, &err), 0);
     struct srv *other;
-    o.port = srv_port(up.s);
+    o.port = srv_port(server.s);
     assert_int_equal(srv_open(&other, &o, fake_eng(), fake_tok, &err), KM_ENET);
     char port[16];
     snprintf(port, sizeof port, "%d", o.port);
@@ -495,17 +535,18 @@ static void stops_politely(void **state)
     assert_non_null(strstr(err.msg, port));
     o.host = "no.such.host.invalid";
     assert_int_equal(srv_open(&other, &o, fake_eng(), fake_tok, &err), KM_ENET);
-    srv_free(up.s);
+    srv_free(server.s);
 }
 
 int main(void)
 {
     km_log_level(KM_LOG_ERROR);
-#define T(f) cmocka_unit_test_setup(f, each)
+#define T(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
-        T(a_vanished_client_is_cancelled), T(many_streams_at_once), T(ambiguous_framing_closes),
-        T(pipelined_requests_in_order), T(expectations_never_stall), T(keys_are_wanted), T(versions_and_heads),
-        T(slow_clients_are_cut), T(too_many_connections_wait), T(no_descriptors_left), T(stops_politely),
+        T(a_disconnected_client_is_cancelled), T(concurrent_streams), T(ambiguous_framing_closes_the_connection),
+        T(pipelined_requests_are_answered_in_order), T(pipelining_delays_no_other_client), T(expect_100_continue_never_stalls), T(an_api_key_is_required), T(head_requests_and_http_1_0),
+        T(slow_clients_are_disconnected), T(connections_above_the_limit_wait), T(the_server_waits_for_file_descriptors), T(a_signal_lets_streams_finish),
+        T(a_second_signal_ends_streams), T(a_taken_port_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

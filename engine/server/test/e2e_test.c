@@ -1,12 +1,12 @@
-/* The whole way: HTTP, tokenizer, engine, CPU backend and a real small model. The reference ids come back over the wire,
- * whatever the road: streamed or not, alone or in company, cold or from the prefix cache. */
+/* End to end: HTTP, tokenizer, engine, the CPU backend and a small model. A request gets the same tokens whether it
+ * streams or not, runs alone or with others, and is computed or read from the prefix cache. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "engine/server/server.h"
-#include "engine/server/test/client.h"
+#include "engine/server/test/test_client.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -33,7 +33,7 @@ static void *serve(void *arg)
     return (void *)(intptr_t)srv_run(srv, false, NULL);
 }
 
-static int up(void **state)
+static int open_server(void **state)
 {
     (void)state;
     struct km_err err = {0};
@@ -63,7 +63,7 @@ static int up(void **state)
     return pthread_create(&thread, NULL, serve, NULL);
 }
 
-static int down(void **state)
+static int close_server(void **state)
 {
     (void)state;
     void *rc;
@@ -71,7 +71,7 @@ static int down(void **state)
     pthread_join(thread, &rc);
     srv_free(srv);
     struct km_err err = {0};
-    int broken = eng_check(eng, &err); /* pages, maps and counts after all of it */
+    int broken = eng_check(eng, &err); /* the invariants hold after all tests */
     if (broken)
         print_error("%s\n", err.msg);
     eng_close(eng);
@@ -80,14 +80,9 @@ static int down(void **state)
     return rc || broken ? -1 : 0;
 }
 
-static cJSON *choice(const cJSON *v, int i)
-{
-    return cJSON_GetArrayItem(cJSON_GetObjectItem(v, "choices"), i);
-}
-
 static const char *text_of(const cJSON *v)
 {
-    const cJSON *c = choice(v, 0), *m = cJSON_GetObjectItem(c, "message");
+    const cJSON *c = cl_choice(v, 0), *m = cJSON_GetObjectItem(c, "message");
     return cJSON_GetObjectItem(m ? m : c, m ? "content" : "text")->valuestring;
 }
 
@@ -97,8 +92,8 @@ static int cached(const cJSON *v)
     return cJSON_GetObjectItem(cJSON_GetObjectItem(u, "prompt_tokens_details"), "cached_tokens")->valueint;
 }
 
-/* Nothing is left in the engine, within 5 s. */
-static void all_quiet(void)
+/* Waits up to 5 s until no request runs and no page is held. */
+static void wait_until_idle(void)
 {
     int64_t until = km_now_ns() + 5000000000;
     while ((cl_metric(port, "vllm:num_requests_running") > 0 || cl_metric(port, "kvmark_kv_pages_used") > 0) &&
@@ -107,11 +102,11 @@ static void all_quiet(void)
     assert_true(cl_metric(port, "vllm:num_requests_running") == 0);
     assert_true(cl_metric(port, "kvmark_kv_pages_used") == 0);
     assert_true(cl_metric(port, "kvmark_steps_total") > 0);
-    assert_true(cl_metric(port, "kvmark_ahead_steps_total") == 0); /* not on the CPU */
+    assert_true(cl_metric(port, "kvmark_async_steps_total") == 0); /* async scheduling is for the GPU */
     assert_true(cl_metric(port, "kvmark_wasted_rows_total") == 0);
 }
 
-static void reference_ids_over_http(void **state)
+static void reference_ids_come_back(void **state)
 {
     (void)state;
     cJSON *all = NULL;
@@ -124,7 +119,7 @@ static void reference_ids_over_http(void **state)
         const cJSON *prompt = cJSON_GetObjectItem(v, "prompt_ids"), *ids = cJSON_GetObjectItem(v, "greedy_ids");
         const cJSON *gap = cJSON_GetObjectItem(v, "greedy_gap");
         int n = 0, size = cJSON_GetArraySize(prompt);
-        while (n < 16 && cJSON_GetArrayItem(gap, n)->valuedouble > 0.02) /* up to the first near-tie */
+        while (n < 16 && cJSON_GetArrayItem(gap, n)->valuedouble > 0.02) /* up to the first near-tie of the reference */
             n++;
         if (!n || size > 600)
             continue;
@@ -133,7 +128,7 @@ static void reference_ids_over_http(void **state)
         km_buf_printf(&body, "{" MODEL ",\"prompt\":%s,\"max_tokens\":%d,\"ignore_eos\":true,\"return_token_ids\":true}", list, n);
         for (int warm = 0; warm < 2; warm++) {
             cJSON *a = cl_json(port, COMP, body.data, 200);
-            const cJSON *got = cJSON_GetObjectItem(choice(a, 0), "token_ids");
+            const cJSON *got = cJSON_GetObjectItem(cl_choice(a, 0), "token_ids");
             assert_int_equal(cJSON_GetArraySize(got), n);
             for (int i = 0; i < n; i++)
                 assert_int_equal(cJSON_GetArrayItem(got, i)->valueint, cJSON_GetArrayItem(ids, i)->valueint);
@@ -149,14 +144,14 @@ static void reference_ids_over_http(void **state)
     cJSON_Delete(all);
 }
 
-static void it_recalls(void **state)
+static void the_model_recalls_a_number(void **state)
 {
     (void)state;
     cJSON *v = cl_json(port, COMP, "{" MODEL ",\"prompt\":\" The secret number of Edmond is 402913. It was a fine day. The secret "
                                    "number of Edmond is\",\"max_tokens\":12,\"stop\":\".\",\"logprobs\":5}", 200);
     assert_string_equal(text_of(v), " 402913");
-    assert_string_equal(cJSON_GetObjectItem(choice(v, 0), "finish_reason")->valuestring, "stop");
-    const cJSON *lp = cJSON_GetObjectItem(choice(v, 0), "logprobs");
+    assert_string_equal(cJSON_GetObjectItem(cl_choice(v, 0), "finish_reason")->valuestring, "stop");
+    const cJSON *lp = cJSON_GetObjectItem(cl_choice(v, 0), "logprobs");
     int n = cJSON_GetArraySize(cJSON_GetObjectItem(lp, "tokens"));
     assert_int_equal(n, cJSON_GetObjectItem(cJSON_GetObjectItem(v, "usage"), "completion_tokens")->valueint);
     const cJSON *x;
@@ -191,17 +186,17 @@ static void streamed_equals_whole(void **state)
         cl_stream(port, rows[i].path, body, &s);
         if (strcmp(text_of(v), km_buf_str(&s.text[0])))
             fail_msg("%s:\n%s\n%s", rows[i].body, text_of(v), km_buf_str(&s.text[0]));
-        assert_string_equal(s.finish[0], cJSON_GetObjectItem(choice(v, 0), "finish_reason")->valuestring);
+        assert_string_equal(s.finish[0], cJSON_GetObjectItem(cl_choice(v, 0), "finish_reason")->valuestring);
         assert_int_equal(s.completion_tokens,
                          cJSON_GetObjectItem(cJSON_GetObjectItem(v, "usage"), "completion_tokens")->valueint);
         assert_int_equal(s.done, 1);
         cl_stream_free(&s);
         cJSON_Delete(v);
     }
-    all_quiet();
+    wait_until_idle();
 }
 
-static void salts_keep_apart(void **state)
+static void cache_salts_separate_prefixes(void **state)
 {
     (void)state;
     const char *prompt = "\"prompt\":\"It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of "
@@ -216,44 +211,40 @@ static void salts_keep_apart(void **state)
         cJSON_Delete(v);
     }
     snprintf(body, sizeof body, "{" MODEL ",%s}", prompt);
-    cJSON_Delete(cl_json(port, "/reset_prefix_cache", "", 200));
+    cl_expect(port, "/reset_prefix_cache", "", 200);
     cJSON *v = cl_json(port, COMP, body, 200);
     assert_int_equal(cached(v), 0);
     cJSON_Delete(v);
 }
 
-static void a_vanished_client_frees_its_blocks(void **state)
+static void a_disconnected_client_frees_its_pages(void **state)
 {
     (void)state;
     const char *body = "{" MODEL ",\"prompt\":\"On the 24th of February, 1815, the look-out at Notre-Dame de la Garde signalled the "
                        "three-master, the Pharaon\",\"n\":4,\"max_tokens\":2000,\"ignore_eos\":true,\"stream\":true}";
-    char req[700];
-    int n = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-                                      "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
     for (int i = 0; i < 3; i++) {
-        int fd = cl_connect(port);
-        cl_send(fd, req, (size_t)n);
+        int fd = cl_start(port, COMP, body);
         char buf[4096];
         for (int k = 0; k < 1 + 4 * i; k++)
             assert_true(recv(fd, buf, sizeof buf, 0) > 0);
-        int64_t until = km_now_ns() + 5000000000; /* the first choice may be a step ahead of the others */
+        int64_t until = km_now_ns() + 5000000000; /* the first choice may start a step before the others */
         while (cl_metric(port, "vllm:num_requests_running") != 4 && km_now_ns() < until)
             usleep(1000);
         assert_true(cl_metric(port, "vllm:num_requests_running") == 4);
         assert_true(cl_metric(port, "kvmark_kv_pages_used") > 0);
         int64_t t0 = km_now_ns();
         close(fd);
-        all_quiet();
+        wait_until_idle();
         assert_true(km_now_ns() - t0 < 2000000000);
     }
-    /* What it had computed can still be found. */
+    /* The blocks that it had computed are still in the prefix cache. */
     cJSON *v = cl_json(port, COMP, "{" MODEL ",\"prompt\":\"On the 24th of February, 1815, the look-out at Notre-Dame de la Garde "
                                    "signalled the three-master, the Pharaon\",\"max_tokens\":1}", 200);
     assert_true(cached(v) >= 16);
     cJSON_Delete(v);
 }
 
-struct one {
+struct stream_job {
     pthread_t thread;
     int i;
     char *text;
@@ -261,7 +252,7 @@ struct one {
 
 static void *stream_thread(void *arg)
 {
-    struct one *o = arg;
+    struct stream_job *o = arg;
     char body[300];
     snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"Chapter %d. The secret number of Mina is %06d. The secret number of Mina "
                                 "is\",\"max_tokens\":8,\"stop\":\".\",\"stream\":true}", o->i, 100003 * (1 + o->i % 9));
@@ -273,10 +264,10 @@ static void *stream_thread(void *arg)
     return NULL;
 }
 
-static void company_changes_nothing(void **state)
+static void concurrent_requests_change_no_answer(void **state)
 {
     (void)state;
-    struct one alone[64] = {0}, together[64] = {0};
+    struct stream_job alone[64] = {0}, together[64] = {0};
     for (int i = 0; i < 64; i++) {
         alone[i].i = together[i].i = i;
         if (i % 8 == 0)
@@ -292,14 +283,14 @@ static void company_changes_nothing(void **state)
         free(alone[i].text);
         free(together[i].text);
     }
-    all_quiet();
+    wait_until_idle();
     struct answer a;
-    cl_ask(port, "/metrics", NULL, &a);
+    cl_request(port, "/metrics", NULL, &a);
     assert_non_null(strstr(a.body.data, "vllm:request_success_total{finished_reason=\"stop\""));
     cl_free(&a);
 }
 
-static void tokens_and_back(void **state)
+static void tokenize_and_detokenize_are_inverse(void **state)
 {
     (void)state;
     cJSON *v = cl_json(port, "/tokenize", "{\"prompt\":\"Hello, \xe4\xb8\x96\xe7\x95\x8c!\"}", 200);
@@ -327,11 +318,11 @@ static void limits_and_errors(void **state)
     v = cl_json(port, COMP, body, 400);
     assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "error"), "code")->valuestring, "context_length_exceeded");
     cJSON_Delete(v);
-    cJSON_Delete(cl_json(port, COMP, "{" MODEL ",\"prompt\":[4096]}", 400));
-    cJSON_Delete(cl_json(port, COMP, "{" MODEL ",\"prompt\":[-1]}", 400));
-    cJSON_Delete(cl_json(port, COMP, "{" MODEL ",\"prompt\":[4095],\"max_tokens\":2}", 200));
-    cJSON_Delete(cl_json(port, COMP, "{\"model\":\"gpt\",\"prompt\":\"x\"}", 404));
-    all_quiet();
+    cl_expect(port, COMP, "{" MODEL ",\"prompt\":[4096]}", 400);
+    cl_expect(port, COMP, "{" MODEL ",\"prompt\":[-1]}", 400);
+    cl_expect(port, COMP, "{" MODEL ",\"prompt\":[4095],\"max_tokens\":2}", 200);
+    cl_expect(port, COMP, "{\"model\":\"gpt\",\"prompt\":\"x\"}", 404);
+    wait_until_idle();
 }
 
 static void any_allocation_may_fail(void **state)
@@ -348,7 +339,7 @@ static void any_allocation_may_fail(void **state)
         int len = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Type: "
                                             "application/json\r\nContent-Length: %zu\r\n\r\n%s", strlen(body), body);
         int fd = cl_connect(port);
-        km_mem_fail_at(n); /* from here on this side allocates nothing */
+        km_mem_fail_at(n); /* the test itself allocates nothing until km_mem_fail_at(0) */
         cl_send(fd, req, (size_t)len);
         size_t at = 0;
         ssize_t k;
@@ -360,10 +351,10 @@ static void any_allocation_may_fail(void **state)
         if (k < 0 && errno == EAGAIN)
             fail_msg("allocation %d: no answer, only %s", n, answer);
         if (strncmp(answer, "HTTP/1.1 200", 12) || strstr(answer, "\"error\""))
-            failed++; /* refused, ended in an error, or cut off: never a hang, never a crash */
+            failed++; /* refused, or ended with an error, or closed: no hang and no crash */
     }
     assert_true(failed > 10);
-    all_quiet();
+    wait_until_idle();
     cJSON *v = cl_json(port, COMP, whole, 200);
     assert_string_equal(text_of(v), " 402913");
     cJSON_Delete(v);
@@ -373,11 +364,11 @@ int main(void)
 {
     km_log_level(KM_LOG_ERROR);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reference_ids_over_http), cmocka_unit_test(it_recalls),
-        cmocka_unit_test(streamed_equals_whole),   cmocka_unit_test(salts_keep_apart),
-        cmocka_unit_test(a_vanished_client_frees_its_blocks), cmocka_unit_test(company_changes_nothing),
-        cmocka_unit_test(tokens_and_back),         cmocka_unit_test(limits_and_errors),
+        cmocka_unit_test(reference_ids_come_back), cmocka_unit_test(the_model_recalls_a_number),
+        cmocka_unit_test(streamed_equals_whole),   cmocka_unit_test(cache_salts_separate_prefixes),
+        cmocka_unit_test(a_disconnected_client_frees_its_pages), cmocka_unit_test(concurrent_requests_change_no_answer),
+        cmocka_unit_test(tokenize_and_detokenize_are_inverse),         cmocka_unit_test(limits_and_errors),
         cmocka_unit_test(any_allocation_may_fail),
     };
-    return cmocka_run_group_tests(tests, up, down);
+    return cmocka_run_group_tests(tests, open_server, close_server);
 }

@@ -3,7 +3,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/runner.h"
-#include "engine/server/test/fake_tok.h"
+#include "engine/server/test/fake_tokenizer.h"
 
 #include <pthread.h>
 #include <string.h>
@@ -91,9 +91,11 @@ struct run {
     int n_ev, cap_ev;
     uint64_t next;
     int64_t generated;
+    bool reset, reset_external, reset_done;
+    int reset_rc;
 };
 
-static void push(struct run *r, const struct eng_event *e)
+static void push_event(struct run *r, const struct eng_event *e)
 {
     if (r->n_ev == r->cap_ev) {
         r->cap_ev = r->cap_ev ? 2 * r->cap_ev : 256;
@@ -102,22 +104,24 @@ static void push(struct run *r, const struct eng_event *e)
     r->ev[r->n_ev++] = *e;
 }
 
-static void drop(struct run *r, int i)
+static void remove_request(struct run *r, int i)
 {
     km_free(r->live[i].prompt);
     r->live[i] = r->live[--r->n];
     fake.live = r->n;
 }
 
-static bool one(struct run *r, struct req *q)
+/* One token, or the end, of a request; false if it has ended. */
+static bool step_request(struct run *r, struct req *q)
 {
-    struct eng_event e = {.id = q->id, .user = q->user, .n_prompt = q->n_prompt, .stop_id = -1, .arrived_ns = q->arrived,
+    struct eng_event e = {.id = q->id, .user = q->user, .n_prompt = q->n_prompt, .stop_id = -1,
+                          .arrived_ns = q->arrived,
                           .scheduled_ns = q->arrived, .now_ns = km_now_ns(), .n_cached = q->n_prompt / 16 * 16,
                           .finish = ENG_RUNNING};
     if (fake.failed || q->dead || (q->fail && q->n_out == 3)) {
         e.finish = ENG_ERROR;
         e.n_output = q->n_out;
-        push(r, &e);
+        push_event(r, &e);
         return false;
     }
     int32_t id = q->prompt[q->n_out % q->n_prompt];
@@ -142,11 +146,20 @@ static bool one(struct run *r, struct req *q)
     } else if (q->n_out == q->max) {
         e.finish = ENG_LENGTH;
     }
-    push(r, &e);
+    push_event(r, &e);
     return e.finish == ENG_RUNNING;
 }
 
-static void *loop(void *arg)
+static void do_reset(struct run *r)
+{
+    r->reset = false;
+    r->reset_done = true;
+    r->reset_rc = r->n ? KM_ELIMIT : 0;
+    fake.resets += !r->n;
+    fake.external_resets += !r->n && r->reset_external;
+}
+
+static void *run_steps(void *arg)
 {
     struct run *r = arg;
     for (;;) {
@@ -157,9 +170,11 @@ static void *loop(void *arg)
         int before = r->n_ev;
         if (!fake.paused)
             for (int i = r->n - 1; i >= 0; i--)
-                if (!one(r, &r->live[i]))
-                    drop(r, i);
-        bool news = r->n_ev > before;
+                if (!step_request(r, &r->live[i]))
+                    remove_request(r, i);
+        bool news = r->n_ev > before || r->reset;
+        if (r->reset)
+            do_reset(r);
         pthread_mutex_unlock(&r->lock);
         if (news)
             r->wake(r->arg);
@@ -177,7 +192,7 @@ int run_start(struct run **out, struct eng *e, void (*wake)(void *arg), void *ar
     r->wake = wake;
     r->arg = arg;
     pthread_mutex_init(&r->lock, NULL);
-    pthread_create(&r->thread, NULL, loop, r);
+    pthread_create(&r->thread, NULL, run_steps, r);
     *out = r;
     return 0;
 }
@@ -191,7 +206,7 @@ void run_free(struct run *r)
     pthread_mutex_unlock(&r->lock);
     pthread_join(r->thread, NULL);
     while (r->n)
-        drop(r, 0);
+        remove_request(r, 0);
     km_free(r->ev);
     km_free(r);
 }
@@ -201,9 +216,9 @@ int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct 
     pthread_mutex_lock(&r->lock);
     int rc = 0;
     if (fake.failed) {
-        rc = km_fail(err, KM_EDEVICE, "the device is gone");
+        rc = km_fail(err, KM_EDEVICE, "the device has failed");
     } else if (r->n >= fake.max_live) {
-        rc = km_fail(err, KM_ELIMIT, "the queue is full: %d requests wait", r->n);
+        rc = km_fail(err, KM_ELIMIT, "%d requests wait, and the queue is full; try again later", r->n);
     } else {
         struct req *n = &r->live[r->n++];
         *n = (struct req){.id = ++r->next, .user = q->user, .n_prompt = q->n_prompt, .max = q->max_tokens,
@@ -233,7 +248,7 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_lock(&r->lock);
     for (int i = 0; i < r->n; i++)
         if (r->live[i].id == id) {
-            drop(r, i);
+            remove_request(r, i);
             break;
         }
     if (finish == ENG_STOP)
@@ -243,16 +258,27 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_unlock(&r->lock);
 }
 
-int run_reset_cache(struct run *r, bool external, struct km_err *err)
+void run_reset_begin(struct run *r, bool external)
 {
-    if (r->n)
-        return km_fail(err, KM_ELIMIT, "%d requests hold pages", r->n);
-    fake.resets++;
-    fake.external_resets += external;
-    return 0;
+    pthread_mutex_lock(&r->lock);
+    r->reset = true;
+    r->reset_external = external;
+    pthread_mutex_unlock(&r->lock);
 }
 
-int run_take(struct run *r, struct eng_events *out, struct km_err *err)
+bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
+{
+    pthread_mutex_lock(&r->lock);
+    bool ended = r->reset_done;
+    r->reset_done = false;
+    *rc = r->reset_rc;
+    if (r->reset_rc)
+        km_fail(err, r->reset_rc, "requests hold pages");
+    pthread_mutex_unlock(&r->lock);
+    return ended;
+}
+
+int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
 {
     (void)err;
     pthread_mutex_lock(&r->lock);
@@ -279,6 +305,6 @@ bool run_failed(struct run *r, struct km_err *why)
 {
     (void)r;
     if (fake.failed)
-        km_fail(why, KM_EDEVICE, "the device is gone");
+        km_fail(why, KM_EDEVICE, "the device has failed");
     return fake.failed;
 }

@@ -1,6 +1,8 @@
-/* The engine as the server sees it, without a model: a thread that gives every live request one token a step. The
- * output of a request is its own prompt, over and over; a prompt id equal to FAKE_EOS ends it. Prompts that begin with
- * "FAIL" fail after three tokens, with "DEAD" at once. */
+/* A fake of engine/runner.h without a model: a thread that generates one token for every live request in each step.
+ *
+ * The output of a request is its own prompt, repeated. The id FAKE_EOS in a prompt ends it. A request whose prompt
+ * begins with "FAIL" fails after three tokens; with "DEAD" it fails at once. `fake` controls the steps and counts what
+ * the server did; tests read and write it while the server runs. */
 #ifndef SRV_FAKE_ENGINE_H
 #define SRV_FAKE_ENGINE_H
 
@@ -9,17 +11,19 @@
 #include <stdatomic.h>
 
 struct fake {
-    atomic_int step_us;    /* time of a step: 200 */
-    atomic_int max_live;   /* queue length: 4096 */
-    atomic_int paused;     /* no steps */
-    atomic_int failed;     /* the device is gone */
-    atomic_int live, submitted, cancelled_stop, cancelled_abort, resets, external_resets;
-    atomic_int last_seed, last_max_tokens, last_top_k; /* of the last request */
-    double temperature;    /* generation_config's; -1: none */
+    /* Set by the test. */
+    atomic_int step_us;    /* duration of a step: 200 */
+    atomic_int max_live;   /* requests above which submit refuses: 4096 */
+    atomic_int paused;     /* 1: no steps run */
+    atomic_int failed;     /* 1: the device has failed */
+    double temperature;    /* of generation_config.json; -1: none */
     int max_model_len;
+    /* Counted by the fake. */
+    atomic_int live, submitted, cancelled_stop, cancelled_abort, resets, external_resets;
+    atomic_int last_seed, last_max_tokens, last_top_k; /* of the last request submitted */
 };
 extern struct fake fake;
-void fake_reset(void);
-struct eng *fake_eng(void);
+void fake_reset(void);      /* defaults and zeros */
+struct eng *fake_eng(void); /* for srv_open */
 
 #endif

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The official openai client against `kvmark serve`: usage: openai_client.py KVMARK MODEL_DIR
+"""Tests `kvmark serve` with the official openai client. Usage: openai_client.py KVMARK MODEL_DIR
 
-Exits with 77 (skipped, for ctest) when the openai package is not installed.
+Exits with 77, which ctest counts as skipped, if the Python package openai is not installed.
 """
 import re
 import subprocess
@@ -35,7 +35,7 @@ def start(binary, model):
         if found:
             threading.Thread(target=server.stderr.read, daemon=True).start()
             return server, found.group(1)
-    raise RuntimeError("the server did not start")
+    raise RuntimeError("the server ended before it listened; run it by hand to see why: " + " ".join(args))
 
 
 def error_of(kind, call):
@@ -60,14 +60,14 @@ def completions(c):
     check(whole.choices[0].text == " 402913" and whole.choices[0].finish_reason == "stop", f"recall: {whole}")
     check(whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens, "usage adds up")
     again = c.completions.create(**ask)
-    check(again.usage.prompt_tokens_details.cached_tokens >= 16, "the prefix cache is seen in the usage")
+    check(again.usage.prompt_tokens_details.cached_tokens >= 16, "the usage counts cached tokens")
     chunks = list(c.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
     check("".join(x.choices[0].text for x in chunks if x.choices) == whole.choices[0].text, "stream joined")
     check(chunks[-1].choices == [] and chunks[-1].usage == again.usage, "usage chunk")
-    check(all(x.usage is None for x in chunks[:-1]), "no usage before")
+    check(all(x.usage is None for x in chunks[:-1]), "no usage in events before the last")
     check(len(chunks) == whole.usage.completion_tokens + 1, "one chunk a token")
     plain = list(c.completions.create(**ask, stream=True))
-    check(all(x.usage is None for x in plain), "no usage unless asked for")
+    check(all(x.usage is None for x in plain), "no usage without include_usage")
 
     many = c.completions.create(model=NAME, prompt=["One", "Two"], n=2, max_tokens=4, seed=1, temperature=1)
     check([x.index for x in many.choices] == [0, 1, 2, 3], "two prompts, two choices each")
@@ -79,7 +79,7 @@ def completions(c):
     check(all(v <= 0 for v in lp.token_logprobs) and lp.text_offset[0] == 0, "values of logprobs")
     same = [c.completions.create(model=NAME, prompt="Once", max_tokens=20, temperature=1, seed=7).choices[0].text
             for _ in range(2)]
-    check(same[0] == same[1], "a seed fixes the draw")
+    check(same[0] == same[1], "the same seed gives the same text")
 
 
 def chats(c):
@@ -101,11 +101,11 @@ def chats(c):
     with c.chat.completions.stream(**{**ask, "n": 2}) as s:
         try:
             final = s.get_final_completion()
-        except openai.LengthFinishReasonError as e:  # its way to say finish_reason "length"
+        except openai.LengthFinishReasonError as e:  # raised by the client for finish_reason "length"
             final = e.completion
         check([x.message.content for x in final.choices] == [joined, joined], "the accumulated stream with n=2")
     off = c.chat.completions.create(**ask, extra_body={"chat_template_kwargs": {"enable_thinking": False}})
-    check(off.usage.prompt_tokens > whole.usage.prompt_tokens, "the empty think block is there")
+    check(off.usage.prompt_tokens > whole.usage.prompt_tokens, "thinking off adds an empty think block to the prompt")
 
 
 def errors(c, url):
@@ -130,7 +130,7 @@ def disconnects(c):
     stream = c.completions.create(model=NAME, prompt="Once", max_tokens=1500, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
-    check(c.completions.create(model=NAME, prompt="Once", max_tokens=1).choices[0].text is not None, "alive after a hang-up")
+    check(c.completions.create(model=NAME, prompt="Once", max_tokens=1).choices[0].text is not None, "the server answers after a client has disconnected")
 
 
 def main():

@@ -1,12 +1,12 @@
-/* The API over real sockets, on an engine and a tokenizer that do what the tests say: a request's output is its own
- * prompt, over and over. */
+/* The API over real sockets, with the fake engine and the fake tokenizer: a request's output is its own prompt,
+ * repeated. */
 #include "base/test/test.h"
 
 #include "base/log.h"
-#include "engine/server/test/client.h"
+#include "engine/server/test/test_client.h"
 #include "engine/server/test/fake_engine.h"
-#include "engine/server/test/fake_tok.h"
-#include "engine/server/test/stage.h"
+#include "engine/server/test/fake_tokenizer.h"
+#include "engine/server/test/test_server.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,76 +26,115 @@ static int num(const cJSON *v, const char *key)
     return n->valueint;
 }
 
-static cJSON *choice(const cJSON *v, int i)
+static void assert_json(const cJSON *v, const char *want)
 {
-    return cJSON_GetArrayItem(cJSON_GetObjectItem(v, "choices"), i);
+    char *got = cJSON_PrintUnformatted(v);
+    assert_string_equal(got, want);
+    cJSON_free(got);
 }
 
-static void small_endpoints(void **state)
+static void health_version_and_models(void **state)
 {
     (void)state;
-    start();
+    server_start();
     struct answer a;
-    cl_ask(up.port, "/health", NULL, &a);
+    cl_request(server.port, "/health", NULL, &a);
     assert_int_equal(a.status, 200);
     assert_int_equal(a.body.len, 0);
     cl_free(&a);
-    cJSON *v = cl_json(up.port, "/version", NULL, 200);
+    cJSON *v = cl_json(server.port, "/version", NULL, 200);
     assert_string_equal(str(v, "version"), "0.1.0");
     assert_string_equal(str(v, "device"), "cpu");
     assert_true(cJSON_IsTrue(cJSON_GetObjectItem(v, "dummy_weights")));
     assert_int_equal(strlen(str(v, "fingerprint")), 64);
     cJSON_Delete(v);
-    v = cl_json(up.port, "/v1/models", NULL, 200);
+    v = cl_json(server.port, "/v1/models", NULL, 200);
     const cJSON *m = cJSON_GetArrayItem(cJSON_GetObjectItem(v, "data"), 0);
     assert_string_equal(str(m, "id"), "fake-1");
     assert_int_equal(num(m, "max_model_len"), 4000);
     cJSON_Delete(v);
-    v = cl_json(up.port, "/v1/models/fake-1", NULL, 200);
+    v = cl_json(server.port, "/v1/models/fake-1", NULL, 200);
     assert_string_equal(str(v, "object"), "model");
     cJSON_Delete(v);
-    cJSON_Delete(cl_json(up.port, "/v1/models/other", NULL, 404));
-    cJSON_Delete(cl_json(up.port, "/nothing", NULL, 404));
-    cJSON_Delete(cl_json(up.port, "/healthy", NULL, 404));
-    cJSON_Delete(cl_json(up.port, "/health/x", NULL, 404));
-    cJSON_Delete(cl_json(up.port, "/health", "{}", 405));
-    cJSON_Delete(cl_json(up.port, COMP, NULL, 405));
-
-    v = cl_json(up.port, "/tokenize", "{\"prompt\":\"h\xc3\xa9<|im_end|>\",\"return_token_strs\":true}", 200);
-    char *s = cJSON_PrintUnformatted(v);
-    assert_string_equal(s, "{\"count\":4,\"max_model_len\":4000,\"tokens\":[104,195,169,258],\"token_strs\":[\"h\",\"\xef\xbf\xbd\","
-                           "\"\xef\xbf\xbd\",\"<|im_end|>\"]}");
-    cJSON_free(s);
-    cJSON_Delete(v);
-    v = cl_json(up.port, "/tokenize", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 200);
-    assert_int_equal(num(v, "count"), 20);
-    cJSON_Delete(v);
-    v = cl_json(up.port, "/detokenize", "{\"tokens\":[104,195,169,34]}", 200);
-    assert_string_equal(str(v, "prompt"), "h\xc3\xa9\"");
-    cJSON_Delete(v);
-    cJSON_Delete(cl_json(up.port, "/detokenize", "{\"tokens\":[290]}", 400));
-
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache", "", 200));
-    assert_int_equal(fake.external_resets, 0);
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache?reset_external=true", "", 200));
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache", "{\"reset_external\":true}", 200));
-    assert_int_equal(fake.resets, 3);
-    assert_int_equal(fake.external_resets, 2);
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache", "{\"reset_external\":1}", 400));
-    stop();
+    cl_expect(server.port, "/v1/models/other", NULL, 404);
+    cl_expect(server.port, "/nothing", NULL, 404);
+    cl_expect(server.port, "/healthy", NULL, 404);
+    cl_expect(server.port, "/health/x", NULL, 404);
+    cl_expect(server.port, "/health", "{}", 405);
+    cl_expect(server.port, COMP, NULL, 405);
+    server_stop();
 }
 
-static void a_completion_and_a_chat(void **state)
+static void tokenize_and_detokenize(void **state)
 {
     (void)state;
-    start();
-    cJSON *v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"hello\",\"max_tokens\":12}", 200);
+    server_start();
+    cJSON *v = cl_json(server.port, "/tokenize", "{\"prompt\":\"h\xc3\xa9<|im_end|>\",\"return_token_strs\":true}", 200);
+    assert_json(v,
+                "{\"count\":4,\"max_model_len\":4000,\"tokens\":[104,195,169,258],\"token_strs\":[\"h\",\"\xef\xbf\xbd\","
+                "\"\xef\xbf\xbd\",\"<|im_end|>\"]}");
+    cJSON_Delete(v);
+    v = cl_json(server.port, "/tokenize", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 200);
+    assert_int_equal(num(v, "count"), 20);
+    cJSON_Delete(v);
+    v = cl_json(server.port, "/detokenize", "{\"tokens\":[104,195,169,34]}", 200);
+    assert_string_equal(str(v, "prompt"), "h\xc3\xa9\"");
+    cJSON_Delete(v);
+    cl_expect(server.port, "/detokenize", "{\"tokens\":[290]}", 400);
+    server_stop();
+}
+
+static void reset_prefix_cache(void **state)
+{
+    (void)state;
+    server_start();
+    cl_expect(server.port, "/reset_prefix_cache", "", 200);
+    assert_int_equal(fake.external_resets, 0);
+    cl_expect(server.port, "/reset_prefix_cache?reset_external=true", "", 200);
+    cl_expect(server.port, "/reset_prefix_cache", "{\"reset_external\":true}", 200);
+    assert_int_equal(fake.resets, 3);
+    assert_int_equal(fake.external_resets, 2);
+    cl_expect(server.port, "/reset_prefix_cache", "{\"reset_external\":1}", 400);
+    server_stop();
+}
+
+static void resets_do_not_block_other_requests(void **state)
+{
+    (void)state;
+    server_start();
+    fake.step_us = 20000; /* the engine resets between two steps */
+    struct km_buf many = {0}, rest = {0};
+    struct answer a;
+    for (int i = 0; i < 50; i++)
+        km_buf_puts(&many, "POST /reset_prefix_cache HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n");
+    int pipelining = cl_connect(server.port), leaving = cl_start(server.port, "/reset_prefix_cache", "");
+    cl_send(pipelining, many.data, many.len);
+    cl_expect(server.port, "/v1/models", NULL, 200);
+    assert_true(fake.resets < 50);
+    close(leaving);
+    for (int i = 0; i < 50; i++) {
+        assert_true(cl_read(pipelining, &rest, &a));
+        assert_int_equal(a.status, 200);
+        cl_free(&a);
+    }
+    assert_true(fake.resets >= 50);
+    km_buf_free(&many);
+    km_buf_free(&rest);
+    close(pipelining);
+    server_stop();
+}
+
+static void completions_and_chats(void **state)
+{
+    (void)state;
+    server_start();
+    cJSON *v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"hello\",\"max_tokens\":12}", 200);
     assert_string_equal(str(v, "object"), "text_completion");
     assert_string_equal(str(v, "model"), "fake-1");
     assert_true(!strncmp(str(v, "id"), "cmpl-", 5));
-    assert_string_equal(str(choice(v, 0), "text"), "hellohellohe");
-    assert_string_equal(str(choice(v, 0), "finish_reason"), "length");
-    assert_true(cJSON_IsNull(cJSON_GetObjectItem(choice(v, 0), "logprobs")));
+    assert_string_equal(str(cl_choice(v, 0), "text"), "hellohellohe");
+    assert_string_equal(str(cl_choice(v, 0), "finish_reason"), "length");
+    assert_true(cJSON_IsNull(cJSON_GetObjectItem(cl_choice(v, 0), "logprobs")));
     const cJSON *u = cJSON_GetObjectItem(v, "usage");
     assert_int_equal(num(u, "prompt_tokens"), 5);
     assert_int_equal(num(u, "completion_tokens"), 12);
@@ -103,9 +142,9 @@ static void a_completion_and_a_chat(void **state)
     assert_int_equal(num(cJSON_GetObjectItem(u, "prompt_tokens_details"), "cached_tokens"), 0);
     cJSON_Delete(v);
 
-    v = cl_json(up.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":7}", 200);
+    v = cl_json(server.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":7}", 200);
     assert_string_equal(str(v, "object"), "chat.completion");
-    const cJSON *m = cJSON_GetObjectItem(choice(v, 0), "message");
+    const cJSON *m = cJSON_GetObjectItem(cl_choice(v, 0), "message");
     assert_string_equal(str(m, "role"), "assistant");
     assert_string_equal(str(m, "content"), "user\nh"); /* <|im_start|> is skipped */
     u = cJSON_GetObjectItem(v, "usage");
@@ -113,33 +152,39 @@ static void a_completion_and_a_chat(void **state)
     assert_int_equal(num(cJSON_GetObjectItem(u, "prompt_tokens_details"), "cached_tokens"), 16);
     cJSON_Delete(v);
 
-    v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":[\"ab\",[99,100]],\"n\":2,\"max_tokens\":3,\"echo\":true}", 200);
+    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":[\"ab\",[99,100]],\"n\":2,\"max_tokens\":3,\"echo\":true}", 200);
     static const char *const want[] = {"ababa", "ababa", "cdcdc", "cdcdc"};
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(v, "choices")), 4);
     for (int i = 0; i < 4; i++) {
-        assert_string_equal(str(choice(v, i), "text"), want[i]);
-        assert_int_equal(num(choice(v, i), "index"), i);
+        assert_string_equal(str(cl_choice(v, i), "text"), want[i]);
+        assert_int_equal(num(cl_choice(v, i), "index"), i);
     }
     assert_int_equal(num(cJSON_GetObjectItem(v, "usage"), "prompt_tokens"), 4);
     assert_int_equal(num(cJSON_GetObjectItem(v, "usage"), "completion_tokens"), 12);
     cJSON_Delete(v);
-
-    int before = fake.submitted;
-    v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"hello\",\"max_tokens\":0,\"echo\":true}", 200);
-    assert_string_equal(str(choice(v, 0), "text"), "hello");
-    assert_string_equal(str(choice(v, 0), "finish_reason"), "length");
-    cJSON_Delete(v);
-    assert_int_equal(fake.submitted, before);
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"hello\"}", 200));
-    assert_int_equal(fake.last_max_tokens, 16);
-    assert_int_equal(fake.last_top_k, 7); /* generation_config's */
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"x\",\"n\":3,\"seed\":40,\"max_tokens\":1}", 200));
-    assert_int_equal(fake.last_seed, 42); /* each choice its own */
-    assert_int_equal(fake.live, 0);
-    stop();
+    server_stop();
 }
 
-static void ends_are_told(void **state)
+static void defaults_of_fields(void **state)
+{
+    (void)state;
+    server_start();
+    int before = fake.submitted;
+    cJSON *v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"hello\",\"max_tokens\":0,\"echo\":true}", 200);
+    assert_string_equal(str(cl_choice(v, 0), "text"), "hello");
+    assert_string_equal(str(cl_choice(v, 0), "finish_reason"), "length");
+    cJSON_Delete(v);
+    assert_int_equal(fake.submitted, before);
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"hello\"}", 200);
+    assert_int_equal(fake.last_max_tokens, 16);
+    assert_int_equal(fake.last_top_k, 7); /* of generation_config.json */
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"x\",\"n\":3,\"seed\":40,\"max_tokens\":1}", 200);
+    assert_int_equal(fake.last_seed, 42); /* each choice has a seed of its own */
+    assert_int_equal(fake.live, 0);
+    server_stop();
+}
+
+static void finish_reasons_are_reported(void **state)
 {
     (void)state;
     static const struct {
@@ -162,46 +207,45 @@ static void ends_are_told(void **state)
         {"\"prompt\":\"a\xf0\x9f\x8c\x8d!\",\"stop\":\"\xf0\x9f\x8c\x8d\"", "a", "stop", "\"\xf0\x9f\x8c\x8d\""},
         {"\"prompt\":[255,97,195],\"max_tokens\":6", "\xef\xbf\xbd""a\xef\xbf\xbd\xef\xbf\xbd""a\xef\xbf\xbd", "length", "null"},
         {"\"prompt\":\"say \\\"x\\\\y\\\"\\n\\t\\u0001\",\"max_tokens\":12", "say \"x\\y\"\n\t\x01", "length", "null"},
-        {"\"prompt\":\"a\\u0000b\",\"max_tokens\":6", "a\xC0\x80""ba\xC0\x80""b", "length", "null"}, /* as km_json_parse has it */
-        {"\"prompt\":[299,97],\"max_tokens\":4", "aa", "length", "null"}, /* an id the tokenizer does not know */
+        /* km_json_parse keeps a NUL as C0 80. */
+        {"\"prompt\":\"a\\u0000b\",\"max_tokens\":6", "a\xC0\x80""ba\xC0\x80""b", "length", "null"},
+        {"\"prompt\":[299,97],\"max_tokens\":4", "aa", "length", "null"}, /* an id without text */
     };
-    start();
+    server_start();
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char body[512];
         snprintf(body, sizeof body, "{" MODEL ",%s}", rows[i].body);
-        cJSON *v = cl_json(up.port, COMP, body, 200);
-        if (strcmp(str(choice(v, 0), "text"), rows[i].text))
-            fail_msg("%s: %s", rows[i].body, str(choice(v, 0), "text"));
-        assert_string_equal(str(choice(v, 0), "finish_reason"), rows[i].finish);
-        char *reason = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "stop_reason"));
-        assert_string_equal(reason, rows[i].reason);
-        cJSON_free(reason);
+        cJSON *v = cl_json(server.port, COMP, body, 200);
+        if (strcmp(str(cl_choice(v, 0), "text"), rows[i].text))
+            fail_msg("%s: %s", rows[i].body, str(cl_choice(v, 0), "text"));
+        assert_string_equal(str(cl_choice(v, 0), "finish_reason"), rows[i].finish);
+        assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "stop_reason"), rows[i].reason);
         cJSON_Delete(v);
-        /* The stream's text joined is the same text. */
+        /* A stream's text, joined, is the same text. */
         snprintf(body, sizeof body, "{" MODEL ",%s,\"stream\":true,\"stream_options\":{\"include_usage\":true}}", rows[i].body);
         struct streamed s;
-        cl_stream(up.port, COMP, body, &s);
+        cl_stream(server.port, COMP, body, &s);
         assert_string_equal(km_buf_str(&s.text[0]), rows[i].text);
         assert_string_equal(s.finish[0], rows[i].finish);
         assert_int_equal(s.done, 1);
         assert_int_equal(s.usages, 1);
         assert_int_equal(s.errors, 0);
-        assert_int_equal(s.events, s.completion_tokens + 1); /* one a token, and the usage */
+        assert_int_equal(s.events, s.completion_tokens + 1); /* one for each token, and one with the usage */
         cl_stream_free(&s);
     }
-    wait_for(&fake.live, 0);
+    wait_until_equal(&fake.live, 0);
     assert_int_equal(fake.cancelled_abort, 0);
-    stop();
+    server_stop();
 }
 
-static void streams_of_chats(void **state)
+static void chats_stream(void **state)
 {
     (void)state;
-    start();
+    server_start();
     const char *body = "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"caf\xc3\xa9\"}],\"max_tokens\":11,\"n\":3,"
                        "\"stream\":true}";
     struct streamed s;
-    cl_stream(up.port, CHAT, body, &s);
+    cl_stream(server.port, CHAT, body, &s);
     assert_int_equal(s.roles, 3);
     assert_int_equal(s.done, 1);
     assert_int_equal(s.usages, 0);
@@ -214,129 +258,126 @@ static void streams_of_chats(void **state)
     body = "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":3,\"stream\":true,\"stream_options\":"
            "{\"include_usage\":true,\"continuous_usage_stats\":true}}";
     struct answer a;
-    cl_ask(up.port, CHAT, body, &a);
+    cl_request(server.port, CHAT, body, &a);
     int usages = 0;
     for (const char *p = a.body.data; (p = strstr(p, "\"usage\":{\"prompt_tokens\":20")); p++)
         usages++;
     assert_int_equal(usages, 4);
     assert_non_null(strstr(a.body.data, "\"completion_tokens\":2,"));
     cl_free(&a);
-    stop();
+    server_stop();
 }
 
-static void probabilities_have_openais_shape(void **state)
+static void logprobs_have_openais_shape(void **state)
 {
     (void)state;
-    start();
-    cJSON *v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"a\xc3\xa9\",\"max_tokens\":3,\"logprobs\":2}", 200);
-    char *s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "logprobs"));
-    assert_string_equal(s, "{\"tokens\":[\"a\",\"\xef\xbf\xbd\",\"\xef\xbf\xbd\"],\"token_logprobs\":[-0.5,-0.5,-0.5],"
-                           "\"top_logprobs\":[{\"a\":-0.5,\"b\":-2},{\"\xef\xbf\xbd\":-0.5},{\"\xef\xbf\xbd\":-0.5}],"
-                           "\"text_offset\":[0,1,2]}");
-    cJSON_free(s);
+    server_start();
+    cJSON *v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"a\xc3\xa9\",\"max_tokens\":3,\"logprobs\":2}", 200);
+    assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "logprobs"),
+                "{\"tokens\":[\"a\",\"\xef\xbf\xbd\",\"\xef\xbf\xbd\"],\"token_logprobs\":[-0.5,-0.5,-0.5],"
+                "\"top_logprobs\":[{\"a\":-0.5,\"b\":-2},{\"\xef\xbf\xbd\":-0.5},{\"\xef\xbf\xbd\":-0.5}],"
+                "\"text_offset\":[0,1,2]}");
     cJSON_Delete(v);
-    v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":2,\"logprobs\":1,\"return_tokens_as_token_ids\":true}",
+    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":2,\"logprobs\":1,\"return_tokens_as_token_ids\":true}",
                 200);
-    s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "logprobs"));
-    assert_string_equal(s, "{\"tokens\":[\"token_id:97\",\"token_id:98\"],\"token_logprobs\":[-0.5,-0.5],\"top_logprobs\":"
-                           "[{\"token_id:97\":-0.5},{\"token_id:98\":-0.5}],\"text_offset\":[0,11]}");
-    cJSON_free(s);
+    assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "logprobs"),
+                "{\"tokens\":[\"token_id:97\",\"token_id:98\"],\"token_logprobs\":[-0.5,-0.5],\"top_logprobs\":"
+                "[{\"token_id:97\":-0.5},{\"token_id:98\":-0.5}],\"text_offset\":[0,11]}");
     cJSON_Delete(v);
     const char *chat = "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":2,\"logprobs\":true,"
                        "\"top_logprobs\":%d%s}";
     char body[512];
     snprintf(body, sizeof body, chat, 2, "");
-    v = cl_json(up.port, CHAT, body, 200);
-    s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "logprobs"));
-    assert_string_equal(s, "{\"content\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,115,116,97,114,"
-                           "116,124,62],\"top_logprobs\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,"
-                           "115,116,97,114,116,124,62]},{\"token\":\"<|im_end|>\",\"logprob\":-2,\"bytes\":[60,124,105,109,95,101,"
-                           "110,100,124,62]}]},{\"token\":\"u\",\"logprob\":-0.5,\"bytes\":[117],\"top_logprobs\":[{\"token\":\"u\","
-                           "\"logprob\":-0.5,\"bytes\":[117]},{\"token\":\"v\",\"logprob\":-2,\"bytes\":[118]}]}],\"refusal\":null}");
-    cJSON_free(s);
+    v = cl_json(server.port, CHAT, body, 200);
+    assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "logprobs"),
+                "{\"content\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,115,116,97,114,"
+                "116,124,62],\"top_logprobs\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,"
+                "115,116,97,114,116,124,62]},{\"token\":\"<|im_end|>\",\"logprob\":-2,\"bytes\":[60,124,105,109,95,101,"
+                "110,100,124,62]}]},{\"token\":\"u\",\"logprob\":-0.5,\"bytes\":[117],\"top_logprobs\":[{\"token\":\"u\","
+                "\"logprob\":-0.5,\"bytes\":[117]},{\"token\":\"v\",\"logprob\":-2,\"bytes\":[118]}]}],\"refusal\":null}");
     cJSON_Delete(v);
     snprintf(body, sizeof body, chat, 0, ",\"stream\":true");
     struct answer a;
-    cl_ask(up.port, CHAT, body, &a);
+    cl_request(server.port, CHAT, body, &a);
     assert_non_null(strstr(a.body.data, "\"logprobs\":{\"content\":[{\"token\":\"u\",\"logprob\":-0.5,\"bytes\":[117],"
                                         "\"top_logprobs\":[]}],\"refusal\":null}"));
     cl_free(&a);
 
-    v = cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true}", 200);
-    s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "token_ids"));
-    assert_string_equal(s, "[97,98,97]");
-    cJSON_free(s);
-    s = cJSON_PrintUnformatted(cJSON_GetObjectItem(choice(v, 0), "prompt_token_ids"));
-    assert_string_equal(s, "[97,98]");
-    cJSON_free(s);
+    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true}", 200);
+    assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "token_ids"), "[97,98,97]");
+    assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "prompt_token_ids"), "[97,98]");
     cJSON_Delete(v);
-    cl_ask(up.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true,\"stream\":true}", &a);
+    cl_request(server.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true,\"stream\":true}", &a);
     const char *first = strstr(a.body.data, "\"prompt_token_ids\":[97,98]");
     assert_non_null(first);
     assert_null(strstr(first + 5, "prompt_token_ids"));
     assert_non_null(strstr(a.body.data, "\"token_ids\":[98]"));
     cl_free(&a);
-    stop();
+    server_stop();
 }
 
-static void ids_without_a_tokenizer(void **state)
+static void token_ids_without_a_tokenizer(void **state)
 {
     (void)state;
-    start_with(srv_defaults(), NULL, false);
+    server_start_with(srv_defaults(), NULL, false);
     const char *body = "{" MODEL ",\"prompt\":[5,6],\"max_tokens\":3,\"return_tokens_as_token_ids\":true,\"return_token_ids\":true,"
                        "\"logprobs\":0%s}";
     char full[512];
     snprintf(full, sizeof full, body, "");
-    cJSON *v = cl_json(up.port, COMP, full, 200);
-    assert_string_equal(str(choice(v, 0), "text"), "token_id:5 token_id:6 token_id:5");
+    cJSON *v = cl_json(server.port, COMP, full, 200);
+    assert_string_equal(str(cl_choice(v, 0), "text"), "token_id:5 token_id:6 token_id:5");
     cJSON_Delete(v);
     snprintf(full, sizeof full, body, ",\"stream\":true");
     struct streamed s;
-    cl_stream(up.port, COMP, full, &s);
+    cl_stream(server.port, COMP, full, &s);
     assert_string_equal(s.text[0].data, "token_id:5 token_id:6 token_id:5");
     cl_stream_free(&s);
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"text\"}", 400));
-    cJSON_Delete(cl_json(up.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 400));
-    stop();
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"text\"}", 400);
+    cl_expect(server.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 400);
+    server_stop();
 }
 
-static void errors_of_the_engine(void **state)
+static void engine_errors_reach_the_client(void **state)
 {
     (void)state;
-    start();
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\"}", 500));
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\"}", 500));
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\",\"stream\":true}", 500)); /* nothing was sent yet */
+    server_start();
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\"}", 500);
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\"}", 500);
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\",\"stream\":true}", 500); /* no HTTP head was sent before */
     struct streamed s;
-    cl_stream(up.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\",\"stream\":true}", &s);
+    cl_stream(server.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\",\"stream\":true}", &s);
     assert_string_equal(s.text[0].data, "FAI");
-    assert_string_equal(s.finish[0], ""); /* never a false end */
+    assert_string_equal(s.finish[0], ""); /* a failed request must not look finished */
     assert_int_equal(s.errors, 1);
     assert_int_equal(s.done, 0);
     cl_stream_free(&s);
-    /* One bad choice ends its siblings. */
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":[\"good\",\"FAIL\"],\"max_tokens\":1000}", 500));
-    wait_for(&fake.live, 0);
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"fine\"}", 200));
+    /* One choice that fails ends the other choices of its request. */
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":[\"good\",\"FAIL\"],\"max_tokens\":1000}", 500);
+    wait_until_equal(&fake.live, 0);
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"fine\"}", 200);
 
+    fake.failed = 1;
+    cl_expect(server.port, "/health", NULL, 503);
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 500);
+    server_stop();
+}
+
+static void a_full_queue_is_429(void **state)
+{
+    (void)state;
+    server_start();
     fake.max_live = 3;
     fake.paused = 1;
     int fds[3];
-    for (int i = 0; i < 3; i++) {
-        const char *body = "{" MODEL ",\"prompt\":\"x\"}";
-        char req[300];
-        int n = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-                                          "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
-        fds[i] = cl_connect(up.port);
-        cl_send(fds[i], req, (size_t)n);
-    }
-    wait_for(&fake.live, 3);
+    for (int i = 0; i < 3; i++)
+        fds[i] = cl_start(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}");
+    wait_until_equal(&fake.live, 3);
     struct answer a;
-    cl_ask(up.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", &a);
+    cl_request(server.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", &a);
     assert_int_equal(a.status, 429);
     assert_non_null(strstr(a.head.data, "Retry-After: 1"));
     cl_free(&a);
-    cJSON_Delete(cl_json(up.port, "/reset_prefix_cache", "", 409));
+    cl_expect(server.port, "/reset_prefix_cache", "", 409);
     fake.paused = 0;
     for (int i = 0; i < 3; i++) {
         struct km_buf rest = {0};
@@ -346,14 +387,10 @@ static void errors_of_the_engine(void **state)
         km_buf_free(&rest);
         close(fds[i]);
     }
-    fake.max_live = 2; /* the third choice finds no place: the first two must not stay */
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"x\",\"n\":3,\"max_tokens\":1000}", 429));
-    wait_for(&fake.live, 0);
-
-    fake.failed = 1;
-    cJSON_Delete(cl_json(up.port, "/health", NULL, 503));
-    cJSON_Delete(cl_json(up.port, COMP, "{" MODEL ",\"prompt\":\"x\"}", 500));
-    stop();
+    fake.max_live = 2; /* the third choice is refused, so the first two are cancelled */
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"x\",\"n\":3,\"max_tokens\":1000}", 429);
+    wait_until_equal(&fake.live, 0);
+    server_stop();
 }
 
 static void metrics_are_prometheus(void **state)
@@ -361,13 +398,13 @@ static void metrics_are_prometheus(void **state)
     (void)state;
     struct srv_opts o = srv_defaults();
     o.served_name = "we\"ird\\name";
-    start_with(o, fake_tok, false);
-    cJSON_Delete(cl_json(up.port, COMP, "{\"model\":\"we\\\"ird\\\\name\",\"prompt\":\"x\",\"max_tokens\":5}", 200));
-    cJSON_Delete(cl_json(up.port, COMP, "{\"model\":\"wrong\",\"prompt\":\"x\"}", 404));
+    server_start_with(o, fake_tok, false);
+    cl_expect(server.port, COMP, "{\"model\":\"we\\\"ird\\\\name\",\"prompt\":\"x\",\"max_tokens\":5}", 200);
+    cl_expect(server.port, COMP, "{\"model\":\"wrong\",\"prompt\":\"x\"}", 404);
     struct answer a;
-    cl_ask(up.port, "/metrics", NULL, &a);
+    cl_request(server.port, "/metrics", NULL, &a);
     assert_non_null(strstr(a.head.data, "text/plain; version=0.0.4"));
-    /* Each line is a comment or name{labels} value; every name has a type, once. */
+    /* Each line is a comment, or name{labels} and a value. */
     int lines = 0;
     for (char *save = NULL, *l = strtok_r(a.body.data, "\n", &save); l; l = strtok_r(NULL, "\n", &save), lines++) {
         if (*l == '#')
@@ -384,28 +421,29 @@ static void metrics_are_prometheus(void **state)
     }
     assert_true(lines > 150);
     cl_free(&a);
-    assert_true(cl_metric(up.port, "vllm:time_to_first_token_seconds_count") == 1);
-    assert_true(cl_metric(up.port, "vllm:inter_token_latency_seconds_count") == 4);
-    assert_true(cl_metric(up.port, "vllm:request_generation_tokens_sum") == 5);
-    assert_true(cl_metric(up.port, "vllm:e2e_request_latency_seconds_count") == 1);
-    assert_true(cl_metric(up.port, "vllm:generation_tokens_total") == 5);
-    assert_true(cl_metric(up.port, "kvmark_host_memory_bytes") > 1000);
-    cl_ask(up.port, "/metrics", NULL, &a);
+    assert_true(cl_metric(server.port, "vllm:time_to_first_token_seconds_count") == 1);
+    assert_true(cl_metric(server.port, "vllm:inter_token_latency_seconds_count") == 4);
+    assert_true(cl_metric(server.port, "vllm:request_generation_tokens_sum") == 5);
+    assert_true(cl_metric(server.port, "vllm:e2e_request_latency_seconds_count") == 1);
+    assert_true(cl_metric(server.port, "vllm:generation_tokens_total") == 5);
+    assert_true(cl_metric(server.port, "kvmark_host_memory_bytes") > 1000);
+    cl_request(server.port, "/metrics", NULL, &a);
     assert_non_null(strstr(a.body.data, "kvmark_http_responses_total{code=\"404\"} 1\n"));
     assert_non_null(strstr(a.body.data, "vllm:request_generation_tokens_bucket{model_name=\"we\\\"ird\\\\name\",le=\"5\"} 1\n"));
     assert_non_null(strstr(a.body.data, "vllm:request_generation_tokens_bucket{model_name=\"we\\\"ird\\\\name\",le=\"2\"} 0\n"));
     cl_free(&a);
-    stop();
+    server_stop();
 }
 
 int main(void)
 {
     km_log_level(KM_LOG_ERROR);
-#define T(f) cmocka_unit_test_setup(f, each)
+#define T(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
-        T(small_endpoints), T(a_completion_and_a_chat), T(ends_are_told), T(streams_of_chats),
-        T(probabilities_have_openais_shape), T(ids_without_a_tokenizer), T(errors_of_the_engine),
-        T(metrics_are_prometheus),
+        T(health_version_and_models), T(tokenize_and_detokenize), T(reset_prefix_cache), T(resets_do_not_block_other_requests), T(completions_and_chats),
+        T(defaults_of_fields), T(finish_reasons_are_reported), T(chats_stream),
+        T(logprobs_have_openais_shape), T(token_ids_without_a_tokenizer), T(engine_errors_reach_the_client),
+        T(a_full_queue_is_429), T(metrics_are_prometheus),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

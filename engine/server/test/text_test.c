@@ -1,4 +1,4 @@
-/* Text assembly: any way of cutting bytes into tokens gives the same text, and nothing is shown too early. */
+/* The text of a choice: it does not depend on where tokens end, and nothing is shown that could still be cut. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
@@ -14,8 +14,8 @@ static unsigned rnd(unsigned n)
     return (unsigned)(seed >> 33) % n;
 }
 
-/* The whole text at once, the slow and obvious way. */
-static void lossy(const char *s, size_t n, struct km_buf *out)
+/* The reference: U+FFFD for what is not UTF-8, on the whole text at once. */
+static void replace_invalid(const char *s, size_t n, struct km_buf *out)
 {
     for (size_t i = 0; i < n;) {
         int need, len = km_utf8_len(s + i, n - i, &need);
@@ -25,7 +25,7 @@ static void lossy(const char *s, size_t n, struct km_buf *out)
             continue;
         }
         km_buf_puts(out, "\xef\xbf\xbd");
-        size_t k = 1; /* the longest beginning of a character */
+        size_t k = 1; /* the longest prefix of a character */
         for (size_t m = 2; m <= 3 && i + m <= n; m++) {
             int more;
             km_utf8_len(s + i, m, &more);
@@ -37,7 +37,8 @@ static void lossy(const char *s, size_t n, struct km_buf *out)
     }
 }
 
-static void cut(struct km_buf *b, const char *const *stops, int n, bool include)
+/* The reference: ends the text at the first stop string that is complete. */
+static void cut_at_stop(struct km_buf *b, const char *const *stops, int n, bool include)
 {
     for (size_t end = 1; end <= b->len; end++) {
         size_t longest = 0;
@@ -54,13 +55,14 @@ static void cut(struct km_buf *b, const char *const *stops, int n, bool include)
     }
 }
 
-static void run_one(const char *bytes, size_t n, const char *const *stops, int n_stops, bool include)
+/* Pushes the bytes in random pieces and compares the text with the reference. */
+static void check_random_pieces(const char *bytes, size_t n, const char *const *stops, int n_stops, bool include)
 {
     struct km_buf want = {0}, got = {0};
     km_buf_puts(&want, "");
     km_buf_puts(&got, "");
-    lossy(bytes, n, &want);
-    cut(&want, stops, n_stops, include);
+    replace_invalid(bytes, n, &want);
+    cut_at_stop(&want, stops, n_stops, include);
     struct txt_stops st;
     assert_int_equal(txt_stops_init(&st, stops, n_stops, include, NULL), 0);
     struct txt t;
@@ -73,9 +75,9 @@ static void run_one(const char *bytes, size_t n, const char *const *stops, int n
         go = txt_push(&t, bytes + at, k, true);
         at += k;
         size_t from, len;
-        txt_take(&t, &from, &len);
+        txt_show(&t, &from, &len);
         km_buf_put(&got, km_buf_str(&t.text) + from, len);
-        /* What is shown is a beginning of the final text, and made of whole characters. */
+        /* What is shown is a prefix of the final text, and consists of whole characters. */
         assert_true(got.len <= want.len);
         assert_memory_equal(got.data, want.data, got.len);
         for (size_t i = 0; i < len;) {
@@ -86,7 +88,7 @@ static void run_one(const char *bytes, size_t n, const char *const *stops, int n
     }
     txt_end(&t);
     size_t from, len;
-    txt_take(&t, &from, &len);
+    txt_show(&t, &from, &len);
     km_buf_put(&got, km_buf_str(&t.text) + from, len);
     assert_int_equal(got.len, want.len);
     assert_memory_equal(got.data, want.data, got.len);
@@ -97,7 +99,7 @@ static void run_one(const char *bytes, size_t n, const char *const *stops, int n
     km_buf_free(&got);
 }
 
-static void splits_do_not_matter(void **state)
+static void token_boundaries_do_not_change_the_text(void **state)
 {
     (void)state;
     static const char *const pieces[] = {"a", "b", "ab", "aab", "\n", "é", "世", "🌍", "\xf0", "\x9f", "\xe4\xb8", "\xff",
@@ -112,21 +114,21 @@ static void splits_do_not_matter(void **state)
         int n = (int)rnd(5);
         for (int k = 0; k < n; k++)
             use[k] = stops[rnd(sizeof stops / sizeof *stops)];
-        run_one(b.data, b.len, use, n, rnd(4) == 0);
+        check_random_pieces(b.data, b.len, use, n, rnd(4) == 0);
         km_buf_free(&b);
     }
 }
 
-static void shown(struct txt *t, const char *push, const char *want)
+static void push_and_expect(struct txt *t, const char *push, const char *want)
 {
     txt_push(t, push, strlen(push), true);
     size_t from, n;
-    txt_take(t, &from, &n);
+    txt_show(t, &from, &n);
     assert_int_equal(n, strlen(want));
     assert_memory_equal(km_buf_str(&t->text) + from, want, n);
 }
 
-static void holds_back_no_more_than_needed(void **state)
+static void no_more_is_held_back_than_needed(void **state)
 {
     (void)state;
     const char *stops[] = {"STOP", "TOX"};
@@ -134,37 +136,37 @@ static void holds_back_no_more_than_needed(void **state)
     assert_int_equal(txt_stops_init(&st, stops, 2, false, NULL), 0);
     struct txt t;
     txt_init(&t, &st);
-    shown(&t, "abcS", "abc");
-    shown(&t, "T", "");
-    shown(&t, "O", "");
-    shown(&t, "x", "STOx");      /* neither any more */
-    shown(&t, "ySTO", "y");
-    shown(&t, "Q", "STOQ");
-    shown(&t, "zSSTOX", "zSS");  /* TOX began inside STO */
-    assert_int_equal(t.hit, 1);
+    push_and_expect(&t, "abcS", "abc");
+    push_and_expect(&t, "T", "");
+    push_and_expect(&t, "O", "");
+    push_and_expect(&t, "x", "STOx");      /* no longer a prefix of either */
+    push_and_expect(&t, "ySTO", "y");
+    push_and_expect(&t, "Q", "STOQ");
+    push_and_expect(&t, "zSSTOX", "zSS");  /* TOX begins inside STO */
+    assert_int_equal(t.stopped_by, 1);
     txt_free(&t);
 
     txt_init(&t, &st);
-    shown(&t, "\xe4\xb8", ""); /* two thirds of a character */
-    shown(&t, "\x96!", "世!");
-    shown(&t, "\xf0\x9f", "");
+    push_and_expect(&t, "\xe4\xb8", ""); /* two thirds of a character */
+    push_and_expect(&t, "\x96!", "世!");
+    push_and_expect(&t, "\xf0\x9f", "");
     txt_end(&t);
-    shown(&t, "", "\xef\xbf\xbd");
+    push_and_expect(&t, "", "\xef\xbf\xbd");
     txt_free(&t);
 
-    /* Not armed: neither found nor held. */
+    /* match_stops false: stop strings are neither found nor held back. */
     txt_init(&t, &st);
     assert_true(txt_push(&t, "STOP ST", 7, false));
-    shown(&t, "OP", "STOP STOP");
-    assert_int_equal(t.hit, -1);
+    push_and_expect(&t, "OP", "STOP STOP");
+    assert_int_equal(t.stopped_by, -1);
     txt_free(&t);
     txt_stops_free(&st);
 }
 
-static void long_stops_are_linear(void **state)
+static void matching_takes_linear_time(void **state)
 {
     (void)state;
-    /* 100,000 a's against a stop of 20,000 a's and a b: a restart per byte would take seconds. */
+    /* A text of 100,000 a's and a stop string of 20,000 a's and a b: matching anew from each byte would take seconds. */
     char *stop = malloc(20002), *text = malloc(100000);
     memset(stop, 'a', 20000);
     memcpy(stop + 20000, "b", 2);
@@ -177,7 +179,7 @@ static void long_stops_are_linear(void **state)
     size_t from, n, total = 0;
     for (int i = 0; i < 100000; i += 10) {
         assert_true(txt_push(&t, text + i, 10, true));
-        txt_take(&t, &from, &n);
+        txt_show(&t, &from, &n);
         total += n;
     }
     assert_int_equal(total, 80000);
@@ -192,9 +194,9 @@ static void long_stops_are_linear(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(splits_do_not_matter),
-        cmocka_unit_test(holds_back_no_more_than_needed),
-        cmocka_unit_test(long_stops_are_linear),
+        cmocka_unit_test(token_boundaries_do_not_change_the_text),
+        cmocka_unit_test(no_more_is_held_back_than_needed),
+        cmocka_unit_test(matching_takes_linear_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

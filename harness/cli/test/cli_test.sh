@@ -85,9 +85,9 @@ expect 1 "limit       --gpu-memory-limit" $plan --gpu-memory-limit 20MiB
 planned=$(grep "error:" "$dir/out")
 expect 1 "the memory limit is 20971520" "$kvmark" serve --model "$model" --device cpu --gpu-memory-limit 20MiB
 [ "$planned" = "$(grep "error:" "$dir/out")" ] || fail "info --plan and serve refuse in different words"
-expect 1 "it, or allow the pool more memory" $plan --num-gpu-blocks-override 8 --max-model-len 129
+expect 1 "or raise the memory limit" $plan --num-gpu-blocks-override 8 --max-model-len 129
 expect 2 "one chunk of 256 tokens" $plan --gpu-memory-limit 300MiB --kv-cache dram=1MiB
-expect 2 "must be auto, cpu or cuda" "$kvmark" info --plan --model "$model" --device gpu
+expect 2 "must be auto, cuda or cpu" "$kvmark" info --plan --model "$model" --device gpu
 expect 2 "--model is missing" "$kvmark" info --plan
 expect 2 "belong to info --plan" "$kvmark" info --model "$model"
 expect 1 'no model "nowhere"' "$kvmark" info --plan nowhere

@@ -26,7 +26,7 @@ static int command(const struct cmd *c, struct km_buf *out, const char *words)
         err = open(scratch_path("stderr"), O_RDWR | O_CREAT | O_TRUNC, 0600);
     dup2(to, 1);
     dup2(err, 2);
-    int rc = c->run(n, argv);
+    int rc = cmd_execute(c, n, argv);
     fflush(stdout);
     dup2(keep[0], 1);
     dup2(keep[1], 2);

@@ -180,7 +180,7 @@ static void every_option_in_the_body(void **state)
     b.target.extra_body = "{\"temperature\":0.7,\"top_k\":1,\"nested\":{\"a\":[1,2]}}";
     b.load.ignore_eos = true;
     b.load.cache_salt = "s\"1";
-    b.load.enable_thinking_set = true;
+    b.load.thinking = HZ_THINKING_OFF;
     b.load.fixed_history = true;
     b.load.limit_min_tokens = 2;
     b.load.limit_max_tokens = 7;

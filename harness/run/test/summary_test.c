@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "harness/run/runfolder.h"
 #include "harness/run/summary.h"
 
@@ -224,9 +225,9 @@ static void percentiles_as_numpy(void **state)
 {
     (void)state;
     double v[101];
-    near(hz_percentile((double[]){1, 2, 3, 4}, 4, 0.5), 2.5);
-    near(hz_percentile((double[]){1, 2, 3, 4}, 4, 1), 4);
-    near(hz_percentile((double[]){7}, 1, 0.99), 7);
+    near(km_percentile((double[]){1, 2, 3, 4}, 4, 0.5), 2.5);
+    near(km_percentile((double[]){1, 2, 3, 4}, 4, 1), 4);
+    near(km_percentile((double[]){7}, 1, 0.99), 7);
     for (int i = 0; i < 101; i++)
         v[i] = 100 - i;
     struct hz_stat s = hz_stat_of(v, 99);

@@ -1,0 +1,43 @@
+/* The connector: the engine's side of the port to a cache layer (engine/kv_port.h). vLLM calls it the KV connector.
+ *
+ * `struct connector` owns the open tickets and their holds on pages. A ticket has its own copy of the block table, so a
+ * request may be preempted or end while its ticket is open. Every load ends in sch_load_done, even if the cache layer
+ * fails, delivers fewer tokens than it promised, or has no memory. The request then computes more tokens itself.
+ *
+ * Invariant: a page has one hold for each open ticket that names it, and no other holds. */
+#ifndef CON_CONNECTOR_H
+#define CON_CONNECTOR_H
+
+#include "engine/kv_port.h"
+#include "engine/sched.h"
+
+struct con_ticket;
+
+struct connector {
+    const struct kv_port *port;
+    struct sch *sched;
+    int max_blocks;           /* of one request */
+    struct con_ticket *open;  /* oldest first */
+    struct con_ticket *spare; /* finished tickets, kept for reuse */
+    int n_open;
+};
+
+void con_init(struct connector *c, const struct kv_port *port, struct sch *sched, int max_blocks);
+void con_deinit(struct connector *c); /* no ticket may be open */
+
+/* Tokens that the cache layer can load for a request from sch_next_waiting. The cache layer is asked once per
+ * admission, and only if it could have more than the pool. */
+int con_lookup(struct connector *c, struct seq *q);
+/* After sch_admit: starts the load if the admission needs one. */
+void con_load(struct connector *c, struct seq *q);
+/* After sch_retire_rows: offers the chunks that were completed since the last call to the cache layer. */
+void con_store(struct connector *c, struct seq *q);
+/* Polls every open ticket once, and releases the pages of those that finished. */
+void con_poll(struct connector *c);
+/* q is about to be freed. Its open tickets go on without it. */
+void con_close_seq(struct connector *c, struct seq *q);
+
+/* Compares tickets, holds and the loading list: 0, or KM_EINVAL and the first broken invariant. */
+int con_check(const struct connector *c, struct km_err *err);
+
+#endif

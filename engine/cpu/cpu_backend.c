@@ -1,0 +1,347 @@
+/* The CPU as a backend: opens weights, workspace and KV pool within a memory budget, checks batches, and runs them at
+ * once. A step is complete when `step` returns. `wait` only copies its results, which are kept for the last two
+ * steps. */
+#include "engine/backend.h"
+
+#include "base/clock.h"
+#include "base/machine.h"
+#include "base/mem.h"
+#include "engine/cpu/forward.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define LAYOUT 1 /* kv_geom.layout: pages are [layer][K, V][kv head][token][head_dim] */
+
+struct be {
+    const struct mdl_config *c;
+    struct be_opts o;
+    const struct kernels *kernels;
+    struct thread_pool *threads;
+    struct wts weights;
+    struct kv_pool kv;
+    struct fwd *fwd;
+    struct smp_result *results[2]; /* [max_tokens] each; step i has results[i % 2] */
+    int n_results[2];
+    uint64_t steps;
+    uint8_t *marks; /* [max_tokens] scratch of check_batch: rows that are sampled */
+    struct be_stats st;
+};
+
+static void be_close(struct be *b)
+{
+    if (!b)
+        return;
+    fwd_close(b->fwd);
+    wts_free(&b->weights);
+    thread_pool_close(b->threads);
+    km_free(b->kv.pages);
+    km_free(b->results[0]);
+    km_free(b->results[1]);
+    km_free(b->marks);
+    km_free(b);
+}
+
+static int check_opts(const struct be_opts *o, const struct mdl_config *c, struct km_err *err)
+{
+    const struct {
+        const char *name;
+        int64_t v, lo, hi;
+    } rows[] = {
+        {"block size", o->block_size, 1, 4096},
+        {"number of pages", o->n_pages, 0, INT32_MAX},
+        {"number of tokens of a step", o->max_tokens, 1, 1 << 20},
+        {"number of requests of a step", o->max_reqs, 1, 1 << 20},
+        {"length of the longest request", o->max_model_len, 1, c->max_pos},
+        {"number of threads", o->n_threads, 0, 1024},
+        {"memory limit", o->memory_limit, 0, INT64_MAX},
+    };
+    if (o->dtype != KM_F32 && o->dtype != KM_BF16)
+        return km_fail(err, KM_EINVAL, "the CPU backend computes with float32 or bfloat16 weights, not %s",
+                       km_dtype_name(o->dtype));
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].v < rows[i].lo || rows[i].v > rows[i].hi)
+            return km_fail(err, KM_EINVAL, "%s is %lld; it must be between %lld and %lld", rows[i].name,
+                           (long long)rows[i].v, (long long)rows[i].lo, (long long)rows[i].hi);
+    return 0;
+}
+
+/* Number of pages of the KV pool. A stated memory limit is kept to the byte. Without one, the pool gets eight requests
+ * of full length, but at most a quarter of the available memory: other programs need memory too, so memory_utilization
+ * is for GPUs only. */
+static int plan_pages(const struct be_opts *o, int64_t available, int64_t fixed, int64_t page, int *out,
+                      struct km_err *err)
+{
+    const int64_t most = INT32_MAX / o->block_size;
+    const int64_t limit = o->memory_limit ? o->memory_limit : available, left = limit - fixed;
+    int64_t n = o->n_pages;
+    if (!n && o->memory_limit)
+        n = left / page;
+    if (!n && !o->memory_limit) {
+        n = ((int64_t)o->max_model_len + o->block_size - 1) / o->block_size * 8;
+        n = n > available / 4 / page ? available / 4 / page : n;
+    }
+    n = n > most ? most : n;
+    const int64_t pages = n > 0 ? n : 1, need = fixed + pages * page;
+    const double gib = 1 << 30;
+    if (n < 1 || n * page > left)
+        return km_fail(
+            err, KM_ELIMIT,
+            "weights and workspace take %.4g GiB, and %lld pages of KV %.4g GiB more, but %s %.4g GiB; ask for "
+            "fewer pages, %slower the model length, or use a smaller model",
+            (double)fixed / gib, (long long)pages, (double)(pages * page) / gib,
+            o->memory_limit ? "the memory limit is" : "the available memory is", (double)limit / gib,
+            o->memory_limit ? "raise the limit, " : "");
+    if (need > available)
+        return km_fail(
+            err, KM_ELIMIT,
+            "weights, workspace and %lld pages of KV take %.4g GiB, but only %.4g GiB of memory are available "
+            "to this process; lower the memory limit, or use a smaller model",
+            (long long)pages, (double)need / gib, (double)available / gib);
+    *out = (int)n;
+    return 0;
+}
+
+static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err)
+{
+    const struct mdl_config *c = mdl_config(m);
+    const struct kernels *kernels = kernels_best();
+    const struct fwd_limits lim = {o->max_tokens, o->max_reqs, o->max_model_len, o->block_size};
+    const int threads = o->n_threads ? o->n_threads : km_usable_cores();
+    struct kv_geom *g = &out->geom;
+    char name[64];
+    *out = (struct plan){.limited = KM_MEM_HOST, .limit_stated = o->memory_limit != 0};
+    int rc = check_opts(o, c, err);
+    if (rc)
+        return rc;
+    km_cpu_name(name, sizeof name);
+    snprintf(out->device, sizeof out->device, "%.60s, %d thread%s, %s", name, threads, threads > 1 ? "s" : "",
+             kernels->name);
+    wts_bytes(c, o->dtype, kernels, out);
+    fwd_bytes(c, kernels, threads, &lim, out);
+    plan_add(out, PLAN_WORKSPACE, "results of two steps", KM_MEM_HOST,
+             2 * (int64_t)o->max_tokens * (int64_t)sizeof(struct smp_result));
+    plan_add(out, PLAN_WORKSPACE, "step arrays", KM_MEM_HOST, o->max_tokens); /* be.marks */
+    *g = (struct kv_geom){.n_layers = c->n_layers,
+                          .n_kv_heads = c->n_kv_heads,
+                          .head_dim = c->head_dim,
+                          .block_size = o->block_size,
+                          .dtype = o->dtype,
+                          .layout = LAYOUT,
+                          .rope_theta = (double)c->rope_theta,
+                          .model = mdl_fingerprint(m)};
+    g->page_bytes = (size_t)g->n_layers * 2 * (size_t)g->n_kv_heads * (size_t)g->block_size * (size_t)g->head_dim *
+                    km_dtype_size(g->dtype);
+    const int64_t available = km_available_memory("");
+    out->limit = o->memory_limit ? o->memory_limit : available;
+    rc = plan_pages(o, available, plan_total(out, KM_MEM_HOST), (int64_t)g->page_bytes, &g->n_pages, err);
+    if (!rc)
+        plan_add(out, PLAN_KV, "KV pool", KM_MEM_HOST, (int64_t)g->n_pages * (int64_t)g->page_bytes);
+    return rc;
+}
+
+static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
+{
+    const struct be_opts *o = &b->o;
+    const struct fwd_limits lim = {o->max_tokens, o->max_reqs, o->max_model_len, o->block_size};
+    struct plan plan;
+    int rc = be_plan(&plan, o, m, err);
+    if (rc)
+        return rc;
+    b->kv.g = plan.geom;
+    b->st.weight_bytes = plan_sum(&plan, PLAN_WEIGHTS, KM_MEM_HOST);
+    b->st.workspace_bytes = plan_sum(&plan, PLAN_WORKSPACE, KM_MEM_HOST);
+    b->st.kv_bytes = plan_sum(&plan, PLAN_KV, KM_MEM_HOST);
+    memcpy(b->st.device, plan.device, sizeof b->st.device);
+    rc = thread_pool_open(&b->threads, o->n_threads, err);
+    if (rc)
+        return rc;
+    b->kv.pages = arena_block((size_t)b->st.kv_bytes);
+    b->results[0] = km_calloc((size_t)o->max_tokens, sizeof *b->results[0]);
+    b->results[1] = km_calloc((size_t)o->max_tokens, sizeof *b->results[1]);
+    b->marks = km_calloc((size_t)o->max_tokens, 1);
+    if (!b->kv.pages || !b->results[0] || !b->results[1] || !b->marks)
+        return km_fail(err, KM_ENOMEM, "out of memory for a KV pool of %lld bytes", (long long)b->st.kv_bytes);
+    rc = wts_load(&b->weights, m, o->dtype, b->kernels, b->threads, err);
+    if (!rc)
+        rc = fwd_open(&b->fwd, b->c, &b->weights, b->threads, &b->kv, &lim, err);
+    return rc;
+}
+
+static int be_open(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
+                   struct km_err *err)
+{
+    struct be *b = km_calloc(1, sizeof *b);
+    if (!b)
+        return km_fail(err, KM_ENOMEM, "out of memory for the CPU backend");
+    b->c = mdl_config(m);
+    b->o = *o;
+    b->kernels = kernels_best();
+    int rc = open_parts(b, m, err);
+    if (rc) {
+        be_close(b);
+        return rc;
+    }
+    *geom = b->kv.g;
+    *out = b;
+    return 0;
+}
+
+/* Checks one request of a batch: its rows are consecutive positions, and it has pages for all tokens it attends to. */
+static int check_request(const struct be *b, const struct batch *in, int r, struct km_err *err)
+{
+    const int B = b->kv.g.block_size, n_pages = b->kv.g.n_pages, first = in->q_start[r], end = in->q_start[r + 1];
+    const int len = in->kv_len[r], blocks = len > 0 ? (len - 1) / B + 1 : 0, start = in->table_start[r];
+    const int given = in->table_start[r + 1] - start;
+    if (first >= end || end > in->n_tokens)
+        return km_fail(err, KM_EINVAL, "request %d of the step has rows [%d, %d); the step has %d rows", r, first, end,
+                       in->n_tokens);
+    if (len < 1 || len > b->o.max_model_len || start < 0 || blocks > given)
+        return km_fail(err, KM_EINVAL,
+                       "request %d of the step has %d tokens and %d blocks; its blocks must hold all tokens, and %d "
+                       "tokens are the most",
+                       r, len, given, b->o.max_model_len);
+    for (int i = 0; i < blocks; i++) {
+        int32_t page = in->block_table[start + i];
+        if (page < 0 || page >= n_pages)
+            return km_fail(err, KM_EINVAL, "request %d of the step has page %d at block %d; the pool has %d pages", r,
+                           page, i, n_pages);
+    }
+    for (int i = first; i < end; i++) {
+        if (in->tokens[i] < 0 || in->tokens[i] >= b->c->vocab)
+            return km_fail(err, KM_EINVAL, "row %d of the step is token %d; the vocabulary has %d tokens", i,
+                           in->tokens[i], b->c->vocab);
+        if (in->positions[i] != in->positions[first] + (i - first) || in->positions[i] < 0 ||
+            in->positions[i] >= len)
+            return km_fail(err, KM_EINVAL,
+                           "row %d of the step is at position %d of a request of %d tokens, or its request's rows are "
+                           "not consecutive",
+                           i, in->positions[i], len);
+        if (in->slots[i] < 0 || in->slots[i] >= n_pages * B)
+            return km_fail(err, KM_EINVAL, "row %d of the step writes to slot %d; the pool has %d slots", i,
+                           in->slots[i], n_pages * B);
+    }
+    return 0;
+}
+
+static int check_batch(struct be *b, const struct batch *in, struct km_err *err)
+{
+    if (in->n_tokens < 1 || in->n_tokens > b->o.max_tokens || in->n_reqs < 1 || in->n_reqs > b->o.max_reqs ||
+        in->n_samples < 0 || in->n_samples > in->n_tokens)
+        return km_fail(err, KM_EINVAL,
+                       "the step has %d tokens, %d requests and %d samples; it must have 1 to %d tokens, 1 to %d "
+                       "requests and no more samples than tokens",
+                       in->n_tokens, in->n_reqs, in->n_samples, b->o.max_tokens, b->o.max_reqs);
+    if (in->q_start[0] || in->q_start[in->n_reqs] != in->n_tokens)
+        return km_fail(err, KM_EINVAL, "the step's requests cover rows [%d, %d); the step has %d rows", in->q_start[0],
+                       in->q_start[in->n_reqs], in->n_tokens);
+    for (int r = 0; r < in->n_reqs; r++) {
+        int rc = check_request(b, in, r, err);
+        if (rc)
+            return rc;
+    }
+    memset(b->marks, 0, (size_t)in->n_tokens);
+    for (int s = 0; s < in->n_samples; s++) {
+        int row = in->samples[s].row;
+        if (row < 0 || row >= in->n_tokens || b->marks[row]++)
+            return km_fail(err, KM_EINVAL,
+                           "sample %d is of row %d, which is sampled twice or not one of the step's %d rows", s, row,
+                           in->n_tokens);
+    }
+    return 0;
+}
+
+static int be_step(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err)
+{
+    int rc = check_batch(b, in, err);
+    if (rc)
+        return rc;
+    int64_t t0 = km_now_ns();
+    int i = (int)(++b->steps % 2);
+    fwd_step(b->fwd, in, b->results[i], &b->st.flops);
+    b->n_results[i] = in->n_samples;
+    b->st.busy_ns += km_now_ns() - t0;
+    *ticket = b->steps;
+    return 0;
+}
+
+static int be_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
+{
+    if (ticket == 0 || ticket > b->steps || ticket + 2 <= b->steps)
+        return km_fail(err, KM_EINVAL, "step %llu is not one of the last two; the last step is %llu",
+                       (unsigned long long)ticket, (unsigned long long)b->steps);
+    if (b->n_results[ticket % 2])
+        memcpy(out, b->results[ticket % 2], (size_t)b->n_results[ticket % 2] * sizeof *out);
+    return 0;
+}
+
+/* One call of be_copy, for the threads. */
+struct copy_call {
+    const struct be *b;
+    enum kv_dir dir;
+    const struct kv_copy *c;
+};
+
+static void copy_one(void *ctx, int task, int thread)
+{
+    const struct copy_call *j = ctx;
+    const size_t n = j->b->kv.g.page_bytes;
+    char *page = j->b->kv.pages + (size_t)j->c[task].page * n;
+    (void)thread;
+    if (j->dir == KV_TO_HOST)
+        memcpy(j->c[task].host, page, n);
+    else
+        memcpy(page, j->c[task].host, n);
+}
+
+static int be_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+                   struct km_err *err)
+{
+    for (int i = 0; i < n; i++)
+        if (c[i].page < 0 || c[i].page >= b->kv.g.n_pages || !c[i].host)
+            return km_fail(err, KM_EINVAL,
+                           "copy %d is of page %d; the pool has %d pages, and the copy needs host memory", i, c[i].page,
+                           b->kv.g.n_pages);
+    struct copy_call j = {.b = b, .dir = dir, .c = c};
+    thread_pool_run(b->threads, n, copy_one, &j);
+    *ticket = 0;
+    return 0;
+}
+
+static int be_poll(struct be *b, uint64_t ticket)
+{
+    (void)b;
+    return ticket == 0 ? 1 : KM_EINVAL;
+}
+
+static void *be_host_alloc(struct be *b, size_t size)
+{
+    (void)b;
+    return km_aligned(64, size);
+}
+
+static void be_host_free(struct be *b, void *p, size_t size)
+{
+    (void)b;
+    (void)size;
+    km_free(p);
+}
+
+static void be_stats_get(struct be *b, struct be_stats *out)
+{
+    *out = b->st;
+}
+
+const struct backend be_cpu = {
+    .name = "cpu",
+    .plan = be_plan,
+    .open = be_open,
+    .close = be_close,
+    .step = be_step,
+    .wait = be_wait,
+    .copy = be_copy,
+    .poll = be_poll,
+    .host_alloc = be_host_alloc,
+    .host_free = be_host_free,
+    .stats = be_stats_get,
+};

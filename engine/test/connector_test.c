@@ -1,0 +1,285 @@
+/* The engine with a cache layer behind its port: what is looked up, loaded and stored, and that a cache layer which
+ * fails in any way changes no answer. */
+#include "base/test/test.h"
+
+#include "fake_rig.h"
+
+static int whole_blocks_before_last(int n)
+{
+    return (n - 1) / 16 * 16;
+}
+
+/* Runs a job after the pool was reset, so that it can hit the cache layer only. Returns its number of cached tokens. */
+static int external_hit(struct fake_rig *g, int n, uint64_t own, int out)
+{
+    struct km_err err;
+    assert_int_equal(eng_reset_cache(g->e, false, &err), 0);
+    struct job j = fake_rig_run_job(g, n, own, out, NULL);
+    assert_int_equal(j.last.n_cached_pool, 0);
+    return j.last.n_cached;
+}
+
+static void loaded_tokens_are_not_computed(void **state)
+{
+    (void)state;
+    static const int lengths[] = {1, 15, 16, 63, 64, 65, 79, 80, 81, 127, 128, 129, 191, 192, 193, 255, 256, 257};
+    for (int slow = 0; slow < 4; slow++)
+        for (int caching = 0; caching < 2; caching++) {
+            struct eng_opts o = fake_rig_opts(100, 48, 8);
+            o.prefix_caching = caching;
+            struct fake_port p;
+            struct fake_rig g;
+            fake_port_init(&p, 64);
+            p.slow = slow;
+            fake_rig_open(&g, &o, &p);
+            g.m.copy_polls = slow / 2 * 2;
+            for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+                int n = lengths[i], kept = p.kept;
+                fake_rig_run_job(&g, n, i, 3, NULL);
+                assert_int_equal(p.kept - kept, (n + 2) / 64); /* the prompt and the computed part of the output */
+                int want = n / 64 * 64 < whole_blocks_before_last(n) ? n / 64 * 64 : whole_blocks_before_last(n);
+                int64_t loaded = p.loaded_tokens, rows = g.m.rows;
+                assert_int_equal(external_hit(&g, n, i, 3), want);
+                assert_int_equal(p.loaded_tokens - loaded, want);
+                assert_int_equal(g.m.rows - rows, n - want + 2);
+            }
+            assert_true(p.stores > 0 && p.loads > 0);
+            fake_rig_close(&g);
+            fake_port_free(&p);
+        }
+}
+
+/* Tokens that the pool holds are not loaded, and a cache layer that could not have more is not asked. */
+static void cached_pages_are_not_loaded(void **state)
+{
+    (void)state;
+    struct eng_opts o = fake_rig_opts(40, 512, 8);
+    struct fake_port p;
+    struct fake_rig g;
+    fake_port_init(&p, 64);
+    fake_rig_open(&g, &o, &p);
+    fake_rig_run_job(&g, 300, 1, 1, NULL); /* 19 pages, 4 chunks */
+    assert_int_equal(p.last_n, 256);
+    assert_int_equal(p.last_n_prompt, 300);
+    assert_int_equal(p.stores, 1); /* one step completed all four chunks */
+    int lookups = p.lookups;
+    struct job j = fake_rig_run_job(&g, 300, 1, 1, NULL); /* all in the pool: no lookup */
+    assert_int_equal(j.last.n_cached_pool, 288);
+    assert_int_equal(p.lookups, lookups);
+    assert_int_equal(p.loads, 0);
+    fake_rig_run_job(&g, 420, 2, 1, NULL); /* 27 pages: evicts the end of job 1, of which 13 pages are left */
+    int64_t loaded = p.loaded_tokens;
+    j = fake_rig_run_job(&g, 300, 1, 1, NULL);
+    assert_int_equal(j.last.n_cached_pool, 208);
+    assert_int_equal(j.last.n_cached, 256);
+    assert_int_equal(p.loaded_tokens - loaded, 48);
+    fake_rig_run_job(&g, 450, 3, 1, NULL); /* 29 pages */
+    j = fake_rig_run_job(&g, 300, 2, 1, NULL); /* the same tokens as the first 300 of job 2 */
+    assert_true(j.last.n_cached_pool < 256);
+    assert_int_equal(j.last.n_cached, 256);
+    fake_rig_close(&g);
+    fake_port_free(&p);
+}
+
+static void a_failing_cache_layer_changes_no_answer(void **state)
+{
+    (void)state;
+    for (int failure = 0; failure < 7; failure++)
+        for (int at = 0; at < 5; at++)
+            for (int slow = 0; slow < 3; slow++) {
+                struct eng_opts o = fake_rig_opts(100, 100, 8);
+                struct fake_port p;
+                struct fake_rig g;
+                fake_port_init(&p, 64);
+                fake_rig_open(&g, &o, &p);
+                p.keep_nothing = failure == 0;
+                p.no_open = failure == 1;
+                fake_rig_run_job(&g, 300, 1, 10, NULL);
+                p.slow = slow;
+                g.m.copy_polls = slow;
+                if (failure >= 2 && failure <= 3)
+                    p.short_at = at;
+                p.fail = failure == 3;
+                p.fail_at_once = failure == 4;
+                p.lossy = failure == 5 ? 50 : 0;
+                p.rng = (uint64_t)(at * 3 + slow);
+                int want = failure < 2 || failure == 4 ? 0 : failure < 4 && at < 4 ? at * 64 : 256;
+                int got = external_hit(&g, 300, 1, 10);
+                if (failure != 5)
+                    assert_int_equal(got, want);
+                assert_int_equal(p.loads, failure >= 2 && (failure != 5 || got || p.loads));
+                fake_rig_close(&g);
+                fake_port_free(&p);
+            }
+}
+
+/* Other requests run while one loads. The loading request holds its pages; if it is cancelled, they are free when the
+ * ticket ends. */
+static void other_requests_run_while_one_loads(void **state)
+{
+    (void)state;
+    struct eng_opts o = fake_rig_opts(64, 100, 8);
+    struct fake_port p;
+    struct fake_rig g;
+    struct job a, b;
+    struct km_err err;
+    fake_port_init(&p, 64);
+    fake_rig_open(&g, &o, &p);
+    fake_rig_run_job(&g, 300, 1, 1, NULL);
+    assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
+    p.slow = 8;
+    job_init(&a, 300, 0, 0, 1, 5);
+    job_init(&b, 20, 0, 0, 2, 4);
+    fake_rig_submit(&g, &a);
+    fake_rig_submit(&g, &b);
+    fake_rig_step(&g);
+    assert_int_equal(fake_rig_stats(&g).loading, 1);
+    assert_int_equal(fake_rig_stats(&g).running, 1);
+    assert_int_equal(fake_rig_stats(&g).pages_used, 16 + 2);
+    for (int i = 0; i < 3; i++)
+        fake_rig_step(&g);
+    assert_int_equal(b.finish, ENG_LENGTH);
+    assert_int_equal(a.n_out, 0);
+    struct eng_events ev;
+    assert_int_equal(eng_step(g.e, &ev, &err), 0);
+    assert_true(ev.stalled); /* no rows to run, but a transfer to wait for */
+    fake_rig_run(&g);
+    fake_rig_verify(&g, &a);
+    fake_rig_verify(&g, &b);
+    job_free(&a);
+
+    assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
+    job_init(&a, 300, 0, 0, 1, 5);
+    fake_rig_submit(&g, &a);
+    fake_rig_step(&g);
+    assert_int_equal(fake_rig_stats(&g).loading, 1);
+    eng_cancel(g.e, a.id, ENG_ABORT);
+    a.cancelled = true;
+    assert_int_equal(fake_rig_stats(&g).loading, 0);
+    assert_int_equal(fake_rig_stats(&g).pages_used, 16); /* the load still writes to them */
+    assert_false(eng_idle(g.e));
+    assert_int_equal(eng_check(g.e, &err), 0);
+    fake_rig_run(&g);
+    assert_int_equal(fake_rig_stats(&g).pages_used, 0);
+    job_free(&a);
+    job_free(&b);
+    fake_rig_close(&g);
+    fake_port_free(&p);
+}
+
+/* A store goes on after its request has ended, and holds the pages that it reads. A reset waits for it. */
+static void stores_outlive_requests(void **state)
+{
+    (void)state;
+    struct eng_opts o = fake_rig_opts(64, 512, 8);
+    struct fake_port p;
+    struct fake_rig g;
+    struct km_err err;
+    struct job j;
+    fake_port_init(&p, 64);
+    p.slow = 5;
+    fake_rig_open(&g, &o, &p);
+    g.m.copy_polls = 5;
+    job_init(&j, 300, 0, 0, 1, 1);
+    fake_rig_submit(&g, &j);
+    fake_rig_step(&g);
+    assert_int_equal(j.finish, ENG_LENGTH);
+    assert_int_equal(fake_rig_stats(&g).pages_used, 16);
+    assert_int_equal(fake_rig_stats(&g).pages_cached, 2); /* 18 full pages, 16 of which the store reads */
+    assert_false(eng_idle(g.e));
+    assert_int_equal(eng_reset_cache(g.e, true, &err), 0);
+    assert_int_equal(fake_rig_stats(&g).pages_used, 0);
+    assert_int_equal(p.kept, 0);
+    job_free(&j);
+    assert_int_equal(external_hit(&g, 300, 1, 1), 0);
+    /* eng_close waits for stores too. */
+    job_init(&j, 300, 0, 0, 2, 50);
+    fake_rig_submit(&g, &j);
+    fake_rig_step(&g);
+    eng_close(g.e);
+    assert_int_equal(p.n_tickets + p.seqs, 0);
+    assert_string_equal(g.m.complaint, "");
+    job_free(&j);
+    fake_port_free(&p);
+}
+
+/* A store is offered when a chunk is complete, not in every step. A request that waits for pages is looked up once, and
+ * again after a preemption. */
+static void lookups_and_stores_are_not_repeated(void **state)
+{
+    (void)state;
+    struct eng_opts o = fake_rig_opts(20, 48, 8);
+    struct fake_port p;
+    struct fake_rig g;
+    struct job a, b;
+    struct km_err err;
+    fake_port_init(&p, 64);
+    fake_rig_open(&g, &o, &p);
+    fake_rig_run_job(&g, 130, 1, 60, NULL); /* 189 computed */
+    assert_int_equal(p.stores, 2);
+    fake_rig_run_job(&g, 130, 1, 64, NULL); /* 193 computed: one more chunk, of the output */
+    assert_int_equal(p.stores, 3);
+    assert_int_equal(p.last_n, 192);
+    assert_int_equal(p.last_n_prompt, 130);
+    assert_int_equal(eng_reset_cache(g.e, false, &err), 0);
+    int lookups = p.lookups;
+    job_init(&a, 200, 0, 0, 2, 64); /* 13 to 17 pages of 20 */
+    job_init(&b, 130, 0, 0, 1, 10); /* needs 8 at once, for its load */
+    fake_rig_submit(&g, &a);
+    for (int i = 0; i < 6; i++)
+        fake_rig_step(&g);
+    fake_rig_submit(&g, &b);
+    for (int i = 0; i < 20; i++)
+        fake_rig_step(&g);
+    assert_int_equal(fake_rig_stats(&g).waiting, 1);
+    assert_int_equal(p.lookups, lookups + 2);
+    fake_rig_run(&g);
+    assert_int_equal(p.lookups, lookups + 2);
+    assert_int_equal(b.last.n_cached, 128);
+    fake_rig_verify(&g, &a);
+    fake_rig_verify(&g, &b);
+    job_free(&a);
+    job_free(&b);
+    fake_rig_close(&g);
+    fake_port_free(&p);
+}
+
+/* The pool has as many tokens as the cache layer. An empty load tells the cache layer to release what the lookup
+ * pinned. */
+static void a_lookup_without_a_load_is_released(void **state)
+{
+    (void)state;
+    struct fake_port p;
+    struct fake_rig g;
+    struct job a, b;
+    fake_port_init(&p, 32);
+    struct eng_opts o = fake_rig_opts(64, 512, 8);
+    fake_rig_open(&g, &o, &p);
+    job_init(&a, 97, 97, 3, 1, 2);
+    job_init(&b, 140, 97, 3, 2, 2);
+    fake_rig_one(&g, &a);
+    fake_rig_one(&g, &b);
+    assert_int_equal(b.last.n_cached, 96);
+    assert_int_equal(b.last.n_cached_pool, 96);
+    assert_int_equal(p.lookups, 2);
+    assert_int_equal(p.loads, 0);
+    assert_int_equal(p.dropped, 1);
+    job_free(&a);
+    job_free(&b);
+    fake_rig_close(&g);
+    fake_port_free(&p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(loaded_tokens_are_not_computed),
+        cmocka_unit_test(cached_pages_are_not_loaded),
+        cmocka_unit_test(a_failing_cache_layer_changes_no_answer),
+        cmocka_unit_test(other_requests_run_while_one_loads),
+        cmocka_unit_test(stores_outlive_requests),
+        cmocka_unit_test(lookups_and_stores_are_not_repeated),
+        cmocka_unit_test(a_lookup_without_a_load_is_released),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,173 @@
+/* Printing a memory plan: one table per kind of memory, rows in the order of their groups, then the KV pool. */
+#include "harness/cli/memory_plan.h"
+
+#include <string.h>
+
+static const char *const places[KM_MEM_KINDS] = {
+    [KM_MEM_HOST] = "host", [KM_MEM_PINNED] = "pinned", [KM_MEM_DEVICE] = "device"};
+static const char *const headings[KM_MEM_KINDS] = {[KM_MEM_HOST] = "Host memory",
+                                                   [KM_MEM_PINNED] = "Pinned host memory, which the GPU copies from and to",
+                                                   [KM_MEM_DEVICE] = "GPU memory"};
+static const char *const groups[PLAN_GROUPS] = {
+    [PLAN_WEIGHTS] = "weights", [PLAN_WORKSPACE] = "workspace", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
+
+/* Names what sets the limit. */
+static void name_limit(const struct serve_plan *p, const struct serve_opts *o, char *buf, size_t size)
+{
+    if (p->mem.limit_stated)
+        snprintf(buf, size, "--gpu-memory-limit");
+    else if (p->mem.limited == KM_MEM_DEVICE)
+        snprintf(buf, size, "--gpu-memory-utilization %g of the GPU", o->engine.memory_utilization);
+    else
+        snprintf(buf, size, "free on this machine now");
+}
+
+/* The request lengths, in tokens, to print a number of requests for: 1,024 and up in steps of four times, and the
+ * context. Returns how many. */
+enum { LENGTHS = 12 };
+static int fill_lengths(const struct serve_plan *p, int out[LENGTHS])
+{
+    int n = 0;
+    for (int t = 1024; t < p->engine.max_model_len && n < LENGTHS - 1; t *= 4)
+        out[n++] = t;
+    out[n++] = p->engine.max_model_len;
+    return n;
+}
+
+/* Requests of `tokens` tokens whose KV fits in the pool at the same time. */
+static int requests_that_fit(const struct serve_plan *p, int tokens)
+{
+    int B = p->engine.block_size;
+    return p->engine.num_blocks / ((tokens + B - 1) / B);
+}
+
+/* The memory that holds the chunks of the cache layer. */
+static enum km_mem_kind cache_place(const struct serve_plan *p)
+{
+    return p->mem.limited == KM_MEM_DEVICE ? KM_MEM_PINNED : KM_MEM_HOST;
+}
+
+static double mib(int64_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
+static void print_memory(const struct serve_plan *p, const struct serve_opts *o, enum km_mem_kind where, FILE *to)
+{
+    char limit[64];
+    fprintf(to, "\n%-56s%12s\n", headings[where], "MiB");
+    for (int g = 0; g < PLAN_GROUPS; g++) {
+        const char *label = groups[g];
+        for (int i = 0; i < p->mem.n_rows; i++) {
+            const struct plan_row *r = &p->mem.rows[i];
+            if (r->where != where || r->group != (enum plan_group)g)
+                continue;
+            fprintf(to, "  %-12s%-42s%12.2f\n", label, r->name, mib(r->bytes));
+            label = "";
+        }
+    }
+    fprintf(to, "  %-54s%12.2f\n", "total", mib(plan_total(&p->mem, where)));
+    if (where != p->mem.limited)
+        return;
+    name_limit(p, o, limit, sizeof limit);
+    fprintf(to, "  %-12s%-42s%12.2f\n", "limit", limit, mib(p->mem.limit));
+}
+
+static void print_kv(const struct serve_plan *p, FILE *to)
+{
+    const struct eng_opts *e = &p->engine;
+    int length[LENGTHS], n = fill_lengths(p, length);
+    int64_t chunk = p->token_bytes * p->chunk_size;
+    fprintf(to, "\nKV pool      %d blocks of %d tokens, %.4g MiB each; %lld tokens in all\n", e->num_blocks, e->block_size,
+            mib(p->token_bytes * e->block_size), (long long)e->num_blocks * e->block_size);
+    fprintf(to, "Context      %d tokens, prompt and answer together\n", e->max_model_len);
+    fprintf(to, "Requests     ");
+    for (int i = 0; i < n; i++)
+        fprintf(to, "%s%d of %d tokens", i ? ", " : "", requests_that_fit(p, length[i]), length[i]);
+    fprintf(to, "; at most %d run at the same time\n", e->max_num_seqs);
+    fprintf(to, "Cache layer  %s; a chunk of %d tokens is %.4g MiB\n", p->facts.kv, p->chunk_size, mib(chunk));
+    if (p->cache_chunks)
+        fprintf(to, "             %lld chunks, %lld tokens, %.2f MiB of %s memory\n", (long long)p->cache_chunks,
+                (long long)p->cache_chunks * p->chunk_size, mib(p->cache_chunks * chunk), places[cache_place(p)]);
+}
+
+void memory_plan_print(const struct serve_plan *p, const struct serve_opts *o, FILE *to)
+{
+    fprintf(to, "%s%s, %s, on %s (%s)\n", p->model, p->facts.dummy_weights ? " (dummy weights)" : "",
+            km_dtype_name(p->engine.dtype), p->facts.device, p->mem.device);
+    print_memory(p, o, p->mem.limited, to);
+    for (int w = KM_MEM_KINDS - 1; w >= 0; w--)
+        if (w != (int)p->mem.limited && plan_total(&p->mem, (enum km_mem_kind)w))
+            print_memory(p, o, (enum km_mem_kind)w, to);
+    if (p->fits)
+        print_kv(p, to);
+}
+
+static void add_kv(cJSON *to, const struct serve_plan *p)
+{
+    const struct eng_opts *e = &p->engine;
+    int length[LENGTHS], n = fill_lengths(p, length);
+    cJSON *kv = cJSON_AddObjectToObject(to, "kv");
+    cJSON_AddNumberToObject(kv, "blocks", e->num_blocks);
+    cJSON_AddNumberToObject(kv, "block_tokens", e->block_size);
+    cJSON_AddNumberToObject(kv, "block_bytes", (double)(p->token_bytes * e->block_size));
+    cJSON_AddNumberToObject(kv, "tokens", (double)e->num_blocks * e->block_size);
+    cJSON_AddNumberToObject(kv, "context", e->max_model_len);
+    cJSON_AddNumberToObject(kv, "most_running", e->max_num_seqs);
+    cJSON *fit = cJSON_AddArrayToObject(kv, "at_once");
+    for (int i = 0; i < n; i++) {
+        cJSON *one = cJSON_CreateObject();
+        cJSON_AddNumberToObject(one, "tokens", length[i]);
+        cJSON_AddNumberToObject(one, "requests", requests_that_fit(p, length[i]));
+        cJSON_AddItemToArray(fit, one);
+    }
+}
+
+static void add_cache(cJSON *to, const struct serve_plan *p)
+{
+    int64_t chunk = p->token_bytes * p->chunk_size;
+    cJSON *c = cJSON_AddObjectToObject(to, "cache");
+    cJSON_AddStringToObject(c, "what", p->facts.kv);
+    cJSON_AddNumberToObject(c, "chunk_tokens", p->chunk_size);
+    cJSON_AddNumberToObject(c, "chunk_bytes", (double)chunk);
+    cJSON_AddNumberToObject(c, "chunks", (double)p->cache_chunks);
+    cJSON_AddNumberToObject(c, "bytes", (double)(p->cache_chunks * chunk));
+    cJSON_AddStringToObject(c, "memory", places[cache_place(p)]);
+}
+
+cJSON *memory_plan_json(const struct serve_plan *p, const struct serve_opts *o)
+{
+    char from[64];
+    cJSON *all = cJSON_CreateObject();
+    cJSON_AddStringToObject(all, "model", p->model);
+    cJSON_AddBoolToObject(all, "dummy_weights", p->facts.dummy_weights);
+    cJSON_AddStringToObject(all, "dtype", km_dtype_name(p->engine.dtype));
+    cJSON_AddStringToObject(all, "backend", p->facts.device);
+    cJSON_AddStringToObject(all, "device", p->mem.device);
+    cJSON_AddBoolToObject(all, "fits", p->fits);
+    cJSON *rows = cJSON_AddArrayToObject(all, "rows"), *totals = cJSON_AddObjectToObject(all, "totals");
+    for (int i = 0; i < p->mem.n_rows; i++) {
+        const struct plan_row *r = &p->mem.rows[i];
+        cJSON *row = cJSON_CreateObject();
+        cJSON_AddStringToObject(row, "memory", places[r->where]);
+        cJSON_AddStringToObject(row, "group", groups[r->group]);
+        cJSON_AddStringToObject(row, "name", r->name);
+        cJSON_AddNumberToObject(row, "bytes", (double)r->bytes);
+        cJSON_AddItemToArray(rows, row);
+    }
+    for (int w = 0; w < KM_MEM_KINDS; w++)
+        cJSON_AddNumberToObject(totals, places[w], (double)plan_total(&p->mem, (enum km_mem_kind)w));
+    name_limit(p, o, from, sizeof from);
+    cJSON *limit = cJSON_AddObjectToObject(all, "limit");
+    cJSON_AddStringToObject(limit, "memory", places[p->mem.limited]);
+    cJSON_AddStringToObject(limit, "from", from);
+    cJSON_AddNumberToObject(limit, "bytes", (double)p->mem.limit);
+    if (p->fits) {
+        add_kv(all, p);
+        add_cache(all, p);
+    } else {
+        cJSON_AddNullToObject(all, "kv");
+        cJSON_AddNullToObject(all, "cache");
+    }
+    return all;
+}

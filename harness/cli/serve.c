@@ -1,0 +1,377 @@
+/* Option tables, memory plan and life of a serving process.
+ *
+ * The child of serve_spawn is a plain fork, made before this process has threads. It runs serve_run and writes one
+ * struct to a pipe: the port that it bound, or the error. */
+#include "harness/cli/serve.h"
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "kvcache/kvcache.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static const struct km_option model_rows[] = {
+    {.name = "model", .letter = 'm', KM_FIELD(struct serve_opts, model), .arg = "DIR",
+     .help = "Hugging Face folder, or a preset such as qwen3-8b, which has dummy weights"},
+    {.name = "tokenizer", KM_FIELD(struct serve_opts, tokenizer), .arg = "DIR",
+     .help = "folder of a tokenizer.json, or the file itself (default: the model's)"},
+    {.name = "load-format", KM_FIELD_CHOICE(struct serve_opts, dummy_weights), .values = "auto|dummy",
+     .fallback = "auto", .help = "dummy: weights made from --seed, not read from files"},
+    {.name = "device", KM_FIELD(struct serve_opts, device), .arg = "DEV", .fallback = "auto",
+     .help = "auto, cpu or cuda; auto takes a GPU if there is one"},
+    {.name = "seed", KM_FIELD(struct serve_opts, seed), .arg = "N", .fallback = "0", .lo = 0, .hi = 9e15,
+     .help = "seed of dummy weights, of sampling, and of generated workloads"},
+    {.name = "batch-invariant", KM_FIELD(struct serve_opts, batch_invariant),
+     .help = "the same bits in any batch; not available in this version"},
+};
+
+static const struct km_option cache_rows[] = {
+    {.name = "kv-cache", KM_FIELD(struct serve_opts, kv_cache), .arg = "SPEC", .fallback = "none",
+     .help = "cache layer: none, or host memory such as dram=50GiB"},
+    {.name = "kv-config", KM_FIELD(struct serve_opts, kv_config), .arg = "FILE.yaml",
+     .help = "cache layer as in a configuration file of LMCache"},
+    {.name = "chunk-size", KM_FIELD(struct serve_opts, chunk_size), .arg = "N", .lo = 1, .hi = 1 << 20,
+     .help = "tokens of a chunk, a multiple of --block-size (default: 256, or what --kv-config says)"},
+    {.name = "kv-role", KM_FIELD(struct serve_opts, kv_role), .values = "kv_both|kv_producer|kv_consumer",
+     .fallback = "kv_both", .help = "this version has only kv_both"},
+};
+
+int serve_option_groups(struct serve_opts *o, struct km_option_group *out)
+{
+    out[0] = KM_OPTION_GROUP("Model", model_rows, o);
+    out[1] = eng_option_group(&o->engine);
+    out[2] = KM_OPTION_GROUP("KV-cache layer", cache_rows, o);
+    out[3] = srv_option_group(&o->server);
+    return SERVE_GROUPS;
+}
+
+/* The cache layer that the options ask for. */
+struct cache_choice {
+    bool on;
+    struct kvc_config config; /* the layer's defaults if it is not on */
+    char text[128];           /* "none", "dram=5GiB, chunk 256" */
+};
+
+static int read_cache_file(const char *path, struct kvc_config *c, bool warn, struct km_err *err)
+{
+    struct km_buf warnings = {0};
+    int rc = kvc_config_yaml(path, c, &warnings, err);
+    for (char *w = warnings.data, *next; !rc && warn && w && *w; w = next) {
+        next = w + strcspn(w, "\n");
+        if (*next)
+            *next++ = 0;
+        km_log(KM_LOG_WARN, "%s: %s", path, w);
+    }
+    km_buf_free(&warnings);
+    return rc;
+}
+
+/* warn: print what the configuration file says in vain. */
+static int choose_cache(const struct serve_opts *o, bool warn, struct cache_choice *out, struct km_err *err)
+{
+    bool off = true;
+    int rc = 0;
+    *out = (struct cache_choice){.config = kvc_defaults(), .text = "none"};
+    if (o->kv_config && strcmp(o->kv_cache, "none"))
+        return km_fail(err, KM_EINVAL, "--kv-config and --kv-cache both describe the cache layer; give one of them");
+    if (o->kv_config) {
+        rc = read_cache_file(o->kv_config, &out->config, warn, err);
+        off = !out->config.local_cpu;
+    } else {
+        rc = kvc_config_spec(o->kv_cache, &out->config, &off, err);
+        if (rc)
+            km_context(err, "--kv-cache");
+    }
+    if (rc)
+        return rc;
+    if (o->chunk_size)
+        out->config.chunk_size = o->chunk_size;
+    if (off)
+        return 0;
+    if (out->config.chunk_size % o->engine.block_size)
+        return km_fail(err, KM_EINVAL, "--chunk-size is %d; it must be a multiple of --block-size, which is %d",
+                       out->config.chunk_size, o->engine.block_size);
+    struct km_buf text = {0};
+    kvc_describe(&out->config, &text);
+    snprintf(out->text, sizeof out->text, "%s", km_buf_str(&text));
+    km_buf_free(&text);
+    out->on = true;
+    return 0;
+}
+
+static int check_options(const struct serve_opts *o, struct km_err *err)
+{
+    if (!o->model)
+        return km_fail(err, KM_EINVAL, "--model is missing; give a Hugging Face folder or a preset such as qwen3-tiny");
+    if (strcmp(o->kv_role, "kv_both"))
+        return km_fail(err, KM_EINVAL, "--kv-role %s is not available in this version; leave it at kv_both",
+                       o->kv_role);
+    if (o->batch_invariant)
+        return km_fail(err, KM_EINVAL, "--batch-invariant is not available in this version; leave it out");
+    return 0;
+}
+
+static void fill_facts(const struct serve_opts *o, const struct backend *be, const struct cache_choice *cache,
+                       struct serve_facts *facts)
+{
+    facts->dummy_weights = o->dummy_weights;
+    for (const char *const *p = mdl_presets(); *p; p++)
+        facts->dummy_weights |= !strcmp(*p, o->model);
+    snprintf(facts->device, sizeof facts->device, "%s", be->name);
+    memcpy(facts->kv, cache->text, sizeof facts->kv);
+}
+
+int serve_check(const struct serve_opts *o, struct serve_facts *facts, struct km_err *err)
+{
+    const struct backend *be;
+    struct cache_choice cache;
+    int rc = check_options(o, err);
+    if (!rc)
+        rc = backend_pick(o->device, &be, err);
+    if (!rc)
+        rc = choose_cache(o, false, &cache, err);
+    if (!rc)
+        fill_facts(o, be, &cache, facts);
+    return rc;
+}
+
+static int plan_cache(struct serve_plan *out, const struct cache_choice *cache, struct km_err *err)
+{
+    const struct kvc_config *c = &cache->config;
+    out->token_bytes = (int64_t)out->mem.geom.page_bytes / out->engine.block_size;
+    out->chunk_size = cache->on ? c->chunk_size : kvc_defaults().chunk_size;
+    int64_t chunk = out->token_bytes * out->chunk_size;
+    out->cache_chunks = cache->on ? c->max_local_cpu / chunk : 0;
+    if (cache->on && !out->cache_chunks)
+        return km_fail(err, KM_EINVAL,
+                       "the cache layer may take %.6g MiB, but one chunk of %d tokens of this model is %.6g MiB; give "
+                       "--kv-cache more memory or lower --chunk-size",
+                       (double)c->max_local_cpu / (1 << 20), out->chunk_size, (double)chunk / (1 << 20));
+    return 0;
+}
+
+int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct km_err *err)
+{
+    const struct backend *be;
+    struct cache_choice cache;
+    struct mdl *m = NULL;
+    struct km_err why;
+    memset(out, 0, sizeof *out);
+    int rc = check_options(o, err);
+    if (!rc)
+        rc = backend_pick_plan(o->device, &be, err);
+    if (!rc && backend_fell_back(o->device, be, &why))
+        km_log(KM_LOG_WARN, "planning for the CPU: %s", why.msg);
+    if (!rc)
+        rc = choose_cache(o, true, &cache, err);
+    if (!rc)
+        rc = mdl_open(&m, o->model, o->dummy_weights, (uint64_t)o->seed, err);
+    if (!rc) {
+        fill_facts(o, be, &cache, &out->facts);
+        snprintf(out->model, sizeof out->model, "%s", mdl_name(m));
+        out->engine = o->engine;
+        rc = eng_plan(&out->mem, &out->engine, m, be, err);
+    }
+    if (!rc)
+        rc = plan_cache(out, &cache, err);
+    out->fits = !rc;
+    mdl_free(m);
+    return rc;
+}
+
+/* What a serving process holds, in the order in which it is opened. */
+struct parts {
+    struct mdl *mdl;
+    struct tok *tok;     /* NULL: only token ids are served */
+    struct kvc *kvc;     /* NULL: no cache layer */
+    struct kv_port port; /* of kvc */
+    struct eng *eng;
+    struct srv *srv;
+};
+
+static void close_parts(struct parts *p)
+{
+    srv_free(p->srv);
+    eng_close(p->eng);
+    kvc_free(p->kvc);
+    tok_free(p->tok);
+    mdl_free(p->mdl);
+}
+
+static int open_tokenizer(const struct serve_opts *o, struct parts *p, struct km_err *err)
+{
+    const char *path = o->tokenizer ? o->tokenizer : mdl_dir(p->mdl);
+    int rc = path ? tok_open(&p->tok, path, err) : KM_ENOENT;
+    if (rc == KM_ENOENT && !o->tokenizer) {
+        km_log(KM_LOG_WARN,
+               "model %s has no tokenizer.json, so only token ids are served, not text; --tokenizer DIR adds one",
+               o->model);
+        return 0;
+    }
+    int32_t ids = rc ? 0 : tok_total(p->tok), vocab = mdl_config(p->mdl)->vocab;
+    if (ids > vocab)
+        return km_fail(err, KM_EINVAL,
+                       "tokenizer %s has %d ids, but model %s has a vocabulary of %d; give the model's own tokenizer",
+                       path, ids, o->model, vocab);
+    return rc;
+}
+
+static void log_engine(const struct parts *p, const char *cache)
+{
+    const double gib = 1 << 30;
+    const struct eng_opts *o = eng_options(p->eng);
+    struct eng_stats st;
+    eng_stats(p->eng, &st);
+    km_log(KM_LOG_INFO,
+           "%s%s, %s, on %s: weights %.2f GiB, workspace %.2f GiB, KV pool %.2f GiB (%d blocks of %d tokens, %d tokens), "
+           "context %d tokens, cache layer: %s",
+           mdl_name(p->mdl), mdl_is_dummy(p->mdl) ? " (dummy weights)" : "",
+           km_dtype_name((enum km_dtype)o->dtype), st.be.device, (double)st.be.weight_bytes / gib,
+           (double)st.be.workspace_bytes / gib, (double)st.be.kv_bytes / gib, o->num_blocks, o->block_size,
+           o->num_blocks * o->block_size, o->max_model_len, cache);
+}
+
+static int open_parts(const struct serve_opts *o, struct parts *p, struct km_err *err)
+{
+    const struct backend *be;
+    struct cache_choice cache;
+    struct km_err why;
+    int rc = backend_pick(o->device, &be, err);
+    if (!rc && backend_fell_back(o->device, be, &why))
+        km_log(KM_LOG_WARN, "running on the CPU: %s", why.msg);
+    if (!rc)
+        rc = choose_cache(o, true, &cache, err);
+    if (!rc)
+        rc = mdl_open(&p->mdl, o->model, o->dummy_weights, (uint64_t)o->seed, err);
+    if (!rc)
+        rc = open_tokenizer(o, p, err);
+    if (!rc && cache.on && !(rc = kvc_open(&p->kvc, &cache.config, err)))
+        kvc_port(p->kvc, &p->port);
+    if (!rc)
+        rc = eng_open(&p->eng, &o->engine, p->mdl, be, cache.on ? &p->port : NULL, err);
+    if (rc)
+        return rc;
+    struct srv_opts s = o->server;
+    s.seed = o->seed;
+    s.device = be->name;
+    s.kv = cache.text;
+    rc = srv_open(&p->srv, &s, p->eng, p->tok, err);
+    if (!rc)
+        log_engine(p, cache.text);
+    return rc;
+}
+
+int serve_run(const struct serve_opts *o, void (*ready)(void *arg, int port), void *arg, struct km_err *err)
+{
+    struct parts p = {0};
+    int rc = open_parts(o, &p, err);
+    if (!rc) {
+        if (ready)
+            ready(arg, srv_port(p.srv));
+        rc = srv_run(p.srv, true, err);
+    }
+    close_parts(&p);
+    return rc;
+}
+
+/* What the child writes to the pipe, once. */
+struct child_report {
+    int port;
+    struct km_err err; /* err.code is 0 if the port is bound */
+};
+
+static void report_port(void *arg, int port)
+{
+    struct child_report r = {.port = port};
+    int *fd = arg;
+    if (write(*fd, &r, sizeof r) != (ssize_t)sizeof r)
+        km_log(KM_LOG_ERROR, "the engine's process cannot report its port: %s", strerror(errno));
+    close(*fd);
+    *fd = -1;
+}
+
+static _Noreturn void run_child(const struct serve_opts *o, int fd, pid_t parent)
+{
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent)
+        _exit(1);
+    signal(SIGINT, SIG_IGN); /* Ctrl-C reaches the client, which then ends this process */
+    struct serve_opts mine = *o;
+    mine.server.port = 0;
+    struct child_report r = {0};
+    int rc = serve_run(&mine, report_port, &fd, &r.err);
+    if (rc && fd >= 0 && write(fd, &r, sizeof r) != (ssize_t)sizeof r)
+        rc = KM_EIO;
+    else if (rc && fd < 0)
+        km_log(KM_LOG_ERROR, "engine: %s", r.err.msg);
+    exit(rc ? 1 : 0);
+}
+
+/* "signal 9" or "exit status 1" */
+static void describe_end(int status, char out[32])
+{
+    if (WIFSIGNALED(status))
+        snprintf(out, 32, "signal %d", WTERMSIG(status));
+    else
+        snprintf(out, 32, "exit status %d", WEXITSTATUS(status));
+}
+
+int serve_spawn(const struct serve_opts *o, pid_t *pid, int *port, struct km_err *err)
+{
+    int fd[2];
+    if (pipe(fd))
+        return km_fail(err, KM_EIO, "cannot make a pipe: %s", strerror(errno));
+    pid_t parent = getpid();
+    fflush(NULL);
+    *pid = fork();
+    if (*pid < 0) {
+        close(fd[0]);
+        close(fd[1]);
+        return km_fail(err, KM_EIO, "cannot start the engine's process: %s", strerror(errno));
+    }
+    if (*pid == 0) {
+        close(fd[0]);
+        run_child(o, fd[1], parent);
+    }
+    close(fd[1]);
+    struct child_report r = {0};
+    ssize_t n;
+    while ((n = read(fd[0], &r, sizeof r)) < 0 && errno == EINTR)
+        ;
+    close(fd[0]);
+    if (n == (ssize_t)sizeof r && !r.err.code) {
+        *port = r.port;
+        return 0;
+    }
+    int status = 0;
+    waitpid(*pid, &status, 0);
+    if (n == (ssize_t)sizeof r)
+        return km_fail(err, r.err.code, "%s", r.err.msg);
+    char end[32];
+    describe_end(status, end);
+    return km_fail(err, KM_EIO, "the engine's process ended before it was ready (%s); its messages are above", end);
+}
+
+int serve_stop(pid_t pid, struct km_err *err)
+{
+    int status = 0;
+    char end[32];
+    bool was_dead = waitpid(pid, &status, WNOHANG) == pid;
+    if (!was_dead) {
+        kill(pid, SIGTERM);
+        while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+            ;
+    }
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && !was_dead)
+        return 0;
+    describe_end(status, end);
+    return km_fail(err, KM_EIO, "the engine's process %s (%s)",
+                   was_dead ? "ended during the run" : "did not end cleanly", end);
+}

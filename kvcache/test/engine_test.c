@@ -1,0 +1,293 @@
+/* The cache with the real engine on the CPU. Answers with and without the cache are equal token for token, at every
+ * length around an edge, under memory pressure and with damaged chunks; the hit counters show that the cache was
+ * used. */
+#include "base/test/test.h"
+
+#include "base/mem.h"
+#include "engine/engine.h"
+#include "kvcache/internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { B = 16, N_OUT = 3, MAX_PROMPT = 640, MAX_RUN = 32 };
+
+static struct mdl *model;
+static const char tiny[] = KVM_SOURCE_DIR "/models/qwen3-tiny-lm";
+
+struct ask {
+    int32_t prompt[MAX_PROMPT];
+    int n, n_out;
+    int32_t out[40];
+    int got, cached, cached_pool, preempted;
+};
+
+static uint64_t rng = 42;
+
+static int rnd(int n)
+{
+    rng = rng * 6364136223846793005u + 1442695040888963407u;
+    return (int)((rng >> 33) % (uint64_t)n);
+}
+
+static void make(struct ask *a, int n)
+{
+    a->n = n;
+    a->n_out = N_OUT;
+    for (int i = 0; i < n; i++)
+        a->prompt[i] = rnd(4000);
+}
+
+static struct eng *engine(const struct kv_port *port, int blocks, bool prefix, int batched)
+{
+    struct eng_opts o = eng_defaults();
+    struct km_err err = {0};
+    struct eng *e;
+    o.max_model_len = 700;
+    o.max_num_batched_tokens = batched;
+    o.block_size = B;
+    o.num_blocks = blocks;
+    o.prefix_caching = prefix;
+    o.dtype = KM_F32;
+    o.n_threads = 2;
+    if (eng_open(&e, &o, model, &be_cpu, port, &err))
+        fail_msg("%s", err.msg);
+    return e;
+}
+
+static struct kvc *cache(int chunk, int chunks, bool decode, struct kv_port *port)
+{
+    struct kvc_config c = kvc_defaults();
+    const struct mdl_config *m = mdl_config(model);
+    struct kvc *k;
+    c.chunk_size = chunk;
+    c.save_decode = decode;
+    c.max_local_cpu = (int64_t)chunks * chunk * m->n_layers * 2 * m->n_kv_heads * m->head_dim * 4;
+    assert_int_equal(kvc_open(&k, &c, NULL), 0);
+    kvc_port(k, port);
+    return k;
+}
+
+/* Flips one bit of one stored chunk, now and then, while no transfer is open. */
+static void damage(struct kvc *k)
+{
+    if (!k || k->n_transfers || !k->chunks.n_ready || rnd(6))
+        return;
+    int slot = rnd(k->chunks.n);
+    if (k->chunks.slot[slot].state == KVC_READY)
+        kvc_dram_at(&k->dram, slot)[(size_t)rnd(1 << 30) % k->geometry.chunk_bytes] ^= (char)(1 << rnd(8));
+}
+
+/* Submits n requests at once and runs the engine until all are finished. */
+static void run(struct eng *e, struct ask *const *a, int n, struct kvc *hurt)
+{
+    struct km_err err = {0};
+    struct eng_events ev;
+    for (int i = 0; i < n; i++) {
+        struct eng_request r = {.prompt = a[i]->prompt, .n_prompt = a[i]->n, .max_tokens = a[i]->n_out,
+                                .ignore_eos = true, .sampling = smp_defaults(), .user = a[i]};
+        r.sampling.temperature = 0;
+        uint64_t id;
+        a[i]->got = 0;
+        if (eng_submit(e, &r, &id, &err))
+            fail_msg("%s", err.msg);
+    }
+    while (!eng_idle(e)) {
+        if (hurt)
+            damage(hurt);
+        if (eng_step(e, &ev, &err) || eng_check(e, &err))
+            fail_msg("%s", err.msg);
+        for (int i = 0; i < ev.n; i++) {
+            struct ask *q = ev.v[i].user;
+            assert_true(ev.v[i].has_token && q->got < 40);
+            q->out[q->got++] = ev.v[i].token.id;
+            q->cached = ev.v[i].n_cached;
+            q->cached_pool = ev.v[i].n_cached_pool;
+            q->preempted = ev.v[i].n_preempted;
+        }
+    }
+    for (int i = 0; i < n; i++)
+        assert_int_equal(a[i]->got, a[i]->n_out);
+}
+
+static void run1(struct eng *e, struct ask *a)
+{
+    run(e, &a, 1, NULL);
+}
+
+static struct kv_port_stats stats(struct kvc *k, const struct kv_port *p)
+{
+    struct km_err err = {0};
+    struct kv_port_stats st;
+    if (kvc_check(k, &err))
+        fail_msg("%s", err.msg);
+    p->stats(p->self, &st);
+    return st;
+}
+
+static void same(const struct ask *a, const struct ask *b)
+{
+    assert_int_equal(a->got, b->got);
+    for (int i = 0; i < a->got; i++)
+        if (a->out[i] != b->out[i])
+            fail_msg("a prompt of %d tokens (%d cached) goes on with %d at %d, without the cache with %d", b->n,
+                     b->cached, b->out[i], i, a->out[i]);
+}
+
+static int hit_of(int n, int chunk)
+{
+    /* The last token is computed in any case: its logits are needed. */
+    int kept = n / chunk * chunk, most = (n - 1) / B * B;
+    return kept < most ? kept : most;
+}
+
+static void every_edge(void **state)
+{
+    (void)state;
+    static const int chunks[] = {32, 64, 256}, edges[] = {16, 32, 64, 80, 128, 256, 512};
+    struct eng *plain = engine(NULL, 160, false, 2048);
+    for (int c = 0; c < 3; c++) {
+        struct kv_port port;
+        struct kvc *k = cache(chunks[c], 64, false, &port);
+        struct eng *e = engine(&port, 160, false, c ? 2048 : 48); /* prefill in one step, and in several */
+        for (int i = 0; i < 7; i++)
+            for (int n = edges[i] - 1; n <= edges[i] + 1; n++) {
+                struct ask want, a;
+                make(&want, n);
+                a = want;
+                run1(plain, &want);
+                struct kv_port_stats s0 = stats(k, &port), s1, s2;
+                run1(e, &a);
+                same(&want, &a);
+                assert_int_equal(a.cached, 0);
+                s1 = stats(k, &port);
+                assert_int_equal(s1.stored_tokens - s0.stored_tokens, n / chunks[c] * chunks[c]);
+                assert_int_equal(s1.hit_tokens, s0.hit_tokens);
+                run1(e, &a);
+                same(&want, &a);
+                s2 = stats(k, &port);
+                assert_int_equal(a.cached, hit_of(n, chunks[c]));
+                assert_int_equal(s2.loaded_tokens - s1.loaded_tokens, hit_of(n, chunks[c]));
+                assert_int_equal(s2.stored_tokens, s1.stored_tokens);
+                assert_int_equal(s2.failed_loads, 0);
+                assert_int_equal(k->chunks.n_evictable, k->chunks.n_ready);
+            }
+        eng_close(e);
+        kvc_free(k);
+    }
+    eng_close(plain);
+}
+
+/* Conversations that grow, in a pool that holds only some of them. There are hits in the pool, in the cache, in both
+ * and in neither, and preemptions. In the last three passes bits of stored chunks flip. */
+static void small_pool(void **state)
+{
+    (void)state;
+    enum { USERS = 6, TURNS = 3 };
+    for (int pass = 0; pass < 6; pass++) {
+        bool hurt = pass >= 3;
+        static struct ask a[USERS], want[USERS];
+        struct ask *at[USERS];
+        struct kv_port port;
+        static const int chunk[] = {32, 64, 256}, chunks[] = {56, 28, 7};
+        struct kvc *k = cache(chunk[pass % 3], chunks[pass % 3], pass % 2, &port);
+        struct eng *e = engine(&port, 52, true, 256), *plain = engine(NULL, 160, false, 2048);
+        int64_t cached = 0, pool = 0;
+        int preempted = 0;
+        for (int u = 0; u < USERS; u++) {
+            make(&a[u], 150 + rnd(200));
+            if (u % 2) /* a shared prefix */
+                memcpy(a[u].prompt, a[0].prompt, 100 * sizeof *a[u].prompt);
+            a[u].n_out = 24;
+            at[u] = &a[u];
+        }
+        for (int t = 0; t < TURNS; t++) {
+            for (int u = 0; u < USERS; u++) {
+                want[u] = a[u];
+                run1(plain, &want[u]);
+            }
+            run(e, at, USERS, hurt ? k : NULL);
+            for (int u = 0; u < USERS; u++) {
+                same(&want[u], &a[u]);
+                cached += a[u].cached;
+                pool += a[u].cached_pool;
+                preempted += a[u].preempted;
+                for (int i = 0; i < a[u].got; i++)
+                    a[u].prompt[a[u].n++] = a[u].out[i];
+                for (int i = 0; i < 20; i++)
+                    a[u].prompt[a[u].n++] = rnd(4000);
+            }
+        }
+        struct kv_port_stats st = stats(k, &port);
+        struct eng_stats es;
+        eng_stats(e, &es);
+        printf("chunk %d%s: %lld of %lld cached tokens from the pool, %lld loaded, %lld loads failed, %d preempted, "
+               "%lld evicted\n",
+               k->cfg.chunk_size, hurt ? ", damaged" : "", (long long)pool, (long long)cached,
+               (long long)st.loaded_tokens, (long long)st.failed_loads, preempted, (long long)st.evicted_chunks);
+        assert_true(st.loaded_tokens > 0 && st.hit_tokens >= st.loaded_tokens);
+        assert_true(cached > pool && preempted > 0);
+        assert_true(hurt ? st.failed_loads > 0 : st.failed_loads == 0);
+        assert_int_equal(es.kv.loaded_tokens, st.loaded_tokens);
+        assert_int_equal(k->chunks.n_evictable, k->chunks.n_ready); /* no chunk stays pinned */
+        eng_close(e);
+        eng_close(plain);
+        kvc_free(k);
+    }
+}
+
+static void damage_counts(void **state)
+{
+    (void)state;
+    struct eng *plain = engine(NULL, 160, false, 2048);
+    for (int bad = 0; bad < 4; bad++) {
+        struct kv_port port;
+        struct kvc *k = cache(64, 16, false, &port);
+        struct eng *e = engine(&port, 160, false, 2048);
+        struct ask want, a;
+        make(&want, 260);
+        a = want;
+        run1(plain, &want);
+        run1(e, &a);
+        for (int i = 0; i < k->chunks.n; i++)
+            if (k->chunks.slot[i].state == KVC_READY && k->chunks.slot[i].position == bad)
+                kvc_dram_at(&k->dram, i)[k->geometry.chunk_bytes / 3] ^= 1;
+        run1(e, &a);
+        same(&want, &a);
+        assert_int_equal(a.cached, bad * 64);
+        struct kv_port_stats st = stats(k, &port);
+        assert_int_equal(st.failed_loads, 1);
+        assert_int_equal(st.loaded_tokens, bad * 64);
+        run1(e, &a); /* the run that found the damage has stored the chunk again */
+        same(&want, &a);
+        assert_int_equal(a.cached, 256);
+        assert_int_equal(stats(k, &port).failed_loads, 1);
+        eng_close(e);
+        kvc_free(k);
+    }
+    eng_close(plain);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    struct km_err err = {0};
+    if (mdl_open(&model, tiny, false, 0, &err))
+        fail_msg("%s", err.msg);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    mdl_free(model);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_edge), cmocka_unit_test(small_pool),
+                                       cmocka_unit_test(damage_counts)};
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
