@@ -3,10 +3,10 @@
  * steps. */
 #include "engine/backend.h"
 
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/machine.h"
 #include "base/mem.h"
-#include "base/option.h"
 #include "engine/cpu/forward.h"
 
 #include <stdio.h>
@@ -161,7 +161,8 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
     b->results[1] = km_calloc((size_t)o->max_tokens, sizeof *b->results[1]);
     b->marks = km_calloc((size_t)o->max_tokens, 1);
     if (!b->kv.pages || !b->results[0] || !b->results[1] || !b->marks)
-        return km_fail(err, KM_ENOMEM, "out of memory for a KV pool of %lld bytes", (long long)b->st.kv_bytes);
+        return km_fail(err, KM_ENOMEM, "out of memory for a KV pool of %lld bytes; ask for fewer pages",
+                       (long long)b->st.kv_bytes);
     rc = wts_load(&b->weights, m, o->dtype, b->kernels, b->threads, err);
     if (!rc)
         rc = fwd_open(&b->fwd, b->c, &b->weights, b->threads, &b->kv, &lim, err);
