@@ -87,16 +87,16 @@ static int plan_pages(const struct be_opts *o, int64_t available, int64_t fixed,
     if (n < 1 || n * page > left)
         return km_fail(
             err, KM_ELIMIT,
-            "weights and workspace take %s, and %lld page%s of KV %s more, but the %s is %s; ask for fewer pages, %slower "
-            "the model length, or use a smaller model",
+            "weights and workspace take %s, and %lld page%s of KV %s more, but the %s is %s; ask for fewer pages, "
+            "%slower the model length, or use a smaller model",
             km_size_text(fixed).s, (long long)pages, pages > 1 ? "s" : "", km_size_text(pages * page).s,
             o->memory_limit ? "memory limit" : "available memory", km_size_text(limit).s,
             o->memory_limit ? "raise the limit, " : "");
     if (need > available)
         return km_fail(
             err, KM_ELIMIT,
-            "weights, workspace and %lld pages of KV take %s, but only %s of memory are available to this process; lower "
-            "the memory limit, or use a smaller model",
+            "weights, workspace and %lld pages of KV take %s, but only %s of memory are available to this process; "
+            "lower the memory limit, or use a smaller model",
             (long long)pages, km_size_text(need).s, km_size_text(available).s);
     *out = (int)n;
     return 0;
