@@ -153,6 +153,18 @@ void km_buf_put_shell(struct km_buf *b, const char *s)
     km_buf_putc(b, '\'');
 }
 
+struct km_size km_size_text(int64_t bytes)
+{
+    struct km_size t;
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+    double v = (double)bytes;
+    int u = 0;
+    for (; (v >= 1024 || v <= -1024) && u < 5; u++)
+        v /= 1024;
+    snprintf(t.s, sizeof t.s, "%.4g %s", v, units[u]);
+    return t;
+}
+
 void km_buf_clear(struct km_buf *b)
 {
     b->len = 0;

@@ -41,6 +41,12 @@ static inline const char *km_buf_str(const struct km_buf *b)
     return b->data ? b->data : "";
 }
 
+/* A size for messages, in the largest unit that it reaches and four digits: "30.5 GiB", "20 MiB", "100 B". */
+struct km_size {
+    char s[24];
+};
+struct km_size km_size_text(int64_t bytes);
+
 /* Length in bytes (1 to 4) of the valid UTF-8 sequence at s[n], or 0 if there is none. *need (may be NULL) becomes the
  * number of missing bytes if s[n] is a valid sequence that is cut off, else 0. */
 int km_utf8_len(const char *s, size_t n, int *need);

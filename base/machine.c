@@ -9,7 +9,7 @@
 #include <string.h>
 
 struct text {
-    char s[16384]; /* the files read here are shorter, or have what is wanted at their beginning */
+    char s[16384]; /* the files read here are shorter, or have the wanted line among their first ones */
 };
 
 /* The whole number at s, or -1 when there is none. */

@@ -372,19 +372,6 @@ const char *km_nearest(const char *word, const char *const *names, int n)
     return best;
 }
 
-struct km_size km_size_text(int64_t bytes)
-{
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-    struct km_size t;
-    double v = (double)bytes;
-    int unit = 0;
-    for (; fabs(v) >= 1024 && unit < 4; unit++)
-        v /= 1024;
-    int digits = !unit || fabs(v) >= 100 ? 0 : fabs(v) >= 10 ? 1 : 2;
-    snprintf(t.s, sizeof t.s, "%.*f %s", digits, v, units[unit]);
-    return t;
-}
-
 int km_parse_size(const char *text, int64_t *out, struct km_err *err)
 {
     char *end;

@@ -102,11 +102,6 @@ const char *km_option_nearest(const struct km_option_group *groups, int n, const
 
 /* "24GiB" -> bytes. The units K, KB, KiB, M ... T are powers of 1024, as LMCache reads them. */
 int km_parse_size(const char *text, int64_t *out, struct km_err *err);
-/* Bytes -> "24.0 GiB" in the largest unit of which there is at least one, with three digits: for messages. */
-struct km_size {
-    char s[16];
-};
-struct km_size km_size_text(int64_t bytes);
 
 /* The candidate nearest to `word` by edit distance, or NULL when none is near. */
 const char *km_nearest(const char *word, const char *const *names, int n);

@@ -2,8 +2,8 @@
  * allocated: an ordinary allocator promises memory that is not there, and the process would be killed during a run. */
 #include "kvcache/dram.h"
 
+#include "base/buf.h"
 #include "base/mem.h"
-#include "base/option.h"
 
 #include <limits.h>
 

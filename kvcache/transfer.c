@@ -42,7 +42,7 @@ static bool is_load(const struct kvc_transfer *t)
     return t->dir == KV_TO_PAGE;
 }
 
-/* Room in the ticket table for one more transfer. */
+/* Makes the ticket table large enough for one more transfer. False without memory. */
 static bool reserve_place(struct kvc *k)
 {
     if (k->n_transfers < k->cap_transfers)

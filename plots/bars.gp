@@ -1,4 +1,5 @@
-# A figure a row, from zero; the whiskers are the least and the greatest run. Columns: name, figure, least, greatest.
+# A bar per row of the table, on a y axis from 0. The line on a bar spans the smallest and the largest run.
+# Data: a block per arm; columns: name of the row, mean, smallest, largest. Variable: unit (label of the y axis).
 set ylabel unit textcolor rgb ink
 set yrange [0:*]
 set style fill solid 0.85 noborder

@@ -1,4 +1,5 @@
-# How many requests had their first token by then. Blocks of the data: a row each; columns: milliseconds, share.
+# Cumulative distribution of TTFT: the share of requests whose first token had arrived by that time.
+# Data: a block per row; columns: TTFT in ms, share of requests.
 set logscale x
 set xlabel 'time to first token (ms), logarithmic' textcolor rgb ink
 set ylabel 'share of requests' textcolor rgb ink

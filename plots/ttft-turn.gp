@@ -1,4 +1,5 @@
-# The longer the conversation, the more there is to reuse. Columns: turn, median, 10th and 90th percentile (ms).
+# TTFT by turn of the conversation. A longer conversation has a longer prefix that a cache can hold.
+# Data: a block per row; columns: turn, median, 10th percentile, 90th percentile (ms).
 set xlabel 'turn of the conversation' textcolor rgb ink
 set ylabel 'time to first token (ms)' textcolor rgb ink
 set yrange [0:*]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Programs with the shared libraries they need, in a folder that can be carried to a machine without packages:
+# Copies programs and the shared libraries that they need into a folder, for a machine without our packages:
 #   scripts/bundle.sh DIR PROGRAM...
-# libc and the GPU's own libraries (CUDA, cuBLAS) stay the target machine's. What scripts/gpu_check.sh reads goes along, so that
-# DIR/scripts/gpu_check.sh DIR is all to be typed there.
+# libc and NVIDIA's libraries (CUDA, cuBLAS) are not copied: the target machine must have them. The scripts, the model and the
+# vectors that scripts/gpu_check.sh reads are copied too. On the target machine, run DIR/scripts/gpu_check.sh DIR.
 set -eu
 [ $# -ge 2 ] || { echo "usage: bundle.sh DIR PROGRAM..." >&2; exit 2; }
 here=$(cd "$(dirname "$0")/.." && pwd)

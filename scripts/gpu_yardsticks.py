@@ -1,6 +1,6 @@
-"""What others reach on this card at the shapes of Qwen3-8B: cuBLAS, cuDNN's attention, transformers. Needs PyTorch.
+"""Times other implementations on this GPU at the shapes of Qwen3-8B: cuBLAS, cuDNN's attention, transformers. Needs PyTorch.
 
-Weights are random, of a trained model's scale. Prints a Markdown table: median, 10th and 90th percentile."""
+Weights are random, with the scale of a trained model's. Prints a Markdown table: median, 10th and 90th percentile."""
 import time
 
 import torch
@@ -50,9 +50,9 @@ def main():
         del copies
         flops = 2.0 * m * sum(n * k for n, k in shapes)
         if m <= 256:
-            row(f"cuBLAS, the four products of a layer, M = {m}", rates(ms, 2e-9 * sum(n * k for n, k in shapes)), "TB/s of weights")
+            row(f"cuBLAS, the four GEMMs of a layer, M = {m}", rates(ms, 2e-9 * sum(n * k for n, k in shapes)), "TB/s of weights")
         else:
-            row(f"cuBLAS, the four products of a layer, M = {m}", rates(ms, flops / 1e9), "TFLOP/s")
+            row(f"cuBLAS, the four GEMMs of a layer, M = {m}", rates(ms, flops / 1e9), "TFLOP/s")
     a = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
     b = torch.empty_like(a)
     row("device copy, read and write", rates(times(lambda: b.copy_(a)), 2 * a.numel() / 1e9), "TB/s")

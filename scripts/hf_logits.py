@@ -1,9 +1,9 @@
-"""What transformers computes from a model folder, as vectors for engine_check (engine/test/golden-*.json have the same form).
+"""Computes vectors for engine_check with transformers from a model folder, in the format of engine/test/golden-*.json.
 
     hf_logits.py MODEL_DIR OUT.json [--lengths 1,2,5,17,...] [--steps 16] [--device cuda]
 
-Prompts are random token ids. The reference is float32 arithmetic on the stored weights; how far transformers' own bfloat16 is
-from it is printed, as a measure for others' distance."""
+Prompts are random token ids. The reference is float32 arithmetic on the stored weights. The distance of transformers' own
+bfloat16 from the reference is printed, as a scale for the distance of other implementations."""
 import argparse
 import json
 

@@ -38,6 +38,22 @@ static void buffers_grow_and_escape(void **state)
     km_buf_free(&b);
 }
 
+static void sizes_are_readable(void **state)
+{
+    (void)state;
+    static const struct {
+        int64_t bytes;
+        const char *text;
+    } t[] = {{0, "0 B"},
+             {1023, "1023 B"},
+             {20 << 20, "20 MiB"},
+             {32749125632, "30.5 GiB"},
+             {-1536, "-1.5 KiB"},
+             {INT64_MAX, "8192 PiB"}};
+    for (size_t i = 0; i < sizeof t / sizeof *t; i++)
+        assert_string_equal(km_size_text(t[i].bytes).s, t[i].text);
+}
+
 static void utf8_lengths(void **state)
 {
     (void)state;
@@ -206,9 +222,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(buffers_grow_and_escape),   cmocka_unit_test(utf8_lengths),
-        cmocka_unit_test(random_numbers_are_splitmix64), cmocka_unit_test(sorted_values_and_percentiles),
-        cmocka_unit_test(json_is_checked),           cmocka_unit_test(files_are_whole_or_absent),
-        cmocka_unit_test(memory_is_counted_and_can_fail),
+        cmocka_unit_test(sizes_are_readable),        cmocka_unit_test(random_numbers_are_splitmix64),
+        cmocka_unit_test(sorted_values_and_percentiles), cmocka_unit_test(json_is_checked),
+        cmocka_unit_test(files_are_whole_or_absent), cmocka_unit_test(memory_is_counted_and_can_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,10 +3,10 @@
  * steps. */
 #include "engine/backend.h"
 
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/machine.h"
 #include "base/mem.h"
-#include "base/option.h"
 #include "engine/cpu/forward.h"
 
 #include <stdio.h>
@@ -87,16 +87,16 @@ static int plan_pages(const struct be_opts *o, int64_t available, int64_t fixed,
     if (n < 1 || n * page > left)
         return km_fail(
             err, KM_ELIMIT,
-            "weights and workspace take %s, and %lld page%s of KV %s more, but the %s is %s; ask for fewer pages, %slower "
-            "the model length, or use a smaller model",
+            "weights and workspace take %s, and %lld page%s of KV %s more, but the %s is %s; ask for fewer pages, "
+            "%slower the model length, or use a smaller model",
             km_size_text(fixed).s, (long long)pages, pages > 1 ? "s" : "", km_size_text(pages * page).s,
             o->memory_limit ? "memory limit" : "available memory", km_size_text(limit).s,
             o->memory_limit ? "raise the limit, " : "");
     if (need > available)
         return km_fail(
             err, KM_ELIMIT,
-            "weights, workspace and %lld pages of KV take %s, but only %s of memory are available to this process; lower "
-            "the memory limit, or use a smaller model",
+            "weights, workspace and %lld pages of KV take %s, but only %s of memory are available to this process; "
+            "lower the memory limit, or use a smaller model",
             (long long)pages, km_size_text(need).s, km_size_text(available).s);
     *out = (int)n;
     return 0;
@@ -161,7 +161,8 @@ static int open_parts(struct be *b, const struct mdl *m, struct km_err *err)
     b->results[1] = km_calloc((size_t)o->max_tokens, sizeof *b->results[1]);
     b->marks = km_calloc((size_t)o->max_tokens, 1);
     if (!b->kv.pages || !b->results[0] || !b->results[1] || !b->marks)
-        return km_fail(err, KM_ENOMEM, "out of memory for a KV pool of %lld bytes", (long long)b->st.kv_bytes);
+        return km_fail(err, KM_ENOMEM, "out of memory for a KV pool of %lld bytes; ask for fewer pages",
+                       (long long)b->st.kv_bytes);
     rc = wts_load(&b->weights, m, o->dtype, b->kernels, b->threads, err);
     if (!rc)
         rc = fwd_open(&b->fwd, b->c, &b->weights, b->threads, &b->kv, &lim, err);

@@ -1,6 +1,8 @@
-/* From options and model to shapes, and from shapes to the plan. Nothing here touches a card: where the card matters,
- * a child process is asked (probe.cu), and without one its place is taken by an H100's numbers. */
-#include "engine/cuda/room.h"
+/* From options and model to dimensions, and from dimensions to the memory plan. Nothing here initialises CUDA in this
+ * process: the GPU is queried in a child process (gpu.h). Without a GPU the plan is made for an H100. */
+#include "engine/cuda/plan.h"
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/workspace.h"
 #include "engine/cuda/weights.h"
 
 #include <stdio.h>
@@ -11,7 +13,8 @@ static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_e
     const struct mdl_config *c = mdl_config(m);
     if (o->dtype != KM_BF16)
         return km_fail(err, KM_EINVAL,
-                       "--dtype float32 runs on the CPU only; the CUDA engine computes in bfloat16");
+                       "--dtype float32 works on the CPU only; the CUDA engine computes in bfloat16: use --dtype "
+                       "bfloat16 or --device cpu");
     if (o->block_size < 8 || (o->block_size & (o->block_size - 1)))
         return km_fail(err, KM_EINVAL, "--block-size is %d; on CUDA it must be a power of two, 8 or more",
                        o->block_size);
@@ -19,16 +22,17 @@ static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_e
         return km_fail(err, KM_EINVAL, "head_dim of %s is %d; the CUDA engine has kernels for 32, 64 and 128",
                        mdl_name(m), c->head_dim);
     if (c->n_heads / c->n_kv_heads > 16)
-        return km_fail(err, KM_EINVAL, "%s has %d query heads on a key head; the CUDA engine goes to 16",
+        return km_fail(err, KM_EINVAL, "%s has %d query heads for each KV head; the CUDA engine supports up to 16",
                        mdl_name(m), c->n_heads / c->n_kv_heads);
     if (c->hidden % 32 || c->ffn % 32 || c->hidden > 8192)
         return km_fail(err, KM_EINVAL,
-                       "hidden size %d and ffn %d of %s must be multiples of 32, hidden at most 8192", c->hidden,
-                       c->ffn, mdl_name(m));
+                       "%s has hidden size %d and FFN size %d; the CUDA engine needs multiples of 32, and a hidden "
+                       "size of at most 8192",
+                       mdl_name(m), c->hidden, c->ffn);
     return 0;
 }
 
-int cu_dims_make(cu_dims *d, const struct be_opts *o, const struct mdl *m, const cu_card *card, struct km_err *err)
+int cu_dims_make(cu_dims *d, const struct be_opts *o, const struct mdl *m, const cu_gpu *gpu, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(m);
     *d = cu_dims{};
@@ -44,8 +48,8 @@ int cu_dims_make(cu_dims *d, const struct be_opts *o, const struct mdl *m, const
     d->max_reqs = o->max_reqs;
     d->max_blocks = (o->max_model_len + d->B - 1) / d->B;
     d->page_elems = (size_t)d->L * 2 * d->G * d->B * d->d;
-    d->arch = card->arch;
-    d->n_sms = card->n_sms;
+    d->arch = gpu->arch;
+    d->n_sms = gpu->n_sms;
     return 0;
 }
 
@@ -65,21 +69,21 @@ struct kv_geom cu_geom(const cu_dims &d, const struct mdl *m, int n_pages)
     return g;
 }
 
-/* The card to plan for: the one that is here, else, under a stated limit, one that has room for it. */
-static int pick_card(cu_card *card, const struct be_opts *o, struct plan *out, struct km_err *err)
+/* The GPU to plan for: this machine's; without one, and with a stated memory limit, a GPU with H100's dimensions. */
+static int gpu_to_plan_for(cu_gpu *gpu, const struct be_opts *o, struct plan *out, struct km_err *err)
 {
     struct km_err why = {};
-    if (!cu_card_ask(card, &why)) {
-        snprintf(out->device, sizeof out->device, "%.60s, %.0f GiB", card->name, (double)card->total / (1 << 30));
+    if (!cu_gpu_query(gpu, &why)) {
+        snprintf(out->device, sizeof out->device, "%.60s, %.0f GiB", gpu->name, (double)gpu->total / (1 << 30));
         return 0;
     }
     if (!o->memory_limit)
         return km_fail(err, KM_EDEVICE,
-                       "%s; to plan without a card, state what it may use, for example --gpu-memory-limit 24GiB",
+                       "%s; to plan without a GPU, state the memory limit, for example --gpu-memory-limit 24GiB",
                        why.msg);
-    *card = cu_card{"", 90, 132, SIZE_MAX, SIZE_MAX};
-    snprintf(out->device, sizeof out->device,
-             "no card here; scratch as on an H100, %d multiprocessors; older cards need more", card->n_sms);
+    *gpu = cu_gpu{"", 90, 132, SIZE_MAX, SIZE_MAX};
+    snprintf(out->device, sizeof out->device, "no GPU here; workspace as on an H100, %d SMs; older GPUs need more",
+             gpu->n_sms);
     return 0;
 }
 
@@ -93,40 +97,40 @@ static void add_weights(struct plan *out, const struct mdl_config *c)
     plan_add(out, PLAN_WEIGHTS, "layers", KM_MEM_DEVICE, (int64_t)w.layers);
 }
 
-static void add_rows(struct plan *out, const struct cu_room *r, int from, enum plan_group group)
+static void add_rows(struct plan *out, const struct cu_workspace *ws, int from, enum plan_group group)
 {
-    for (int i = from; i < r->n_rows; i++)
-        plan_add(out, group, r->rows[i].name, r->rows[i].where, (int64_t)r->rows[i].bytes);
+    for (int i = from; i < ws->n_rows; i++)
+        plan_add(out, group, ws->rows[i].name, ws->rows[i].where, (int64_t)ws->rows[i].bytes);
 }
 
 int cu_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
-    cu_card card;
+    cu_gpu gpu;
     cu_dims d;
-    struct cu_room room = {};
+    struct cu_workspace ws = {};
     *out = {};
-    int rc = pick_card(&card, o, out, err);
-    rc = rc ? rc : cu_dims_make(&d, o, m, &card, err);
+    int rc = gpu_to_plan_for(&gpu, o, out, err);
+    rc = rc ? rc : cu_dims_make(&d, o, m, &gpu, err);
     if (rc)
         return rc;
     out->limited = KM_MEM_DEVICE;
     out->limit_stated = o->memory_limit != 0;
-    out->limit = cu_room_limit(o, &card);
+    out->limit = cu_memory_limit(o, &gpu);
     out->geom = cu_geom(d, m, 0);
     add_weights(out, mdl_config(m));
-    cu_room_list(&room, d);
-    add_rows(out, &room, 0, PLAN_WORKSPACE);
-    plan_add(out, PLAN_WORKSPACE, "cuBLASLt workspace", KM_MEM_DEVICE, CU_GEMM_WORKSPACE);
-    plan_add(out, PLAN_RESERVE, "graphs, libraries, driver", KM_MEM_DEVICE, CU_RESERVE - CU_GEMM_WORKSPACE);
-    int listed = room.n_rows;
+    cu_workspace_list(&ws, d);
+    add_rows(out, &ws, 0, PLAN_WORKSPACE);
+    plan_add(out, PLAN_WORKSPACE, "cuBLASLt workspace", KM_MEM_DEVICE, CU_LT_WORKSPACE);
+    plan_add(out, PLAN_RESERVE, "CUDA graphs, libraries, driver", KM_MEM_DEVICE, CU_RESERVE - CU_LT_WORKSPACE);
+    int listed = ws.n_rows;
     size_t weights = cu_weights_size(mdl_config(m)),
-           held = weights + cu_room_bytes(&room, KM_MEM_DEVICE) + CU_GEMM_WORKSPACE;
-    if (card.avail != SIZE_MAX)
-        card.avail -= held < card.avail ? held : card.avail;
-    rc = cu_room_pool(&room, d, o, weights, &card, err);
+           held = weights + cu_workspace_bytes(&ws, KM_MEM_DEVICE) + CU_LT_WORKSPACE;
+    if (gpu.avail != SIZE_MAX) /* avail is what will be free once all but the pool is allocated */
+        gpu.avail -= held < gpu.avail ? held : gpu.avail;
+    rc = cu_workspace_add_pool(&ws, d, o, weights, &gpu, err);
     if (rc)
         return rc;
-    add_rows(out, &room, listed, PLAN_KV);
-    out->geom.n_pages = room.n_pages;
+    add_rows(out, &ws, listed, PLAN_KV);
+    out->geom.n_pages = ws.n_pages;
     return 0;
 }

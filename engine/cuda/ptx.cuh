@@ -1,4 +1,7 @@
-/* The few instructions that CUDA C has no words for. Names follow the PTX ISA manual. */
+/* Wrappers of PTX instructions that CUDA C has no function for, and the small helpers built on them.
+ *
+ * A wrapper has the name of its instruction in the PTX ISA manual, shortened; the comment gives the full name.
+ * Addresses of shared memory are 32-bit numbers (smem_u32). All instructions here exist on every GPU from sm_80 on. */
 #ifndef CU_PTX_CUH
 #define CU_PTX_CUH
 
@@ -10,26 +13,35 @@ __device__ __forceinline__ uint32_t smem_u32(const void *p)
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/* ---- copies from global to shared memory ---- */
+
+/* cp.async.cg: 16 bytes, without waiting. Where valid is false the destination becomes zero and nothing is read. */
 __device__ __forceinline__ void cp_async16(uint32_t dst, const void *src, bool valid)
 {
-    int n = valid ? 16 : 0; /* the rest is filled with zeros */
+    int n = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(n) : "memory");
 }
+/* cp.async.commit_group: ends a group of copies. */
 __device__ __forceinline__ void cp_async_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
+/* cp.async.wait_group: waits until all but the newest N groups of this thread have arrived. */
 template <int N> __device__ __forceinline__ void cp_async_wait()
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* ---- matrix fragments of a warp ---- */
+
+/* ldmatrix.x4: four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8. */
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(addr));
 }
+/* ldmatrix.x4.trans: the same, each matrix transposed. */
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t addr)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -37,15 +49,16 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                  : "r"(addr));
 }
 
-/* Eight rows of 16-bit numbers, lane l holding two neighbours of row l / 4: rows become columns. */
-__device__ __forceinline__ uint32_t turn8x8(uint32_t v)
+/* movmatrix.trans: transposes an 8x8 matrix of 16-bit elements; lane l holds elements 2 (l % 4) and the next of row
+ * l / 4. */
+__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t v)
 {
     uint32_t out;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(v));
     return out;
 }
 
-/* c[16x8] += a[16x16] b[16x8], bf16 in, f32 out. */
+/* mma.m16n8k16: c[16x8] += a[16x16] b[16x8], bf16 inputs, f32 accumulation. */
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 {
     asm volatile(
@@ -54,12 +67,15 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* ---- arithmetic ---- */
+
 __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi)
 {
     __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
     return *reinterpret_cast<uint32_t *>(&v);
 }
 
+/* ex2.approx.ftz: 2^x; denormals become zero. */
 __device__ __forceinline__ float exp2_fast(float x)
 {
     float y;
@@ -67,6 +83,15 @@ __device__ __forceinline__ float exp2_fast(float x)
     return y;
 }
 
+/* x / (1 + e^-x), by ex2.approx.ftz and rcp.approx.ftz. */
+__device__ __forceinline__ float silu(float x)
+{
+    float r, e = exp2_fast(-1.4426950408889634f * x);
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1 + e));
+    return x * r;
+}
+
+/* The sum over the warp, in every lane. */
 __device__ __forceinline__ float warp_sum(float v)
 {
 #pragma unroll
@@ -74,6 +99,7 @@ __device__ __forceinline__ float warp_sum(float v)
         v += __shfl_xor_sync(~0u, v, o);
     return v;
 }
+/* The maximum over the warp, in every lane. */
 __device__ __forceinline__ float warp_max(float v)
 {
 #pragma unroll
@@ -82,7 +108,10 @@ __device__ __forceinline__ float warp_max(float v)
     return v;
 }
 
-/* Adds n and gives what was there; whoever reads the sum has what was written before, and may read it. */
+/* ---- global memory ---- */
+
+/* atom.acq_rel.gpu.add: adds n to *p and returns the value before. The thread that reads a count with it also sees all
+ * writes that the counted threads made before their own call. */
 __device__ __forceinline__ int atom_add_acq_rel(int *p, int n)
 {
     int before;
@@ -90,15 +119,9 @@ __device__ __forceinline__ int atom_add_acq_rel(int *p, int n)
     return before;
 }
 
-__device__ __forceinline__ float silu(float x)
-{
-    float r, e = exp2_fast(-1.4426950408889634f * x);
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1 + e));
-    return x * r;
-}
-
-/* 16 bytes that will not be read again soon, of a row whose next ones will: DRAM gives 256 at a time gladly. */
-__device__ __forceinline__ uint4 ld_stream(const void *p)
+/* ld.global.nc.L1::no_allocate: 16 bytes that this kernel does not read again. L2 fetches 256 bytes at a time, because
+ * neighbouring lanes and the next loads read the bytes that follow. */
+__device__ __forceinline__ uint4 ld_nc_streaming(const void *p)
 {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -107,15 +130,17 @@ __device__ __forceinline__ uint4 ld_stream(const void *p)
     return v;
 }
 
-/* Programmatic dependent launch: wait for the kernel before us; let the one after us start. No-ops before sm_90
- * and in launches without the attribute. */
-__device__ __forceinline__ void grid_wait()
+/* ---- programmatic dependent launch (cu_launch); nothing before sm_90, or in launches without the attribute ---- */
+
+/* griddepcontrol.wait: waits until the kernels before this one have ended and their writes are visible. */
+__device__ __forceinline__ void griddep_wait()
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-__device__ __forceinline__ void grid_release()
+/* griddepcontrol.launch_dependents: once every thread block has called it or ended, the next kernel may start. */
+__device__ __forceinline__ void griddep_launch()
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

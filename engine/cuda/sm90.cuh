@@ -1,61 +1,66 @@
-/* Hopper's own instructions for the kernels that use them: barriers that count bytes, tensor copies (TMA), and
- * products by warpgroups of 128 threads (wgmma). Names follow the PTX ISA manual; addresses are 32-bit ones of shared
- * memory. Include from sources compiled for sm_90a alone. */
+/* Wrappers of Hopper's PTX instructions: barriers that count bytes (mbarrier), tensor copies (TMA), and matrix
+ * multiplication by warpgroups of 128 threads (wgmma).
+ *
+ * Names and addresses are as in ptx.cuh. Only sources that are compiled for sm_90a alone may include this file. */
 #ifndef CU_SM90_CUH
 #define CU_SM90_CUH
 
 #include <stdint.h>
 
-/* ---- mbarriers: 8 bytes; a phase ends when `count` arrivals and all expected bytes are in ---- */
+/* ---- mbarriers: 8 bytes of shared memory; a phase ends after `count` arrivals and all expected bytes ---- */
 
-__device__ __forceinline__ void bar_init(uint32_t bar, int count)
+/* mbarrier.init */
+__device__ __forceinline__ void mbar_init(uint32_t bar, int count)
 {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count));
 }
-/* Makes initialised barriers known to the copy engine and to the cluster's other blocks, once they have synchronised.
- */
-__device__ __forceinline__ void bar_init_done()
+/* fence.mbarrier_init: makes initialised barriers visible to the copy engine, and, after a cluster_sync, to the other
+ * thread blocks of the cluster. */
+__device__ __forceinline__ void mbar_init_fence()
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-/* One arrival, and so many bytes more that this phase waits for. */
-__device__ __forceinline__ void bar_expect(uint32_t bar, int bytes)
+/* mbarrier.arrive.expect_tx: one arrival, and `bytes` more bytes that the current phase waits for. */
+__device__ __forceinline__ void mbar_expect_tx(uint32_t bar, int bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void bar_arrive(uint32_t bar)
+/* mbarrier.arrive */
+__device__ __forceinline__ void mbar_arrive(uint32_t bar)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
-/* The cluster's name for what lies where `here` does, in the block of that rank. */
-__device__ __forceinline__ uint32_t of_rank(uint32_t here, int rank)
+/* mapa: the cluster address of what lies at `here` in the shared memory of the thread block with this rank. */
+__device__ __forceinline__ uint32_t mapa(uint32_t here, int rank)
 {
     uint32_t there;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
     return there;
 }
-/* An arrival there. It orders nothing of ours beyond this block: it gives room back whose reads are over. (Release at
- * cluster scope would put a fence of the whole card before it.) */
-__device__ __forceinline__ void bar_arrive_cluster(uint32_t there)
+/* mbarrier.arrive.shared::cluster: an arrival at another block's barrier. It signals that this block has finished
+ * reading a buffer, so it need not make this block's writes visible. (Release at cluster scope would do that, and would
+ * put a GPU-wide fence before each arrival.) */
+__device__ __forceinline__ void mbar_arrive_cluster(uint32_t there)
 {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
 }
-/* Waits for the end of the phase of this parity. A fresh barrier is in phase 0; "phase 1" has ended before it. */
-__device__ __forceinline__ void bar_wait(uint32_t bar, int parity)
+/* mbarrier.try_wait.parity, repeated until the phase of this parity has ended. A new barrier is in phase 0: a wait for
+ * parity 1 returns at once. */
+__device__ __forceinline__ void mbar_wait(uint32_t bar, int parity)
 {
     asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra "
                  "done;\nbra again;\ndone:\n}" ::"r"(bar),
                  "r"(parity)
                  : "memory");
 }
-/* All threads of all of the cluster's blocks, warps whole. */
+/* barrier.cluster.arrive and .wait: a barrier of all threads of the cluster. Warps must be converged. */
 __device__ __forceinline__ void cluster_sync()
 {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-/* A place in a ring of stages, and the parity of the phase that its barriers are in there. */
-struct ring {
+/* A position in a ring of pipeline stages, and the parity of the phase that the stage's barriers are in. */
+struct pipe_state {
     int stage = 0, parity = 0;
     __device__ __forceinline__ void next(int stages)
     {
@@ -64,7 +69,8 @@ struct ring {
     }
 };
 
-/* 16 or 4 bytes to a place in a block of the cluster, counted by a barrier there; both as of_rank names them. */
+/* st.async: stores 16 or 4 bytes into the shared memory of a thread block of the cluster. The barrier counts the bytes;
+ * it lies in the same block. Both addresses are cluster addresses (mapa). */
 __device__ __forceinline__ void st_async(uint32_t there, float a, float b, float c, float d, uint32_t bar_there)
 {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
@@ -80,9 +86,10 @@ __device__ __forceinline__ void st_async(uint32_t there, float a, uint32_t bar_t
                  : "memory");
 }
 
-/* ---- tensor copies: a box of a map made by cu_tensor_map, its bytes counted by a barrier ---- */
+/* ---- tensor copies: one box of a tensor map (tensor_map.h); `bar` counts the bytes that arrive ---- */
 
-__device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
+/* cp.async.bulk.tensor.2d: the box at these coordinates. */
+__device__ __forceinline__ void tma_load_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
 {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
@@ -90,24 +97,27 @@ __device__ __forceinline__ void tma_box(uint32_t dst, const void *map, int col, 
         "l"(map), "r"(col), "r"(row), "r"(bar)
         : "memory");
 }
-/* Whole groups of a map of four dimensions, the inner three of which are a group. */
-__device__ __forceinline__ void tma_groups(uint32_t dst, const void *map, int group, uint32_t bar)
+/* cp.async.bulk.tensor.4d: whole groups. The inner three dimensions of the map are a group. */
+__device__ __forceinline__ void tma_load_groups(uint32_t dst, const void *map, int group, uint32_t bar)
 {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
                  "[%1, {%2, %2, %2, %3}], [%4];" ::"r"(dst),
                  "l"(map), "r"(0), "r"(group), "r"(bar)
                  : "memory");
 }
-/* Whole groups of a map of five dimensions: the inner three are a group, the outer one a stack of groups. */
-__device__ __forceinline__ void tma_stack(uint32_t dst, const void *map, int col, int group, int stack, uint32_t bar)
+/* cp.async.bulk.tensor.5d: groups of one stack, from column `col` on. The inner three dimensions of the map are a
+ * group, the outer one is the stack. */
+__device__ __forceinline__ void tma_load_stack(uint32_t dst, const void *map, int col, int group, int stack,
+                                               uint32_t bar)
 {
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
                  "[%1, {%2, %3, %3, %4, %5}], [%6];" ::"r"(dst),
                  "l"(map), "r"(col), "r"(0), "r"(group), "r"(stack), "r"(bar)
                  : "memory");
 }
-/* The same as tma_box to every block whose rank is set in `ranks`: same place, and each block's own barrier counts. */
-__device__ __forceinline__ void tma_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
+/* cp.async.bulk.tensor.2d.multicast::cluster: as tma_load_box, to every thread block of the cluster whose bit is set in
+ * `ranks`. The bytes arrive at the same address in each block, and each block's own barrier counts them. */
+__device__ __forceinline__ void tma_load_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
                                                   uint16_t ranks)
 {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
@@ -116,31 +126,33 @@ __device__ __forceinline__ void tma_box_multicast(uint32_t dst, const void *map,
                  : "memory");
 }
 
-/* ---- products by a warpgroup ---- */
+/* ---- matrix multiplication by a warpgroup ---- */
 
-/* Shared-memory matrix descriptor, 128-byte swizzle; byte strides (PTX ISA, "matrix descriptor format"). An offset
- * within shared memory is added to it in units of 16 bytes. */
-__device__ __forceinline__ uint64_t desc(uint32_t addr, int lead, int stride)
+/* A matrix descriptor of wgmma for the 128-byte swizzle (PTX ISA, "Matrix descriptor format"). addr: a shared-memory
+ * address. lead, stride: byte strides. An offset in shared memory can be added to a descriptor in units of 16 bytes. */
+__device__ __forceinline__ uint64_t wgmma_desc(uint32_t addr, int lead, int stride)
 {
     return (uint64_t)((addr & 0x3FFFF) >> 4) | (uint64_t)(lead >> 4) << 16 | (uint64_t)(stride >> 4) << 32 |
            (uint64_t)1 << 62;
 }
 
-__device__ __forceinline__ void wg_fence()
+/* wgmma.fence: orders this thread's register writes before the wgmma instructions that follow. */
+__device__ __forceinline__ void wgmma_fence()
 {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void wg_commit()
+/* wgmma.commit_group: ends a group of wgmma instructions. */
+__device__ __forceinline__ void wgmma_commit()
 {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-/* Until all but the last N groups are done. */
-template <int N> __device__ __forceinline__ void wg_wait()
+/* wgmma.wait_group: waits until all but the newest N groups have ended. */
+template <int N> __device__ __forceinline__ void wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-/* Lists of accumulators, and of their operand numbers. */
+/* Operand lists of the wgmma instructions: WG_R names accumulator registers, WG_N their operand numbers. */
 #define WG_R4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WG_R8(d, i) WG_R4(d, i), WG_R4(d, i + 4)
 #define WG_R16(d, i) WG_R8(d, i), WG_R8(d, i + 8)

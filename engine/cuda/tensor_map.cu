@@ -1,11 +1,11 @@
-/* How Hopper's copy engine is told of a tensor. The encoder is the driver's: it is looked up at run time, so that the
- * program starts on machines without one. */
-#include "engine/cuda/cu.h"
+/* Encodes tensor maps. The encoder is a function of the NVIDIA driver. It is looked up at run time, so that the program
+ * starts on machines without the driver. */
+#include "engine/cuda/tensor_map.h"
 
 #include <cuda.h>
 #include <string.h>
 
-enum { RANK_MAX = 5 }; /* the copy engine's */
+enum { RANK_MAX = 5 }; /* of the copy engine */
 
 int cu_tensor_map(void *map128, const bf16 *base, int rank, const uint64_t *dims, const uint64_t *strides_bytes,
                   const uint32_t *box, struct km_err *err)
@@ -24,9 +24,9 @@ int cu_tensor_map(void *map128, const bf16 *base, int rank, const uint64_t *dims
                          CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (rc != CUDA_SUCCESS)
         return km_fail(err, KM_EDEVICE,
-                       "cannot describe a tensor of %d dimensions, the inner ones %llu and %llu, to the copy engine "
-                       "(cuTensorMapEncodeTiled: %d)",
-                       rank, (unsigned long long)dims[0], rank > 1 ? (unsigned long long)dims[1] : 1ULL, (int)rc);
+                       "cuTensorMapEncodeTiled failed with %d for a tensor of %d dimensions, the inner two of %llu and "
+                       "%llu elements",
+                       (int)rc, rank, (unsigned long long)dims[0], rank > 1 ? (unsigned long long)dims[1] : 1ULL);
     static_assert(sizeof map == 128, "tensor map");
     memcpy(map128, &map, sizeof map);
     return 0;

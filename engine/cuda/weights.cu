@@ -1,5 +1,6 @@
-/* Weights to the card. Dummy ones are made there, value by value as engine/dummy.h says, so that an 8B model starts
- * in a fraction of a second; files are read and converted in blocks of rows through two pinned buffers. */
+/* Loads weights to the GPU. Dummy weights are computed on the GPU by the recipe of engine/dummy.h, which takes a
+ * fraction of a second for an 8B model. Files are read and converted in blocks of rows, through two pinned buffers: one
+ * is filled while the other is copied. */
 #include "engine/cuda/weights.h"
 
 extern "C" {
@@ -9,7 +10,7 @@ extern "C" {
 
 namespace {
 
-const size_t ALIGN = 256, STAGE = 64u << 20;
+const size_t ALIGN = 256, STAGE = 64u << 20; /* bytes: of an allocation's start; of a staging buffer */
 
 __global__ void dummy_kernel(bf16 *dst, size_t n, uint64_t key, float scale)
 {
@@ -29,7 +30,7 @@ size_t aligned(size_t elements)
     return (elements * sizeof(bf16) + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-/* Tensors of a layer, in the order they lie; some share an allocation because a GEMM takes them as one. */
+/* Tensors of a layer in memory order. Some follow the tensor before without a gap, because one GEMM multiplies both. */
 const mdl_tensor layer_order[] = {MDL_Q,    MDL_K,         MDL_V,        MDL_O,      MDL_GATE,  MDL_UP,
                                   MDL_DOWN, MDL_NORM_ATTN, MDL_NORM_FFN, MDL_Q_NORM, MDL_K_NORM};
 
@@ -53,9 +54,9 @@ size_t layer_size(const struct mdl_config *c)
 
 struct loader {
     const mdl *m;
-    void *stage[2];
-    cudaEvent_t free[2];
-    int turn;
+    void *stage[2];      /* pinned, [STAGE] bytes */
+    cudaEvent_t free[2]; /* the copy from the buffer has ended */
+    int turn;            /* buffer used last */
 };
 
 int put_tensor(loader *l, mdl_tensor t, int layer, bf16 *dst, km_err *err)
@@ -146,8 +147,8 @@ void loader_close(loader *l)
 
 struct cu_weights_parts cu_weights_sizes(const struct mdl_config *c)
 {
-    return {aligned(elems(c, MDL_EMBED)), aligned(elems(c, MDL_NORM_OUT)),
-            c->tied ? 0 : aligned(elems(c, MDL_LM_HEAD)), (size_t)c->n_layers * layer_size(c)};
+    return {aligned(elems(c, MDL_EMBED)), aligned(elems(c, MDL_NORM_OUT)), c->tied ? 0 : aligned(elems(c, MDL_LM_HEAD)),
+            (size_t)c->n_layers * layer_size(c)};
 }
 
 size_t cu_weights_size(const struct mdl_config *c)
@@ -166,7 +167,9 @@ int cu_weights_load(struct cu_weights *w, const struct mdl *m, struct km_err *er
     void *p;
     cudaError_t rc = cudaMalloc(&p, w->bytes);
     if (rc != cudaSuccess)
-        return km_fail(err, KM_EDEVICE, "the weights of %s need %.1f GiB on the card, which has less free: %s",
+        return km_fail(err, KM_EDEVICE,
+                       "the weights of %s need %.1f GiB on the GPU, and less is free: %s; use a smaller model or free "
+                       "GPU memory",
                        mdl_name(m), (double)w->bytes / (1 << 30), cudaGetErrorString(rc));
     w->base = static_cast<char *>(p);
     km_mem_note(KM_MEM_DEVICE, (int64_t)w->bytes);

@@ -1,4 +1,4 @@
-/* The model's weights on the card: one allocation, tensors joined as the GEMMs want them. */
+/* The model's weights on the GPU: one allocation, owned here. Tensors that one GEMM multiplies lie back to back. */
 #ifndef CU_WEIGHTS_H
 #define CU_WEIGHTS_H
 
@@ -16,17 +16,18 @@ struct cu_layer {
 struct cu_weights {
     char *base;
     size_t bytes;
-    bf16 *embed, *norm_out, *lm_head; /* lm_head is embed when tied */
+    bf16 *embed, *norm_out, *lm_head; /* [V][D], [D], [V][D]; lm_head is embed when tied */
     struct cu_layer *layers;          /* [L] */
 };
 
-/* Bytes on the card by part, and together. */
+/* Bytes on the GPU, alignment included. */
 struct cu_weights_parts {
-    size_t embed, norm_out, lm_head, layers; /* lm_head 0 when tied */
+    size_t embed, norm_out, lm_head, layers; /* lm_head is 0 when tied; layers is all of them together */
 };
 struct cu_weights_parts cu_weights_sizes(const struct mdl_config *c);
-size_t cu_weights_size(const struct mdl_config *c);
-/* Allocates and fills: from files through pinned staging by several threads, or by a kernel from the seed. */
+size_t cu_weights_size(const struct mdl_config *c); /* the sum of cu_weights_sizes */
+/* Allocates and fills. Files are read through pinned staging buffers; dummy weights are computed on the GPU. After a
+ * failure cu_weights_free is still to be called. KM_ENOMEM, KM_EDEVICE, or as mdl_read. */
 int cu_weights_load(struct cu_weights *w, const struct mdl *m, struct km_err *err);
 void cu_weights_free(struct cu_weights *w);
 

@@ -11,7 +11,7 @@
 #include <string.h>
 
 struct bench_opts {
-    struct hz_suite_opts suite;
+    struct suite_opts suite;
     const char *device, *url; /* short for suite.set */
     bool plan, quiet;
 };
@@ -61,27 +61,27 @@ struct screen {
     char last[300]; /* the run's latest progress line */
 };
 
-static void on_news(void *arg, const struct hz_suite_news *n)
+static void on_event(void *arg, const struct suite_event *n)
 {
     struct screen *s = arg;
     char spent[24], left[24];
     bool progress = n->line && strstr(n->line, " requests, ");
     term_clock(n->cell_s, spent, sizeof spent);
     term_clock(n->left_s, left, sizeof left);
-    if (n->what == HZ_CELL_STARTS)
+    if (n->what == SUITE_CELL_STARTED)
         s->last[0] = 0;
-    if (n->what == HZ_CELL_SAYS && progress)
+    if (n->what == SUITE_CELL_OUTPUT && progress)
         snprintf(s->last, sizeof s->last, "%s", n->line);
     const char *wipe = s->tty ? "\r\033[K" : "";
-    if (n->what == HZ_CELL_SAYS && (!progress || !s->tty))
+    if (n->what == SUITE_CELL_OUTPUT && (!progress || !s->tty))
         fprintf(stderr, "%s[%d/%d] %s: %s\n", wipe, n->at, n->of, n->cell, n->line);
-    else if (n->what == HZ_CELL_DONE)
+    else if (n->what == SUITE_CELL_DONE)
         fprintf(stderr, "%s[%d/%d] %s done in %s, about %s left\n", wipe, n->at, n->of, n->cell, spent, left);
-    else if (n->what == HZ_CELL_FAILED)
+    else if (n->what == SUITE_CELL_FAILED)
         fprintf(stderr, "%s[%d/%d] %s FAILED: %s\n", wipe, n->at, n->of, n->cell, n->line);
-    else if (n->what == HZ_CELL_STARTS && !s->tty)
+    else if (n->what == SUITE_CELL_STARTED && !s->tty)
         fprintf(stderr, "[%d/%d] %s starts\n", n->at, n->of, n->cell);
-    if (s->tty && (n->what == HZ_CELL_STARTS || n->what == HZ_CELL_RUNS || n->what == HZ_CELL_SAYS)) {
+    if (s->tty && (n->what == SUITE_CELL_STARTED || n->what == SUITE_CELL_RUNNING || n->what == SUITE_CELL_OUTPUT)) {
         char line[512];
         snprintf(line, sizeof line, "[%d/%d] %s, %s, about %s left%s%s", n->at, n->of, n->cell, spent, left,
                  *s->last ? ": " : "", s->last);
@@ -89,11 +89,11 @@ static void on_news(void *arg, const struct hz_suite_news *n)
     }
 }
 
-static int print_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struct km_err *err)
+static int print_plan(const struct suite *s, const struct suite_opts *o, struct km_err *err)
 {
-    struct hz_plan p;
+    struct suite_plan p;
     struct km_buf b = {0};
-    int rc = hz_suite_plan(s, o, &p, err);
+    int rc = suite_plan_make(s, o, &p, err);
     if (rc)
         return rc;
     for (int i = 0; i < p.n; i++) {
@@ -106,15 +106,15 @@ static int print_plan(const struct hz_suite *s, const struct hz_suite_opts *o, s
     }
     fputs(km_buf_str(&b), stdout);
     km_buf_free(&b);
-    hz_plan_free(&p);
+    suite_plan_free(&p);
     return 0;
 }
 
 /* Prints the tables, and where the report lies. */
 static int print_result(const char *dir, struct km_err *err)
 {
-    struct hz_report_result res;
-    int rc = hz_report_write(dir, &res, err);
+    struct report_result res;
+    int rc = report_write(dir, &res, err);
     if (rc)
         return rc;
     char *path = km_path(dir, "tables.md");
@@ -139,11 +139,11 @@ static int add_set(struct km_strs *set, struct km_buf *b, const char *option, co
 }
 
 /* Runs the suite and prints what came of it. */
-static int bench(const struct hz_suite *s, const struct hz_suite_opts *o)
+static int bench(const struct suite *s, const struct suite_opts *o)
 {
-    struct hz_suite_result res;
+    struct suite_result res;
     struct km_err err;
-    int rc = hz_suite_run(s, o, &res, &err);
+    int rc = suite_run(s, o, &res, &err);
     if (rc)
         return cmd_error(&err, cmd_status_of(rc));
     if (res.failed)
@@ -163,16 +163,16 @@ static int bench(const struct hz_suite *s, const struct hz_suite_opts *o)
 
 static int run_suite(const char *file, const struct bench_opts *o)
 {
-    struct hz_suite *s = NULL;
+    struct suite *s = NULL;
     struct km_err err;
-    int rc = hz_suite_read(&s, file, &err), status;
+    int rc = suite_read(&s, file, &err), status;
     if (rc)
         status = cmd_error(&err, cmd_status_of(rc));
     else if (o->plan)
         status = print_plan(s, &o->suite, &err) ? cmd_error(&err, CMD_USAGE) : CMD_OK;
     else
         status = bench(s, &o->suite);
-    hz_suite_free(s);
+    suite_free(s);
     return status;
 }
 
@@ -202,7 +202,7 @@ static int run(const struct cmd_call *call)
         if (!o->suite.dir)
             o->suite.dir = "DIR"; /* for --plan */
         o->suite.command = km_buf_str(&command);
-        o->suite.news = o->quiet ? NULL : on_news;
+        o->suite.on_event = o->quiet ? NULL : on_event;
         o->suite.arg = &screen;
         status = run_suite(call->args.v[0], o);
     }

@@ -11,7 +11,7 @@
 struct compare_cmd {
     enum { MD, CSV, JSON } format;
     struct km_strs limits;
-    struct hz_compare_opts compare;
+    struct compare_opts compare;
 };
 
 static const struct km_option rows[] = {
@@ -32,7 +32,7 @@ static int groups(void *options, struct km_option_group *out)
 {
     struct compare_cmd *o = options;
     out[0] = KM_OPTION_GROUP("Output", rows, o);
-    out[1] = hz_compare_option_group(&o->compare);
+    out[1] = compare_option_group(&o->compare);
     return 2;
 }
 
@@ -41,9 +41,10 @@ static const char *profile_name(const struct compare_cmd *o)
     return o->compare.profile == HZ_SEED ? "seed" : "strict";
 }
 
-static int print_json(const struct hz_comparison *c, const struct km_strs *pos, const char *profile, struct km_err *err)
+static int print_json(const struct compare_result *c, const struct km_strs *pos, const char *profile,
+                      struct km_err *err)
 {
-    cJSON *v = hz_comparison_json(c);
+    cJSON *v = compare_result_json(c);
     cJSON_AddStringToObject(v, "a", pos->v[0]);
     cJSON_AddStringToObject(v, "b", pos->v[1]);
     cJSON_AddStringToObject(v, "profile", profile);
@@ -56,17 +57,17 @@ static int print_json(const struct hz_comparison *c, const struct km_strs *pos, 
     return 0;
 }
 
-static int print_grid(const struct hz_comparison *c, bool md, const char *profile, struct km_err *err)
+static int print_grid(const struct compare_result *c, bool md, const char *profile, struct km_err *err)
 {
-    struct hz_grid g;
+    struct table_grid g;
     struct km_buf b = {0};
-    int rc = hz_comparison_grid(&g, c, "A", "B", err);
+    int rc = compare_result_grid(&g, c, "A", "B", err);
     if (rc)
         return rc;
     if (md)
-        hz_grid_md(&g, &b);
+        table_grid_md(&g, &b);
     else
-        hz_grid_csv(&g, &b);
+        table_grid_csv(&g, &b);
     if (md) {
         km_buf_printf(&b, "\nProfile: %s. Ratios are B over A, on the requests that both sides answered.", profile);
         if (c->only_a || c->only_b)
@@ -78,19 +79,19 @@ static int print_grid(const struct hz_comparison *c, bool md, const char *profil
         if (c->unlike)
             km_buf_puts(&b, "The workloads DIFFER: the sides did not send the same requests.\n");
     }
-    hz_grid_free(&g);
+    table_grid_free(&g);
     fputs(km_buf_str(&b), stdout);
     km_buf_free(&b);
     return 0;
 }
 
 /* Prints a line for each limit that is missed; CMD_LIMIT if there is one. */
-static int check_limits(const struct hz_limit *limits, const struct km_strs *texts, const struct hz_comparison *c)
+static int check_limits(const struct compare_limit *limits, const struct km_strs *texts, const struct compare_result *c)
 {
     int status = CMD_OK;
     for (int i = 0; i < texts->n; i++) {
         double change;
-        if (!hz_limit_missed(&limits[i], c, &change))
+        if (!compare_limit_missed(&limits[i], c, &change))
             continue;
         if (isnan(change))
             km_log(KM_LOG_ERROR, "limit %s missed: the figure was not measured, or on too few requests", texts->v[i]);
@@ -101,29 +102,29 @@ static int check_limits(const struct hz_limit *limits, const struct km_strs *tex
     return status;
 }
 
-static int compare(const struct compare_cmd *o, const struct km_strs *pos, const struct hz_limit *limits,
+static int compare(const struct compare_cmd *o, const struct km_strs *pos, const struct compare_limit *limits,
                    struct km_err *err, int *status)
 {
-    struct hz_side a = {0}, b = {0};
-    struct hz_comparison c = {0};
-    int rc = hz_side_read(&a, pos->v[0], err);
+    struct compare_side a = {0}, b = {0};
+    struct compare_result c = {0};
+    int rc = compare_side_read(&a, pos->v[0], err);
     if (!rc)
-        rc = hz_side_read(&b, pos->v[1], err);
+        rc = compare_side_read(&b, pos->v[1], err);
     int pairs = a.n < b.n ? a.n : b.n;
     if (!rc && a.n != b.n && !o->compare.force)
         rc = km_fail(err, KM_EINVAL,
                      "%s has %d runs and %s has %d; give sides of as many runs, or --force to use the first %d of each",
                      pos->v[0], a.n, pos->v[1], b.n, pairs);
     if (!rc)
-        rc = hz_compare(&c, a.list, b.list, pairs, &o->compare, err);
+        rc = compare_runs(&c, a.list, b.list, pairs, &o->compare, err);
     if (!rc)
         rc = o->format == JSON ? print_json(&c, pos, profile_name(o), err)
                                : print_grid(&c, o->format == MD, profile_name(o), err);
     if (!rc)
         *status = check_limits(limits, &o->limits, &c);
-    hz_comparison_free(&c);
-    hz_side_free(&a);
-    hz_side_free(&b);
+    compare_result_free(&c);
+    compare_side_free(&a);
+    compare_side_free(&b);
     return rc;
 }
 
@@ -131,14 +132,14 @@ static int run(const struct cmd_call *call)
 {
     struct km_err err;
     const struct compare_cmd *o = call->options;
-    struct hz_limit *limits = NULL;
+    struct compare_limit *limits = NULL;
     int rc = 0, status = CMD_USAGE;
     if (call->args.n != 2)
         rc = km_fail(&err, KM_EINVAL, "compare takes two runs, A and B, not %d; see kvmark help compare", call->args.n);
     else if (!(limits = km_calloc((size_t)o->limits.n + 1, sizeof *limits)))
         rc = km_fail(&err, KM_ENOMEM, "out of memory");
     for (int i = 0; i < o->limits.n && !rc; i++)
-        rc = hz_limit_parse(o->limits.v[i], &limits[i], &err);
+        rc = compare_limit_parse(o->limits.v[i], &limits[i], &err);
     if (!rc)
         rc = compare(o, &call->args, limits, &err, &status);
     if (rc)
@@ -159,7 +160,7 @@ const struct cmd cmd_compare = {
             "their part of the interval is widened by Student's t. A figure per run, such as throughput, needs two "
             "pairs for an interval. A verdict on one pair does not cover differences between runs. A percentile needs "
             "a number of requests per run: 6 (p50), 36 (p90), 72 (p95) or 368 (p99).\n\n"
-            "A verdict is better, worse, no detectable difference, or too noisy (the interval reaches further than 5% "
+            "A verdict is better, worse, no detectable difference, or undecided (the interval reaches further than 5% "
             "to a side). Verdicts are corrected over all figures (Holm). Runs of different workloads are refused "
             "without --force.\n\n"
             "--fail-if 'ttft_ms.mean>+5%' exits with status 3 if mean TTFT rose by more than 5% from A to B, and "

@@ -6,7 +6,7 @@
 #include "harness/cli/memory_plan.h"
 #include "harness/cli/probe.h"
 #include "harness/cli/serve.h"
-#include "harness/run/runfolder.h"
+#include "harness/run/env.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -8,13 +8,13 @@
 static int run(const struct cmd_call *call)
 {
     struct km_err err;
-    struct hz_report_result res;
+    struct report_result res;
     if (call->args.n != 1) {
         km_fail(&err, KM_EINVAL, "report takes one folder, of kvmark bench or of kvmark run, not %d", call->args.n);
         return cmd_error(&err, CMD_USAGE);
     }
     const char *dir = call->args.v[0];
-    int rc = hz_report_write(dir, &res, &err);
+    int rc = report_write(dir, &res, &err);
     if (rc)
         return cmd_error(&err, cmd_status_of(rc));
     printf("%s%s%s/tables.md\n%s/report.html\n", res.headline, *res.headline ? "\n" : "", dir, dir);

@@ -9,17 +9,19 @@
 #include "harness/cli/generate.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/serve.h"
+#include "harness/client/load.h"
 #include "harness/client/scrape.h"
+#include "harness/run/count.h"
 #include "harness/run/runfolder.h"
 
 #include <stdio.h>
 #include <string.h>
 
 struct run_opts {
-    struct hz_load load;
+    struct load load;
     struct wl_gen_opts workload;
     struct serve_opts serve; /* the engine without --url; model, tokenizer, API key and seed also with it */
-    struct hz_target target; /* as given: no url without --url; model and API key are those of `serve` */
+    struct target target;    /* as given: no url without --url; model and API key are those of `serve` */
     const char *out;
     enum hz_profile profile;
     double ready_timeout;
@@ -66,7 +68,7 @@ static int groups(void *options, struct km_option_group *out)
 {
     struct run_opts *o = options;
     out[0] = KM_OPTION_GROUP("Run", rows, o);
-    out[1] = hz_load_option_group(&o->load);
+    out[1] = load_option_group(&o->load);
     out[2] = wl_option_group(&o->workload);
     return 3 + serve_option_groups(&o->serve, out + 3);
 }
@@ -93,7 +95,7 @@ static void quote_command(const struct cmd_call *call, struct km_buf *out)
 }
 
 /* Tokens of the longest prompt with its answer. The chat template's own tokens are not counted. */
-static int longest_request(const struct wl_set *set, const struct hz_load *l)
+static int longest_request(const struct wl_set *set, const struct load *l)
 {
     int longest = 0;
     for (int c = 0; c < set->n; c++) {
@@ -111,13 +113,13 @@ static int longest_request(const struct wl_set *set, const struct hz_load *l)
 }
 
 /* Refuses a workload with a request that is longer than the context that the server states. */
-static int check_context(const struct hz_target *target, const struct wl_set *set, const struct hz_load *l,
+static int check_context(const struct target *target, const struct wl_set *set, const struct load *l,
                          struct km_err *err)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
     int rc = 0;
-    if (hz_get(target, "/v1/models", 10, &body, NULL) == 200 && km_buf_ok(&body) &&
+    if (target_get(target, "/v1/models", 10, &body, NULL) == 200 && km_buf_ok(&body) &&
         !km_json_parse(body.data, body.len, &v, NULL)) {
         const cJSON *first = cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(v, "data"), 0);
         int64_t context = 0;
@@ -137,7 +139,7 @@ static int check_context(const struct hz_target *target, const struct wl_set *se
 /* A run besides its options. */
 struct job {
     struct serve_facts facts;
-    struct hz_target target;
+    struct target target;
     struct tok *tok;
     struct wl_set *set;
     struct hz_trace trace;
@@ -150,11 +152,11 @@ struct job {
 };
 
 /* What the engine resolved its options to, so that a result states the KV pool and not "auto". */
-static cJSON *get_version(const struct hz_target *target)
+static cJSON *get_version(const struct target *target)
 {
     struct km_buf body = {0};
     cJSON *v = NULL;
-    if (hz_get(target, "/version", 10, &body, NULL) == 200 && km_buf_ok(&body))
+    if (target_get(target, "/version", 10, &body, NULL) == 200 && km_buf_ok(&body))
         km_json_parse(body.data, body.len, &v, NULL);
     km_buf_free(&body);
     return v;
@@ -184,27 +186,27 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
     const char *dtype = "";
     km_json_str(j->engine, "dtype", false, &dtype, NULL);
     cJSON *limits = engine_limits(j->engine);
-    struct hz_run_info info = {.workload = j->set->name,
-                               .workload_sha256 = j->set->sha256,
-                               .workload_text = j->set->text,
-                               .workload_kind = j->set->kind,
-                               .workload_requests = j->set->n_requests,
-                               .target_kind = own ? "kvmark" : "external",
-                               .target_url = own ? "" : o->target.url,
-                               .device = own ? j->facts.device : "",
-                               .model = j->trace.model,
-                               .kv = own ? j->facts.kv : "",
-                               .dtype = own ? dtype : "",
-                               .dummy_weights = own && j->facts.dummy_weights,
-                               .command = km_buf_str(&j->command),
-                               .commit = KVMARK_COMMIT,
-                               .binary_sha256 = exe_hex,
-                               .started = j->started,
-                               .options = j->options,
-                               .server_metrics = j->metrics,
-                               .limits = limits,
-                               .set = j->set};
-    int rc = hz_run_write(o->out, &info, &j->trace, &j->seed, &j->strict, err);
+    struct run_info info = {.workload = j->set->name,
+                            .workload_sha256 = j->set->sha256,
+                            .workload_text = j->set->text,
+                            .workload_kind = j->set->kind,
+                            .workload_requests = j->set->n_requests,
+                            .target_kind = own ? "kvmark" : "external",
+                            .target_url = own ? "" : o->target.url,
+                            .device = own ? j->facts.device : "",
+                            .model = j->trace.model,
+                            .kv = own ? j->facts.kv : "",
+                            .dtype = own ? dtype : "",
+                            .dummy_weights = own && j->facts.dummy_weights,
+                            .command = km_buf_str(&j->command),
+                            .commit = KVMARK_COMMIT,
+                            .binary_sha256 = exe_hex,
+                            .started = j->started,
+                            .options = j->options,
+                            .server_metrics = j->metrics,
+                            .limits = limits,
+                            .set = j->set};
+    int rc = run_folder_write(o->out, &info, &j->trace, &j->seed, &j->strict, err);
     cJSON_Delete(limits);
     return rc;
 }
@@ -217,8 +219,8 @@ static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
     int rc = path ? tok_open(&j->tok, path, err) : KM_ENOENT;
     if (rc == KM_ENOENT && o->target.url && !o->serve.tokenizer) {
         struct km_buf root = {0};
-        rc = hz_wait_ready(&j->target, o->ready_timeout, err);
-        if (!rc && !(rc = hz_model_root(&j->target, &root, err)))
+        rc = target_wait_ready(&j->target, o->ready_timeout, err);
+        if (!rc && !(rc = target_model_root(&j->target, &root, err)))
             rc = tok_open(&j->tok, km_buf_str(&root), err);
         if (!rc)
             km_log(KM_LOG_INFO, "counting tokens with the tokenizer in %s, the folder of the server's model",
@@ -248,7 +250,7 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
         j->target.url = km_buf_str(&j->url);
     }
     if (!rc)
-        rc = hz_wait_ready(&j->target, o->ready_timeout, err);
+        rc = target_wait_ready(&j->target, o->ready_timeout, err);
     if (!rc)
         rc = check_context(&j->target, j->set, &o->load, err);
     if (rc)
@@ -261,7 +263,7 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
     struct progress bar;
     progress_start(&bar, o->quiet);
     progress_catch_interrupt();
-    rc = hz_run(&j->target, &o->load, j->set, progress_update, &bar, &j->trace, err);
+    rc = load_run(&j->target, &o->load, j->set, progress_update, &bar, &j->trace, err);
     progress_end(&bar);
     cJSON *after = scrape_metrics(&j->target);
     j->metrics = scrape_difference(before, after);
@@ -287,7 +289,7 @@ static int check(struct run_opts *o, const struct km_strs *pos, struct job *j, s
     km_free(have);
     if (taken)
         return km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", o->out);
-    int rc = hz_load_check(&o->load, err);
+    int rc = load_check(&o->load, err);
     o->load.seed = (uint64_t)o->serve.seed;
     return rc || o->target.url ? rc : serve_check(&o->serve, &j->facts, err);
 }

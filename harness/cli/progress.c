@@ -31,7 +31,7 @@ void progress_start(struct progress *p, bool quiet)
     *p = (struct progress){.tty = term_is(2), .quiet = quiet, .last_ns = km_now_ns()};
 }
 
-static void format_line(const struct hz_progress *now, char *out, size_t size)
+static void format_line(const struct client_progress *now, char *out, size_t size)
 {
     double s = (double)now->elapsed_ns / 1e9;
     int finished = now->done + now->failed;
@@ -44,7 +44,7 @@ static void format_line(const struct hz_progress *now, char *out, size_t size)
 }
 
 /* The client calls this at most ten times a second, so the time that it takes does not matter. */
-bool progress_update(void *arg, const struct hz_progress *now)
+bool progress_update(void *arg, const struct client_progress *now)
 {
     struct progress *p = arg;
     int64_t t = km_now_ns(), gap = p->tty ? 200000000 : 10000000000;

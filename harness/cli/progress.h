@@ -3,7 +3,7 @@
 #ifndef PROGRESS_H
 #define PROGRESS_H
 
-#include "harness/client/load.h"
+#include "harness/client/client.h"
 
 struct progress {
     bool tty, quiet;
@@ -12,8 +12,8 @@ struct progress {
 };
 
 void progress_start(struct progress *p, bool quiet);
-/* An hz_progress_fn whose arg is a struct progress. Returns false after Ctrl-C, which ends the run. */
-bool progress_update(void *arg, const struct hz_progress *now);
+/* A client_progress_fn whose arg is a struct progress. Returns false after Ctrl-C, which ends the run. */
+bool progress_update(void *arg, const struct client_progress *now);
 void progress_end(struct progress *p);
 
 /* The first Ctrl-C ends the run early and keeps what is complete. The second one kills the program. */

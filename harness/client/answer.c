@@ -1,8 +1,9 @@
-/* The reader of responses behind answer.h.
+/* Reads responses and decides which of them failed.
  *
- * A failure is anything that a user of the server would call one: a status, a page in place of a stream, an
- * error event, damage, an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]),
- * no token at all. Its record keeps the reason and what had come by then, and takes no part in any latency. */
+ * A request fails by: a status other than 200; a response that is no event stream; an error event; an event that is not
+ * JSON; a lost connection; an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]);
+ * an answer without tokens. The record of a failed request has the reason and the events until then. It is in no
+ * latency. */
 #include "harness/client/answer.h"
 
 #include "base/mem.h"
@@ -12,8 +13,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally,
-             struct km_err *err)
+int ans_init(struct ans *a, bool stream, bool completions, bool by_ids, struct ans_tally *tally, struct km_err *err)
 {
     *a = (struct ans){.stream = stream, .completions = completions, .by_ids = by_ids, .tally = tally};
     a->hash = XXH3_createState();
@@ -34,7 +34,7 @@ void ans_begin(struct ans *a, const struct hz_rec *rec)
     a->rec = *rec;
     a->n_ticks = a->tokens = a->n_start = 0;
     a->events = 0;
-    a->at = (struct ans_stamp){0};
+    a->at = (struct stamp){0};
     a->done = a->broken = a->oom = false;
     a->said[0] = 0;
     km_buf_clear(&a->text);
@@ -42,7 +42,7 @@ void ans_begin(struct ans *a, const struct hz_rec *rec)
     XXH3_64bits_reset(a->hash);
 }
 
-static void note_tick(struct ans *a, struct ans_stamp at, int tokens)
+static void add_tick(struct ans *a, struct stamp at, int tokens)
 {
     if (a->n_ticks == a->cap_ticks) {
         int cap = a->cap_ticks ? 2 * a->cap_ticks : 256;
@@ -59,7 +59,7 @@ static void note_tick(struct ans *a, struct ans_stamp at, int tokens)
     a->tally->tokens += tokens;
 }
 
-static void say(char *out, struct ev_slice m)
+static void keep_message(char *out, struct ev_slice m)
 {
     struct km_buf b = {0};
     ev_text(m, &b);
@@ -67,7 +67,7 @@ static void say(char *out, struct ev_slice m)
     km_buf_free(&b);
 }
 
-/* However the tokens were spread over events, the hash is the same: each id is its digits and a comma. */
+/* Hashes each id as its digits and a comma, so that the hash does not depend on how ids are spread over events. */
 static void hash_ids(struct ans *a, struct ev_slice ids)
 {
     const char *run = ids.p, *end = ids.p + ids.n;
@@ -82,14 +82,14 @@ static void hash_ids(struct ans *a, struct ev_slice ids)
     }
 }
 
-/* Usage, finish, text and failure are read the same way from a stream and from a whole answer. Returns the
- * tokens in the event. */
-static int take_event(struct ans *a, const struct ev *e)
+/* Reads usage, finish_reason, text and error from an event, or from a whole response that was not streamed. Returns the
+ * number of tokens in it. */
+static int read_event(struct ans *a, const struct ev *e)
 {
     struct hz_rec *r = &a->rec;
     size_t was = a->text.len;
     if (e->failed)
-        say(a->said, e->message.p ? e->message : (struct ev_slice){"no message", 10});
+        keep_message(a->said, e->message.p ? e->message : (struct ev_slice){"no message", 10});
     if (e->prompt_tokens >= 0) {
         r->prompt_tokens = e->prompt_tokens;
         r->output_tokens = e->output_tokens;
@@ -118,15 +118,15 @@ static void on_event(void *arg, const char *data, size_t len)
 {
     struct ans *a = arg;
     struct hz_rec *r = &a->rec;
-    struct ans_stamp at = a->at;
+    struct stamp at = a->at;
     struct ev e;
     a->tally->events++;
     a->events++;
     if (at.lag_ns >= 0) {
         a->tally->stamped++;
-        hz_hist_add(&a->tally->lag, at.lag_ns);
+        hist_add(&a->tally->lag, at.lag_ns);
     }
-    a->tally->met += at.met;
+    a->tally->while_reading += at.while_reading;
     if (len == 6 && !memcmp(data, "[DONE]", 6)) {
         a->done = true;
         r->done_ns = at.ns;
@@ -138,12 +138,12 @@ static void on_event(void *arg, const char *data, size_t len)
         a->broken = true;
         return;
     }
-    int n = take_event(a, &e);
+    int n = read_event(a, &e);
     if (e.choices || !a->completions)
         r->last_any_ns = at.ns;
     if (!e.choices)
         return;
-    note_tick(a, at, n);
+    add_tick(a, at, n);
     r->first_any_ns = r->first_any_ns ? r->first_any_ns : at.ns;
     if (!n)
         return;
@@ -160,25 +160,26 @@ void ans_status(struct ans *a, int status)
     a->rec.status = status;
 }
 
-/* Time does not go back in an answer: a client's stamp may lie after the kernel's of what is read next. */
-static void came(struct ans *a, struct ans_stamp at)
+/* Arrival times within an answer do not go back. A stamp of the client's clock may be later than the kernel timestamp
+ * of the bytes that are read next; those bytes then get the earlier bytes' time. */
+static void set_arrival(struct ans *a, struct stamp at)
 {
-    struct ans_stamp last = a->at;
+    struct stamp last = a->at;
     a->at = at;
     if (at.ns < last.ns)
-        a->at = last.lag_ns < 0 ? last : (struct ans_stamp){last.ns, at.lag_ns, at.met};
+        a->at = last.lag_ns < 0 ? last : (struct stamp){last.ns, at.lag_ns, at.while_reading};
 }
 
-void ans_headers_done(struct ans *a, struct ans_stamp at)
+void ans_headers_done(struct ans *a, struct stamp at)
 {
-    came(a, at);
-    if (a->rec.status >= 200) /* not those of a 100 Continue */
+    set_arrival(a, at);
+    if (a->rec.status >= 200) /* not the headers of a 100 Continue */
         a->rec.header_ns = a->at.ns;
 }
 
-bool ans_body(struct ans *a, const char *p, size_t n, struct ans_stamp at)
+bool ans_body(struct ans *a, const char *p, size_t n, struct stamp at)
 {
-    came(a, at);
+    set_arrival(a, at);
     if (!a->events && a->n_start < ANS_SNIPPET) {
         size_t take = n < (size_t)(ANS_SNIPPET - a->n_start) ? n : (size_t)(ANS_SNIPPET - a->n_start);
         memcpy(a->start + a->n_start, p, take);
@@ -195,7 +196,7 @@ bool ans_body(struct ans *a, const char *p, size_t n, struct ans_stamp at)
     return !a->oom && !a->sse.failed && !a->broken;
 }
 
-/* A whole answer is one event that carries every token. */
+/* A response that was not streamed counts as one event with all tokens. */
 static void read_whole(struct ans *a)
 {
     struct km_buf body = a->text;
@@ -203,12 +204,12 @@ static void read_whole(struct ans *a)
     struct ev e;
     a->text = (struct km_buf){0};
     if (ev_scan(km_buf_str(&body), body.len, &e) == 0) {
-        int n = take_event(a, &e);
+        int n = read_event(a, &e);
         if (n && e.output_tokens > n)
             n = e.output_tokens;
         if (e.choices) {
             r->first_any_ns = r->last_any_ns = r->done_ns;
-            note_tick(a, (struct ans_stamp){r->done_ns, -1, false}, n);
+            add_tick(a, (struct stamp){r->done_ns, -1, false}, n);
         }
         if (n) {
             r->first_ns = r->last_ns = r->done_ns;
@@ -218,8 +219,8 @@ static void read_whole(struct ans *a)
     km_buf_free(&body);
 }
 
-/* Printable beginning of a body, on one line. */
-static const char *beginning(struct ans *a)
+/* The first bytes of the body, printable and on one line. */
+static const char *printable_start(struct ans *a)
 {
     while (a->n_start > 0 && (unsigned char)a->start[a->n_start - 1] <= 0x20)
         a->n_start--;
@@ -232,7 +233,7 @@ static const char *beginning(struct ans *a)
 
 #define WHY(a, ...) snprintf((a)->rec.error, sizeof(a)->rec.error, __VA_ARGS__)
 
-/* Everything that can be wrong with an answer, in the order in which it explains the rest. */
+/* The first failure that applies; each one may cause those below it. */
 static void judge(struct ans *a, const struct ans_close *end)
 {
     struct hz_rec *r = &a->rec;
@@ -246,17 +247,16 @@ static void judge(struct ans *a, const struct ans_close *end)
     else if (a->said[0] && r->status == 200)
         WHY(a, "error event after %d tokens: %.110s", a->tokens, a->said);
     else if (end->timed_out)
-        WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9,
-            a->tokens);
-    else if (end->lost && !a->done) /* after [DONE] nothing is missing */
+        WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9, a->tokens);
+    else if (end->lost && !a->done) /* after [DONE] the answer is complete */
         WHY(a, "%s after %d tokens: %.100s", r->status ? "connection lost" : "no answer", a->tokens, end->lost);
     else if (r->status != 200) {
         if (ev_scan(km_buf_str(&a->text), a->text.len, &e) == 0 && e.message.p)
-            say(a->said, e.message);
-        WHY(a, "HTTP %d: %.120s", r->status, a->said[0] ? a->said : beginning(a));
+            keep_message(a->said, e.message);
+        WHY(a, "HTTP %d: %.120s", r->status, a->said[0] ? a->said : printable_start(a));
     } else if (a->stream && !a->events)
         WHY(a, "HTTP 200 but no event stream (%.40s): %.80s", end->type ? end->type : "no content type",
-            beginning(a));
+            printable_start(a));
     else if (a->stream && !a->done && !r->finish[0])
         WHY(a, "the stream ended without a finish_reason or [DONE] after %d tokens", a->tokens);
     else if (!a->tokens)
@@ -280,34 +280,15 @@ void ans_end(struct ans *a, const struct ans_close *end)
 int ans_record(struct ans *a, struct hz_trace *t, struct km_err *err)
 {
     struct hz_rec *r = &a->rec;
-    if (t->n == t->cap) {
-        int cap = t->cap ? 2 * t->cap : 256;
-        struct hz_rec *p = km_reallocarray(t->recs, (size_t)cap, sizeof *p);
-        if (!p)
-            return km_fail(err, KM_ENOMEM, "no memory for %d records", cap);
-        t->recs = p;
-        t->cap = cap;
-    }
-    if (t->n_ticks + (size_t)a->n_ticks > t->cap_ticks) {
-        size_t cap = 2 * t->cap_ticks + (size_t)a->n_ticks + 4096;
-        struct hz_tick *p = km_reallocarray(t->ticks, cap, sizeof *p);
-        if (!p)
-            return km_fail(err, KM_ENOMEM, "no memory for %zu events", cap);
-        t->ticks = p;
-        t->cap_ticks = cap;
-    }
-    r->tick0 = t->n_ticks;
-    r->n_ticks = a->n_ticks;
-    if (a->n_ticks)
-        memcpy(t->ticks + t->n_ticks, a->ticks, (size_t)a->n_ticks * sizeof *a->ticks);
-    t->n_ticks += (size_t)a->n_ticks;
     if (r->ok) {
         r->text_xxh = XXH3_64bits_digest(a->hash);
         r->text_len = a->text.len;
         if (!(r->text = km_buf_take(&a->text)))
             return km_fail(err, KM_ENOMEM, "no memory for an answer of %zu bytes", r->text_len);
     }
-    t->recs[t->n++] = *r;
+    int rc = hz_trace_append(t, r, a->ticks, a->n_ticks, err);
+    if (rc)
+        km_free(r->text);
     r->text = NULL;
-    return 0;
+    return rc;
 }

@@ -1,11 +1,8 @@
-/* One loop: ask the schedule, wait, stamp, let libcurl read, parse.
+/* The event loop: ask the schedule, start requests, wait, stamp, let libcurl read, parse.
  *
- * A slot is one connection's worth of state: an easy handle and the answer being read from it. When a socket is
- * ready its kernel receive stamp is peeked before libcurl reads it, so that an event's time is when it reached
- * this machine and not when this thread came round to it; the difference is kept as the client's own lag. An
- * event that was looked at together with a later one gets the stamp of the last byte: late at most, never early.
- * What comes between the look and the read, or is read later, is told apart by the socket's count of bytes: what
- * libcurl may have read beyond the look has the client's clock, when it is handed over.
+ * A slot is an easy handle and the answer that it is receiving. When a socket is ready, its receive timestamp is read
+ * before libcurl reads the socket (harness/client/stamp.h). An event's time is then when it reached this machine, and
+ * not when this thread got to it; the difference is recorded as the client's own lag.
  *
  * Invariant: a slot is in `idle`, or its easy handle is in the multi handle; never both. */
 #include "harness/client/client.h"
@@ -14,160 +11,78 @@
 #include "base/mem.h"
 #include "harness/client/answer.h"
 #include "harness/client/hist.h"
-#include "harness/client/rest.h"
+#include "harness/client/request.h"
+#include "harness/client/schedule.h"
+#include "harness/client/stamp.h"
 
 #include <curl/curl.h>
 #include <errno.h>
-#include <linux/net_tstamp.h>
-#include <linux/tcp.h>
 #include <math.h>
-#include <netinet/in.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-enum {
-    PEEK = 262144,       /* the most that a look reaches over */
-    TURN_NS = 100000000, /* progress, and the longest sleep */
-    STEP_NS = 50000,     /* a wall clock that moves more than this between two looks has jumped */
-};
+enum { PERIOD_NS = 100000000 }; /* between progress calls; also the longest sleep */
+
+/* Default time-outs of vLLM's clients. */
 static const double PROMPT_TIMEOUT_S = 6 * 3600, CONVERSATION_TIMEOUT_S = 120;
 
 struct slot {
-    struct cli *cli;
+    struct client *client;
     CURL *easy;
     char errbuf[CURL_ERROR_SIZE];
-    struct turns_item item;
+    struct schedule_item item; /* the request in flight */
     struct ans ans;
 };
 
 struct sock {
-    struct slot *slot; /* whose it is; NULL: none */
-    uint32_t astray;   /* segments out of order before the answer being read */
+    struct slot *slot;     /* the slot that receives from this socket; NULL: none */
+    uint32_t out_of_order; /* stamp_out_of_order before the current answer */
 };
 
-struct cli {
-    struct cli_opts o;
+struct client {
+    struct client_opts o;
     CURLM *multi;
     struct curl_slist *headers;
     char *url;
     int epfd, timer;
-    int64_t curl_due;    /* when libcurl wants to be called; INT64_MAX: not */
-    struct slot **slots; /* [n_slots] */
+    int64_t curl_due;    /* when libcurl's next timer expires; INT64_MAX: none */
+    struct slot **slots; /* [n_slots] all of them */
     struct slot **idle;  /* [n_idle], a stack */
     int n_slots, n_idle, cap_slots;
     struct sock *socks; /* [cap_fd], by descriptor */
     int cap_fd;
-    unsigned char peek[PEEK]; /* never written: a look copies nothing */
 
-    struct slot *looked_at; /* the slot that the look below belongs to; NULL: none */
-    int looked_fd;
-    uint64_t received; /* bytes that had come by `stamp`; 0: not known */
-    struct ans_stamp stamp;
-    int64_t offset_ns, offset_at; /* wall - monotonic, and when it was looked at */
-    bool offset_good;
+    struct stamp_reader stamps;
+    struct slot *looked_at; /* the slot that the last look was for; NULL: none */
 
-    int64_t reads, reconnects, clock_steps;
-    struct hz_hist gap, send_lag;
+    int64_t reconnects;
+    struct hist gap, send_lag;
     struct ans_tally tally;
     bool oom;
 };
 
-/* ---- stamps ---- */
+/* ---- receive timestamps ---- */
 
-/* The offset errs by up to after - before, to the side that makes the kernel's stamps late. A look that was held off
- * says nothing of the clocks: the last good one stays what the next is compared with. */
-static void look_at_clocks(struct cli *c)
+static void look(struct client *c, int fd)
 {
-    int64_t before = km_now_ns(), wall = km_wall_ns(), after = km_now_ns();
-    int64_t offset = wall - after, moved = llabs(offset - c->offset_ns);
-    c->offset_good = after - before < STEP_NS;
-    if (!c->offset_good)
-        return;
-    if (c->offset_at && moved >= STEP_NS + (after - c->offset_at) / 1000) {
-        c->offset_good = false;
-        c->clock_steps++;
-    }
-    c->offset_ns = offset;
-    c->offset_at = after;
+    struct sock *k = fd < c->cap_fd ? &c->socks[fd] : NULL;
+    c->looked_at = k ? k->slot : NULL;
+    if (c->looked_at)
+        stamp_look(&c->stamps, fd, c->looked_at->ans.rec.start_ns, k->out_of_order);
 }
 
-/* What the kernel counts of a connection; all 0 from one that does not, older than Linux 5.4. */
-static struct tcp_info counts(int fd)
+/* Arrival of the bytes that libcurl is delivering to slot s. libcurl also reads sockets from its own timers, without a
+ * look before. */
+static struct stamp arrival(const struct slot *s)
 {
-    struct tcp_info t = {0};
-    socklen_t n = sizeof t;
-    bool good = !getsockopt(fd, IPPROTO_TCP, TCP_INFO, &t, &n) &&
-                n >= offsetof(struct tcp_info, tcpi_rcv_ooopack) + sizeof t.tcpi_rcv_ooopack;
-    return good ? t : (struct tcp_info){0};
+    return s->client->looked_at == s ? stamp_arrival(&s->client->stamps) : stamp_now();
 }
 
-/* The kernel's stamp of the last byte in the socket, on the monotonic clock; 0: none. MSG_TRUNC: without a copy. */
-static int64_t kernel_stamp(struct cli *c, int fd)
-{
-    char control[256];
-    struct iovec iov = {c->peek, sizeof c->peek};
-    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
-    if (!c->offset_good)
-        return 0;
-    ssize_t n = recvmsg(fd, &m, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
-    if (n <= 0 || n >= PEEK)
-        return 0; /* nothing there, or perhaps more than the peek reached over */
-    for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); h; h = CMSG_NXTHDR(&m, h)) {
-        struct timespec ts;
-        if (h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_TIMESTAMPING)
-            continue;
-        memcpy(&ts, CMSG_DATA(h), sizeof ts);
-        return ts.tv_sec ? (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec - c->offset_ns : 0;
-    }
-    return 0;
-}
-
-/* The count comes first: the stamp may be that of a byte after it, never of one before. Nor once segments of this
- * answer have come out of order: then the last byte's stamp need not be the newest, and none is taken. */
-static void look(struct cli *c, int fd)
-{
-    c->looked_at = fd < c->cap_fd ? c->socks[fd].slot : NULL;
-    if (!c->looked_at)
-        return;
-    c->looked_fd = fd;
-    struct tcp_info t = counts(fd);
-    c->received = t.tcpi_bytes_received;
-    bool straight = c->received && t.tcpi_rcv_ooopack == c->socks[fd].astray;
-    int64_t k = straight ? kernel_stamp(c, fd) : 0, now = km_now_ns();
-    c->reads++;
-    /* A stamp from the future, or from before the request, is a clock that moved and not an arrival. */
-    if (k > 0 && k <= now && k >= c->looked_at->ans.rec.start_ns)
-        c->stamp = (struct ans_stamp){k, now - k < INT32_MAX ? (int32_t)(now - k) : INT32_MAX, false};
-    else
-        c->stamp = (struct ans_stamp){now, -1, false};
-}
-
-/* Arrival of the bytes that slot s is being given: the look's, or now if libcurl may have read more than it covers.
- * What has been read is the count less what is left, which is asked first so that the error is to the late side. */
-static struct ans_stamp arrival(const struct slot *s)
-{
-    struct cli *c = s->cli;
-    int left = 0;
-    if (c->looked_at != s)
-        return (struct ans_stamp){km_now_ns(), -1, false}; /* libcurl read this socket on its own account, from a timer */
-    uint64_t n = counts(c->looked_fd).tcpi_bytes_received;
-    if (n != c->received && !ioctl(c->looked_fd, FIONREAD, &left))
-        n = counts(c->looked_fd).tcpi_bytes_received;
-    if (!n || n - (uint64_t)left > c->received) {
-        c->received = n;
-        c->stamp = (struct ans_stamp){km_now_ns(), -1, n > 0};
-    }
-    return c->stamp;
-}
-
-/* ---- what libcurl calls ---- */
+/* ---- callbacks of libcurl ---- */
 
 static size_t on_body(char *p, size_t size, size_t n, void *arg)
 {
@@ -197,7 +112,7 @@ static size_t discard(char *p, size_t size, size_t n, void *arg)
 
 static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *unused)
 {
-    struct cli *c = arg;
+    struct client *c = arg;
     struct slot *s = NULL;
     (void)unused;
     if (fd >= c->cap_fd) {
@@ -213,15 +128,15 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *un
     }
     if (what == CURL_POLL_REMOVE) { /* the answer is over */
         epoll_ctl(c->epfd, EPOLL_CTL_DEL, fd, NULL);
-        c->socks[fd] = (struct sock){.astray = counts(fd).tcpi_rcv_ooopack};
-        if (fd == c->looked_fd)
-            c->looked_at = NULL; /* it may be closed, and its number another connection's */
+        c->socks[fd] = (struct sock){.out_of_order = stamp_out_of_order(fd)};
+        if (fd == c->stamps.fd)
+            c->looked_at = NULL; /* libcurl may close the socket, and its number may become another connection's */
         return 0;
     }
     curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **)&s);
     c->socks[fd].slot = s;
-    struct epoll_event e = {
-        .events = (what & CURL_POLL_IN ? EPOLLIN : 0u) | (what & CURL_POLL_OUT ? EPOLLOUT : 0u), .data.fd = fd};
+    struct epoll_event e = {.events = (what & CURL_POLL_IN ? EPOLLIN : 0u) | (what & CURL_POLL_OUT ? EPOLLOUT : 0u),
+                            .data.fd = fd};
     if (epoll_ctl(c->epfd, EPOLL_CTL_MOD, fd, &e) && epoll_ctl(c->epfd, EPOLL_CTL_ADD, fd, &e))
         return -1;
     return 0;
@@ -229,21 +144,19 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *un
 
 static int on_timer(CURLM *multi, long ms, void *arg)
 {
-    struct cli *c = arg;
+    struct client *c = arg;
     (void)multi;
     c->curl_due = ms < 0 ? INT64_MAX : km_now_ns() + ms * 1000000;
     return 0;
 }
 
-/* A new socket. Asks the kernel for receive stamps; a kernel that refuses leaves the client's own. */
 static int on_sockopt(void *arg, curl_socket_t fd, curlsocktype purpose)
 {
-    struct cli *c = arg;
-    int flags = SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE;
+    struct client *c = arg;
     if (fd < c->cap_fd)
         c->socks[fd] = (struct sock){0};
     if (purpose == CURLSOCKTYPE_IPCXN)
-        setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof flags);
+        stamp_enable(fd);
     return CURL_SOCKOPT_OK;
 }
 
@@ -256,12 +169,12 @@ static void slot_free(struct slot *s)
     km_free(s);
 }
 
-static struct slot *slot_new(struct cli *c)
+static struct slot *slot_new(struct client *c)
 {
     struct slot *s = km_calloc(1, sizeof *s);
     if (!s)
         return NULL;
-    s->cli = c;
+    s->client = c;
     s->easy = curl_easy_init();
     if (!s->easy || ans_init(&s->ans, c->o.stream, c->o.completions, c->o.by_ids, &c->tally, NULL)) {
         slot_free(s);
@@ -283,8 +196,8 @@ static struct slot *slot_new(struct cli *c)
     return s;
 }
 
-/* An idle slot, made when there is none; NULL without memory. */
-static struct slot *slot_get(struct cli *c)
+/* An idle slot, a new one when there is none. NULL: no memory. */
+static struct slot *slot_get(struct client *c)
 {
     if (c->n_idle)
         return c->idle[--c->n_idle];
@@ -306,9 +219,10 @@ static struct slot *slot_get(struct cli *c)
     return s;
 }
 
-/* Sleeps until a socket is ready or until `due`, then lets libcurl do what there is to do. With `away_since`, notes
- * how long the loop was away from its sockets after they last had something. */
-static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *err)
+/* One round of the event loop: sleeps until a socket is ready or until `due`, then lets libcurl read and write.
+ * *busy_since is the wake-up of the last round that had ready sockets, 0: it had none. The time from there to the next
+ * sleep is the loop gap: a socket that becomes ready in between has to wait. NULL: it is not recorded. */
+static int run_loop_once(struct client *c, int64_t due, int64_t *busy_since, struct km_err *err)
 {
     struct epoll_event ev[256];
     int running;
@@ -318,25 +232,24 @@ static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *
     struct itimerspec when = {.it_value = {due / 1000000000, due % 1000000000}};
     if (due != INT64_MAX)
         timerfd_settime(c->timer, TFD_TIMER_ABSTIME, &when, NULL);
-    if (away_since && *away_since)
-        hz_hist_add(&c->gap, km_now_ns() - *away_since);
+    if (busy_since && *busy_since)
+        hist_add(&c->gap, km_now_ns() - *busy_since);
     int n = epoll_wait(c->epfd, ev, 256, -1);
     if (n < 0 && errno != EINTR)
         return km_fail(err, KM_EIO, "epoll_wait failed: %s", strerror(errno));
     int64_t now = km_now_ns();
-    if (away_since)
-        *away_since = n > 1 || (n == 1 && ev[0].data.fd != c->timer) ? now : 0;
-    look_at_clocks(c);
+    if (busy_since)
+        *busy_since = n > 1 || (n == 1 && ev[0].data.fd != c->timer) ? now : 0;
+    stamp_read_clocks(&c->stamps);
     for (int i = 0; i < n; i++) {
         int fd = ev[i].data.fd;
         uint64_t expired;
         if (fd == c->timer) {
             if (read(c->timer, &expired, sizeof expired) < 0)
-                expired = 0; /* re-armed before it was read */
+                expired = 0; /* the timer was set anew before it was read */
             continue;
         }
-        int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) |
-                   (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
+        int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) | (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
                    (ev[i].events & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR | CURL_CSELECT_IN : 0);
         look(c, fd);
         curl_multi_socket_action(c->multi, fd, bits, &running);
@@ -349,8 +262,8 @@ static int turn(struct cli *c, int64_t due, int64_t *away_since, struct km_err *
     return c->oom ? km_fail(err, KM_ENOMEM, "no memory for the client's sockets") : 0;
 }
 
-/* Starts the slot's transfer at once: on an open connection the request's first bytes leave in this call. */
-static int launch(struct cli *c, struct slot *s, struct km_err *err)
+/* Starts the slot's transfer at once. On an open connection, the request's first bytes are sent during this call. */
+static int start_transfer(struct client *c, struct slot *s, struct km_err *err)
 {
     int running;
     CURLMcode rc = curl_multi_add_handle(c->multi, s->easy);
@@ -361,7 +274,7 @@ static int launch(struct cli *c, struct slot *s, struct km_err *err)
     return rc ? km_fail(err, KM_ENOMEM, "libcurl cannot start a request: %s", curl_multi_strerror(rc)) : 0;
 }
 
-static struct slot *finished(struct cli *c, CURLcode *result)
+static struct slot *next_finished(struct client *c, CURLcode *result)
 {
     int left;
     CURLMsg *m;
@@ -376,38 +289,38 @@ static struct slot *finished(struct cli *c, CURLcode *result)
     return NULL;
 }
 
-static void retire(struct cli *c, struct slot *s)
+static void release_slot(struct client *c, struct slot *s)
 {
     curl_multi_remove_handle(c->multi, s->easy);
     c->idle[c->n_idle++] = s;
 }
 
-/* ---- life ---- */
+/* ---- open and close ---- */
 
-int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err)
+int client_new(struct client **out, const struct client_opts *o, struct km_err *err)
 {
     *out = NULL;
-    struct cli *c = km_calloc(1, sizeof *c);
+    struct client *c = km_calloc(1, sizeof *c);
     if (!c)
         return km_fail(err, KM_ENOMEM, "no memory for the client");
     c->o = *o;
     c->epfd = c->timer = -1;
     c->curl_due = INT64_MAX;
     struct km_buf url = {0};
-    int rc = rest_url(o->target, o->path, &url, err);
+    int rc = target_url(o->target, o->path, &url, err);
     c->url = km_buf_take(&url);
     if (!rc)
-        rc = rest_headers(o->target, &c->headers, err);
+        rc = target_headers(o->target, &c->headers, err);
     if (!rc && (!c->url || curl_global_init(CURL_GLOBAL_DEFAULT) || !(c->multi = curl_multi_init())))
         rc = km_fail(err, KM_ENOMEM, "no memory for the client");
     if (!rc && ((c->epfd = epoll_create1(EPOLL_CLOEXEC)) < 0 ||
                 (c->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)) < 0))
-        rc = km_fail(err, KM_EIO, "no event loop: %s", strerror(errno));
+        rc = km_fail(err, KM_EIO, "epoll or timerfd failed: %s", strerror(errno));
     struct epoll_event e = {.events = EPOLLIN, .data.fd = c->timer};
     if (!rc && epoll_ctl(c->epfd, EPOLL_CTL_ADD, c->timer, &e))
-        rc = km_fail(err, KM_EIO, "no timer in the event loop: %s", strerror(errno));
+        rc = km_fail(err, KM_EIO, "epoll_ctl failed for the timer: %s", strerror(errno));
     if (rc) {
-        cli_free(c);
+        client_free(c);
         return rc;
     }
     curl_multi_setopt(c->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
@@ -418,7 +331,7 @@ int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err)
     return 0;
 }
 
-void cli_free(struct cli *c)
+void client_free(struct client *c)
 {
     if (!c)
         return;
@@ -440,7 +353,7 @@ void cli_free(struct cli *c)
     km_free(c);
 }
 
-/* Room for n sockets: a soft limit is ours to raise up to the hard one. */
+/* Raises the soft limit of open files, up to the hard one, so that n sockets fit. */
 static int allow_files(int n, struct km_err *err)
 {
     struct rlimit r;
@@ -448,23 +361,23 @@ static int allow_files(int n, struct km_err *err)
     if (getrlimit(RLIMIT_NOFILE, &r) || r.rlim_cur >= need)
         return 0;
     if (r.rlim_max != RLIM_INFINITY && r.rlim_max < need)
-        return km_fail(
-            err, KM_ELIMIT,
-            "%d connections need %d open files and the limit is %d; raise it (ulimit -n) or use a lower "
-            "--max-concurrency",
-            n, (int)need, (int)r.rlim_max);
+        return km_fail(err, KM_ELIMIT,
+                       "%d connections need %d open files and the limit is %d; raise it (ulimit -n) or use a lower "
+                       "--max-concurrency",
+                       n, (int)need, (int)r.rlim_max);
     r.rlim_cur = need;
     return setrlimit(RLIMIT_NOFILE, &r)
-               ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; use ulimit -n", (int)need)
+               ? km_fail(err, KM_ELIMIT, "cannot raise the limit of open files to %d; raise it with ulimit -n",
+                         (int)need)
                : 0;
 }
 
-int cli_connect(struct cli *c, int n, struct km_err *err)
+int client_connect(struct client *c, int n, struct km_err *err)
 {
     int rc = allow_files(n, err), open = 0;
     struct km_buf url = {0};
     if (!rc)
-        rc = rest_url(c->o.target, "/health", &url, err);
+        rc = target_url(c->o.target, "/health", &url, err);
     curl_multi_setopt(c->multi, CURLMOPT_MAXCONNECTS, (long)n + 64);
     while (!rc && open < n) {
         struct slot *s = slot_get(c);
@@ -474,28 +387,28 @@ int cli_connect(struct cli *c, int n, struct km_err *err)
         }
         curl_easy_setopt(s->easy, CURLOPT_URL, url.data);
         curl_easy_setopt(s->easy, CURLOPT_HTTPGET, 1L);
-        curl_easy_setopt(s->easy, CURLOPT_FRESH_CONNECT,
-                         1L); /* the others' answers may be in: take no connection of theirs */
+        /* Each slot opens a connection of its own. Without this, libcurl would reuse one whose answer has arrived. */
+        curl_easy_setopt(s->easy, CURLOPT_FRESH_CONNECT, 1L);
         curl_easy_setopt(s->easy, CURLOPT_WRITEFUNCTION, discard);
         curl_easy_setopt(s->easy, CURLOPT_HEADERFUNCTION, discard);
         curl_easy_setopt(s->easy, CURLOPT_TIMEOUT_MS, 30000L);
-        rc = launch(c, s, err);
+        rc = start_transfer(c, s, err);
         open += !rc;
     }
     while (open > 0) {
         struct slot *s;
         CURLcode result;
-        while ((s = finished(c, &result))) {
-            /* A server that is slow to answer a health check may still serve; one that is not there cannot. */
+        while ((s = next_finished(c, &result))) {
+            /* A slow or failed health check is no error: only a server that cannot be reached is. */
             if (!rc && (result == CURLE_COULDNT_CONNECT || result == CURLE_COULDNT_RESOLVE_HOST ||
                         result == CURLE_URL_MALFORMAT || result == CURLE_UNSUPPORTED_PROTOCOL ||
                         result == CURLE_SSL_CONNECT_ERROR))
                 rc = km_fail(err, KM_ENET, "cannot reach %s: %s; is the server running?", c->o.target->url,
                              s->errbuf[0] ? s->errbuf : curl_easy_strerror(result));
-            retire(c, s);
+            release_slot(c, s);
             open--;
         }
-        int fault = open > 0 ? turn(c, km_now_ns() + TURN_NS, NULL, err) : 0;
+        int fault = open > 0 ? run_loop_once(c, km_now_ns() + PERIOD_NS, NULL, err) : 0;
         if (fault) {
             rc = fault;
             break;
@@ -505,9 +418,9 @@ int cli_connect(struct cli *c, int n, struct km_err *err)
     return rc;
 }
 
-/* ---- playing ---- */
+/* ---- the measured phase ---- */
 
-static int start(struct cli *c, struct req *r, const struct turns_item *it, struct km_err *err)
+static int send_request(struct client *c, struct req *r, const struct schedule_item *it, struct km_err *err)
 {
     struct req_body body;
     struct slot *s = slot_get(c);
@@ -548,13 +461,13 @@ static int start(struct cli *c, struct req *r, const struct turns_item *it, stru
 
     int64_t now = km_now_ns();
     s->ans.rec.start_ns = now;
-    hz_hist_add(&c->send_lag, now - it->ready_ns);
-    return launch(c, s, err);
+    hist_add(&c->send_lag, now - it->ready_ns);
+    return start_transfer(c, s, err);
 }
 
-/* The end of one request: verdict, record, history, and the word to the schedule. */
-static int finish(struct cli *c, struct slot *s, CURLcode result, struct turns *sch, struct req *r,
-                  struct hz_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
+/* The end of one request: judges the answer, records it, adds it to the history, and informs the schedule. */
+static int finish_request(struct client *c, struct slot *s, CURLcode result, struct schedule *sch, struct req *r,
+                          struct client_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
 {
     long opened = 0;
     struct ans_close end = {.timed_out = result == CURLE_OPERATION_TIMEDOUT, .now_ns = km_now_ns()};
@@ -579,9 +492,9 @@ static int finish(struct cli *c, struct slot *s, CURLcode result, struct turns *
     p->active--;
     if (!rc)
         rc = ans_record(&s->ans, t, err);
-    struct turns_item it = s->item;
-    retire(c, s);
-    turns_done(sch, &it, ok, end.now_ns);
+    struct schedule_item it = s->item;
+    release_slot(c, s);
+    schedule_done(sch, &it, ok, end.now_ns);
     return rc;
 }
 
@@ -589,51 +502,51 @@ static double cpu_seconds(void)
 {
     struct rusage u;
     getrusage(RUSAGE_THREAD, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
-           (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
 }
 
-static void reset_health(struct cli *c)
+static void reset_health(struct client *c)
 {
-    c->reads = c->reconnects = c->clock_steps = 0;
+    c->stamps.looks = c->stamps.clock_steps = c->reconnects = 0;
     memset(&c->gap, 0, sizeof c->gap);
     memset(&c->send_lag, 0, sizeof c->send_lag);
     memset(&c->tally, 0, sizeof c->tally);
 }
 
-int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progress, void *arg, struct hz_trace *t,
-             struct km_err *err)
+int client_play(struct client *c, struct schedule *s, struct req *r, client_progress_fn progress, void *arg,
+                struct hz_trace *t, struct km_err *err)
 {
-    struct hz_progress p = {.total = turns_planned(s)};
+    struct client_progress p = {.total = schedule_planned(s)};
     double ttft_sum = 0, cpu = cpu_seconds();
-    int64_t away = 0, told = 0, wake;
+    int64_t busy = 0, reported = 0, wake;
     int rc = 0;
     reset_health(c);
-    /* Timers of this thread fire when asked and not up to 50 us later. */
+    /* The kernel may fire a thread's timers up to its timer slack late, 50 us by default. */
     int slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
-    look_at_clocks(c);
+    stamp_read_clocks(&c->stamps);
     t->begin_ns = km_now_ns();
-    turns_begin(s, t->begin_ns);
+    schedule_begin(s, t->begin_ns);
     for (;;) {
-        struct turns_item it;
+        struct schedule_item it;
         struct slot *slot;
         CURLcode result;
-        enum turns_answer a;
+        enum schedule_answer a;
         bool ended = false, started = false;
-        for (; !rc && (slot = finished(c, &result)); ended = true)
-            rc = finish(c, slot, result, s, r, &p, &ttft_sum, t, err);
-        for (; !rc && (a = turns_next(s, km_now_ns(), &it, &wake)) == SCH_SEND; started = true) {
+        for (; !rc && (slot = next_finished(c, &result)); ended = true)
+            rc = finish_request(c, slot, result, s, r, &p, &ttft_sum, t, err);
+        for (; !rc && (a = schedule_next(s, km_now_ns(), &it, &wake)) == SCHEDULE_SEND; started = true) {
             p.active++;
-            rc = start(c, r, &it, err);
+            rc = send_request(c, r, &it, err);
         }
-        if (rc || a == SCH_END)
+        if (rc || a == SCHEDULE_END)
             break;
+        /* A refused connection ends its request during send_request, and no event would wake the loop for it. */
         if (ended || started)
-            continue; /* a refused connection ends its request at once: nothing would wake us for it */
+            continue;
         int64_t now = km_now_ns();
-        if (progress && now - told >= TURN_NS) {
-            told = now;
+        if (progress && now - reported >= PERIOD_NS) {
+            reported = now;
             p.elapsed_ns = now - t->begin_ns;
             p.output_tokens = c->tally.tokens;
             if (!progress(arg, &p)) {
@@ -641,31 +554,30 @@ int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progr
                 break;
             }
         }
-        if ((rc = turn(c, wake < now + TURN_NS ? wake : now + TURN_NS, &away, err)))
+        if ((rc = run_loop_once(c, wake < now + PERIOD_NS ? wake : now + PERIOD_NS, &busy, err)))
             break;
     }
     t->end_ns = km_now_ns();
     prctl(PR_SET_TIMERSLACK, slack > 0 ? slack : 0, 0, 0, 0);
-    for (int i = 0; (rc || t->stopped) && p.active && i < c->n_slots;
-         i++) { /* those still on their way are given up */
+    for (int i = 0; (rc || t->stopped) && p.active && i < c->n_slots; i++) { /* drops the requests in flight */
         bool idle = false;
         for (int k = 0; k < c->n_idle; k++)
             idle = idle || c->idle[k] == c->slots[i];
         if (!idle)
-            retire(c, c->slots[i]);
+            release_slot(c, c->slots[i]);
     }
-    int64_t waited = c->tally.events - c->tally.met;
+    int64_t waited = c->tally.events - c->tally.while_reading;
     t->health = (struct hz_health){.cpu_s = cpu_seconds() - cpu,
                                    .wall_s = (double)(t->end_ns - t->begin_ns) / 1e9,
-                                   .loop_gap_p99_ms = hz_hist_ms(&c->gap, 0.99),
+                                   .loop_gap_p99_ms = hist_ms(&c->gap, 0.99),
                                    .loop_gap_max_ms = c->gap.n ? (double)c->gap.max / 1e6 : NAN,
-                                   .send_lag_p99_ms = hz_hist_ms(&c->send_lag, 0.99),
+                                   .send_lag_p99_ms = hist_ms(&c->send_lag, 0.99),
                                    .events = c->tally.events,
-                                   .reads = c->reads,
+                                   .reads = c->stamps.looks,
                                    .kernel_stamps = waited ? (double)c->tally.stamped / (double)waited : NAN,
-                                   .stamp_lag_p99_ms = hz_hist_ms(&c->tally.lag, 0.99),
+                                   .stamp_lag_p99_ms = hist_ms(&c->tally.lag, 0.99),
                                    .coalesced = c->tally.coalesced,
                                    .reconnects = c->reconnects,
-                                   .clock_steps = c->clock_steps};
+                                   .clock_steps = c->stamps.clock_steps};
     return rc;
 }

@@ -1,34 +1,51 @@
-/* The sockets of a run: libcurl's multi interface on one epoll loop, one thread.
+/* The connections of a run: libcurl's multi interface on one epoll loop, in one thread.
  *
- * A `cli` owns a pool of connections and plays a schedule (harness/client/schedule.h) with bodies (harness/client/request.h)
- * into a trace. Connections are opened before the clock starts. While it plays: no tokenising, no printing,
- * no file, and memory only where a buffer grows. */
-#ifndef CLI_CLIENT_H
-#define CLI_CLIENT_H
+ * A `client` owns a pool of connections. It plays a schedule (harness/client/schedule.h) with request bodies
+ * (harness/client/request.h) into a trace. All connections are opened before the clock starts. While a schedule plays,
+ * memory is allocated only where a buffer has to grow. */
+#ifndef CLIENT_H
+#define CLIENT_H
 
-#include "harness/client/load.h"
-#include "harness/client/request.h"
-#include "harness/client/schedule.h"
+#include "base/err.h"
+#include "harness/client/target.h"
+#include "harness/run/trace.h"
 
-struct cli;
+#include <stdbool.h>
+#include <stdint.h>
 
-struct cli_opts {
-    const struct hz_target *target;
-    const char *path;   /* of every request */
+struct client;
+struct schedule;
+struct req;
+
+struct client_opts {
+    const struct target *target;
+    const char *path; /* of every request, "/v1/chat/completions" */
     bool stream;
-    bool prompts;       /* time-outs and `last` stamps as bench serve has them */
-    bool completions;
-    bool by_ids;        /* answers are compared by token ids */
-    double timeout_s;   /* as in struct hz_load */
+    bool prompts;     /* default time-out of prompts instead of conversations */
+    bool completions; /* the last event counts as `vllm bench serve` does for completions (hz_rec.last_any_ns) */
+    bool by_ids;      /* hash the answer's token ids instead of its text */
+    double timeout_s; /* as in struct load */
 };
-int cli_new(struct cli **out, const struct cli_opts *o, struct km_err *err);
-void cli_free(struct cli *c);
+int client_new(struct client **out, const struct client_opts *o, struct km_err *err);
+void client_free(struct client *c);
 
-/* Opens n connections with a GET /health on each. KM_ENET when nothing listens. */
-int cli_connect(struct cli *c, int n, struct km_err *err);
+/* Opens n connections with a GET /health on each. KM_ENET when no server listens. */
+int client_connect(struct client *c, int n, struct km_err *err);
 
-/* Plays the whole schedule and appends to trace: recs, ticks, begin_ns, end_ns, stopped, health. */
-int cli_play(struct cli *c, struct turns *s, struct req *r, hz_progress_fn progress, void *arg, struct hz_trace *trace,
-             struct km_err *err);
+/* Progress of the measured phase. */
+struct client_progress {
+    int done, active, failed, total; /* requests */
+    int64_t elapsed_ns;
+    int64_t prompt_tokens, output_tokens; /* so far; prompt tokens of finished requests only */
+    double ttft_mean_ms;
+};
+/* Called ten times a second from the client's thread. Returns false to stop the run: requests that have finished are
+ * kept, and the trace is marked as stopped. */
+typedef bool (*client_progress_fn)(void *arg, const struct client_progress *p);
+
+/* Plays the whole schedule. Appends to the trace's records and events, and sets begin_ns, end_ns, stopped and health.
+ */
+int client_play(struct client *c, struct schedule *s, struct req *r, client_progress_fn progress, void *arg,
+                struct hz_trace *trace, struct km_err *err);
 
 #endif

@@ -1,8 +1,8 @@
-/* A pull scanner for JSON that knows which few fields matter.
+/* A JSON scanner that knows the few keys of an event that matter.
  *
- * Nothing is allocated and nothing is copied: a token's event costs one pass over its bytes. The scanner
- * still checks the whole text, so that a cut-off or damaged event is seen as such and not as an empty one.
- * Once `bad` is set every step is a no-op, so callers test it once, at the end. */
+ * An event costs one pass over its bytes, without allocations or copies. The scanner checks the whole text, so that a
+ * damaged event is an error and not an empty event. After an error `bad` is set and every step does nothing; callers
+ * check it once, at the end. */
 #include "harness/client/event.h"
 
 #include <limits.h>
@@ -22,8 +22,8 @@ static void space(struct scan *s)
         s->p++;
 }
 
-/* Takes c when it is next. */
-static bool take(struct scan *s, char c)
+/* Consumes c if it is the next character after white space. */
+static bool accept_char(struct scan *s, char c)
 {
     space(s);
     if (s->bad || s->p == s->end || *s->p != c)
@@ -43,7 +43,7 @@ static bool hex4(const char *p)
 static struct ev_slice string(struct scan *s)
 {
     struct ev_slice out = {NULL, 0};
-    if (!take(s, '"')) {
+    if (!accept_char(s, '"')) {
         s->bad = true;
         return out;
     }
@@ -72,35 +72,35 @@ static struct ev_slice string(struct scan *s)
     return out;
 }
 
-/* In an object whose brace was taken: true and the key while members follow. */
+/* Within an object, after its brace: reads the next key and its colon. False at the end. *any starts as false. */
 static bool member(struct scan *s, bool *any, struct ev_slice *key)
 {
-    if (s->bad || take(s, '}'))
+    if (s->bad || accept_char(s, '}'))
         return false;
-    if (*any && !take(s, ',')) {
+    if (*any && !accept_char(s, ',')) {
         s->bad = true;
         return false;
     }
     *any = true;
     *key = string(s);
-    if (!take(s, ':'))
+    if (!accept_char(s, ':'))
         s->bad = true;
     return !s->bad;
 }
 
-/* In an array whose bracket was taken: true while elements follow. */
+/* Within an array, after its bracket: true if there is a next element. *any starts as false. */
 static bool element(struct scan *s, bool *any)
 {
-    if (s->bad || take(s, ']'))
+    if (s->bad || accept_char(s, ']'))
         return false;
-    if (*any && !take(s, ','))
+    if (*any && !accept_char(s, ','))
         s->bad = true;
     *any = true;
     return !s->bad;
 }
 
 /* A number, true, false or null. */
-static void word(struct scan *s)
+static void literal(struct scan *s)
 {
     static const char *const names[] = {"true", "false", "null"};
     size_t left = (size_t)(s->end - s->p);
@@ -131,24 +131,24 @@ static void skip(struct scan *s)
         return;
     }
     s->depth++;
-    if (take(s, '{'))
+    if (accept_char(s, '{'))
         while (member(s, &any, &key))
             skip(s);
-    else if (take(s, '['))
+    else if (accept_char(s, '['))
         while (element(s, &any))
             skip(s);
     else
-        word(s);
+        literal(s);
     s->depth--;
 }
 
-static bool is(struct ev_slice key, const char *name)
+static bool key_is(struct ev_slice key, const char *name)
 {
     return key.n == strlen(name) && !memcmp(key.p, name, key.n);
 }
 
-/* The string that follows, or leaves *out alone when it is anything else. */
-static void maybe_string(struct scan *s, struct ev_slice *out)
+/* Reads a string into *out; skips any other value and leaves *out. */
+static void string_or_skip(struct scan *s, struct ev_slice *out)
 {
     space(s);
     if (!s->bad && s->p < s->end && *s->p == '"')
@@ -157,7 +157,7 @@ static void maybe_string(struct scan *s, struct ev_slice *out)
         skip(s);
 }
 
-static void maybe_count(struct scan *s, int *out)
+static void count_or_skip(struct scan *s, int *out)
 {
     space(s);
     const char *start = s->p;
@@ -170,12 +170,12 @@ static void maybe_count(struct scan *s, int *out)
     *out = v > INT_MAX ? INT_MAX : (int)v;
 }
 
-/* The number of elements of an array, -1 for anything else. */
-static int elements(struct scan *s)
+/* The number of elements of an array; -1 for any other value, which is skipped. */
+static int count_elements(struct scan *s)
 {
     bool any = false;
     int n = 0;
-    if (!take(s, '[')) {
+    if (!accept_char(s, '[')) {
         skip(s);
         return -1;
     }
@@ -188,35 +188,35 @@ static void delta(struct scan *s, struct ev *e)
 {
     bool any = false;
     struct ev_slice key;
-    if (!take(s, '{')) {
+    if (!accept_char(s, '{')) {
         skip(s);
         return;
     }
     while (member(s, &any, &key)) {
-        if (is(key, "content"))
-            maybe_string(s, &e->content);
-        else if (is(key, "reasoning_content") || is(key, "reasoning"))
-            maybe_string(s, &e->reasoning);
-        else if (is(key, "tool_calls"))
-            e->tool_calls = elements(s) > 0;
+        if (key_is(key, "content"))
+            string_or_skip(s, &e->content);
+        else if (key_is(key, "reasoning_content") || key_is(key, "reasoning"))
+            string_or_skip(s, &e->reasoning);
+        else if (key_is(key, "tool_calls"))
+            e->tool_calls = count_elements(s) > 0;
         else
             skip(s);
     }
 }
 
-/* Chat lists one object a token under "content"; completions list strings under "tokens". */
+/* Counts the tokens that logprobs list: chat has an object per token in "content", completions a string in "tokens". */
 static void logprobs(struct scan *s, struct ev *e)
 {
     bool any = false;
     struct ev_slice key;
-    if (!take(s, '{')) {
+    if (!accept_char(s, '{')) {
         skip(s);
         return;
     }
     while (member(s, &any, &key)) {
         int n = -1;
-        if (is(key, "content") || is(key, "tokens"))
-            n = elements(s);
+        if (key_is(key, "content") || key_is(key, "tokens"))
+            n = count_elements(s);
         else
             skip(s);
         if (n > e->listed)
@@ -228,23 +228,23 @@ static void choice(struct scan *s, struct ev *e)
 {
     bool any = false;
     struct ev_slice key;
-    if (!take(s, '{')) {
+    if (!accept_char(s, '{')) {
         skip(s);
         return;
     }
     while (member(s, &any, &key)) {
-        if (is(key, "delta") || is(key, "message"))
+        if (key_is(key, "delta") || key_is(key, "message"))
             delta(s, e);
-        else if (is(key, "text"))
-            maybe_string(s, &e->content);
-        else if (is(key, "finish_reason"))
-            maybe_string(s, &e->finish);
-        else if (is(key, "logprobs"))
+        else if (key_is(key, "text"))
+            string_or_skip(s, &e->content);
+        else if (key_is(key, "finish_reason"))
+            string_or_skip(s, &e->finish);
+        else if (key_is(key, "logprobs"))
             logprobs(s, e);
-        else if (is(key, "token_ids")) {
+        else if (key_is(key, "token_ids")) {
             space(s);
             const char *start = s->p;
-            int n = elements(s);
+            int n = count_elements(s);
             e->listed = n > e->listed ? n : e->listed;
             if (n > 0 && !s->bad)
                 e->ids = (struct ev_slice){start + 1, (size_t)(s->p - start) - 2};
@@ -257,19 +257,19 @@ static void usage(struct scan *s, struct ev *e)
 {
     bool any = false, inner = false;
     struct ev_slice key;
-    if (!take(s, '{')) {
+    if (!accept_char(s, '{')) {
         skip(s);
         return;
     }
     while (member(s, &any, &key)) {
-        if (is(key, "prompt_tokens"))
-            maybe_count(s, &e->prompt_tokens);
-        else if (is(key, "completion_tokens"))
-            maybe_count(s, &e->output_tokens);
-        else if (is(key, "prompt_tokens_details") && take(s, '{'))
+        if (key_is(key, "prompt_tokens"))
+            count_or_skip(s, &e->prompt_tokens);
+        else if (key_is(key, "completion_tokens"))
+            count_or_skip(s, &e->output_tokens);
+        else if (key_is(key, "prompt_tokens_details") && accept_char(s, '{'))
             while (member(s, &inner, &key)) {
-                if (is(key, "cached_tokens"))
-                    maybe_count(s, &e->cached_tokens);
+                if (key_is(key, "cached_tokens"))
+                    count_or_skip(s, &e->cached_tokens);
                 else
                     skip(s);
             }
@@ -284,17 +284,17 @@ static void error(struct scan *s, struct ev *e)
     struct ev_slice key;
     space(s);
     const char *start = s->p;
-    if (take(s, '{')) {
+    if (accept_char(s, '{')) {
         e->failed = true;
         while (member(s, &any, &key)) {
-            if (is(key, "message"))
-                maybe_string(s, &e->message);
+            if (key_is(key, "message"))
+                string_or_skip(s, &e->message);
             else
                 skip(s);
         }
     } else {
-        maybe_string(s, &e->message);
-        e->failed = s->p == start || *start != 'n'; /* "error": null is how some say that there is none */
+        string_or_skip(s, &e->message);
+        e->failed = s->p == start || *start != 'n'; /* some servers send "error": null when there is none */
     }
 }
 
@@ -304,10 +304,10 @@ int ev_scan(const char *text, size_t len, struct ev *out)
     struct ev_slice key, kind = {NULL, 0}, note = {NULL, 0};
     bool any = false, inner = false;
     *out = (struct ev){.listed = -1, .prompt_tokens = -1, .output_tokens = -1, .cached_tokens = -1};
-    if (!take(&s, '{'))
+    if (!accept_char(&s, '{'))
         return -1;
     while (member(&s, &any, &key)) {
-        if (is(key, "choices") && take(&s, '[')) {
+        if (key_is(key, "choices") && accept_char(&s, '[')) {
             for (int i = 0; element(&s, &inner); i++) {
                 out->choices = true;
                 if (i == 0)
@@ -315,19 +315,19 @@ int ev_scan(const char *text, size_t len, struct ev *out)
                 else
                     skip(&s);
             }
-        } else if (is(key, "usage"))
+        } else if (key_is(key, "usage"))
             usage(&s, out);
-        else if (is(key, "error"))
+        else if (key_is(key, "error"))
             error(&s, out);
-        else if (is(key, "object"))
-            maybe_string(&s, &kind);
-        else if (is(key, "message") || is(key, "detail"))
-            maybe_string(&s, &note);
+        else if (key_is(key, "object"))
+            string_or_skip(&s, &kind);
+        else if (key_is(key, "message") || key_is(key, "detail"))
+            string_or_skip(&s, &note);
         else
             skip(&s);
     }
     space(&s);
-    if (kind.p && is(kind, "error"))
+    if (kind.p && key_is(kind, "error"))
         out->failed = true;
     if (!out->message.p)
         out->message = note;

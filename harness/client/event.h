@@ -1,9 +1,9 @@
-/* One streamed JSON event of an OpenAI-compatible server, read without building a tree.
+/* One JSON event of an OpenAI-compatible stream, read without building a tree.
  *
- * A scan walks the text once and keeps slices into it; the text must outlive them. The same scan reads a
- * whole non-streamed answer, whose choices carry `message` instead of `delta`. */
-#ifndef EV_EVENT_H
-#define EV_EVENT_H
+ * ev_scan goes through the text once and returns slices of it; the text must outlive them. It also reads a response
+ * that was not streamed, where choices have `message` instead of `delta`. Only the first choice is read. */
+#ifndef EVENT_H
+#define EVENT_H
 
 #include "base/buf.h"
 
@@ -11,27 +11,27 @@
 #include <stddef.h>
 
 struct ev_slice {
-    const char *p; /* inside of a JSON string, still escaped; NULL: absent or null */
+    const char *p; /* inside of a JSON string, still escaped; NULL: the key is absent or null */
     size_t n;
 };
 
 struct ev {
-    bool choices;              /* a non-empty array */
+    bool choices;              /* there is a non-empty array of choices */
     struct ev_slice content;   /* delta.content, message.content or text */
     struct ev_slice reasoning; /* reasoning_content or reasoning */
-    bool tool_calls;           /* not empty */
+    bool tool_calls;           /* there is a non-empty array of tool calls */
     struct ev_slice finish;    /* finish_reason */
-    int listed;                /* tokens that token_ids or logprobs list; -1: neither is there */
-    struct ev_slice ids;       /* inside of token_ids' brackets */
-    int prompt_tokens, output_tokens, cached_tokens; /* usage; -1: not said */
-    bool failed;               /* an error object, or an object that calls itself one */
-    struct ev_slice message;   /* of the error */
+    int listed;                /* length of token_ids or of logprobs, the longer; -1: neither is there */
+    struct ev_slice ids;       /* text between the brackets of token_ids */
+    int prompt_tokens, output_tokens, cached_tokens; /* usage; -1: not reported */
+    bool failed;                                     /* there is an error, or the object's type is "error" */
+    struct ev_slice message;                         /* message of the error */
 };
 
-/* 0, or -1 when the text is not one JSON object (cut off, malformed, nested deeper than 64). */
+/* Returns 0, or -1 when the text is not one JSON object: cut off, malformed, or nested deeper than 64. */
 int ev_scan(const char *text, size_t len, struct ev *out);
 
-/* Appends the characters that an escaped slice stands for. Lone surrogates become U+FFFD. */
+/* Appends the characters of an escaped slice as UTF-8. A lone surrogate becomes U+FFFD. */
 void ev_text(struct ev_slice s, struct km_buf *out);
 
 #endif

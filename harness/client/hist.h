@@ -1,17 +1,18 @@
-/* A histogram of nanoseconds in fixed memory: 16 steps an octave, so a percentile is right to about 6%. For the
- * client's own health; requests keep every sample. */
-#ifndef HZ_HIST_H
-#define HZ_HIST_H
+/* A histogram of durations in fixed memory, for the client's own health. It has 16 bins per octave, so that a
+ * percentile is at most 1/16 too large. */
+#ifndef HIST_H
+#define HIST_H
 
 #include <math.h>
 #include <stdint.h>
 
-struct hz_hist {
-    uint32_t bin[64 * 16];
-    int64_t n, max;
+struct hist {
+    uint32_t bin[64 * 16]; /* bins 0 to 15: the values themselves; then 16 bins per octave */
+    int64_t n, max;        /* values, and the largest of them in ns */
 };
 
-static inline void hz_hist_add(struct hz_hist *h, int64_t ns)
+/* Negative durations count as 0. */
+static inline void hist_add(struct hist *h, int64_t ns)
 {
     uint64_t v = ns > 0 ? (uint64_t)ns : 0;
     int top = v < 16 ? 0 : 63 - __builtin_clzll(v) - 3; /* octaves above the first 16 values */
@@ -20,8 +21,8 @@ static inline void hz_hist_add(struct hz_hist *h, int64_t ns)
     h->max = (int64_t)v > h->max ? (int64_t)v : h->max;
 }
 
-/* Milliseconds at quantile q (the upper edge of its bin, at most the maximum); NAN when empty. */
-static inline double hz_hist_ms(const struct hz_hist *h, double q)
+/* Quantile q in milliseconds: the upper edge of its bin, at most the maximum. NAN when there are no values. */
+static inline double hist_ms(const struct hist *h, double q)
 {
     if (!h->n)
         return NAN;

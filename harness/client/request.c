@@ -1,7 +1,7 @@
-/* Bodies byte for byte as vLLM's clients make them, plus what a measurement needs (usage).
+/* Bodies equal those of vLLM's clients byte for byte, except for stream_options, which asks for usage.
  *
- * Every body is `head messages tail`: the head and the messages sent so far stay in the conversation's buffer,
- * and the tail (parameters, where only the token limits vary) is written behind them and cut off again. */
+ * A body is `head messages tail`. The head and the messages so far stay in the conversation's buffer. The tail (the
+ * parameters, of which only the token limits vary) is appended for each turn and overwritten by the next message. */
 #include "harness/client/request.h"
 
 #include "base/json.h"
@@ -11,24 +11,24 @@
 #include <string.h>
 
 struct conv_body {
-    struct km_buf text; /* head, messages [0 .. messages), then perhaps a tail */
+    struct km_buf text; /* head, messages [0 .. messages), and a tail after req_build */
     size_t kept;        /* bytes before the tail */
     int messages;       /* in text */
-    size_t *part;       /* [n + 1] where message m lies in req.parts */
+    size_t *part;       /* [n + 1] offset of message m in req.parts */
 };
 
 struct req {
-    const struct hz_load *load;
+    const struct load *load;
     const struct wl_set *set;
     bool prompts;
-    const char *max_key; /* what this endpoint calls the token limit; NULL: extra_body sets it */
+    const char *max_key; /* this endpoint's key of the token limit; NULL: extra_body has it */
     bool send_min;
     struct km_buf head, tail, end; /* tail: parameters before the limits; end: after them, with the last brace */
     struct km_buf parts;           /* every message's JSON */
     struct conv_body *convs;       /* [set->n] */
 };
 
-/* One parameter, unless extra_body has its own word on it. */
+/* Appends one parameter, unless extra_body sets it. */
 static void param(struct km_buf *b, const cJSON *extra, const char *key, const char *json)
 {
     if (!cJSON_GetObjectItemCaseSensitive(extra, key))
@@ -40,17 +40,16 @@ static int check_extra(const cJSON *extra, struct km_err *err)
     static const char *const ours[] = {"messages", "prompt", "stream", "n"};
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++)
         if (cJSON_GetObjectItemCaseSensitive(extra, ours[i]))
-            return km_fail(err, KM_EINVAL,
-                           "the extra body sets \"%s\", which the client itself must set; leave it out", ours[i]);
+            return km_fail(err, KM_EINVAL, "the extra body sets \"%s\", which the client itself must set; leave it out",
+                           ours[i]);
     return 0;
 }
 
-static int check_load(const struct hz_load *l, const struct wl_set *set, bool prompts, struct km_err *err)
+static int check_messages(const struct load *l, const struct wl_set *set, bool prompts, struct km_err *err)
 {
-    if (l->endpoint == HZ_COMPLETIONS && !prompts)
+    if (l->endpoint == LOAD_COMPLETIONS && !prompts)
         return km_fail(err, KM_EINVAL,
-                       "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat",
-                       set->name);
+                       "%s holds conversations, which go to the chat endpoint; use --endpoint-type chat", set->name);
     for (int c = 0; c < set->n; c++) {
         const struct wl_conv *v = &set->convs[c];
         if (v->n < 2 || v->n % 2)
@@ -60,8 +59,7 @@ static int check_load(const struct hz_load *l, const struct wl_set *set, bool pr
         for (int m = 0; m < v->n; m++) {
             if (l->send_token_ids && m == 0 && !v->msgs[m].ids)
                 return km_fail(err, KM_EINVAL,
-                               "--send-token-ids needs a random workload; the prompts of %s are text only",
-                               set->name);
+                               "--send-token-ids needs a random workload; the prompts of %s are text only", set->name);
             if (v->msgs[m].assistant && v->msgs[m].n_tokens < 0 && l->limit_max_tokens == 0)
                 return km_fail(err, KM_EINVAL,
                                "the answers of %s are not counted, so no max_tokens can be sent; give --tokenizer "
@@ -74,27 +72,28 @@ static int check_load(const struct hz_load *l, const struct wl_set *set, bool pr
 
 static void put_message(const struct req *r, struct km_buf *b, const struct wl_msg *m)
 {
-    if (r->load->endpoint == HZ_COMPLETIONS && r->load->send_token_ids) {
+    if (r->load->endpoint == LOAD_COMPLETIONS && r->load->send_token_ids) {
         km_buf_putc(b, '[');
         for (int i = 0; i < m->n_tokens; i++)
             km_buf_printf(b, i ? ",%d" : "%d", (int)m->ids[i]);
         km_buf_putc(b, ']');
         return;
     }
-    bool list = r->prompts && r->load->endpoint == HZ_CHAT; /* bench serve sends a list of parts */
-    km_buf_puts(b, r->load->endpoint == HZ_COMPLETIONS ? "\""
+    bool list =
+        r->prompts && r->load->endpoint == LOAD_CHAT; /* `vllm bench serve` sends the content as a list of parts */
+    km_buf_puts(b, r->load->endpoint == LOAD_COMPLETIONS ? "\""
                    : list         ? "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\""
                    : m->assistant ? "{\"role\":\"assistant\",\"content\":\""
                                   : "{\"role\":\"user\",\"content\":\"");
     km_buf_put_json(b, m->text, m->len);
-    km_buf_puts(b, r->load->endpoint == HZ_COMPLETIONS ? "\"" : list ? "\"}]}" : "\"}");
+    km_buf_puts(b, r->load->endpoint == LOAD_COMPLETIONS ? "\"" : list ? "\"}]}" : "\"}");
 }
 
-/* Head, tail and end, with the keys in the order of vLLM's own bodies. */
+/* Writes head, tail and end with the keys in the order of vLLM's clients. */
 static void put_parameters(struct req *r, const cJSON *extra, const char *model)
 {
-    const struct hz_load *l = r->load;
-    bool chat = l->endpoint == HZ_CHAT;
+    const struct load *l = r->load;
+    bool chat = l->endpoint == LOAD_CHAT;
     km_buf_putc(&r->head, '{');
     if (!cJSON_GetObjectItemCaseSensitive(extra, "model")) {
         km_buf_puts(&r->head, "\"model\":\"");
@@ -125,7 +124,7 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
 
     struct km_buf salt = {0};
     if (l->send_token_ids)
-        param(&r->end, extra, "return_token_ids", "true"); /* a server without a tokenizer has no text to give */
+        param(&r->end, extra, "return_token_ids", "true"); /* a server without a tokenizer returns ids and no text */
     if (l->ignore_eos)
         param(&r->end, extra, "ignore_eos", "true");
     if (l->cache_salt) {
@@ -134,9 +133,9 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
         km_buf_putc(&salt, '"');
         param(&r->end, extra, "cache_salt", km_buf_str(&salt));
     }
-    if (l->thinking != HZ_THINKING_AUTO && chat)
+    if (l->thinking != LOAD_THINKING_AUTO && chat)
         param(&r->end, extra, "chat_template_kwargs",
-              l->thinking == HZ_THINKING_ON ? "{\"enable_thinking\":true}" : "{\"enable_thinking\":false}");
+              l->thinking == LOAD_THINKING_ON ? "{\"enable_thinking\":true}" : "{\"enable_thinking\":false}");
     for (const cJSON *v = extra ? extra->child : NULL; v; v = v->next) {
         char *json = cJSON_PrintUnformatted(v);
         r->end.oom = r->end.oom || !json || salt.oom;
@@ -149,13 +148,13 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
     km_buf_free(&salt);
 }
 
-int req_new(struct req **out, const struct hz_load *load, const char *extra_body, const char *model,
+int req_new(struct req **out, const struct load *load, const char *extra_body, const char *model,
             const struct wl_set *set, struct km_err *err)
 {
     *out = NULL;
     cJSON *extra = NULL;
     bool prompts = wl_kind_ops(set->kind)->single_prompts;
-    int rc = check_load(load, set, prompts, err);
+    int rc = check_messages(load, set, prompts, err);
     if (!rc && extra_body && (rc = km_json_parse(extra_body, strlen(extra_body), &extra, err)))
         km_context(err, "extra body");
     if (!rc && extra && !cJSON_IsObject(extra))
@@ -215,7 +214,7 @@ void req_free(struct req *r)
 
 const char *req_path(const struct req *r)
 {
-    return r->load->endpoint == HZ_CHAT ? "/v1/chat/completions" : "/v1/completions";
+    return r->load->endpoint == LOAD_CHAT ? "/v1/chat/completions" : "/v1/completions";
 }
 
 void req_rewind(struct req *r)
@@ -227,9 +226,8 @@ void req_rewind(struct req *r)
     }
 }
 
-/* Appends message m, from the prepared parts or with the given text. */
-static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text,
-                   size_t text_len)
+/* Appends the next message: prepared JSON, or (json is NULL) an answer with the given text. */
+static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text, size_t text_len)
 {
     if (b->text.data)
         b->text.data[b->kept] = 0;
@@ -251,7 +249,7 @@ static void append(struct req *r, struct conv_body *b, const char *json, size_t 
 
 int req_build(struct req *r, int conv, int turn, struct req_body *out, struct km_err *err)
 {
-    const struct hz_load *l = r->load;
+    const struct load *l = r->load;
     const struct wl_conv *v = &r->set->convs[conv];
     struct conv_body *b = &r->convs[conv];
     int m = 2 * turn;
@@ -277,7 +275,7 @@ int req_answer(struct req *r, int conv, int turn, const char *text, size_t len, 
     struct conv_body *b = &r->convs[conv];
     int m = 2 * turn + 1;
     if (m + 1 >= r->set->convs[conv].n)
-        return 0; /* no later turn would carry it */
+        return 0; /* the last turn: no later body has its answer */
     if (r->load->fixed_history)
         append(r, b, r->parts.data + b->part[m], b->part[m + 1] - b->part[m], NULL, 0);
     else

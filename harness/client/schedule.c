@@ -1,10 +1,11 @@
-/* The closed loop of vLLM's multi-turn client and the arrivals of `vllm bench serve`.
+/* The closed loop of benchmark_serving_multi_turn.py and the arrivals of `vllm bench serve`.
  *
- * vLLM's clients are processes that pull from one queue; here they are small state machines, asked in the
- * order of their numbers, so that which client gets which conversation is no longer a race. One rule
- * differs on purpose: there, a client whose request times out or breaks exits without a word (and, by early
- * stop, ends the run for everybody), which lightens the load on a slow server. Here every failure is
- * treated as vLLM treats a status other than 200: the conversation is dropped and the client goes on. */
+ * vLLM's clients are processes that take conversations from one queue. Here they are state machines, asked in the order
+ * of their numbers, so that the assignment of conversations to clients is no race.
+ *
+ * One rule differs on purpose. In vLLM, a client whose request times out or loses its connection exits silently, and
+ * with early stop that ends the run for all clients; a slow server thus gets less load. Here every failure is handled
+ * as vLLM handles a status other than 200: the conversation is dropped and the client continues. */
 #include "harness/client/schedule.h"
 
 #include "base/mem.h"
@@ -15,44 +16,44 @@
 
 enum client_state { IDLE, SENDING, GONE };
 
-struct client {
+struct closed_client {
     enum client_state state;
-    int64_t due_ns; /* of its next request */
+    int64_t due_ns; /* earliest send of its next request */
     int64_t sent;
-    int *active; /* [o.active] ring: a deque of conversations, left end at head */
+    int *active; /* [c.active] a deque of conversations in a ring; its left end is at head */
     int head, n_active;
     struct wl_mt rng;
 };
 
-struct turns {
+struct schedule {
     bool closed, stop;
     int in_flight, planned, lost;
-    int64_t free_ns; /* open: when the cap last let go */
+    int64_t free_ns; /* open loop: when a request in flight last ended at the concurrency limit */
     int64_t begin_ns;
 
     const struct wl_set *set;
-    struct turns_closed c;
-    int *queue;    /* [c.n] */
-    int next;      /* of the queue */
+    struct schedule_closed c;
+    int *queue;    /* [c.n] conversations */
+    int next;      /* index of the next one in the queue; open loop: the next prompt */
     int *used;     /* [set->n] messages used of each conversation */
     int *finished; /* [c.n] */
     int n_finished;
-    struct client *clients; /* [c.clients] */
+    struct closed_client *clients; /* [c.clients] */
 
-    struct turns_open o;
-    int64_t *offset; /* [o.n] from begin_ns */
+    struct schedule_open o;
+    int64_t *offset; /* [o.n] send times relative to begin_ns */
 };
 
 /* Messages of conversation v that will be used. */
-static int64_t limit(const struct turns *s, int v)
+static int64_t limit(const struct schedule *s, int v)
 {
     int64_t n = s->set->convs[v].n;
     return s->c.max_turns > 0 && s->c.max_turns < n ? s->c.max_turns : n;
 }
 
-/* Requests left in a conversation of which `used` messages are used. One at least: the limit is only looked
- * at after a request. */
-static int requests_left(const struct turns *s, int v, int64_t used)
+/* Requests left in a conversation of which `used` messages are used. At least one, because max_turns is checked only
+ * after a request. */
+static int requests_left(const struct schedule *s, int v, int64_t used)
 {
     if (used >= s->set->convs[v].n)
         return 0;
@@ -60,14 +61,14 @@ static int requests_left(const struct turns *s, int v, int64_t used)
     return n > 1 ? (int)n : 1;
 }
 
-int turns_closed_new(struct turns **out, const struct wl_set *set, const struct turns_closed *o,
-                     struct km_err *err)
+int schedule_closed_new(struct schedule **out, const struct wl_set *set, const struct schedule_closed *o,
+                        struct km_err *err)
 {
     *out = NULL;
-    struct turns *s = km_calloc(1, sizeof *s);
+    struct schedule *s = km_calloc(1, sizeof *s);
     if (!s)
         return km_fail(err, KM_ENOMEM, "no memory for a schedule");
-    *s = (struct turns){.closed = true, .set = set, .c = *o};
+    *s = (struct schedule){.closed = true, .set = set, .c = *o};
     s->queue = km_calloc((size_t)o->n, sizeof *s->queue);
     s->finished = km_calloc((size_t)o->n, sizeof *s->finished);
     s->used = km_calloc((size_t)set->n, sizeof *s->used);
@@ -76,13 +77,13 @@ int turns_closed_new(struct turns **out, const struct wl_set *set, const struct 
     for (int i = 0; ok && i < o->clients; i++) {
         s->clients[i].active = km_calloc((size_t)o->active, sizeof(int));
         ok = s->clients[i].active != NULL;
-        /* vLLM's later rule: one seed for all made the clients pause in step. */
+        /* A seed per client, as in later versions of vLLM. With one seed for all, the clients pause at the same times.
+         */
         wl_mt_seed(&s->clients[i].rng, (uint32_t)(o->seed + (uint64_t)i + 1));
     }
     if (!ok) {
-        turns_free(s);
-        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d conversations and %d clients", o->n,
-                       o->clients);
+        schedule_free(s);
+        return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d conversations and %d clients", o->n, o->clients);
     }
     for (int i = 0; i < o->n; i++) {
         s->queue[i] = o->order ? o->order[i] : i;
@@ -95,7 +96,8 @@ int turns_closed_new(struct turns **out, const struct wl_set *set, const struct 
     return 0;
 }
 
-/* Gamma(shape, 1) draws in numpy's legacy order: Ahrens-Dieter below 1, Marsaglia-Tsang above. */
+/* A gamma(shape, 1) variate, bit for bit as numpy's legacy generator: Ahrens-Dieter for shape < 1, else
+ * Marsaglia-Tsang. */
 static double gamma_draw(struct wl_mt *r, double shape)
 {
     if (shape == 1)
@@ -123,16 +125,16 @@ static double gamma_draw(struct wl_mt *r, double shape)
     }
 }
 
-int turns_open_new(struct turns **out, const struct turns_open *o, struct km_err *err)
+int schedule_open_new(struct schedule **out, const struct schedule_open *o, struct km_err *err)
 {
     *out = NULL;
-    struct turns *s = km_calloc(1, sizeof *s);
+    struct schedule *s = km_calloc(1, sizeof *s);
     if (!s)
         return km_fail(err, KM_ENOMEM, "no memory for a schedule");
-    *s = (struct turns){.o = *o, .planned = o->n};
+    *s = (struct schedule){.o = *o, .planned = o->n};
     s->offset = km_calloc((size_t)o->n, sizeof *s->offset);
     if (!s->offset) {
-        turns_free(s);
+        schedule_free(s);
         return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d prompts", o->n);
     }
     *out = s;
@@ -140,7 +142,7 @@ int turns_open_new(struct turns **out, const struct turns_open *o, struct km_err
         return 0;
     double *sum = km_calloc((size_t)o->n, sizeof *sum), total = 0;
     if (!sum) {
-        turns_free(s);
+        schedule_free(s);
         *out = NULL;
         return km_fail(err, KM_ENOMEM, "no memory for a schedule of %d prompts", o->n);
     }
@@ -148,14 +150,15 @@ int turns_open_new(struct turns **out, const struct turns_open *o, struct km_err
     wl_mt_seed(&r, (uint32_t)o->seed);
     for (int i = 0; i < o->n; i++)
         sum[i] = total += gamma_draw(&r, o->burstiness) / (o->rate * o->burstiness);
-    double scale = total > 0 ? o->n / o->rate / total : 0; /* the last one is due at n/rate exactly */
+    double scale = total > 0 ? o->n / o->rate / total
+                             : 0; /* the last prompt is sent at exactly n/rate, as in `vllm bench serve` */
     for (int i = 0; i < o->n; i++)
         s->offset[i] = llround(sum[i] * scale * 1e9);
     km_free(sum);
     return 0;
 }
 
-void turns_free(struct turns *s)
+void schedule_free(struct schedule *s)
 {
     if (!s)
         return;
@@ -169,33 +172,33 @@ void turns_free(struct turns *s)
     km_free(s);
 }
 
-void turns_begin(struct turns *s, int64_t now_ns)
+void schedule_begin(struct schedule *s, int64_t now_ns)
 {
     s->begin_ns = s->free_ns = now_ns;
     for (int i = 0; s->closed && i < s->c.clients; i++)
         s->clients[i].due_ns = now_ns;
 }
 
-void turns_stop(struct turns *s)
+void schedule_stop(struct schedule *s)
 {
     s->stop = true;
 }
 
-static void push_right(struct turns *s, struct client *k, int v)
+static void push_right(struct schedule *s, struct closed_client *k, int v)
 {
     k->active[(k->head + k->n_active++) % s->c.active] = v;
 }
 
-static void push_left(struct turns *s, struct client *k, int v)
+static void push_left(struct schedule *s, struct closed_client *k, int v)
 {
     k->head = (k->head + s->c.active - 1) % s->c.active;
     k->active[k->head] = v;
     k->n_active++;
 }
 
-/* Round robin takes the right end, where new conversations come in; an unfinished one returns at the left. So
- * the newest starts first, and then they truly rotate. */
-static int pick(struct turns *s, struct client *k)
+/* Round robin takes the right end of the deque, where new conversations are pushed. An unfinished conversation is
+ * pushed at the left end. So the newest conversation is first, and after that they rotate. */
+static int pick_conversation(struct schedule *s, struct closed_client *k)
 {
     int at = s->c.random ? (int)wl_mt_int(&k->rng, 0, k->n_active - 1) : k->n_active - 1;
     int v = k->active[(k->head + at) % s->c.active];
@@ -205,9 +208,9 @@ static int pick(struct turns *s, struct client *k)
     return v;
 }
 
-/* One round of a client that is free: its next request, or its exit. A client that meets the end of the queue
- * exits at once, even with conversations in hand. */
-static bool client_step(struct turns *s, struct client *k, struct turns_item *out)
+/* The next request of an idle client, or false and the client's exit. As in vLLM, a client that finds the queue empty
+ * exits at once, even if it has unfinished conversations. */
+static bool next_of_client(struct schedule *s, struct closed_client *k, struct schedule_item *out)
 {
     bool dry = s->stop || (s->c.quota > 0 && k->sent >= s->c.quota);
     while (!dry && k->n_active < s->c.active) {
@@ -225,12 +228,9 @@ static bool client_step(struct turns *s, struct client *k, struct turns_item *ou
         s->stop = s->stop || s->c.early_stop;
         return false;
     }
-    int v = pick(s, k);
-    *out = (struct turns_item){.conv = v,
-                               .turn = s->used[v] / 2,
-                               .client = (int)(k - s->clients),
-                               .due_ns = k->due_ns,
-                               .ready_ns = k->due_ns};
+    int v = pick_conversation(s, k);
+    *out = (struct schedule_item){
+        .conv = v, .turn = s->used[v] / 2, .client = (int)(k - s->clients), .due_ns = k->due_ns, .ready_ns = k->due_ns};
     s->used[v]++;
     k->sent++;
     k->state = SENDING;
@@ -238,47 +238,47 @@ static bool client_step(struct turns *s, struct client *k, struct turns_item *ou
     return true;
 }
 
-static enum turns_answer closed_next(struct turns *s, int64_t now, struct turns_item *out, int64_t *wake)
+static enum schedule_answer closed_next(struct schedule *s, int64_t now, struct schedule_item *out, int64_t *wake)
 {
     bool waiting = false;
     for (int i = 0; i < s->c.clients; i++) {
-        struct client *k = &s->clients[i];
+        struct closed_client *k = &s->clients[i];
         if (k->state == IDLE && !s->stop && k->due_ns > now) {
             waiting = true;
             *wake = k->due_ns < *wake ? k->due_ns : *wake;
-        } else if (k->state == IDLE && client_step(s, k, out))
-            return SCH_SEND;
+        } else if (k->state == IDLE && next_of_client(s, k, out))
+            return SCHEDULE_SEND;
     }
-    if (s->stop && waiting) /* a later client raised the flag: those that pause have nothing to wait for */
+    if (s->stop && waiting) /* a client further on in the loop stopped the run: pausing clients need not wait */
         return closed_next(s, now, out, wake);
-    return s->in_flight || waiting ? SCH_WAIT : SCH_END;
+    return s->in_flight || waiting ? SCHEDULE_WAIT : SCHEDULE_END;
 }
 
-static enum turns_answer open_next(struct turns *s, int64_t now, struct turns_item *out, int64_t *wake)
+static enum schedule_answer open_next(struct schedule *s, int64_t now, struct schedule_item *out, int64_t *wake)
 {
     bool more = s->next < s->o.n && !s->stop;
     if (!more)
-        return s->in_flight ? SCH_WAIT : SCH_END;
+        return s->in_flight ? SCHEDULE_WAIT : SCHEDULE_END;
     if (s->o.cap > 0 && s->in_flight >= s->o.cap)
-        return SCH_WAIT;
+        return SCHEDULE_WAIT;
     int64_t due = s->begin_ns + s->offset[s->next];
     if (due > now) {
         *wake = due;
-        return SCH_WAIT;
+        return SCHEDULE_WAIT;
     }
-    *out = (struct turns_item){.conv = s->next, .due_ns = due, .ready_ns = due > s->free_ns ? due : s->free_ns};
+    *out = (struct schedule_item){.conv = s->next, .due_ns = due, .ready_ns = due > s->free_ns ? due : s->free_ns};
     s->next++;
     s->in_flight++;
-    return SCH_SEND;
+    return SCHEDULE_SEND;
 }
 
-enum turns_answer turns_next(struct turns *s, int64_t now_ns, struct turns_item *out, int64_t *wake_ns)
+enum schedule_answer schedule_next(struct schedule *s, int64_t now_ns, struct schedule_item *out, int64_t *wake_ns)
 {
     *wake_ns = INT64_MAX;
     return s->closed ? closed_next(s, now_ns, out, wake_ns) : open_next(s, now_ns, out, wake_ns);
 }
 
-void turns_done(struct turns *s, const struct turns_item *it, bool ok, int64_t now_ns)
+void schedule_done(struct schedule *s, const struct schedule_item *it, bool ok, int64_t now_ns)
 {
     bool was_full = s->o.cap > 0 && s->in_flight == s->o.cap;
     s->in_flight--;
@@ -287,7 +287,7 @@ void turns_done(struct turns *s, const struct turns_item *it, bool ok, int64_t n
             s->free_ns = now_ns;
         return;
     }
-    struct client *k = &s->clients[it->client];
+    struct closed_client *k = &s->clients[it->client];
     int v = it->conv;
     k->state = IDLE;
     k->due_ns = now_ns;
@@ -302,17 +302,17 @@ void turns_done(struct turns *s, const struct turns_item *it, bool ok, int64_t n
         push_left(s, k, v);
 }
 
-int turns_planned(const struct turns *s)
+int schedule_planned(const struct schedule *s)
 {
     return s->planned;
 }
 
-int turns_lost(const struct turns *s)
+int schedule_lost(const struct schedule *s)
 {
     return s->lost;
 }
 
-const int *turns_finished(const struct turns *s, int *n)
+const int *schedule_finished(const struct schedule *s, int *n)
 {
     *n = s->n_finished;
     return s->finished;

@@ -1,10 +1,11 @@
-/* Who sends what next: vLLM's two ways of putting load on a server, with no socket in sight.
+/* The order and the times of requests, as vLLM's two clients have them, without sockets.
  *
- * A `turns` answers one question, turns_next, and is told of each end, turns_done. Closed loop: so many sequential
- * clients draw conversations from one queue. Open: every prompt has a time of its own. Same inputs, same
- * answers: the order of requests is testable without a server. */
-#ifndef SCH_SCHEDULE_H
-#define SCH_SCHEDULE_H
+ * A `schedule` answers one question: which request is sent next, and when (schedule_next). It is informed of the end of
+ * every request (schedule_done). Closed loop: simulated clients take conversations from one queue, each with one
+ * request in flight. Open loop: every prompt has its own send time. Equal inputs give equal answers, so the order of
+ * requests is tested without a server. */
+#ifndef SCHEDULE_H
+#define SCHEDULE_H
 
 #include "base/err.h"
 #include "workloads/workload.h"
@@ -12,50 +13,56 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct turns;
+struct schedule;
 
-struct turns_item {
-    int conv, turn, client; /* client: 0 in an open schedule */
-    int64_t due_ns;         /* by plan */
-    int64_t ready_ns;       /* when nothing but this client stood in its way: due, or later when a cap held it back */
+/* One request. */
+struct schedule_item {
+    int conv, turn, client; /* client: 0 in an open loop */
+    int64_t due_ns;         /* planned send */
+    int64_t ready_ns; /* when it could have been sent: due_ns, or the time at which a concurrency limit released it */
 };
 
-struct turns_closed {
-    const int *order;       /* [n] conversations in the order of the queue; NULL: 0, 1, 2 ... set->n */
+struct schedule_closed {
+    const int *order; /* [n] conversations in the order of the queue; NULL: 0 to n - 1 */
     int n;
-    int first_turn;         /* 1 after a warm-up: the first turn is history */
+    int first_turn; /* 1 after a warm-up, which was turn 0 */
     int clients;
-    int active;             /* conversations that one client keeps in turn */
-    int64_t quota;          /* requests of one client, failed ones too; 0: no limit */
-    int64_t max_turns;      /* messages used of a conversation; 0: all */
-    bool early_stop, random;
-    double rate;            /* pauses after each request, exponential with mean 1/rate; 0: none */
+    int active;        /* conversations in rotation at one client */
+    int64_t quota;     /* requests of one client, failed ones included; 0: no limit */
+    int64_t max_turns; /* messages used of a conversation; 0: all */
+    bool early_stop;   /* the first client without work ends the run for all */
+    bool random;       /* pick the next conversation at random; else round robin */
+    double rate;       /* a pause after each request, exponential with mean 1/rate s; 0 or inf: none */
     uint64_t seed;
 };
-int turns_closed_new(struct turns **out, const struct wl_set *set, const struct turns_closed *o, struct km_err *err);
+int schedule_closed_new(struct schedule **out, const struct wl_set *set, const struct schedule_closed *o,
+                        struct km_err *err);
 
-struct turns_open {
-    int n;                  /* the first n prompts of the set */
-    double rate, burstiness; /* arrivals a second, 0 or inf: all at once; gamma shape of the gaps, 1: Poisson */
-    int64_t cap;            /* in flight at most; 0: no cap */
+struct schedule_open {
+    int n;             /* the first n prompts of the set */
+    double rate;       /* arrivals per second; 0 or inf: all at once */
+    double burstiness; /* gamma shape of the gaps between arrivals; 1: Poisson */
+    int64_t cap;       /* requests in flight; 0: no limit */
     uint64_t seed;
 };
-int turns_open_new(struct turns **out, const struct turns_open *o, struct km_err *err);
+int schedule_open_new(struct schedule **out, const struct schedule_open *o, struct km_err *err);
 
-void turns_free(struct turns *s);
+void schedule_free(struct schedule *s);
 
-void turns_begin(struct turns *s, int64_t now_ns);
-enum turns_answer {
-    SCH_SEND, /* *out is to be sent now */
-    SCH_WAIT, /* nothing before *wake_ns (INT64_MAX: before some request has ended) */
-    SCH_END   /* nothing more will come and nothing is in flight */
+void schedule_begin(struct schedule *s, int64_t now_ns);
+
+enum schedule_answer {
+    SCHEDULE_SEND, /* send *out now */
+    SCHEDULE_WAIT, /* ask again at *wake_ns, or after the end of a request; INT64_MAX: only after the end of one */
+    SCHEDULE_END   /* no request is left, and none is in flight */
 };
-enum turns_answer turns_next(struct turns *s, int64_t now_ns, struct turns_item *out, int64_t *wake_ns);
-void turns_done(struct turns *s, const struct turns_item *it, bool ok, int64_t now_ns);
-void turns_stop(struct turns *s); /* no further requests */
+enum schedule_answer schedule_next(struct schedule *s, int64_t now_ns, struct schedule_item *out, int64_t *wake_ns);
+void schedule_done(struct schedule *s, const struct schedule_item *it, bool ok, int64_t now_ns);
+void schedule_stop(struct schedule *s); /* sends no further requests */
 
-int turns_planned(const struct turns *s); /* requests if nothing failed and nothing stopped early */
-int turns_lost(const struct turns *s);    /* turns given up because an earlier one of their conversation failed */
-const int *turns_finished(const struct turns *s, int *n); /* completed conversations in order of completion */
+int schedule_planned(const struct schedule *s); /* requests without failures and without early stop */
+int schedule_lost(const struct schedule *s);    /* requests not sent because an earlier turn failed */
+const int *schedule_finished(const struct schedule *s,
+                             int *n); /* [*n] finished conversations, in order of completion */
 
 #endif

@@ -1,12 +1,13 @@
-/* The line splitter behind sse.h.
+/* Splits bytes into lines and lines into events.
  *
- * In the common case (one read holds "data: {...}\n\n") nothing is copied: the value is remembered as a
- * pointer into the read and only moved to `data` when the read ends first or a second data line comes. */
+ * In the common case, where one read has all of "data: {...}\n\n", nothing is copied: the value stays a pointer into
+ * the read. It is copied to `data` only when the read ends before the event does, or when the event has a second line.
+ */
 #include "harness/client/sse.h"
 
 #include <string.h>
 
-/* The value of the event in progress that still lies in the bytes being fed. */
+/* The value of the current event, as long as it is in the bytes being fed. */
 struct borrowed {
     const char *p; /* NULL: none */
     size_t n;
@@ -33,7 +34,7 @@ static void deliver(struct sse *s, struct borrowed *b, sse_fn fn, void *arg)
     km_buf_clear(&s->data);
 }
 
-/* One line without its end. `stable`: it lies in the bytes being fed. */
+/* Handles one line, without its line end. `stable`: the line is in the bytes being fed, and may be borrowed. */
 static void line(struct sse *s, const char *p, size_t n, bool stable, struct borrowed *b, sse_fn fn, void *arg)
 {
     if (n == 0) {

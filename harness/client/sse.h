@@ -1,10 +1,9 @@
-/* Server-sent events out of raw bytes, however the network cut them.
+/* A parser for server-sent events, independent of how the network cut the bytes.
  *
- * Lines end with LF, CR or CRLF; an event is its `data` lines joined by LF and ends with an empty line;
- * comments and other fields are passed over. Bytes are never decoded here, so a character split between two
- * reads is whole again in the event. */
-#ifndef SSE_SSE_H
-#define SSE_SSE_H
+ * Lines end with LF, CR or CRLF. An event is its `data` lines joined by LF; an empty line ends it. Comments and other
+ * fields are skipped. Bytes are not decoded, so a character that is split between two reads is whole in the event. */
+#ifndef SSE_H
+#define SSE_H
 
 #include "base/buf.h"
 
@@ -13,21 +12,21 @@
 
 typedef void (*sse_fn)(void *arg, const char *data, size_t len);
 
+enum { SSE_MAX_EVENT = 64 << 20 }; /* longest line and longest event, bytes */
+
 struct sse {
-    struct km_buf line; /* an unfinished line of an earlier feed */
-    struct km_buf data; /* data lines of the event in progress, when they had to be kept */
-    bool open;          /* the event in progress has data */
-    bool cr;            /* the last byte was a CR: a LF that follows belongs to it */
-    bool failed;        /* out of memory, or a line beyond SSE_MAX_EVENT */
+    struct km_buf line; /* the unfinished line of earlier bytes */
+    struct km_buf data; /* data lines of the current event, as far as they had to be copied */
+    bool open;          /* the current event has a data line */
+    bool cr;            /* the last byte was a CR, so a LF after it belongs to the same line end */
+    bool failed;        /* no memory, or longer than SSE_MAX_EVENT; nothing more is parsed */
 };
 
-enum { SSE_MAX_EVENT = 64 << 20 };
-
-/* Calls fn for each event that these bytes complete. data is valid during the call. */
+/* Calls fn for each event that these bytes complete. data is valid during the call only. */
 void sse_feed(struct sse *s, const char *bytes, size_t n, sse_fn fn, void *arg);
-/* The stream is over: an event without its empty line is delivered. */
+/* The end of the stream: delivers the last event even if its empty line is missing. */
 void sse_end(struct sse *s, sse_fn fn, void *arg);
-void sse_reset(struct sse *s); /* for the next stream; memory kept */
+void sse_reset(struct sse *s); /* for the next stream; memory is kept */
 void sse_free(struct sse *s);
 
 #endif

@@ -1,183 +1,37 @@
-/* Matching, resampling, judging. Everything random comes from one seeded generator, so the same runs give the
- * same words. */
+/* The hierarchical bootstrap and the verdicts. All random numbers come from one generator with the seed of the options,
+ * so that the same runs always give the same intervals and verdicts. */
 #include "harness/report/compare.h"
 
 #include "base/mem.h"
 #include "base/random.h"
 #include "base/sort.h"
+#include "harness/report/compare_match.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-enum { MAX_PAIRS = 1000 };
+enum { MAX_PAIRS = 1000, MIN_DRAWS = 100, MAX_DRAWS = 10000000 };
 
-const char *hz_verdict_word(enum hz_verdict v)
+const char *compare_verdict_word(enum compare_verdict v)
 {
-    static const char *const words[] = {"not judged", "better", "worse", "no detectable difference",
-                                        "too noisy"};
+    static const char *const words[] = {"not judged", "better", "worse", "no detectable difference", "undecided"};
     return words[v];
 }
 
-/* One side's value of one request, with the cluster that it belongs to. */
-struct point {
-    double v;
-    int cluster;
+/* What the figures of one comparison share. */
+struct comparison {
+    const struct run_folder *const *a, *const *b; /* [pairs] */
+    int pairs;
+    const struct compare_opts *o;
+    struct compare_match match[HZ_E2E + 1]; /* by kind of figure; HZ_PER_RUN has none */
+    int *weights;                           /* [clusters] how often a draw has the conversation */
+    double *draws;                          /* [o->draws] */
+    double *work;                           /* [2 * pairs] */
 };
 
-/* The requests that both runs of a pair answered, for one kind of sample. */
-struct pair {
-    struct point *a, *b;   /* [n], each sorted by value */
-    double *sum_a, *sum_b; /* [clusters] */
-    int *count;            /* [clusters] */
-    int n;
-};
-
-struct sample {
-    struct pair *pairs; /* [n_pairs] */
-    int n_pairs, clusters, requests;
-};
-
-static void sample_free(struct sample *s)
-{
-    for (int i = 0; s->pairs && i < s->n_pairs; i++) {
-        km_free(s->pairs[i].a);
-        km_free(s->pairs[i].b);
-        km_free(s->pairs[i].sum_a);
-        km_free(s->pairs[i].sum_b);
-        km_free(s->pairs[i].count);
-    }
-    km_free(s->pairs);
-    *s = (struct sample){0};
-}
-
-/* The answered requests of a run in order of (conversation, turn): both sides of a pair can then be walked
- * together. */
-struct keyed {
-    int conv, turn;
-    const struct hz_rec *rec;
-};
-
-static int by_key(const void *x, const void *y)
-{
-    const struct keyed *a = x, *b = y;
-    return a->conv != b->conv ? (a->conv > b->conv) - (a->conv < b->conv)
-                              : (a->turn > b->turn) - (a->turn < b->turn);
-}
-
-static int by_value(const void *x, const void *y)
-{
-    double a = ((const struct point *)x)->v, b = ((const struct point *)y)->v;
-    return (a > b) - (a < b);
-}
-
-static int by_int(const void *x, const void *y)
-{
-    int a = *(const int *)x, b = *(const int *)y;
-    return (a > b) - (a < b);
-}
-
-static struct keyed *keyed_of(const struct hz_trace *t, int *n)
-{
-    struct keyed *k = km_calloc((size_t)t->n + 1, sizeof *k);
-    *n = 0;
-    for (int i = 0; k && i < t->n; i++)
-        if (t->recs[i].ok)
-            k[(*n)++] = (struct keyed){t->recs[i].conv, t->recs[i].turn, &t->recs[i]};
-    if (k)
-        qsort(k, (size_t)*n, sizeof *k, by_key);
-    return k;
-}
-
-/* Every conversation that any run answered a request of, sorted: a conversation's place is its cluster. */
-static int *clusters_of(const struct hz_run *const *a, const struct hz_run *const *b, int pairs, int *n)
-{
-    size_t total = 1;
-    for (int p = 0; p < pairs; p++)
-        total += (size_t)a[p]->trace.n + (size_t)b[p]->trace.n;
-    int *ids = km_calloc(total, sizeof *ids), m = 0;
-    for (int p = 0; ids && p < pairs; p++)
-        for (int side = 0; side < 2; side++) {
-            const struct hz_trace *t = side ? &b[p]->trace : &a[p]->trace;
-            for (int i = 0; i < t->n; i++)
-                if (t->recs[i].ok)
-                    ids[m++] = t->recs[i].conv;
-        }
-    if (ids)
-        qsort(ids, (size_t)m, sizeof *ids, by_int);
-    *n = 0;
-    for (int i = 0; i < m; i++)
-        if (!i || ids[i] != ids[i - 1])
-            ids[(*n)++] = ids[i];
-    return ids;
-}
-
-/* Fills one pair; *only_a and *only_b count what has no partner. */
-static int match(struct pair *out, const struct hz_run *a, const struct hz_run *b, enum hz_sample what,
-                 enum hz_profile profile, const int *ids, int clusters, int *only_a, int *only_b)
-{
-    int na, nb, i = 0, j = 0;
-    struct keyed *ka = keyed_of(&a->trace, &na), *kb = keyed_of(&b->trace, &nb);
-    size_t most = (size_t)(na < nb ? na : nb) + 1;
-    out->a = km_calloc(most, sizeof *out->a);
-    out->b = km_calloc(most, sizeof *out->b);
-    out->sum_a = km_calloc((size_t)clusters + 1, sizeof *out->sum_a);
-    out->sum_b = km_calloc((size_t)clusters + 1, sizeof *out->sum_b);
-    out->count = km_calloc((size_t)clusters + 1, sizeof *out->count);
-    bool good = ka && kb && out->a && out->b && out->sum_a && out->sum_b && out->count;
-    while (good && (i < na || j < nb)) {
-        int side = i == na ? 1 : j == nb ? -1 : by_key(&ka[i], &kb[j]);
-        if (side < 0) {
-            ++*only_a, i++;
-        } else if (side > 0) {
-            ++*only_b, j++;
-        } else {
-            double va = hz_metric_sample(what, ka[i].rec, a, profile),
-                   vb = hz_metric_sample(what, kb[j].rec, b, profile);
-            const int *id = bsearch(&ka[i].conv, ids, (size_t)clusters, sizeof *ids, by_int);
-            if (isfinite(va) && isfinite(vb) && id) {
-                int c = (int)(id - ids);
-                out->a[out->n] = (struct point){va, c};
-                out->b[out->n++] = (struct point){vb, c};
-                out->sum_a[c] += va;
-                out->sum_b[c] += vb;
-                out->count[c]++;
-            }
-            i++, j++;
-        }
-    }
-    if (good) {
-        qsort(out->a, (size_t)out->n, sizeof *out->a, by_value);
-        qsort(out->b, (size_t)out->n, sizeof *out->b, by_value);
-    }
-    km_free(ka);
-    km_free(kb);
-    return good ? 0 : KM_ENOMEM;
-}
-
-static int sample_make(struct sample *s, const struct hz_run *const *a, const struct hz_run *const *b,
-                       int pairs, enum hz_sample what, enum hz_profile profile, int *only_a, int *only_b,
-                       struct km_err *err)
-{
-    *s = (struct sample){.n_pairs = pairs};
-    *only_a = *only_b = 0;
-    int *ids = clusters_of(a, b, pairs, &s->clusters), rc = ids ? 0 : KM_ENOMEM;
-    s->pairs = km_calloc((size_t)pairs + 1, sizeof *s->pairs);
-    for (int p = 0; !rc && p < pairs; p++) {
-        rc = s->pairs ? match(&s->pairs[p], a[p], b[p], what, profile, ids, s->clusters, only_a, only_b)
-                      : KM_ENOMEM;
-        s->requests += rc ? 0 : s->pairs[p].n;
-    }
-    km_free(ids);
-    if (!rc)
-        return 0;
-    sample_free(s);
-    return km_fail(err, KM_ENOMEM, "out of memory matching the requests of %d pairs", pairs);
-}
-
-/* numpy's linear percentile of the multiset in which a point counts as often as its cluster was drawn. */
-static double weighted_percentile(const struct point *v, int n, const int *w, double q)
+/* numpy's linear percentile of a sample in which each point counts as often as its cluster was drawn (w). */
+static double weighted_percentile(const struct compare_point *v, int n, const int *w, double q)
 {
     int64_t total = 0, seen = 0;
     for (int i = 0; i < n; i++)
@@ -196,8 +50,9 @@ static double weighted_percentile(const struct point *v, int n, const int *w, do
     return low;
 }
 
-/* log of B over A of one pair, each conversation counted w times. */
-static double log_ratio(const struct pair *p, int clusters, const int *w, double q)
+/* The logarithm of B over A for one pair: of the percentile q, or of the mean if q is negative. A request counts as
+ * often as its conversation was drawn (w). */
+static double log_ratio(const struct compare_pair *p, int clusters, const int *w, double q)
 {
     double a = 0, b = 0;
     if (q >= 0) {
@@ -212,8 +67,9 @@ static double log_ratio(const struct pair *p, int clusters, const int *w, double
     return a > 0 && b > 0 ? log(b / a) : NAN;
 }
 
-/* A mean of few pairs (or conversations) strays further than the normal distribution says, and their spread is
- * itself a guess: deviations are stretched so that the interval has Student's width. */
+/* The factor by which deviations from a mean of n pairs (or conversations) are stretched, so that the interval gets the
+ * width of Student's t: the mean of few varies more than the normal distribution says, and their spread is itself an
+ * estimate. */
 static double stretch(int n)
 {
     static const double t975[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
@@ -226,8 +82,8 @@ static double stretch(int n)
     return t / 1.96 * sqrt((double)n / df);
 }
 
-/* Centre, interval and p from the draws (log scale); draws are sorted in place. */
-static void conclude(struct hz_delta *d, double centre, double *draws, int n)
+/* Ratio, interval and p value from the centre and the draws, all on the log scale. Sorts the draws in place. */
+static void conclude(struct compare_delta *d, double centre, double *draws, int n)
 {
     int low = 0, high = 0;
     d->ratio = exp(centre);
@@ -241,9 +97,9 @@ static void conclude(struct hz_delta *d, double centre, double *draws, int n)
     d->p = fmin(1, 2.0 * ((low < high ? low : high) + 1) / (n + 1));
 }
 
-/* One figure a run: the pairs' own ratios are all there is. */
-static void resample_runs(struct hz_delta *d, const double *log_ratios, int pairs,
-                          const struct hz_compare_opts *o, double *draws)
+/* A figure with one value per run: draws pairs. log_ratios: [pairs]. */
+static void resample_runs(struct compare_delta *d, const double *log_ratios, int pairs, const struct compare_opts *o,
+                          double *draws)
 {
     double mean = 0, wide = stretch(pairs);
     uint64_t rng = o->seed;
@@ -264,95 +120,127 @@ static void resample_runs(struct hz_delta *d, const double *log_ratios, int pair
     conclude(d, mean, draws, o->draws);
 }
 
-/* A statistic over requests: pairs, then conversations. work: ints [clusters], doubles [3 * pairs]. */
-static void resample_requests(struct hz_delta *d, const struct sample *s, const struct hz_compare_opts *o,
-                              double *draws, int *w, double *work)
+/* One draw of the bootstrap on the log scale: conversations are drawn first, then pairs. observed: [n_pairs] log ratios
+ * with every conversation once; drawn: [n_pairs], working memory; mean: of observed. */
+static double draw_ratio(const struct compare_match *m, double q, const double *observed, double mean, double *drawn,
+                         int *weights, uint64_t *rng)
 {
-    double *observed = work, *drawn = work + s->n_pairs, mean = 0, q = d->metric->q;
-    double wide = stretch(s->n_pairs), wide_within = stretch(s->clusters);
-    uint64_t rng = o->seed;
-    int n = 0;
-    for (int c = 0; c < s->clusters; c++)
-        w[c] = 1;
-    for (int p = 0; p < s->n_pairs; p++) {
-        observed[p] = log_ratio(&s->pairs[p], s->clusters, w, q);
-        mean += observed[p] / s->n_pairs;
+    double between = 0, within = 0;
+    memset(weights, 0, (size_t)m->clusters * sizeof *weights);
+    for (int c = 0; c < m->clusters; c++)
+        weights[km_random_below(rng, (uint32_t)m->clusters)]++;
+    for (int p = 0; p < m->n_pairs; p++)
+        drawn[p] = log_ratio(&m->pairs[p], m->clusters, weights, q);
+    for (int p = 0; p < m->n_pairs; p++) {
+        uint32_t k = km_random_below(rng, (uint32_t)m->n_pairs);
+        between += observed[k] / m->n_pairs;
+        within += (drawn[k] - observed[k]) / m->n_pairs;
     }
-    d->requests = s->requests;
-    d->conversations = s->clusters;
+    return mean + stretch(m->n_pairs) * (between - mean) + stretch(m->clusters) * within;
+}
+
+/* A figure over requests. */
+static void resample_requests(struct compare_delta *d, const struct compare_match *m, const struct comparison *c)
+{
+    double *observed = c->work, *drawn = c->work + m->n_pairs, mean = 0, q = d->metric->q;
+    uint64_t rng = c->o->seed;
+    int n = 0;
+    for (int k = 0; k < m->clusters; k++)
+        c->weights[k] = 1;
+    for (int p = 0; p < m->n_pairs; p++) {
+        observed[p] = log_ratio(&m->pairs[p], m->clusters, c->weights, q);
+        mean += observed[p] / m->n_pairs;
+    }
+    d->requests = m->requests;
+    d->conversations = m->clusters;
     if (isnan(mean)) {
         snprintf(d->why, sizeof d->why, "%s",
-                 s->requests ? "the figure is 0 on one side" : "no request was answered by both sides");
+                 m->requests ? "the figure is 0 on one side" : "no request was answered by both sides");
         return;
     }
     d->ratio = exp(mean);
-    d->pairs = s->n_pairs;
-    if (s->clusters < 2) {
+    d->pairs = m->n_pairs;
+    if (m->clusters < 2) {
         snprintf(d->why, sizeof d->why, "one conversation gives no interval");
         return;
     }
-    for (int i = 0; i < o->draws; i++) {
-        double between = 0, within = 0;
-        memset(w, 0, (size_t)s->clusters * sizeof *w);
-        for (int c = 0; c < s->clusters; c++)
-            w[km_random_below(&rng, (uint32_t)s->clusters)]++;
-        for (int p = 0; p < s->n_pairs; p++)
-            drawn[p] = log_ratio(&s->pairs[p], s->clusters, w, q);
-        for (int p = 0; p < s->n_pairs; p++) {
-            uint32_t k = km_random_below(&rng, (uint32_t)s->n_pairs);
-            between += observed[k] / s->n_pairs;
-            within += (drawn[k] - observed[k]) / s->n_pairs;
-        }
-        double v = mean + wide * (between - mean) + wide_within * within;
+    for (int i = 0; i < c->o->draws; i++) {
+        double v = draw_ratio(m, q, observed, mean, drawn, c->weights, &rng);
         if (isfinite(v))
-            draws[n++] = v;
+            c->draws[n++] = v;
     }
-    if (n < o->draws - o->draws / 20)
+    if (n < c->o->draws - c->o->draws / 20)
         snprintf(d->why, sizeof d->why, "too few requests to resample");
     else
-        conclude(d, mean, draws, n);
+        conclude(d, mean, c->draws, n);
 }
 
-static bool judgeable(const struct hz_delta *d)
+static bool judgeable(const struct compare_delta *d)
 {
     return d->metric->min_n > 0 && isfinite(d->p);
 }
 
-/* Holm: the smallest p against 0.05 over all, the next against 0.05 over the rest; the first miss ends it. */
-void hz_judge(struct hz_delta *const *d, int n, double noise)
+/* By how much the runs of the same side differ, as a fraction of the smallest; the larger of both sides. 0: unknown. */
+static double run_spread(const struct compare_delta *d)
+{
+    double a = d->a_min > 0 ? d->a_max / d->a_min - 1 : 0, b = d->b_min > 0 ? d->b_max / d->b_min - 1 : 0;
+    return fmax(a, b);
+}
+
+/* The reason for a verdict without a difference: the smallest change that would have been detected. */
+static void explain_no_difference(struct compare_delta *d, double detectable)
+{
+    double spread = run_spread(d);
+    if (d->verdict == COMPARE_UNDECIDED && d->pairs > 1 && spread > 0)
+        snprintf(d->why, sizeof d->why,
+                 "runs of the same row differ by up to %.1f%%, and only a change above %.1f%% would have been detected",
+                 100 * spread, 100 * detectable);
+    else
+        snprintf(d->why, sizeof d->why, "%s change above %.1f%% would have been detected",
+                 d->verdict == COMPARE_UNDECIDED ? "only a" : "a", 100 * detectable);
+}
+
+/* Holm's correction: the smallest p value is held against 0.05 divided by the number of figures, the next one against
+ * 0.05 divided by one less, and so on. After the first one that fails, no other change counts as detected. */
+void compare_judge(struct compare_delta *const *d, int n, double noise)
 {
     int left = 0;
-    bool open = true;
+    bool detected = true;
     for (int i = 0; i < n; i++) {
-        d[i]->verdict = HZ_NOT_JUDGED;
+        d[i]->verdict = COMPARE_NOT_JUDGED;
         left += judgeable(d[i]);
     }
     for (; left > 0; left--) {
-        struct hz_delta *x = NULL;
+        struct compare_delta *x = NULL;
         for (int i = 0; i < n; i++)
-            if (judgeable(d[i]) && d[i]->verdict == HZ_NOT_JUDGED && (!x || d[i]->p < x->p))
+            if (judgeable(d[i]) && d[i]->verdict == COMPARE_NOT_JUDGED && (!x || d[i]->p < x->p))
                 x = d[i];
-        double half = sqrt(x->hi / x->lo) - 1;
-        open = open && x->p <= 0.05 / left;
+        double half_width = sqrt(x->hi / x->lo) - 1;
+        detected = detected && x->p <= 0.05 / left;
         x->why[0] = 0;
-        if (open && (x->lo > 1 || x->hi < 1)) {
-            x->verdict = (x->ratio < 1) == x->metric->lower_better ? HZ_BETTER : HZ_WORSE;
-            if (x->pairs == 1) /* the interval knows nothing of what changes from run to run */
+        if (detected && (x->lo > 1 || x->hi < 1)) {
+            x->verdict = (x->ratio < 1) == x->metric->lower_better ? COMPARE_BETTER : COMPARE_WORSE;
+            if (x->pairs == 1) /* the interval does not cover the difference between runs */
                 snprintf(x->why, sizeof x->why, "on one pair");
         } else {
-            x->verdict = half > noise ? HZ_TOO_NOISY : HZ_NO_DIFFERENCE;
-            snprintf(x->why, sizeof x->why, "detectable from %.1f%%", 100 * half);
+            x->verdict = half_width > noise ? COMPARE_UNDECIDED : COMPARE_NO_DIFFERENCE;
+            explain_no_difference(x, half_width);
         }
     }
 }
 
-/* Mean or median over the runs of a side, and their spread. */
-static double side_value(const struct hz_metric *m, const struct hz_run *const *runs, int n,
-                         const struct hz_compare_opts *o, double *v, double *lo, double *hi)
+static double run_value(const struct hz_metric *m, const struct run_folder *run, enum hz_profile profile)
+{
+    return hz_metric_value(m, profile == HZ_SEED ? &run->seed : &run->strict);
+}
+
+/* Mean or median over the runs of a side, and the smallest and largest run. v: [n], working memory. */
+static double side_value(const struct hz_metric *m, const struct run_folder *const *runs, int n,
+                         const struct compare_opts *o, double *v, double *lo, double *hi)
 {
     double sum = 0;
     for (int i = 0; i < n; i++) {
-        v[i] = hz_metric_value(m, o->profile == HZ_SEED ? &runs[i]->seed : &runs[i]->strict);
+        v[i] = run_value(m, runs[i], o->profile);
         sum += v[i];
         *lo = i ? fmin(*lo, v[i]) : v[i];
         *hi = i ? fmax(*hi, v[i]) : v[i];
@@ -363,117 +251,124 @@ static double side_value(const struct hz_metric *m, const struct hz_run *const *
     return km_percentile(v, n, 0.5);
 }
 
-static int check_alike(const struct hz_run *const *a, const struct hz_run *const *b, int pairs, bool force,
-                       bool *unlike, struct km_err *err)
+static const char *workload_sha(const struct run_folder *run)
 {
-    const char *first = NULL;
-    for (int p = 0; p < 2 * pairs; p++) {
-        const struct hz_run *r = p < pairs ? a[p] : b[p - pairs];
-        const char *sha = NULL;
-        if (km_json_str(cJSON_GetObjectItemCaseSensitive(r->json, "workload"), "sha256", false, &sha, NULL) ||
-            !sha)
-            sha = "";
-        if (!first)
-            first = sha;
-        if (!*sha || strcmp(sha, first))
-            *unlike = true;
-        if (*unlike && !force)
+    const char *sha = "";
+    (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "sha256", false, &sha, NULL);
+    return sha;
+}
+
+/* Checks that all runs sent the same requests; *unlike says that they did not. A run without a checksum is unlike. */
+static int check_workloads(const struct comparison *c, bool *unlike, struct km_err *err)
+{
+    const char *first = workload_sha(c->a[0]);
+    for (int p = 0; p < 2 * c->pairs; p++) {
+        const struct run_folder *run = p < c->pairs ? c->a[p] : c->b[p - c->pairs];
+        const char *sha = workload_sha(run);
+        if (*sha && !strcmp(sha, first))
+            continue;
+        *unlike = true;
+        if (!c->o->force)
             return km_fail(err, KM_EINVAL,
-                           "%s ran workload %.12s and %s ran %.12s: they did not send the same requests; "
-                           "compare runs of one "
-                           "workload, or give --force",
-                           a[0]->dir, *first ? first : "(unknown)", r->dir, *sha ? sha : "(unknown)");
+                           "%s ran workload %.12s and %s ran workload %.12s, so they did not send the same requests; "
+                           "compare runs of one workload, or give --force",
+                           c->a[0]->dir, *first ? first : "(unknown)", run->dir, *sha ? sha : "(unknown)");
     }
     return 0;
 }
 
-/* The requests behind the percentile in the poorest run. */
-static int poorest(const struct sample *s)
+static void compare_per_run(struct compare_delta *d, const struct comparison *c)
 {
-    int least = s->n_pairs ? s->pairs[0].n : 0;
-    for (int p = 1; p < s->n_pairs; p++)
-        least = s->pairs[p].n < least ? s->pairs[p].n : least;
-    return least;
+    const struct hz_metric *m = d->metric;
+    d->requests = c->match[HZ_TTFT].requests;
+    d->conversations = c->match[HZ_TTFT].clusters;
+    for (int p = 0; p < c->pairs; p++) {
+        double a = run_value(m, c->a[p], c->o->profile), b = run_value(m, c->b[p], c->o->profile);
+        if (!(a > 0 && b > 0)) {
+            snprintf(d->why, sizeof d->why, "the figure is 0 on one side");
+            return;
+        }
+        c->work[p] = log(b / a);
+    }
+    resample_runs(d, c->work, c->pairs, c->o, c->draws);
 }
 
-int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const struct hz_run *const *b,
-               int pairs, const struct hz_compare_opts *o, struct km_err *err)
+static struct compare_delta compare_metric(const struct comparison *c, const struct hz_metric *m)
 {
-    *out = (struct hz_comparison){.pairs = pairs};
-    if (pairs < 1 || pairs > MAX_PAIRS || o->draws < 100 || o->draws > 10000000)
-        return km_fail(
-            err, KM_EINVAL,
-            "%d pairs and %d draws cannot be compared; there must be 1 to %d pairs and at least 100 draws",
-            pairs, o->draws, MAX_PAIRS);
-    int rc = check_alike(a, b, pairs, o->force, &out->unlike, err);
-    if (rc)
-        return rc;
-    int most = o->metrics ? o->n_metrics : 0;
-    for (int i = 0; !o->metrics && hz_metric_at(i); i++)
-        most++;
-    struct sample samples[HZ_E2E + 1] = {0};
-    for (int k = HZ_TTFT; !rc && k <= HZ_E2E; k++)
-        rc = sample_make(&samples[k], a, b, pairs, (enum hz_sample)k, o->profile, &out->only_a, &out->only_b,
-                         err);
-    int *w = km_calloc((size_t)samples[HZ_TTFT].clusters + 1, sizeof *w);
-    double *draws = km_calloc((size_t)o->draws, sizeof *draws),
-           *work = km_calloc((size_t)pairs * 4 + 1, sizeof *work);
-    out->deltas = km_calloc((size_t)most + 1, sizeof *out->deltas);
-    struct hz_delta **family = km_calloc((size_t)most + 1, sizeof *family);
-    if (!rc && (!w || !draws || !work || !out->deltas || !family))
-        rc = km_fail(err, KM_ENOMEM, "out of memory comparing %d pairs", pairs);
-    for (int i = 0; !rc && i < most; i++) {
-        const struct hz_metric *m = o->metrics ? o->metrics[i] : hz_metric_at(i);
-        const struct sample *s = &samples[m->sample];
-        bool per_request = m->sample != HZ_PER_RUN;
-        if (!o->metrics && poorest(&samples[per_request ? m->sample : HZ_TTFT]) < m->min_n)
-            continue;
-        struct hz_delta *d = &out->deltas[out->n];
-        *d = (struct hz_delta){.metric = m, .ratio = NAN, .lo = NAN, .hi = NAN, .p = NAN};
-        d->a = side_value(m, a, pairs, o, work, &d->a_min, &d->a_max);
-        d->b = side_value(m, b, pairs, o, work, &d->b_min, &d->b_max);
-        family[out->n++] = d;
-        if (isnan(d->a) || isnan(d->b)) {
-            snprintf(d->why, sizeof d->why, "not measured on %s",
-                     isnan(d->a) ? isnan(d->b) ? "either side" : "side A" : "side B");
-        } else if (!m->min_n) {
-            d->ratio = d->a > 0 ? d->b / d->a : NAN;
-        } else if (per_request && poorest(s) < m->min_n) {
-            snprintf(d->why, sizeof d->why, "%d requests give %s no interval; %d do", poorest(s), m->name,
-                     m->min_n);
-        } else if (per_request) {
-            resample_requests(d, s, o, draws, w, work);
-        } else {
-            bool positive = true;
-            for (int p = 0; p < pairs; p++) {
-                double va = hz_metric_value(m, o->profile == HZ_SEED ? &a[p]->seed : &a[p]->strict);
-                double vb = hz_metric_value(m, o->profile == HZ_SEED ? &b[p]->seed : &b[p]->strict);
-                positive = positive && va > 0 && vb > 0;
-                work[p] = positive ? log(vb / va) : 0;
-            }
-            d->requests = samples[HZ_TTFT].requests;
-            d->conversations = samples[HZ_TTFT].clusters;
-            if (positive)
-                resample_runs(d, work, pairs, o, draws);
-            else
-                snprintf(d->why, sizeof d->why, "the figure is 0 on one side");
-        }
-    }
-    if (!rc)
-        hz_judge(family, out->n, o->noise);
+    struct compare_delta d = {.metric = m, .ratio = NAN, .lo = NAN, .hi = NAN, .p = NAN};
+    const struct compare_match *match = &c->match[m->sample];
+    d.a = side_value(m, c->a, c->pairs, c->o, c->work, &d.a_min, &d.a_max);
+    d.b = side_value(m, c->b, c->pairs, c->o, c->work, &d.b_min, &d.b_max);
+    if (isnan(d.a) || isnan(d.b))
+        snprintf(d.why, sizeof d.why, "not measured on %s",
+                 !isnan(d.b)   ? "side A"
+                 : !isnan(d.a) ? "side B"
+                               : "either side");
+    else if (!m->min_n)
+        d.ratio = d.a > 0 ? d.b / d.a : NAN;
+    else if (m->sample == HZ_PER_RUN)
+        compare_per_run(&d, c);
+    else if (compare_match_fewest(match) < m->min_n)
+        snprintf(d.why, sizeof d.why, "%d requests give %s no interval; it needs %d", compare_match_fewest(match),
+                 m->name, m->min_n);
     else
-        hz_comparison_free(out);
+        resample_requests(&d, match, c);
+    return d;
+}
+
+/* Compares the metrics that the options name, or all metrics for which there are enough requests. */
+static void compare_metrics(const struct comparison *c, struct compare_result *out)
+{
+    const struct hz_metric *m;
+    for (int i = 0; c->o->metrics ? i < c->o->n_metrics : hz_metric_at(i) != NULL; i++) {
+        m = c->o->metrics ? c->o->metrics[i] : hz_metric_at(i);
+        const struct compare_match *match = &c->match[m->sample == HZ_PER_RUN ? HZ_TTFT : m->sample];
+        if (c->o->metrics || compare_match_fewest(match) >= m->min_n)
+            out->deltas[out->n++] = compare_metric(c, m);
+    }
+}
+
+int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b, int pairs,
+                 const struct compare_opts *o, struct km_err *err)
+{
+    struct comparison c = {.a = a, .b = b, .pairs = pairs, .o = o};
+    *out = (struct compare_result){.pairs = pairs};
+    if (pairs < 1 || pairs > MAX_PAIRS || o->draws < MIN_DRAWS || o->draws > MAX_DRAWS)
+        return km_fail(err, KM_EINVAL,
+                       "%d pairs with %d draws cannot be compared; there must be 1 to %d pairs and %d to %d draws",
+                       pairs, o->draws, MAX_PAIRS, MIN_DRAWS, MAX_DRAWS);
+    int rc = check_workloads(&c, &out->unlike, err), most = o->metrics ? o->n_metrics : 0;
+    for (int k = HZ_TTFT; !rc && k <= HZ_E2E; k++)
+        rc = compare_match_make(&c.match[k], a, b, pairs, (enum hz_sample)k, o->profile, &out->only_a, &out->only_b,
+                                err);
+    while (!o->metrics && hz_metric_at(most))
+        most++;
+    c.weights = km_calloc((size_t)c.match[HZ_TTFT].clusters + 1, sizeof *c.weights);
+    c.draws = km_calloc((size_t)o->draws, sizeof *c.draws);
+    c.work = km_calloc((size_t)pairs * 2, sizeof *c.work);
+    out->deltas = km_calloc((size_t)most + 1, sizeof *out->deltas);
+    struct compare_delta **family = km_calloc((size_t)most + 1, sizeof *family);
+    if (!rc && (!c.weights || !c.draws || !c.work || !out->deltas || !family))
+        rc = km_fail(err, KM_ENOMEM, "out of memory comparing %d pairs", pairs);
+    if (!rc) {
+        compare_metrics(&c, out);
+        for (int i = 0; i < out->n; i++)
+            family[i] = &out->deltas[i];
+        compare_judge(family, out->n, o->noise);
+    } else {
+        compare_result_free(out);
+    }
     for (int k = HZ_TTFT; k <= HZ_E2E; k++)
-        sample_free(&samples[k]);
-    km_free(w);
-    km_free(draws);
-    km_free(work);
+        compare_match_free(&c.match[k]);
+    km_free(c.weights);
+    km_free(c.draws);
+    km_free(c.work);
     km_free(family);
     return rc;
 }
 
-void hz_comparison_free(struct hz_comparison *c)
+void compare_result_free(struct compare_result *c)
 {
     km_free(c->deltas);
-    *c = (struct hz_comparison){0};
+    *c = (struct compare_result){0};
 }

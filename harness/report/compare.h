@@ -1,90 +1,101 @@
-/* Two configurations against each other: what changed, how sure that is, and the word for it.
+/* Compares two configurations: how much each figure changed, how certain the change is, and a verdict.
  *
- * A side is one run or the repeats of it; run k of A and run k of B are a pair, measured next to each other.
- * Ratios are B over A. For figures over requests, requests are matched by (conversation, turn) within a pair
- * and the 95% interval comes from a hierarchical bootstrap: pairs are drawn, then conversations (whole ones:
- * their turns depend on each other; the same ones in every pair, because every pair ran the same
- * conversations); where there are few of either, its part of the interval is widened by Student's t. One figure
- * a run (tokens per second) rests on pairs alone and has no interval with one pair. Percentiles are compared
- * only where the number of requests gives them an interval at all. */
-#ifndef HZ_COMPARE_H
-#define HZ_COMPARE_H
+ * A side, A or B, is one run or several repeats. Run k of A and run k of B are a pair; they ran next to each other.
+ * Ratios are B over A. For figures over requests, the requests of a pair are matched by (conversation, turn), and the
+ * 95% confidence interval comes from a hierarchical bootstrap. It draws pairs, then whole conversations, because the
+ * turns of a conversation depend on each other. The same conversations are drawn in every pair, because every pair ran
+ * the same ones. With few pairs or few conversations, that part of the interval is widened to the width of Student's t.
+ * A figure with one value per run, such as tokens per second, rests on the pairs alone and has no interval with one
+ * pair. Percentiles are compared only if there are enough requests for an interval of that percentile. */
+#ifndef COMPARE_H
+#define COMPARE_H
 
 #include "base/option.h"
+#include "harness/report/table.h"
 #include "harness/run/metric.h"
 #include "harness/run/runfolder.h"
-#include "harness/report/tables.h"
 
-enum hz_verdict { HZ_NOT_JUDGED, HZ_BETTER, HZ_WORSE, HZ_NO_DIFFERENCE, HZ_TOO_NOISY };
-const char *hz_verdict_word(enum hz_verdict v); /* "better", "no detectable difference" ... */
+enum compare_verdict {
+    COMPARE_NOT_JUDGED, /* there is no interval */
+    COMPARE_BETTER,
+    COMPARE_WORSE,
+    COMPARE_NO_DIFFERENCE, /* no change was found, and a change beyond compare_opts.noise would have been */
+    COMPARE_UNDECIDED      /* no change was found, but the interval is too wide to exclude one */
+};
+const char *compare_verdict_word(enum compare_verdict v); /* "better", "no detectable difference" ... */
 
-struct hz_delta {
+struct compare_delta {
     const struct hz_metric *metric;
-    double a, b;                        /* mean or median over the runs of a side; NAN: not there */
-    double a_min, a_max, b_min, b_max;  /* over the runs */
-    double ratio, lo, hi;               /* on matched requests, with its 95% interval; NAN: none, see why */
-    double p;                           /* of "no difference", two-sided, by the same draws */
-    int pairs, requests, conversations; /* that the ratio rests on; requests are those of all pairs */
-    enum hz_verdict verdict;
-    char why[160]; /* when there is no ratio, no interval or no difference: the reason; else "" */
+    double a, b;                       /* mean or median over the runs of a side; NAN: missing */
+    double a_min, a_max, b_min, b_max; /* over the runs of a side */
+    double ratio;                      /* B over A on the matched requests; NAN: see why */
+    double lo, hi;                     /* 95% confidence interval of the ratio; NAN: see why */
+    double p;                          /* two-sided p value of "no difference", from the same draws */
+    int pairs;                         /* that the ratio rests on */
+    int requests, conversations;       /* matched requests of all pairs, and the conversations of these requests */
+    enum compare_verdict verdict;
+    char why[160]; /* what limits the verdict, or why there is no ratio or interval; else "" */
 };
 
-struct hz_comparison {
+struct compare_result {
     int pairs;
-    struct hz_delta *deltas; /* [n], in the order asked for */
+    struct compare_delta *deltas; /* [n], in the order of compare_opts.metrics */
     int n;
-    int only_a, only_b; /* requests that only one side answered; left out of the ratios */
-    bool unlike;        /* the workloads differ and force said to go on */
+    int only_a, only_b; /* requests answered on one side of a pair only; the ratios leave them out */
+    bool unlike;        /* the workloads differ, and compare_opts.force allowed it */
 };
 
 /* Defaults and ranges are the rows of harness/report/compare_options.c. */
-struct hz_compare_opts {
+struct compare_opts {
     enum hz_profile profile;
-    bool median;             /* over the runs of a side; default: the mean */
-    bool force;              /* compare unlike workloads */
-    int draws;               /* of the bootstrap */
-    uint64_t seed;           /* of the draws */
-    double noise; /* half-width of the interval beyond which an undecided figure is "too noisy" */
-    const struct hz_metric *const *metrics; /* NULL: every one that can be judged */
+    bool median;   /* median over the runs of a side; default: the mean */
+    bool force;    /* compare runs of different workloads */
+    int draws;     /* of the bootstrap */
+    uint64_t seed; /* of the bootstrap */
+    double noise;  /* an undetected change is UNDECIDED if the interval reaches further than this to each side */
+    const struct hz_metric *const *metrics; /* [n_metrics]; NULL: every figure that has enough requests */
     int n_metrics;
 };
-struct hz_compare_opts hz_compare_defaults(void);
+struct compare_opts compare_defaults(void);
 /* The options as a table of base/option.h, for command lines. */
-struct km_option_group hz_compare_option_group(struct hz_compare_opts *o);
+struct km_option_group compare_option_group(struct compare_opts *o);
 
-/* Unlike workloads (SHA-256 of what was sent) are KM_EINVAL unless forced. */
-int hz_compare(struct hz_comparison *out, const struct hz_run *const *a, const struct hz_run *const *b,
-               int pairs, const struct hz_compare_opts *o, struct km_err *err);
-void hz_comparison_free(struct hz_comparison *c);
+/* a, b: [pairs] runs. KM_EINVAL for workloads that differ (by the SHA-256 of what was sent), unless forced. */
+int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b, int pairs,
+                 const struct compare_opts *o, struct km_err *err);
+void compare_result_free(struct compare_result *c);
 
-/* Verdicts over a family of comparisons, with Holm's correction: hz_compare does it for its own deltas, a table
- * of several rows does it again over all of them. */
-void hz_judge(struct hz_delta *const *d, int n, double noise);
+/* Sets the verdicts of a family of n deltas, with Holm's correction for having asked n times. compare_runs does it for
+ * its own deltas; a table of several rows does it again over the deltas of all rows. */
+void compare_judge(struct compare_delta *const *d, int n, double noise);
 
 /* Metric | A | B | Change | Ratio | 95% interval | Pairs | Requests | Verdict */
-int hz_comparison_grid(struct hz_grid *g, const struct hz_comparison *c, const char *a, const char *b,
-                       struct km_err *err);
-cJSON *hz_comparison_json(const struct hz_comparison *c);       /* "kvmark.compare.1" */
-void hz_put_interval(struct km_buf *out, double lo, double hi); /* "1.552 to 1.671", "n/a" */
+int compare_result_grid(struct table_grid *g, const struct compare_result *c, const char *a, const char *b,
+                        struct km_err *err);
+cJSON *compare_result_json(const struct compare_result *c);          /* schema "kvmark.compare.1" */
+void compare_put_interval(struct km_buf *out, double lo, double hi); /* "1.552 to 1.671", or "n/a" */
+/* The verdict and what limits it: "undecided: only a change above 8.5% would have been detected". */
+void compare_put_verdict(struct km_buf *out, const struct compare_delta *d);
 
 /* A limit on the change from A to B: "ttft_ms.mean>+5%" is missed when mean TTFT rose by more than 5%. */
-struct hz_limit {
+struct compare_limit {
     const struct hz_metric *metric;
     char op; /* '<' or '>' */
     double percent;
 };
-int hz_limit_parse(const char *text, struct hz_limit *out, struct km_err *err);
-/* A change that was not measured misses the limit too; *change is NAN then. */
-bool hz_limit_missed(const struct hz_limit *l, const struct hz_comparison *c, double *change);
+int compare_limit_parse(const char *text, struct compare_limit *out, struct km_err *err);
+/* A change that was not measured misses the limit too; *change (in percent) is then NAN. */
+bool compare_limit_missed(const struct compare_limit *l, const struct compare_result *c, double *change);
 
-/* The runs of one side. path: a run folder; a stem whose PATH-1, PATH-2 ... are run folders (the cells of a
- * suite); or a folder of run folders, in order of name. */
-struct hz_side {
-    struct hz_run *runs;        /* [n] */
-    const struct hz_run **list; /* [n], into runs */
+/* The runs of one side, owned. */
+struct compare_side {
+    struct run_folder *runs;        /* [n] */
+    const struct run_folder **list; /* [n] pointers into runs, as compare_runs takes them */
     int n;
 };
-int hz_side_read(struct hz_side *out, const char *path, struct km_err *err);
-void hz_side_free(struct hz_side *s);
+/* path: a run folder; or a stem whose PATH-1, PATH-2 ... are run folders, as the cells of a suite are; or a folder of
+ * run folders, which are taken in the order of their names. */
+int compare_side_read(struct compare_side *out, const char *path, struct km_err *err);
+void compare_side_free(struct compare_side *s);
 
 #endif

@@ -1,5 +1,5 @@
-/* Three files a plot, and the picture made fit for a page. Labels come from users: in scripts they stand in
- * single quotes, where gnuplot expands nothing. */
+/* Writes the files of a plot and prepares its picture for a page. Labels come from users, so the script has them in
+ * single quotes, in which gnuplot expands nothing. */
 #include "harness/report/plot.h"
 
 #include "base/file.h"
@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* One line inside single quotes. */
+/* s as a gnuplot string on one line. */
 static void put_quoted(struct km_buf *out, const char *s)
 {
     km_buf_putc(out, '\'');
@@ -24,22 +24,27 @@ static void put_quoted(struct km_buf *out, const char *s)
     km_buf_putc(out, '\'');
 }
 
-static int write_script(const struct hz_plot *p, const char *path, struct km_err *err)
+static int write_text(struct km_buf *b, const char *path, struct km_err *err)
 {
+    int rc = km_buf_ok(b) ? km_file_write(path, b->data, b->len, err)
+                          : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+    km_buf_free(b);
+    return rc;
+}
+
+/* The variables of the plot, then common.gp, then the script itself. */
+static int write_script(const struct plot *p, const char *path, struct km_err *err)
+{
+    const char *common = asset_text("common.gp"), *script = asset_text(p->script), *name = p->name.data;
     struct km_buf b = {0};
-    km_buf_printf(&b, "%s.gp", p->script);
-    const char *common = hz_asset("common.gp"), *own = hz_asset(km_buf_str(&b));
-    km_buf_clear(&b);
-    if (!common || !own) {
-        km_buf_free(&b);
-        return km_fail(err, KM_EINVAL, "there is no plot script \"%s\"", p->script);
-    }
-    km_buf_printf(&b, "# gnuplot %s.gp makes %s.svg from %s.dat\ndat = '%s.dat'\nout = '%s.svg'\nn = %d\n",
-                  p->name, p->name, p->name, p->name, p->name, p->n);
+    if (!common || !script)
+        return km_fail(err, KM_EINVAL, "there is no plot script plots/%s", p->script);
+    km_buf_printf(&b, "# gnuplot %s.gp makes %s.svg from %s.dat\ndat = '%s.dat'\nout = '%s.svg'\nn = %d\n", name, name,
+                  name, name, name, p->n);
     km_buf_printf(&b, "array label[%d] = [", p->n);
     for (int i = 0; i < p->n; i++) {
         km_buf_puts(&b, i ? ", " : "");
-        put_quoted(&b, p->series[i].label);
+        put_quoted(&b, km_buf_str(&p->series[i].label));
     }
     km_buf_puts(&b, "]\n");
     if (p->unit) {
@@ -49,33 +54,30 @@ static int write_script(const struct hz_plot *p, const char *path, struct km_err
     }
     if (p->last)
         km_buf_printf(&b, "last = %d\n", p->last);
-    km_buf_printf(&b, "\n%s\n%s", common, own);
-    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err)
-                           : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
-    km_buf_free(&b);
-    return rc;
+    km_buf_printf(&b, "\n%s\n%s", common, script);
+    return write_text(&b, path, err);
 }
 
-static int write_data(const struct hz_plot *p, const char *path, struct km_err *err)
+/* One block of lines per series. */
+static int write_data(const struct plot *p, const char *path, struct km_err *err)
 {
     struct km_buf b = {0};
     for (int i = 0; i < p->n; i++) {
+        const struct plot_series *series = &p->series[i];
         km_buf_puts(&b, i ? "\n\n# " : "# ");
-        for (const char *s = p->series[i].label; *s; s++)
+        for (const char *s = km_buf_str(&series->label); *s; s++)
             km_buf_putc(&b, (unsigned char)*s < 0x20 ? ' ' : *s);
         km_buf_puts(&b, "\n");
-        km_buf_put(&b, km_buf_str(&p->series[i].data), p->series[i].data.len);
-        if (!p->series[i].data.len)
-            km_buf_puts(&b, "NaN NaN NaN NaN\n"); /* an empty block would shift the ones after it */
-        b.oom |= p->series[i].data.oom;
+        km_buf_put(&b, km_buf_str(&series->data), series->data.len);
+        if (!series->data.len)
+            km_buf_puts(&b, "NaN NaN NaN NaN\n"); /* gnuplot would not count an empty block */
+        b.oom |= series->data.oom || series->label.oom;
     }
-    int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err)
-                           : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
-    km_buf_free(&b);
-    return rc;
+    return write_text(&b, path, err);
 }
 
-/* gnuplot ARG in dir, its messages kept from the terminal. Its exit status; 127 when it is not there. */
+/* Runs `gnuplot ARG` in dir without terminal output. Its exit status: 127 when there is no gnuplot, 126 when it could
+ * not be run. */
 static int gnuplot(const char *dir, const char *arg)
 {
     int status = 0;
@@ -96,34 +98,35 @@ static int gnuplot(const char *dir, const char *arg)
     return pid > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : 126;
 }
 
-bool hz_gnuplot_there(void)
+bool plot_gnuplot_found(void)
 {
     return gnuplot(NULL, "--version") == 0;
 }
 
-int hz_plot_write(const struct hz_plot *p, const char *dir, struct km_err *err)
+int plot_write(const struct plot *p, const char *dir, struct km_err *err)
 {
     struct km_buf script = {0}, data = {0}, svg = {0}, name = {0};
-    km_buf_printf(&script, "%s/%s.gp", dir, p->name);
-    km_buf_printf(&data, "%s/%s.dat", dir, p->name);
-    km_buf_printf(&svg, "%s/%s.svg", dir, p->name);
-    km_buf_printf(&name, "%s.gp", p->name);
-    int rc = km_buf_ok(&script) && km_buf_ok(&data) && km_buf_ok(&svg) && km_buf_ok(&name)
-                 ? 0
-                 : km_fail(err, KM_ENOMEM, "out of memory plotting %s", p->name);
+    km_buf_printf(&script, "%s/%s.gp", dir, km_buf_str(&p->name));
+    km_buf_printf(&data, "%s/%s.dat", dir, km_buf_str(&p->name));
+    km_buf_printf(&svg, "%s/%s.svg", dir, km_buf_str(&p->name));
+    km_buf_printf(&name, "%s.gp", km_buf_str(&p->name));
+    int rc = 0;
+    if (!km_buf_ok(&p->name) || !km_buf_ok(&script) || !km_buf_ok(&data) || !km_buf_ok(&svg) || !km_buf_ok(&name))
+        rc = km_fail(err, KM_ENOMEM, "out of memory making a plot");
     if (!rc)
         rc = write_data(p, data.data, err);
     if (!rc)
         rc = write_script(p, script.data, err);
     if (!rc) {
-        unlink(svg.data); /* an old picture must not pass for this one */
+        unlink(svg.data); /* so that a picture of earlier data does not stay when gnuplot fails */
         int status = gnuplot(dir, name.data);
         if (status == 127)
-            rc = km_fail(err, KM_ENOENT, "gnuplot is not installed; %s and %s are ready for it", script.data,
-                         data.data);
+            rc =
+                km_fail(err, KM_ENOENT, "gnuplot is not installed; %s and %s are ready for it", script.data, data.data);
         else if (status || !km_file_exists(svg.data))
-            rc = km_fail(err, KM_EIO, "gnuplot could not draw %s (exit %d); run it there to see why",
-                         script.data, status);
+            rc =
+                km_fail(err, KM_EIO, "gnuplot could not draw %s (exit status %d); run gnuplot there to see its message",
+                        script.data, status);
     }
     km_buf_free(&script);
     km_buf_free(&data);
@@ -132,14 +135,18 @@ int hz_plot_write(const struct hz_plot *p, const char *dir, struct km_err *err)
     return rc;
 }
 
-void hz_plot_free(struct hz_plot *p)
+void plot_deinit(struct plot *p)
 {
-    for (int i = 0; i < HZ_MAX_SERIES; i++)
+    for (int i = 0; i < PLOT_MAX_SERIES; i++) {
+        km_buf_free(&p->series[i].label);
         km_buf_free(&p->series[i].data);
+    }
+    km_buf_free(&p->name);
     p->n = 0;
 }
 
-/* gnuplot opens a group for every change of its pen, drawn with or not: most of a file's bytes. */
+/* The length of an empty group at s, else 0. gnuplot opens a group for every change of its pen, used or not; most bytes
+ * of its files are empty groups. */
 static size_t empty_group(const char *s)
 {
     if (strncmp(s, "<g fill=", 8))
@@ -150,61 +157,60 @@ static size_t empty_group(const char *s)
     return strncmp(p, "</g>", 4) ? 0 : (size_t)(p + 4 - s);
 }
 
-/* Copies an SVG, changing on the way what depends on the page: ids and references to them get a prefix, ink the
- * page's colour; the groups' titles would show as tooltips and go, and so does what says nothing. */
+/* Copies an SVG and adapts it to a page. Ids and references to ids get a prefix. The colour of lines and text (`ink` in
+ * common.gp) becomes the colour of the page. Titles are left out, because browsers show them as tooltips, and so are
+ * empty groups and attributes with default values, which make the page large. */
 static void put_svg(struct km_buf *out, const char *s, const char *prefix)
 {
-    static const char *const marks[] = {"id='", "id=\"", "xlink:href='#"};
-    static const char *const inks[] = {"\"rgb( 51,  51,  51)\"", "'rgb( 51,  51,  51)'", "\"rgb(51,51,51)\"",
-                                       "'rgb(51,51,51)'"};
-    static const char *const idle[] = {" color=\"black\"", /* would make currentColor black inside the group */
-                                       " color=\"white\"",
-                                       " stroke-width=\"1.00\"",
-                                       " stroke-linecap=\"butt\"",
-                                       " stroke-linejoin=\"miter\"",
-                                       " class=\"gridline\"",
-                                       " font-family=\"sans-serif\"",
-                                       "\t",
-                                       "\n\n"};
-    enum {
-        MARKS = sizeof marks / sizeof *marks,
-        INKS = sizeof inks / sizeof *inks,
-        IDLE = sizeof idle / sizeof *idle
+    static const struct {
+        const char *find, *put;
+        bool prefix; /* the prefix follows */
+    } rules[] = {
+        {"id='", "id='", true},
+        {"id=\"", "id=\"", true},
+        {"xlink:href='#", "xlink:href='#", true},
+        {"\"rgb( 51,  51,  51)\"", "\"currentColor\"", false},
+        {"'rgb( 51,  51,  51)'", "\"currentColor\"", false},
+        {"\"rgb(51,51,51)\"", "\"currentColor\"", false},
+        {"'rgb(51,51,51)'", "\"currentColor\"", false},
+        {" color=\"black\"", "", false}, /* currentColor would be black inside the group */
+        {" color=\"white\"", "", false},
+        {" stroke-width=\"1.00\"", "", false},
+        {" stroke-linecap=\"butt\"", "", false},
+        {" stroke-linejoin=\"miter\"", "", false},
+        {" class=\"gridline\"", "", false},
+        {" font-family=\"sans-serif\"", "", false},
+        {"\t", "", false},
+        {"\n\n", "", false},
     };
     while (*s) {
         const char *end = strncmp(s, "<title>", 7) ? NULL : strstr(s, "</title>");
         size_t used = end ? (size_t)(end - s) + strlen("</title>") : empty_group(s);
-        for (int i = 0; i < MARKS && !used; i++)
-            if (!strncmp(s, marks[i], strlen(marks[i]))) {
-                used = strlen(marks[i]);
-                km_buf_put(out, s, used);
-                km_buf_printf(out, "%s-", prefix);
+        for (size_t i = 0; i < sizeof rules / sizeof *rules && !used; i++)
+            if (!strncmp(s, rules[i].find, strlen(rules[i].find))) {
+                used = strlen(rules[i].find);
+                km_buf_puts(out, rules[i].put);
+                if (rules[i].prefix)
+                    km_buf_printf(out, "%s-", prefix);
             }
-        for (int i = 0; i < INKS && !used; i++)
-            if (!strncmp(s, inks[i], strlen(inks[i]))) {
-                km_buf_puts(out, "\"currentColor\"");
-                used = strlen(inks[i]);
-            }
-        for (int i = 0; i < IDLE && !used; i++)
-            used = strncmp(s, idle[i], strlen(idle[i])) ? 0 : strlen(idle[i]);
         if (!used)
             km_buf_putc(out, s[used++]);
         s += used;
     }
 }
 
-int hz_plot_inline(const char *dir, const char *name, const char *alt, struct km_buf *out, struct km_err *err)
+int plot_inline(const char *dir, const char *name, const char *alt, struct km_buf *out, struct km_err *err)
 {
     struct km_buf path = {0}, svg = {0};
     km_buf_printf(&path, "%s/%s.svg", dir, name);
     int rc = km_buf_ok(&path) ? km_file_read(path.data, 4 << 20, &svg, err)
-                              : km_fail(err, KM_ENOMEM, "out of memory");
+                              : km_fail(err, KM_ENOMEM, "out of memory reading a plot");
     char *start = rc ? NULL : strstr(km_buf_str(&svg), "<svg"), *end = start ? strchr(start, '>') : NULL;
     char *view = start ? strstr(start, "viewBox=\"") : NULL;
     if (!rc && (!end || !view || view > end))
-        rc = km_fail(err, KM_EFORMAT, "%s is not a picture from gnuplot", path.data);
+        rc = km_fail(err, KM_EFORMAT, "%s is not an SVG file made by gnuplot", path.data);
     if (!rc) {
-        char *title = strstr(end, "</desc>");
+        char *desc = strstr(end, "</desc>");
         view += strlen("viewBox=\"");
         km_buf_printf(out,
                       "<svg role=\"img\" viewBox=\"%.*s\" xmlns=\"http://www.w3.org/2000/svg\" "
@@ -212,7 +218,7 @@ int hz_plot_inline(const char *dir, const char *name, const char *alt, struct km
                       (int)strcspn(view, "\""), view);
         km_buf_put_html(out, alt, strlen(alt));
         km_buf_puts(out, "\">");
-        put_svg(out, title ? title + strlen("</desc>") : end + 1, name);
+        put_svg(out, desc ? desc + strlen("</desc>") : end + 1, name);
     }
     km_buf_free(&path);
     km_buf_free(&svg);

@@ -1,42 +1,40 @@
-/* Plots: numbers to NAME.dat, a script to NAME.gp, and gnuplot to NAME.svg, all three kept in one folder.
+/* A plot: its numbers in NAME.dat, its gnuplot script in NAME.gp and the picture in NAME.svg, all in one folder.
  *
- * A `hz_plot` is series of rows of numbers for one of the scripts in plots/ (which are compiled in, so that the
- * program needs no folder beside it). Each .gp stands alone: `gnuplot NAME.gp` in its folder makes the picture
- * again. */
-#ifndef HZ_PLOT_H
-#define HZ_PLOT_H
+ * A `plot` holds series of rows of numbers for one of the scripts in plots/, which are compiled in. NAME.gp is
+ * complete: `gnuplot NAME.gp` in its folder makes the picture again. */
+#ifndef PLOT_H
+#define PLOT_H
 
 #include "base/buf.h"
 #include "base/err.h"
 
 #include <stdbool.h>
 
-enum { HZ_MAX_SERIES = 7 }; /* as many as there are colours */
+enum { PLOT_MAX_SERIES = 7 }; /* the number of colours in plots/common.gp */
 
-struct hz_series {
-    const char *label;
-    struct km_buf data; /* lines of columns; see the script for what they are */
+struct plot_series {
+    struct km_buf label; /* in the legend */
+    struct km_buf data;  /* lines of columns; the script says what the columns are */
 };
 
-struct hz_plot {
-    const char *script; /* "ttft-cdf", "ttft-turn", "repeats", "bars" */
-    const char *name;   /* file stem: [a-z0-9._-] */
-    const char *unit;   /* the y axis, where the script leaves it open; or NULL */
-    int last;           /* repeats: how many; else 0 */
-    struct hz_series series[HZ_MAX_SERIES];
+struct plot {
+    const char *script;                         /* file name of the script, such as "ttft-cdf.gp" */
+    struct km_buf name;                         /* of the three files, without suffix: [a-z0-9._-] */
+    const char *unit;                           /* label of the y axis, for scripts that use `unit`; else NULL */
+    int last;                                   /* right end of the x axis, for scripts that use `last`; else 0 */
+    struct plot_series series[PLOT_MAX_SERIES]; /* [n] */
     int n;
 };
 
-/* Whether gnuplot can be run at all. */
-bool hz_gnuplot_there(void);
+bool plot_gnuplot_found(void);
 
-/* Writes the three files into dir (which must exist). KM_ENOENT: no gnuplot; the .dat and .gp are there even
- * so. */
-int hz_plot_write(const struct hz_plot *p, const char *dir, struct km_err *err);
-void hz_plot_free(struct hz_plot *p);
+/* Writes the three files into dir, which must exist. KM_ENOENT when there is no gnuplot and KM_EIO when it fails; the
+ * .dat and .gp file are then written nevertheless. */
+int plot_write(const struct plot *p, const char *dir, struct km_err *err);
+void plot_deinit(struct plot *p); /* releases what the plot holds, not p itself */
 
-/* The picture as it goes into a page: no prolog, ids made unique by prefix, grey in the page's text colour, alt
- * text. */
-int hz_plot_inline(const char *dir, const char *name, const char *alt, struct km_buf *out, struct km_err *err);
+/* Appends DIR/NAME.svg as an element of an HTML page: without XML prolog, its ids made unique by the name, lines and
+ * text in the colour of the page, `alt` as its description. */
+int plot_inline(const char *dir, const char *name, const char *alt, struct km_buf *out, struct km_err *err);
 
 #endif

@@ -1,24 +1,24 @@
-/* From stored runs to what people read: DIR/tables.md, DIR/report.html and DIR/plots/, offline.
+/* Makes a report from stored runs: DIR/tables.md, DIR/report.html and DIR/plots/. Nothing is run and no network is
+ * needed.
  *
- * DIR is a suite's result folder (suite.json) or one run folder (run.json). The tables are the write-up's;
- * under each stand the notes that its runs call for (repeats, dummy weights, simulated devices, limits), the
- * evidence (ratio, interval, verdict) and the tokens that explain it. report.html is one file under 1 MB that
- * needs no network and reads without JavaScript. Without gnuplot there are no pictures and the report says so;
- * their .dat and .gp are written even so. */
-#ifndef HZ_REPORT_H
-#define HZ_REPORT_H
+ * DIR is the result folder of a suite (with suite.json) or the folder of one run (with run.json). The tables have the
+ * form of the write-up's. Under each table stand notes on its runs (repeats, dummy weights, simulated devices, limits),
+ * the evidence (ratio, 95% confidence interval, verdict) and the token counts that explain the figures. report.html is
+ * one file below 1 MB that can be read without network and without JavaScript. Without gnuplot the report has no
+ * pictures and says so; the .dat and .gp file of each plot are written nevertheless. */
+#ifndef REPORT_H
+#define REPORT_H
 
-#include "base/buf.h"
 #include "base/err.h"
 
 #include <stdbool.h>
 
-struct hz_report_result {
-    int runs, missing; /* run folders read; places in tables without one */
+struct report_result {
+    int runs, missing; /* run folders that were read, and run folders that were planned but could not be read */
     bool no_gnuplot;
-    char headline[400]; /* the sentence on top */
+    char headline[400]; /* the sentence above the first table that has one; "" without a comparison */
 };
 
-int hz_report_write(const char *dir, struct hz_report_result *res, struct km_err *err);
+int report_write(const char *dir, struct report_result *res, struct km_err *err);
 
 #endif

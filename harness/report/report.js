@@ -1,4 +1,4 @@
-/* Sorts the request table by the column that is clicked, the other way round at the second click. */
+/* Sorts the table of requests by the column that is clicked; a second click reverses the order. */
 document.querySelectorAll('#requests thead th').forEach(function (th, col) {
   th.addEventListener('click', function () {
     var dir = th.dataset.dir === '1' ? -1 : 1;
@@ -11,7 +11,7 @@ document.querySelectorAll('#requests thead th').forEach(function (th, col) {
     });
     rows.sort(function (x, y) {
       var a = isNaN(x.number), b = isNaN(y.number);
-      if (a !== b) return a ? 1 : -1; /* what is not there goes last */
+      if (a !== b) return a ? 1 : -1; /* missing values go last */
       return dir * (a ? x.text.localeCompare(y.text) : x.number - y.number);
     });
     rows.forEach(function (r) { body.appendChild(r.row); });

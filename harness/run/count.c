@@ -1,6 +1,6 @@
-/* Token counts by the client's own tokenizer, after the run: what vLLM's multi-turn client does between two
- * requests, inside its closed loop, is done here where it delays nothing. */
-#include "harness/client/load.h"
+/* benchmark_serving_multi_turn.py tokenizes between two requests, inside its closed loop. Here it is done after the
+ * run, where it delays no request. */
+#include "harness/run/count.h"
 
 #include "base/mem.h"
 
@@ -21,7 +21,13 @@ static int message_tokens(const struct tok *tok, const struct wl_msg *m, int *ou
     return m->n_tokens >= 0 ? 0 : count(tok, m->text, m->len, out, err);
 }
 
-/* Counts a record's answer and files it under its turn, so that later prompts can add it up. */
+/* Record i of the warm-up and the measured phase together. */
+static struct hz_rec *rec_at(struct hz_trace *t, int i)
+{
+    return i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
+}
+
+/* Counts a request's answer. *answer is the count of its turn, which is part of the later prompts. */
 static int count_answer(struct hz_rec *r, const struct tok *tok, int *answer, struct km_err *err)
 {
     int rc = 0;
@@ -39,7 +45,7 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
 {
     int rc = 0;
     size_t turns = 0;
-    size_t *at = km_calloc((size_t)set->n + 1, sizeof *at); /* where conversation c's turns begin */
+    size_t *at = km_calloc((size_t)set->n + 1, sizeof *at); /* index of conversation c's turn 0 in user and answer */
     for (int c = 0; at && c < set->n; c++) {
         at[c] = turns;
         turns += (size_t)set->convs[c].n / 2;
@@ -52,9 +58,9 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
             rc = message_tokens(tok, &set->convs[c].msgs[m],
                                 m % 2 ? &answer[at[c] + (size_t)m / 2] : &user[at[c] + (size_t)m / 2], err);
     }
-    /* First every answer, in both passes; with a fixed history the workload's own stay in the prompts. */
+    /* Answers come before prompts, which contain them. With a fixed history the prompts have the workload's answers. */
     for (int i = 0; !rc && tok && i < t->n_warm + t->n; i++) {
-        struct hz_rec *r = i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
+        struct hz_rec *r = rec_at(t, i);
         int unused;
         rc = count_answer(r, tok, t->fixed_history ? &unused : &answer[at[r->conv] + (size_t)r->turn], err);
     }
@@ -67,7 +73,7 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
         r->local_prompt_tokens = sum;
     }
     for (int i = 0; !keep_text && i < t->n_warm + t->n; i++) {
-        struct hz_rec *r = i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
+        struct hz_rec *r = rec_at(t, i);
         km_free(r->text);
         r->text = NULL;
     }

@@ -1,6 +1,6 @@
-/* What this machine is, as far as files of the kernel and the libraries themselves say: everything that could
- * make two results differ and costs nothing to write down. What is not there is left out. */
-#include "harness/run/runfolder.h"
+/* Everything about the machine that can make two results differ and is cheap to read: files of the kernel, and the
+ * libraries' own versions. */
+#include "harness/run/env.h"
 
 #include <curl/curl.h>
 #include <gnu/libc-version.h>
@@ -11,7 +11,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-/* The first line of a small file; false when it is not there or empty. */
+/* The first line of a small file. False: there is no such file, or the line is empty. */
 static bool first_line(const char *path, char *out, size_t size)
 {
     FILE *f = fopen(path, "r");
@@ -31,7 +31,7 @@ static void add_line(cJSON *to, const char *key, const char *path)
         cJSON_AddStringToObject(to, key, line);
 }
 
-/* The value of "key : value" in a /proc file, into out. */
+/* The value of the first line "key : value" of a /proc file. False: there is none. */
 static bool field(const char *path, const char *key, char *out, size_t size)
 {
     char line[4096];

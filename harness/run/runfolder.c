@@ -1,11 +1,12 @@
-/* run.json around the two trace files of tracefile.h.
+/* Writes and reads a run folder. The trace's two files are in tracefile.[ch], the summaries in summary.[ch].
  *
- * Written last and by rename: a folder that holds one is complete. Keys keep their order, numbers that are not
- * there are null, and a "reasons" object beside them says why. */
+ * In run.json the order of the keys is fixed. A value that is not known is null, and the "reasons" object beside it
+ * says why. */
 #include "harness/run/runfolder.h"
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "harness/run/env.h"
 #include "harness/run/tracefile.h"
 
 #include <math.h>
@@ -16,8 +17,9 @@
 static const char schema[] = "kvmark.run.1";
 enum { MAX_FILE = 1 << 30 };
 
-/* A client that is later than this at its 99th percentile has measured itself. Sending may lag more: a burst of N
- * prompts leaves one by one, some 30 us each, and the lag is in no service latency. */
+/* Beyond these limits the client's own delays are a visible part of the figures, and the run is "doubtful". The limit
+ * of the send lag is higher, because N prompts sent at once leave one by one, about 30 us each, and because no latency
+ * but the response TTFT includes the lag. */
 static const double MAX_SEND_LAG_MS = 50, MAX_LOOP_GAP_MS = 10, MIN_KERNEL_STAMPS = 0.9;
 
 static const struct {
@@ -38,7 +40,7 @@ static const struct {
                    {"clock_steps", offsetof(struct hz_health, clock_steps), true}};
 enum { N_HEALTH = sizeof health_keys / sizeof *health_keys };
 
-/* Text, or null with a reason for what is empty. */
+/* The text; null and the reason when it is empty. */
 static void put_text(cJSON *to, const char *key, const char *text, const char *reason)
 {
     if (text && *text) {
@@ -78,9 +80,10 @@ static void put_health(cJSON *to, const struct hz_health *h)
         cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
     }
     if (h->kernel_stamps < MIN_KERNEL_STAMPS) {
-        snprintf(why, sizeof why,
-                 "only %.0f%% of the events that waited for the client have kernel stamps; the others include its delay",
-                 100 * h->kernel_stamps);
+        snprintf(
+            why, sizeof why,
+            "only %.0f%% of the events that waited for the client have kernel stamps; the others include its delay",
+            100 * h->kernel_stamps);
         cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
     }
     cJSON_AddStringToObject(to, "verdict", cJSON_GetArraySize(doubts) ? "doubtful" : "good");
@@ -88,8 +91,8 @@ static void put_health(cJSON *to, const struct hz_health *h)
     cJSON_AddItemToObject(to, "reasons", reasons);
 }
 
-/* The limits that the run lived under: those of the options that set one, and the caller's. */
-static void put_limits(cJSON *to, const struct hz_run_info *info)
+/* The limits of the run: the options that set one, then the caller's. */
+static void put_limits(cJSON *to, const struct run_info *info)
 {
     static const char *const keys[] = {"gpu-memory-limit", "gpu-memory-utilization", "num-gpu-blocks-override",
                                        "max-model-len",    "max-num-seqs",           "max-num-batched-tokens",
@@ -102,7 +105,7 @@ static void put_limits(cJSON *to, const struct hz_run_info *info)
         snprintf(name, sizeof name, "%s", keys[i]);
         for (char *p = name; *p; p++)
             *p = *p == '-' ? '_' : *p;
-        bool engines = i < 6; /* an option of our engine says nothing about another server */
+        bool engines = i < 6; /* an option of our engine, which has no effect on another server */
         bool set = v && (cJSON_IsNumber(v) ? v->valuedouble > 0 : cJSON_IsString(v)) && (own || !engines);
         if (set)
             cJSON_AddItemToObject(to, name, cJSON_Duplicate(v, false));
@@ -117,7 +120,7 @@ static void put_limits(cJSON *to, const struct hz_run_info *info)
     cJSON_AddItemToObject(to, "reasons", reasons);
 }
 
-static cJSON *run_json(const struct hz_run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
+static cJSON *run_json(const struct run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
                        const struct hz_summary *strict)
 {
     cJSON *v = cJSON_CreateObject();
@@ -165,8 +168,7 @@ static cJSON *run_json(const struct hz_run_info *info, const struct hz_trace *t,
     cJSON_AddBoolToObject(r, "stopped", t->stopped);
     cJSON_AddBoolToObject(r, "fixed_history", t->fixed_history);
 
-    cJSON_AddItemToObject(v, "options",
-                          info->options ? cJSON_Duplicate(info->options, true) : cJSON_CreateObject());
+    cJSON_AddItemToObject(v, "options", info->options ? cJSON_Duplicate(info->options, true) : cJSON_CreateObject());
     if (info->server_metrics)
         cJSON_AddItemToObject(v, "server_metrics", cJSON_Duplicate(info->server_metrics, true));
     else {
@@ -195,16 +197,16 @@ static int put_json(const char *dir, const char *name, cJSON *v, struct km_err *
     return rc;
 }
 
-int hz_run_write(const char *dir, const struct hz_run_info *info, const struct hz_trace *t,
-                 const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err)
+int run_folder_write(const char *dir, const struct run_info *info, const struct hz_trace *t,
+                     const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err)
 {
     struct km_buf b = {0};
-    char *taken = km_path(dir, "run.json");
-    int rc = !taken ? km_fail(err, KM_ENOMEM, "no memory for a run's path")
-             : km_file_exists(taken)
+    char *path = km_path(dir, "run.json");
+    int rc = !path ? km_fail(err, KM_ENOMEM, "no memory for a run's path")
+             : km_file_exists(path)
                  ? km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", dir)
                  : km_mkdirs(dir, err);
-    km_free(taken);
+    km_free(path);
     if (!rc) {
         tf_csv_write(t, info->set, &b);
         rc = put_file(dir, "requests.csv", &b, err);
@@ -265,8 +267,8 @@ static int read_trace_facts(const cJSON *v, struct hz_trace *t, struct km_err *e
     return rc;
 }
 
-/* run.json's parts into out. */
-static int read_json(struct hz_run *out, struct km_err *err)
+/* Parses out->json into the other members. */
+static int read_json(struct run_folder *out, struct km_err *err)
 {
     const cJSON *part = NULL;
     const char *s = NULL;
@@ -292,17 +294,17 @@ static int read_json(struct hz_run *out, struct km_err *err)
     return rc;
 }
 
-int hz_run_read(struct hz_run *out, const char *dir, struct km_err *err)
+int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err)
 {
     struct km_buf b = {0};
-    *out = (struct hz_run){.dir = km_strdup(dir)};
+    *out = (struct run_folder){.dir = km_strdup(dir)};
     char *path = km_path(dir, "run.json");
     const char *at = "run.json";
     int rc = out->dir && path ? 0 : km_fail(err, KM_ENOMEM, "no memory for a run");
     if (!rc && !km_file_exists(path)) {
         rc = km_fail(err, KM_ENOENT, "%s holds no run.json: it is not a run folder, or the run did not end", dir);
         km_free(path);
-        hz_run_free(out);
+        run_folder_free(out);
         return rc;
     }
     if (!rc && !(rc = km_json_file(path, MAX_FILE, &out->json, err)))
@@ -322,17 +324,26 @@ int hz_run_read(struct hz_run *out, const char *dir, struct km_err *err)
     km_buf_free(&b);
     if (rc) {
         km_context(err, "%s/%s", dir, at);
-        hz_run_free(out);
+        run_folder_free(out);
     }
     return rc;
 }
 
-void hz_run_free(struct hz_run *r)
+void run_folder_free(struct run_folder *r)
 {
     if (!r)
         return;
     km_free(r->dir);
     cJSON_Delete(r->json);
     hz_trace_free(&r->trace);
-    *r = (struct hz_run){0};
+    *r = (struct run_folder){0};
+}
+
+double run_folder_sample(const struct run_folder *run, const struct hz_rec *r, enum hz_sample what,
+                         enum hz_profile profile)
+{
+    const char *kind = NULL;
+    (void)km_json_str(cJSON_GetObjectItemCaseSensitive(run->json, "workload"), "kind", false, &kind, NULL);
+    struct hz_request q = hz_request_of(&run->trace, r, wl_kind_named(kind), profile);
+    return what == HZ_TTFT ? q.ttft_ms : what == HZ_TPOT ? q.tpot_ms : q.e2e_ms;
 }

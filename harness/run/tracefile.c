@@ -1,6 +1,6 @@
-/* Both directions of both files from one table of columns, so that they cannot drift apart.
+/* Reading and writing share one table of columns, so that they cannot differ.
  *
- * A reader trusts nothing: counts are checked against the bytes there before memory is taken for them. */
+ * The reader trusts no file: every count is checked against the number of bytes before memory is allocated for it. */
 #include "harness/run/tracefile.h"
 
 #include "base/mem.h"
@@ -12,11 +12,11 @@
 #include <xxhash.h>
 
 enum column_type {
-    ROW,   /* the row's number; ignored when read */
-    ID,    /* the conversation's id; likewise */
+    ROW,   /* number of the row; not read back */
+    ID,    /* id of the conversation; not read back */
     INT,   /* int */
-    COUNT, /* int, -1 is an empty cell */
-    TIME,  /* int64_t; 0, never, is an empty cell */
+    COUNT, /* int; an empty cell is -1 */
+    TIME,  /* int64_t; an empty cell is 0, "never" */
     BOOL,
     SIZE,   /* size_t */
     HEX,    /* uint64_t */
@@ -80,12 +80,16 @@ static void put_cell(struct km_buf *out, const struct hz_trace *t, const struct 
     const struct hz_rec *r = &t->recs[row];
     const void *p = (const char *)r + columns[col].at;
     switch (columns[col].type) {
-    case ROW: km_buf_printf(out, "%d", row); break;
+    case ROW:
+        km_buf_printf(out, "%d", row);
+        break;
     case ID:
         if (set && r->conv >= 0 && r->conv < set->n && set->convs[r->conv].id)
             put_text(out, set->convs[r->conv].id);
         break;
-    case INT: km_buf_printf(out, "%d", *(const int *)p); break;
+    case INT:
+        km_buf_printf(out, "%d", *(const int *)p);
+        break;
     case COUNT:
         if (*(const int *)p >= 0)
             km_buf_printf(out, "%d", *(const int *)p);
@@ -94,11 +98,19 @@ static void put_cell(struct km_buf *out, const struct hz_trace *t, const struct 
         if (*(const int64_t *)p)
             km_buf_printf(out, "%" PRId64, *(const int64_t *)p - t->begin_ns);
         break;
-    case BOOL: km_buf_putc(out, *(const bool *)p ? '1' : '0'); break;
-    case SIZE: km_buf_printf(out, "%zu", *(const size_t *)p); break;
-    case HEX: km_buf_printf(out, "%016" PRIx64, *(const uint64_t *)p); break;
+    case BOOL:
+        km_buf_putc(out, *(const bool *)p ? '1' : '0');
+        break;
+    case SIZE:
+        km_buf_printf(out, "%zu", *(const size_t *)p);
+        break;
+    case HEX:
+        km_buf_printf(out, "%016" PRIx64, *(const uint64_t *)p);
+        break;
     case FINISH:
-    case ERROR: put_text(out, p); break;
+    case ERROR:
+        put_text(out, p);
+        break;
     }
 }
 
@@ -118,8 +130,8 @@ struct csv {
     int line;
 };
 
-/* One cell, unquoted, into out. `last` wants a line's end after it, otherwise a comma. False: the row is not so. */
-static bool cell(struct csv *s, bool last, struct km_buf *out)
+/* Reads one cell without its quotes. `last`: a line end must follow it, else a comma. False: it does not. */
+static bool read_cell(struct csv *s, bool last, struct km_buf *out)
 {
     km_buf_clear(out);
     bool quoted = s->p < s->end && *s->p == '"';
@@ -151,13 +163,14 @@ static bool number(const struct km_buf *b, int64_t lo, int64_t hi, int64_t *out)
     return b->len && end == s + b->len && *out >= lo && *out <= hi;
 }
 
-static bool take_cell(const struct km_buf *b, enum column_type type, void *p)
+static bool parse_cell(const struct km_buf *b, enum column_type type, void *p)
 {
     int64_t v = 0;
     bool empty = b->len == 0;
     switch (type) {
     case ROW:
-    case ID: return true;
+    case ID:
+        return true;
     case INT:
     case COUNT:
         if (!(empty && type == COUNT) && !number(b, 0, INT32_MAX, &v))
@@ -169,7 +182,9 @@ static bool take_cell(const struct km_buf *b, enum column_type type, void *p)
             return false;
         *(int64_t *)p = empty ? 0 : v + TF_BEGIN_NS;
         return true;
-    case BOOL: *(bool *)p = b->len == 1 && b->data[0] == '1'; return b->len == 1 && (b->data[0] | 1) == '1';
+    case BOOL:
+        *(bool *)p = b->len == 1 && b->data[0] == '1';
+        return b->len == 1 && (b->data[0] | 1) == '1';
     case SIZE:
         if (!number(b, 0, INT64_MAX, &v))
             return false;
@@ -182,8 +197,8 @@ static bool take_cell(const struct km_buf *b, enum column_type type, void *p)
     }
     case FINISH:
     case ERROR: {
-        size_t room = type == FINISH ? sizeof((struct hz_rec *)0)->finish : sizeof((struct hz_rec *)0)->error;
-        if (b->len >= room)
+        size_t size = type == FINISH ? sizeof((struct hz_rec *)0)->finish : sizeof((struct hz_rec *)0)->error;
+        if (b->len >= size)
             return false;
         memcpy(p, km_buf_str(b), b->len + 1);
         return true;
@@ -198,14 +213,14 @@ int tf_csv_read(const char *text, size_t len, struct hz_trace *t, struct km_err 
     struct km_buf b = {0};
     int rc = 0, rows = 0;
     for (int c = 0; !rc && c < N_COLUMNS; c++)
-        if (!cell(&s, c + 1 == N_COLUMNS, &b) || strcmp(km_buf_str(&b), columns[c].name))
-            rc = !km_buf_ok(&b)
-                     ? km_fail(err, KM_ENOMEM, "no memory for a header")
-                     : km_fail(err, KM_EFORMAT, "column %d is \"%.40s\" and not \"%s\": another version wrote it",
-                               c + 1, km_buf_str(&b), columns[c].name);
+        if (!read_cell(&s, c + 1 == N_COLUMNS, &b) || strcmp(km_buf_str(&b), columns[c].name))
+            rc = !km_buf_ok(&b) ? km_fail(err, KM_ENOMEM, "no memory for a header")
+                                : km_fail(err, KM_EFORMAT,
+                                          "column %d is \"%.40s\" instead of \"%s\"; the file is from another version",
+                                          c + 1, km_buf_str(&b), columns[c].name);
     for (const char *p = s.p; p < s.end; p++)
         rows += *p == '\n';
-    rows++; /* at least as many as rows: the last may have lost its end */
+    rows++; /* the last row may have no line end */
     if (!rc && !(t->recs = km_calloc((size_t)rows, sizeof *t->recs)))
         rc = km_fail(err, KM_ENOMEM, "no memory for %d requests", rows);
     t->cap = rows;
@@ -214,12 +229,12 @@ int tf_csv_read(const char *text, size_t len, struct hz_trace *t, struct km_err 
         struct hz_rec *r = &t->recs[t->n];
         s.line++;
         for (int c = 0; !rc && c < N_COLUMNS; c++) {
-            if (!cell(&s, c + 1 == N_COLUMNS, &b))
-                rc = km_fail(err, KM_EFORMAT, "line %d has not %d cells", s.line, N_COLUMNS);
+            if (!read_cell(&s, c + 1 == N_COLUMNS, &b))
+                rc = km_fail(err, KM_EFORMAT, "line %d does not have %d cells", s.line, N_COLUMNS);
             else if (!km_buf_ok(&b))
                 rc = km_fail(err, KM_ENOMEM, "no memory for line %d", s.line);
-            else if (!take_cell(&b, columns[c].type, (char *)r + columns[c].at))
-                rc = km_fail(err, KM_EFORMAT, "line %d, column %s: \"%.40s\" does not belong there", s.line,
+            else if (!parse_cell(&b, columns[c].type, (char *)r + columns[c].at))
+                rc = km_fail(err, KM_EFORMAT, "line %d, column %s: \"%.40s\" is not a value of this column", s.line,
                              columns[c].name, km_buf_str(&b));
         }
         r->tick0 = t->n_ticks;
@@ -290,17 +305,17 @@ int tf_ticks_read(const char *bytes, size_t len, struct hz_trace *t, struct km_e
 {
     uint64_t sum = 0;
     if (len < sizeof magic + 10 || memcmp(bytes, magic, sizeof magic))
-        return km_fail(err, KM_EFORMAT, "it does not begin like a tokens.bin: %zu bytes", len);
+        return km_fail(err, KM_EFORMAT, "it has %zu bytes and does not start with KVMTOK1", len);
     for (int i = 0; i < 8; i++)
         sum |= (uint64_t)(unsigned char)bytes[len - 8 + (size_t)i] << 8 * i;
     if (sum != XXH64(bytes, len - 8, 0))
-        return km_fail(err, KM_EFORMAT, "its checksum is wrong: the file was damaged or cut off");
+        return km_fail(err, KM_EFORMAT, "its checksum is wrong; the file is damaged or cut off");
     struct bytes b = {(const unsigned char *)bytes + sizeof magic, (const unsigned char *)bytes + len - 8, false};
     uint64_t n = varint(&b, INT32_MAX), total = varint(&b, len / 3);
     if (b.bad || n != (uint64_t)t->n || total != t->n_ticks)
         return km_fail(err, KM_EFORMAT,
-                       "it holds %" PRIu64 " requests with %" PRIu64 " events where requests.csv has %d with %zu",
-                       n, total, t->n, t->n_ticks);
+                       "it has %" PRIu64 " requests and %" PRIu64 " events, but requests.csv has %d and %zu", n, total,
+                       t->n, t->n_ticks);
     if (!(t->ticks = km_calloc(t->n_ticks, sizeof *t->ticks)))
         return km_fail(err, KM_ENOMEM, "no memory for %zu events", t->n_ticks);
     t->cap_ticks = t->n_ticks;
@@ -318,5 +333,5 @@ int tf_ticks_read(const char *bytes, size_t len, struct hz_trace *t, struct km_e
             e->lag_ns = (int32_t)((int64_t)varint(&b, (uint64_t)INT32_MAX + 1) - 1);
         }
     }
-    return b.bad || b.p != b.end ? km_fail(err, KM_EFORMAT, "its counts do not fit requests.csv") : 0;
+    return b.bad || b.p != b.end ? km_fail(err, KM_EFORMAT, "its event counts differ from those in requests.csv") : 0;
 }

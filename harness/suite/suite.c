@@ -1,4 +1,5 @@
-/* The suite file, checked key by key: what is read here can be planned and shown without further doubts. */
+/* Reads a suite file and checks it key by key. A suite that was read can be planned without further checks of its
+ * form. The suite owns everything that is allocated here, so a failed reader simply returns. */
 #include "harness/suite/suite.h"
 
 #include "base/file.h"
@@ -7,26 +8,33 @@
 #include <ctype.h>
 #include <string.h>
 
-enum { MAX_PAIRS = 1000, MAX_FILE = 64 << 20 };
+enum { MAX_PAIRS = 1000, MAX_ENTRIES = 256, MAX_COLUMNS = 32, MAX_ID = 64, MAX_FILE = 64 << 20 };
 
-static const char *const shapes[] = {"configurations", "metrics", "chunks", "backends"};
+static const struct {
+    const char *name, *head;
+} shapes[] = {
+    [SUITE_CONFIGURATIONS] = {"configurations", "Configuration"},
+    [SUITE_METRICS] = {"metrics", "Metric"},
+    [SUITE_CHUNKS] = {"chunks", "Chunk Size"},
+    [SUITE_BACKENDS] = {"backends", "Backend"},
+};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
-
-/* Keeps a string as long as the suite lives. */
-static const char *own(struct hz_suite *s, char *take)
-{
-    const char **v = take ? km_reallocarray(s->owned.v, (size_t)s->owned.n + 1, sizeof *v) : NULL;
-    if (!v) {
-        km_free(take);
-        return NULL;
-    }
-    s->owned.v = v;
-    return s->owned.v[s->owned.n++] = take;
-}
 
 static int no_memory(struct km_err *err)
 {
     return km_fail(err, KM_ENOMEM, "out of memory reading a suite");
+}
+
+/* The suite keeps s, which came from km_malloc, for as long as it lives. NULL (and s freed) without memory. */
+static const char *own(struct suite *suite, char *s)
+{
+    const char **v = s ? km_reallocarray(suite->owned.v, (size_t)suite->owned.n + 1, sizeof *v) : NULL;
+    if (!v) {
+        km_free(s);
+        return NULL;
+    }
+    suite->owned.v = v;
+    return suite->owned.v[suite->owned.n++] = s;
 }
 
 static int check_keys(const cJSON *obj, const char *const *known, int n, struct km_err *err)
@@ -43,21 +51,24 @@ static int check_keys(const cJSON *obj, const char *const *known, int n, struct 
     }
     return 0;
 }
-#define CHECK_KEYS(obj, err, ...)                                                                              \
-    check_keys(obj, (const char *const[]){__VA_ARGS__},                                                        \
-               sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *), err)
+#define CHECK_KEYS(obj, err, ...)                                                                                      \
+    check_keys(obj, (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *),   \
+               err)
 
-/* Folder names come from ids: nothing in them may leave the result folder. */
-static bool good_id(const char *s)
+/* Ids become names of folders, so an id must not lead out of the result folder. */
+static int check_id(const char *id, struct km_err *err)
 {
-    return *s && *s != '.' && strlen(s) <= 64 &&
-           strspn(s, "abcdefghijklmnopqrstuvwxyz0123456789._-") == strlen(s);
+    size_t n = strlen(id);
+    if (n && n <= MAX_ID && *id != '.' && strspn(id, "abcdefghijklmnopqrstuvwxyz0123456789._-") == n)
+        return 0;
+    return km_fail(err, KM_EINVAL, "id \"%s\" cannot name a folder; use a-z, 0-9, dot, dash and underscore", id);
 }
 
-static const char *slug(struct hz_suite *s, const char *label)
+/* The id of a row that has only a label: "With cache (DRAM)" becomes with-cache-dram. */
+static const char *id_of_label(struct suite *s, const char *label)
 {
     struct km_buf b = {0};
-    for (; *label && b.len < 64; label++) {
+    for (; *label && b.len < MAX_ID; label++) {
         if (isalnum((unsigned char)*label) || (*label == '.' && b.len))
             km_buf_putc(&b, (char)tolower((unsigned char)*label));
         else if (b.len && b.data[b.len - 1] != '-')
@@ -70,25 +81,32 @@ static const char *slug(struct hz_suite *s, const char *label)
     return own(s, km_buf_take(&b));
 }
 
-static int read_flags(const cJSON *obj, const char *key, const cJSON **out, struct km_err *err)
+static int check_option(const cJSON *option, struct km_err *err)
+{
+    const char *name = option->string;
+    bool scalar = cJSON_IsBool(option) || cJSON_IsNumber(option) || cJSON_IsString(option) || cJSON_IsNull(option);
+    if (!*name || *name == '-' || strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(name))
+        return km_fail(err, KM_EINVAL,
+                       "\"%s\" is not an option; write its name without leading dashes, for example chunk-size", name);
+    for (const cJSON *e = cJSON_IsArray(option) ? option->child : NULL; e; e = e->next)
+        if (!cJSON_IsString(e))
+            return km_fail(err, KM_EINVAL, "option \"%s\" lists %s; a list may hold only strings", name,
+                           km_json_kind(e));
+    if (!scalar && !cJSON_IsArray(option))
+        return km_fail(err, KM_EINVAL,
+                       "option \"%s\" is %s; it must be a string, a number, true, false, null or a list of strings",
+                       name, km_json_kind(option));
+    if (!strcmp(name, "output"))
+        return km_fail(err, KM_EINVAL, "option \"output\" is set by the suite: each cell has a run folder of its own");
+    return 0;
+}
+
+/* The object `key` of obj, as options of `kvmark run`. */
+static int read_options(const cJSON *obj, const char *key, const cJSON **out, struct km_err *err)
 {
     int rc = km_json_item(obj, key, false, cJSON_Object, out, err);
-    for (const cJSON *f = !rc && *out ? (*out)->child : NULL; f; f = f->next) {
-        const char *k = f->string;
-        bool scalar = cJSON_IsBool(f) || cJSON_IsNumber(f) || cJSON_IsString(f) || cJSON_IsNull(f);
-        if (!*k || strspn(k, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(k) || *k == '-')
-            return km_fail(
-                err, KM_EINVAL,
-                "\"%s\" is not a flag; write its name without dashes in front, for example chunk-size", k);
-        for (const cJSON *e = cJSON_IsArray(f) ? f->child : NULL; e; e = e->next)
-            if (!cJSON_IsString(e))
-                return km_fail(err, KM_EINVAL, "flag \"%s\" lists something that is not a string", k);
-        if (!scalar && !cJSON_IsArray(f))
-            return km_fail(err, KM_EINVAL,
-                           "flag \"%s\" must be a string, a number, true, false, null or a list of strings", k);
-        if (!strcmp(k, "output"))
-            return km_fail(err, KM_EINVAL, "flag \"output\" is the suite's own: each cell gets its folder");
-    }
+    for (const cJSON *e = !rc && *out ? (*out)->child : NULL; e && !rc; e = e->next)
+        rc = check_option(e, err);
     return rc;
 }
 
@@ -109,247 +127,226 @@ static int read_notes(const cJSON *obj, const char ***out, int *n, struct km_err
     return 0;
 }
 
-/* "rows" or "arms": label, flags and an id each. */
-static int read_rows(struct hz_suite *s, const cJSON *obj, const char *key, struct hz_suite_row **out, int *n,
+static int read_row(struct suite *s, const cJSON *obj, struct suite_row *row, struct km_err *err)
+{
+    int rc;
+    if (!cJSON_IsObject(obj))
+        return km_fail(err, KM_EINVAL, "it is %s; it must be an object", km_json_kind(obj));
+    if ((rc = CHECK_KEYS(obj, err, "id", "label", "flags")) ||
+        (rc = km_json_str(obj, "label", true, &row->label, err)) ||
+        (rc = km_json_str(obj, "id", false, &row->id, err)) || (rc = read_options(obj, "flags", &row->options, err)))
+        return rc;
+    if (!row->id && !(row->id = id_of_label(s, row->label)))
+        return no_memory(err);
+    return check_id(row->id, err);
+}
+
+/* The list `key` ("rows" or "arms") of a table. */
+static int read_rows(struct suite *s, const cJSON *obj, const char *key, struct suite_row **out, int *n,
                      struct km_err *err)
 {
     const cJSON *list;
     int rc = km_json_item(obj, key, true, cJSON_Array, &list, err), count = rc ? 0 : cJSON_GetArraySize(list);
     if (rc)
         return rc;
-    if (!count || count > 256)
-        return km_fail(err, KM_EINVAL, "\"%s\" has %d entries; it must have 1 to 256", key, count);
+    if (!count || count > MAX_ENTRIES)
+        return km_fail(err, KM_EINVAL, "\"%s\" has %d entries; it must have 1 to %d", key, count, MAX_ENTRIES);
     if (!(*out = km_calloc((size_t)count, sizeof **out)))
         return no_memory(err);
-    for (const cJSON *e = list->child; e; e = e->next) {
-        struct hz_suite_row *r = &(*out)[*n];
-        if (!cJSON_IsObject(e))
-            return km_fail(err, KM_EINVAL, "entry %d of \"%s\" must be an object", *n + 1, key);
-        rc = CHECK_KEYS(e, err, "id", "label", "flags");
-        if (!rc)
-            rc = km_json_str(e, "label", true, &r->label, err);
-        if (!rc)
-            rc = km_json_str(e, "id", false, &r->id, err);
-        if (!rc)
-            rc = read_flags(e, "flags", &r->flags, err);
-        if (rc)
-            return km_context(err, "entry %d of \"%s\"", *n + 1, key);
-        if (!r->id && !(r->id = slug(s, r->label)))
-            return no_memory(err);
-        if (!good_id(r->id))
-            return km_fail(err, KM_EINVAL,
-                           "id \"%s\" cannot name a folder; use a-z, 0-9, dot, dash, underscore", r->id);
+    for (const cJSON *e = list->child; e; e = e->next, ++*n) {
+        struct suite_row *row = &(*out)[*n];
+        if ((rc = read_row(s, e, row, err))) {
+            km_context(err, "entry %d of \"%s\"", *n + 1, key);
+            return rc;
+        }
         for (int i = 0; i < *n; i++)
-            if (!strcmp((*out)[i].id, r->id))
-                return km_fail(err, KM_EINVAL,
-                               "two entries of \"%s\" have the id \"%s\"; give one another \"id\"", key, r->id);
-        ++*n;
+            if (!strcmp((*out)[i].id, row->id))
+                return km_fail(err, KM_EINVAL, "two entries of \"%s\" have the id \"%s\"; give one another \"id\"", key,
+                               row->id);
     }
     return 0;
 }
 
-static int read_col(const cJSON *e, struct hz_suite_col *c, struct km_err *err)
+static int read_column(const cJSON *obj, struct suite_column *c, struct km_err *err)
 {
     const char *metric = NULL;
     int64_t decimals = -1;
+    int rc;
     c->scale = 1;
-    if (!cJSON_IsObject(e))
-        return km_fail(err, KM_EINVAL, "a column must be an object");
-    int rc = CHECK_KEYS(e, err, "title", "metric", "decimals", "scale", "delta", "gain");
-    if (!rc)
-        rc = km_json_str(e, "metric", true, &metric, err);
-    if (!rc && !(c->metric = hz_metric_find(metric, err)))
-        rc = KM_EINVAL;
-    if (!rc)
-        rc = km_json_str(e, "title", false, &c->col.title, err);
-    if (!rc)
-        rc = km_json_int(e, "decimals", false, 0, 9, &decimals, err);
-    if (!rc)
-        rc = km_json_num(e, "scale", false, 1e-9, 1e9, &c->scale, err);
-    if (!rc)
-        rc = km_json_bool(e, "delta", false, &c->col.delta, err);
-    if (!rc)
-        rc = km_json_bool(e, "gain", false, &c->col.gain, err);
-    if (rc)
+    if (!cJSON_IsObject(obj))
+        return km_fail(err, KM_EINVAL, "it is %s; it must be an object", km_json_kind(obj));
+    if ((rc = CHECK_KEYS(obj, err, "title", "metric", "decimals", "scale", "delta", "gain")) ||
+        (rc = km_json_str(obj, "metric", true, &metric, err)))
         return rc;
-    c->col.decimals = decimals < 0 ? c->metric->decimals : (int)decimals;
-    if (!c->col.title)
-        c->col.title = c->col.gain ? "Performance Gain" : c->metric->title;
+    if (!(c->metric = hz_metric_find(metric, err)))
+        return KM_EINVAL;
+    if ((rc = km_json_str(obj, "title", false, &c->title, err)) ||
+        (rc = km_json_int(obj, "decimals", false, 0, 9, &decimals, err)) ||
+        (rc = km_json_num(obj, "scale", false, 1e-9, 1e9, &c->scale, err)) ||
+        (rc = km_json_bool(obj, "delta", false, &c->delta, err)) ||
+        (rc = km_json_bool(obj, "gain", false, &c->gain, err)))
+        return rc;
+    c->decimals = decimals < 0 ? c->metric->decimals : (int)decimals;
+    if (!c->title)
+        c->title = c->gain ? "Performance Gain" : c->metric->title;
     return 0;
 }
 
-/* The write-up's columns, for tables that name none. */
+/* The columns of a table that names none: those of the write-up's table of the same shape. */
 static const struct {
-    enum hz_shape shape;
+    enum suite_shape shape;
     const char *metric, *title;
     int decimals;
     double scale;
     bool delta, gain;
-} usual[] = {
-    {HZ_CONFIGURATIONS, "input_tps", "Input TPS", 2, 1, true, false},
-    {HZ_CONFIGURATIONS, "total_tps", "Total TPS", 2, 1, false, false},
-    {HZ_CONFIGURATIONS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, true, false},
-    {HZ_CONFIGURATIONS, "tpot_ms.mean", "Mean TPOT (ms)", 2, 1, true, false},
-    {HZ_METRICS, "output_tps", "Output TPS", 2, 1, true, false},
-    {HZ_METRICS, "total_tps", "Total TPS", 2, 1, true, false},
-    {HZ_METRICS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, true, false},
-    {HZ_METRICS, "tpot_ms.mean", "Mean TPOT (ms)", 2, 1, true, false},
-    {HZ_CHUNKS, "input_tps", "Input TPS", 1, 1, false, false},
-    {HZ_CHUNKS, "input_tps", "Performance Gain", 1, 1, false, true},
-    {HZ_CHUNKS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, false, false},
-    {HZ_BACKENDS, "ttft_ms.mean", "TTFT (s)", 3, 0.001, false, false},
+} default_columns[] = {
+    {SUITE_CONFIGURATIONS, "input_tps", "Input TPS", 2, 1, true, false},
+    {SUITE_CONFIGURATIONS, "total_tps", "Total TPS", 2, 1, false, false},
+    {SUITE_CONFIGURATIONS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, true, false},
+    {SUITE_CONFIGURATIONS, "tpot_ms.mean", "Mean TPOT (ms)", 2, 1, true, false},
+    {SUITE_METRICS, "output_tps", "Output TPS", 2, 1, true, false},
+    {SUITE_METRICS, "total_tps", "Total TPS", 2, 1, true, false},
+    {SUITE_METRICS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, true, false},
+    {SUITE_METRICS, "tpot_ms.mean", "Mean TPOT (ms)", 2, 1, true, false},
+    {SUITE_CHUNKS, "input_tps", "Input TPS", 1, 1, false, false},
+    {SUITE_CHUNKS, "input_tps", "Performance Gain", 1, 1, false, true},
+    {SUITE_CHUNKS, "ttft_ms.mean", "Mean TTFT (ms)", 2, 1, false, false},
+    {SUITE_BACKENDS, "ttft_ms.mean", "TTFT (s)", 3, 0.001, false, false},
 };
-enum { N_USUAL = sizeof usual / sizeof *usual };
+enum { N_DEFAULT_COLUMNS = sizeof default_columns / sizeof *default_columns };
 
-static int read_cols(const cJSON *obj, struct hz_suite_table *t, struct km_err *err)
+static void use_default_columns(struct suite_table *t)
+{
+    for (int i = 0; i < N_DEFAULT_COLUMNS; i++)
+        if (default_columns[i].shape == t->shape)
+            t->cols[t->n_cols++] = (struct suite_column){.title = default_columns[i].title,
+                                                         .decimals = default_columns[i].decimals,
+                                                         .delta = default_columns[i].delta,
+                                                         .gain = default_columns[i].gain,
+                                                         .metric = hz_metric_find(default_columns[i].metric, NULL),
+                                                         .scale = default_columns[i].scale};
+}
+
+static int read_columns(const cJSON *obj, struct suite_table *t, struct km_err *err)
 {
     const cJSON *list;
-    int rc = km_json_item(obj, "columns", false, cJSON_Array, &list, err), count = N_USUAL;
+    int rc = km_json_item(obj, "columns", false, cJSON_Array, &list, err), count = N_DEFAULT_COLUMNS;
     if (rc)
         return rc;
-    if (list && ((count = cJSON_GetArraySize(list)) < 1 || count > 32))
-        return km_fail(err, KM_EINVAL, "\"columns\" has %d entries; it must have 1 to 32", count);
+    if (list && ((count = cJSON_GetArraySize(list)) < 1 || count > MAX_COLUMNS))
+        return km_fail(err, KM_EINVAL, "\"columns\" has %d entries; it must have 1 to %d", count, MAX_COLUMNS);
     if (!(t->cols = km_calloc((size_t)count, sizeof *t->cols)))
         return no_memory(err);
     for (const cJSON *e = list ? list->child : NULL; e; e = e->next, t->n_cols++)
-        if ((rc = read_col(e, &t->cols[t->n_cols], err)))
-            return km_context(err, "column %d", t->n_cols + 1);
-    for (int i = 0; !list && i < N_USUAL; i++)
-        if (usual[i].shape == t->shape)
-            t->cols[t->n_cols++] = (struct hz_suite_col){
-                .col = {usual[i].title, usual[i].decimals, usual[i].delta, usual[i].gain},
-                .metric = hz_metric_find(usual[i].metric, NULL),
-                .scale = usual[i].scale};
-    if (t->shape == HZ_BACKENDS && t->n_cols != 1)
-        return km_fail(err, KM_EINVAL,
-                       "a table of backends has one column, which its two arms fill; \"columns\" has %d",
+        if ((rc = read_column(e, &t->cols[t->n_cols], err))) {
+            km_context(err, "column %d", t->n_cols + 1);
+            return rc;
+        }
+    if (!list)
+        use_default_columns(t);
+    if (t->shape == SUITE_BACKENDS && t->n_cols != 1)
+        return km_fail(err, KM_EINVAL, "\"columns\" has %d entries; a table of shape backends shows one figure per arm",
                        t->n_cols);
     return 0;
 }
 
-/* The row that "baseline" names: by label, id or number from 0; the first unless said, null for none. */
-static int read_base(const cJSON *obj, struct hz_suite_table *t, struct km_err *err)
+/* The baseline row by its label, id or number from 0. Row 0 when the file does not say; none for null. */
+static int read_baseline(const cJSON *obj, struct suite_table *t, struct km_err *err)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(obj, "baseline");
-    t->base = t->shape == HZ_BACKENDS || cJSON_IsNull(v) ? -1 : 0;
-    if (!v || cJSON_IsNull(v) || t->shape == HZ_BACKENDS)
+    t->base = t->shape == SUITE_BACKENDS || cJSON_IsNull(v) ? -1 : 0;
+    if (!v || cJSON_IsNull(v) || t->shape == SUITE_BACKENDS)
         return 0;
-    for (int i = 0; i < t->n_rows; i++)
-        if (cJSON_IsString(v)
-                ? !strcmp(v->valuestring, t->rows[i].label) || !strcmp(v->valuestring, t->rows[i].id)
-                : cJSON_IsNumber(v) && v->valuedouble == i) {
+    for (int i = 0; i < t->n_rows; i++) {
+        bool match = cJSON_IsString(v)
+                         ? !strcmp(v->valuestring, t->rows[i].label) || !strcmp(v->valuestring, t->rows[i].id)
+                         : cJSON_IsNumber(v) && v->valuedouble == i;
+        if (match) {
             t->base = i;
             return 0;
         }
-    return km_fail(err, KM_EINVAL,
-                   "\"baseline\" names no row of the table; give a row's label, or null for no baseline");
-}
-
-static int read_table(struct hz_suite *s, const cJSON *obj, int64_t pairs, struct hz_suite_table *t,
-                      struct km_err *err)
-{
-    static const char *const heads[] = {"Configuration", "Metric", "Chunk Size", "Backend"};
-    const char *shape = "configurations", *workload = NULL;
-    if (!cJSON_IsObject(obj))
-        return km_fail(err, KM_EINVAL, "a table must be an object");
-    int rc = CHECK_KEYS(obj, err, "id", "title", "shape", "head", "workload", "flags", "rows", "arms",
-                        "baseline", "columns", "pairs", "notes");
-    if (!rc)
-        rc = km_json_str(obj, "id", true, &t->id, err);
-    if (!rc && !good_id(t->id))
-        rc = km_fail(err, KM_EINVAL, "id \"%s\" cannot name a folder; use a-z, 0-9, dot, dash, underscore",
-                     t->id);
-    if (!rc)
-        rc = km_json_str(obj, "shape", false, &shape, err);
-    int k = 0;
-    while (!rc && k < N_SHAPES && strcmp(shape, shapes[k]))
-        k++;
-    if (!rc && k == N_SHAPES)
-        rc = km_fail(err, KM_EINVAL,
-                     "\"shape\" is \"%s\"; it must be configurations, metrics, chunks or backends", shape);
-    if (rc)
-        return rc;
-    t->shape = (enum hz_shape)k;
-    t->title = t->id;
-    t->head = heads[k];
-    rc = km_json_str(obj, "title", false, &t->title, err);
-    if (!rc)
-        rc = km_json_str(obj, "head", false, &t->head, err);
-    if (!rc)
-        rc = km_json_str(obj, "workload", true, &workload, err);
-    if (!rc && !(t->workload = *workload == '/' ? km_strdup(workload) : km_path(s->here, workload)))
-        rc = no_memory(err);
-    if (!rc)
-        rc = read_flags(obj, "flags", &t->flags, err);
-    if (!rc)
-        rc = read_rows(s, obj, "rows", &t->rows, &t->n_rows, err);
-    if (!rc && t->shape == HZ_BACKENDS)
-        rc = read_rows(s, obj, "arms", &t->arms, &t->n_arms, err);
-    if (!rc && t->shape == HZ_BACKENDS && t->n_arms != 2)
-        rc = km_fail(err, KM_EINVAL,
-                     "\"arms\" has %d entries; it must have 2, such as cache miss and cache hit", t->n_arms);
-    if (!rc && t->shape != HZ_BACKENDS && cJSON_HasObjectItem(obj, "arms"))
-        rc = km_fail(err, KM_EINVAL, "\"arms\" belongs to tables of shape backends, not %s", shape);
-    if (!rc && !t->arms) {
-        t->n_arms = 1;
-        if (!(t->arms = km_calloc(1, sizeof *t->arms)))
-            rc = no_memory(err);
     }
-    if (!rc)
-        rc = read_base(obj, t, err);
-    if (!rc)
-        rc = read_cols(obj, t, err);
-    if (!rc)
-        rc = km_json_int(obj, "pairs", false, 1, MAX_PAIRS, &pairs, err);
-    t->pairs = (int)pairs;
-    return rc ? rc : read_notes(obj, &t->notes, &t->n_notes, err);
+    return km_fail(err, KM_EINVAL,
+                   "\"baseline\" names no row of the table; give the label of a row, or null for no baseline");
 }
 
-static int read_suite(struct hz_suite *s, struct km_err *err)
+static int read_shape(const cJSON *obj, struct suite_table *t, struct km_err *err)
 {
-    const char *schema = NULL, *average = "mean", *profile = "seed";
-    const cJSON *list;
-    int64_t pairs = 1;
-    if (!cJSON_IsObject(s->json))
-        return km_fail(err, KM_EFORMAT, "a suite must be a JSON object");
-    int rc = km_json_str(s->json, "schema", true, &schema, err);
-    if (!rc && strcmp(schema, "kvmark.suite.1"))
-        rc = km_fail(err, KM_EFORMAT, "\"schema\" is \"%s\"; this program reads kvmark.suite.1", schema);
-    if (!rc) /* the second line: what a result folder's copy adds */
-        rc = CHECK_KEYS(s->json, err, "schema", "title", "pairs", "average", "profile", "defaults", "tables",
-                        "notes", "provenance", "cells", "failed", "set");
-    s->title = "kvmark";
-    if (!rc)
-        rc = km_json_str(s->json, "title", false, &s->title, err);
-    if (!rc)
-        rc = km_json_int(s->json, "pairs", false, 1, MAX_PAIRS, &pairs, err);
-    if (!rc)
-        rc = km_json_str(s->json, "average", false, &average, err);
-    if (!rc && strcmp(average, "mean") && strcmp(average, "median"))
-        rc = km_fail(err, KM_EINVAL, "\"average\" is \"%s\"; it must be mean or median", average);
-    if (!rc)
-        rc = km_json_str(s->json, "profile", false, &profile, err);
-    if (!rc && strcmp(profile, "seed") && strcmp(profile, "strict"))
-        rc = km_fail(err, KM_EINVAL, "\"profile\" is \"%s\"; it must be seed or strict", profile);
-    if (!rc)
-        rc = read_flags(s->json, "defaults", &s->defaults, err);
-    if (!rc)
-        rc = read_notes(s->json, &s->notes, &s->n_notes, err);
-    if (!rc)
-        rc = km_json_item(s->json, "tables", true, cJSON_Array, &list, err);
-    int n = rc ? 0 : cJSON_GetArraySize(list);
-    if (!rc && (n < 1 || n > 256))
-        rc = km_fail(err, KM_EINVAL, "\"tables\" has %d entries; it must have 1 to 256", n);
+    const char *name = shapes[SUITE_CONFIGURATIONS].name;
+    int rc = km_json_str(obj, "shape", false, &name, err), k = 0;
     if (rc)
         return rc;
-    s->median = !strcmp(average, "median");
-    s->profile = strcmp(profile, "seed") ? HZ_STRICT : HZ_SEED;
+    while (k < N_SHAPES && strcmp(name, shapes[k].name))
+        k++;
+    if (k == N_SHAPES)
+        return km_fail(err, KM_EINVAL, "\"shape\" is \"%s\"; it must be configurations, metrics, chunks or backends",
+                       name);
+    t->shape = (enum suite_shape)k;
+    t->head = shapes[k].head;
+    return 0;
+}
+
+/* Two arms for a table of backends. Tables of other shapes have one arm without label and options. */
+static int read_arms(struct suite *s, const cJSON *obj, struct suite_table *t, struct km_err *err)
+{
+    if (t->shape != SUITE_BACKENDS) {
+        if (cJSON_HasObjectItem(obj, "arms"))
+            return km_fail(err, KM_EINVAL, "\"arms\" is only for tables of shape backends; this one has shape %s",
+                           shapes[t->shape].name);
+        t->n_arms = 1;
+        return (t->arms = km_calloc(1, sizeof *t->arms)) ? 0 : no_memory(err);
+    }
+    int rc = read_rows(s, obj, "arms", &t->arms, &t->n_arms, err);
+    if (!rc && t->n_arms != 2)
+        rc = km_fail(err, KM_EINVAL, "\"arms\" has %d entries; it must have 2, such as cache miss and cache hit",
+                     t->n_arms);
+    return rc;
+}
+
+static int read_table(struct suite *s, const cJSON *obj, int64_t pairs, struct suite_table *t, struct km_err *err)
+{
+    const char *workload = NULL;
+    int rc;
+    if (!cJSON_IsObject(obj))
+        return km_fail(err, KM_EINVAL, "it is %s; it must be an object", km_json_kind(obj));
+    if ((rc = CHECK_KEYS(obj, err, "id", "title", "shape", "head", "workload", "flags", "rows", "arms", "baseline",
+                         "columns", "pairs", "notes")) ||
+        (rc = km_json_str(obj, "id", true, &t->id, err)) || (rc = check_id(t->id, err)) ||
+        (rc = read_shape(obj, t, err)))
+        return rc;
+    t->title = t->id;
+    if ((rc = km_json_str(obj, "title", false, &t->title, err)) ||
+        (rc = km_json_str(obj, "head", false, &t->head, err)) ||
+        (rc = km_json_str(obj, "workload", true, &workload, err)))
+        return rc;
+    if (!(t->workload = *workload == '/' ? km_strdup(workload) : km_path(s->here, workload)))
+        return no_memory(err);
+    if ((rc = read_options(obj, "flags", &t->options, err)) ||
+        (rc = read_rows(s, obj, "rows", &t->rows, &t->n_rows, err)) || (rc = read_arms(s, obj, t, err)) ||
+        (rc = read_baseline(obj, t, err)) || (rc = read_columns(obj, t, err)) ||
+        (rc = km_json_int(obj, "pairs", false, 1, MAX_PAIRS, &pairs, err)))
+        return rc;
+    t->pairs = (int)pairs;
+    return read_notes(obj, &t->notes, &t->n_notes, err);
+}
+
+/* The tables of the suite; `pairs` is the suite's own number, which a table may replace. */
+static int read_tables(struct suite *s, int64_t pairs, struct km_err *err)
+{
+    const cJSON *list;
+    int rc = km_json_item(s->json, "tables", true, cJSON_Array, &list, err), n = rc ? 0 : cJSON_GetArraySize(list);
+    if (rc)
+        return rc;
+    if (n < 1 || n > MAX_ENTRIES)
+        return km_fail(err, KM_EINVAL, "\"tables\" has %d entries; it must have 1 to %d", n, MAX_ENTRIES);
     if (!(s->tables = km_calloc((size_t)n, sizeof *s->tables)))
         return no_memory(err);
     for (const cJSON *e = list->child; e; e = e->next) {
-        struct hz_suite_table *t = &s->tables[s->n_tables++];
-        if ((rc = read_table(s, e, pairs, t, err)))
-            return km_context(err, "table %d (%s)", s->n_tables, t->id ? t->id : "no id");
+        struct suite_table *t = &s->tables[s->n_tables++];
+        if ((rc = read_table(s, e, pairs, t, err))) {
+            km_context(err, "table %d (%s)", s->n_tables, t->id ? t->id : "no id");
+            return rc;
+        }
         for (int i = 0; i < s->n_tables - 1; i++)
             if (!strcmp(s->tables[i].id, t->id))
                 return km_fail(err, KM_EINVAL, "two tables have the id \"%s\"", t->id);
@@ -357,9 +354,41 @@ static int read_suite(struct hz_suite *s, struct km_err *err)
     return 0;
 }
 
-int hz_suite_take(struct hz_suite **out, cJSON *json, const char *here, struct km_err *err)
+static int read_suite(struct suite *s, struct km_err *err)
 {
-    struct hz_suite *s = km_calloc(1, sizeof *s);
+    const char *schema = NULL, *average = "mean", *profile = "seed";
+    int64_t pairs = 1;
+    int rc;
+    s->title = "kvmark";
+    if (!cJSON_IsObject(s->json))
+        return km_fail(err, KM_EFORMAT, "a suite must be a JSON object, not %s", km_json_kind(s->json));
+    if ((rc = km_json_str(s->json, "schema", true, &schema, err)))
+        return rc;
+    if (strcmp(schema, "kvmark.suite.1"))
+        return km_fail(err, KM_EFORMAT, "\"schema\" is \"%s\"; this program reads kvmark.suite.1", schema);
+    /* The last four keys are what the copy in a result folder has in addition. */
+    if ((rc = CHECK_KEYS(s->json, err, "schema", "title", "pairs", "average", "profile", "defaults", "tables", "notes",
+                         "provenance", "cells", "failed", "set")) ||
+        (rc = km_json_str(s->json, "title", false, &s->title, err)) ||
+        (rc = km_json_int(s->json, "pairs", false, 1, MAX_PAIRS, &pairs, err)) ||
+        (rc = km_json_str(s->json, "average", false, &average, err)) ||
+        (rc = km_json_str(s->json, "profile", false, &profile, err)))
+        return rc;
+    if (strcmp(average, "mean") && strcmp(average, "median"))
+        return km_fail(err, KM_EINVAL, "\"average\" is \"%s\"; it must be mean or median", average);
+    if (strcmp(profile, "seed") && strcmp(profile, "strict"))
+        return km_fail(err, KM_EINVAL, "\"profile\" is \"%s\"; it must be seed or strict", profile);
+    s->median = !strcmp(average, "median");
+    s->profile = strcmp(profile, "seed") ? HZ_STRICT : HZ_SEED;
+    if ((rc = read_options(s->json, "defaults", &s->defaults, err)) ||
+        (rc = read_notes(s->json, &s->notes, &s->n_notes, err)))
+        return rc;
+    return read_tables(s, pairs, err);
+}
+
+int suite_from_json(struct suite **out, cJSON *json, const char *here, struct km_err *err)
+{
+    struct suite *s = km_calloc(1, sizeof *s);
     if (!s) {
         cJSON_Delete(json);
         return no_memory(err);
@@ -368,13 +397,13 @@ int hz_suite_take(struct hz_suite **out, cJSON *json, const char *here, struct k
     s->here = km_strdup(here);
     int rc = s->here ? read_suite(s, err) : no_memory(err);
     if (rc)
-        hz_suite_free(s);
+        suite_free(s);
     else
         *out = s;
     return rc;
 }
 
-int hz_suite_read(struct hz_suite **out, const char *path, struct km_err *err)
+int suite_read(struct suite **out, const char *path, struct km_err *err)
 {
     cJSON *json = NULL;
     int rc = km_json_file(path, MAX_FILE, &json, err);
@@ -386,18 +415,18 @@ int hz_suite_read(struct hz_suite **out, const char *path, struct km_err *err)
         cJSON_Delete(json);
         return no_memory(err);
     }
-    if ((rc = hz_suite_take(out, json, here, err)))
+    if ((rc = suite_from_json(out, json, here, err)))
         km_context(err, "%s", path);
     km_free(here);
     return rc;
 }
 
-void hz_suite_free(struct hz_suite *s)
+void suite_free(struct suite *s)
 {
     if (!s)
         return;
     for (int i = 0; s->tables && i < s->n_tables; i++) {
-        struct hz_suite_table *t = &s->tables[i];
+        struct suite_table *t = &s->tables[i];
         km_free(t->workload);
         km_free(t->rows);
         km_free(t->arms);

@@ -1,123 +1,148 @@
-/* Experiments as data: a suite file says which tables to make, its plan which runs they need.
+/* A suite: an experiment as data. A suite file names the tables to make; a plan lists the runs that the tables need.
  *
- * A suite (SUITE.json, schema "kvmark.suite.1") is tables of rows, each row a set of flags for `kvmark run`; a
- * cell is one run: (table, row, arm, repeat). Cells that ask for the same run share it. The result folder DIR
- * holds suite.json (the suite as it was, with provenance and the list of cells), cells/<table>/<row>-<k> (run
- * folders) and logs/. A cell whose folder has a run.json is done, which is all that resuming needs.
+ * A suite (JSON, schema "kvmark.suite.1") holds tables of rows. Each row is a set of command-line options for
+ * `kvmark run`, called "flags" in the file. A cell is one run. A place is a position in a table: (table, row, arm,
+ * repeat). Places that need the same run share one cell.
  *
- * Flags merge in this order, the later one winning, null removing: suite defaults, table, --set of the command
- * line (which does not bring back what a table removed), row, arm. Strings may hold {here} (the suite file's
- * folder), {dir} (DIR), {table}, {row}, {repeat} and {nonce} (random, one a result folder). */
-#ifndef HZ_SUITE_H
-#define HZ_SUITE_H
+ * The result folder DIR holds suite.json (a copy of the suite, its provenance and the list of cells),
+ * cells/TABLE/ROW-REPEAT (one run folder per cell) and logs/. A cell is done when its folder holds run.json. The folder
+ * alone therefore says where an interrupted suite has to continue.
+ *
+ * The options of a cell are merged from five layers: the suite's defaults, the table, --set on the command line, the
+ * row, the arm. A later layer wins, and null removes an option. The exception is --set, which does not bring back an
+ * option that the table removed. String values may hold placeholders: {here} (the folder of the suite file), {dir}
+ * (DIR), {table}, {row}, {repeat} and {nonce} (a random word, the same for all cells of a result folder). */
+#ifndef SUITE_H
+#define SUITE_H
 
 #include "base/args.h"
+#include "base/json.h"
 #include "harness/run/metric.h"
-#include "harness/report/tables.h"
 
-struct hz_suite_row {
-    const char *id; /* in folder names: [a-z0-9.-] */
-    const char *label;
-    const cJSON *flags; /* object or NULL */
+enum suite_shape {
+    SUITE_CONFIGURATIONS, /* one line per row; the change stands in the cell: 9426 (+61.2%) */
+    SUITE_METRICS,        /* one line per column of the suite, one column per row; the change in a column of its own */
+    SUITE_CHUNKS,         /* like SUITE_CONFIGURATIONS, but the baseline row is not shown */
+    SUITE_BACKENDS        /* one line per row, one column per arm, and how many times smaller the second figure is */
 };
 
-struct hz_suite_col {
-    struct hz_col col;
-    const struct hz_metric *metric;
-    double scale; /* printed = figure * scale: 0.001 shows milliseconds as seconds */
-};
-
-struct hz_suite_table {
-    const char *id, *title, *head;
-    enum hz_shape shape;
-    char *workload; /* path, resolved */
-    const cJSON *flags;
-    struct hz_suite_row *rows; /* [n_rows] */
-    int n_rows;
-    int base; /* row that changes refer to; -1 none */
-    struct hz_suite_row *arms; /* [n_arms]: the two runs of a backend's row; one without flags for other shapes */
-    int n_arms;
-    struct hz_suite_col *cols; /* [n_cols] */
-    int n_cols;
-    int pairs;          /* repeats of each row */
-    const char **notes; /* [n_notes] */
-    int n_notes;
-};
-
-struct hz_suite {
-    cJSON *json;          /* the file; strings above point into it */
-    struct km_strs owned; /* strings made here */
-    char *here;           /* folder of the file */
+struct suite_column {
     const char *title;
-    const cJSON *defaults; /* flags, or NULL */
-    bool median;           /* over repeats; else the mean */
-    enum hz_profile profile;
-    struct hz_suite_table *tables; /* [n_tables] */
-    int n_tables;
-    const char **notes; /* [n_notes] */
+    int decimals;
+    bool delta; /* the change against the baseline follows the figure */
+    bool gain;  /* the column shows only the change, not the figure */
+    const struct hz_metric *metric;
+    double scale; /* shown value = figure * scale; 0.001 shows milliseconds as seconds */
+};
+
+/* A row of a table, or one of its two arms. */
+struct suite_row {
+    const char *id;       /* part of folder names: [a-z0-9._-] */
+    const char *label;    /* as the tables show it */
+    const cJSON *options; /* object, or NULL */
+};
+
+struct suite_table {
+    const char *id, *title;
+    const char *head; /* title of the first column */
+    enum suite_shape shape;
+    char *workload; /* path of the workload file, relative to the working directory or absolute */
+    const cJSON *options;
+    struct suite_row *rows; /* [n_rows] */
+    int n_rows;
+    int base;               /* index of the baseline row; -1: there is none */
+    struct suite_row *arms; /* [n_arms]; SUITE_BACKENDS: the two runs of a row; other shapes: one without a label */
+    int n_arms;
+    struct suite_column *cols; /* [n_cols] */
+    int n_cols;
+    int pairs;          /* repeats of each row; repeat k of two rows is a pair */
+    const char **notes; /* [n_notes] lines under the table */
     int n_notes;
 };
 
-/* Every key is checked; an unknown one is an error with the nearest known name. A stored suite.json reads too. */
-int hz_suite_read(struct hz_suite **out, const char *path, struct km_err *err);
-/* The same from JSON that is in memory; json is the suite's from here on, also after an error. */
-int hz_suite_take(struct hz_suite **out, cJSON *json, const char *here, struct km_err *err);
-void hz_suite_free(struct hz_suite *s);
+struct suite {
+    cJSON *json;          /* the file; most strings of the suite point into it */
+    struct km_strs owned; /* strings that are not in the file, such as ids made from labels */
+    char *here;           /* folder of the suite file */
+    const char *title;
+    const cJSON *defaults; /* options of every table, or NULL */
+    bool median;           /* a table shows the median over the repeats; false: the mean */
+    enum hz_profile profile;
+    struct suite_table *tables; /* [n_tables] */
+    int n_tables;
+    const char **notes; /* [n_notes] paragraphs above the tables */
+    int n_notes;
+};
 
-struct hz_cell {
-    char *name;  /* "20k/with-1": below cells/, and what progress calls it */
-    char **argv; /* of the run: "run", workload, flags ...; NULL-terminated, without the program and -o */
+/* Reads a suite file, or the suite.json of a result folder. Every key is checked: an unknown key is an error that names
+ * the nearest known one. */
+int suite_read(struct suite **out, const char *path, struct km_err *err);
+/* The same from JSON in memory. The suite owns json from here on; it is also deleted after an error. */
+int suite_from_json(struct suite **out, cJSON *json, const char *here, struct km_err *err);
+void suite_free(struct suite *s);
+
+struct suite_cell {
+    char *name;  /* "20k/with-1": folder below cells/, and the name in progress messages */
+    char **argv; /* [argc], then NULL: "run", the workload, the options; without the program and -o */
     int argc;
-    char key[65]; /* SHA-256 of workload and flags */
+    char key[65]; /* SHA-256 of the workload file, the options, the arm and the repeat, as hex digits */
 };
 
-/* A place in a table and the cell that fills it. */
-struct hz_use {
-    int table, row, arm, repeat, cell;
+struct suite_place {
+    int table, row, arm, repeat; /* all from 0 */
+    int cell;                    /* the cell whose run fills this place */
 };
 
-struct hz_plan {
-    struct hz_cell *cells; /* [n], in the order they run: repeat by repeat, rows in turn ABBA BAAB */
+struct suite_plan {
+    struct suite_cell *cells; /* [n], in the order in which they run */
     int n;
-    struct hz_use *uses; /* [n_uses] */
-    int n_uses;
+    struct suite_place *places; /* [n_places] */
+    int n_places;
 };
 
-/* What happens while a suite runs; for a status line. */
-struct hz_suite_news {
-    enum { HZ_CELL_STARTS, HZ_CELL_SAYS, HZ_CELL_RUNS, HZ_CELL_DONE, HZ_CELL_FAILED } what;
-    const char *cell; /* its name */
-    const char *line; /* SAYS: a line of the child's stderr; FAILED: why; else NULL */
-    int at, of;       /* this is cell at (1-based) of so many that must run */
-    double cell_s;    /* spent in this cell */
-    double left_s;    /* guess for the rest of the suite; <0: not known yet */
+/* Something that happened while a suite runs, for a progress display. */
+struct suite_event {
+    enum {
+        SUITE_CELL_STARTED,
+        SUITE_CELL_OUTPUT,  /* `line` is a line of the child's stderr */
+        SUITE_CELL_RUNNING, /* at least once a second */
+        SUITE_CELL_DONE,
+        SUITE_CELL_FAILED /* `line` is the reason */
+    } what;
+    const char *cell; /* name of the cell */
+    const char *line; /* see above; else NULL */
+    int at, of;       /* the cell is number `at`, from 1, of the `of` cells that have to run */
+    double cell_s;    /* seconds spent in this cell */
+    double left_s;    /* estimated seconds until the suite ends; negative: not known yet */
 };
 
-struct hz_suite_opts {
-    const char *dir;     /* where results go */
-    const char *exe;     /* the program to run; NULL: this one, /proc/self/exe */
-    const char *nonce;   /* what {nonce} stands for; NULL: as DIR has it, or a new one */
-    struct km_strs set;  /* "flag=value", see above */
-    int pairs;           /* instead of the suite's; 0: as it says */
-    const char *only;    /* id of the one table to make; NULL: all */
-    const char *command; /* how this was asked for, for provenance */
-    void (*news)(void *arg, const struct hz_suite_news *n); /* NULL: silence */
+struct suite_opts {
+    const char *dir;     /* the result folder */
+    const char *exe;     /* the kvmark program to run; NULL: this program */
+    const char *nonce;   /* value of {nonce}; NULL: the one in DIR/suite.json, or a new one */
+    struct km_strs set;  /* "OPTION=VALUE", the layer between table and row */
+    int pairs;           /* replaces the suite's number of repeats; 0: as the suite says */
+    const char *only;    /* id of the only table to make; NULL: all tables */
+    const char *command; /* the user's command line, for the provenance */
+    void (*on_event)(void *arg, const struct suite_event *e); /* NULL: no progress display */
     void *arg;
 };
 
-int hz_suite_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_plan *out,
-                  struct km_err *err);
-void hz_plan_free(struct hz_plan *p);
+/* The cells in the order in which they run: repeat by repeat, the rows of a table in turn (AB BA BA AB), so that a
+ * drift of the machine affects all rows alike. */
+int suite_plan_make(const struct suite *s, const struct suite_opts *o, struct suite_plan *out, struct km_err *err);
+void suite_plan_free(struct suite_plan *p);
 
-struct hz_suite_result {
-    int done, ran, failed; /* cells with a run now; run this time; failed */
+struct suite_result {
+    int done;   /* cells that have a run now */
+    int ran;    /* cells that this call ran successfully */
+    int failed; /* cells that this call ran without success */
     bool interrupted;
 };
-/* Runs what is missing, one cell after another. SIGINT or SIGTERM ends the running cell and the suite; a second
- * one kills it. A cell cut short is not done: its run.json becomes run-partial.json. 0 also when cells failed
- * (DIR/suite.json lists them under "failed"); <0 when the suite could not be run: KM_EINVAL when DIR holds
- * cells made with other flags. */
-int hz_suite_run(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_suite_result *res,
-                 struct km_err *err);
+/* Runs the cells that are not done, one after another, each in a child process. The first SIGINT or SIGTERM ends the
+ * running cell and the suite; the second one kills the cell. The run.json of an interrupted cell is renamed to
+ * run-partial.json, so that the cell is not done. Returns 0 also when cells failed (DIR/suite.json lists them under
+ * "failed"); negative when the suite could not be run: KM_EINVAL when DIR holds cells made with other options. */
+int suite_run(const struct suite *s, const struct suite_opts *o, struct suite_result *res, struct km_err *err);
 
 #endif

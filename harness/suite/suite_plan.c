@@ -1,4 +1,5 @@
-/* From a suite to the list of runs: flags merged, placeholders filled in, equal runs shared, rows interleaved. */
+/* Makes the plan of a suite: merges the options of each cell, fills in the placeholders, lets equal runs share a cell
+ * and puts the cells into the order in which they run. */
 #include "harness/suite/suite.h"
 
 #include "base/file.h"
@@ -7,43 +8,49 @@
 
 #include <string.h>
 
-enum { MAX_CELLS = 20000, MAX_FLAGS = 256 };
+enum { MAX_CELLS = 20000, MAX_OPTIONS = 256 };
 
-/* Flags of one cell while they are merged: borrowed keys and values, in order of first mention. */
+static int no_memory(struct km_err *err)
+{
+    return km_fail(err, KM_ENOMEM, "out of memory planning a suite");
+}
+
+/* The options of a cell while its layers are merged, in the order in which they were first mentioned. Borrowed. */
 struct merged {
-    const char *key[MAX_FLAGS];
-    const cJSON *value[MAX_FLAGS]; /* NULL: removed */
+    const char *key[MAX_OPTIONS];
+    const cJSON *value[MAX_OPTIONS]; /* NULL: the option was removed */
     int n;
 };
 
-/* keep: what an earlier layer removed stays removed. */
-static int merge(struct merged *m, const cJSON *flags, bool keep, struct km_err *err)
+/* Adds a layer. With keep_removed, an option that an earlier layer removed stays removed. */
+static int merge_layer(struct merged *m, const cJSON *options, bool keep_removed, struct km_err *err)
 {
-    for (const cJSON *f = flags ? flags->child : NULL; f; f = f->next) {
+    for (const cJSON *o = options ? options->child : NULL; o; o = o->next) {
         int i = 0;
-        while (i < m->n && strcmp(m->key[i], f->string))
+        while (i < m->n && strcmp(m->key[i], o->string))
             i++;
-        if (i == MAX_FLAGS)
-            return km_fail(err, KM_EINVAL, "more than %d flags in one cell", MAX_FLAGS);
-        if (keep && i < m->n && !m->value[i])
+        if (i == MAX_OPTIONS)
+            return km_fail(err, KM_EINVAL, "a cell has more than %d options", MAX_OPTIONS);
+        if (keep_removed && i < m->n && !m->value[i])
             continue;
-        m->key[i] = f->string;
-        m->value[i] = cJSON_IsNull(f) ? NULL : f;
+        m->key[i] = o->string;
+        m->value[i] = cJSON_IsNull(o) ? NULL : o;
         m->n += i == m->n;
     }
     return 0;
 }
 
-struct names {
+/* The values of the placeholders in one cell. */
+struct placeholders {
     const char *here, *dir, *table, *row, *nonce;
-    int repeat;
+    int repeat; /* from 0 */
 };
 
-/* {here} and the like; a brace that opens none of them stays as it is (flags may hold JSON). */
-static void expand(struct km_buf *out, const char *s, const struct names *n)
+/* Appends s with its placeholders filled in. Other braces stay as they are, because an option may hold JSON. */
+static void expand(struct km_buf *out, const char *s, const struct placeholders *p)
 {
     const char *const keys[] = {"{here}", "{dir}", "{table}", "{row}", "{nonce}"};
-    const char *const values[] = {n->here, n->dir, n->table, n->row, n->nonce};
+    const char *const values[] = {p->here, p->dir, p->table, p->row, p->nonce};
     while (*s) {
         size_t used = 0;
         for (int i = 0; i < 5 && !used; i++)
@@ -51,49 +58,60 @@ static void expand(struct km_buf *out, const char *s, const struct names *n)
                 km_buf_puts(out, values[i]);
                 used = strlen(keys[i]);
             }
-        if (!used && !strncmp(s, "{repeat}", 8)) {
-            km_buf_printf(out, "%d", n->repeat + 1);
-            used = 8;
+        if (!used && !strncmp(s, "{repeat}", strlen("{repeat}"))) {
+            km_buf_printf(out, "%d", p->repeat + 1);
+            used = strlen("{repeat}");
         }
         if (!used)
-            km_buf_putc(out, *s);
-        s += used ? used : 1;
+            km_buf_putc(out, s[used++]);
+        s += used;
     }
 }
 
-static int push(struct hz_cell *c, struct km_buf *arg, struct km_err *err)
+/* Appends an argument, which moves out of the buffer. */
+static int push_arg(struct suite_cell *c, struct km_buf *arg, struct km_err *err)
 {
     char **v = km_reallocarray(c->argv, (size_t)c->argc + 2, sizeof *v), *s = km_buf_take(arg);
     if (v)
         c->argv = v;
     if (!v || !s) {
         km_free(s);
-        return km_fail(err, KM_ENOMEM, "out of memory planning a suite");
+        return no_memory(err);
     }
     v[c->argc++] = s;
     v[c->argc] = NULL;
     return 0;
 }
 
-static int push_flag(struct hz_cell *c, const char *key, const cJSON *v, const struct names *n,
-                     struct km_err *err)
+static int push_text(struct suite_cell *c, const char *text, struct km_err *err)
+{
+    struct km_buf b = {0};
+    km_buf_puts(&b, text);
+    return push_arg(c, &b, err);
+}
+
+/* --key=value; --key for true, --no-key for false, one argument per element of a list. */
+static int push_option(struct suite_cell *c, const char *key, const cJSON *v, const struct placeholders *p,
+                       struct km_err *err)
 {
     struct km_buf b = {0};
     int rc = 0;
     if (cJSON_IsArray(v)) {
         for (const cJSON *e = v->child; e && !rc; e = e->next)
-            rc = push_flag(c, key, e, n, err);
+            rc = push_option(c, key, e, p, err);
         return rc;
     }
     km_buf_printf(&b, cJSON_IsFalse(v) ? "--no-%s" : "--%s", key);
-    if (cJSON_IsNumber(v))
+    if (cJSON_IsNumber(v)) {
         km_buf_printf(&b, "=%.15g", v->valuedouble);
-    else if (cJSON_IsString(v))
-        km_buf_putc(&b, '='), expand(&b, v->valuestring, n);
-    return push(c, &b, err);
+    } else if (cJSON_IsString(v)) {
+        km_buf_putc(&b, '=');
+        expand(&b, v->valuestring, p);
+    }
+    return push_arg(c, &b, err);
 }
 
-static void cell_free(struct hz_cell *c)
+static void cell_deinit(struct suite_cell *c)
 {
     for (int i = 0; i < c->argc; i++)
         km_free(c->argv[i]);
@@ -101,9 +119,9 @@ static void cell_free(struct hz_cell *c)
     km_free(c->name);
 }
 
-/* The identity of a run: the workload file's bytes, the flags, which repeat it is, and which arm: a miss and
- * the hit after it may well have the same flags. */
-static int cell_key(struct hz_cell *c, const char *workload_sha, int arm, int repeat, struct km_err *err)
+/* Sets the identity of a run: the content of the workload file, the options, the repeat, and the arm, because a cache
+ * miss and the hit that follows it may have the same options. */
+static int set_key(struct suite_cell *c, const char *workload_sha, int arm, int repeat, struct km_err *err)
 {
     struct km_sha *h;
     int rc = km_sha_new(&h, err);
@@ -121,144 +139,166 @@ static int cell_key(struct hz_cell *c, const char *workload_sha, int arm, int re
     return 0;
 }
 
-/* "flag=value" of the command line as JSON, so that it merges like the suite's own. */
+static cJSON *parse_value(const char *value)
+{
+    return !strcmp(value, "true")    ? cJSON_CreateTrue()
+           : !strcmp(value, "false") ? cJSON_CreateFalse()
+           : !strcmp(value, "null")  ? cJSON_CreateNull()
+                                     : cJSON_CreateString(value);
+}
+
+/* The "option=value" strings of --set as a JSON object, which merges like the layers of the suite file. */
 static int parse_set(const struct km_strs *set, cJSON **out, struct km_err *err)
 {
     *out = cJSON_CreateObject();
     for (int i = 0; *out && i < set->n; i++) {
-        size_t n = strcspn(set->v[i], "=");
-        char *key = km_strndup(set->v[i], n);
-        const char *value = set->v[i][n] ? set->v[i] + n + 1 : NULL;
-        cJSON *v = !value || !key            ? NULL
-                   : !strcmp(value, "true")  ? cJSON_CreateTrue()
-                   : !strcmp(value, "false") ? cJSON_CreateFalse()
-                   : !strcmp(value, "null")  ? cJSON_CreateNull()
-                                             : cJSON_CreateString(value);
-        bool good = v && n && strspn(key, "abcdefghijklmnopqrstuvwxyz0123456789-") == n && *key != '-';
-        if (good) {
+        const char *text = set->v[i];
+        size_t n = strcspn(text, "=");
+        if (!n || !text[n] || *text == '-' || strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789-") != n)
+            return km_fail(err, KM_EINVAL,
+                           "--set %s: write OPTION=VALUE with an option of kvmark run, for example --set device=cpu",
+                           text);
+        char *key = km_strndup(text, n);
+        cJSON *v = key ? parse_value(text + n + 1) : NULL;
+        if (v) {
             cJSON_DeleteItemFromObjectCaseSensitive(*out, key);
             cJSON_AddItemToObject(*out, key, v);
-        } else {
-            cJSON_Delete(v);
         }
         km_free(key);
-        if (!good)
-            return km_fail(err, KM_EINVAL,
-                           "--set %s: write FLAG=VALUE with a flag of kvmark run, for example --set device=cpu",
-                           set->v[i]);
+        if (!v)
+            return no_memory(err);
     }
-    return *out ? 0 : km_fail(err, KM_ENOMEM, "out of memory planning a suite");
+    return *out ? 0 : no_memory(err);
 }
 
 struct planner {
-    const struct hz_suite *s;
-    const struct hz_suite_opts *o;
-    struct hz_plan *out;
+    const struct suite *s;
+    const struct suite_opts *o;
+    struct suite_plan *out;
     const cJSON *set;
-    char (*sha)[65]; /* [n_tables], of the workload files */
+    char (*sha)[65]; /* [n_tables] of the workload files, as hex digits; "" for a table that is not made */
 };
 
-static int make_cell(const struct planner *p, int t, int r, int a, int k, struct hz_cell *c, struct km_err *err)
+static int make_cell(const struct planner *p, const struct suite_place *at, struct suite_cell *c, struct km_err *err)
 {
-    const struct hz_suite_table *table = &p->s->tables[t];
-    struct names n = {p->s->here, p->o->dir, table->id, table->rows[r].id, p->o->nonce ? p->o->nonce : "", k};
+    const struct suite_table *table = &p->s->tables[at->table];
+    const struct suite_row *row = &table->rows[at->row], *arm = &table->arms[at->arm];
+    struct placeholders ph = {p->s->here, p->o->dir, table->id, row->id, p->o->nonce ? p->o->nonce : "", at->repeat};
+    const cJSON *const layers[] = {p->s->defaults, table->options, p->set, row->options, arm->options};
     struct merged m = {0};
-    struct km_buf b = {0};
-    const cJSON *const layers[] = {p->s->defaults, table->flags, p->set, table->rows[r].flags,
-                                   table->arms[a].flags};
+    struct km_buf name = {0};
     int rc = 0;
     for (int i = 0; i < 5 && !rc; i++)
-        rc = merge(&m, layers[i], layers[i] == p->set, err);
-    km_buf_puts(&b, "run");
+        rc = merge_layer(&m, layers[i], layers[i] == p->set, err);
     if (!rc)
-        rc = push(c, &b, err);
-    km_buf_puts(&b, table->workload);
+        rc = push_text(c, "run", err);
     if (!rc)
-        rc = push(c, &b, err);
+        rc = push_text(c, table->workload, err);
     for (int i = 0; i < m.n && !rc; i++)
         if (m.value[i])
-            rc = push_flag(c, m.key[i], m.value[i], &n, err);
-    km_buf_free(&b);
+            rc = push_option(c, m.key[i], m.value[i], &ph, err);
     if (!rc)
-        rc = cell_key(c, p->sha[t], a, k, err);
+        rc = set_key(c, p->sha[at->table], at->arm, at->repeat, err);
     if (rc)
         return rc;
-    km_buf_printf(&b, "%s/%s", table->id, table->rows[r].id);
-    if (table->arms[a].id)
-        km_buf_printf(&b, "-%s", table->arms[a].id);
-    km_buf_printf(&b, "-%d", k + 1);
-    c->name = km_buf_take(&b);
-    return c->name ? 0 : km_fail(err, KM_ENOMEM, "out of memory planning a suite");
+    km_buf_printf(&name, "%s/%s", table->id, row->id);
+    if (arm->id)
+        km_buf_printf(&name, "-%s", arm->id);
+    km_buf_printf(&name, "-%d", at->repeat + 1);
+    c->name = km_buf_take(&name);
+    return c->name ? 0 : no_memory(err);
 }
 
-/* The cell that does this run already, or a new one. */
-static int place(const struct planner *p, int t, int r, int a, int k, struct km_err *err)
+/* The index of a cell with the key of c, which the plan takes over if it is new, else frees. Negative on error. */
+static int add_cell(struct suite_plan *out, struct suite_cell *c, struct km_err *err)
 {
-    struct hz_plan *out = p->out;
-    struct hz_cell c = {0};
-    int rc = make_cell(p, t, r, a, k, &c, err), at = 0;
-    if (rc) {
-        cell_free(&c);
-        return rc;
-    }
-    while (at < out->n && strcmp(out->cells[at].key, c.key))
+    int at = 0;
+    while (at < out->n && strcmp(out->cells[at].key, c->key))
         at++;
     if (at < out->n) {
-        cell_free(&c);
-    } else {
-        struct hz_cell *v = at < MAX_CELLS ? km_reallocarray(out->cells, (size_t)out->n + 1, sizeof *v) : NULL;
-        if (!v) {
-            cell_free(&c);
-            return at < MAX_CELLS ? km_fail(err, KM_ENOMEM, "out of memory planning a suite")
-                                  : km_fail(err, KM_ELIMIT, "the suite needs more than %d runs", MAX_CELLS);
-        }
-        out->cells = v;
-        out->cells[out->n++] = c;
+        cell_deinit(c);
+        return at;
     }
-    struct hz_use *u = km_reallocarray(out->uses, (size_t)out->n_uses + 1, sizeof *u);
-    if (!u)
-        return km_fail(err, KM_ENOMEM, "out of memory planning a suite");
-    out->uses = u;
-    out->uses[out->n_uses++] = (struct hz_use){t, r, a, k, at};
+    struct suite_cell *v = at < MAX_CELLS ? km_reallocarray(out->cells, (size_t)out->n + 1, sizeof *v) : NULL;
+    if (!v) {
+        cell_deinit(c);
+        return at < MAX_CELLS ? no_memory(err)
+                              : km_fail(err, KM_ELIMIT, "the suite needs more than %d runs", MAX_CELLS);
+    }
+    out->cells = v;
+    out->cells[out->n++] = *c;
+    return at;
+}
+
+/* Plans the run of one place. */
+static int plan_place(const struct planner *p, struct suite_place place, struct km_err *err)
+{
+    struct suite_plan *out = p->out;
+    struct suite_cell c = {0};
+    int rc = make_cell(p, &place, &c, err);
+    if (rc) {
+        cell_deinit(&c);
+        return rc;
+    }
+    if ((place.cell = add_cell(out, &c, err)) < 0)
+        return place.cell;
+    struct suite_place *v = km_reallocarray(out->places, (size_t)out->n_places + 1, sizeof *v);
+    if (!v)
+        return no_memory(err);
+    out->places = v;
+    out->places[out->n_places++] = place;
     return 0;
 }
 
-static int plan_repeat(const struct planner *p, int t, int k, struct km_err *err)
+/* Plans repeat k of a table. The rows run in the order AB, BA, BA, AB, so that a drift affects them alike. */
+static int plan_repeat(const struct planner *p, int table, int k, struct km_err *err)
 {
-    const struct hz_suite_table *table = &p->s->tables[t];
-    bool backwards = k % 4 == 1 || k % 4 == 2; /* AB BA BA AB: drift hits both rows alike */
+    const struct suite_table *t = &p->s->tables[table];
+    bool backwards = k % 4 == 1 || k % 4 == 2;
     int rc = 0;
-    for (int i = 0; i < table->n_rows && !rc; i++)
-        for (int a = 0; a < table->n_arms && !rc; a++)
-            rc = place(p, t, backwards ? table->n_rows - 1 - i : i, a, k, err);
-    return rc ? km_context(err, "table %s", table->id) : 0;
+    for (int i = 0; i < t->n_rows && !rc; i++)
+        for (int arm = 0; arm < t->n_arms && !rc; arm++)
+            rc = plan_place(p, (struct suite_place){table, backwards ? t->n_rows - 1 - i : i, arm, k, -1}, err);
+    if (rc)
+        km_context(err, "table %s", t->id);
+    return rc;
 }
 
-int hz_suite_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struct hz_plan *out,
-                  struct km_err *err)
+/* Hashes the workload files of the tables that are made. */
+static int hash_workloads(struct planner *p, struct km_err *err)
+{
+    bool found = false;
+    if (!(p->sha = km_calloc((size_t)p->s->n_tables, sizeof *p->sha)))
+        return no_memory(err);
+    for (int t = 0; t < p->s->n_tables; t++) {
+        const struct suite_table *table = &p->s->tables[t];
+        struct km_digest d;
+        if (p->o->only && strcmp(p->o->only, table->id))
+            continue;
+        found = true;
+        int rc = km_sha_file(table->workload, &d, err);
+        if (rc) {
+            km_context(err, "workload of table %s", table->id);
+            return rc;
+        }
+        km_hex(&d, p->sha[t]);
+    }
+    return found ? 0 : km_fail(err, KM_EINVAL, "the suite has no table \"%s\"", p->o->only);
+}
+
+int suite_plan_make(const struct suite *s, const struct suite_opts *o, struct suite_plan *out, struct km_err *err)
 {
     cJSON *set = NULL;
-    *out = (struct hz_plan){0};
     struct planner p = {.s = s, .o = o, .out = out};
-    int rc = parse_set(&o->set, &set, err), most = 0, known = -1;
+    int most = 0;
+    *out = (struct suite_plan){0};
+    int rc = parse_set(&o->set, &set, err);
     p.set = set;
-    p.sha = km_calloc((size_t)s->n_tables, sizeof *p.sha);
-    if (!rc && !p.sha)
-        rc = km_fail(err, KM_ENOMEM, "out of memory planning a suite");
-    for (int t = 0; t < s->n_tables && !rc; t++) {
-        int pairs = o->pairs ? o->pairs : s->tables[t].pairs;
-        struct km_digest d;
-        most = pairs > most ? pairs : most;
-        if (o->only && strcmp(o->only, s->tables[t].id))
-            continue;
-        known = t;
-        if ((rc = km_sha_file(s->tables[t].workload, &d, err)))
-            km_context(err, "table %s: its workload", s->tables[t].id);
-        else
-            km_hex(&d, p.sha[t]);
-    }
-    if (!rc && known < 0)
-        rc = km_fail(err, KM_EINVAL, "the suite has no table \"%s\"", o->only);
+    if (!rc)
+        rc = hash_workloads(&p, err);
+    for (int t = 0; t < s->n_tables; t++)
+        most = s->tables[t].pairs > most ? s->tables[t].pairs : most;
+    most = o->pairs ? o->pairs : most;
     for (int k = 0; k < most && !rc; k++)
         for (int t = 0; t < s->n_tables && !rc; t++)
             if (p.sha[t][0] && k < (o->pairs ? o->pairs : s->tables[t].pairs))
@@ -266,15 +306,15 @@ int hz_suite_plan(const struct hz_suite *s, const struct hz_suite_opts *o, struc
     cJSON_Delete(set);
     km_free(p.sha);
     if (rc)
-        hz_plan_free(out);
+        suite_plan_free(out);
     return rc;
 }
 
-void hz_plan_free(struct hz_plan *p)
+void suite_plan_free(struct suite_plan *p)
 {
     for (int i = 0; i < p->n; i++)
-        cell_free(&p->cells[i]);
+        cell_deinit(&p->cells[i]);
     km_free(p->cells);
-    km_free(p->uses);
-    *p = (struct hz_plan){0};
+    km_free(p->places);
+    *p = (struct suite_plan){0};
 }

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void move(struct fake *f, enum kv_dir dir, const struct kv_copy *c, int n)
+static void copy_pages(struct fake *f, enum kv_dir dir, const struct kv_copy *c, int n)
 {
     for (int i = 0; i < n; i++) {
         uint8_t *page = fake_page(f, c[i].page);
@@ -29,7 +29,7 @@ static int copy(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uin
     if (i == FAKE_LATE)
         return km_fail(err, KM_ELIMIT, "more than %d copies in flight", FAKE_LATE);
     if (!f->delay && !fails) {
-        move(f, dir, c, n);
+        copy_pages(f, dir, c, n);
         return 0;
     }
     *ticket = ++f->next_ticket;
@@ -52,7 +52,7 @@ static int poll(void *self, uint64_t ticket)
         if (f->late[i].left-- > 0)
             return 0;
         if (!f->late[i].fail)
-            move(f, f->late[i].dir, f->late[i].c, f->late[i].n);
+            copy_pages(f, f->late[i].dir, f->late[i].c, f->late[i].n);
         f->late[i].ticket = 0;
         f->in_flight--;
         return f->late[i].fail ? KM_EDEVICE : 1;

@@ -684,8 +684,9 @@ static void budget_over_available_is_refused(void **state)
     f.fail_alloc = 1;
     assert_int_equal(kvc_dram_open(&d, &big, &f.copier, gib, gib - 1, KVC_SLAB, &err), KM_ENOMEM);
     assert_int_equal(kvc_dram_open(&d, &big, &f.copier, 3 * gib, 3 * gib / 2, KVC_SLAB, &err), KM_ENOMEM);
-    assert_string_equal(err.msg, "the DRAM tier is to take 3.00 GiB (max_local_cpu_size), but only 1.50 GiB of memory are "
-                                 "available to this process; lower max_local_cpu_size, or free memory");
+    assert_string_equal(err.msg,
+                        "the DRAM tier is to take 3 GiB (max_local_cpu_size), but only 1.5 GiB of memory are "
+                        "available to this process; lower max_local_cpu_size, or free memory");
     assert_int_equal(f.fail_alloc, 1); /* host_alloc was not called */
     f.fail_alloc = 0;
     assert_int_equal(kvc_dram_open(&d, &small, &f.copier, 1 << 20, 1 << 20, KVC_SLAB, &err), 0);

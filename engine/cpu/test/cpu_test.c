@@ -96,7 +96,8 @@ struct score {
 static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
 {
     static int32_t prompt[8192], want[64];
-    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt), n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want);
+    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt),
+        n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want);
     struct rig_seq q;
     open_seq(r, &q, n + n_want);
     struct smp_result res = prefill(r, &q, prompt, n, 2048);

@@ -1,4 +1,5 @@
-/* What the parts of kernels_check share: random arrays that lie on both sides, a judge of results, a stopwatch. */
+/* Shared by the files of kernels_check: arrays that exist on host and device, random numbers, comparison of results
+ * with a reference, and timing of kernels. */
 #ifndef CU_CHECK_H
 #define CU_CHECK_H
 
@@ -8,12 +9,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-inline uint64_t rng = 1;
+inline uint64_t rng = 1; /* state of the random numbers, and their seed */
+/* Uniform over [0, 1). */
 static inline float uniform()
 {
     rng = rng * 6364136223846793005u + 1442695040888963407u;
     return (float)(rng >> 40) / (1 << 24);
 }
+/* About normal, with a standard deviation of about 1. */
 static inline float normal()
 {
     float u = uniform() + uniform() + uniform() + uniform() - 2;
@@ -29,17 +32,17 @@ static inline void die(cudaError_t rc, const char *file, int line)
 }
 #define OK(x) die((x), __FILE__, __LINE__)
 
-/* Of the shapes only what is the card's. */
-static inline cu_dims card_dims()
+/* Dimensions with arch and n_sms of the GPU, and zeros otherwise. */
+static inline cu_dims gpu_dims()
 {
     cu_dims m = {};
-    cudaDeviceProp card;
-    OK(cudaGetDeviceProperties(&card, 0));
-    m.arch = card.major * 10 + card.minor, m.n_sms = card.multiProcessorCount;
+    cudaDeviceProp gpu;
+    OK(cudaGetDeviceProperties(&gpu, 0));
+    m.arch = gpu.major * 10 + gpu.minor, m.n_sms = gpu.multiProcessorCount;
     return m;
 }
 
-/* The same array on both sides. */
+/* An array of n elements on the host (h, zeroed) and on the device (d). */
 template <typename T> struct both {
     T *h, *d;
     size_t n;
@@ -74,7 +77,8 @@ static inline void randomize(both<bf16> &b, float scale)
         b.h[i] = __float2bfloat16(normal() * scale);
     b.up();
 }
-/* n elements on the card: numbers of a normal distribution, since power depends on them, the same few million anew. */
+/* n elements on the device, for timing: normally distributed, because the GPU's power draw depends on the values. The
+ * same 4 million numbers repeat. */
 static inline bf16 *numbers(size_t n, float scale)
 {
     both<bf16> some((size_t)1 << 22);
@@ -92,7 +96,8 @@ static inline double f(bf16 v)
 }
 
 inline int failures;
-/* vLLM's kernel tolerance for bf16: atol 1e-3, rtol 1.6e-2. */
+/* Compares results with a reference, and prints one line when it goes out of scope. The tolerance is vLLM's for bf16
+ * kernels: 1e-3 absolute, 1.6e-2 relative. */
 struct judge {
     const char *name;
     double worst = 0, rel2 = 0, ref2 = 0;
@@ -100,7 +105,7 @@ struct judge {
     explicit judge(const char *what) : name(what)
     {
     }
-    /* size: of what was added up to give `want`, where that is more than its own */
+    /* size: magnitude of the terms whose sum is `want`, where it is larger than that of `want` itself */
     void add(double got, double want, double size = 0)
     {
         double d = fabs(got - want);
@@ -128,7 +133,7 @@ static inline int by_value(const void *a, const void *b)
     return (d > 0) - (d < 0);
 }
 
-/* Median milliseconds of one call, over samples of `inner` calls. */
+/* Median milliseconds of one call, over 11 samples of `inner` calls each. */
 template <typename F> static float time_ms(F call, int inner)
 {
     enum { N = 11 };
@@ -153,12 +158,12 @@ template <typename F> static float time_ms(F call, int inner)
     return ms[N / 2];
 }
 
-/* ffn_check.cu: Hopper's gate and up product with SwiGLU; small: two shapes. Nothing on other cards. */
-void check_ffn_sm90(bool small);
-void time_ffn_sm90();
+/* gate_up_check.cu: gemm/gate_up_sm90.cu. small: two shapes. Only Hopper has the kernel; other GPUs check nothing. */
+void check_gate_up_sm90(bool small);
+void time_gate_up_sm90();
 
-/* stream_check.cu: Hopper's products of few rows; small: one shape of blocks. Nothing on other cards. */
-void check_stream_sm90(bool small);
-void time_stream_sm90();
+/* small_m_check.cu: gemm/small_m_sm90.cu. small: fewer shapes. Only Hopper has the kernel; other GPUs check nothing. */
+void check_small_m_sm90(bool small);
+void time_small_m_sm90();
 
 #endif

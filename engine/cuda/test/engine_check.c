@@ -1,14 +1,14 @@
-/* The CUDA backend as a whole: against vectors made by another implementation, against the CPU backend, and against
- * itself (batched, copied, cold and warm, a step ahead). A program, not a unit test: it needs a card. Pools are filled
- * with NaN first.
+/* Checks the CUDA backend as a whole: against vectors from another implementation, against the CPU backend, and against
+ * itself (batched and alone, after copies of its KV, with a cold and a warm prefix cache, with and without async
+ * scheduling). A program, not a unit test: it needs a GPU. KV pools are filled with NaN first.
  *
- *   engine_check golden MODEL VECTORS.json [TIE]   vectors only: top log-probabilities, and greedy ids along the vectors'
+ *   engine_check golden MODEL VECTORS.json [TIE]   the vectors' top log-probabilities and greedy ids
  *   engine_check self MODEL [TIE]                  everything else
  *
- * MODEL is a folder, or a preset with dummy weights, seed 7. A log-probability may be off by TIE (0.2), or by that share
- * of itself where it is below -1: bf16 has 8 bits, and an id 20 below the top carries their error in a logit of 20. Two
- * tokens may change places if they are nearer than what the top one may be off. Two results that are both in bf16 may
- * be 1.5 TIE apart. Exit 1 when a check fails. */
+ * MODEL is a folder, or a preset with dummy weights of seed 7. A log-probability may differ by TIE (default 0.2), or by
+ * that share of its value when it is below -1: bf16 has 8 significant bits, so that the error grows with the logit. Two
+ * tokens may change places if the difference of their log-probabilities is within that tolerance. Two results that were
+ * both computed in bf16 may be 1.5 TIE apart. Exit 1 when a check fails. */
 #include "base/json.h"
 #include "base/mem.h"
 #include "engine/test/backend_rig.h"
@@ -65,14 +65,14 @@ static void some_tokens(int32_t *t, int n, int vocab, uint32_t seed)
     }
 }
 
-/* The difference of two log-probabilities, as judged. */
+/* The difference of two log-probabilities, relative where b is below -1. */
 static double off(double a, double b)
 {
     return fabs(a - b) / fmax(1, fabs(b));
 }
 
-/* How far apart two results are: of a's first eight ids that both list, the largest difference, and the mean of the
- * squares; 99 without any. */
+/* The distance of two results: the largest difference among a's first eight ids that both results list. *mean2: the
+ * mean of the squared differences. Both are 99 if the results have no id in common. */
 static double distance(const struct smp_result *a, const struct smp_result *b, double *mean2)
 {
     double worst = 0, sum = 0;
@@ -90,7 +90,7 @@ static double distance(const struct smp_result *a, const struct smp_result *b, d
     return common ? worst : 99;
 }
 
-/* True when ids that far apart, the upper of this log-probability, may change places. */
+/* True if two ids may change places: `gap` is the difference of their log-probabilities, `top` the larger one. */
 static bool near_tie(double gap, double top, double tie)
 {
     return gap <= tie * fmax(1, fabs(top));
@@ -107,7 +107,7 @@ static bool agree(const struct smp_result *a, const struct smp_result *b, double
     return false;
 }
 
-/* ---- outside vectors ---- */
+/* ---- vectors from another implementation ---- */
 
 static int ints(const cJSON *v, int32_t *out, int max)
 {
@@ -122,6 +122,7 @@ struct score {
     int n, steps, ties, agreed, in_top5;
 };
 
+/* Runs one vector: prefill of its prompt, then decodes along its greedy ids. */
 static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
 {
     static int32_t prompt[MAX_PROMPT], want[MAX_GREEDY];
@@ -172,8 +173,8 @@ static void golden(const struct mdl *m, const char *path, double tie)
     must(rig_open(&r, &be_cuda, &o, m, &err), &err);
     cJSON_ArrayForEach(v, cJSON_GetObjectItem(file, "vectors")) play(&r, v, tie, &s);
     say(s.steps && s.worst <= tie && s.agreed + s.ties == s.steps && s.in_top5 == s.steps,
-        "%s against %s: log-probabilities of the top 8 within %.3f (root mean square %.4f); greedy %d of %d, %d near-ties (%.2f); "
-        "in our top 5: %d of %d",
+        "%s against %s: log-probabilities of the top 8 within %.3f (root mean square %.4f); greedy ids %d of %d, %d "
+        "near-ties (%.2f); in the top 5: %d of %d",
         mdl_name(m), path, s.worst, sqrt(s.squares / s.n), s.agreed, s.steps - s.ties, s.ties, tie, s.in_top5, s.steps);
     rig_close(&r);
     cJSON_Delete(file);
@@ -183,7 +184,7 @@ static void golden(const struct mdl *m, const char *path, double tie)
 
 enum { CHUNKED = 700, CHUNK_STEPS = 8 };
 
-/* The prompt in pieces of `size`, then decodes along the ids of `exact` (NULL: its own) into got. */
+/* Prefills the prompt in chunks of `size` tokens, then decodes along the ids of `exact` (NULL: along its own). */
 static void follow(struct rig *r, const int32_t *ids, int size, const struct smp_result *exact, struct smp_result *got)
 {
     struct smp_params greedy = rig_greedy();
@@ -198,9 +199,9 @@ static void follow(struct rig *r, const int32_t *ids, int size, const struct smp
     rig_seq_close(&q);
 }
 
-/* Prefill in pieces against the CPU in float32: as far from it as bfloat16 is, whatever the pieces. The root mean
- * square may be a third of TIE. (Ids need no look of their own: one listed by both changes place only if their
- * log-probabilities are that far off.) */
+/* Chunked prefill against the CPU in float32: whatever the chunk size, the difference must be that of bfloat16
+ * arithmetic. The root mean square may be a third of TIE. Ids are not compared: two ids change places only if their
+ * log-probabilities differ by as much. */
 static void chunks(struct rig *r, const struct mdl *m, const int32_t *ids, double tie)
 {
     static const int sizes[] = {CHUNKED, 1, 7, 255, 256, 257};
@@ -209,7 +210,7 @@ static void chunks(struct rig *r, const struct mdl *m, const int32_t *ids, doubl
     struct km_err err;
     struct rig cpu;
     for (int c = -2; c < 6; c++) {
-        if (c < 0) { /* the CPU: in float32, then in bfloat16 to compare with */
+        if (c < 0) { /* the CPU in float32 is the reference; the CPU in bfloat16 is checked like the GPU */
             o.dtype = c == -2 ? KM_F32 : KM_BF16;
             must(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
             follow(&cpu, ids, CHUNKED, c == -2 ? NULL : exact, c == -2 ? exact : got);
@@ -230,8 +231,8 @@ static void chunks(struct rig *r, const struct mdl *m, const int32_t *ids, doubl
     }
 }
 
-/* Sequences of many lengths, each alone, then all together: prefills beside decodes, then decodes of a padded
- * batch. */
+/* Sequences of many lengths: each alone, then all in one batch, first prefills and decodes in one step, then decode
+ * steps padded to a CUDA graph's size. */
 static void batches(struct rig *r, const int32_t *ids, int n, double tie)
 {
     enum { MOST = 48, STEPS = 4 };
@@ -249,7 +250,7 @@ static void batches(struct rig *r, const int32_t *ids, int n, double tie)
             must(rig_seq_open(r, &q[i], len + STEPS, &err), &err);
             if (!pass)
                 must(rig_prefill(r, &q[i], ids + i, len, len, &alone[i][0], &err), &err);
-            else if (i % 2) /* half of them join as decodes of a running batch */
+            else if (i % 2) /* every other sequence is prefilled alone, and joins the batch as a decode */
                 must(rig_prefill(r, &q[i], ids + i, len, len, &got[i], &err), &err);
             else
                 parts[i] = (struct rig_part){&q[i], ids + i, len, &greedy};
@@ -258,10 +259,10 @@ static void batches(struct rig *r, const int32_t *ids, int n, double tie)
                      &err);
         }
         for (int k = 0; pass && k < STEPS; k++) {
-            int late = k == 0; /* the first mixed step: even ones prefill, odd ones decode their first token */
+            int mixed = k == 0; /* the first step: even sequences prefill, odd ones decode their first token */
             for (int i = 0; i < n; i++)
-                if (!late || i % 2)
-                    parts[i] = (struct rig_part){&q[i], &alone[i][late ? 0 : k - 1 + i % 2].id, 1, &greedy};
+                if (!mixed || i % 2)
+                    parts[i] = (struct rig_part){&q[i], &alone[i][mixed ? 0 : k - 1 + i % 2].id, 1, &greedy};
             if (k + 1 == STEPS)
                 break;
             must(rig_step(r, parts, n, got, &err), &err);
@@ -274,11 +275,12 @@ static void batches(struct rig *r, const int32_t *ids, int n, double tie)
         for (int i = 0; i < n; i++)
             rig_seq_close(&q[i]);
     }
-    say(same && worst <= 1.5 * tie, "%d requests in one batch, prefills beside decodes: within %.4f of each alone",
-        n, worst);
+    say(same && worst <= 1.5 * tie,
+        "%d requests in one batch, prefills and decodes in one step: within %.4f of each alone", n, worst);
 }
 
-/* KV to the host, its pages poisoned, KV back into other pages: the next token is the same to the bit. */
+/* Copies a sequence's KV to the host, overwrites its pages with NaN, and copies the KV back into other pages: the next
+ * step must give the same bits. */
 static void copies(struct rig *r, const int32_t *ids)
 {
     enum { N = 333 };
@@ -299,11 +301,11 @@ static void copies(struct rig *r, const int32_t *ids)
     b.n_done = N;
     must(rig_step(r, &(struct rig_part){&b, &first.id, 1, &greedy}, 1, &third, &err), &err);
     say(second.id == third.id && !memcmp(second.top_logprob, third.top_logprob, sizeof second.top_logprob),
-        "%d pages to the host and back into other pages: the next step is the same to the bit", a.blocks);
+        "%d pages copied to the host and back into other pages: the next step gives the same bits", a.blocks);
     struct kv_copy wrong = {r->g.n_pages, host};
     uint64_t ticket;
     say(r->backend->copy(r->b, KV_TO_HOST, &wrong, 1, &ticket, &err) == KM_EINVAL,
-        "a page past the pool is refused: %s", err.msg);
+        "a copy of a page outside the pool is refused: %s", err.msg);
     r->backend->host_free(r->b, host, size);
     km_free(nan);
     rig_seq_close(&a);
@@ -343,7 +345,7 @@ static void against_cpu(struct rig *r, const struct mdl *m, const int32_t *ids, 
     rig_close(&cpu);
 }
 
-/* The kernels that sample against the reference sampler, which rows that want log-probabilities still go through. */
+/* The sampling kernels against the reference sampler, which samples the rows that ask for log-probabilities. */
 static void sampling(struct rig *r, const int32_t *ids)
 {
     enum { N = 40, STEPS = 12 };
@@ -362,22 +364,22 @@ static void sampling(struct rig *r, const int32_t *ids)
         p.temperature = kinds[k].temperature, p.top_p = kinds[k].top_p, p.min_p = kinds[k].min_p,
         p.top_k = kinds[k].top_k;
         p.seed = (uint64_t)k + 99;
-        struct smp_params explained = p;
-        explained.n_logprobs = 1;
+        struct smp_params with_logprobs = p;
+        with_logprobs.n_logprobs = 1;
         must(rig_seq_open(r, &a, N + STEPS, &err), &err);
         must(rig_seq_open(r, &b, N + STEPS, &err), &err);
         must(rig_step(r, &(struct rig_part){&a, ids, N, &p}, 1, &x, &err), &err);
-        must(rig_step(r, &(struct rig_part){&b, ids, N, &explained}, 1, &y, &err), &err);
+        must(rig_step(r, &(struct rig_part){&b, ids, N, &with_logprobs}, 1, &y, &err), &err);
         for (int i = 1; i < STEPS; i++, all++) {
             same += x.id == y.id;
             int32_t next = y.id;
             must(rig_step(r, &(struct rig_part){&a, &next, 1, &p}, 1, &x, &err), &err);
-            must(rig_step(r, &(struct rig_part){&b, &next, 1, &explained}, 1, &y, &err), &err);
+            must(rig_step(r, &(struct rig_part){&b, &next, 1, &with_logprobs}, 1, &y, &err), &err);
         }
         rig_seq_close(&a);
         rig_seq_close(&b);
     }
-    say(same == all, "%d draws of %d kinds of sampling: %d as the reference sampler's", all, KINDS, same);
+    say(same == all, "%d tokens of %d kinds of sampling: %d equal to the reference sampler's", all, KINDS, same);
 }
 
 /* ---- through the engine ---- */
@@ -409,7 +411,8 @@ static struct answer ask(struct eng *e, const int32_t *prompt, int n, int n_out)
     return a;
 }
 
-/* A prompt asked cold, again with its pages still in the pool, and cold once more. */
+/* One prompt three times: with a cold prefix cache, with the prompt's pages still in the pool, and cold after a
+ * reset. */
 static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
 {
     enum { N = 515, OUT = 16, WARM = N / 16 * 16 };
@@ -424,7 +427,7 @@ static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
     must(eng_reset_cache(e, false, &err), &err);
     struct answer again = ask(e, ids, N, OUT);
     double worst = 0;
-    int until = 0; /* answers are compared up to the first near-tie that went the other way */
+    int until = 0; /* answers are compared up to the first near-tie that was decided differently */
     bool same = cold.n == OUT && warm.n == OUT;
     while (same && until < OUT) {
         worst = fmax(worst, distance(&cold.last[until], &warm.last[until], NULL));
@@ -434,22 +437,23 @@ static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
         until++;
     }
     say(same && worst <= 1.5 * tie && cold.n_cached == 0 && warm.n_cached == WARM,
-        "cold and warm (%d of %d tokens cached): %d of %d tokens the same, within %.4f", warm.n_cached, N, until,
-        OUT, worst);
+        "cold and warm prefix cache (%d of %d tokens cached): %d of %d tokens are equal, within %.4f", warm.n_cached, N,
+        until, OUT, worst);
     say(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids),
-        "cold again after a reset: the same tokens");
+        "cold prefix cache after a reset: the same tokens");
     must(eng_check(e, &err), &err);
     eng_close(e);
 }
 
 enum { CROWD = 24, CROWD_OUT = 48 };
 
+/* CROWD requests and their answers. */
 struct crowd {
-    int32_t ids[CROWD][CROWD_OUT], stop[CROWD]; /* stop -1: none */
-    int n[CROWD], prompt;
+    int32_t ids[CROWD][CROWD_OUT], stop[CROWD]; /* answers; stop id of each request, -1: none */
+    int n[CROWD], prompt;                       /* tokens of each answer; of the shortest prompt */
 };
 
-/* CROWD prompts of different lengths at once, half of them greedy, at most max_seqs running. */
+/* Submits CROWD prompts of different lengths, half of them greedy, to an engine that runs at most max_seqs at once. */
 static struct eng *crowd_open(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
                               struct crowd *c)
 {
@@ -490,6 +494,7 @@ static void crowd_step(struct eng *e, struct crowd *c)
     }
 }
 
+/* Runs all requests to their end. */
 static struct eng_stats serve(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
                               struct crowd *c)
 {
@@ -502,7 +507,7 @@ static struct eng_stats serve(const struct mdl *m, const struct backend *backend
     return st;
 }
 
-/* How many answers are the same to the bit. */
+/* Number of answers that are equal. */
 static int crowds_agree(const struct crowd *a, const struct crowd *b)
 {
     int same = 0;
@@ -511,8 +516,8 @@ static int crowds_agree(const struct crowd *a, const struct crowd *b)
     return same;
 }
 
-/* Two engines on one card, steps of both in flight, give what each gives alone. */
-static void side_by_side(const struct mdl *m, const int32_t *ids)
+/* Two engines on one GPU, with steps of both in flight, must give the same answers as each engine alone. */
+static void two_engines(const struct mdl *m, const int32_t *ids)
 {
     static struct crowd alone, c[2];
     struct eng *e[2];
@@ -529,13 +534,14 @@ static void side_by_side(const struct mdl *m, const int32_t *ids)
     for (int i = 0; i < 2; i++)
         eng_close(e[i]);
     int same[] = {crowds_agree(&alone, &c[0]), crowds_agree(&alone, &c[1])};
-    say(same[0] == CROWD && same[1] == CROWD, "two engines on the card: %d and %d of %d answers as alone", same[0],
+    say(same[0] == CROWD && same[1] == CROWD, "two engines on one GPU: %d and %d of %d answers as alone", same[0],
         same[1], CROWD);
 }
 
-/* A step ahead or one at a time, the batches are the same, and so is every token to the bit: all at once until their
- * lengths end them, and one by one, where an end token leaves a row in flight and its pages go to the next. */
-static void ahead_or_not(const struct mdl *m, const int32_t *ids)
+/* With and without async scheduling the batches are the same, and every token must be equal. Two cases: all requests at
+ * once, each ended by its length; and one request at a time, where a stop token wastes the row in flight and the
+ * request's pages go to the next request. */
+static void async_or_not(const struct mdl *m, const int32_t *ids)
 {
     static struct crowd one, two;
     struct backend waits = be_cuda;
@@ -544,7 +550,7 @@ static void ahead_or_not(const struct mdl *m, const int32_t *ids)
         one.prompt = alone ? 300 : 40;
         for (int i = 0; i < CROWD; i++)
             one.stop[i] = -1;
-        if (alone) { /* what they would say, to stop some of them at it */
+        if (alone) { /* a first run gives the answers; half of the requests then stop at a token of their answer */
             serve(m, &waits, ids, 1, &one);
             for (int i = 1; i < CROWD; i += 2)
                 one.stop[i] = one.ids[i][one.n[i] / 2];
@@ -554,17 +560,19 @@ static void ahead_or_not(const struct mdl *m, const int32_t *ids)
         two.prompt = one.prompt;
         struct eng_stats b = serve(m, &be_cuda, ids, alone ? 1 : 32, &two);
         int same = crowds_agree(&one, &two);
-        say(same == CROWD && !a.async_steps && b.async_steps > b.steps / 2 && a.generated_tokens == b.generated_tokens &&
-                (alone ? b.wasted_rows > 0 : b.wasted_rows == 0) && b.finished[ENG_STOP] == a.finished[ENG_STOP],
-            "%lld of %lld steps ahead, %s: %d of %d answers as one step at a time, %lld stopped, %lld rows wasted",
-            (long long)b.async_steps, (long long)b.steps, alone ? "alone" : "together", same, CROWD,
+        bool wasted = alone ? b.wasted_rows > 0 : b.wasted_rows == 0;
+        say(same == CROWD && !a.async_steps && b.async_steps > b.steps / 2 &&
+                a.generated_tokens == b.generated_tokens && wasted && b.finished[ENG_STOP] == a.finished[ENG_STOP],
+            "async scheduling, requests %s: %lld of %lld steps submitted early, %d of %d answers as without, "
+            "%lld stopped, %lld rows wasted",
+            alone ? "one at a time" : "together", (long long)b.async_steps, (long long)b.steps, same, CROWD,
             (long long)b.finished[ENG_STOP], (long long)b.wasted_rows);
     }
 }
 
-/* A plan against what an open of the same options takes, to the byte: what is held by kind of memory, what the backend
- * says of itself, and the same pool. What the plan leaves free is nobody's. */
-static void plan_is_kept(const struct mdl *m, const struct be_opts *o, const struct plan *p)
+/* A plan against an open with the same options, to the byte: memory allocated by kind, the backend's own statistics,
+ * and the pool. The plan's reserve is not allocated. */
+static void compare_plan(const struct mdl *m, const struct be_opts *o, const struct plan *p)
 {
     struct kv_geom g;
     struct km_err err;
@@ -576,15 +584,15 @@ static void plan_is_kept(const struct mdl *m, const struct be_opts *o, const str
     device = km_mem_stats(KM_MEM_DEVICE).current - device;
     pinned = km_mem_stats(KM_MEM_PINNED).current - pinned;
     be_cuda.close(b);
-    if (!o->n_pages && !o->memory_limit) { /* what is free is known in steps of what the driver hands out */
+    if (!o->n_pages && !o->memory_limit) { /* the driver reports free memory in steps of its allocation size */
         double apart = fabs((double)(p->geom.n_pages - g.n_pages)) * (double)g.page_bytes / (1 << 20);
-        say(apart < 256, "without a stated limit: %d blocks planned, %d made, %.0f MiB apart", p->geom.n_pages,
+        say(apart < 256, "without a stated limit: %d blocks planned, %d allocated, %.0f MiB apart", p->geom.n_pages,
             g.n_pages, apart);
         return;
     }
     int64_t total = plan_total(p, KM_MEM_DEVICE), taken = total - plan_sum(p, PLAN_RESERVE, KM_MEM_DEVICE);
     say(device == taken && pinned == plan_total(p, KM_MEM_PINNED),
-        "plan of %d tokens, %d requests: %lld bytes on the card, %lld pinned; taken: %lld, %lld", o->max_tokens,
+        "plan for %d tokens, %d requests: %lld bytes on the GPU, %lld pinned; allocated: %lld, %lld", o->max_tokens,
         o->max_reqs, (long long)taken, (long long)plan_total(p, KM_MEM_PINNED), (long long)device, (long long)pinned);
     say(st.weight_bytes == plan_sum(p, PLAN_WEIGHTS, KM_MEM_DEVICE) &&
             st.workspace_bytes == plan_sum(p, PLAN_WORKSPACE, KM_MEM_DEVICE) &&
@@ -592,10 +600,11 @@ static void plan_is_kept(const struct mdl *m, const struct be_opts *o, const str
             g.page_bytes == p->geom.page_bytes && !memcmp(&g.model, &p->geom.model, sizeof g.model) &&
             !strcmp(st.device, p->device) && total <= p->limit &&
             (o->n_pages || total > p->limit - (int64_t)g.page_bytes),
-        "its weights, work space, KV and pool of %d blocks are the backend's, within the limit", g.n_pages);
+        "the plan's weights, workspace, KV and %d blocks are those of the backend, within the limit", g.n_pages);
 }
 
-/* Before anything else is opened: a plan asks the card in a child, which a process with CUDA in it cannot have. */
+/* Runs before any backend is opened: a plan queries the GPU in a child process, which works only while this process has
+ * not initialised CUDA. */
 static void plans(const struct mdl *m)
 {
     static const struct {
@@ -615,10 +624,10 @@ static void plans(const struct mdl *m)
         must(be_cuda.plan(&p[i], &o[i], m, &err), &err);
     }
     for (int i = 0; i < N; i++)
-        plan_is_kept(m, &o[i], &p[i]);
+        compare_plan(m, &o[i], &p[i]);
 }
 
-/* Refusals are one sentence each. */
+/* Options that the backend must refuse; each message is printed for a reader to judge. */
 static void refusals(const struct mdl *m)
 {
     struct be_opts o = options(509);
@@ -637,10 +646,11 @@ static void refusals(const struct mdl *m)
     say(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "limit: %s", err.msg);
     o = options(509);
     o.max_tokens = 1 << 30;
-    say(be_cuda.open(&b, &o, m, &g, &err) == KM_EDEVICE, "work space: %s", err.msg);
+    say(be_cuda.open(&b, &o, m, &g, &err) == KM_EDEVICE, "workspace: %s", err.msg);
 }
 
-/* What `kvmark info` says of the card; in a child too. Loose bounds: they catch a wrong unit or a wrong clock. */
+/* The rates that `kvmark info` prints, also measured in a child process. The bounds are loose: they catch a wrong unit
+ * or a wrong clock. */
 static void rates(void)
 {
     struct rates r;
@@ -648,7 +658,7 @@ static void rates(void)
     must(be_cuda.measure(&r, &err), &err);
     say(r.memory > 0 && r.copy_gbps > 100 && r.copy_gbps < 20000 && r.h2d_gbps > 1 && r.h2d_gbps < 1000 &&
             r.d2h_gbps > 1 && r.d2h_gbps < 1000 && r.gemm_tflops > 20 && r.gemm_tflops < 5000,
-        "%s, %.0f GiB: copies %.0f GB/s, to the card %.1f, to the host %.1f, products %.0f TFLOP/s", r.device,
+        "%s, %.0f GiB: device copies %.0f GB/s, H2D %.1f GB/s, D2H %.1f GB/s, GEMM %.0f TFLOP/s", r.device,
         (double)r.memory / (1 << 30), r.copy_gbps, r.h2d_gbps, r.d2h_gbps, r.gemm_tflops);
 }
 
@@ -671,11 +681,11 @@ static void self(const struct mdl *m, double tie)
     against_cpu(&r, m, ids, tie);
     rig_close(&r);
     cold_and_warm(m, ids, tie);
-    ahead_or_not(m, ids);
-    side_by_side(m, ids);
+    async_or_not(m, ids);
+    two_engines(m, ids);
     refusals(m);
     struct km_mem_stats left = km_mem_stats(KM_MEM_DEVICE);
-    say(left.current == 0, "device memory given back: %lld bytes are left", (long long)left.current);
+    say(left.current == 0, "all device memory is freed: %lld bytes are left", (long long)left.current);
 }
 
 int main(int argc, char **argv)

@@ -83,7 +83,7 @@ total=$(number "$dir/out" host) limit=$((300 << 20)) block=$(number "$dir/out" b
 expect 1 '"fits":	false' $plan --gpu-memory-limit 20MiB --json
 expect 1 "limit       --gpu-memory-limit" $plan --gpu-memory-limit 20MiB
 planned=$(grep "error:" "$dir/out")
-expect 1 "the memory limit is 20.0 MiB" "$kvmark" serve --model "$model" --device cpu --gpu-memory-limit 20MiB
+expect 1 "the memory limit is 20 MiB" "$kvmark" serve --model "$model" --device cpu --gpu-memory-limit 20MiB
 [ "$planned" = "$(grep "error:" "$dir/out")" ] || fail "info --plan and serve refuse in different words"
 expect 1 "or raise the memory limit" $plan --num-gpu-blocks-override 8 --max-model-len 129
 expect 2 "one chunk of 256 tokens" $plan --gpu-memory-limit 300MiB --kv-cache dram=1MiB

@@ -1,4 +1,4 @@
-/* The whole client against a scripted server: what is sent, in which order, what is counted, what is a failure. */
+/* The whole client against a scripted server: request bodies, order, counts and failures. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "harness/client/load.h"
 #include "harness/client/request.h"
+#include "harness/run/count.h"
 #include "harness/run/summary.h"
 #include "mock.h"
 
@@ -17,7 +18,7 @@
 
 enum { MAX_CONVS = 32, MAX_MSGS = 40 };
 
-/* Workloads made by hand: user message m of conversation c is "c.m", with an odd character or two. */
+/* A workload made by hand, its server and its run. User message m of conversation c is: say "c.m" and a line end. */
 struct bench {
     struct wl_set set;
     struct wl_conv convs[MAX_CONVS];
@@ -25,8 +26,8 @@ struct bench {
     char texts[MAX_CONVS][MAX_MSGS][48];
     int32_t ids[3];
     struct mock *mock;
-    struct hz_target target;
-    struct hz_load load;
+    struct target target;
+    struct load load;
     struct hz_trace trace;
     struct km_err err;
 };
@@ -48,21 +49,21 @@ static void workload(struct bench *b, const int *lengths, int n, int answer_toke
         }
         b->set.n_requests += lengths[c] / 2;
     }
-    b->load = hz_load_defaults();
+    b->load = load_defaults();
 }
 
 static void serve(struct bench *b, struct mock_opts o)
 {
     b->mock = mock_start(&o);
-    b->target = (struct hz_target){.url = mock_url(b->mock)};
+    b->target = (struct target){.url = mock_url(b->mock)};
 }
 
 static int run(struct bench *b)
 {
     hz_trace_free(&b->trace);
-    int rc = hz_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err);
+    int rc = load_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err);
     if (rc)
-        print_message("hz_run: %s\n", b->err.msg);
+        print_message("load_run: %s\n", b->err.msg);
     return rc;
 }
 
@@ -72,7 +73,7 @@ static void end(struct bench *b)
     hz_trace_free(&b->trace);
 }
 
-/* What the mock says to a request with that many messages. */
+/* Checks the text against what the mock answers to a request with that many messages. */
 static void answer_is(const struct hz_rec *r, int tokens, int messages)
 {
     struct km_buf b = {0};
@@ -92,7 +93,7 @@ static int token_sum(const struct hz_trace *t, const struct hz_rec *r)
     return n;
 }
 
-/* A record's own order in time. */
+/* Checks the order of the times of a record. */
 static void in_order(const struct hz_trace *t, const struct hz_rec *r)
 {
     assert_true(t->begin_ns <= r->sched_ns && r->sched_ns <= r->start_ns);
@@ -133,12 +134,13 @@ static void conversations_with_real_answers(void **state)
         answer_is(r, 5, r->messages);
         in_order(&b.trace, r);
         assert_true(r->first_ns - r->start_ns >= 3000000);
-        assert_true(r->last_ns - r->start_ns >= 3000000 + 4 * 500000); /* a late first token may be near the second */
+        assert_true(r->last_ns - r->start_ns >=
+                    3000000 + 4 * 500000); /* a delay of the first token moves it towards the second */
         assert_true(r->last_ns - r->first_ns < 5000000000);
     }
     assert_int_equal(b.trace.abandoned, 0);
 
-    /* Byte for byte what vLLM's client would send, and the answers that really came in the history. */
+    /* The bodies are those of vLLM's client, byte for byte, and the history has the answers that were received. */
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), 5);
     assert_string_equal(q[0].path, "/v1/chat/completions");
@@ -148,16 +150,15 @@ static void conversations_with_real_answers(void **state)
         "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
         "\"max_tokens\":5}");
     assert_string_equal(
-        q[2].body,
-        "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"},"
-        "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2 w1.3\xC3\xA9\"},"
-        "{\"role\":\"user\",\"content\":\"say \\\"0.2\\\"\\n\"},"
-        "{\"role\":\"assistant\",\"content\":\" w3.0 w3.1 w3.2 w3.3\xC3\xA9\"},"
-        "{\"role\":\"user\",\"content\":\"say \\\"0.4\\\"\\n\"}],\"seed\":0,"
-        "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
-        "\"max_tokens\":5}");
+        q[2].body, "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":\"say \\\"0.0\\\"\\n\"},"
+                   "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2 w1.3\xC3\xA9\"},"
+                   "{\"role\":\"user\",\"content\":\"say \\\"0.2\\\"\\n\"},"
+                   "{\"role\":\"assistant\",\"content\":\" w3.0 w3.1 w3.2 w3.3\xC3\xA9\"},"
+                   "{\"role\":\"user\",\"content\":\"say \\\"0.4\\\"\\n\"}],\"seed\":0,"
+                   "\"temperature\":0.0,\"stream\":true,\"stream_options\":{\"include_usage\":true},\"min_tokens\":5,"
+                   "\"max_tokens\":5}");
     for (int i = 1; i < 5; i++)
-        assert_int_equal(q[i].conn, q[0].conn); /* one client, one connection, opened before the clock */
+        assert_int_equal(q[i].conn, q[0].conn); /* one client has one connection, opened before the clock starts */
     assert_int_equal(b.trace.health.reconnects, 0);
     assert_int_equal(b.trace.health.events, 5 * 8);
     assert_true(b.trace.health.reads > 0 && b.trace.health.cpu_s > 0);
@@ -180,7 +181,7 @@ static void every_option_in_the_body(void **state)
     b.target.extra_body = "{\"temperature\":0.7,\"top_k\":1,\"nested\":{\"a\":[1,2]}}";
     b.load.ignore_eos = true;
     b.load.cache_salt = "s\"1";
-    b.load.thinking = HZ_THINKING_OFF;
+    b.load.thinking = LOAD_THINKING_OFF;
     b.load.fixed_history = true;
     b.load.limit_min_tokens = 2;
     b.load.limit_max_tokens = 7;
@@ -230,14 +231,14 @@ static void prompts_as_bench_serve_sends_them(void **state)
     b.load.max_concurrency = 1;
     assert_int_equal(run(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 3);
-    assert_string_equal(
-        q[0].body, "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":"
-                   "\"say \\\"0.0\\\"\\n\"}]}],\"temperature\":0.0,\"stream\":true,\"stream_options\":"
-                   "{\"include_usage\":true},\"max_completion_tokens\":4,\"ignore_eos\":true}");
+    assert_string_equal(q[0].body,
+                        "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":"
+                        "\"say \\\"0.0\\\"\\n\"}]}],\"temperature\":0.0,\"stream\":true,\"stream_options\":"
+                        "{\"include_usage\":true},\"max_completion_tokens\":4,\"ignore_eos\":true}");
     assert_non_null(strstr(q[2].body, "2.0"));
     mock_forget(b.mock);
 
-    b.load.endpoint = HZ_COMPLETIONS;
+    b.load.endpoint = LOAD_COMPLETIONS;
     b.load.max_num_requests = 2;
     assert_int_equal(run(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 2);
@@ -251,7 +252,7 @@ static void prompts_as_bench_serve_sends_them(void **state)
     mock_forget(b.mock);
 
     b.load.send_token_ids = true;
-    b.load.warmup_step = true; /* each prompt once before: six requests, two of them measured */
+    b.load.warmup_step = true; /* each prompt is sent once before: four requests, two of them measured */
     assert_int_equal(run(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 4);
     assert_non_null(strstr(q[0].body, "\"prompt\":[11,22,33],"));
@@ -261,12 +262,12 @@ static void prompts_as_bench_serve_sends_them(void **state)
     assert_int_equal(b.trace.n_warm, 2);
     end(&b);
 
-    /* Answers are compared by their ids, however these were spread over events. */
+    /* The hash is over the token ids, however they are spread over events. */
     uint64_t seen[2];
     for (int per = 2; per <= 4; per += 2) {
         workload(&b, (int[]){2}, 1, 4, WL_RANDOM);
         serve(&b, (struct mock_opts){.per_event = per, .cached = 0});
-        b.load.endpoint = HZ_COMPLETIONS;
+        b.load.endpoint = LOAD_COMPLETIONS;
         b.load.send_token_ids = true;
         assert_int_equal(run(&b), 0);
         assert_int_equal(token_sum(&b.trace, &b.trace.recs[0]), 4);
@@ -304,7 +305,7 @@ static void the_closed_loop_over_sockets(void **state)
     assert_int_equal(b.trace.abandoned, 1);
     km_buf_free(&order);
 
-    /* Two clients: the second is somewhere in its 20 turns when the first runs out of work, and ends the turn. */
+    /* Two clients: the first runs out of work while the second is in one of its 20 turns. That turn is the last one. */
     end(&b);
     workload(&b, (int[]){2, 40}, 2, 2, WL_MULTI_TURN);
     serve(&b, (struct mock_opts){.cached = 0});
@@ -344,11 +345,12 @@ static void a_warm_up_feeds_the_measured_pass(void **state)
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), 6);
     assert_non_null(
-        strstr(q[3].body, "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2\"}")); /* its real answer */
+        strstr(q[3].body,
+               "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2\"}")); /* the answer that the warm-up received */
     end(&b);
 }
 
-static void every_way_to_fail(void **state)
+static void every_kind_of_failure(void **state)
 {
     (void)state;
     static const struct {
@@ -358,9 +360,7 @@ static void every_way_to_fail(void **state)
     } t[] = {
         {{.mode = MOCK_NO_END, .cached = 0}, "the stream ended without a finish_reason or [DONE] after 6 tokens", 6},
         {{.mode = MOCK_TRUNCATED, .cached = 0}, "connection lost after 3 tokens: ", 3},
-        {{.mode = MOCK_HTML, .cached = 0},
-         "HTTP 200 but no event stream (text/html): <html><body>Please log in",
-         0},
+        {{.mode = MOCK_HTML, .cached = 0}, "HTTP 200 but no event stream (text/html): <html><body>Please log in", 0},
         {{.mode = MOCK_500, .cached = 0}, "HTTP 500: no pages left", 0},
         {{.mode = MOCK_ERROR_EVENT, .cached = 0}, "error event after 3 tokens: the engine fell over", 3},
         {{.mode = MOCK_BAD_JSON, .cached = 0}, "an event after 3 tokens is not JSON", 3},
@@ -378,7 +378,8 @@ static void every_way_to_fail(void **state)
             b.load.limit_min_tokens = b.load.limit_max_tokens = -1;
         }
         assert_int_equal(run(&b), 0);
-        /* 0.0 is good, 0.1 fails and takes 0.2 with it, the client goes on to 1.0, which fails too. */
+        /* 0.0 succeeds, 0.1 fails, so 0.2 is dropped. The client continues with 1.0, which fails too, so 1.1 is
+         * dropped. */
         assert_int_equal(b.trace.n, 3);
         assert_true(b.trace.recs[0].ok);
         assert_int_equal(b.trace.dropped, 2);
@@ -461,7 +462,7 @@ static void reasoning_counts_and_stays_out_of_the_history(void **state)
     const struct mock_request *q;
     mock_requests(b.mock, &q);
     assert_non_null(strstr(q[1].body, "{\"role\":\"assistant\",\"content\":\" w1.2 w1.3\"}"));
-    /* The hash is over all of it: equal to that of a run whose parser drew the line elsewhere. */
+    /* The hash is over reasoning and content: it does not depend on where the server separates them. */
     uint64_t with = r->text_xxh;
     end(&b);
     workload(&b, (int[]){2}, 1, 4, WL_MULTI_TURN);
@@ -471,7 +472,7 @@ static void reasoning_counts_and_stays_out_of_the_history(void **state)
     end(&b);
 }
 
-static void several_tokens_an_event(void **state)
+static void several_tokens_per_event(void **state)
 {
     (void)state;
     static struct bench b;
@@ -503,7 +504,7 @@ static void a_response_cut_anywhere(void **state)
     }
 }
 
-static bool kill_after_three(void *arg, const struct hz_progress *p)
+static bool kill_after_three(void *arg, const struct client_progress *p)
 {
     struct bench *b = arg;
     if (p->done >= 3)
@@ -521,13 +522,14 @@ static void the_server_dies(void **state)
     workload(&b, lengths, 20, 4, WL_MULTI_TURN);
     serve(&b, (struct mock_opts){.ttft_us = 20000, .gap_us = 20000, .cached = 0});
     b.load.num_clients = 2;
-    assert_int_equal(hz_run(&b.target, &b.load, &b.set, kill_after_three, &b, &b.trace, &b.err), 0);
+    assert_int_equal(load_run(&b.target, &b.load, &b.set, kill_after_three, &b, &b.trace, &b.err), 0);
     int ok = 0, refused = 0, lost = 0;
     for (int i = 0; i < b.trace.n; i++) {
         ok += b.trace.recs[i].ok;
         refused += !strncmp(b.trace.recs[i].error, "no answer after 0 tokens: ", 26);
-        /* in the middle of an answer, or between its head and its first token */
-        lost += !strncmp(b.trace.recs[i].error, "connection lost", 15) || !strcmp(b.trace.recs[i].error, "no token in the answer");
+        /* during an answer, or between its headers and its first token */
+        lost += !strncmp(b.trace.recs[i].error, "connection lost", 15) ||
+                !strcmp(b.trace.recs[i].error, "no token in the answer");
     }
     assert_true(ok >= 3 && ok < 20);
     assert_int_equal(ok + refused + lost, b.trace.n);
@@ -536,7 +538,7 @@ static void the_server_dies(void **state)
     end(&b);
 }
 
-static bool stop_soon(void *arg, const struct hz_progress *p)
+static bool stop_soon(void *arg, const struct client_progress *p)
 {
     int64_t *calls = arg;
     ++*calls;
@@ -551,7 +553,7 @@ static void progress_and_an_early_end(void **state)
     workload(&b, (int[]){12, 12}, 2, 10, WL_MULTI_TURN);
     serve(&b, (struct mock_opts){.ttft_us = 10000, .gap_us = 5000, .cached = 0});
     b.load.num_clients = 2;
-    assert_int_equal(hz_run(&b.target, &b.load, &b.set, stop_soon, &calls, &b.trace, &b.err), 0);
+    assert_int_equal(load_run(&b.target, &b.load, &b.set, stop_soon, &calls, &b.trace, &b.err), 0);
     assert_true(b.trace.stopped);
     assert_in_range(calls, 2, 5);
     assert_true(b.trace.n < 12 && b.trace.abandoned == 12 - b.trace.n);
@@ -580,7 +582,8 @@ static void prompts_at_a_rate(void **state)
     }
     assert_int_equal(last - b.trace.begin_ns, 400000000);
 
-    /* All at once under a cap: the wait is in sched..start, not in the latency, and not blamed on the client. */
+    /* All at once with a concurrency limit: the wait is between sched and start. It is in no latency, and not in the
+     * send lag. */
     b.load.request_rate = 0;
     b.load.max_concurrency = 4;
     assert_int_equal(run(&b), 0);
@@ -615,7 +618,7 @@ static void many_connections_before_the_clock(void **state)
     end(&b);
 }
 
-static void counts_by_our_own_tokenizer(void **state)
+static void counts_by_the_clients_tokenizer(void **state)
 {
     (void)state;
     static struct bench b;
@@ -653,14 +656,14 @@ static void counts_by_our_own_tokenizer(void **state)
 static void refuses(struct bench *b, int code, const char *part)
 {
     hz_trace_free(&b->trace);
-    assert_int_equal(hz_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err), code);
+    assert_int_equal(load_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err), code);
     if (!strstr(b->err.msg, part))
         fail_msg("\"%s\" does not say \"%s\"", b->err.msg, part);
-    b->load = hz_load_defaults();
-    b->target = (struct hz_target){.url = mock_url(b->mock)};
+    b->load = load_defaults();
+    b->target = (struct target){.url = mock_url(b->mock)};
 }
 
-static void senseless_asks_are_refused(void **state)
+static void bad_options_are_errors(void **state)
 {
     (void)state;
     static struct bench b;
@@ -674,7 +677,7 @@ static void senseless_asks_are_refused(void **state)
     refuses(&b, KM_EINVAL, "--max-num-requests is 1");
     b.load.limit_max_tokens = 5;
     refuses(&b, KM_EINVAL, "--limit-min-tokens is missing");
-    b.load.endpoint = HZ_COMPLETIONS;
+    b.load.endpoint = LOAD_COMPLETIONS;
     refuses(&b, KM_EINVAL, "chat endpoint");
     b.target.extra_body = "{\"stream\":false}";
     refuses(&b, KM_EINVAL, "\"stream\"");
@@ -694,20 +697,20 @@ static void senseless_asks_are_refused(void **state)
     b.msgs[0][1].n_tokens = -1;
     refuses(&b, KM_EINVAL, "not counted");
     b.target.url = "http://127.0.0.1:1";
-    assert_int_equal(hz_wait_ready(&b.target, 0.2, &b.err), KM_ENET);
+    assert_int_equal(target_wait_ready(&b.target, 0.2, &b.err), KM_ENET);
     b.target.url = mock_url(b.mock);
-    assert_int_equal(hz_wait_ready(&b.target, 5, &b.err), 0);
+    assert_int_equal(target_wait_ready(&b.target, 5, &b.err), 0);
     struct km_buf body = {0};
-    assert_int_equal(hz_get(&b.target, "/nothing", 5, &body, &b.err), 404);
+    assert_int_equal(target_get(&b.target, "/nothing", 5, &body, &b.err), 404);
     assert_non_null(strstr(body.data, "Not Found"));
     km_buf_clear(&body);
-    assert_int_equal(hz_post(&b.target, "/version", "{}", 5, &body, &b.err), 200);
+    assert_int_equal(target_post(&b.target, "/version", "{}", 5, &body, &b.err), 200);
     km_buf_free(&body);
     end(&b);
 }
 
-/* The root of the model asked for, of the first when none is named, and of no other. */
-static void where_the_model_is(void **state)
+/* The root of the named model, or of the first one when none is named. */
+static void the_root_of_the_model(void **state)
 {
     (void)state;
     static struct bench b;
@@ -717,18 +720,18 @@ static void where_the_model_is(void **state)
     for (int i = 0; i < 4; i++) {
         struct km_buf root = {0};
         b.target.model = asked[i];
-        assert_int_equal(hz_model_root(&b.target, &root, &b.err), i < 2 ? 0 : KM_ENOENT);
+        assert_int_equal(target_model_root(&b.target, &root, &b.err), i < 2 ? 0 : KM_ENOENT);
         assert_string_equal(km_buf_str(&root), i < 2 ? "/models/mock" : "");
         km_buf_free(&root);
     }
     struct km_buf root = {0};
     b.target.url = "http://127.0.0.1:1";
-    assert_int_equal(hz_model_root(&b.target, &root, &b.err), KM_ENET);
+    assert_int_equal(target_model_root(&b.target, &root, &b.err), KM_ENET);
     km_buf_free(&root);
     end(&b);
 }
 
-static void no_memory_leaves_nothing_behind(void **state)
+static void without_memory_nothing_leaks(void **state)
 {
     (void)state;
     static struct bench b;
@@ -764,20 +767,20 @@ int main(void)
         cmocka_unit_test(prompts_as_bench_serve_sends_them),
         cmocka_unit_test(the_closed_loop_over_sockets),
         cmocka_unit_test(a_warm_up_feeds_the_measured_pass),
-        cmocka_unit_test(every_way_to_fail),
+        cmocka_unit_test(every_kind_of_failure),
         cmocka_unit_test(shapes_of_good_streams),
         cmocka_unit_test(a_role_is_not_a_token),
         cmocka_unit_test(reasoning_counts_and_stays_out_of_the_history),
-        cmocka_unit_test(several_tokens_an_event),
+        cmocka_unit_test(several_tokens_per_event),
         cmocka_unit_test(a_response_cut_anywhere),
         cmocka_unit_test(the_server_dies),
         cmocka_unit_test(progress_and_an_early_end),
         cmocka_unit_test(prompts_at_a_rate),
         cmocka_unit_test(many_connections_before_the_clock),
-        cmocka_unit_test(counts_by_our_own_tokenizer),
-        cmocka_unit_test(senseless_asks_are_refused),
-        cmocka_unit_test(where_the_model_is),
-        cmocka_unit_test(no_memory_leaves_nothing_behind),
+        cmocka_unit_test(counts_by_the_clients_tokenizer),
+        cmocka_unit_test(bad_options_are_errors),
+        cmocka_unit_test(the_root_of_the_model),
+        cmocka_unit_test(without_memory_nothing_leaks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,4 @@
-/* The scripted server. Aborts on its own faults: it is part of the tests. */
+/* The scripted server. It is part of the tests, so it aborts on its own errors. */
 #include "mock.h"
 
 #include "base/clock.h"
@@ -18,7 +18,7 @@
 
 enum { MAX_CONNS = 512, MAX_REQUESTS = 4096 };
 
-/* Not assert: these calls must also happen in a build without assertions. */
+/* Not assert, because its argument must also be evaluated with NDEBUG. */
 static void must(bool ok)
 {
     if (!ok)
@@ -53,7 +53,7 @@ void mock_token(int i, int messages, struct km_buf *out)
         km_buf_puts(out, odd[i % 4]);
 }
 
-/* Everything at once, in pieces, or cut in two; false when the client is gone. */
+/* Sends at once or in pieces. False: the client has closed the connection. */
 static bool send_bytes(struct conn *c, const char *p, size_t n)
 {
     size_t piece = c->m->o.piece > 0 ? (size_t)c->m->o.piece : n;
@@ -149,8 +149,8 @@ static void token_event(struct answer *a, int first, int n, int messages, bool r
 static void simple(struct answer *a, const char *status, const char *type, const char *body)
 {
     struct km_buf b = {0};
-    km_buf_printf(&b, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n%s", status, type,
-                  strlen(body), body);
+    km_buf_printf(&b, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n%s", status, type, strlen(body),
+                  body);
     a->gone = a->gone || !send_bytes(a->c, b.data, b.len);
     km_buf_free(&b);
 }
@@ -203,8 +203,7 @@ static void stream(struct answer *a, int tokens, int messages, const char *usage
             a->gone = true;
             return;
         }
-        token_event(a, i, per < tokens - i ? per : tokens - i, messages,
-                    a->mode == MOCK_REASONING && i < tokens / 2);
+        token_event(a, i, per < tokens - i ? per : tokens - i, messages, a->mode == MOCK_REASONING && i < tokens / 2);
     }
     if (a->mode != MOCK_NO_END)
         event(a, a->chat ? "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}"
@@ -239,6 +238,8 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
     else if (!strcmp(path, "/v1/models"))
         simple(&a, "200 OK", "application/json",
                "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"root\":\"/models/mock\"},{\"id\":\"other\"}]}");
+    else if (!strcmp(path, "/metrics") && m->o.metrics)
+        simple(&a, "200 OK", "text/plain; version=0.0.4", m->o.metrics);
     else if (!strstr(path, "completions"))
         simple(&a, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
     else {
@@ -254,8 +255,8 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
         int tokens = m->o.tokens ? m->o.tokens : (int)wanted;
         char usage[200];
         int n = snprintf(usage, sizeof usage,
-                         "\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d",
-                         100 + messages, tokens, 100 + messages + tokens);
+                         "\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d", 100 + messages,
+                         tokens, 100 + messages + tokens);
         if (m->o.cached >= 0)
             n += snprintf(usage + n, sizeof usage - (size_t)n, ",\"prompt_tokens_details\":{\"cached_tokens\":%d}",
                           m->o.cached);

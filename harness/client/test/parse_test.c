@@ -1,4 +1,5 @@
-/* Events out of bytes: the SSE splitter under every cut, the JSON scanner on what servers send and on damage. */
+/* From bytes to events: the SSE parser with the bytes cut at every place, the JSON scanner on what servers send and on
+ * damaged text. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
@@ -9,14 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Events joined by '|', so that a whole stream compares as one string. */
+/* Joins events with '|', so that a whole stream is compared as one string. */
 static void collect(void *arg, const char *data, size_t len)
 {
     km_buf_put(arg, data, len);
     km_buf_putc(arg, '|');
 }
 
-/* Feeds text in pieces of a, b, and the rest (from malloc'd copies, so that the sanitizer sees any overrun). */
+/* Feeds text in three pieces, cut at a and b. They are copies, so that the sanitizer sees a read beyond their end. */
 static void feed_cut(const char *text, size_t len, size_t a, size_t b, struct km_buf *out)
 {
     struct sse s = {0};
@@ -37,12 +38,12 @@ static const struct {
     const char *text, *want;
 } streams[] = {
     {"data: {\"a\":1}\n\ndata: [DONE]\n\n", "{\"a\":1}|[DONE]|"},
-    {"data:x\n\ndata:  y\n\n", "x| y|"}, /* one space is eaten, no more */
+    {"data:x\n\ndata:  y\n\n", "x| y|"}, /* one space after the colon is removed, no more */
     {"data: a\r\n\r\ndata: b\r\n\r\n", "a|b|"},
     {"data: a\r\rdata: b\r\r", "a|b|"},
-    {": ping\n\n: ping\ndata: a\n: ping\n\n\n\n", "a|"}, /* comments anywhere, empty events nowhere */
+    {": ping\n\n: ping\ndata: a\n: ping\n\n\n\n", "a|"}, /* comments are skipped, and an empty event is no event */
     {"event: m\nid: 3\nretry: 5\ndata: a\n\ndatax: no\n\n", "a|"},
-    {"data: one\ndata: two\ndata:\ndata\n\n", "one\ntwo\n\n|"}, /* lines join, empty ones count */
+    {"data: one\ndata: two\ndata:\ndata\n\n", "one\ntwo\n\n|"}, /* data lines are joined, empty ones too */
     {"data: \xC3\xA9\xF0\x9F\x98\x80\n\n", "\xC3\xA9\xF0\x9F\x98\x80|"},
     {"data: no end", "no end|"},
     {"data: a\n\ndata: b\n", "a|b|"},
@@ -75,7 +76,7 @@ static void a_byte_at_a_time(void **state)
         sse_end(&s, collect, &got);
         assert_string_equal(km_buf_str(&got), streams[i].want);
         sse_reset(&s);
-        sse_feed(&s, "data: z\n\n", 9, collect, &got); /* a reset splitter remembers nothing */
+        sse_feed(&s, "data: z\n\n", 9, collect, &got); /* a reset parser has forgotten the stream before */
         assert_int_equal(got.data[got.len - 2], 'z');
         sse_free(&s);
         km_buf_free(&got);
@@ -199,7 +200,7 @@ static void damage_is_seen(void **state)
                                       "{\"a\":nul}"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         assert_int_equal(ev_scan(bad[i], strlen(bad[i]), &e), -1);
-    /* No beginning of an event passes for one, and no flipped byte makes the scanner leave its text. */
+    /* A prefix of an event is an error, and no changed byte makes the scanner read outside of the text. */
     const char *whole =
         "{\"id\":\"c\\u00e9\",\"choices\":[{\"delta\":{\"content\":\"a\\n\"},\"logprobs\":{\"content\":[{}]},"
         "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":12,\"prompt_tokens_details\":{\"cached_"
@@ -236,14 +237,14 @@ static void damage_is_seen(void **state)
 static void histogram_percentiles(void **state)
 {
     (void)state;
-    static struct hz_hist h;
-    assert_true(isnan(hz_hist_ms(&h, 0.99)));
+    static struct hist h;
+    assert_true(isnan(hist_ms(&h, 0.99)));
     for (int i = 1; i <= 1000; i++)
-        hz_hist_add(&h, (int64_t)i * 1000000);
-    assert_true(hz_hist_ms(&h, 0.99) >= 990 && hz_hist_ms(&h, 0.99) <= 1000);
-    assert_true(hz_hist_ms(&h, 0.5) >= 500 && hz_hist_ms(&h, 0.5) <= 535);
-    hz_hist_add(&h, -5);
-    hz_hist_add(&h, INT64_MAX);
+        hist_add(&h, (int64_t)i * 1000000);
+    assert_true(hist_ms(&h, 0.99) >= 990 && hist_ms(&h, 0.99) <= 1000);
+    assert_true(hist_ms(&h, 0.5) >= 500 && hist_ms(&h, 0.5) <= 535);
+    hist_add(&h, -5);
+    hist_add(&h, INT64_MAX);
     assert_int_equal(h.max, INT64_MAX);
 }
 

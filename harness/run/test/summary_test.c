@@ -1,9 +1,10 @@
-/* Every formula against numbers worked out by hand, and the run folder there and back. */
+/* Every formula against numbers worked out by hand, and a run folder that is written and read back. */
 #include "base/test/test.h"
 
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/sort.h"
+#include "harness/run/env.h"
 #include "harness/run/runfolder.h"
 #include "harness/run/summary.h"
 
@@ -21,7 +22,7 @@ static void near(double got, double want)
         fail_msg("%.12g is not %.12g", got, want);
 }
 
-/* A trace of up to 200 requests at begin_ns 5 s, written down in milliseconds from there. */
+/* A trace of up to 200 requests. It begins at 5 s; times below are milliseconds from there. */
 static struct hz_rec recs[200];
 static struct hz_tick ticks[2000];
 static struct hz_trace trace;
@@ -32,7 +33,7 @@ static void fresh(void)
     trace = (struct hz_trace){.recs = recs, .ticks = ticks, .begin_ns = 5000LL * MS, .end_ns = 5000LL * MS};
 }
 
-/* One good request: sched, start, then events at t[] with k[] tokens, then [DONE]. */
+/* Adds a request that succeeds: planned send, send, n events at t[] with k[] tokens, and [DONE]. */
 static struct hz_rec *add(double sched, double start, const double *t, const int *k, int n, double done)
 {
     struct hz_rec *r = &recs[trace.n++];
@@ -68,8 +69,7 @@ static struct hz_rec *add(double sched, double start, const double *t, const int
     return r;
 }
 
-static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_prompt, int local_out,
-                   int local_first)
+static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_prompt, int local_out, int local_first)
 {
     r->prompt_tokens = prompt;
     r->cached_tokens = cached;
@@ -79,8 +79,8 @@ static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_
     r->local_first_tokens = local_first;
 }
 
-/* Three requests. A: role at 90, tokens at 100 (3 of them), 130, 160, finish 165, done 170. B starts last and ends
- * before A. C is short and failed ones are beside it. */
+/* Three requests that succeed and one that fails. A: role at 90, tokens at 110 (3 of them), 140 and 170, finish at 175,
+ * [DONE] at 180. B starts last and ends before A. C has one token. */
 static void three(void)
 {
     fresh();
@@ -114,7 +114,7 @@ static void seed_conversations(void **state)
     near(s.tpot_ms.mean, (35 + 30 + 0) / 3.0);
     assert_int_equal(s.tpot_ms.n, 3);
     near(s.e2e_ms.mean, (170 + 50 + 20) / 3.0);
-    near(s.ttft_ms.std, 10); /* the sample's */
+    near(s.ttft_ms.std, 10); /* the sample's standard deviation */
     near(s.ttft_ms.p50, 20);
     near(s.ttft_ms.p90, 28); /* rank 0.9 * 2 */
     assert_true(isnan(s.ttft_ms.p99));
@@ -127,13 +127,13 @@ static void seed_conversations(void **state)
     near(s.total_tps, s.input_tps + s.output_tps);
     near(s.response_ttft_ms.mean, (30 + 10 + 20 + 1 + 10) / 3.0);
     near(s.prompt_tokens, 200);
-    near(s.cached_tokens, 64); /* B did not say: 0, as the server says it elsewhere */
+    near(s.cached_tokens, 64); /* B has no cached_tokens: 0, because the server reports them for other requests */
     near(s.hit_rate, 64 / 200.0);
     assert_false(s.by_usage);
-    /* A first chunk of many tokens never makes the TTFT negative. */
+    /* A first event with many tokens never makes the TTFT negative. */
     recs[0].local_first_tokens = 4;
-    near(hz_row_of(&trace, &recs[0], WL_MULTI_TURN, HZ_SEED).ttft_ms, 0.1);
-    assert_true(isnan(hz_row_of(&trace, &recs[3], WL_MULTI_TURN, HZ_SEED).ttft_ms));
+    near(hz_request_of(&trace, &recs[0], WL_MULTI_TURN, HZ_SEED).ttft_ms, 0.1);
+    assert_true(isnan(hz_request_of(&trace, &recs[3], WL_MULTI_TURN, HZ_SEED).ttft_ms));
 }
 
 static void seed_prompts(void **state)
@@ -145,19 +145,19 @@ static void seed_prompts(void **state)
     /* TTFT to the first event with choices: A 80, B 20, C 10. Latency to the last event: A 166, B 41, C 11. */
     near(s.ttft_ms.mean, (80 + 20 + 10) / 3.0);
     near(s.e2e_ms.mean, (166 + 41 + 11) / 3.0);
-    near(s.tpot_ms.mean, (86 / 4.0 + 21 / 1.0) / 2); /* C has one token: left out */
+    near(s.tpot_ms.mean, (86 / 4.0 + 21 / 1.0) / 2); /* C has one token, and so no TPOT */
     assert_int_equal(s.tpot_ms.n, 2);
     /* Gaps: A 20 30 30 5, B 20. */
     assert_int_equal(s.itl_ms.n, 5);
     near(s.itl_ms.mean, 21);
-    near(s.itl_ms.std, sqrt((1 + 81 + 81 + 256 + 1) / 5.0)); /* the population's */
+    near(s.itl_ms.std, sqrt((1 + 81 + 81 + 256 + 1) / 5.0)); /* the population's standard deviation */
     near(s.duration_s, 0.180);
     near(s.request_rate, 3 / 0.180);
     near(s.input_tps, 160 / 0.180);
     near(s.output_tps, 8 / 0.180);
     near(s.total_tps, 168 / 0.180);
     recs[0].last_any_ns = recs[0].first_any_ns; /* not streamed */
-    assert_true(isnan(hz_row_of(&trace, &recs[0], WL_RANDOM, HZ_SEED).tpot_ms));
+    assert_true(isnan(hz_request_of(&trace, &recs[0], WL_RANDOM, HZ_SEED).tpot_ms));
 }
 
 static void strict_figures(void **state)
@@ -175,7 +175,7 @@ static void strict_figures(void **state)
     near(s.input_tps, 200 / 0.165);
     near(s.output_tps, 8 / 0.165);
     near(s.response_ttft_ms.max, 110);
-    /* An event of k tokens is k intervals of a k-th each. */
+    /* An event of k tokens is k equal intervals. */
     ticks[2].tokens = 3;
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, &s);
     assert_int_equal(s.itl_ms.n, 5);
@@ -183,7 +183,7 @@ static void strict_figures(void **state)
     near(s.itl_ms.p50, 10);
 }
 
-static void figures_that_are_not_there(void **state)
+static void missing_figures(void **state)
 {
     (void)state;
     struct hz_summary s, back;
@@ -202,8 +202,7 @@ static void figures_that_are_not_there(void **state)
                         "no usage from the server, or not for every request");
     assert_string_equal(cJSON_GetObjectItem(why, "hit_rate")->valuestring,
                         "the server reports no prompt_tokens_details.cached_tokens");
-    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring,
-                        "3 samples; a 99th percentile needs 100");
+    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring, "3 samples; a 99th percentile needs 100");
     assert_non_null(cJSON_GetObjectItem(why, "counted_by_usage"));
     cJSON_Delete(v);
 
@@ -214,8 +213,7 @@ static void figures_that_are_not_there(void **state)
     assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "reasons"), "ttft_ms")->valuestring,
                         "no request succeeded");
     assert_int_equal(hz_summary_from_json(v, &back, &err), 0);
-    assert_true(back.profile == HZ_STRICT && isnan(back.duration_s) && back.ttft_ms.n == 0 &&
-                isnan(back.ttft_ms.mean));
+    assert_true(back.profile == HZ_STRICT && isnan(back.duration_s) && back.ttft_ms.n == 0 && isnan(back.ttft_ms.mean));
     cJSON_SetValuestring(cJSON_GetObjectItem(v, "profile"), "other");
     assert_int_equal(hz_summary_from_json(v, &back, &err), KM_EINVAL);
     cJSON_Delete(v);
@@ -268,7 +266,7 @@ static int drop_dir(void **state)
     return system(cmd);
 }
 
-static void same_summary(const struct hz_summary *a, const struct hz_summary *b)
+static void summaries_are_equal(const struct hz_summary *a, const struct hz_summary *b)
 {
     cJSON *x = hz_summary_json(a), *y = hz_summary_json(b);
     char *s = cJSON_Print(x), *t = cJSON_Print(y);
@@ -286,30 +284,30 @@ static int write_run(struct hz_summary *seed, struct hz_summary *strict, struct 
     cJSON *options = cJSON_CreateObject();
     cJSON_AddNumberToObject(options, "num-clients", 10);
     cJSON_AddNumberToObject(options, "gpu-memory-limit", 25769803776.0);
-    struct hz_run_info info = {.workload = "generate_multi_turn",
-                               .workload_sha256 = "ab",
-                               .workload_kind = WL_MULTI_TURN,
-                               .workload_requests = 4,
-                               .target_kind = "kvmark",
-                               .device = "cpu",
-                               .kv = "none",
-                               .model = "m",
-                               .command = "kvmark run x",
-                               .started = "2026-11-24T00:00:00Z",
-                               .options = options,
-                               .set = &set};
+    struct run_info info = {.workload = "generate_multi_turn",
+                            .workload_sha256 = "ab",
+                            .workload_kind = WL_MULTI_TURN,
+                            .workload_requests = 4,
+                            .target_kind = "kvmark",
+                            .device = "cpu",
+                            .kv = "none",
+                            .model = "m",
+                            .command = "kvmark run x",
+                            .started = "2026-11-24T00:00:00Z",
+                            .options = options,
+                            .set = &set};
     hz_summarize(&trace, WL_MULTI_TURN, HZ_SEED, seed);
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, strict);
-    int rc = hz_run_write(sub, &info, &trace, seed, strict, err);
+    int rc = run_folder_write(sub, &info, &trace, seed, strict, err);
     cJSON_Delete(options);
     return rc;
 }
 
-static void a_run_there_and_back(void **state)
+static void a_run_is_written_and_read_back(void **state)
 {
     (void)state;
     struct hz_summary seed, strict, again;
-    struct hz_run r;
+    struct run_folder r;
     struct km_err err;
     three();
     trace.abandoned = 7;
@@ -326,18 +324,18 @@ static void a_run_there_and_back(void **state)
                                       .stamp_lag_p99_ms = NAN,
                                       .coalesced = 1};
     assert_int_equal(write_run(&seed, &strict, &err), 0);
-    assert_int_equal(write_run(&seed, &strict, &err), KM_EINVAL); /* a run is never written over */
+    assert_int_equal(write_run(&seed, &strict, &err), KM_EINVAL); /* a run is never overwritten */
     assert_non_null(strstr(err.msg, "already holds a run"));
-    if (hz_run_read(&r, sub, &err))
+    if (run_folder_read(&r, sub, &err))
         fail_msg("%s", err.msg);
 
-    same_summary(&r.seed, &seed);
-    same_summary(&r.strict, &strict);
+    summaries_are_equal(&r.seed, &seed);
+    summaries_are_equal(&r.strict, &strict);
     hz_summarize(&r.trace, WL_MULTI_TURN, HZ_SEED, &again);
-    same_summary(&again, &seed);
+    summaries_are_equal(&again, &seed);
     hz_summarize(&r.trace, WL_RANDOM, HZ_SEED, &again);
     hz_summarize(&trace, WL_RANDOM, HZ_SEED, &seed);
-    same_summary(&again, &seed);
+    summaries_are_equal(&again, &seed);
     assert_int_equal(r.trace.n, trace.n);
     assert_int_equal(r.trace.n_ticks, trace.n_ticks);
     int64_t shift = trace.begin_ns - r.trace.begin_ns;
@@ -358,14 +356,14 @@ static void a_run_there_and_back(void **state)
     near(r.trace.health.loop_gap_p99_ms, 0.25);
     assert_true(isnan(r.trace.health.kernel_stamps) && r.trace.health.coalesced == 1);
 
-    /* The contract's keys. */
+    /* The keys that the design promises. */
     static const char *const keys[] = {"schema",  "profile",        "workload", "target", "provenance",
                                        "summary", "summary_strict", "health",   "limits"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         assert_non_null(cJSON_GetObjectItem(r.json, keys[i]));
-    static const char *const figures[] = {
-        "requests_ok", "requests_failed", "duration_s", "input_tps",     "output_tps",    "total_tps", "ttft_ms",
-        "tpot_ms",     "itl_ms",          "e2e_ms",     "cached_tokens", "prompt_tokens", "hit_rate"};
+    static const char *const figures[] = {"requests_ok",   "requests_failed", "duration_s", "input_tps", "output_tps",
+                                          "total_tps",     "ttft_ms",         "tpot_ms",    "itl_ms",    "e2e_ms",
+                                          "cached_tokens", "prompt_tokens",   "hit_rate"};
     const cJSON *s = cJSON_GetObjectItem(r.json, "summary");
     for (size_t i = 0; i < sizeof figures / sizeof *figures; i++)
         assert_non_null(cJSON_GetObjectItem(s, figures[i]));
@@ -378,45 +376,44 @@ static void a_run_there_and_back(void **state)
     const cJSON *l = cJSON_GetObjectItem(r.json, "limits");
     near(cJSON_GetObjectItem(l, "gpu_memory_limit")->valuedouble, 25769803776.0);
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(l, "max_num_seqs")));
-    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring,
-                        "good");
-    hz_run_free(&r);
+    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring, "good");
+    run_folder_free(&r);
 }
 
-/* Reads a copy of the run with one file changed; returns the code. */
+/* Reads the run with one file replaced, restores the file, and returns the code of the read. */
 static int read_with(const char *name, const char *bytes, size_t n, struct km_err *err)
 {
-    struct hz_run r;
+    struct run_folder r;
     char path[128];
     snprintf(path, sizeof path, "%s/%s", sub, name);
     struct km_buf was = {0};
     assert_int_equal(km_file_read(path, 0, &was, err), 0);
     assert_int_equal(km_file_write(path, bytes, n, err), 0);
-    int rc = hz_run_read(&r, sub, err);
+    int rc = run_folder_read(&r, sub, err);
     if (!rc)
-        hz_run_free(&r);
+        run_folder_free(&r);
     struct km_err ignored;
     assert_int_equal(km_file_write(path, was.data, was.len, &ignored), 0);
     km_buf_free(&was);
     return rc;
 }
 
-static void damaged_folders_are_refused(void **state)
+static void damaged_folders_are_errors(void **state)
 {
     (void)state;
     struct hz_summary seed, strict;
-    struct hz_run r;
+    struct run_folder r;
     struct km_err err;
     struct km_buf b = {0};
     char path[128];
-    assert_int_equal(hz_run_read(&r, dir, &err), KM_ENOENT);
+    assert_int_equal(run_folder_read(&r, dir, &err), KM_ENOENT);
     three();
     assert_int_equal(write_run(&seed, &strict, &err), 0);
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
 
     snprintf(path, sizeof path, "%s/tokens.bin", sub);
     assert_int_equal(km_file_read(path, 0, &b, &err), 0);
-    for (size_t i = 0; i < b.len; i++) { /* any flipped bit, any missing tail */
+    for (size_t i = 0; i < b.len; i++) { /* a changed bit, and a file that is cut off */
         b.data[i] ^= 0x10;
         assert_int_equal(read_with("tokens.bin", b.data, b.len, &err), KM_EFORMAT);
         b.data[i] ^= 0x10;
@@ -443,7 +440,7 @@ static void reading_without_memory(void **state)
 {
     (void)state;
     struct hz_summary seed, strict;
-    struct hz_run r;
+    struct run_folder r;
     struct km_err err;
     three();
     assert_int_equal(write_run(&seed, &strict, &err), 0);
@@ -451,17 +448,17 @@ static void reading_without_memory(void **state)
     bool reached = false;
     for (long n = 1; n < 300 && !reached; n++) {
         km_mem_fail_at(n);
-        int rc = hz_run_read(&r, sub, &err);
+        int rc = run_folder_read(&r, sub, &err);
         km_mem_fail_at(0);
         reached = rc == 0;
         if (reached)
-            hz_run_free(&r);
+            run_folder_free(&r);
         else
             assert_int_equal(rc, KM_ENOMEM);
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
     }
     assert_true(reached);
-    km_mem_fail_at(1); /* figures without memory are not there; nothing is made up */
+    km_mem_fail_at(1); /* without memory the figures are NAN */
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, &strict);
     km_mem_fail_at(0);
     assert_true(isnan(strict.ttft_ms.mean) && isnan(strict.input_tps) && strict.requests_ok == 3);
@@ -485,10 +482,10 @@ int main(void)
         cmocka_unit_test(seed_conversations),
         cmocka_unit_test(seed_prompts),
         cmocka_unit_test(strict_figures),
-        cmocka_unit_test(figures_that_are_not_there),
+        cmocka_unit_test(missing_figures),
         cmocka_unit_test(percentiles_as_numpy),
-        cmocka_unit_test_setup_teardown(a_run_there_and_back, make_dir, drop_dir),
-        cmocka_unit_test_setup_teardown(damaged_folders_are_refused, make_dir, drop_dir),
+        cmocka_unit_test_setup_teardown(a_run_is_written_and_read_back, make_dir, drop_dir),
+        cmocka_unit_test_setup_teardown(damaged_folders_are_errors, make_dir, drop_dir),
         cmocka_unit_test_setup_teardown(reading_without_memory, make_dir, drop_dir),
         cmocka_unit_test(the_machine_is_described),
     };

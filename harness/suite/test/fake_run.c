@@ -1,3 +1,4 @@
+/* A run without a server: a trace by formula, written as a run folder. */
 #include "harness/suite/test/fake_run.h"
 
 #include "base/clock.h"
@@ -32,7 +33,8 @@ struct fake {
     double wait;
 };
 
-/* Prefill at 50,000 tokens a second, 3 ms a token of answer, one request at a time; a hit costs nothing. */
+/* The trace of a server that handles one request at a time. TTFT is 10 ms plus the prefill of the tokens that no cache
+ * holds, at 50,000 tokens per second, with noise; TPOT is 3 ms. */
 static void make_trace(const struct fake *f, struct hz_trace *t)
 {
     bool layer = strcmp(f->kv, "none") != 0;
@@ -63,8 +65,8 @@ static void make_trace(const struct fake *f, struct hz_trace *t)
         q->cached_tokens = held;
         q->local_first_tokens = 1;
         q->header_ns = now + 1000;
-        q->first_ns = q->first_any_ns = now + (int64_t)(drift * (1 + 0.2 * noise(&rng)) *
-                                                        ((prompt - held) / 5e4 + 0.01) * 1e9);
+        q->first_ns = q->first_any_ns =
+            now + (int64_t)(drift * (1 + 0.2 * noise(&rng)) * ((prompt - held) / 5e4 + 0.01) * 1e9);
         q->tick0 = t->n_ticks;
         q->n_ticks = f->out;
         for (int k = 0; k < f->out; k++)
@@ -75,15 +77,14 @@ static void make_trace(const struct fake *f, struct hz_trace *t)
         now = q->done_ns + 1000;
     }
     t->end_ns = now;
-    t->health = (struct hz_health){
-        .cpu_s = 0.1, .wall_s = 10, .events = t->n_ticks, .reads = t->n_ticks, .kernel_stamps = 1};
+    t->health =
+        (struct hz_health){.cpu_s = 0.1, .wall_s = 10, .events = t->n_ticks, .reads = t->n_ticks, .kernel_stamps = 1};
     snprintf(t->model, sizeof t->model, "fake-model");
 }
 
 int fake_run(int argc, char **argv)
 {
-    struct fake f = {
-        .dir = "", .kv = "none", .device = "cpu", .chunk = 256, .out = 20, .turns = 6, .convs = 12};
+    struct fake f = {.dir = "", .kv = "none", .device = "cpu", .chunk = 256, .out = 20, .turns = 6, .convs = 12};
     cJSON *options = cJSON_CreateObject();
     for (int i = 2; i < argc; i++) {
         const char *a = argv[i], *v = strchr(a, '=');
@@ -108,8 +109,7 @@ int fake_run(int argc, char **argv)
     }
     cJSON_AddNumberToObject(options, "block-size", 16);
     signal(SIGINT, on_signal);
-    fprintf(stderr,
-            "kvmark: %d/%d requests, 1 active, 0 failed, 0:00, ETA 0:01, 100 tok/s in, 5 out, TTFT 90 ms\n", 3,
+    fprintf(stderr, "kvmark: %d/%d requests, 1 active, 0 failed, 0:00, ETA 0:01, 100 tok/s in, 5 out, TTFT 90 ms\n", 3,
             f.turns * f.convs);
     for (double spent = 0; spent < f.wait && !stop; spent += 0.01)
         usleep(10000);
@@ -126,7 +126,7 @@ int fake_run(int argc, char **argv)
     make_trace(&f, &t);
     hz_summarize(&t, WL_MULTI_TURN, HZ_SEED, &seed);
     hz_summarize(&t, WL_MULTI_TURN, HZ_STRICT, &strict);
-    struct hz_run_info info = {.workload = "fake",
+    struct run_info info = {.workload = "fake",
                                .workload_sha256 = "feed",
                                .workload_text = "built-in text",
                                .workload_kind = WL_MULTI_TURN,
@@ -144,7 +144,7 @@ int fake_run(int argc, char **argv)
                                .binary_sha256 = "b1",
                                .started = started,
                                .options = options};
-    int rc = hz_run_write(f.dir, &info, &t, &seed, &strict, &err);
+    int rc = run_folder_write(f.dir, &info, &t, &seed, &strict, &err);
     if (rc)
         fprintf(stderr, "kvmark: error: %s\n", err.msg);
     hz_trace_free(&t);

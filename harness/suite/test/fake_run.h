@@ -1,9 +1,10 @@
-/* A stand-in for `kvmark run`: the test program itself, called as PROGRAM run WORKLOAD --flag=value ... -o DIR. */
-#ifndef HZ_FAKE_RUN_H
-#define HZ_FAKE_RUN_H
+/* A stand-in for `kvmark run`. The test program calls itself as PROGRAM run WORKLOAD --option=value ... -o DIR. */
+#ifndef FAKE_RUN_H
+#define FAKE_RUN_H
 
-/* Understands --kv-cache=none|..., --chunk-size=N, --output-len=N, --fail, --wait=SECONDS, --turns=N; ignores
- * others. Writes a run folder whose TTFT is short where a cache layer holds the history. */
+/* Writes a run folder in which TTFT is short where a cache layer holds the history. Knows the options --kv-cache, --device,
+ * --chunk-size, --output-len, --turns, --num-gpu-blocks-override, --fail (fails) and --wait=SECONDS (waits for a signal
+ * before it writes), and ignores others. Returns the exit status. */
 int fake_run(int argc, char **argv);
 
 #endif

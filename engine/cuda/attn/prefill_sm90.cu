@@ -1,0 +1,439 @@
+/* Causal attention of prefill chunks over paged KV on Hopper: wgmma multiplies, TMA copies the pages.
+ *
+ * A job is 128 query rows of one head of 128 elements. One persistent thread block per SM takes jobs from a queue,
+ * which is a counter in global memory, the longest jobs first. In a block, a producer warp copies queries, keys and
+ * values for two consumer warpgroups of 64 rows each, through two rings of three tiles of 128 tokens. The producer
+ * starts the next job while the consumers finish the last.
+ *
+ * To the copy engine the KV pool is a tensor of groups: 8 tokens by the two halves of a head. The keys of one head in a
+ * page (or 128 tokens of a larger page) are then one box. The box arrives in shared memory in the order that wgmma
+ * reads: 128-byte swizzle, 8 tokens of one half of the head, then 8 tokens of the other half.
+ *
+ * A job's tiles are walked from the diagonal back to the first token. Only the first tiles need the causal mask, and
+ * the maximum settles early. While the tensor cores multiply P and V of one tile, the softmax of the next tile runs
+ * (FlashAttention-3, Shah et al. 2024, section 3.2).
+ *
+ * Values past the last key that a tile may see are set to zero in shared memory. A page may hold NaN there, and 0 * NaN
+ * would reach the output.
+ *
+ * Barriers in shared memory. For each stage of a ring: K_FULL and V_FULL, the producer's arrival and the tile's bytes;
+ * K_EMPTY and V_EMPTY, one lane of each consumer warp once its warpgroup has multiplied the tile. For each job: Q_FULL,
+ * the producer's arrival and the queries' bytes, after the producer has also written the job's description; Q_EMPTY,
+ * one lane of each consumer warp after the last multiplication with the queries. */
+#include "engine/cuda/attn/attn.h"
+#include "engine/cuda/ptx.cuh"
+#include "engine/cuda/sm90.cuh"
+#include "engine/cuda/tensor_map.h"
+
+#include <cuda.h>
+#include <math.h>
+#include <string.h>
+
+namespace {
+
+enum { DH = 128, TILE_K = 128, ROWS = CU_TILE_Q, STAGES = 3, THREADS = 384, WARPS = 8 /* of the consumers */ };
+enum { TILE_BYTES = TILE_K * DH * 2, GROUP_BYTES = 8 * DH * 2, HALF_GROUP = GROUP_BYTES / 2, Q_HALF = ROWS * 128 };
+
+/* Description of a job. */
+struct job_desc {
+    int row, rows;          /* first row in qkv and o; rows inside the chunk, at most ROWS */
+    int pos, stop;          /* position of the first row; keys that the last row sees */
+    int req, head, n_tiles; /* n_tiles 0: no job is left */
+};
+
+struct smem_layout {
+    enum {
+        Q = 0, /* [half of the head][row][64 elements] */
+        K = Q + ROWS * DH * 2,
+        V = K + STAGES * TILE_BYTES,
+        K_FULL = V + STAGES * TILE_BYTES,
+        V_FULL = K_FULL + 8 * STAGES,
+        K_EMPTY = V_FULL + 8 * STAGES,
+        V_EMPTY = K_EMPTY + 8 * STAGES,
+        Q_FULL = V_EMPTY + 8 * STAGES,
+        Q_EMPTY = Q_FULL + 8,
+        JOB = Q_EMPTY + 8,
+        SIZE = JOB + sizeof(job_desc)
+    };
+};
+
+/* cp.async.bulk.tensor.3d: ROWS query rows of one head. */
+__device__ __forceinline__ void tma_load_queries(uint32_t dst, const CUtensorMap *map, int row, int head, uint32_t bar)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+                 "[%1, {%2, %3, %4}], [%5];" ::"r"(dst),
+                 "l"(map), "r"(0), "r"(row), "r"(2 * head), "r"(bar)
+                 : "memory");
+}
+
+/* wgmma.m64n128k16: d[64 x 128] = or += q k^T over 16 elements of the head. Both operands are in shared memory with the
+ * head's elements contiguous. keep 0: d is overwritten. */
+__device__ __forceinline__ void wgmma_ss(float (&d)[64], uint64_t a, uint64_t b, int keep)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WG_N64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+                 : WG_R64(d, 0)
+                 : "l"(a), "l"(b), "r"(keep));
+}
+/* wgmma.m64n128k16: d[64 x 128] += p v over 16 keys. p is in registers, v in shared memory with the head's elements
+ * contiguous. */
+__device__ __forceinline__ void wgmma_rs(float (&d)[64], const uint32_t *a, uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" WG_N64
+                 "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;"
+                 : WG_R64(d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+struct params {
+    bf16 *o;
+    cu_step_arrays arrays;
+    int H, G, B_log2, n_tiles;        /* n_tiles: of query rows */
+    int groups_per_page, layer_group; /* groups of 8 tokens: in a page; from the start of a page to the layer */
+    int *job_counters;                /* as in cu_prefill_plan */
+    float scale_log2;                 /* log2(e) / sqrt(DH) */
+};
+
+__device__ __forceinline__ job_desc describe(const params &P, int job)
+{
+    int tile = P.n_tiles - 1 - job / P.H, row0 = P.arrays.tile_row[tile];
+    job_desc w;
+    w.req = P.arrays.tile_req[tile];
+    w.head = job % P.H;
+    int q0 = P.arrays.q_start[w.req], q_len = P.arrays.q_start[w.req + 1] - q0;
+    w.row = q0 + row0;
+    w.rows = min((int)ROWS, q_len - row0);
+    w.pos = P.arrays.kv_len[w.req] - q_len + row0;
+    w.stop = w.pos + w.rows;
+    w.n_tiles = (w.stop + TILE_K - 1) / TILE_K;
+    return w;
+}
+
+/* The producer warp. Lane i copies the i-th box of each tile and reads the box's page id one tile ahead. The first job
+ * of block b is job b. The producer describes it before griddep_wait, while the kernel that makes queries and keys
+ * still runs: the step's arrays may be read without waiting (cu_fetch). */
+__device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool, const CUtensorMap *queries,
+                                        job_desc *shared, uint32_t base, int lane)
+{
+    int B = 1 << P.B_log2, box = min(B, (int)TILE_K), boxes = TILE_K / box, total = P.n_tiles * P.H, n = 0;
+    pipe_state t;
+    for (int job = blockIdx.x; job < total; n++) {
+        job_desc w = describe(P, job);
+        const int32_t *table = P.arrays.table + P.arrays.table_start[w.req];
+        int k_group = P.layer_group + w.head / (P.H / P.G) * (B / 8), v_group = k_group + P.G * (B / 8);
+        auto look_up = [&](int j) { /* past the last key, the last page again: the tile's byte count stays the same */
+            int tok = min(j * TILE_K + lane * box, (w.stop - 1) / box * box);
+            return lane < boxes ? table[tok >> P.B_log2] * P.groups_per_page + (tok & (B - 1)) / 8 : 0;
+        };
+        int next = look_up(w.n_tiles - 1);
+        if (n == 0)
+            griddep_wait();
+        job = lane == 0 ? gridDim.x + atomicAdd(P.job_counters, 1) : 0; /* used after this job: the atomic is hidden */
+        for (int j = w.n_tiles - 1; j >= 0; j--, t.next(STAGES)) {
+            int group = next;
+            if (j > 0)
+                next = look_up(j - 1);
+            for (int kv = 0; kv < 2; kv++) {
+                uint32_t at = base + kv * (smem_layout::V - smem_layout::K) + t.stage * TILE_BYTES,
+                         bar = base + kv * (smem_layout::V_FULL - smem_layout::K_FULL) + 8 * t.stage;
+                mbar_wait(bar + smem_layout::K_EMPTY, t.parity ^ 1);
+                if (lane == 0)
+                    mbar_expect_tx(bar + smem_layout::K_FULL, TILE_BYTES);
+                __syncwarp();
+                if (lane < boxes)
+                    tma_load_groups(at + smem_layout::K + lane * (box / 8) * GROUP_BYTES, pool,
+                                    group + (kv ? v_group : k_group), bar + smem_layout::K_FULL);
+                if (kv || j < w.n_tiles - 1)
+                    continue;
+                /* Queries follow the first keys, whose copy can start while the consumers still use the old queries. */
+                mbar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
+                if (lane == 0) {
+                    *shared = w;
+                    mbar_expect_tx(base + smem_layout::Q_FULL, ROWS * DH * 2);
+                    tma_load_queries(base + smem_layout::Q, queries, w.row, w.head, base + smem_layout::Q_FULL);
+                }
+                __syncwarp();
+            }
+        }
+        job = __shfl_sync(~0u, job, 0);
+    }
+    mbar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
+    if (lane)
+        return;
+    shared->n_tiles = 0;
+    mbar_arrive(base + smem_layout::Q_FULL);
+    if (atomicAdd(P.job_counters + 1, 1) == (int)gridDim.x - 1) /* the last block resets the counters */
+        P.job_counters[0] = P.job_counters[1] = 0;
+}
+
+/* The online softmax of one tile: scores s become probabilities. fix: the factor for sum and output so far (sum is
+ * already scaled). edge: some row does not see all keys. key0, pos: positions of the first key, and of the lane's first
+ * row. */
+__device__ __forceinline__ void softmax(float (&s)[64], float (&top)[2], float (&sum)[2], float (&fix)[2], float scale,
+                                        bool edge, int key0, int pos, int t)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float mx = top[h];
+        if (edge) {
+#pragma unroll
+            for (int n = 0; n < 16; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++)
+                    if (key0 + n * 8 + 2 * t + e > pos + 8 * h)
+                        s[n * 4 + 2 * h + e] = -INFINITY;
+        }
+#pragma unroll
+        for (int n = 0; n < 16; n++)
+            mx = fmaxf(mx, fmaxf(s[n * 4 + 2 * h], s[n * 4 + 2 * h + 1]));
+        mx = fmaxf(mx, __shfl_xor_sync(~0u, mx, 1));
+        mx = fmaxf(mx, __shfl_xor_sync(~0u, mx, 2));
+        float off = mx == -INFINITY ? 0 : mx * scale, add = 0;
+        fix[h] = exp2_fast(top[h] * scale - off);
+        top[h] = mx;
+#pragma unroll
+        for (int n = 0; n < 16; n++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float &x = s[n * 4 + 2 * h + e];
+                x = exp2_fast(fmaf(x, scale, -off));
+                add += x;
+            }
+        sum[h] = sum[h] * fix[h] + add;
+    }
+}
+
+/* Probabilities as A fragments of wgmma_rs. */
+__device__ __forceinline__ void pack(const float (&s)[64], uint32_t (&p)[32])
+{
+#pragma unroll
+    for (int k = 0; k < 8; k++) { /* the accumulators of 16 keys, tiles 2k and 2k + 1, are one fragment */
+        p[4 * k] = pack_bf16(s[8 * k], s[8 * k + 1]);
+        p[4 * k + 1] = pack_bf16(s[8 * k + 2], s[8 * k + 3]);
+        p[4 * k + 2] = pack_bf16(s[8 * k + 4], s[8 * k + 5]);
+        p[4 * k + 3] = pack_bf16(s[8 * k + 6], s[8 * k + 7]);
+    }
+}
+
+/* Starts s = q k^T of 64 rows and 128 keys; q and k are shared-memory addresses. */
+__device__ __forceinline__ void scores(float (&s)[64], uint32_t q, uint32_t k)
+{
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < DH / 16; i++) {
+        int half = i / 4, in = i % 4 * 32;
+        wgmma_ss(s, wgmma_desc(q + half * Q_HALF + in, 16, 1024),
+                 wgmma_desc(k + half * HALF_GROUP + in, 16, GROUP_BYTES), i > 0);
+    }
+    wgmma_commit();
+}
+
+/* Starts acc += p v of 64 rows and 128 keys; v is a shared-memory address. */
+__device__ __forceinline__ void values(float (&acc)[64], const uint32_t (&p)[32], uint32_t v)
+{
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < TILE_K / 16; i++)
+        wgmma_rs(acc, p + 4 * i, wgmma_desc(v + i * 2 * GROUP_BYTES, HALF_GROUP, GROUP_BYTES));
+    wgmma_commit();
+}
+
+/* Sets the values of tokens [from, TILE_K) of a tile to zero. All consumer threads take part and wait for each
+ * other. */
+__device__ __forceinline__ void zero_tail(char *v, int from, int tid)
+{
+    for (int i = tid; i < (TILE_K - from) * 16; i += 32 * WARPS) {
+        int token = from + i / 16, half = i / 8 % 2;
+        *reinterpret_cast<uint4 *>(v + token / 8 * GROUP_BYTES + half * HALF_GROUP + token % 8 * 128 + i % 8 * 16) =
+            make_uint4(0, 0, 0, 0);
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("bar.sync 1, %0;" ::"n"(32 * WARPS) : "memory");
+}
+
+/* The online softmax of a warpgroup's 64 rows, and the output. A lane has two rows: lane / 4 and lane / 4 + 8 of its
+ * warp's 16. */
+struct softmax_state {
+    float acc[64], top[2], sum[2];
+};
+
+/* Writes a lane's rows to o. first: the lane's first row within the job. */
+__device__ __forceinline__ void store(const params &P, const job_desc &w, const softmax_state &a, int first, int t)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float l = a.sum[h];
+        l += __shfl_xor_sync(~0u, l, 1);
+        l += __shfl_xor_sync(~0u, l, 2);
+        int r = first + 8 * h;
+        if (r >= w.rows)
+            continue;
+        float inv = 1 / l;
+        bf16 *dst = P.o + ((size_t)(w.row + r) * P.H + w.head) * DH + 2 * t;
+#pragma unroll
+        for (int n = 0; n < 16; n++)
+            *reinterpret_cast<uint32_t *>(dst + n * 8) =
+                pack_bf16(a.acc[4 * n + 2 * h] * inv, a.acc[4 * n + 2 * h + 1] * inv);
+    }
+}
+
+/* The job's description, read by lane 0 and passed to the other lanes. Lane 0 alone arrives at Q_EMPTY, after which the
+ * producer may overwrite the description. */
+__device__ __forceinline__ job_desc read_job(const job_desc *shared, int lane)
+{
+    enum { N = sizeof(job_desc) / sizeof(int) };
+    union {
+        job_desc job;
+        int32_t word[N];
+    } w;
+    if (lane == 0)
+        w.job = *shared;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        w.word[i] = __shfl_sync(~0u, w.word[i], 0);
+    return w.job;
+}
+
+/* A consumer thread: takes jobs from `shared` until one has no tiles. tid in [0, 32 * WARPS). */
+__device__ __forceinline__ void consume(const params &P, const job_desc *shared, char *smem, uint32_t base, int tid)
+{
+    int wg = tid / 128, lane = tid % 32, t = lane % 4, first = tid / 32 * 16 + lane / 4; /* of the lane's rows */
+    uint32_t q = base + smem_layout::Q + wg * 64 * 128;
+    auto k_at = [&](pipe_state at) { return base + smem_layout::K + at.stage * TILE_BYTES; };
+    auto v_at = [&](pipe_state at) { return base + smem_layout::V + at.stage * TILE_BYTES; };
+    auto arrive = [&](int bar) {
+        if (lane == 0) /* one arrival per warp */
+            mbar_arrive(base + bar);
+    };
+    pipe_state now;
+    for (int n = 0;; n++) {
+        mbar_wait(base + smem_layout::Q_FULL, n & 1);
+        const job_desc w = read_job(shared, lane);
+        if (!w.n_tiles)
+            return;
+        int pos = w.pos + first, sees = w.pos + wg * 64 + 1; /* every row of the warpgroup sees `sees` keys */
+        float s[64], fix[2];
+        uint32_t p[32];
+        softmax_state a;
+#pragma unroll
+        for (int i = 0; i < 64; i++)
+            a.acc[i] = 0;
+        a.top[0] = a.top[1] = -INFINITY;
+        a.sum[0] = a.sum[1] = 0;
+
+        int j = w.n_tiles - 1;
+        mbar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
+        scores(s, q, k_at(now));
+        wgmma_wait<0>();
+        arrive(smem_layout::K_EMPTY + 8 * now.stage);
+        if (j == 0)
+            arrive(smem_layout::Q_EMPTY);
+        softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
+        pack(s, p);
+        mbar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
+        if (w.stop - j * TILE_K < TILE_K)
+            zero_tail(smem + smem_layout::V + now.stage * TILE_BYTES, w.stop - j * TILE_K, tid);
+
+        while (--j >= 0) {
+            pipe_state before = now;
+            now.next(STAGES);
+            mbar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
+            scores(s, q, k_at(now));
+            mbar_wait(base + smem_layout::V_FULL + 8 * before.stage, before.parity);
+            values(a.acc, p, v_at(before));
+            wgmma_wait<1>();
+            arrive(smem_layout::K_EMPTY + 8 * now.stage);
+            if (j == 0)
+                arrive(smem_layout::Q_EMPTY);
+            softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
+            wgmma_wait<0>();
+            arrive(smem_layout::V_EMPTY + 8 * before.stage);
+            if (__any_sync(~0u, fix[0] != 1 || fix[1] != 1)) {
+#pragma unroll
+                for (int i = 0; i < 64; i++)
+                    a.acc[i] *= fix[i / 2 % 2];
+            }
+            pack(s, p);
+        }
+        mbar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
+        values(a.acc, p, v_at(now));
+        wgmma_wait<0>();
+        arrive(smem_layout::V_EMPTY + 8 * now.stage);
+        now.next(STAGES);
+        store(P, w, a, first, t);
+    }
+}
+
+/* Grid: one thread block per SM, or fewer. setmaxnreg moves registers from the producer's warps to the consumers. */
+__global__ void __launch_bounds__(THREADS, 1)
+    attn_prefill_sm90_kernel(const params P, const __grid_constant__ CUtensorMap pool,
+                             const __grid_constant__ CUtensorMap queries)
+{
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ __align__(1024) char smem[];
+    uint32_t base = smem_u32(smem);
+    job_desc *shared = reinterpret_cast<job_desc *>(smem + smem_layout::JOB);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2 * STAGES; i++) {
+            mbar_init(base + smem_layout::K_FULL + 8 * i, 1);
+            mbar_init(base + smem_layout::K_EMPTY + 8 * i, WARPS);
+        }
+        mbar_init(base + smem_layout::Q_FULL, 1);
+        mbar_init(base + smem_layout::Q_EMPTY, WARPS);
+        mbar_init_fence();
+    }
+    __syncthreads();
+    griddep_launch(); /* all thread blocks run already: the next GEMM may start to load its weights */
+    if (threadIdx.x >= 32 * WARPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (threadIdx.x < 32 * (WARPS + 1))
+            produce(P, &pool, &queries, shared, base, threadIdx.x % 32);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        consume(P, shared, smem, base, threadIdx.x);
+    }
+#endif
+}
+
+} // namespace
+
+bool cu_attn_prefill_sm90_usable(const cu_dims &m)
+{
+    return m.arch == 90 && m.d == DH && m.B >= 8;
+}
+
+int cu_attn_prefill_sm90_plan(cu_prefill_plan *p, const cu_dims &m, const bf16 *pool, int n_pages, const bf16 *qkv,
+                              int max_tokens, int *job_counters, struct km_err *err)
+{
+    uint64_t columns = (uint64_t)(m.H + 2 * m.G) * DH, groups = (uint64_t)n_pages * m.L * 2 * m.G * m.B / 8;
+    uint64_t kv[4] = {64, 8, 2, groups}, kv_strides[3] = {DH * 2, 128, GROUP_BYTES};
+    uint64_t q[3] = {64, (uint64_t)max_tokens, columns / 64}, q_strides[2] = {columns * 2, 128};
+    uint32_t kv_box[4] = {64, 8, 2, (uint32_t)(m.B < TILE_K ? m.B : TILE_K) / 8}, q_box[3] = {64, ROWS, 2};
+    p->job_counters = job_counters;
+    int rc = cu_tensor_map(p->pool, pool, 4, kv, kv_strides, kv_box, err);
+    return rc ? rc : cu_tensor_map(p->queries, qkv, 3, q, q_strides, q_box, err);
+}
+
+void cu_attn_prefill_sm90(const cu_dims &m, const cu_prefill_plan &p, const cu_step_arrays &in, int n_tiles, int layer,
+                          bf16 *o, cudaStream_t s)
+{
+    CUtensorMap pool, queries;
+    static_assert(sizeof pool == sizeof p.pool, "tensor map");
+    memcpy(&pool, p.pool, sizeof pool);
+    memcpy(&queries, p.queries, sizeof queries);
+    params P = {};
+    P.o = o;
+    P.arrays = in;
+    P.H = m.H;
+    P.G = m.G;
+    P.B_log2 = m.B_log2;
+    P.n_tiles = n_tiles;
+    P.groups_per_page = m.L * 2 * m.G * m.B / 8;
+    P.layer_group = layer * 2 * m.G * m.B / 8;
+    P.job_counters = p.job_counters;
+    P.scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
+    int size = smem_layout::SIZE, jobs = n_tiles * m.H;
+    cudaFuncSetAttribute(attn_prefill_sm90_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size);
+    cu_launch(attn_prefill_sm90_kernel, dim3((unsigned)(jobs < m.n_sms ? jobs : m.n_sms)), THREADS, (size_t)size, s, P,
+              pool, queries);
+}

@@ -1,0 +1,175 @@
+/* Checks gemm/gate_up_sm90.cu: every output, for sizes that are not multiples of a tile. Times it at the shapes of
+ * Qwen3-8B beside cuBLASLt with cu_swiglu, which compute the same, and beside cuBLASLt's GEMM alone. */
+#include "engine/cuda/gemm/gate_up_sm90.h"
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/step/fused.h"
+#include "engine/cuda/test/check.h"
+
+#include <string.h>
+
+static cu_dims dims_of(int D, int F)
+{
+    cu_dims m = gpu_dims();
+    m.D = D, m.F = F;
+    return m;
+}
+
+/* h w^T in double: gate and up of every row, [rows][2F]. */
+static double *gate_and_up(const both<bf16> &h, const both<bf16> &w, int rows, int D, int F)
+{
+    double *sum = static_cast<double *>(malloc(sizeof(double) * (size_t)rows * 2 * F));
+    for (int r = 0; r < rows; r++)
+        for (int n = 0; n < 2 * F; n++) {
+            double a = 0;
+            for (int k = 0; k < D; k++)
+                a += f(h.h[(size_t)r * D + k]) * f(w.h[(size_t)n * D + k]);
+            sum[(size_t)r * 2 * F + n] = a;
+        }
+    return sum;
+}
+
+/* Compares M rows of act with the reference; rows after them must be as poison() left them. */
+static void judge_rows(judge &j, const both<bf16> &act, const double *sum, int M, int F)
+{
+    for (size_t i = 0; i < act.n; i++) {
+        size_t row = i / F, col = i % F;
+        if (row < (size_t)M) {
+            double gate = sum[row * 2 * F + col], up = sum[row * 2 * F + F + col];
+            j.add(f(act.h[i]), gate / (1 + exp(-gate)) * up);
+        } else {
+            uint16_t bits;
+            memcpy(&bits, &act.h[i], sizeof bits);
+            j.add(bits == 0xFFFF ? 0 : 1, 0);
+        }
+    }
+}
+
+/* Checks with rows[n] rows, the last the largest, on sms[n_sms] SMs (0: all of the GPU). */
+static void check_shape(int F, int D, const int *rows, int n, const int *sms, int n_sms)
+{
+    cu_dims m = dims_of(D, F);
+    int max_rows = rows[n - 1], all_sms = m.n_sms;
+    if (!cu_gate_up_sm90_usable(m))
+        return;
+    both<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
+    randomize(h, 1);
+    randomize(w, 0.05f);
+    double *sum = gate_and_up(h, w, max_rows, D, F);
+    for (int s = 0; s < n_sms; s++) {
+        m.n_sms = sms[s] ? sms[s] : all_sms;
+        char name[96];
+        snprintf(name, sizeof name, "gate and up sm90 F %d D %d, %d SMs", F, D, m.n_sms);
+        judge j(name);
+        for (int i = 0; i < n; i++) {
+            int M = rows[i];
+            cu_gate_up_plan p;
+            struct km_err err;
+            m.max_tokens = m.n_sms == 4 ? M : max_rows; /* 4 SMs: h ends at row M, and the copies fill in zeros */
+            if (cu_gate_up_sm90_plan(&p, m, h.d, w.d, &err)) {
+                printf("BAD  %s\n", err.msg);
+                failures++;
+                continue;
+            }
+            act.poison();
+            cu_gate_up_sm90(m, p, M, act.d, 0);
+            OK(cudaGetLastError());
+            act.down();
+            judge_rows(j, act, sum, M, F);
+        }
+    }
+    free(sum);
+}
+
+/* On the whole GPU, and on so few SMs that a thread block processes many tiles and its barriers go through many phases.
+ * 2100 rows are two groups of tiles, the second smaller, and end in a thread block without rows. small: on two
+ * clusters, once with two tiles of columns and once with two groups of rows; both end in a partial tile and in a
+ * warpgroup without rows. */
+void check_gate_up_sm90(bool small)
+{
+    static const int rows[] = {1, 63, 64, 65, 127, 129, 300, 2100}, sms[] = {0, 4, 2};
+    if (small) {
+        check_shape(192, 256, &rows[6], 1, &sms[1], 1);
+        check_shape(32, 128, &rows[7], 1, &sms[1], 1);
+        return;
+    }
+    for (int F : {32, 64, 192, 320})
+        for (int D : {128, 256, 1024})
+            check_shape(F, D, rows, D > 256 ? 7 : 8, sms, 3);
+}
+
+/* ---- speed ---- */
+
+/* Single launches of each way in turn, with weights that no cache holds; then as many launches back to back as three
+ * prefills have, which is long enough for the GPU's power limit to matter. */
+void time_gate_up_sm90()
+{
+    enum { OURS, BOTH, GEMM, WAYS };
+    enum { COPIES = 3, ROUNDS = 11, LONG_ROUNDS = 3, BACK_TO_BACK = 36 * 3, MOST = 8192 };
+    static const char *const names[WAYS] = {"gate_up_sm90", "cuBLASLt and swiglu", "cuBLASLt alone"};
+    cu_dims m = dims_of(4096, 12288);
+    m.max_tokens = MOST;
+    struct cu_lt *lt = nullptr;
+    struct km_err err;
+    if (!cu_gate_up_sm90_usable(m))
+        return;
+    int rc = cu_lt_open(&lt, &err);
+    size_t one = (size_t)2 * m.F * m.D;
+    bf16 *w = numbers(COPIES * one, 0.02f), *h = numbers((size_t)MOST * m.D, 1), *gu, *act;
+    OK(cudaMalloc(&gu, (size_t)MOST * 2 * m.F * sizeof(bf16)));
+    OK(cudaMalloc(&act, (size_t)MOST * m.F * sizeof(bf16)));
+    cu_gate_up_plan plans[COPIES];
+    for (int i = 0; i < COPIES && !rc; i++)
+        rc = cu_gate_up_sm90_plan(&plans[i], m, h, w + i * one, &err);
+    cudaEvent_t t0, t1;
+    OK(cudaEventCreate(&t0));
+    OK(cudaEventCreate(&t1));
+    int turn = 0;
+    auto timed = [&](int way, int M, int times) {
+        float ms;
+        OK(cudaEventRecord(t0));
+        for (int i = 0; i < times && !rc; i++) {
+            int copy = turn++ % COPIES;
+            if (way == OURS)
+                cu_gate_up_sm90(m, plans[copy], M, act, 0);
+            else
+                rc = cu_lt_gemm(lt, h, w + copy * one, M, 2 * m.F, m.D, false, gu, false, 0, &err);
+            if (way == BOTH)
+                cu_swiglu(m, gu, M, act, 0);
+        }
+        OK(cudaEventRecord(t1));
+        OK(cudaEventSynchronize(t1));
+        OK(cudaGetLastError());
+        OK(cudaEventElapsedTime(&ms, t0, t1));
+        return ms / (float)times;
+    };
+    for (int M : {(int)CU_GATE_UP_SM90_MIN, 1024, 2048, 4096, 5000, (int)MOST}) {
+        float alone[WAYS][ROUNDS], row[WAYS][LONG_ROUNDS];
+        for (int r = -1; r < ROUNDS; r++) /* warm-up: the first round loads kernels and chooses algorithms */
+            for (int way = 0; way < WAYS; way++)
+                alone[way][r < 0 ? 0 : r] = timed(way, M, 1);
+        for (int r = 0; r < LONG_ROUNDS; r++)
+            for (int way = 0; way < WAYS; way++)
+                row[way][r] = timed(way, M, BACK_TO_BACK);
+        if (rc)
+            break;
+        for (int way = 0; way < WAYS; way++) {
+            qsort(alone[way], ROUNDS, sizeof(float), by_value);
+            qsort(row[way], LONG_ROUNDS, sizeof(float), by_value);
+        }
+        for (int way = 0; way < WAYS; way++) {
+            float a = alone[way][ROUNDS / 2], in_row = row[way][LONG_ROUNDS / 2];
+            double flops = 2.0 * M * 2 * m.F * m.D;
+            printf("gate and up M %4d  %-19s %8.1f us %5.0f TFLOP/s   back to back %8.1f us %5.0f TFLOP/s, "
+                   "gate_up_sm90 takes %.3f of it\n",
+                   M, names[way], a * 1e3, flops / a / 1e9, in_row * 1e3, flops / in_row / 1e9,
+                   row[OURS][LONG_ROUNDS / 2] / in_row);
+        }
+    }
+    if (rc)
+        printf("BAD  %s\n", err.msg), failures++;
+    cudaEventDestroy(t0);
+    cudaEventDestroy(t1);
+    for (bf16 *p : {w, h, gu, act})
+        cudaFree(p);
+    cu_lt_close(lt);
+}

@@ -1,0 +1,422 @@
+/* Checks gemm/small_m_sm90.cu: every output, for sizes that are not multiples of a tile, with and without split-K,
+ * and with few thread blocks that walk over many tiles. Times it at the GEMMs of Qwen3-8B beside small_m.cu and
+ * cuBLASLt. */
+#include "engine/cuda/gemm/gemm_lt.h"
+#include "engine/cuda/gemm/small_m.h"
+#include "engine/cuda/gemm/small_m_sm90.h"
+#include "engine/cuda/step/fused.h"
+#include "engine/cuda/test/check.h"
+
+#include <string.h>
+
+/* Buffers of cu_small_m_workspace for D columns. */
+struct workspace {
+    both<bf16> h;
+    both<float> squares;
+    cu_small_m_workspace r;
+    explicit workspace(int D) : h((size_t)CU_SMALL_M_SM90 * D), squares((size_t)(D + 63) / 64 * CU_SMALL_M_SM90)
+    {
+        struct km_err err;
+        r = {h.d, squares.d, 0, 1e-6f};
+        if (cu_small_m_sm90_blocks(gpu_dims(), &r.blocks, &err))
+            printf("BAD  %s\n", err.msg), failures++;
+    }
+};
+
+static const char *const names[] = {"bf16", "f32", "added", "swiglu"}; /* by enum cu_epilogue */
+
+/* Random operands, and the reference in double. */
+struct operands {
+    int N, K;
+    both<bf16> x, w, y, y0;
+    both<float> yf;
+    double *sum; /* x w^T [CU_SMALL_M_SM90][2N] */
+    operands(int n, int k)
+        : N(n), K(k), x((size_t)CU_SMALL_M_SM90 * K), w((size_t)2 * N * K), y((size_t)(CU_SMALL_M_SM90 + 1) * N),
+          y0(y.n), yf(y.n)
+    {
+        randomize(x, 1);
+        randomize(w, 0.05f);
+        randomize(y0, 1);
+        sum = static_cast<double *>(calloc((size_t)CU_SMALL_M_SM90 * 2 * N, sizeof(double)));
+        for (int r = 0; r < CU_SMALL_M_SM90; r++)
+            for (int i = 0; i < 2 * N; i++)
+                for (int e = 0; e < K; e++)
+                    sum[(size_t)r * 2 * N + i] += f(x.h[(size_t)r * K + e]) * f(w.h[(size_t)i * K + e]);
+    }
+    ~operands()
+    {
+        free(sum);
+    }
+};
+
+/* Compares M rows of y with the reference; the row after them must be as poison() left it. */
+static void check_one(workspace &ws, operands &o, const cu_small_m_weights &w, const cu_small_m_rows &x, int M,
+                      judge &j)
+{
+    bool f32 = w.epilogue == CU_EPILOGUE_F32, add = w.epilogue == CU_EPILOGUE_ADD;
+    cu_small_m_job job = {&w, &x, f32 ? (void *)o.yf.d : (void *)o.y.d, nullptr, false};
+    o.yf.poison();
+    o.y.poison();
+    if (add)
+        OK(cudaMemcpy(o.y.d, o.y0.d, sizeof(bf16) * (size_t)M * o.N, cudaMemcpyDeviceToDevice));
+    cu_small_m_sm90(ws.r, job, M, nullptr, 0);
+    OK(cudaGetLastError());
+    o.y.down();
+    o.yf.down();
+    for (int n = 0; n < o.N; n++) {
+        uint32_t bits = 0xFFFFFFFF;
+        size_t behind = (size_t)M * o.N + n;
+        memcpy(&bits, f32 ? (void *)&o.yf.h[behind] : (void *)&o.y.h[behind], f32 ? 4 : 2);
+        j.add(bits == 0xFFFFFFFF ? 0 : 1, 0);
+    }
+    for (int i = 0; i < M * o.N; i++) {
+        const double *s = o.sum + (size_t)(i / o.N) * 2 * o.N + i % o.N;
+        double was = add ? f(o.y0.h[i]) : 0;
+        if (w.epilogue == CU_EPILOGUE_SWIGLU)
+            j.add(f(o.y.h[i]), s[0] / (1 + exp(-s[0])) * s[o.N]);
+        else
+            j.add(f32 ? (double)o.yf.h[i] : f(o.y.h[i]), *s + was, add ? fmax(fabs(*s), fabs(was)) : 0);
+    }
+}
+
+/* On as many thread blocks as fit on the GPU, where small N uses split-K, and on so few that each walks over many
+ * tiles. */
+static void check_shape(int N, int K, bool small)
+{
+    static const int Ms[] = {1, 9, 16, 17, 33, 64, 65, 127, 128};
+    operands o(N, K);
+    workspace ws(64);
+    int all = ws.r.blocks;
+    cu_small_m_rows x;
+    struct km_err err;
+    int rc = cu_small_m_sm90_rows(&x, o.x.d, CU_SMALL_M_SM90, K, &err);
+    for (int i = 0; i < 4 && !rc; i++) {
+        enum cu_epilogue epilogue = static_cast<enum cu_epilogue>(i);
+        char name[96];
+        snprintf(name, sizeof name, "small-M sm90 %s N %d K %d", names[i], N, K);
+        judge j(name);
+        cu_small_m_weights w;
+        rc = cu_small_m_sm90_weights(&w, o.w.d, epilogue == CU_EPILOGUE_SWIGLU ? 2 * N : N, K, epilogue, &err);
+        for (int M : Ms)
+            for (int blocks : {all, 4, 2}) {
+                if (rc || (small && ((M != 17 && M != 127) || blocks == 4)))
+                    continue;
+                ws.r.blocks = small && blocks == all ? 8 : blocks;
+                check_one(ws, o, w, x, M, j);
+            }
+    }
+    if (rc)
+        printf("BAD  %s\n", err.msg), failures++;
+}
+
+/* ---- the chain of four GEMMs with folded norms, and the heads epilogue ---- */
+
+enum { O, GATE_UP, DOWN, QKV, LAYERS = 2, BLOCK = 16, PAGES = 11, THE_LAYER = 1 };
+
+/* Weights, inputs and outputs of a layer's GEMMs, as in the engine. */
+struct layer {
+    int D, A, F, N; /* columns of x, of attention's output, of act, of qkv */
+    int H, G;       /* heads of q and of k, where N is whole ones; else 0 */
+    both<bf16> o, x0, x, act, qkv, norms, head_norms, pool;
+    both<float2> angles;
+    both<int32_t> slots;
+    both<bf16> *w[4];
+    cu_small_m_weights maps[4];
+    cu_small_m_rows o_rows, h_rows, act_rows;
+    cu_small_m_heads heads;
+    workspace ws;
+    int rc;
+    struct km_err err;
+
+    layer(int d, int a, int ffn, int n, bool timing)
+        : D(d), A(a), F(ffn), N(n), H(n % 128 ? 0 : n / 128 * 4 / 6), G(n % 128 ? 0 : n / 128 / 6), o(rows(A)),
+          x0(rows(D)), x(rows(D)), act(rows(F)), qkv(rows(N)), norms((size_t)2 * D), head_norms(256),
+          pool(PAGES * page()), angles(rows(64)), slots(CU_SMALL_M_SM90), ws(D)
+    {
+        const int heights[] = {D, 2 * F, D, N}, widths[] = {A, D, F, D};
+        const enum cu_epilogue epilogues[] = {CU_EPILOGUE_ADD, CU_EPILOGUE_SWIGLU, CU_EPILOGUE_ADD,
+                                              H ? CU_EPILOGUE_HEADS : CU_EPILOGUE_BF16};
+        rc = cu_small_m_sm90_rows(&o_rows, o.d, CU_SMALL_M_SM90, A, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&h_rows, ws.h.d, CU_SMALL_M_SM90, D, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&act_rows, act.d, CU_SMALL_M_SM90, F, &err);
+        for (int i = 0; i < 4; i++) {
+            w[i] = new both<bf16>((size_t)heights[i] * widths[i]);
+            if (timing) {
+                bf16 *some = numbers(w[i]->n, 0.02f);
+                OK(cudaMemcpy(w[i]->d, some, sizeof(bf16) * w[i]->n, cudaMemcpyDeviceToDevice));
+                cudaFree(some);
+            } else {
+                randomize(*w[i], 1 / sqrtf((float)widths[i]));
+            }
+            rc = rc ? rc : cu_small_m_sm90_weights(&maps[i], w[i]->d, heights[i], widths[i], epilogues[i], &err);
+        }
+        for (auto *p : {&o, &x0, &norms, &head_norms})
+            randomize(*p, 1);
+        for (int m = 0; m < CU_SMALL_M_SM90; m++) { /* a slot of its own for each row, not in order */
+            slots.h[m] = m * 37 % (PAGES * BLOCK);
+            for (int i = 0; i < 64; i++) {
+                double angle = 1000 * uniform() / (i + 1);
+                angles.h[m * 64 + i] = make_float2((float)cos(angle), (float)sin(angle));
+            }
+        }
+        slots.up();
+        angles.up();
+        heads = {head_norms.d,
+                 head_norms.d + 128,
+                 angles.d,
+                 slots.d,
+                 pool.d,
+                 (size_t)THE_LAYER * 2 * G * BLOCK * 128,
+                 page(),
+                 H,
+                 G,
+                 4};
+        if (rc)
+            printf("BAD  %s\n", err.msg), failures++;
+    }
+    ~layer()
+    {
+        for (auto *p : w)
+            delete p;
+    }
+    static size_t rows(int columns)
+    {
+        return (size_t)CU_SMALL_M_SM90 * columns;
+    }
+    size_t page() const
+    {
+        return (size_t)LAYERS * 2 * G * BLOCK * 128;
+    }
+    void run(int M)
+    {
+        const cu_small_m_job jobs[4] = {{&maps[O], &o_rows, x.d, norms.d, false},
+                                        {&maps[GATE_UP], &h_rows, act.d, nullptr, true},
+                                        {&maps[DOWN], &act_rows, x.d, norms.d + D, false},
+                                        {&maps[QKV], &h_rows, qkv.d, nullptr, true}};
+        for (auto &job : jobs)
+            cu_small_m_sm90(ws.r, job, M, &heads, 0);
+    }
+    /* Column n of row m of qkv: in qkv itself, or in the pool. */
+    const bf16 &at(int m, int n) const
+    {
+        int kv = n / 128 - H, slot = slots.h[m];
+        if (!H || kv < 0)
+            return qkv.h[(size_t)m * N + n];
+        return pool.h[slot / BLOCK * page() + heads.layer_at + ((size_t)kv * BLOCK + slot % BLOCK) * 128 + n % 128];
+    }
+};
+
+static double rounded(double v)
+{
+    return f(__float2bfloat16((float)v));
+}
+
+/* out[n] = in[k] w[n][k]^T */
+static void multiply(const both<bf16> &w, const double *in, int K, int N, double *out)
+{
+    for (int n = 0; n < N; n++) {
+        out[n] = 0;
+        for (int k = 0; k < K; k++)
+            out[n] += in[k] * f(w.h[(size_t)n * K + k]);
+    }
+}
+
+/* Normalises and rotates the heads of a row. */
+static void rotate(const layer &l, int row, double *qkv)
+{
+    for (int h = 0; h < l.H + 2 * l.G; h++) {
+        double *v = qkv + h * 128, squares = 0;
+        const bf16 *w = l.head_norms.h + (h < l.H ? 0 : 128);
+        for (int i = 0; i < 128; i++)
+            v[i] = rounded(v[i]), squares += v[i] * v[i];
+        for (int i = 0; i < 64 && h < l.H + l.G; i++) {
+            double s = 1 / sqrt(squares / 128 + 1e-6), a = v[i] * s * f(w[i]), b = v[i + 64] * s * f(w[i + 64]);
+            float2 turn = l.angles.h[row * 64 + i];
+            v[i] = a * turn.x - b * turn.y;
+            v[i + 64] = b * turn.x + a * turn.y;
+        }
+    }
+}
+
+/* The chain for one row in double, rounded where the engine stores bf16. size: magnitude of the terms whose sum is
+ * x. */
+static void chain_row(const layer &l, int row, double *x, double *size, double *qkv)
+{
+    double *in = new double[(size_t)(l.A + l.D + l.F)], *h = in + l.A, *act = h + l.D,
+           *gu = new double[(size_t)2 * l.F], *add = new double[(size_t)l.D];
+    auto norm = [&](const bf16 *w) {
+        double squares = 0;
+        for (int i = 0; i < l.D; i++)
+            squares += x[i] * x[i];
+        for (int i = 0; i < l.D; i++)
+            h[i] = rounded(x[i] * f(w[i]));
+        return 1 / sqrt(squares / l.D + 1e-6);
+    };
+    for (int i = 0; i < l.A; i++)
+        in[i] = f(l.o.h[(size_t)row * l.A + i]);
+    multiply(*l.w[O], in, l.A, l.D, add);
+    for (int i = 0; i < l.D; i++)
+        x[i] = rounded(add[i] + f(l.x0.h[(size_t)row * l.D + i]));
+    double s = norm(l.norms.h);
+    multiply(*l.w[GATE_UP], h, l.D, 2 * l.F, gu);
+    for (int i = 0; i < l.F; i++)
+        act[i] = rounded(s * gu[i] / (1 + exp(-s * gu[i])) * s * gu[l.F + i]);
+    multiply(*l.w[DOWN], act, l.F, l.D, add);
+    for (int i = 0; i < l.D; i++) {
+        size[i] = fmax(1, fmax(fabs(add[i]), fabs(x[i]))); /* 1: a value of act may be rounded the other way */
+        x[i] = rounded(add[i] + x[i]);
+    }
+    s = norm(l.norms.h + l.D);
+    multiply(*l.w[QKV], h, l.D, l.N, qkv);
+    for (int i = 0; i < l.N; i++)
+        qkv[i] *= s;
+    rotate(l, row, qkv);
+    delete[] in;
+    delete[] gu;
+    delete[] add;
+}
+
+static void check_chain(int D, int A, int F, int N, bool small)
+{
+    layer l(D, A, F, N, false);
+    char name[96];
+    snprintf(name, sizeof name, "small-M sm90 chain D %d A %d F %d N %d%s", D, A, F, N, l.H ? ", heads" : "");
+    judge j(name);
+    double *x = new double[layer::rows(D)], *size = new double[layer::rows(D)], *qkv = new double[layer::rows(N)];
+    for (int r = 0; r < CU_SMALL_M_SM90; r++)
+        chain_row(l, r, x + (size_t)r * D, size + (size_t)r * D, qkv + (size_t)r * N);
+    int all = l.ws.r.blocks;
+    for (int M : {1, 8, 16, 17, 64, 100, 128})
+        for (int blocks : {all, 6, 2}) {
+            if ((small && ((M != 17 && M != 100) || blocks == 2)) || (l.H && blocks < N / 64))
+                continue;
+            l.ws.r.blocks = small && blocks == all ? 16 : blocks;
+            OK(cudaMemcpy(l.x.d, l.x0.d, sizeof(bf16) * l.x.n, cudaMemcpyDeviceToDevice));
+            for (auto *p : {&l.qkv, &l.act, &l.ws.h, &l.pool})
+                p->poison();
+            l.ws.squares.poison();
+            l.run(M);
+            OK(cudaGetLastError());
+            l.x.down();
+            l.qkv.down();
+            l.pool.down();
+            for (int i = 0; i < M * D; i++)
+                j.add(f(l.x.h[i]), x[i], size[i]);
+            for (int i = 0; i < M * N; i++)
+                j.add(f(l.at(i / N, i % N)), qkv[i], 1);
+        }
+    delete[] x;
+    delete[] size;
+    delete[] qkv;
+}
+
+void check_small_m_sm90(bool small)
+{
+    if (!cu_small_m_sm90_usable(gpu_dims(), 64, 64))
+        return;
+    check_shape(208, small ? 128 : 512, small);
+    check_chain(128, 192, 64, 80, small);
+    check_chain(128, 64, 128, 768, small);
+    if (small)
+        return;
+    check_shape(16, 64, false);
+    check_shape(640, 1088, false);
+    check_chain(512, 256, 320, 1040, false);
+    check_chain(1024, 1024, 2048, 1536, false);
+}
+
+/* ---- speed ---- */
+
+/* time_ms of a call that gets the number of calls before it. */
+template <typename F> static float back_to_back_ms(F call, int n)
+{
+    int turn = 0;
+    return time_ms([&] { call(turn++); }, n);
+}
+
+/* Each GEMM of Qwen3-8B with weights that no cache holds, and several launches back to back as in a decode step. */
+void time_small_m_sm90()
+{
+    enum { COPIES = 8, WIDEST = 12288, BACK_TO_BACK = 24 };
+    static const struct {
+        const char *name;
+        int rows, K;
+        cu_epilogue epilogue;
+    } gemms[] = {{"qkv", 6144, 4096, CU_EPILOGUE_BF16},
+                 {"o", 4096, 4096, CU_EPILOGUE_ADD},
+                 {"gate and up", 24576, 4096, CU_EPILOGUE_SWIGLU},
+                 {"down", 4096, 12288, CU_EPILOGUE_ADD},
+                 {"head", 151936, 4096, CU_EPILOGUE_F32}};
+    static const int Ms[] = {1, 8, 16, 24, 64, CU_SMALL_M_SM90};
+    cu_dims m = gpu_dims();
+    struct cu_lt *lt = nullptr;
+    struct km_err err;
+    if (!cu_small_m_sm90_usable(m, 16, 64))
+        return;
+    int rc = cu_lt_open(&lt, &err);
+    size_t most = (size_t)COPIES * 24576 * 4096;
+    bf16 *w = numbers(most, 0.02f), *x = numbers((size_t)CU_SMALL_M_SM90 * WIDEST, 1), *act;
+    float *y;
+    OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90 * 151936 * sizeof(float)));
+    OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90 * WIDEST * sizeof(bf16)));
+    workspace ws(4096);
+    for (auto &p : gemms) {
+        int copies = (int)(most / ((size_t)p.rows * p.K));
+        copies = copies > COPIES ? COPIES : copies;
+        cu_small_m_weights maps[COPIES];
+        cu_small_m_rows rows;
+        bool swiglu = p.epilogue == CU_EPILOGUE_SWIGLU, f32 = p.epilogue == CU_EPILOGUE_F32,
+             add = p.epilogue == CU_EPILOGUE_ADD;
+        for (int i = 0; i < copies && !rc; i++)
+            rc = cu_small_m_sm90_weights(&maps[i], w + (size_t)i * p.rows * p.K, p.rows, p.K, p.epilogue, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&rows, x, CU_SMALL_M_SM90, p.K, &err);
+        for (int M : Ms) {
+            bool small_m = M <= CU_SMALL_M;
+            int n = f32 ? 4 : BACK_TO_BACK;
+            m.F = p.rows / 2;
+            float theirs = back_to_back_ms(
+                [&](int i) {
+                    const bf16 *wi = w + (size_t)(i % copies) * p.rows * p.K;
+                    if (small_m && swiglu)
+                        cu_small_m_swiglu(x, x, 1e-6f, wi, M, m.F, p.K, act, 0);
+                    else if (small_m && f32)
+                        cu_small_m_logits(x, wi, M, p.rows, p.K, y, 0);
+                    else if (small_m)
+                        cu_small_m(x, wi, M, p.rows, p.K, add, act, 0);
+                    else
+                        rc = rc ? rc : cu_lt_gemm(lt, x, wi, M, p.rows, p.K, add, y, f32, 0, &err);
+                    if (!small_m && swiglu)
+                        cu_swiglu(m, reinterpret_cast<bf16 *>(y), M, act, 0);
+                },
+                n);
+            float ours = back_to_back_ms(
+                [&](int i) {
+                    cu_small_m_job job = {&maps[i % copies], &rows, f32 ? (void *)y : (void *)act, nullptr, false};
+                    cu_small_m_sm90(ws.r, job, M, nullptr, 0);
+                },
+                n);
+            double bytes = 2.0 * p.rows * p.K;
+            printf("%-11s M %3d  %-16s %7.1f us %.2f TB/s   small-M sm90 %7.1f us %.2f TB/s, %.3f of it\n", p.name, M,
+                   small_m  ? "small_m"
+                   : swiglu ? "cuBLASLt, swiglu"
+                            : "cuBLASLt",
+                   theirs * 1e3, bytes / theirs / 1e9, ours * 1e3, bytes / ours / 1e9, ours / theirs);
+        }
+    }
+    if (rc)
+        printf("BAD  %s\n", err.msg), failures++;
+    for (void *p : {(void *)w, (void *)x, (void *)y, (void *)act})
+        cudaFree(p);
+    cu_lt_close(lt);
+
+    layer l(4096, 4096, 12288, 6144, true);
+    for (int M : Ms) {
+        float ms = back_to_back_ms([&](int) { l.run(M); }, BACK_TO_BACK / 2);
+        double bytes = 0;
+        for (auto *p : l.w)
+            bytes += 2.0 * (double)p->n;
+        printf("a layer     M %3d  with norms and heads        small-M sm90 %7.1f us %.2f TB/s\n", M, ms * 1e3,
+               bytes / ms / 1e9);
+    }
+}
