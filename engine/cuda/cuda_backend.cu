@@ -1,13 +1,13 @@
-/* The CUDA backend (engine/backend.h): a stream of steps, a stream of copies, and CUDA graphs for decode steps.
+/* The CUDA backend (engine/backend.h): a stream for steps, a stream for copies, and CUDA graphs for decode steps.
  *
- * A step consists of kernels only. The first kernel reads the step's arrays from pinned memory, and the last writes the
- * sampled ids to pinned memory. A step in which every request has one query token replays a CUDA graph of the next
- * larger size (step/graph.h); the padding rows store their KV into a spare page that no request reads. All memory is
- * allocated at open. The host blocks only in cuda_wait.
+ * A step consists of kernels only. Its first kernel reads the step's arrays from pinned memory, and its last kernel
+ * writes the sampled ids to pinned memory. A step in which every request has one query token and is sampled replays a
+ * CUDA graph of at least its size (step/graph.h). The padding rows store their KV in a spare page that no request
+ * reads. All memory is allocated at open. Of the calls for steps, only cuda_wait blocks.
  *
  * Two steps may be in flight. Pinned memory that the host fills or reads exists twice: step n uses buffer n % 2. Device
- * memory exists once, because the stream runs the steps in order. The logits on the device are those of the newest
- * step. */
+ * memory exists once, because the stream runs the steps in order. The logits on the device are therefore those of the
+ * step that was submitted last. */
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/gemm/gemm.h"
 #include "engine/cuda/gemm/gemm_lt.h"
@@ -25,13 +25,14 @@ extern "C" {
 
 namespace {
 
-enum { COPY_EVENTS = 64, COPY_BATCH = 256 }; /* copies with an event of their own; ranges of one batched copy */
+enum { COPY_EVENTS = 64 };  /* events for copies; a copy waits until the copy that used its event before has ended */
+enum { COPY_BATCH = 256 }; /* most contiguous ranges in one call of cudaMemcpyBatchAsync */
 
 /* A step in flight. */
 struct step_slot {
-    const struct batch *in; /* NULL: none */
-    int64_t began;          /* km_now_ns at its submission */
-    cudaEvent_t done;
+    const struct batch *in; /* its batch; NULL: the slot is free */
+    int64_t submitted_ns;   /* km_now_ns at its submission */
+    cudaEvent_t done;       /* completes when the step's kernels have ended */
 };
 
 } // namespace
@@ -39,20 +40,20 @@ struct step_slot {
 struct be {
     cu_dims m;
     const struct mdl *mdl;
-    cu_weights w;
-    struct cu_gemms *gemms;
-    cudaStream_t steps, copies;
-    cudaEvent_t copy_done[COPY_EVENTS]; /* copy n uses [(n - 1) % COPY_EVENTS] */
-    uint64_t n_steps, n_copies;         /* submitted so far; a ticket is the number after its submission */
-    step_slot in_flight[2];             /* step n uses [n % 2] */
-
+    cu_weights weights;
     cu_workspace ws;
-    cu_prefill_plan prefill; /* with prefill_sm90 */
-    bool prefill_sm90;
+    struct cu_gemms *gemms;
+    bool prefill_sm90;       /* prefill attention runs in attn/prefill_sm90.cu */
+    cu_prefill_plan prefill; /* used if prefill_sm90 */
     cu_graphs graphs;
 
-    int64_t ended; /* km_now_ns when the last step was retired */
-    struct be_stats st;
+    cudaStream_t step_stream, copy_stream;
+    uint64_t n_steps, n_copies;         /* submitted so far; tickets are numbered from 1 */
+    step_slot in_flight[2];             /* step n uses [n % 2] */
+    cudaEvent_t copy_done[COPY_EVENTS]; /* copy n uses [(n - 1) % COPY_EVENTS] */
+
+    int64_t last_retired_ns; /* km_now_ns when the last step was retired */
+    struct be_stats stats;
 };
 
 /* ---- the forward pass ---- */
@@ -62,16 +63,16 @@ static char *host_arrays(const struct be *b, int buf)
     return b->ws.host_arrays + (size_t)buf * b->ws.arrays_bytes;
 }
 
-/* Enqueues a step of T tokens of R requests whose arrays are in pinned buffer buf. S rows are sampled. */
-static int forward(struct be *b, int buf, int T, int R, int n_splits, int n_tiles, int S, struct km_err *err)
+/* Enqueues the kernels of a step of T tokens of R requests whose arrays are in pinned buffer buf. S rows are sampled. */
+static int enqueue_step(struct be *b, int buf, int T, int R, int n_splits, int n_tiles, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
     const cu_workspace &ws = b->ws;
     cu_step_arrays in;
-    cudaStream_t s = b->steps;
+    cudaStream_t s = b->step_stream;
     int rc = 0;
     cu_fetch(host_arrays(b, buf), cu_step_carve(m, T, R, ws.arrays, &in), ws.arrays, s);
-    cu_embed(m, b->w.embed, ws.inv_freq, in, ws.sampled_ids, T, ws.x, ws.angles, s);
+    cu_embed(m, b->weights.embed, ws.inv_freq, in, ws.sampled_ids, T, ws.x, ws.angles, s);
     rc = cu_gemm_run(b->gemms, CU_GEMM_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
         if (n_splits)
@@ -83,7 +84,7 @@ static int forward(struct be *b, int buf, int T, int R, int n_splits, int n_tile
         rc = cu_gemm_chain(b->gemms, l, T, in, s, err);
     }
     if (!rc && S) {
-        cu_rmsnorm(m, ws.x, b->w.norm_out, in.sample_row, S, ws.h_out, s);
+        cu_rmsnorm(m, ws.x, b->weights.norm_out, in.sample_row, S, ws.h_out, s);
         rc = cu_gemm_run(b->gemms, CU_GEMM_HEAD, 0, S, in, s, err);
         cu_sample(ws.logits, S, m.V, in, m.max_reqs, ws.sample_workspace, ws.sampled_ids,
                   ws.sampled_host + buf * m.max_reqs, s);
@@ -94,7 +95,7 @@ static int forward(struct be *b, int buf, int T, int R, int n_splits, int n_tile
     return 0;
 }
 
-/* A decode step of padding rows alone: what CUDA graphs are captured from (cu_graph_enqueue). */
+/* Enqueues a decode step of padding rows only. CUDA graphs are captured from it (cu_graph_enqueue). */
 static int enqueue_padding(void *self, int buf, int reqs, struct km_err *err)
 {
     struct be *b = static_cast<struct be *>(self);
@@ -102,14 +103,14 @@ static int enqueue_padding(void *self, int buf, int reqs, struct km_err *err)
     cu_step_carve(b->m, reqs, reqs, host_arrays(b, buf), &host);
     cu_step_clear(host);
     cu_step_pad(b->m, host, 0, 0, reqs, b->ws.n_pages);
-    return forward(b, buf, reqs, reqs, cu_attn_splits_max(b->m, reqs), 0, reqs, err);
+    return enqueue_step(b, buf, reqs, reqs, cu_attn_splits_max(b->m, reqs), 0, reqs, err);
 }
 
 /* ---- steps ---- */
 
 static int check_step(const struct be *b, const struct batch *in, struct km_err *err)
 {
-    const struct batch *before = b->in_flight[b->n_steps % 2].in;
+    const struct batch *running = b->in_flight[b->n_steps % 2].in; /* the step that was submitted last */
     if (b->in_flight[(b->n_steps + 1) % 2].in)
         return km_fail(err, KM_EINVAL, "step %llu is submitted while two steps are in flight: wait for step %llu first",
                        (unsigned long long)b->n_steps + 1, (unsigned long long)b->n_steps - 1);
@@ -121,22 +122,23 @@ static int check_step(const struct be *b, const struct batch *in, struct km_err 
     for (int r = 0; r < in->n_reqs; r++)
         if ((in->kv_len[r] + b->m.B - 1) >> b->m.B_log2 > b->m.max_blocks)
             return km_fail(err, KM_EINVAL,
-                           "request %d of a step has %d tokens; the backend was opened for %d blocks of %d tokens", r,
-                           in->kv_len[r], b->m.max_blocks, b->m.B);
+                           "request %d of a step has %d tokens; the backend was opened for %d blocks of %d tokens per "
+                           "request",
+                           r, in->kv_len[r], b->m.max_blocks, b->m.B);
     if (in->table_start[in->n_reqs] > in->n_reqs * b->m.max_blocks)
         return km_fail(err, KM_EINVAL,
                        "a step of %d requests has %d pages; the backend was opened for %d pages per request",
                        in->n_reqs, in->table_start[in->n_reqs], b->m.max_blocks);
     for (int i = 0; i < in->n_tokens; i++)
-        if (in->tokens[i] < 0 && (!before || -(in->tokens[i] + 1) >= before->n_samples))
-            return km_fail(err, KM_EINVAL, "row %d of a step has token %d, which the step in flight does not sample", i,
-                           in->tokens[i]);
+        if (in->tokens[i] < 0 && (!running || -(in->tokens[i] + 1) >= running->n_samples))
+            return km_fail(err, KM_EINVAL, "the token of row %d of a step is sample %d of the step in flight, which has no such sample", i,
+                           -(in->tokens[i] + 1));
     return 0;
 }
 
 static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err)
 {
-    int64_t began = km_now_ns();
+    int64_t now = km_now_ns();
     int rc = check_step(b, in, err), buf = (b->n_steps + 1) % 2;
     if (rc)
         return rc;
@@ -148,13 +150,13 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     cu_step_fill(b->m, in, host, b->ws.decoding, &n);
     if (g) {
         cu_step_pad(b->m, host, n.n_decodes, n.n_splits, R, b->ws.n_pages);
-        CU_TRY(cudaGraphLaunch(g->exec[buf], b->steps));
-    } else if ((rc = forward(b, buf, T, R, n.n_splits, n.n_tiles, in->n_samples, err)))
+        CU_TRY(cudaGraphLaunch(g->exec[buf], b->step_stream));
+    } else if ((rc = enqueue_step(b, buf, T, R, n.n_splits, n.n_tiles, in->n_samples, err)))
         return rc;
     step_slot *f = &b->in_flight[buf];
-    CU_TRY(cudaEventRecord(f->done, b->steps));
+    CU_TRY(cudaEventRecord(f->done, b->step_stream));
     f->in = in;
-    f->began = began;
+    f->submitted_ns = now;
     *ticket = ++b->n_steps;
     return 0;
 }
@@ -167,13 +169,23 @@ static void count_flops(struct be *b, const struct batch *in)
         double q = in->q_start[r + 1] - in->q_start[r], len = in->kv_len[r];
         attn += q * (len - (q - 1) / 2) * 4.0 * m.H * m.d;
     }
-    b->st.flops += m.L * (per_token * in->n_tokens + attn) + 2.0 * m.D * m.V * in->n_samples;
+    b->stats.flops += m.L * (per_token * in->n_tokens + attn) + 2.0 * m.D * m.V * in->n_samples;
 }
 
-/* True if the kernels of step/sample.cu can sample the row. Otherwise the reference sampler gets the row's logits. */
+/* True if the kernels of step/sample.cu can sample the row. The reference sampler samples all other rows, on the host. */
 static bool device_samples(const struct smp_row *r)
 {
     return r->p.n_logprobs < 0 && !r->n_history && r->n_banned <= CU_MAX_BANNED;
+}
+
+/* Samples row i of the step that was submitted last with the reference sampler, from the logits on the device. */
+static int sample_on_host(struct be *b, const struct smp_row *row, int i, struct smp_result *out, struct km_err *err)
+{
+    size_t V = (size_t)b->m.V;
+    CU_TRY(cudaMemcpy(b->ws.logits_host, b->ws.logits + (size_t)i * V, sizeof(float) * V, cudaMemcpyDeviceToHost));
+    smp_sample(row, b->ws.logits_host, b->m.V, b->ws.sample_scratch, out);
+    out->by_host = true;
+    return 0;
 }
 
 static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
@@ -181,87 +193,94 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
     int buf = ticket % 2;
     step_slot *f = &b->in_flight[buf];
     const struct batch *in = f->in;
-    bool newest = ticket == b->n_steps;
-    if (!in || !ticket || (!newest && ticket + 1 != b->n_steps))
+    bool last_submitted = ticket == b->n_steps;
+    if (!in || !ticket || (!last_submitted && ticket + 1 != b->n_steps))
         return km_fail(err, KM_EINVAL, "step %llu is not in flight", (unsigned long long)ticket);
     f->in = nullptr;
     CU_TRY(cudaEventSynchronize(f->done));
     const int32_t *ids = b->ws.sampled_host + buf * b->m.max_reqs;
     for (int i = 0; i < in->n_samples; i++) {
-        const struct smp_row *r = &in->samples[i];
-        bool sampled = device_samples(r) && ids[i] >= 0;
-        if (sampled || !newest) {
-            /* Otherwise -1: the next step overwrites the logits that the reference sampler would need. */
-            out[i].id = sampled ? ids[i] : -1;
-            out[i].logprob = 0;
-            out[i].rank = out[i].n_top = 0;
-            out[i].by_host = false;
+        bool sampled = device_samples(&in->samples[i]) && ids[i] >= 0;
+        if (!sampled && last_submitted) {
+            int rc = sample_on_host(b, &in->samples[i], i, &out[i], err);
+            if (rc)
+                return rc;
             continue;
         }
-        CU_TRY(cudaMemcpy(b->ws.logits_host, b->ws.logits + (size_t)i * b->m.V, sizeof(float) * (size_t)b->m.V,
-                          cudaMemcpyDeviceToHost));
-        smp_sample(r, b->ws.logits_host, b->m.V, b->ws.sample_scratch, &out[i]);
-        out[i].by_host = true;
+        /* An unsampled row of an earlier step gets the id -1: the next step overwrites the logits that the reference
+         * sampler would need. */
+        out[i].id = sampled ? ids[i] : -1;
+        out[i].logprob = 0;
+        out[i].rank = out[i].n_top = 0;
+        out[i].by_host = false;
     }
     count_flops(b, in);
     int64_t now = km_now_ns();
-    b->st.busy_ns += now - (f->began > b->ended ? f->began : b->ended);
-    b->ended = now;
+    b->stats.busy_ns += now - (f->submitted_ns > b->last_retired_ns ? f->submitted_ns : b->last_retired_ns);
+    b->last_retired_ns = now;
     return 0;
 }
 
 /* ---- copies ---- */
 
-/* Enqueues n copies, given as parallel arrays. */
-static cudaError_t copy_batch(struct be *b, enum kv_dir dir, void *const *dst, const void *const *src,
+/* Enqueues n copies of size[i] bytes from src[i] to dst[i]. */
+static cudaError_t enqueue_copies(struct be *b, enum kv_dir dir, void *const *dst, const void *const *src,
                               const size_t *size, size_t n)
 {
     cudaMemcpyAttributes how = {};
-    /* A store (D2H) must wait for the kernels that write the page. A load's source does not change after the call. */
+    /* The source of a store (D2H) is a page that kernels in the stream still write: it must be read in stream order. The
+     * source of a load (H2D) does not change after the call. */
     how.srcAccessOrder = dir == KV_TO_HOST ? cudaMemcpySrcAccessOrderStream : cudaMemcpySrcAccessOrderAny;
-    size_t from = 0;
+    size_t first = 0; /* the attributes are for all copies from the first on */
 #if CUDART_VERSION >= 13000
     return cudaMemcpyBatchAsync(const_cast<const void **>(reinterpret_cast<const void *const *>(dst)),
-                                const_cast<const void **>(src), const_cast<size_t *>(size), n, &how, &from, 1,
-                                b->copies);
+                                const_cast<const void **>(src), const_cast<size_t *>(size), n, &how, &first, 1,
+                                b->copy_stream);
 #else
     size_t failed;
     return cudaMemcpyBatchAsync(const_cast<void **>(dst), const_cast<void **>(src), const_cast<size_t *>(size), n, &how,
-                                &from, 1, &failed, b->copies);
+                                &first, 1, &failed, b->copy_stream);
 #endif
+}
+
+/* Number of copies from c[0] on whose pages are contiguous both in the pool and on the host: they become one copy. */
+static int contiguous_pages(const struct kv_copy *c, int n, size_t page_bytes)
+{
+    int run = 1;
+    while (run < n && c[run].page == c[0].page + run &&
+           static_cast<char *>(c[run].host) == static_cast<char *>(c[0].host) + (size_t)run * page_bytes)
+        run++;
+    return run;
 }
 
 static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
                      struct km_err *err)
 {
-    size_t page = b->m.page_elems * sizeof(bf16);
+    size_t page_bytes = b->m.page_elems * sizeof(bf16);
     for (int i = 0; i < n; i++)
         if (c[i].page < 0 || c[i].page >= b->ws.n_pages)
             return km_fail(err, KM_EINVAL, "page %d of a copy is outside the pool of %d pages", c[i].page,
                            b->ws.n_pages);
-    if (b->n_steps) /* steps submitted so far may still write or read these pages */
-        CU_TRY(cudaStreamWaitEvent(b->copies, b->in_flight[b->n_steps % 2].done, 0));
-    for (int at = 0; at < n;) {
+    if (b->n_steps) /* the steps in flight may still write or read these pages */
+        CU_TRY(cudaStreamWaitEvent(b->copy_stream, b->in_flight[b->n_steps % 2].done, 0));
+    for (int i = 0; i < n;) {
         void *dst[COPY_BATCH];
         const void *src[COPY_BATCH];
         size_t size[COPY_BATCH], k = 0;
-        while (at < n && k < COPY_BATCH) { /* pages that are neighbours on both sides become one copy */
-            int run = 1;
-            while (at + run < n && c[at + run].page == c[at].page + run &&
-                   static_cast<char *>(c[at + run].host) == static_cast<char *>(c[at].host) + (size_t)run * page)
-                run++;
-            void *device = b->ws.pool + (size_t)c[at].page * b->m.page_elems;
-            dst[k] = dir == KV_TO_HOST ? c[at].host : device;
-            src[k] = dir == KV_TO_HOST ? device : c[at].host;
-            size[k++] = (size_t)run * page;
-            at += run;
+        while (i < n && k < COPY_BATCH) {
+            int run = contiguous_pages(c + i, n - i, page_bytes);
+            void *device = b->ws.pool + (size_t)c[i].page * b->m.page_elems;
+            dst[k] = dir == KV_TO_HOST ? c[i].host : device;
+            src[k] = dir == KV_TO_HOST ? device : c[i].host;
+            size[k++] = (size_t)run * page_bytes;
+            i += run;
         }
-        CU_TRY(copy_batch(b, dir, dst, src, size, k));
+        CU_TRY(enqueue_copies(b, dir, dst, src, size, k));
     }
     cudaEvent_t e = b->copy_done[b->n_copies % COPY_EVENTS];
     if (b->n_copies >= COPY_EVENTS) /* the copy that used this event before must have ended */
         CU_TRY(cudaEventSynchronize(e));
-    CU_TRY(cudaEventRecord(e, b->copies));
+    CU_TRY(cudaEventRecord(e, b->copy_stream));
     *ticket = ++b->n_copies;
     return 0;
 }
@@ -278,7 +297,7 @@ static void *cuda_host_alloc(struct be *, size_t size)
 {
     void *p;
     if (cudaHostAlloc(&p, size, cudaHostAllocDefault) != cudaSuccess) {
-        cudaGetLastError(); /* clears the error, since the caller continues without the memory */
+        cudaGetLastError(); /* clears the error, because the caller continues without the memory */
         return nullptr;
     }
     km_mem_note(KM_MEM_PINNED, (int64_t)size);
@@ -301,21 +320,21 @@ static void cuda_close(struct be *b)
     cu_graphs_free(&b->graphs);
     cu_workspace_free(&b->ws);
     cu_gemms_close(b->gemms);
-    cu_weights_free(&b->w);
+    cu_weights_free(&b->weights);
     for (cudaEvent_t e : b->copy_done)
         if (e)
             cudaEventDestroy(e);
     for (const step_slot &f : b->in_flight)
         if (f.done)
             cudaEventDestroy(f.done);
-    if (b->steps)
-        cudaStreamDestroy(b->steps);
-    if (b->copies)
-        cudaStreamDestroy(b->copies);
+    if (b->step_stream)
+        cudaStreamDestroy(b->step_stream);
+    if (b->copy_stream)
+        cudaStreamDestroy(b->copy_stream);
     km_free(b);
 }
 
-/* Allocates the workspace, then a KV pool from the memory that is left. */
+/* Allocates the workspace, and then the KV pool from the remaining memory. */
 static int alloc_workspace(struct be *b, const struct be_opts *o, struct km_err *err)
 {
     const cu_dims &m = b->m;
@@ -324,15 +343,15 @@ static int alloc_workspace(struct be *b, const struct be_opts *o, struct km_err 
     int rc = cu_workspace_alloc(ws, err);
     if (rc)
         return rc;
-    size_t listed = cu_workspace_bytes(ws, KM_MEM_DEVICE);
+    size_t without_pool = cu_workspace_bytes(ws, KM_MEM_DEVICE);
     cu_gpu gpu;
     CU_TRY(cudaMemGetInfo(&gpu.avail, &gpu.total));
-    rc = cu_workspace_add_pool(ws, m, o, b->w.bytes, &gpu, err);
+    rc = cu_workspace_add_pool(ws, m, o, b->weights.bytes, &gpu, err);
     rc = rc ? rc : cu_workspace_alloc(ws, err);
     if (rc)
         return rc;
-    b->st.workspace_bytes = (int64_t)listed + CU_LT_WORKSPACE;
-    b->st.kv_bytes = (int64_t)(cu_workspace_bytes(ws, KM_MEM_DEVICE) - listed);
+    b->stats.workspace_bytes = (int64_t)without_pool + CU_LT_WORKSPACE;
+    b->stats.kv_bytes = (int64_t)(cu_workspace_bytes(ws, KM_MEM_DEVICE) - without_pool);
 
     float freq[64];
     mdl_inv_freq(mdl_config(b->mdl), freq);
@@ -353,10 +372,10 @@ static int plan_prefill(struct be *b, struct km_err *err)
 static int capture_graphs(struct be *b, struct km_err *err)
 {
     int max_reqs = b->m.max_reqs < b->m.max_tokens ? b->m.max_reqs : b->m.max_tokens;
-    return cu_graphs_capture(&b->graphs, max_reqs, enqueue_padding, b, b->steps, err);
+    return cu_graphs_capture(&b->graphs, max_reqs, enqueue_padding, b, b->step_stream, err);
 }
 
-static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, struct km_err *err)
+static int open_parts(struct be *b, const struct be_opts *o, const struct mdl *m, struct km_err *err)
 {
     cu_gpu gpu;
     CU_TRY(cudaSetDevice(0));
@@ -364,20 +383,20 @@ static int open_all(struct be *b, const struct be_opts *o, const struct mdl *m, 
     rc = rc ? rc : cu_dims_make(&b->m, o, m, &gpu, err);
     if (rc)
         return rc;
-    snprintf(b->st.device, sizeof b->st.device, "%.60s, %.0f GiB", gpu.name, (double)gpu.total / (1 << 30));
+    snprintf(b->stats.device, sizeof b->stats.device, "%.60s, %.0f GiB", gpu.name, (double)gpu.total / (1 << 30));
     b->mdl = m;
-    CU_TRY(cudaStreamCreateWithFlags(&b->steps, cudaStreamNonBlocking));
-    CU_TRY(cudaStreamCreateWithFlags(&b->copies, cudaStreamNonBlocking));
+    CU_TRY(cudaStreamCreateWithFlags(&b->step_stream, cudaStreamNonBlocking));
+    CU_TRY(cudaStreamCreateWithFlags(&b->copy_stream, cudaStreamNonBlocking));
     for (step_slot &f : b->in_flight)
         CU_TRY(cudaEventCreateWithFlags(&f.done, cudaEventDisableTiming));
     for (cudaEvent_t &e : b->copy_done)
         CU_TRY(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
-    rc = cu_weights_load(&b->w, m, err);
+    rc = cu_weights_load(&b->weights, m, err);
     rc = rc ? rc : alloc_workspace(b, o, err);
     rc = rc ? rc : plan_prefill(b, err);
-    rc = rc ? rc : cu_gemms_open(&b->gemms, b->m, &b->w, &b->ws, b->steps, err);
+    rc = rc ? rc : cu_gemms_open(&b->gemms, b->m, &b->weights, &b->ws, b->step_stream, err);
     rc = rc ? rc : capture_graphs(b, err);
-    b->st.weight_bytes = (int64_t)b->w.bytes;
+    b->stats.weight_bytes = (int64_t)b->weights.bytes;
     return rc;
 }
 
@@ -386,8 +405,8 @@ static int cuda_open(struct be **out, const struct be_opts *o, const struct mdl 
 {
     struct be *b = static_cast<be *>(km_calloc(1, sizeof *b));
     if (!b)
-        return km_fail(err, KM_ENOMEM, "out of memory");
-    int rc = open_all(b, o, m, err);
+        return km_fail(err, KM_ENOMEM, "out of memory for the CUDA backend");
+    int rc = open_parts(b, o, m, err);
     if (rc) {
         cuda_close(b);
         return rc;
@@ -399,9 +418,11 @@ static int cuda_open(struct be **out, const struct be_opts *o, const struct mdl 
 
 static void cuda_stats(struct be *b, struct be_stats *out)
 {
-    *out = b->st;
+    *out = b->stats;
 }
 
-extern "C" const struct backend be_cuda = {"cuda",     true,      cu_probe,  cu_measure, cu_plan,
-                                           cuda_open,  cuda_close, cuda_step, cuda_wait,  cuda_copy,
-                                           cuda_poll,  cuda_host_alloc, cuda_host_free, nullptr, cuda_stats};
+/* In the order of the members of struct backend: C++17 has no designated initialisers. */
+extern "C" const struct backend be_cuda = {
+    "cuda",    true, /* async_sched */
+    cu_probe,  cu_measure, cu_plan,         cuda_open,      cuda_close, cuda_step, cuda_wait, cuda_copy,
+    cuda_poll, cuda_host_alloc, cuda_host_free, nullptr /* now */, cuda_stats};

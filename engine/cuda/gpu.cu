@@ -32,7 +32,7 @@ int cu_gpu_get(struct cu_gpu *out, struct km_err *err)
     cudaError_t rc = cudaGetDeviceCount(&n);
     if (rc != cudaSuccess || !n)
         return km_fail(err, KM_EDEVICE, "no CUDA device: %s; use --device cpu, or check nvidia-smi",
-                       n ? "none answers" : cudaGetErrorString(rc));
+                       rc != cudaSuccess ? cudaGetErrorString(rc) : "the driver lists none");
     cudaDeviceProp p;
     rc = cudaGetDeviceProperties(&p, 0);
     if (rc != cudaSuccess)
@@ -48,19 +48,19 @@ int cu_gpu_get(struct cu_gpu *out, struct km_err *err)
 
 /* ---- queries in a child process ---- */
 
-/* What the child reports. It is smaller than PIPE_BUF, so that one write is atomic. */
+/* What the child process reports. The struct is smaller than PIPE_BUF, so that one write to the pipe is atomic. */
 struct answer {
     struct km_err err;
     cu_gpu gpu;
     struct rates rates;
 };
 
-static void query(answer *a)
+static void query_gpu(answer *a)
 {
     cu_gpu_get(&a->gpu, &a->err);
 }
 
-static void query_memory(answer *a)
+static void query_gpu_and_memory(answer *a)
 {
     size_t total;
     if (cu_gpu_get(&a->gpu, &a->err))
@@ -70,17 +70,18 @@ static void query_memory(answer *a)
         km_fail(&a->err, KM_EDEVICE, "CUDA device 0 does not answer: %s", cudaGetErrorString(rc));
 }
 
-/* Runs `ask` in a child process, which ends with it. Returns the child's error, or KM_EDEVICE when the child died. */
+/* Runs `ask` in a child process and copies its answer to *a. Returns the error in the answer, or KM_EDEVICE if the child
+ * process crashed. */
 static int ask_child(void (*ask)(answer *), answer *a, struct km_err *err)
 {
     int fd[2];
     if (pipe(fd))
-        return km_fail(err, KM_EIO, "cannot make a pipe: %s", strerror(errno));
+        return km_fail(err, KM_EIO, "cannot make a pipe to a child process: %s", strerror(errno));
     pid_t pid = fork();
     if (pid < 0) {
         close(fd[0]);
         close(fd[1]);
-        return km_fail(err, KM_EIO, "cannot start a process: %s", strerror(errno));
+        return km_fail(err, KM_EIO, "cannot start a child process to query the GPU: %s", strerror(errno));
     }
     memset(a, 0, sizeof *a);
     if (pid == 0) {
@@ -96,7 +97,7 @@ static int ask_child(void (*ask)(answer *), answer *a, struct km_err *err)
         ;
     if (n != (ssize_t)sizeof *a)
         return km_fail(err, KM_EDEVICE,
-                       "the NVIDIA driver crashed while it was asked for its devices; check nvidia-smi, or use "
+                       "the child process that queried the GPU crashed in the NVIDIA driver; check nvidia-smi, or use "
                        "--device cpu");
     return a->err.code ? km_fail(err, a->err.code, "%s", a->err.msg) : 0;
 }
@@ -104,7 +105,7 @@ static int ask_child(void (*ask)(answer *), answer *a, struct km_err *err)
 int cu_gpu_query(struct cu_gpu *out, struct km_err *err)
 {
     answer a;
-    int rc = ask_child(query_memory, &a, err);
+    int rc = ask_child(query_gpu_and_memory, &a, err);
     *out = a.gpu;
     return rc;
 }
@@ -112,28 +113,29 @@ int cu_gpu_query(struct cu_gpu *out, struct km_err *err)
 int cu_probe(struct km_err *err)
 {
     answer a;
-    return ask_child(query, &a, err);
+    return ask_child(query_gpu, &a, err);
 }
 
 /* ---- rates (engine/rates.h) ---- */
 
 namespace {
 
-enum { RUNS = 5, GEMM_SIDE = 4096, GEMMS = 10 /* back to back in a run */ };
-/* Bytes of a copy within device memory, and between host and device: far more than caches hold. */
+enum { RUNS = 5, GEMM_SIZE = 4096 /* M, N and K */, GEMMS = 10 /* back to back in a run */ };
+/* Bytes of a copy within device memory, and of a copy between host and device: far more than caches hold. */
 const size_t DEVICE_COPY = 512u << 20, HOST_COPY = 128u << 20;
 
+/* What the measurements use; allocated once for all of them. */
 struct bench {
     cudaStream_t s;
-    cudaEvent_t t0, t1;
-    char *from, *to, *host; /* [DEVICE_COPY], [DEVICE_COPY], pinned [HOST_COPY] */
-    bf16 *x, *y;            /* [GEMM_SIDE][GEMM_SIDE] */
+    cudaEvent_t t0, t1;     /* start and end of a run */
+    char *from, *to, *host; /* [DEVICE_COPY] each; pinned [HOST_COPY] */
+    bf16 *x, *y;            /* [GEMM_SIZE][GEMM_SIZE] each */
     struct cu_lt *lt;
 };
 
 } // namespace
 
-/* *seconds: the median of RUNS runs after a warm-up run. run enqueues work on b.s. */
+/* *seconds: the median duration of RUNS runs, after a warm-up run. `run` enqueues the work of one run on stream b.s. */
 template <typename F> static int time_runs(const bench &b, F run, double *seconds, struct km_err *err)
 {
     float v[RUNS];
@@ -156,7 +158,7 @@ template <typename F> static int time_runs(const bench &b, F run, double *second
     return 0;
 }
 
-static int copy_rate(const bench &b, void *to, const void *from, size_t size, double *gbps, struct km_err *err)
+static int measure_copy_rate(const bench &b, void *to, const void *from, size_t size, double *gbps, struct km_err *err)
 {
     double s = 0;
     auto run = [&] {
@@ -168,13 +170,13 @@ static int copy_rate(const bench &b, void *to, const void *from, size_t size, do
     return rc;
 }
 
-/* y = x x^T of random numbers. Zeros would draw less power, and the GPU would run at a higher clock. */
-static int gemm_rate(bench *b, double *tflops, struct km_err *err)
+/* Times y = x x^T. x holds random numbers: zeros would draw less power, and the GPU would run at a higher clock. */
+static int measure_gemm_rate(bench *b, double *tflops, struct km_err *err)
 {
-    const int n = GEMM_SIDE;
+    const int n = GEMM_SIZE;
     const size_t size = sizeof(bf16) * n * n;
     bf16 *numbers = reinterpret_cast<bf16 *>(b->host);
-    static_assert(sizeof(bf16) * GEMM_SIDE * GEMM_SIDE <= HOST_COPY, "the numbers pass through the pinned buffer");
+    static_assert(sizeof(bf16) * GEMM_SIZE * GEMM_SIZE <= HOST_COPY, "the numbers pass through the pinned buffer");
     for (size_t i = 0; i < (size_t)n * n; i++)
         numbers[i] = __float2bfloat16_rn(dmy_value(1, i, 1e-6f));
     CU_TRY(cudaMemcpyAsync(b->x, numbers, size, cudaMemcpyHostToDevice, b->s));
@@ -193,7 +195,7 @@ static int gemm_rate(bench *b, double *tflops, struct km_err *err)
 static int measure_all(struct rates *out, struct km_err *err)
 {
     bench b = {};
-    const size_t square = sizeof(bf16) * GEMM_SIDE * GEMM_SIDE;
+    const size_t square = sizeof(bf16) * GEMM_SIZE * GEMM_SIZE;
     CU_TRY(cudaStreamCreateWithFlags(&b.s, cudaStreamNonBlocking));
     CU_TRY(cudaEventCreate(&b.t0));
     CU_TRY(cudaEventCreate(&b.t1));
@@ -203,16 +205,16 @@ static int measure_all(struct rates *out, struct km_err *err)
     CU_TRY(cudaMalloc(&b.y, square));
     CU_TRY(cudaHostAlloc(&b.host, HOST_COPY, cudaHostAllocDefault));
     memset(b.host, 1, HOST_COPY);
-    int rc = copy_rate(b, b.to, b.from, DEVICE_COPY, &out->copy_gbps, err);
+    int rc = measure_copy_rate(b, b.to, b.from, DEVICE_COPY, &out->copy_gbps, err);
     out->copy_gbps *= 2; /* each byte is read and written */
-    rc = rc ? rc : copy_rate(b, b.to, b.host, HOST_COPY, &out->h2d_gbps, err);
-    rc = rc ? rc : copy_rate(b, b.host, b.from, HOST_COPY, &out->d2h_gbps, err);
+    rc = rc ? rc : measure_copy_rate(b, b.to, b.host, HOST_COPY, &out->h2d_gbps, err);
+    rc = rc ? rc : measure_copy_rate(b, b.host, b.from, HOST_COPY, &out->d2h_gbps, err);
     rc = rc ? rc : cu_lt_open(&b.lt, err);
-    return rc ? rc : gemm_rate(&b, &out->gemm_tflops, err);
+    return rc ? rc : measure_gemm_rate(&b, &out->gemm_tflops, err);
 }
 
-/* Runs in the child process, whose end frees what measure_all allocates. */
-static void measure(answer *a)
+/* Runs in the child process. Nothing is freed: the process ends after the answer. */
+static void measure_rates(answer *a)
 {
     if (cu_gpu_get(&a->gpu, &a->err))
         return;
@@ -224,7 +226,7 @@ static void measure(answer *a)
 int cu_measure(struct rates *out, struct km_err *err)
 {
     answer a;
-    int rc = ask_child(measure, &a, err);
+    int rc = ask_child(measure_rates, &a, err);
     *out = a.rates;
     return rc;
 }

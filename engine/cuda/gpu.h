@@ -14,11 +14,11 @@ extern "C" {
 struct cu_gpu {
     char name[64];
     int arch, n_sms;     /* as in cu_dims */
-    size_t total, avail; /* bytes of memory; avail is what can still be allocated */
+    size_t total, avail; /* bytes of GPU memory: all of it, and what can still be allocated */
 };
 
-/* KM_EDEVICE: no GPU that the engine can use; the message says why. cu_gpu_get leaves avail at 0, because asking for it
- * would create a CUDA context. */
+/* KM_EDEVICE: there is no GPU that the engine can use; the message says why. cu_gpu_get sets avail to 0, because asking
+ * for the free memory would create a CUDA context. */
 int cu_gpu_get(struct cu_gpu *out, struct km_err *err);
 int cu_gpu_query(struct cu_gpu *out, struct km_err *err);
 

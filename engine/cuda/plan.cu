@@ -1,5 +1,5 @@
-/* From options and model to dimensions, and from dimensions to the memory plan. Nothing here initialises CUDA in this
- * process: the GPU is queried in a child process (gpu.h). Without a GPU the plan is made for an H100. */
+/* Dimensions and memory plan. Nothing here initialises CUDA in this process: the GPU is queried in a child process
+ * (gpu.h). Without a GPU, the plan is made for an H100. */
 #include "engine/cuda/plan.h"
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/workspace.h"
@@ -13,10 +13,10 @@ static int check_shape(const struct be_opts *o, const struct mdl *m, struct km_e
     const struct mdl_config *c = mdl_config(m);
     if (o->dtype != KM_BF16)
         return km_fail(err, KM_EINVAL,
-                       "--dtype float32 works on the CPU only; the CUDA engine computes in bfloat16: use --dtype "
-                       "bfloat16 or --device cpu");
+                       "--dtype is float32, but the CUDA engine computes in bfloat16 only; use --dtype bfloat16 or "
+                       "--device cpu");
     if (o->block_size < 8 || (o->block_size & (o->block_size - 1)))
-        return km_fail(err, KM_EINVAL, "--block-size is %d; on CUDA it must be a power of two, 8 or more",
+        return km_fail(err, KM_EINVAL, "--block-size is %d; the CUDA engine needs a power of two, 8 or more",
                        o->block_size);
     if (c->head_dim != 32 && c->head_dim != 64 && c->head_dim != 128)
         return km_fail(err, KM_EINVAL, "head_dim of %s is %d; the CUDA engine has kernels for 32, 64 and 128",
@@ -69,8 +69,9 @@ struct kv_geom cu_geom(const cu_dims &d, const struct mdl *m, int n_pages)
     return g;
 }
 
-/* The GPU to plan for: this machine's; without one, and with a stated memory limit, a GPU with H100's dimensions. */
-static int gpu_to_plan_for(cu_gpu *gpu, const struct be_opts *o, struct plan *out, struct km_err *err)
+/* Finds the GPU to plan for: this machine's GPU, or without one, if the memory limit is stated, a GPU with the SMs of an
+ * H100. Sets out->device to its description. */
+static int find_gpu(cu_gpu *gpu, const struct be_opts *o, struct plan *out, struct km_err *err)
 {
     struct km_err why = {};
     if (!cu_gpu_query(gpu, &why)) {
@@ -82,7 +83,7 @@ static int gpu_to_plan_for(cu_gpu *gpu, const struct be_opts *o, struct plan *ou
                        "%s; to plan without a GPU, state the memory limit, for example --gpu-memory-limit 24GiB",
                        why.msg);
     *gpu = cu_gpu{"", 90, 132, SIZE_MAX, SIZE_MAX};
-    snprintf(out->device, sizeof out->device, "no GPU here; workspace as on an H100, %d SMs; older GPUs need more",
+    snprintf(out->device, sizeof out->device, "no GPU on this machine; workspace as on an H100 (%d SMs), older GPUs need more",
              gpu->n_sms);
     return 0;
 }
@@ -97,10 +98,11 @@ static void add_weights(struct plan *out, const struct mdl_config *c)
     plan_add(out, PLAN_WEIGHTS, "layers", KM_MEM_DEVICE, (int64_t)w.layers);
 }
 
-static void add_rows(struct plan *out, const struct cu_workspace *ws, int from, enum plan_group group)
+/* Adds the buffers from index `first` on to the plan. */
+static void add_buffers(struct plan *out, const struct cu_workspace *ws, int first, enum plan_group group)
 {
-    for (int i = from; i < ws->n_rows; i++)
-        plan_add(out, group, ws->rows[i].name, ws->rows[i].where, (int64_t)ws->rows[i].bytes);
+    for (int i = first; i < ws->n_buffers; i++)
+        plan_add(out, group, ws->buffers[i].name, ws->buffers[i].kind, (int64_t)ws->buffers[i].bytes);
 }
 
 int cu_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, struct km_err *err)
@@ -109,7 +111,7 @@ int cu_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, stru
     cu_dims d;
     struct cu_workspace ws = {};
     *out = {};
-    int rc = gpu_to_plan_for(&gpu, o, out, err);
+    int rc = find_gpu(&gpu, o, out, err);
     rc = rc ? rc : cu_dims_make(&d, o, m, &gpu, err);
     if (rc)
         return rc;
@@ -119,18 +121,18 @@ int cu_plan(struct plan *out, const struct be_opts *o, const struct mdl *m, stru
     out->geom = cu_geom(d, m, 0);
     add_weights(out, mdl_config(m));
     cu_workspace_list(&ws, d);
-    add_rows(out, &ws, 0, PLAN_WORKSPACE);
+    add_buffers(out, &ws, 0, PLAN_WORKSPACE);
     plan_add(out, PLAN_WORKSPACE, "cuBLASLt workspace", KM_MEM_DEVICE, CU_LT_WORKSPACE);
     plan_add(out, PLAN_RESERVE, "CUDA graphs, libraries, driver", KM_MEM_DEVICE, CU_RESERVE - CU_LT_WORKSPACE);
-    int listed = ws.n_rows;
+    int n_listed = ws.n_buffers;
     size_t weights = cu_weights_size(mdl_config(m)),
-           held = weights + cu_workspace_bytes(&ws, KM_MEM_DEVICE) + CU_LT_WORKSPACE;
-    if (gpu.avail != SIZE_MAX) /* avail is what will be free once all but the pool is allocated */
-        gpu.avail -= held < gpu.avail ? held : gpu.avail;
+           used = weights + cu_workspace_bytes(&ws, KM_MEM_DEVICE) + CU_LT_WORKSPACE;
+    if (gpu.avail != SIZE_MAX) /* from here on, the memory that will be free when only the pool is missing */
+        gpu.avail -= used < gpu.avail ? used : gpu.avail;
     rc = cu_workspace_add_pool(&ws, d, o, weights, &gpu, err);
     if (rc)
         return rc;
-    add_rows(out, &ws, listed, PLAN_KV);
+    add_buffers(out, &ws, n_listed, PLAN_KV);
     out->geom.n_pages = ws.n_pages;
     return 0;
 }

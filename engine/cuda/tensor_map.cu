@@ -5,7 +5,7 @@
 #include <cuda.h>
 #include <string.h>
 
-enum { RANK_MAX = 5 }; /* of the copy engine */
+enum { RANK_MAX = 5 }; /* most dimensions that the copy engine supports */
 
 int cu_tensor_map(void *map128, const bf16 *base, int rank, const uint64_t *dims, const uint64_t *strides_bytes,
                   const uint32_t *box, struct km_err *err)
@@ -15,7 +15,7 @@ int cu_tensor_map(void *map128, const bf16 *base, int rank, const uint64_t *dims
     CU_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &fn, 12000, cudaEnableDefault, &found));
     if (!fn || found != cudaDriverEntryPointSuccess)
         return km_fail(err, KM_EDEVICE,
-                       "the driver has no cuTensorMapEncodeTiled; update it to one for CUDA 12 or newer");
+                       "the NVIDIA driver has no function cuTensorMapEncodeTiled; update it to a driver for CUDA 12 or newer");
     CUtensorMap map;
     cuuint32_t ones[RANK_MAX] = {1, 1, 1, 1, 1};
     auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(fn);

@@ -1,4 +1,4 @@
-/* The list of buffers, and the two things done with it: allocating and adding up. */
+/* Makes the list of buffers, allocates the buffers, and adds up their sizes. */
 #include "engine/cuda/workspace.h"
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/gemm/gate_up_sm90.h"
@@ -7,11 +7,12 @@
 
 #include <string.h>
 
-/* Lists a buffer of n elements; *at will point to it. */
+/* Adds a buffer of n elements to the list. Once allocated, *pointer points to it. */
 template <typename T>
-static void add(struct cu_workspace *ws, const char *name, enum km_mem_kind where, T **at, size_t n)
+static void add(struct cu_workspace *ws, const char *name, enum km_mem_kind kind, T **pointer, size_t n)
 {
-    ws->rows[ws->n_rows++] = cu_workspace_row{name, where, n * sizeof(T), reinterpret_cast<void **>(at)};
+    ws->buffers[ws->n_buffers++] =
+        cu_workspace_buffer{name, kind, n * sizeof(T), reinterpret_cast<void **>(pointer)};
 }
 
 int cu_gate_up_rows(const cu_dims &m)
@@ -55,8 +56,8 @@ int64_t cu_memory_limit(const struct be_opts *o, const cu_gpu *gpu)
 int cu_workspace_add_pool(struct cu_workspace *ws, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
                           const cu_gpu *gpu, struct km_err *err)
 {
-    size_t page = m.page_elems * sizeof(bf16), held = weight_bytes + cu_workspace_bytes(ws, KM_MEM_DEVICE) + CU_RESERVE;
-    double limit = (double)cu_memory_limit(o, gpu), left = limit - (double)held;
+    size_t page = m.page_elems * sizeof(bf16), used = weight_bytes + cu_workspace_bytes(ws, KM_MEM_DEVICE) + CU_RESERVE;
+    double limit = (double)cu_memory_limit(o, gpu), left = limit - (double)used;
     if (left > (double)gpu->avail - (double)CU_RESERVE)
         left = (double)gpu->avail - (double)CU_RESERVE;
     long fit = left > 0 ? (long)(left / (double)page) - 1 : 0;
@@ -66,42 +67,42 @@ int cu_workspace_add_pool(struct cu_workspace *ws, const cu_dims &m, const struc
                        "no memory for the KV pool: the limit is %.2f GiB, weights, workspace and reserve take %.2f, "
                        "and the rest does not hold %d pages of %.2f MiB; raise --gpu-memory-utilization or "
                        "--gpu-memory-limit, or lower --max-num-batched-tokens",
-                       limit / (1 << 30), (double)held / (1 << 30), o->n_pages ? o->n_pages : 1,
+                       limit / (1 << 30), (double)used / (1 << 30), o->n_pages ? o->n_pages : 1,
                        (double)page / (1 << 20));
     add(ws, "KV pool and a spare page", KM_MEM_DEVICE, &ws->pool, (size_t)(ws->n_pages + 1) * m.page_elems);
     return 0;
 }
 
-static int alloc(cu_workspace_row *row, struct km_err *err)
+static int alloc_buffer(cu_workspace_buffer *b, struct km_err *err)
 {
     void *p = nullptr;
     cudaError_t rc = cudaSuccess;
-    if (row->where == KM_MEM_DEVICE) {
-        if ((rc = cudaMalloc(&p, row->bytes)) != cudaSuccess)
+    if (b->kind == KM_MEM_DEVICE) {
+        if ((rc = cudaMalloc(&p, b->bytes)) != cudaSuccess)
             return km_fail(err, KM_EDEVICE,
                            "cannot allocate %.2f GiB on the GPU for the workspace (%s): %s; lower "
                            "--max-num-batched-tokens or --max-num-seqs",
-                           (double)row->bytes / (1 << 30), row->name, cudaGetErrorString(rc));
-    } else if (row->where == KM_MEM_PINNED) {
-        if ((rc = cudaHostAlloc(&p, row->bytes, cudaHostAllocDefault)) != cudaSuccess)
-            return km_fail(err, KM_ENOMEM, "cannot allocate %zu bytes of pinned memory (%s): %s", row->bytes, row->name,
+                           (double)b->bytes / (1 << 30), b->name, cudaGetErrorString(rc));
+    } else if (b->kind == KM_MEM_PINNED) {
+        if ((rc = cudaHostAlloc(&p, b->bytes, cudaHostAllocDefault)) != cudaSuccess)
+            return km_fail(err, KM_ENOMEM, "cannot allocate %zu bytes of pinned memory for the workspace (%s): %s", b->bytes, b->name,
                            cudaGetErrorString(rc));
-        memset(p, 0, row->bytes);
-    } else if (!(p = km_calloc(row->bytes, 1)))
-        return km_fail(err, KM_ENOMEM, "cannot allocate %zu bytes (%s): out of memory", row->bytes, row->name);
-    *row->at = p;
-    if (row->where == KM_MEM_HOST)
+        memset(p, 0, b->bytes);
+    } else if (!(p = km_calloc(b->bytes, 1)))
+        return km_fail(err, KM_ENOMEM, "cannot allocate %zu bytes of memory for the workspace (%s)", b->bytes, b->name);
+    *b->pointer = p;
+    if (b->kind == KM_MEM_HOST)
         return 0; /* km_calloc counts its memory itself */
-    km_mem_note(row->where, (int64_t)row->bytes);
-    if (row->where == KM_MEM_DEVICE)
-        CU_TRY(cudaMemset(p, 0, row->bytes));
+    km_mem_note(b->kind, (int64_t)b->bytes);
+    if (b->kind == KM_MEM_DEVICE)
+        CU_TRY(cudaMemset(p, 0, b->bytes));
     return 0;
 }
 
 int cu_workspace_alloc(struct cu_workspace *ws, struct km_err *err)
 {
-    for (int i = 0; i < ws->n_rows; i++) {
-        int rc = *ws->rows[i].at ? 0 : alloc(&ws->rows[i], err);
+    for (int i = 0; i < ws->n_buffers; i++) {
+        int rc = *ws->buffers[i].pointer ? 0 : alloc_buffer(&ws->buffers[i], err);
         if (rc)
             return rc;
     }
@@ -110,23 +111,23 @@ int cu_workspace_alloc(struct cu_workspace *ws, struct km_err *err)
 
 void cu_workspace_free(struct cu_workspace *ws)
 {
-    for (int i = 0; i < ws->n_rows; i++) {
-        cu_workspace_row *row = &ws->rows[i];
-        void *p = *row->at;
-        *row->at = nullptr;
-        if (p && row->where == KM_MEM_HOST)
+    for (int i = 0; i < ws->n_buffers; i++) {
+        cu_workspace_buffer *b = &ws->buffers[i];
+        void *p = *b->pointer;
+        *b->pointer = nullptr;
+        if (p && b->kind == KM_MEM_HOST)
             km_free(p);
         else if (p) {
-            row->where == KM_MEM_DEVICE ? cudaFree(p) : cudaFreeHost(p);
-            km_mem_note(row->where, -(int64_t)row->bytes);
+            b->kind == KM_MEM_DEVICE ? cudaFree(p) : cudaFreeHost(p);
+            km_mem_note(b->kind, -(int64_t)b->bytes);
         }
     }
 }
 
-size_t cu_workspace_bytes(const struct cu_workspace *ws, enum km_mem_kind where)
+size_t cu_workspace_bytes(const struct cu_workspace *ws, enum km_mem_kind kind)
 {
     size_t n = 0;
-    for (int i = 0; i < ws->n_rows; i++)
-        n += ws->rows[i].where == where ? ws->rows[i].bytes : 0;
+    for (int i = 0; i < ws->n_buffers; i++)
+        n += ws->buffers[i].kind == kind ? ws->buffers[i].bytes : 0;
     return n;
 }
