@@ -71,7 +71,7 @@ static int enqueue_step(struct be *b, int buf, int T, int R, int n_splits, int n
     cu_step_arrays in;
     cudaStream_t s = b->step_stream;
     int rc = 0;
-    cu_fetch(host_arrays(b, buf), cu_step_carve(m, T, R, ws.arrays, &in), ws.arrays, s);
+    cu_fetch(host_arrays(b, buf), cu_step_layout(m, T, R, ws.arrays, &in), ws.arrays, s);
     cu_embed(m, b->weights.embed, ws.inv_freq, in, ws.sampled_ids, T, ws.x, ws.angles, s);
     rc = cu_gemm_run(b->gemms, CU_GEMM_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
@@ -100,7 +100,7 @@ static int enqueue_padding(void *self, int buf, int reqs, struct km_err *err)
 {
     struct be *b = static_cast<struct be *>(self);
     cu_step_arrays host;
-    cu_step_carve(b->m, reqs, reqs, host_arrays(b, buf), &host);
+    cu_step_layout(b->m, reqs, reqs, host_arrays(b, buf), &host);
     cu_step_clear(host);
     cu_step_pad(b->m, host, 0, 0, reqs, b->ws.n_pages);
     return enqueue_step(b, buf, reqs, reqs, cu_attn_splits_max(b->m, reqs), 0, reqs, err);
@@ -146,7 +146,7 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     const cu_graph *g = cu_graphs_find(&b->graphs, in);
     int T = g ? g->reqs : in->n_tokens, R = g ? g->reqs : in->n_reqs;
     cu_step_arrays host;
-    cu_step_carve(b->m, T, R, host_arrays(b, buf), &host);
+    cu_step_layout(b->m, T, R, host_arrays(b, buf), &host);
     cu_step_fill(b->m, in, host, b->ws.decoding, &n);
     if (g) {
         cu_step_pad(b->m, host, n.n_decodes, n.n_splits, R, b->ws.n_pages);

@@ -94,7 +94,7 @@ static int choose_algorithms(struct cu_gemms *g, cudaStream_t s, struct km_err *
 {
     int rc = 0;
     cu_step_arrays zeros; /* the workspace is still zeroed */
-    cu_step_carve(g->m, g->m.max_tokens, g->m.max_reqs, g->ws->arrays, &zeros);
+    cu_step_layout(g->m, g->m.max_tokens, g->m.max_reqs, g->ws->arrays, &zeros);
     for (int M = CU_SMALL_M + 1; M <= g->m.max_tokens && !rc; M = cu_lt_bucket(M) + 1)
         for (int i = 0; i < CU_GEMMS && !rc; i++) {
             int most = i == CU_GEMM_HEAD      ? g->m.max_reqs

@@ -5,9 +5,9 @@
 #include <math.h>
 #include <string.h>
 
-size_t cu_step_carve(const cu_dims &m, int T, int R, char *base, cu_step_arrays *out)
+size_t cu_step_layout(const cu_dims &m, int T, int R, char *base, cu_step_arrays *out)
 {
-    size_t at = 0, t = (size_t)T, r = (size_t)R, tiles = t / 2 + 1; /* a tile has at least two rows */
+    size_t at = 0, t = (size_t)T, r = (size_t)R, tiles = t / 2 + 1; /* a request with tiles has at least two rows */
     auto next = [&](size_t n) {
         int32_t *p = reinterpret_cast<int32_t *>(base + at);
         at += (n * sizeof(int32_t) + 63) / 64 * 64;
@@ -36,16 +36,16 @@ size_t cu_step_bytes(const cu_dims &m)
 {
     cu_step_arrays none;
     size_t table = (size_t)m.max_reqs * (size_t)m.max_blocks * sizeof(int32_t);
-    return cu_step_carve(m, m.max_tokens, m.max_reqs, nullptr, &none) + (table + 63) / 64 * 64;
+    return cu_step_layout(m, m.max_tokens, m.max_reqs, nullptr, &none) + (table + 63) / 64 * 64;
 }
 
-/* Sets the size of all arrays when the block table has n_pages entries. */
+/* Sets the first array: bytes of all arrays if the block table has n_pages entries. */
 static void set_bytes(const cu_step_arrays &host, int n_pages)
 {
     *host.bytes = (int32_t)((host.table - host.bytes) + n_pages) * (int32_t)sizeof(int32_t);
 }
 
-static cu_sampling sampling_of(const struct smp_row *r)
+static cu_sampling make_sampling(const struct smp_row *r)
 {
     const struct smp_params *p = &r->p;
     if (p->temperature == 0)
@@ -82,15 +82,15 @@ void cu_step_fill(const cu_dims &m, const struct batch *in, const cu_step_arrays
         }
     }
     n->n_splits = cu_attn_splits(m, host, decoding, n->n_decodes, host.splits);
-    int banned = 0;
+    int n_banned = 0;
     host.ban_start[0] = 0;
     for (int i = 0; i < in->n_samples; i++) {
         const struct smp_row *s = &in->samples[i];
         host.sample_row[i] = s->row;
-        host.sampling[i] = sampling_of(s);
+        host.sampling[i] = make_sampling(s);
         for (int k = 0; k < s->n_banned && s->n_banned <= CU_MAX_BANNED; k++)
-            host.ban[banned++] = s->banned[k];
-        host.ban_start[i + 1] = banned;
+            host.ban[n_banned++] = s->banned[k];
+        host.ban_start[i + 1] = n_banned;
     }
 }
 
@@ -100,7 +100,7 @@ void cu_step_clear(const cu_step_arrays &host)
     host.q_start[0] = host.ban_start[0] = 0;
 }
 
-/* Padding row i: token 0 at position 0 of the spare page. No attention runs for the row. */
+/* Makes row i a padding row: token 0 at position 0, whose KV goes to `slot`. No attention runs for the row. */
 static void pad_row(const cu_step_arrays &host, int i, int slot)
 {
     host.tokens[i] = host.positions[i] = 0;
@@ -113,9 +113,9 @@ static void pad_row(const cu_step_arrays &host, int i, int slot)
     host.ban_start[i + 1] = host.ban_start[i];
 }
 
-void cu_step_pad(const cu_dims &m, const cu_step_arrays &host, int n, int n_splits, int reqs, int spare_page)
+void cu_step_pad(const cu_dims &m, const cu_step_arrays &host, int n_decodes, int n_splits, int reqs, int spare_page)
 {
-    for (int i = n; i < reqs; i++)
+    for (int i = n_decodes; i < reqs; i++)
         pad_row(host, i, spare_page << m.B_log2);
     for (int i = n_splits; i < cu_attn_splits_max(m, reqs); i++)
         host.splits[i].req = -1;

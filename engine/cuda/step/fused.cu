@@ -1,5 +1,5 @@
-/* The fused kernels (fused.h). All of them are limited by memory bandwidth: each reads and writes every element once,
- * in accesses of 16 bytes where the layout allows it. */
+/* The fused kernels (fused.h). Memory bandwidth limits all of them. Each kernel reads and writes every element once, in
+ * accesses of 16 bytes where the layout allows it. */
 #include "engine/cuda/step/fused.h"
 #include "engine/cuda/ptx.cuh"
 
@@ -10,9 +10,10 @@ union bf16x8 {
     __nv_bfloat162 v[4];
 };
 
-/* Reads the step's arrays from pinned memory. A kernel does it because a cudaMemcpyAsync would be one more call for the
- * host, and a wait for a copy engine. The first read of a thread, below `fixed`, does not depend on the size that the
- * first word holds, so that both reads cross the bus at the same time. fixed: in units of 16 bytes. */
+/* Copies the step's arrays from pinned memory. A kernel is faster than cudaMemcpyAsync, which would be one more call for
+ * the host and a wait for a copy engine. A thread reads its first piece, below `fixed`, without knowing the size of the
+ * arrays. So this read and the read of the size, the first word, cross the bus at the same time. fixed: in units of 16
+ * bytes. */
 __global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, int fixed, uint4 *dst)
 {
     int first = blockIdx.x * blockDim.x + threadIdx.x, n = (*reinterpret_cast<const int32_t *>(src) + 15) / 16;
@@ -22,15 +23,15 @@ __global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, int fixed,
         dst[i] = src[i];
 }
 
-/* One block per token: the token's row of the embedding, and cosine and sine of its rotary angles, once for all layers.
- * half: d / 2, at most the number of threads. */
+/* A thread block per token copies the token's row of the embedding, and computes cosine and sine of its rotary angles,
+ * once for all layers. half: d / 2, at most the number of threads. */
 __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int32_t *sampled_ids,
                              const int32_t *positions, const float *inv_freq, int D, int half, bf16 *x, float2 *angles)
 {
     griddep_wait();
     griddep_launch(); /* after the wait, so that later kernels may read the step's arrays without waiting */
     int id = tokens[blockIdx.x];
-    if (id < 0) /* max: -1 marks a row that the host must sample; what this step computes for it is discarded */
+    if (id < 0) /* max: the id is -1 if the host must sample the row; the engine then discards this step's result */
         id = max(sampled_ids[-(id + 1)], 0);
     const uint4 *src = reinterpret_cast<const uint4 *>(embed + (size_t)id * D);
     uint4 *dst = reinterpret_cast<uint4 *>(x + (size_t)blockIdx.x * D);
@@ -43,7 +44,7 @@ __global__ void embed_kernel(const bf16 *embed, const int32_t *tokens, const int
     }
 }
 
-/* One block per row. The row stays in registers between its two uses: D <= 8 * 128 * PER. */
+/* A thread block per row. The row stays in registers between its two uses: D <= 8 * 128 * PER. */
 template <int PER>
 __global__ void __launch_bounds__(128)
     rmsnorm_kernel(const bf16 *x, const bf16 *w, const int32_t *rows, int D, float eps, bf16 *out)
@@ -89,10 +90,10 @@ __global__ void __launch_bounds__(128)
     }
 }
 
-/* Grid: tokens by gridDim.y blocks, which share the token's heads. A warp takes one head at a time, and reads the
- * token's angles once for all of its heads. Lane i holds DH / 32 neighbouring elements; their rotary partners, DH / 2
- * further, are in lane i ^ 16. Heads 0 to H - 1 are q, then G heads of k, then G heads of v. slots: page * B + offset
- * of each token. layer_at: elements from the start of a page to the layer. */
+/* Grid: tokens by gridDim.y thread blocks, which divide the heads of the token among them. A warp processes one head at
+ * a time, and reads the token's angles once for all of its heads. Lane i has DH / 32 neighbouring elements. RoPE pairs
+ * each with the element DH / 2 further on, which lane i ^ 16 has. Heads 0 to H - 1 are q, then G heads of k, then G
+ * heads of v. slots: page * B + offset of each token. layer_at: elements from the start of a page to the layer. */
 template <int DH>
 __global__ void __launch_bounds__(256)
     qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float2 *angles,
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-/* A thread for each 8 elements of act; F8 = F / 8. */
+/* Each thread computes 8 elements of act. F8 = F / 8; total8: elements of act / 8. */
 __global__ void swiglu_kernel(const bf16 *gu, int F8, size_t total8, bf16 *act)
 {
     griddep_wait();
@@ -169,7 +170,7 @@ void cu_fetch(const char *host, size_t fixed, char *dev, cudaStream_t s)
 {
     unsigned pieces = (unsigned)(fixed / 16), blocks = (pieces + 255) / 256;
     if (blocks < 32)
-        blocks = 32; /* enough threads for a long block table */
+        blocks = 32; /* enough threads for a long block table, which is beyond `fixed` */
     fetch_kernel<<<blocks, 256, 0, s>>>(reinterpret_cast<const uint4 *>(host), (int)pieces,
                                         reinterpret_cast<uint4 *>(dev));
 }
@@ -195,8 +196,8 @@ void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf1
     auto kernel = m.d == 128  ? qk_rope_store_kernel<128>
                   : m.d == 64 ? qk_rope_store_kernel<64>
                               : qk_rope_store_kernel<32>;
-    unsigned shares = T < 512 ? (unsigned)(m.H + 2 * m.G + 7) / 8 : 1; /* few tokens: a warp for each head */
-    cu_launch(kernel, dim3((unsigned)T, shares), 256, 0, s, qkv, q_norm, k_norm, angles, in.slots, m.H, m.G, m.B_log2,
+    unsigned blocks_per_token = T < 512 ? (unsigned)(m.H + 2 * m.G + 7) / 8 : 1; /* with few tokens, a warp per head */
+    cu_launch(kernel, dim3((unsigned)T, blocks_per_token), 256, 0, s, qkv, q_norm, k_norm, angles, in.slots, m.H, m.G, m.B_log2,
               m.page_elems, layer_at, m.eps, pool);
 }
 

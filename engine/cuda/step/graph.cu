@@ -1,7 +1,7 @@
 /* Capture and lookup of CUDA graphs. */
 #include "engine/cuda/step/graph.h"
 
-static int capture(struct cu_graph *g, cu_graph_enqueue enqueue, void *self, cudaStream_t s, struct km_err *err)
+static int capture_graph(struct cu_graph *g, cu_graph_enqueue enqueue, void *self, cudaStream_t s, struct km_err *err)
 {
     int rc = enqueue(self, 0, g->reqs, err); /* uncaptured: see cu_graphs_capture */
     if (rc)
@@ -11,13 +11,13 @@ static int capture(struct cu_graph *g, cu_graph_enqueue enqueue, void *self, cud
         cudaGraph_t graph;
         CU_TRY(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
         rc = enqueue(self, buf, g->reqs, err);
-        cudaError_t ended = cudaStreamEndCapture(s, &graph);
+        cudaError_t captured = cudaStreamEndCapture(s, &graph);
         if (rc)
             return rc;
-        CU_TRY(ended);
-        cudaError_t made = cudaGraphInstantiate(&g->exec[buf], graph, 0);
+        CU_TRY(captured);
+        cudaError_t instantiated = cudaGraphInstantiate(&g->exec[buf], graph, 0);
         cudaGraphDestroy(graph);
-        CU_TRY(made);
+        CU_TRY(instantiated);
         CU_TRY(cudaGraphUpload(g->exec[buf], s));
     }
     return 0;
@@ -26,11 +26,11 @@ static int capture(struct cu_graph *g, cu_graph_enqueue enqueue, void *self, cud
 int cu_graphs_capture(struct cu_graphs *g, int max_reqs, cu_graph_enqueue enqueue, void *self, cudaStream_t s,
                       struct km_err *err)
 {
-    int largest = max_reqs < CU_GRAPH_REQS ? max_reqs : CU_GRAPH_REQS;
+    int largest = max_reqs < CU_GRAPH_MAX_REQS ? max_reqs : CU_GRAPH_MAX_REQS;
     for (int n = 1; g->n < CU_GRAPHS_MAX; n = n < 8 ? 2 * n : n + 8) {
         struct cu_graph *next = &g->graph[g->n++];
         next->reqs = n < largest ? n : largest;
-        int rc = capture(next, enqueue, self, s, err);
+        int rc = capture_graph(next, enqueue, self, s, err);
         if (rc || n >= largest)
             return rc;
     }

@@ -1,14 +1,14 @@
-/* Samples the next token of each row as the reference sampler does (engine/sample.h): the id with the largest logit for
- * a greedy row, else the id with the largest score among the ids that top_k, top_p and min_p leave (Gumbel-max). Each
- * row returns four bytes to the host.
+/* Samples the next token of each row as the reference sampler does (engine/sample.h). A greedy row gets the id with the
+ * largest logit. Any other row gets the id with the largest score (value plus Gumbel noise) among the ids that pass
+ * top_k, top_p and min_p. A value is a logit divided by the temperature.
  *
- * filter_kernel, one thread block per row, turns the row's filters into one threshold: the smallest value that may win.
- * A histogram of the values, by their distance from the largest one, gives counts and probability masses; it tells in
- * which bin top_k and top_p end. Only that bin is sorted. A bin with more values than the list holds (nearly flat
- * logits) leaves the row to the reference sampler on the host.
+ * filter_kernel, one thread block per row, turns the row's filters into one threshold: the smallest value that passes.
+ * A histogram of the values, by their distance from the largest value, has counts and probability masses. It shows in
+ * which bin the threshold of top_k or top_p is. Only that bin is sorted. If the bin has more values than the list holds
+ * (nearly flat logits), the reference sampler must sample the row on the host.
  *
- * argmax_kernel, BLOCKS thread blocks per row, finds the best score. One block alone would read a row's 600 KB for
- * longer than a layer takes. The last block of a row to finish merges the blocks' results. */
+ * argmax_kernel, BLOCKS thread blocks per row, finds the best score. One block alone would need longer to read the
+ * 600 KB of a row than a layer takes. The last block of a row to finish merges the blocks' results. */
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/step/sample.h"
 
@@ -18,14 +18,16 @@
 namespace {
 
 enum { BLOCKS = 32 /* per row */, ARGMAX_THREADS = 256, LOADS = 4 /* in flight per thread */ };
-enum { FILTER_THREADS = 1024, BINS = 1024, BINS_PER_NAT = 32, LIST = 4096 };
+enum { FILTER_THREADS = 1024, BINS = 1024, BINS_PER_NAT = 32 /* per unit of value */, LIST = 4096 };
 
+/* The best id of some ids. */
 struct candidate {
     float score;
-    int id; /* the lowest id among equal scores; INT32_MAX: none */
+    int id; /* the lowest id of equal scores; INT32_MAX: none */
 };
 
-/* What may win: values above `least`, and values equal to it with ids up to `last`. last < 0: the host must sample. */
+/* The ids that pass a row's filters: those with a value above `least`, and those with a value equal to it and an id up
+ * to `last`. last < 0: the filters could not be evaluated, and the host must sample the row. */
 struct threshold {
     float least;
     int last;
@@ -36,7 +38,7 @@ __device__ __forceinline__ candidate better(candidate a, candidate b)
     return b.score > a.score || (b.score == a.score && b.id < a.id) ? b : a;
 }
 
-/* A row's values: logits divided by the temperature, banned ids at minus infinity. */
+/* The values of a row. Banned ids have minus infinity. */
 struct row_values {
     const float *logits;
     float scale;
@@ -65,17 +67,18 @@ struct row_values {
 
 /* ---- the filters ---- */
 
-struct shared {
-    unsigned long long mass[BINS]; /* of exp(v - top), in units of 2^-32; later cumulative from bin 0 on */
-    int count[BINS];               /* likewise */
-    float2 list[LIST];             /* values and ids of one bin; sorted, the best first */
+/* Shared memory of filter_kernel. Bin 0 has the largest values. */
+struct filter_smem {
+    unsigned long long mass[BINS]; /* sum of exp(v - top) in units of 2^-32; cumulative once the histogram is filled */
+    int count[BINS];               /* number of values; cumulative like mass */
+    float2 list[LIST];             /* [n_list] values and ids of one bin, the best first */
     int n_list;
-    float part[32];
-    unsigned long long sums[32];
-    int found;
+    float part[32];                /* scratch memory of block_max and block_scan: a value of each warp */
+    unsigned long long sums[32];   /* likewise, for masses */
+    int found;                     /* result of first_bin and walk_bin */
 };
 
-/* The unnormalised probability of a value in fixed point: sums do not depend on their order. */
+/* The unnormalised probability of a value, in units of 2^-32. Sums of integers do not depend on their order. */
 __device__ __forceinline__ unsigned long long mass_of(float v, float top)
 {
     return (unsigned long long)((double)expf(v - top) * 4294967296.0);
@@ -96,7 +99,7 @@ __device__ float block_max(float v, float *part)
     return warp_max(part[threadIdx.x % 32]);
 }
 
-/* The sum over the threads of the block up to and including this one. */
+/* Inclusive prefix sum: the sum of v over the block's threads up to this one. */
 template <typename T> __device__ T block_scan(T v, T *part)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -114,9 +117,9 @@ template <typename T> __device__ T block_scan(T v, T *part)
     return v;
 }
 
-/* Collects the values of one bin, from `least` on, in s.list and sorts them: the largest first, the lower id first
- * among equals. False if the list cannot hold them. */
-__device__ bool sort_bin(shared &s, const row_values &row, int V, float top, float least, int bin)
+/* Collects the values of one bin that are at least `least` in s.list, and sorts them: larger values first, and lower
+ * ids first among equal values. False if the list cannot hold them. */
+__device__ bool sort_bin(filter_smem &s, const row_values &row, int V, float top, float least, int bin)
 {
     __syncthreads();
     if (threadIdx.x == 0)
@@ -156,7 +159,7 @@ __device__ bool sort_bin(shared &s, const row_values &row, int V, float top, flo
 }
 
 /* The first bin whose cumulative total reaches `want`. */
-template <typename T> __device__ int first_bin(shared &s, const T *total, T want)
+template <typename T> __device__ int first_bin(filter_smem &s, const T *total, T want)
 {
     __syncthreads();
     if (threadIdx.x == 0)
@@ -168,8 +171,8 @@ template <typename T> __device__ int first_bin(shared &s, const T *total, T want
     return s.found;
 }
 
-/* Fills s.count and s.mass, both cumulative, from the values that are at least `least`. Masses only where needed. */
-__device__ __forceinline__ void fill_histogram(shared &s, const row_values &row, int V, float top, float least,
+/* Fills s.count and s.mass, both cumulative, from the values that are at least `least`. masses: s.mass is needed. */
+__device__ __forceinline__ void fill_histogram(filter_smem &s, const row_values &row, int V, float top, float least,
                                                bool masses)
 {
     s.mass[threadIdx.x] = 0;
@@ -193,10 +196,10 @@ __device__ __forceinline__ void fill_histogram(shared &s, const row_values &row,
     __syncthreads();
 }
 
-/* The threshold of top_p: walks down the sorted bin until the cumulative mass reaches `want`. Each thread sums
- * neighbours of the list, then a scan over the threads gives where each thread starts. c: the threshold so far, which
- * stays where the mass is never reached. */
-__device__ __forceinline__ threshold walk_bin(shared &s, threshold c, int bin, float top, unsigned long long want)
+/* The threshold of top_p: the entry of the sorted bin at which the cumulative mass reaches `want`. Each thread sums EACH
+ * neighbouring entries, and a scan over the threads gives the mass before each thread's first entry. c: the threshold
+ * of the other filters; it is returned if the mass is never reached. */
+__device__ __forceinline__ threshold walk_bin(filter_smem &s, threshold c, int bin, float top, unsigned long long want)
 {
     enum { EACH = LIST / FILTER_THREADS };
     unsigned long long sum = 0;
@@ -224,7 +227,7 @@ __device__ __forceinline__ threshold walk_bin(shared &s, threshold c, int bin, f
 }
 
 /* The threshold of a row's filters: min_p first, then top_k, then top_p of what top_k leaves. */
-__device__ threshold find_threshold(shared &s, const row_values &row, int V, const cu_sampling &p)
+__device__ threshold find_threshold(filter_smem &s, const row_values &row, int V, const cu_sampling &p)
 {
     const threshold unknown = {0, -1};
     float mine = -INFINITY;
@@ -244,7 +247,7 @@ __device__ threshold find_threshold(shared &s, const row_values &row, int V, con
         sorted = first_bin(s, s.count, p.top_k);
         if (!sort_bin(s, row, V, top, c.least, sorted))
             return unknown;
-        c.least = s.list[p.top_k - 1 - (sorted ? s.count[sorted - 1] : 0)].x; /* equals of the k-th value stay too */
+        c.least = s.list[p.top_k - 1 - (sorted ? s.count[sorted - 1] : 0)].x; /* values equal to the k-th pass too */
         all = sorted ? s.mass[sorted - 1] : 0;
         for (int i = 0; i < s.n_list && s.list[i].x >= c.least; i++)
             all += mass_of(s.list[i].x, top);
@@ -260,7 +263,7 @@ __device__ threshold find_threshold(shared &s, const row_values &row, int V, con
     return walk_bin(s, c, bin, top, want);
 }
 
-/* Grid: rows. out[rows]. */
+/* Grid: a thread block per row. out: [rows]. */
 __global__ void __launch_bounds__(FILTER_THREADS, 1)
     filter_kernel(const float *logits, int V, cu_step_arrays in, threshold *out)
 {
@@ -271,15 +274,15 @@ __global__ void __launch_bounds__(FILTER_THREADS, 1)
     const cu_sampling p = in.sampling[row];
     threshold c = {-FLT_MAX, INT32_MAX};
     if (p.filtered)
-        c = find_threshold(*reinterpret_cast<shared *>(smem), row_values(logits, V, in, row), V, p);
+        c = find_threshold(*reinterpret_cast<filter_smem *>(smem), row_values(logits, V, in, row), V, p);
     if (threadIdx.x == 0)
         out[row] = c;
 }
 
 /* ---- the argmax ---- */
 
-/* Gumbel noise of an id: -log of the exponential clock of the reference sampler. At most 22.9. */
-__device__ __forceinline__ float noise(uint64_t key, int id)
+/* Gumbel noise of an id, at most 22.9: -log(e), where e is the exponential variate of the reference sampler. */
+__device__ __forceinline__ float gumbel_noise(uint64_t key, int id)
 {
     float u = ((float)smp_bits(key, (uint32_t)id) + 0.5f) * 0x1p-32f;
     return -logf(-log1pf(-fminf(u, 0x1.fffffep-1f)));
@@ -292,7 +295,7 @@ __device__ __forceinline__ candidate best_of_warp(candidate b)
     return b;
 }
 
-/* The best of this thread's ids, every ARGMAX_THREADS-th one of [from, end). */
+/* Updates `mine`, this thread's best candidate, with every ARGMAX_THREADS-th id of [first, end). */
 __device__ __forceinline__ void scan_ids(const row_values &v, const cu_sampling &p, const threshold &c, int first,
                                          int end, candidate &mine)
 {
@@ -311,15 +314,15 @@ __device__ __forceinline__ void scan_ids(const row_values &v, const cu_sampling 
                 if (!(x >= c.least) || (x == c.least && i > c.last) ||
                     x + 23 <= mine.score) /* cannot win: noise is at most 22.9 */
                     continue;
-                x += noise(p.key, i);
+                x += gumbel_noise(p.key, i);
             }
             mine = better(mine, candidate{x, i});
         }
     }
 }
 
-/* Grid: BLOCKS by rows. found: [rows][BLOCKS]. finished: [rows] blocks that have stored their candidate, zero between
- * launches. */
+/* Grid: BLOCKS thread blocks by rows. found: [rows][BLOCKS], the candidate of each block. finished: [rows], number of
+ * blocks that have stored their candidate; zero between launches. */
 __global__ void __launch_bounds__(ARGMAX_THREADS)
     argmax_kernel(const float *logits, int V, cu_step_arrays in, const threshold *thresholds, candidate *found,
                   int *finished, int32_t *ids, int32_t *ids_host)
@@ -361,9 +364,9 @@ __global__ void __launch_bounds__(ARGMAX_THREADS)
 
 } // namespace
 
-size_t cu_sample_workspace(int rows)
+size_t cu_sample_workspace(int max_rows)
 {
-    return (size_t)rows * (BLOCKS * sizeof(candidate) + sizeof(threshold) + sizeof(int));
+    return (size_t)max_rows * (BLOCKS * sizeof(candidate) + sizeof(threshold) + sizeof(int));
 }
 
 void cu_sample(const float *logits, int S, int V, const cu_step_arrays &in, int max_rows, void *workspace, int32_t *ids,
@@ -372,8 +375,8 @@ void cu_sample(const float *logits, int S, int V, const cu_step_arrays &in, int 
     candidate *found = static_cast<candidate *>(workspace);
     threshold *thresholds = reinterpret_cast<threshold *>(found + (size_t)max_rows * BLOCKS);
     int *finished = reinterpret_cast<int *>(thresholds + max_rows);
-    cudaFuncSetAttribute(filter_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
-    cu_launch(filter_kernel, dim3((unsigned)S), FILTER_THREADS, sizeof(shared), s, logits, V, in, thresholds);
+    cudaFuncSetAttribute(filter_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(filter_smem));
+    cu_launch(filter_kernel, dim3((unsigned)S), FILTER_THREADS, sizeof(filter_smem), s, logits, V, in, thresholds);
     cu_launch(argmax_kernel, dim3(BLOCKS, (unsigned)S), ARGMAX_THREADS, 0, s, logits, V, in, thresholds, found,
               finished, ids, ids_host);
 }
