@@ -1,18 +1,20 @@
-/* Decode attention: requests with one query token. The kernel reads the KV once, at the rate of memory.
+/* Decode attention: requests with one query token. The kernel reads the KV once, at the rate of device memory.
  *
  * Split-KV (flash decoding): the host splits each request's KV into ranges of nearly equal length (cu_attn_splits), so
- * that all SMs have work at any batch size. A thread block processes one split of one KV head. Its warps take tiles of
- * 16 tokens in turn; each warp has a ring of STAGES tiles in shared memory, which cp.async fills STAGES - 1 tiles
- * ahead. Each warp keeps an online softmax; the warps' results are merged in shared memory. When a request has several
- * splits, each block writes its result, a partial, to global memory, and the last block to finish merges the partials.
+ * that all SMs have work at any batch size. A thread block processes one split of one KV head. Its warps process tiles
+ * of 16 tokens in turn. Each warp has a ring of STAGES tiles in shared memory, which it fills with cp.async, STAGES - 1
+ * tiles in advance. Each warp keeps an online softmax, and the warps' results are merged in shared memory. If a request
+ * has several splits, each block writes its result, a partial, to global memory. The last block to finish merges the
+ * partials.
  *
- * The query heads of a KV head are the rows of the mma tile, up to 16. The layout saves shuffles and shared-memory
- * traffic. A lane's 16-byte pieces are used as mma B fragments in the order in which they lie in memory: in QK^T the
- * contraction index d is permuted, in q alike; in PV the output columns are permuted, and two token rows are
- * interleaved in registers. Each lane therefore copies exactly the pieces of the keys that it will use. The same way
- * of copying would read 32 bytes of four value rows for every eight lanes, which costs 15% of the bandwidth. Values
- * are copied row by row instead, 512 bytes per instruction, and swizzled so that reading them back has no bank
- * conflicts. */
+ * The rows of the mma tile are the query heads that share the KV head, up to 16. To save shuffles and shared-memory
+ * traffic, the 16-byte pieces that a lane loads are its mma B fragments without any rearrangement. For QK^T this
+ * permutes the contraction index d, and q is loaded in the same order. For PV it permutes the output columns, and two
+ * token rows are interleaved in registers.
+ *
+ * Each lane copies exactly the pieces of the keys that it uses. For values, eight lanes would then read 32 bytes from
+ * each of four rows, which costs 15% of the bandwidth. Values are copied row by row instead, 512 bytes per instruction,
+ * and swizzled so that the reads from shared memory have no bank conflicts. */
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/ptx.cuh"
 
@@ -22,22 +24,23 @@ namespace {
 
 enum { WARPS = 4, STAGES = 3, TILE = 16 /* tokens */, BLOCKS_PER_SM = 2 };
 
-/* The partials of all splits: for each split and KV head the unnormalised output, and maximum and sum of the
- * softmax. */
+/* The partials of all splits. A partial is the unnormalised output of a split and a KV head, with maximum and sum of its
+ * softmax. group = H / G. */
 struct partials {
     float *o;      /* [splits][G][group][DH] */
     float2 *ml;    /* [splits][G][16] maximum (base 2) and sum */
-    int *finished; /* [reqs][G] blocks that have written their partial; zero between launches */
+    int *finished; /* [reqs][G] number of blocks that have written their partial; zero between launches */
 };
 
 template <int DH> struct shape {
-    enum { KI = DH / 32, VI = DH >= 64 ? DH / 64 : 1 };       /* 16-byte pieces of a lane: of a key row, a value row */
-    enum { NT = VI * 8, VC = DH / 16, PIECES = 2 * KI + VC }; /* output tiles of 8 columns; copies of values; copies */
+    enum { KI = DH / 32, VI = DH >= 64 ? DH / 64 : 1 }; /* 16-byte pieces per lane: of a key row; of a value row */
+    enum { NT = VI * 8 };                               /* output tiles of 8 columns */
+    enum { VC = DH / 16, PIECES = 2 * KI + VC };        /* copies per lane and tile: of values; of keys and values */
     enum { RING = STAGES * PIECES * 32 * 16, MERGE = 16 * (DH + 4) * 4 }; /* bytes per warp; merging reuses the ring */
     enum { SMEM = WARPS * ((int)RING > (int)MERGE ? (int)RING : (int)MERGE) };
 };
 
-/* The low halves of a and b, and the high halves. */
+/* zip_lo packs the low 16 bits of a and b into one register, zip_hi the high 16 bits. */
 __device__ __forceinline__ uint32_t zip_lo(uint32_t a, uint32_t b)
 {
     return __byte_perm(a, b, 0x5410);
@@ -57,13 +60,13 @@ __device__ __forceinline__ uint4 ld_shared16(uint32_t addr)
     return v;
 }
 
-/* One lane's view of the KV of one split and one KV head: where the pieces of a tile lie in the pool, and where they
- * lie in the warp's ring. g = lane / 4, t = lane % 4. */
+/* Copies the KV of one split and one KV head into the warp's ring, and reads it from there. All members are those of one
+ * lane; g = lane / 4, t = lane % 4. */
 template <int DH> struct kv_reader {
-    const bf16 *kv; /* keys of the layer and the head, within a page */
-    const int32_t *table;
-    size_t page_elems, v_off;   /* v_off: elements from a key to its value */
-    int B_log2, end;            /* tokens from `end` on are outside the split */
+    const bf16 *kv; /* keys of the layer and the KV head in page 0 */
+    const int32_t *table; /* page ids of the request */
+    size_t page_elems, v_off;   /* elements of a page; from a key to its value */
+    int B_log2, end;            /* end: end of the split, in tokens */
     uint32_t ring, ring_values; /* shared-memory addresses of this lane's keys, and of the warp's values */
     int g, t;
 
@@ -76,7 +79,7 @@ template <int DH> struct kv_reader {
                                kv + (size_t)table[min((tok + 8) >> B_log2, last)] * page_elems};
         uint32_t dst = ring + stage * S::PIECES * 512;
 #pragma unroll
-        for (int n = 0; n < 2; n++) { /* keys of tokens past the end are masked later */
+        for (int n = 0; n < 2; n++) { /* keys after the end are masked later */
             const bf16 *p = half[n] + (size_t)((tok + 8 * n + g) & mask) * DH + 8 * t;
 #pragma unroll
             for (int i = 0; i < S::KI; i++)
@@ -85,23 +88,23 @@ template <int DH> struct kv_reader {
         constexpr int ROW = DH / 8, ROWS = 32 / ROW; /* 16-byte pieces of a row, rows of a copy */
         int lane = 4 * g + t, piece = lane % ROW;
 #pragma unroll
-        for (int i = 0; i < S::VC; i++) { /* values past the end become zeros, since 0 * NaN is NaN */
+        for (int i = 0; i < S::VC; i++) { /* values after the end become zeros, because 0 * NaN is NaN */
             int row = i * ROWS + lane / ROW;
             const bf16 *p = half[i * ROWS / 8] + v_off + (size_t)((tok + row) & mask) * DH + 8 * piece;
             cp_async16(ring_values + stage * S::PIECES * 512 + value_at(row, piece), p, tok + row < end);
         }
     }
-    /* Offset of a piece of a value row within its tile, in bytes: swizzled. */
+    /* Swizzled offset of a piece of a value row within its tile, in bytes. */
     __device__ __forceinline__ static int value_at(int row, int piece)
     {
         return row * DH * 2 + (piece ^ (row & 6 & (DH / 8 - 1))) * 16;
     }
-    /* Key of token 8n + g, elements 32 i + 8 t on. */
+    /* The key of token 8n + g of the tile, elements 32 i + 8 t to 32 i + 8 t + 7. */
     __device__ __forceinline__ uint4 key(int stage, int n, int i) const
     {
         return ld_shared16(ring + (stage * shape<DH>::PIECES + n * shape<DH>::KI + i) * 512);
     }
-    /* Value of token 2t, 2t + 1, 2t + 8 or 2t + 9 (r = 0 to 3), elements 64 j + 8 g on. */
+    /* The value of token 2t, 2t + 1, 2t + 8 or 2t + 9 (r = 0 to 3), elements 64 j + 8 g to 64 j + 8 g + 7. */
     __device__ __forceinline__ uint4 value(int stage, int r, int j) const
     {
         int row = 2 * t + (r & 1) + 8 * (r >> 1), piece = DH >= 64 || g < DH / 8 ? 8 * j + g : 0;
@@ -112,9 +115,9 @@ template <int DH> struct kv_reader {
 /* The online softmax of one warp. A lane has rows g and g + 8 of the mma tile (index h = 0 and 1). */
 template <int DH> struct softmax_state {
     float acc[shape<DH>::NT][4] = {};
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}; /* maximum, base 2; sum, of this lane's tokens */
+    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}; /* maximum (base 2) of the row; sum over the lane's tokens */
 
-    /* Adds the 16 tokens from `tok` on, which lie in a stage of the ring. */
+    /* Adds the 16 tokens from `tok` on, which are in a stage of the ring. */
     __device__ __forceinline__ void add_tile(const kv_reader<DH> &in, int stage, int tok,
                                              const uint32_t (&qa)[2 * shape<DH>::KI][4], float scale_log2)
     {
@@ -177,7 +180,7 @@ template <int DH> struct softmax_state {
     }
 };
 
-/* A lane's neighbouring elements of an output row that a warp holds. */
+/* The DH / 32 neighbouring elements that a lane has of an output row of its warp. */
 template <int DH> struct alignas(DH / 8) row_piece {
     float v[DH / 32];
 
@@ -214,8 +217,7 @@ template <int DH> struct alignas(DH / 8) row_piece {
     }
 };
 
-/* q as mma A fragments: rows g and g + 8 are query heads of the KV head, from q[group][DH]. The elements are in the
- * order of kv_reader's pieces of the keys. */
+/* Loads q[group][DH] as mma A fragments; rows are query heads. The elements are in the order of kv_reader::key. */
 template <int DH>
 __device__ __forceinline__ void load_q(const bf16 *q, int group, int g, int t, uint32_t (&qa)[2 * shape<DH>::KI][4])
 {
@@ -233,8 +235,8 @@ __device__ __forceinline__ void load_q(const bf16 *q, int group, int g, int t, u
     }
 }
 
-/* Starts the copies of a warp's first tiles. A request's newest token is written by a kernel of this step; all other
- * tokens were written by earlier steps, so that their tiles are copied while the kernels before this one still run. */
+/* Starts the copies of a warp's first tiles. A kernel of this step writes the KV of the request's last token. Earlier
+ * steps wrote the KV of all other tokens, so their tiles are copied while the previous kernels of this step still run. */
 template <int DH>
 __device__ __forceinline__ void fetch_first(const kv_reader<DH> &in, const cu_split &split, int first)
 {
@@ -255,9 +257,10 @@ __device__ __forceinline__ void fetch_first(const kv_reader<DH> &in, const cu_sp
     }
 }
 
-/* A warp's tiles: every WARPS-th tile of the split, from token `first` on. Ends with all copies arrived. */
+/* Adds a warp's tiles to its state: every WARPS-th tile of the split, from token `first` on. All copies have arrived at
+ * the return. */
 template <int DH>
-__device__ __forceinline__ void scan(const kv_reader<DH> &in, const cu_split &split, int first,
+__device__ __forceinline__ void add_tiles(const kv_reader<DH> &in, const cu_split &split, int first,
                                      const uint32_t (&qa)[2 * shape<DH>::KI][4], float scale_log2,
                                      softmax_state<DH> &w)
 {
@@ -265,7 +268,7 @@ __device__ __forceinline__ void scan(const kv_reader<DH> &in, const cu_split &sp
     for (int tok = first; tok < split.end; tok += WARPS * TILE) {
         int ahead = tok + (STAGES - 1) * WARPS * TILE;
         cp_async_wait<STAGES - 2>();
-        __syncwarp(); /* all lanes' copies have arrived, and all lanes have read the stage that is filled next */
+        __syncwarp(); /* the copies of all lanes have arrived, and all lanes have read the stage that is filled next */
         if (ahead < split.end)
             in.fetch(ahead, next);
         cp_async_commit();
@@ -276,7 +279,7 @@ __device__ __forceinline__ void scan(const kv_reader<DH> &in, const cu_split &sp
     cp_async_wait<0>();
 }
 
-/* Puts a warp's softmax state into shared memory: so[16][DH + 4], and maximum and sum of each row in ml[16]. */
+/* Stores a warp's state in shared memory: the output in so[16][DH + 4], maximum and sum of each row in ml[16]. */
 template <int DH>
 __device__ __forceinline__ void store_state(softmax_state<DH> &w, int group, int g, int t, float (*so)[DH + 4],
                                             float2 *ml)
@@ -301,8 +304,8 @@ __device__ __forceinline__ void store_state(softmax_state<DH> &w, int group, int
     }
 }
 
-/* Merges the warps' states, a warp per row. A request with one split gets its output out[group][DH]; otherwise the
- * result is the split's partial, po[group][DH] and pml[16]. */
+/* Merges the states of all warps, one row per warp at a time. If the request has one split, the result is its output
+ * out[group][DH]. Otherwise it is the split's partial, po[group][DH] and pml[16]. */
 template <int DH>
 __device__ __forceinline__ void merge_warps(const float (*so)[16][DH + 4], const float2 (*ml)[16], int group,
                                             int n_splits, int warp, int lane, bf16 *out, float *po, float2 *pml)
@@ -329,31 +332,31 @@ __device__ __forceinline__ void merge_warps(const float (*so)[16][DH + 4], const
     }
 }
 
-/* Merges a request's partials into out[group][DH], a warp per row. The loads of up to MANY partials are in flight at
- * once, so that the merge takes one round trip to memory. */
+/* Merges the partials of a request into out[group][DH], one row per warp at a time. Up to AT_ONCE partials are loaded at
+ * the same time, so that the merge waits for memory once. */
 template <int DH>
 __device__ __forceinline__ void merge_splits(const partials &part, const cu_split &split, int G, int head, int group,
                                              int warp, int lane, bf16 *out)
 {
-    enum { MANY = 16 };
+    enum { AT_ONCE = 16 };
     size_t o_step = (size_t)G * group * DH, ml_step = (size_t)G * 16;
     for (int r = warp; r < group; r += WARPS) {
         const float *from_o = part.o + (((size_t)split.first * G + head) * group + r) * DH;
         const float2 *from_ml = part.ml + ((size_t)split.first * G + head) * 16 + r;
         float m = -INFINITY, l = 0;
         row_piece<DH> v = {};
-        for (int left = split.n_splits; left > 0; left -= MANY, from_o += MANY * o_step, from_ml += MANY * ml_step) {
-            float2 ml = lane < left && lane < MANY ? from_ml[lane * ml_step] : make_float2(-INFINITY, 0);
-            row_piece<DH> p[MANY] = {};
+        for (int left = split.n_splits; left > 0; left -= AT_ONCE, from_o += AT_ONCE * o_step, from_ml += AT_ONCE * ml_step) {
+            float2 ml = lane < left && lane < AT_ONCE ? from_ml[lane * ml_step] : make_float2(-INFINITY, 0);
+            row_piece<DH> p[AT_ONCE] = {};
 #pragma unroll
-            for (int k = 0; k < MANY; k++)
+            for (int k = 0; k < AT_ONCE; k++)
                 if (k < left)
                     p[k] = row_piece<DH>::at(from_o + k * o_step, lane);
             float top = fmaxf(m, warp_max(ml.x)), fix = exp2_fast(m - top), weight = exp2_fast(ml.x - top);
             l = l * fix + warp_sum(weight * ml.y);
             v.scale(fix);
 #pragma unroll
-            for (int k = 0; k < MANY; k++)
+            for (int k = 0; k < AT_ONCE; k++)
                 v.add(__shfl_sync(~0u, weight, k), p[k]);
             m = top;
         }
@@ -376,7 +379,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     int tid = threadIdx.x, lane = tid % 32, warp = tid / 32, g = lane / 4, t = lane % 4;
     int head = blockIdx.x, group = H / G;
     cu_split split = arrays.splits[blockIdx.y];
-    if (split.req < 0) { /* a CUDA graph is captured with more splits than this step needs */
+    if (split.req < 0) { /* a CUDA graph has more splits than this step uses */
         griddep_wait();
         return;
     }
@@ -397,8 +400,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     uint32_t qa[2 * S::KI][4];
     load_q<DH>(qkv + ((size_t)split.row * (H + 2 * G) + head * group) * DH, group, g, t, qa);
     softmax_state<DH> w;
-    scan(in, split, first, qa, scale_log2, w);
-    __syncthreads(); /* all warps have left their rings, whose memory holds their states from here on */
+    add_tiles(in, split, first, qa, scale_log2, w);
+    __syncthreads(); /* no warp reads its ring any more: the memory of the rings now holds the warps' states */
 
     float(*so)[16][DH + 4] = reinterpret_cast<float(*)[16][DH + 4]>(smem);
     store_state(w, group, g, t, so[warp], ml[warp]);
@@ -422,15 +425,15 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
         *finished = 0;
 }
 
-/* Number of elements of partials.finished. The counters come first in the workspace, at an address that no launch
- * changes, because they must be zero whatever ran before. */
-size_t counters(const cu_dims &m)
+/* Elements of partials.finished, which must be zero before each launch. They are at the start of the workspace, so that
+ * no other array ever overlaps them. */
+size_t n_counters(const cu_dims &m)
 {
     return ((size_t)m.max_reqs * m.G + 3) / 4 * 4;
 }
 
-/* Splits whose thread blocks the GPU runs at once: a small batch is cut into so many. */
-int wave(const cu_dims &m)
+/* Number of splits whose thread blocks the GPU runs at the same time. A small batch is divided into about as many. */
+int splits_per_wave(const cu_dims &m)
 {
     return (BLOCKS_PER_SM * m.n_sms + m.G - 1) / m.G;
 }
@@ -453,51 +456,54 @@ void launch(const cu_dims &m, const bf16 *qkv, const cu_step_arrays &in, int n_s
 
 int cu_attn_splits_max(const cu_dims &m, int reqs)
 {
-    return reqs + wave(m);
+    return reqs + splits_per_wave(m);
 }
 
-/* len / part, rounded up. Most requests have one split and skip the division, which runs for every request and step. */
-static int splits_of(int len, int part)
+/* Number of splits of `size` tokens that `len` tokens need. Most requests have one split; the shortcut for them saves a
+ * division per request and step. */
+static int splits_of(int len, int size)
 {
-    return len <= part ? 1 : (len + part - 1) / part;
+    return len <= size ? 1 : (len + size - 1) / size;
 }
 
-/* Tokens of each split of a request when none may be longer than `most`: equal lengths, in whole tiles. */
-static int split_len(int len, int most)
+/* Tokens of each split of a request if no split may exceed `limit`: equal lengths, in whole tiles. */
+static int split_len(int len, int limit)
 {
-    int n = splits_of(len, most), each = n == 1 ? len : (len + n - 1) / n;
+    int n = splits_of(len, limit), each = n == 1 ? len : (len + n - 1) / n;
     return (each + TILE - 1) / TILE * TILE;
 }
 
-/* The longest that a split may be. Of a few candidates, the one with the lowest estimated time: waves of thread blocks,
- * times the length of the longest split. The shortest candidate makes at most n + wave splits. */
-static int longest_split(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n)
+/* Chooses the limit of a split's length in tokens: of a few candidates, the one with the lowest estimated time. That is
+ * the number of waves of thread blocks, times the length of the longest split. The shortest candidate makes at most
+ * n + splits_per_wave splits. */
+static int choose_split_limit(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n)
 {
-    enum { LEAST = WARPS * TILE, START = 64 }; /* START: the cost of starting a thread block, in tokens */
+    enum { UNIT = WARPS * TILE };   /* tokens that a thread block processes at once */
+    enum { START_COST = 64 };       /* cost of starting a thread block, in tokens */
     long all = 0, blocks = (long)BLOCKS_PER_SM * m.n_sms, best_cost = INT64_MAX;
     for (int i = 0; i < n; i++)
         all += host.kv_len[reqs[i]];
-    int least = (int)((all / wave(m) + LEAST) / LEAST * LEAST), best = least;
+    int least = (int)((all / splits_per_wave(m) + UNIT) / UNIT * UNIT), best = least;
     for (int quarters = 4; quarters <= 16; quarters += quarters < 8 ? 1 : 4) {
-        int most = (int)((long)least * quarters / 4), longest = 0;
+        int limit = (int)((long)least * quarters / 4), longest = 0;
         long splits = 0;
         for (int i = 0; i < n; i++) {
-            int len = host.kv_len[reqs[i]], each = split_len(len, most);
+            int len = host.kv_len[reqs[i]], each = split_len(len, limit);
             splits += splits_of(len, each);
             longest = each > longest ? each : longest;
         }
-        long cost = (splits * m.G + blocks - 1) / blocks * (longest + START);
+        long cost = (splits * m.G + blocks - 1) / blocks * (longest + START_COST);
         if (cost < best_cost)
-            best_cost = cost, best = most;
+            best_cost = cost, best = limit;
     }
     return best;
 }
 
 int cu_attn_splits(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n, struct cu_split *out)
 {
-    int used = 0, most = n ? longest_split(m, host, reqs, n) : 0;
+    int used = 0, limit = n ? choose_split_limit(m, host, reqs, n) : 0;
     for (int i = 0; i < n; i++) {
-        int r = reqs[i], len = host.kv_len[r], each = split_len(len, most), first = used,
+        int r = reqs[i], len = host.kv_len[r], each = split_len(len, limit), first = used,
             n_splits = splits_of(len, each);
         for (int k = 0; k < n_splits; k++) {
             int end = k + 1 < n_splits ? (k + 1) * each : len;
@@ -512,7 +518,7 @@ int cu_attn_splits(const cu_dims &m, const cu_step_arrays &host, const int32_t *
 size_t cu_attn_decode_workspace(const cu_dims &m)
 {
     size_t cells = (size_t)cu_attn_splits_max(m, m.max_reqs) * m.G;
-    return counters(m) * sizeof(int) + cells * ((size_t)(m.H / m.G) * m.d * sizeof(float) + 16 * sizeof(float2));
+    return n_counters(m) * sizeof(int) + cells * ((size_t)(m.H / m.G) * m.d * sizeof(float) + 16 * sizeof(float2));
 }
 
 void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_step_arrays &in, int n_splits, int layer,
@@ -520,8 +526,8 @@ void cu_attn_decode(const cu_dims &m, const bf16 *qkv, const cu_step_arrays &in,
 {
     partials part;
     part.finished = static_cast<int *>(workspace);
-    part.ml = reinterpret_cast<float2 *>(part.finished + counters(m));
+    part.ml = reinterpret_cast<float2 *>(part.finished + n_counters(m));
     part.o = reinterpret_cast<float *>(part.ml + (size_t)cu_attn_splits_max(m, m.max_reqs) * m.G * 16);
-    auto go = m.d == 128 ? launch<128> : m.d == 64 ? launch<64> : launch<32>;
-    go(m, qkv, in, n_splits, layer, pool, o, part, s);
+    auto launch_kernel = m.d == 128 ? launch<128> : m.d == 64 ? launch<64> : launch<32>;
+    launch_kernel(m, qkv, in, n_splits, layer, pool, o, part, s);
 }
