@@ -1,25 +1,27 @@
 /* Causal attention of prefill chunks over paged KV on Hopper: wgmma multiplies, TMA copies the pages.
  *
- * A job is 128 query rows of one head of 128 elements. One persistent thread block per SM takes jobs from a queue,
- * which is a counter in global memory, the longest jobs first. In a block, a producer warp copies queries, keys and
- * values for two consumer warpgroups of 64 rows each, through two rings of three tiles of 128 tokens. The producer
- * starts the next job while the consumers finish the last.
+ * A job is 128 query rows of one head of 128 elements. One persistent thread block per SM takes jobs from a queue, the
+ * longest jobs first. The queue is a counter in global memory. In a block, a producer warp copies queries, keys and
+ * values for two consumer warpgroups of 64 rows each. Keys and values each have a ring of three tiles of 128 tokens. The
+ * producer starts the next job while the consumers finish the current one.
  *
- * To the copy engine the KV pool is a tensor of groups: 8 tokens by the two halves of a head. The keys of one head in a
- * page (or 128 tokens of a larger page) are then one box. The box arrives in shared memory in the order that wgmma
- * reads: 128-byte swizzle, 8 tokens of one half of the head, then 8 tokens of the other half.
+ * The tensor map describes the KV pool as a sequence of groups. A group is 8 tokens by the two halves of a head. The
+ * keys of one head in a page (or 128 tokens of a larger page) are then one box. A box arrives in shared memory in the
+ * order that wgmma reads: 128-byte swizzle, 8 tokens of one half of the head, then 8 tokens of the other half.
  *
- * A job's tiles are walked from the diagonal back to the first token. Only the first tiles need the causal mask, and
- * the maximum settles early. While the tensor cores multiply P and V of one tile, the softmax of the next tile runs
- * (FlashAttention-3, Shah et al. 2024, section 3.2).
+ * A job's tiles are processed from the diagonal back to the first token. Only the first tiles need the causal mask, and
+ * the running maximum rarely changes after them. While the tensor cores multiply P and V of one tile, the softmax of the
+ * next tile runs (FlashAttention-3, Shah et al. 2024, section 3.2).
  *
- * Values past the last key that a tile may see are set to zero in shared memory. A page may hold NaN there, and 0 * NaN
+ * Values after the last key that a job may see are set to zero in shared memory. A page may hold NaN there, and 0 * NaN
  * would reach the output.
  *
- * Barriers in shared memory. For each stage of a ring: K_FULL and V_FULL, the producer's arrival and the tile's bytes;
- * K_EMPTY and V_EMPTY, one lane of each consumer warp once its warpgroup has multiplied the tile. For each job: Q_FULL,
- * the producer's arrival and the queries' bytes, after the producer has also written the job's description; Q_EMPTY,
- * one lane of each consumer warp after the last multiplication with the queries. */
+ * Barriers in shared memory, and what completes a phase of each:
+ *   K_FULL, V_FULL    of each stage: the producer's arrival and the tile's bytes
+ *   K_EMPTY, V_EMPTY  of each stage: an arrival by each consumer warp, once its warpgroup has multiplied the tile
+ *   Q_FULL            once per job: the producer's arrival, after it has written the job's description, and the bytes of
+ *                     the queries
+ *   Q_EMPTY           once per job: an arrival by each consumer warp, after its last multiplication with the queries */
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/sm90.cuh"
@@ -31,16 +33,18 @@
 
 namespace {
 
-enum { DH = 128, TILE_K = 128, ROWS = CU_TILE_Q, STAGES = 3, THREADS = 384, WARPS = 8 /* of the consumers */ };
+enum { DH = 128, TILE_K = 128, ROWS = CU_TILE_Q, STAGES = 3, THREADS = 384, WARPS = 8 /* consumer warps */ };
 enum { TILE_BYTES = TILE_K * DH * 2, GROUP_BYTES = 8 * DH * 2, HALF_GROUP = GROUP_BYTES / 2, Q_HALF = ROWS * 128 };
 
 /* Description of a job. */
 struct job_desc {
-    int row, rows;          /* first row in qkv and o; rows inside the chunk, at most ROWS */
-    int pos, stop;          /* position of the first row; keys that the last row sees */
-    int req, head, n_tiles; /* n_tiles 0: no job is left */
+    int row, rows; /* first row in qkv and o; number of rows, at most ROWS */
+    int pos, stop; /* position of the first row; number of keys that the last row sees */
+    int req, head; /* request and query head */
+    int n_tiles;   /* tiles of keys; 0: the queue is empty, and the consumers end */
 };
 
+/* Offsets in shared memory, in bytes. */
 struct smem_layout {
     enum {
         Q = 0, /* [half of the head][row][64 elements] */
@@ -57,7 +61,7 @@ struct smem_layout {
     };
 };
 
-/* cp.async.bulk.tensor.3d: ROWS query rows of one head. */
+/* cp.async.bulk.tensor.3d: ROWS query rows of one head, from `row` on. */
 __device__ __forceinline__ void tma_load_queries(uint32_t dst, const CUtensorMap *map, int row, int head, uint32_t bar)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
@@ -88,13 +92,14 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[64], const uint32_t *a, uint
 struct params {
     bf16 *o;
     cu_step_arrays arrays;
-    int H, G, B_log2, n_tiles;        /* n_tiles: of query rows */
-    int groups_per_page, layer_group; /* groups of 8 tokens: in a page; from the start of a page to the layer */
+    int H, G, B_log2, n_tiles;        /* n_tiles: tiles of query rows in the step */
+    int groups_per_page, layer_group; /* groups in a page; groups from the start of a page to the layer */
     int *job_counters;                /* as in cu_prefill_plan */
     float scale_log2;                 /* log2(e) / sqrt(DH) */
 };
 
-__device__ __forceinline__ job_desc describe(const params &P, int job)
+/* The description of a job, given its number. Jobs are numbered from the last tile of query rows to the first. */
+__device__ __forceinline__ job_desc describe_job(const params &P, int job)
 {
     int tile = P.n_tiles - 1 - job / P.H, row0 = P.arrays.tile_row[tile];
     job_desc w;
@@ -109,30 +114,30 @@ __device__ __forceinline__ job_desc describe(const params &P, int job)
     return w;
 }
 
-/* The producer warp. Lane i copies the i-th box of each tile and reads the box's page id one tile ahead. The first job
- * of block b is job b. The producer describes it before griddep_wait, while the kernel that makes queries and keys
- * still runs: the step's arrays may be read without waiting (cu_fetch). */
+/* The producer warp. Lane i copies the i-th box of each tile, and reads the box's page id one tile in advance. The first
+ * job of block b is job b. The producer describes this job before griddep_wait, while the kernel that computes queries
+ * and keys still runs, because the step's arrays may be read without waiting (cu_fetch). */
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool, const CUtensorMap *queries,
                                         job_desc *shared, uint32_t base, int lane)
 {
     int B = 1 << P.B_log2, box = min(B, (int)TILE_K), boxes = TILE_K / box, total = P.n_tiles * P.H, n = 0;
     pipe_state t;
     for (int job = blockIdx.x; job < total; n++) {
-        job_desc w = describe(P, job);
+        job_desc w = describe_job(P, job);
         const int32_t *table = P.arrays.table + P.arrays.table_start[w.req];
         int k_group = P.layer_group + w.head / (P.H / P.G) * (B / 8), v_group = k_group + P.G * (B / 8);
-        auto look_up = [&](int j) { /* past the last key, the last page again: the tile's byte count stays the same */
+        auto find_group = [&](int j) { /* after the last key, the last page again: a tile always has TILE_BYTES */
             int tok = min(j * TILE_K + lane * box, (w.stop - 1) / box * box);
             return lane < boxes ? table[tok >> P.B_log2] * P.groups_per_page + (tok & (B - 1)) / 8 : 0;
         };
-        int next = look_up(w.n_tiles - 1);
+        int next = find_group(w.n_tiles - 1);
         if (n == 0)
             griddep_wait();
-        job = lane == 0 ? gridDim.x + atomicAdd(P.job_counters, 1) : 0; /* used after this job: the atomic is hidden */
+        job = lane == 0 ? gridDim.x + atomicAdd(P.job_counters, 1) : 0; /* used after this job, which hides the latency of the atomic */
         for (int j = w.n_tiles - 1; j >= 0; j--, t.next(STAGES)) {
             int group = next;
             if (j > 0)
-                next = look_up(j - 1);
+                next = find_group(j - 1);
             for (int kv = 0; kv < 2; kv++) {
                 uint32_t at = base + kv * (smem_layout::V - smem_layout::K) + t.stage * TILE_BYTES,
                          bar = base + kv * (smem_layout::V_FULL - smem_layout::K_FULL) + 8 * t.stage;
@@ -145,7 +150,8 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
                                     group + (kv ? v_group : k_group), bar + smem_layout::K_FULL);
                 if (kv || j < w.n_tiles - 1)
                     continue;
-                /* Queries follow the first keys, whose copy can start while the consumers still use the old queries. */
+                /* The queries are copied after the first keys: the copy of the keys can start while the consumers still use the
+                 * queries of the previous job. */
                 mbar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
                 if (lane == 0) {
                     *shared = w;
@@ -162,15 +168,15 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
         return;
     shared->n_tiles = 0;
     mbar_arrive(base + smem_layout::Q_FULL);
-    if (atomicAdd(P.job_counters + 1, 1) == (int)gridDim.x - 1) /* the last block resets the counters */
+    if (atomicAdd(P.job_counters + 1, 1) == (int)gridDim.x - 1) /* the last block to finish resets the counters */
         P.job_counters[0] = P.job_counters[1] = 0;
 }
 
-/* The online softmax of one tile: scores s become probabilities. fix: the factor for sum and output so far (sum is
- * already scaled). edge: some row does not see all keys. key0, pos: positions of the first key, and of the lane's first
- * row. */
-__device__ __forceinline__ void softmax(float (&s)[64], float (&top)[2], float (&sum)[2], float (&fix)[2], float scale,
-                                        bool edge, int key0, int pos, int t)
+/* The online softmax of one tile: replaces the scores s by probabilities, and updates maximum and sum of the rows. fix:
+ * the factor by which the caller must scale the output so far. edge: some row does not see all keys. key0, pos: positions
+ * of the tile's first key and of the lane's first row. */
+__device__ __forceinline__ void update_softmax(float (&s)[64], float (&top)[2], float (&sum)[2], float (&fix)[2],
+                                               float scale, bool edge, int key0, int pos, int t)
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -203,11 +209,11 @@ __device__ __forceinline__ void softmax(float (&s)[64], float (&top)[2], float (
     }
 }
 
-/* Probabilities as A fragments of wgmma_rs. */
-__device__ __forceinline__ void pack(const float (&s)[64], uint32_t (&p)[32])
+/* Packs the probabilities of a tile into A fragments of wgmma_rs. */
+__device__ __forceinline__ void pack_fragments(const float (&s)[64], uint32_t (&p)[32])
 {
 #pragma unroll
-    for (int k = 0; k < 8; k++) { /* the accumulators of 16 keys, tiles 2k and 2k + 1, are one fragment */
+    for (int k = 0; k < 8; k++) { /* the accumulators of 16 keys are one fragment */
         p[4 * k] = pack_bf16(s[8 * k], s[8 * k + 1]);
         p[4 * k + 1] = pack_bf16(s[8 * k + 2], s[8 * k + 3]);
         p[4 * k + 2] = pack_bf16(s[8 * k + 4], s[8 * k + 5]);
@@ -216,20 +222,20 @@ __device__ __forceinline__ void pack(const float (&s)[64], uint32_t (&p)[32])
 }
 
 /* Starts s = q k^T of 64 rows and 128 keys; q and k are shared-memory addresses. */
-__device__ __forceinline__ void scores(float (&s)[64], uint32_t q, uint32_t k)
+__device__ __forceinline__ void multiply_keys(float (&s)[64], uint32_t q, uint32_t k)
 {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < DH / 16; i++) {
-        int half = i / 4, in = i % 4 * 32;
-        wgmma_ss(s, wgmma_desc(q + half * Q_HALF + in, 16, 1024),
-                 wgmma_desc(k + half * HALF_GROUP + in, 16, GROUP_BYTES), i > 0);
+        int half = i / 4, offset = i % 4 * 32;
+        wgmma_ss(s, wgmma_desc(q + half * Q_HALF + offset, 16, 1024),
+                 wgmma_desc(k + half * HALF_GROUP + offset, 16, GROUP_BYTES), i > 0);
     }
     wgmma_commit();
 }
 
 /* Starts acc += p v of 64 rows and 128 keys; v is a shared-memory address. */
-__device__ __forceinline__ void values(float (&acc)[64], const uint32_t (&p)[32], uint32_t v)
+__device__ __forceinline__ void multiply_values(float (&acc)[64], const uint32_t (&p)[32], uint32_t v)
 {
     wgmma_fence();
 #pragma unroll
@@ -251,14 +257,14 @@ __device__ __forceinline__ void zero_tail(char *v, int from, int tid)
     asm volatile("bar.sync 1, %0;" ::"n"(32 * WARPS) : "memory");
 }
 
-/* The online softmax of a warpgroup's 64 rows, and the output. A lane has two rows: lane / 4 and lane / 4 + 8 of its
- * warp's 16. */
+/* The output of a lane's two rows, unnormalised, and maximum and sum of their online softmax. The rows are lane / 4 and
+ * lane / 4 + 8 of the warp's 16 rows. */
 struct softmax_state {
     float acc[64], top[2], sum[2];
 };
 
 /* Writes a lane's rows to o. first: the lane's first row within the job. */
-__device__ __forceinline__ void store(const params &P, const job_desc &w, const softmax_state &a, int first, int t)
+__device__ __forceinline__ void store_rows(const params &P, const job_desc &w, const softmax_state &a, int first, int t)
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -277,8 +283,8 @@ __device__ __forceinline__ void store(const params &P, const job_desc &w, const 
     }
 }
 
-/* The job's description, read by lane 0 and passed to the other lanes. Lane 0 alone arrives at Q_EMPTY, after which the
- * producer may overwrite the description. */
+/* Reads the job's description in lane 0 and passes it to the other lanes. Lane 0 is also the lane that arrives at
+ * Q_EMPTY: so it has read the description before the producer may overwrite it. */
 __device__ __forceinline__ job_desc read_job(const job_desc *shared, int lane)
 {
     enum { N = sizeof(job_desc) / sizeof(int) };
@@ -294,17 +300,56 @@ __device__ __forceinline__ job_desc read_job(const job_desc *shared, int lane)
     return w.job;
 }
 
-/* A consumer thread: takes jobs from `shared` until one has no tiles. tid in [0, 32 * WARPS). */
+/* The functions below are the steps of `consume`. `at` is a position in the rings. */
+
+/* Waits for the keys at `at` and starts s = q k^T. */
+__device__ __forceinline__ void start_scores(float (&s)[64], uint32_t q, uint32_t base, pipe_state at)
+{
+    mbar_wait(base + smem_layout::K_FULL + 8 * at.stage, at.parity);
+    multiply_keys(s, q, base + smem_layout::K + at.stage * TILE_BYTES);
+}
+
+/* Starts acc += p v. The values at `at` have arrived. */
+__device__ __forceinline__ void start_values(float (&acc)[64], const uint32_t (&p)[32], uint32_t base, pipe_state at)
+{
+    multiply_values(acc, p, base + smem_layout::V + at.stage * TILE_BYTES);
+}
+
+__device__ __forceinline__ void wait_for_values(uint32_t base, pipe_state at)
+{
+    mbar_wait(base + smem_layout::V_FULL + 8 * at.stage, at.parity);
+}
+
+/* The warp's arrival, by one lane. */
+__device__ __forceinline__ void arrive(uint32_t bar, int lane)
+{
+    if (lane == 0)
+        mbar_arrive(bar);
+}
+
+/* Releases the keys at `at`, and after the last multiplication with the queries also the queries. */
+__device__ __forceinline__ void release_keys(uint32_t base, pipe_state at, bool last, int lane)
+{
+    arrive(base + smem_layout::K_EMPTY + 8 * at.stage, lane);
+    if (last)
+        arrive(base + smem_layout::Q_EMPTY, lane);
+}
+
+/* Scales the output to the new maximum. Skipped if the maximum of no row of the warp has changed. */
+__device__ __forceinline__ void scale_output(float (&acc)[64], const float (&fix)[2])
+{
+    if (__any_sync(~0u, fix[0] != 1 || fix[1] != 1)) {
+#pragma unroll
+        for (int i = 0; i < 64; i++)
+            acc[i] *= fix[i / 2 % 2];
+    }
+}
+
+/* A consumer thread: processes jobs until a job has no tiles. tid in [0, 32 * WARPS). */
 __device__ __forceinline__ void consume(const params &P, const job_desc *shared, char *smem, uint32_t base, int tid)
 {
-    int wg = tid / 128, lane = tid % 32, t = lane % 4, first = tid / 32 * 16 + lane / 4; /* of the lane's rows */
+    int wg = tid / 128, lane = tid % 32, t = lane % 4, first = tid / 32 * 16 + lane / 4; /* first: of the lane's rows */
     uint32_t q = base + smem_layout::Q + wg * 64 * 128;
-    auto k_at = [&](pipe_state at) { return base + smem_layout::K + at.stage * TILE_BYTES; };
-    auto v_at = [&](pipe_state at) { return base + smem_layout::V + at.stage * TILE_BYTES; };
-    auto arrive = [&](int bar) {
-        if (lane == 0) /* one arrival per warp */
-            mbar_arrive(base + bar);
-    };
     pipe_state now;
     for (int n = 0;; n++) {
         mbar_wait(base + smem_layout::Q_FULL, n & 1);
@@ -322,45 +367,35 @@ __device__ __forceinline__ void consume(const params &P, const job_desc *shared,
         a.sum[0] = a.sum[1] = 0;
 
         int j = w.n_tiles - 1;
-        mbar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
-        scores(s, q, k_at(now));
+        start_scores(s, q, base, now);
         wgmma_wait<0>();
-        arrive(smem_layout::K_EMPTY + 8 * now.stage);
-        if (j == 0)
-            arrive(smem_layout::Q_EMPTY);
-        softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
-        pack(s, p);
-        mbar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
+        release_keys(base, now, j == 0, lane);
+        update_softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
+        pack_fragments(s, p);
+        wait_for_values(base, now);
         if (w.stop - j * TILE_K < TILE_K)
             zero_tail(smem + smem_layout::V + now.stage * TILE_BYTES, w.stop - j * TILE_K, tid);
 
-        while (--j >= 0) {
-            pipe_state before = now;
+        while (--j >= 0) { /* scores of tile j; output of tile j + 1, which is at `previous` */
+            pipe_state previous = now;
             now.next(STAGES);
-            mbar_wait(base + smem_layout::K_FULL + 8 * now.stage, now.parity);
-            scores(s, q, k_at(now));
-            mbar_wait(base + smem_layout::V_FULL + 8 * before.stage, before.parity);
-            values(a.acc, p, v_at(before));
-            wgmma_wait<1>();
-            arrive(smem_layout::K_EMPTY + 8 * now.stage);
-            if (j == 0)
-                arrive(smem_layout::Q_EMPTY);
-            softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
-            wgmma_wait<0>();
-            arrive(smem_layout::V_EMPTY + 8 * before.stage);
-            if (__any_sync(~0u, fix[0] != 1 || fix[1] != 1)) {
-#pragma unroll
-                for (int i = 0; i < 64; i++)
-                    a.acc[i] *= fix[i / 2 % 2];
-            }
-            pack(s, p);
+            start_scores(s, q, base, now);
+            wait_for_values(base, previous);
+            start_values(a.acc, p, base, previous);
+            wgmma_wait<1>(); /* the scores */
+            release_keys(base, now, j == 0, lane);
+            update_softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
+            wgmma_wait<0>(); /* the output */
+            arrive(base + smem_layout::V_EMPTY + 8 * previous.stage, lane);
+            scale_output(a.acc, fix);
+            pack_fragments(s, p);
         }
-        mbar_wait(base + smem_layout::V_FULL + 8 * now.stage, now.parity);
-        values(a.acc, p, v_at(now));
+        wait_for_values(base, now);
+        start_values(a.acc, p, base, now);
         wgmma_wait<0>();
-        arrive(smem_layout::V_EMPTY + 8 * now.stage);
+        arrive(base + smem_layout::V_EMPTY + 8 * now.stage, lane);
         now.next(STAGES);
-        store(P, w, a, first, t);
+        store_rows(P, w, a, first, t);
     }
 }
 
@@ -383,7 +418,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         mbar_init_fence();
     }
     __syncthreads();
-    griddep_launch(); /* all thread blocks run already: the next GEMM may start to load its weights */
+    griddep_launch(); /* all thread blocks are running: the next GEMM may start to load its weights */
     if (threadIdx.x >= 32 * WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32 * (WARPS + 1))
