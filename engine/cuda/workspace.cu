@@ -35,7 +35,7 @@ void cu_workspace_list(struct cu_workspace *ws, const cu_dims &m)
     add(ws, "rotary frequencies", KM_MEM_DEVICE, &ws->inv_freq, (size_t)m.d / 2);
     add(ws, "rotary angles", KM_MEM_DEVICE, &ws->angles, T * (size_t)m.d / 2);
     add(ws, "attention workspace", KM_MEM_DEVICE, &ws->attn_workspace, cu_attn_decode_workspace(m));
-    add(ws, "sums of squares for norms", KM_MEM_DEVICE, &ws->squares, (D + 63) / 64 * CU_SMALL_M_SM90);
+    add(ws, "sums of squares for norms", KM_MEM_DEVICE, &ws->squares, (D + 63) / 64 * CU_SMALL_M_SM90_MAX);
     add(ws, "attention job counters", KM_MEM_DEVICE, &ws->job_counters, 2);
     add(ws, "sampling workspace", KM_MEM_DEVICE, &ws->sample_workspace, cu_sample_workspace(m.max_reqs));
     ws->arrays_bytes = cu_step_bytes(m);

@@ -1,5 +1,5 @@
-/* The choice of a kernel for each GEMM (gemm.h). The limits in M are where the kernels' times cross at the shapes of
- * Qwen3-8B on an H100, measured by kernels_check small_m, gate_up and time. */
+/* Chooses and runs the implementation of each GEMM (gemm.h). At the limits in M, two implementations take the same time
+ * at the shapes of Qwen3-8B on an H100. kernels_check small_m, gate_up and time measure it. */
 #include "engine/cuda/gemm/gemm.h"
 #include "engine/cuda/gemm/gate_up_sm90.h"
 #include "engine/cuda/gemm/gemm_lt.h"
@@ -14,21 +14,21 @@ struct cu_gemms {
     const cu_weights *w;
     const cu_workspace *ws;
     struct cu_lt *lt;
-    bool small_m_sm90[CU_GEMMS];      /* small_m_sm90.cu can run the GEMM */
-    cu_small_m_weights *layers, head;  /* layers: [L][CU_GEMM_HEAD] */
-    cu_small_m_rows rows[CU_GEMMS];
+    bool small_m_sm90[CU_GEMMS];      /* small_m_sm90.cu can run the GEMM; layers, head, rows and small_m are for it */
+    cu_small_m_weights *layers, head; /* layers: [L][CU_GEMM_HEAD] */
+    cu_small_m_rows rows[CU_GEMMS];   /* x of each GEMM */
     cu_small_m_workspace small_m;
-    cu_gate_up_plan *gate_up; /* [L]; NULL where gate_up_sm90.cu cannot be used */
+    cu_gate_up_plan *gate_up; /* [L]; NULL if gate_up_sm90.cu cannot be used */
 };
 
 struct operands {
-    const bf16 *x, *norm, *w; /* norm: [K], or NULL for a GEMM without RMSNorm before it */
-    int rows, K;              /* of w */
+    const bf16 *x, *norm, *w; /* norm: [K] gamma of the RMSNorm before the GEMM, or NULL */
+    int rows, K;              /* sizes of w */
     enum cu_epilogue epilogue;
     void *y;
 };
 
-static operands operands_of(const struct cu_gemms *g, enum cu_gemm which, int layer)
+static operands get_operands(const struct cu_gemms *g, enum cu_gemm which, int layer)
 {
     const cu_dims &m = g->m;
     const cu_workspace &ws = *g->ws;
@@ -54,15 +54,15 @@ static int plan_small_m_sm90(struct cu_gemms *g, struct km_err *err)
     int rc = 0;
     g->layers = static_cast<cu_small_m_weights *>(km_calloc((size_t)g->m.L * CU_GEMM_HEAD, sizeof *g->layers));
     if (!g->layers)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory for the plans of the GEMMs");
     g->small_m = {g->ws->h, g->ws->squares, 0, g->m.eps};
     if (g->m.arch == 90)
         rc = cu_small_m_sm90_blocks(g->m, &g->small_m.blocks, err);
     for (int i = 0; i < CU_GEMMS && !rc; i++) {
         enum cu_gemm which = static_cast<enum cu_gemm>(i);
-        operands o = operands_of(g, which, 0);
+        operands o = get_operands(g, which, 0);
         int max_rows = which == CU_GEMM_HEAD ? g->m.max_reqs : g->m.max_tokens;
-        if (which == CU_GEMM_QKV && (g->m.d != 128 || o.rows > 64 * g->small_m.blocks))
+        if (which == CU_GEMM_QKV && (g->m.d != 128 || o.rows > 64 * g->small_m.blocks)) /* see cu_small_m_sm90_weights */
             o.epilogue = CU_EPILOGUE_BF16;
         g->small_m_sm90[i] = cu_small_m_sm90_usable(g->m, o.rows, o.K);
         if (!g->small_m_sm90[i])
@@ -70,7 +70,7 @@ static int plan_small_m_sm90(struct cu_gemms *g, struct km_err *err)
         rc = cu_small_m_sm90_rows(&g->rows[i], o.norm ? g->ws->h : o.x, max_rows, o.K, err);
         for (int l = 0; l < (which == CU_GEMM_HEAD ? 1 : g->m.L) && !rc; l++)
             rc = cu_small_m_sm90_weights(which == CU_GEMM_HEAD ? &g->head : &g->layers[l * CU_GEMM_HEAD + i],
-                                         operands_of(g, which, l).w, o.rows, o.K, o.epilogue, err);
+                                         get_operands(g, which, l).w, o.rows, o.K, o.epilogue, err);
     }
     return rc;
 }
@@ -82,20 +82,20 @@ static int plan_gate_up_sm90(struct cu_gemms *g, struct km_err *err)
         return 0;
     g->gate_up = static_cast<cu_gate_up_plan *>(km_calloc((size_t)g->m.L, sizeof *g->gate_up));
     if (!g->gate_up)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory for the plans of the GEMMs");
     for (int l = 0; l < g->m.L && !rc; l++)
         rc = cu_gate_up_sm90_plan(&g->gate_up[l], g->m, g->ws->h, g->w->layers[l].gate_up, err);
     return rc;
 }
 
-/* Runs every GEMM once in each bucket of M for which cuBLASLt chooses an algorithm, so that no request pays for the
- * choice. Gate and up of more rows than cu_gate_up_rows never reach cuBLASLt. */
+/* Runs every GEMM once in each bucket of M for which cuBLASLt chooses an algorithm, so that no request waits for the
+ * choice. cuBLASLt never runs gate and up of more rows than cu_gate_up_rows. */
 static int choose_algorithms(struct cu_gemms *g, cudaStream_t s, struct km_err *err)
 {
     int rc = 0;
     cu_step_arrays zeros; /* the workspace is still zeroed */
     cu_step_layout(g->m, g->m.max_tokens, g->m.max_reqs, g->ws->arrays, &zeros);
-    for (int M = CU_SMALL_M + 1; M <= g->m.max_tokens && !rc; M = cu_lt_bucket(M) + 1)
+    for (int M = CU_SMALL_M_MAX + 1; M <= g->m.max_tokens && !rc; M = cu_lt_bucket(M) + 1)
         for (int i = 0; i < CU_GEMMS && !rc; i++) {
             int most = i == CU_GEMM_HEAD      ? g->m.max_reqs
                        : i == CU_GEMM_GATE_UP ? cu_gate_up_rows(g->m)
@@ -112,7 +112,7 @@ int cu_gemms_open(struct cu_gemms **out, const cu_dims &m, const cu_weights *w, 
 {
     struct cu_gemms *g = static_cast<cu_gemms *>(km_calloc(1, sizeof *g));
     if (!g)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory for the plans of the GEMMs");
     g->m = m, g->w = w, g->ws = ws;
     int rc = cu_lt_open(&g->lt, err);
     rc = rc ? rc : plan_small_m_sm90(g, err);
@@ -152,7 +152,7 @@ static void run_small_m(const struct cu_gemms *g, const operands &o, int T, cuda
         cu_small_m(o.x, o.w, T, o.rows, o.K, o.epilogue == CU_EPILOGUE_ADD, y, s);
 }
 
-/* Rotates the heads of qkv and stores k and v, when no epilogue has done it. */
+/* Applies RMSNorm and RoPE to the heads of qkv and stores k and v, for a GEMM whose epilogue does not do it. */
 static void store_heads(const struct cu_gemms *g, int layer, int T, const cu_step_arrays &in, cudaStream_t s)
 {
     const cu_workspace &ws = *g->ws;
@@ -160,8 +160,8 @@ static void store_heads(const struct cu_gemms *g, int layer, int T, const cu_ste
     cu_qk_rope_store(g->m, ws.qkv, w.q_norm, w.k_norm, ws.angles, in, T, layer, ws.pool, s);
 }
 
-/* next_norm: gamma of the RMSNorm after this GEMM, or NULL. scaled: the workspace's h and squares were made from x by
- * the GEMM before. */
+/* next_norm: gamma of the RMSNorm after this GEMM, or NULL. scaled: the previous GEMM has written the workspace's h and
+ * squares. */
 static void run_small_m_sm90(const struct cu_gemms *g, enum cu_gemm which, int layer, const bf16 *next_norm,
                              bool scaled, int T, const cu_step_arrays &in, cudaStream_t s)
 {
@@ -172,17 +172,17 @@ static void run_small_m_sm90(const struct cu_gemms *g, enum cu_gemm which, int l
     cu_small_m_heads heads = {w.q_norm, w.k_norm,     ws.angles, in.slots, ws.pool,
                               layer_at, m.page_elems, m.H,       m.G,      m.B_log2};
     cu_small_m_job job = {which == CU_GEMM_HEAD ? &g->head : &g->layers[layer * CU_GEMM_HEAD + which], &g->rows[which],
-                          operands_of(g, which, layer).y, next_norm, scaled};
+                          get_operands(g, which, layer).y, next_norm, scaled};
     cu_small_m_sm90(g->small_m, job, T, &heads, s);
     if (which == CU_GEMM_QKV && job.w->epilogue != CU_EPILOGUE_HEADS)
         store_heads(g, layer, T, in, s);
 }
 
-/* Runs a GEMM that small_m_sm90.cu cannot run. The heads of QKV are left as the GEMM makes them. */
-static int run_any(struct cu_gemms *g, enum cu_gemm which, int layer, int T, cudaStream_t s, struct km_err *err)
+/* Runs a GEMM that small_m_sm90.cu cannot run. The caller must call store_heads after QKV. */
+static int run_other(struct cu_gemms *g, enum cu_gemm which, int layer, int T, cudaStream_t s, struct km_err *err)
 {
-    operands o = operands_of(g, which, layer);
-    if (T <= CU_SMALL_M) {
+    operands o = get_operands(g, which, layer);
+    if (T <= CU_SMALL_M_MAX) {
         run_small_m(g, o, T, s);
         return 0;
     }
@@ -204,14 +204,14 @@ static int run_any(struct cu_gemms *g, enum cu_gemm which, int layer, int T, cud
 int cu_gemm_run(struct cu_gemms *g, enum cu_gemm which, int layer, int T, const cu_step_arrays &in, cudaStream_t s,
                 struct km_err *err)
 {
-    if (g->small_m_sm90[which] && T <= CU_SMALL_M_SM90) {
-        operands o = operands_of(g, which, layer);
+    if (g->small_m_sm90[which] && T <= CU_SMALL_M_SM90_MAX) {
+        operands o = get_operands(g, which, layer);
         if (o.norm)
             cu_rmsnorm(g->m, o.x, o.norm, nullptr, T, g->ws->h, s);
         run_small_m_sm90(g, which, layer, nullptr, false, T, in, s);
         return 0;
     }
-    int rc = run_any(g, which, layer, T, s, err);
+    int rc = run_other(g, which, layer, T, s, err);
     if (!rc && which == CU_GEMM_QKV)
         store_heads(g, layer, T, in, s);
     return rc;
@@ -219,11 +219,11 @@ int cu_gemm_run(struct cu_gemms *g, enum cu_gemm which, int layer, int T, const 
 
 int cu_gemm_chain(struct cu_gemms *g, int layer, int T, const cu_step_arrays &in, cudaStream_t s, struct km_err *err)
 {
-    bool last = layer + 1 == g->m.L, small_m_sm90 = T <= CU_SMALL_M_SM90;
+    bool last = layer + 1 == g->m.L, all_small_m_sm90 = T <= CU_SMALL_M_SM90_MAX;
     int rc = 0;
     for (int i = 0; i < CU_GEMM_HEAD; i++)
-        small_m_sm90 = small_m_sm90 && g->small_m_sm90[i];
-    if (small_m_sm90) { /* norms and heads are part of the GEMMs */
+        all_small_m_sm90 = all_small_m_sm90 && g->small_m_sm90[i];
+    if (all_small_m_sm90) { /* no kernel runs between the GEMMs: each writes h and squares for the next RMSNorm */
         const cu_layer *w = &g->w->layers[layer];
         run_small_m_sm90(g, CU_GEMM_O, layer, w->norm_ffn, false, T, in, s);
         run_small_m_sm90(g, CU_GEMM_GATE_UP, layer, nullptr, true, T, in, s);
@@ -232,7 +232,7 @@ int cu_gemm_chain(struct cu_gemms *g, int layer, int T, const cu_step_arrays &in
             run_small_m_sm90(g, CU_GEMM_QKV, layer + 1, nullptr, true, T, in, s);
         return 0;
     }
-    for (enum cu_gemm next : {CU_GEMM_O, CU_GEMM_GATE_UP, CU_GEMM_DOWN})
-        rc = rc ? rc : cu_gemm_run(g, next, layer, T, in, s, err);
+    for (enum cu_gemm which : {CU_GEMM_O, CU_GEMM_GATE_UP, CU_GEMM_DOWN})
+        rc = rc ? rc : cu_gemm_run(g, which, layer, T, in, s, err);
     return rc || last ? rc : cu_gemm_run(g, CU_GEMM_QKV, layer + 1, T, in, s, err);
 }

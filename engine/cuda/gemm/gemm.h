@@ -1,9 +1,10 @@
-/* The five GEMMs of a forward pass, each run by the kernel that is fastest for its number of rows M.
+/* The five GEMMs of a forward pass, each run by the implementation that is fastest for its number of rows M: the first
+ * row of this table that applies.
  *
- *   M <= CU_SMALL_M              small_m.cu: mma.sync, weights straight from memory, RMSNorm inside
- *   M <= CU_SMALL_M_SM90         small_m_sm90.cu, on Hopper: wgmma, at the rate at which weights can be read
- *   M >= CU_GATE_UP_SM90_MIN     gate_up_sm90.cu, on Hopper, for gate and up: SwiGLU in the epilogue
- *   otherwise                    gemm_lt.cu: cuBLASLt */
+ *   on Hopper, M <= CU_SMALL_M_SM90_MAX              small_m_sm90.cu: wgmma, at the rate at which weights can be read
+ *   M <= CU_SMALL_M_MAX                              small_m.cu: mma.sync, with RMSNorm and SwiGLU in the kernel
+ *   on Hopper, gate and up, M >= CU_GATE_UP_SM90_MIN gate_up_sm90.cu: wgmma, with SwiGLU in the epilogue
+ *   otherwise                                        gemm_lt.cu: cuBLASLt */
 #ifndef CU_GEMM_H
 #define CU_GEMM_H
 
@@ -12,7 +13,7 @@
 #include "engine/cuda/workspace.h"
 
 enum cu_gemm {
-    CU_GEMM_QKV,     /* qkv = norm(x) w^T; then q and k are normalised by head and rotated, k and v go to their pages */
+    CU_GEMM_QKV,     /* qkv = norm(x) w^T; then RMSNorm and RoPE of each head of q and k, and k and v to their pages */
     CU_GEMM_O,       /* x += o w^T */
     CU_GEMM_GATE_UP, /* act = silu(norm(x) gate^T) * norm(x) up^T */
     CU_GEMM_DOWN,    /* x += act w^T */
@@ -21,11 +22,11 @@ enum cu_gemm {
 };
 
 struct cu_gemms;
-/* Borrows weights and workspace, which must not move. Runs every GEMM once at every size for which cuBLASLt chooses an
- * algorithm, on stream s; the workspace must be zeroed. KM_ENOMEM, KM_EDEVICE. */
+/* Borrows weights and workspace, which must not move. The workspace must be zeroed: every GEMM runs once, on stream s, at
+ * every size for which cuBLASLt chooses an algorithm. KM_ENOMEM, KM_EDEVICE. */
 int cu_gemms_open(struct cu_gemms **out, const cu_dims &m, const cu_weights *w, const cu_workspace *ws, cudaStream_t s,
                   struct km_err *err);
-void cu_gemms_close(struct cu_gemms *g); /* NULL: nothing */
+void cu_gemms_close(struct cu_gemms *g); /* g may be NULL */
 /* Enqueues one GEMM for T rows of the step `in`. CU_GEMM_HEAD ignores the layer. */
 int cu_gemm_run(struct cu_gemms *g, enum cu_gemm which, int layer, int T, const cu_step_arrays &in, cudaStream_t s,
                 struct km_err *err);

@@ -1,8 +1,8 @@
 /* y = x w^T by cuBLASLt, with bf16 inputs and f32 accumulation.
  *
  * The algorithm that the library proposes first is not always its fastest. When a shape is used for the first time, the
- * library's candidates are timed, and the fastest is kept for the life of the handle. M is rounded up to a bucket (1,
- * 2, 3, 4, 6, 8, 12, 16 ...), because the choice depends only weakly on M. N and K come from the model and are few. */
+ * algorithms that the library proposes are timed, and the fastest is used from then on. M is rounded up to a bucket (1,
+ * 2, 3, 4, 6, 8, 12, 16 ...), because the choice depends only weakly on M. A model has few different N and K. */
 #include "engine/cuda/gemm/gemm_lt.h"
 
 extern "C" {
@@ -13,10 +13,10 @@ extern "C" {
 #include <string.h>
 
 namespace {
-enum { CANDIDATES = 16, MAX_CHOICES = 256, TIMED_RUNS = 5 };
+enum { CANDIDATES = 16, MAX_CHOICES = 256, TIMED_ROUNDS = 5 };
 const size_t WORKSPACE = CU_LT_WORKSPACE, L2_FLUSH = 96u << 20; /* bytes; writing L2_FLUSH evicts the L2 cache */
 
-/* The algorithm of one shape. */
+/* The chosen algorithm of one shape. */
 struct choice {
     int bucket, N, K;
     bool add, y_f32;
@@ -49,7 +49,7 @@ int cu_lt_open(struct cu_lt **out, struct km_err *err)
 {
     struct cu_lt *g = static_cast<cu_lt *>(km_calloc(1, sizeof *g));
     if (!g)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "out of memory for a cuBLASLt handle");
     *out = g;
     LT_TRY(cublasLtCreate(&g->lt));
     LT_TRY(cublasLtMatmulDescCreate(&g->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
@@ -99,12 +99,12 @@ int cu_lt_bucket(int M)
     return b;
 }
 
-/* cuBLAS is column-major, so a row-major matrix is its own transpose there: y^T[N x M] = w^T[K x N]^T x^T[K x M]. */
+/* cuBLAS is column-major. A row-major matrix is therefore passed as its transpose: y^T[N x M] = w^T[K x N]^T x^T[K x M]. */
 struct layouts {
     cublasLtMatrixLayoutOpaque_t w, x, y;
 };
 
-static cublasStatus_t layouts_make(layouts *l, int M, int N, int K, bool y_f32)
+static cublasStatus_t make_layouts(layouts *l, int M, int N, int K, bool y_f32)
 {
     cublasStatus_t rc = cublasLtMatrixLayoutInit(&l->w, CUDA_R_16BF, (uint64_t)K, (uint64_t)N, K);
     if (rc == CUBLAS_STATUS_SUCCESS)
@@ -114,7 +114,7 @@ static cublasStatus_t layouts_make(layouts *l, int M, int N, int K, bool y_f32)
     return rc;
 }
 
-static cublasStatus_t run(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x, const bf16 *w,
+static cublasStatus_t run_matmul(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x, const bf16 *w,
                           bool add, void *y, cudaStream_t s)
 {
     float one = 1, beta = add ? 1.f : 0.f;
@@ -122,73 +122,83 @@ static cublasStatus_t run(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_
                           WORKSPACE, s);
 }
 
-/* Times the candidates with y in temporary memory. Each run starts with a cold L2 cache, as in a forward pass, where
- * other weights are read between two uses of w. A stream that is being captured gets the library's first proposal. */
-static int choose(struct cu_lt *g, choice *p, layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s,
-                  struct km_err *err)
+/* Times n algorithms and returns the index of the fastest. y: temporary memory of y_bytes + L2_FLUSH bytes. Each run
+ * starts with a cold L2 cache, as in a forward pass, where other weights are read between two uses of w. Rounds over all
+ * algorithms, instead of repeats of each, because the GPU's clock drifts while it warms up. */
+static int find_fastest(struct cu_lt *g, const cublasLtMatmulHeuristicResult_t *found, int n, layouts *l, const bf16 *x,
+                        const bf16 *w, char *y, size_t y_bytes, cudaStream_t s)
 {
-    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
-    int n = 0;
-    LT_TRY(
-        cublasLtMatmulAlgoGetHeuristic(g->lt, g->op, &l->w, &l->x, &l->y, &l->y, g->pref, CANDIDATES, found, &n));
-    if (!n)
-        return km_fail(err, KM_EDEVICE, "cuBLASLt has no algorithm for a GEMM of M %d, N %d, K %d", M, p->N, p->K);
-    p->algo = found[0].algo;
-    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    CU_TRY(cudaStreamIsCapturing(s, &capturing));
-    if (capturing != cudaStreamCaptureStatusNone || n == 1)
-        return 0;
-    size_t out = (size_t)M * p->N * (p->y_f32 ? 4 : 2);
-    char *temporary;
-    CU_TRY(cudaMalloc(reinterpret_cast<void **>(&temporary), out + L2_FLUSH));
-    /* Rounds over all candidates, rather than repeats of each: the clock drifts while the GPU warms up. */
-    float best[CANDIDATES];
+    float best_ms[CANDIDATES];
     for (int i = 0; i < n; i++)
-        best[i] = 1e30f;
-    for (int k = 0; k <= TIMED_RUNS; k++)
+        best_ms[i] = 1e30f;
+    for (int round = 0; round <= TIMED_ROUNDS; round++)
         for (int i = 0; i < n; i++) {
             float ms = 1e30f;
-            cudaMemsetAsync(temporary + out, k, L2_FLUSH, s);
+            cudaMemsetAsync(y + y_bytes, round, L2_FLUSH, s);
             cudaEventRecord(g->t0, s);
-            if (run(g, l, &found[i].algo, x, w, false, temporary, s) != CUBLAS_STATUS_SUCCESS)
+            if (run_matmul(g, l, &found[i].algo, x, w, false, y, s) != CUBLAS_STATUS_SUCCESS)
                 continue;
             cudaEventRecord(g->t1, s);
             cudaEventSynchronize(g->t1);
             cudaEventElapsedTime(&ms, g->t0, g->t1);
-            if (k && ms < best[i]) /* the first round loads kernels and does not count */
-                best[i] = ms;
+            if (round && ms < best_ms[i]) /* round 0 loads kernels and does not count */
+                best_ms[i] = ms;
         }
     int fastest = 0;
     for (int i = 1; i < n; i++)
-        fastest = best[i] < best[fastest] ? i : fastest;
-    p->algo = found[fastest].algo;
-    cudaFree(temporary);
+        fastest = best_ms[i] < best_ms[fastest] ? i : fastest;
+    return fastest;
+}
+
+/* Chooses the algorithm of a shape. A stream that is being captured cannot be timed and gets the library's first
+ * proposal. */
+static int choose_algorithm(struct cu_lt *g, choice *c, layouts *l, int M, const bf16 *x, const bf16 *w, cudaStream_t s,
+                            struct km_err *err)
+{
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    int n = 0;
+    LT_TRY(cublasLtMatmulAlgoGetHeuristic(g->lt, g->op, &l->w, &l->x, &l->y, &l->y, g->pref, CANDIDATES, found, &n));
+    if (!n)
+        return km_fail(err, KM_EDEVICE, "cuBLASLt has no algorithm for a GEMM of M %d, N %d, K %d", M, c->N, c->K);
+    c->algo = found[0].algo;
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    CU_TRY(cudaStreamIsCapturing(s, &capturing));
+    if (capturing != cudaStreamCaptureStatusNone || n == 1)
+        return 0;
+    size_t y_bytes = (size_t)M * c->N * (c->y_f32 ? 4 : 2);
+    char *y;
+    CU_TRY(cudaMalloc(reinterpret_cast<void **>(&y), y_bytes + L2_FLUSH));
+    c->algo = found[find_fastest(g, found, n, l, x, w, y, y_bytes, s)].algo;
+    cudaFree(y);
     return 0;
+}
+
+static choice *find_choice(struct cu_lt *g, int bucket, int N, int K, bool add, bool y_f32)
+{
+    for (int i = 0; i < g->n_choices; i++) {
+        choice *c = &g->choices[i];
+        if (c->bucket == bucket && c->N == N && c->K == K && c->add == add && c->y_f32 == y_f32)
+            return c;
+    }
+    return nullptr;
 }
 
 int cu_lt_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
                cudaStream_t s, struct km_err *err)
 {
-    int b = cu_lt_bucket(M);
-    choice *p = nullptr;
-    for (int i = 0; i < g->n_choices && !p; i++) {
-        choice *q = &g->choices[i];
-        if (q->bucket == b && q->N == N && q->K == K && q->add == add && q->y_f32 == y_f32)
-            p = q;
-    }
+    int bucket = cu_lt_bucket(M);
+    choice *c = find_choice(g, bucket, N, K, add, y_f32);
     layouts l;
-    cublasStatus_t rc = layouts_make(&l, M, N, K, y_f32);
-    int failed = 0;
-    if (rc == CUBLAS_STATUS_SUCCESS && !p) {
-        p = &g->choices[g->n_choices < MAX_CHOICES ? g->n_choices : MAX_CHOICES - 1];
-        *p = choice{b, N, K, add, y_f32, {}};
-        failed = choose(g, p, &l, M, x, w, s, err);
-        if (!failed && g->n_choices < MAX_CHOICES)
+    LT_TRY(make_layouts(&l, M, N, K, y_f32));
+    if (!c) {
+        c = &g->choices[g->n_choices < MAX_CHOICES ? g->n_choices : MAX_CHOICES - 1];
+        *c = choice{bucket, N, K, add, y_f32, {}};
+        int rc = choose_algorithm(g, c, &l, M, x, w, s, err);
+        if (rc)
+            return rc;
+        if (g->n_choices < MAX_CHOICES)
             g->n_choices++;
     }
-    if (rc == CUBLAS_STATUS_SUCCESS && !failed)
-        rc = run(g, &l, &p->algo, x, w, add, y, s);
-    if (failed)
-        return failed;
+    cublasStatus_t rc = run_matmul(g, &l, &c->algo, x, w, add, y, s);
     return rc == CUBLAS_STATUS_SUCCESS ? 0 : lt_fail(err, rc, "cublasLtMatmul");
 }

@@ -1,34 +1,36 @@
-/* Small-M GEMMs (decode with small batches) by mma.sync. The time is that of reading the weights, so that the kernel is
- * built around the loads: each weight is read once, with 16-byte loads, UNROLL of them in flight per lane.
+/* Small-M GEMMs (decode with small batches) by mma.sync. Reading the weights limits the speed. Each weight is therefore
+ * read once, with loads of 16 bytes, of which a lane has UNROLL pairs in flight.
  *
- * A warp owns 16 rows of w and a slice of K. Each lane loads 16 bytes of row g and of row g + 8 (g = lane / 4) straight
- * into the registers of an mma A fragment. The contraction index may be permuted freely as long as x is permuted the
- * same way: lane t = lane % 4 takes elements 8t to 8t + 7 of every 32, so that w needs no shared memory. x, the B
- * fragment of up to 8 rows of x per tile, is read with the same permutation. The warps of a thread block split K and
- * add their accumulators in shared memory.
+ * A warp processes 16 rows of w and a part of K. Each lane loads 16 bytes of row g and of row g + 8 (g = lane / 4)
+ * directly into the registers of mma A fragments, without shared memory. Lane t = lane % 4 of a row loads elements 8t to
+ * 8t + 7 of every 32. This permutes the contraction index, which is correct because x, the B fragment of up to 8 rows,
+ * is read with the same permutation. The warps of a thread block divide K among them and add their accumulators in
+ * shared memory.
  *
- * RMSNorm can be folded in: the kernel multiplies x by gamma as it loads x, adds up the squares on the way, and scales
- * the outputs of a row by 1 / rms at the end. */
+ * RMSNorm can be folded in: the kernel multiplies x by gamma as it loads x, adds up the squares of x, and scales the
+ * outputs of a row by 1 / rms at the end. */
 #include "engine/cuda/gemm/small_m.h"
 #include "engine/cuda/ptx.cuh"
 
 namespace {
 
 enum { WARPS = 8, UNROLL = 4 };
+/* What is stored: y = bf16, y += bf16, SwiGLU of gate and up, y = f32. */
 enum mode { STORE, ADD, SWIGLU, LOGITS };
 
-/* Rows of w that a thread block multiplies: 16 consecutive ones, or 8 of gate and the same 8 of up. */
+/* Row g of one half of the 16 rows of w that a thread block multiplies. The halves are neighbours, or, with SWIGLU, 8 rows
+ * of gate and the same 8 rows of up. */
 template <mode MODE> __device__ __forceinline__ int w_row(int tile, int g, int half, int N)
 {
     return MODE == SWIGLU ? tile * 8 + g + half * N : tile * 16 + g + half * 8;
 }
 
-/* 8 elements of x times 8 of gamma. Adds the squares of x to `squares`. */
-__device__ __forceinline__ uint4 normed(uint4 x, uint4 weight, float &squares)
+/* Multiplies 8 elements of x by 8 of gamma. Adds the squares of x to `squares`. */
+__device__ __forceinline__ uint4 multiply_by_gamma(uint4 x, uint4 gamma, float &squares)
 {
     uint4 out;
     const __nv_bfloat162 *a = reinterpret_cast<const __nv_bfloat162 *>(&x),
-                         *b = reinterpret_cast<const __nv_bfloat162 *>(&weight);
+                         *b = reinterpret_cast<const __nv_bfloat162 *>(&gamma);
     __nv_bfloat162 *o = reinterpret_cast<__nv_bfloat162 *>(&out);
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -40,14 +42,14 @@ __device__ __forceinline__ uint4 normed(uint4 x, uint4 weight, float &squares)
 }
 
 struct params {
-    const bf16 *x, *w, *norm; /* norm: [K] gamma, used by NORM kernels */
+    const bf16 *x, *w, *norm; /* norm: [K] gamma, used if NORM */
     int M, N, K;
     float eps;
     void *y;
 };
 
-/* Multiplies steps [s0, s1) of K, 32 elements each. w0, w1: the lane's two rows of w, from its first element on.
- * Weights do not depend on the kernel before, so that the first loads of them are started before griddep_wait. */
+/* Multiplies steps [s0, s1) of K, 32 elements each. w0, w1: the lane's two rows of w, from its first element on. Weights
+ * do not depend on earlier kernels, so their first loads start before griddep_wait. */
 template <int COLS, bool NORM>
 __device__ __forceinline__ void multiply(const params &P, const bf16 *__restrict__ x, const bf16 *w0, const bf16 *w1,
                                          int s0, int s1, int g, int t, float (&acc)[COLS][4], float (&squares)[COLS])
@@ -83,7 +85,7 @@ __device__ __forceinline__ void multiply(const params &P, const bf16 *__restrict
 #pragma unroll
             for (int c = 0; c < COLS; c++) {
                 if (NORM)
-                    b[u][c] = normed(b[u][c], n[u], squares[c]);
+                    b[u][c] = multiply_by_gamma(b[u][c], n[u], squares[c]);
                 mma_bf16(acc[c], lo, b[u][c].x, b[u][c].y);
                 mma_bf16(acc[c], hi, b[u][c].z, b[u][c].w);
             }
@@ -95,8 +97,7 @@ __device__ __forceinline__ void multiply(const params &P, const bf16 *__restrict
     }
 }
 
-/* Stores a lane's outputs of x rows 8c + 2t and the next. v[0] and v[1] are of weight row g, v[2] and v[3] of weight
- * row g + 8, or of the row of up. */
+/* Stores a lane's outputs in row m of y. v[0] belongs to row g of w, v[2] to row g + 8, or to the row of up. */
 template <mode MODE> __device__ __forceinline__ void store(const params &P, int tile, int g, int m, const float *v)
 {
     enum { OUT_ROWS = MODE == SWIGLU ? 8 : 16 };
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
             part_squares[warp][c][g] = squares[c];
     }
     __syncthreads();
-    if (warp >= COLS) /* one warp for each tile of x adds up and stores */
+    if (warp >= COLS) /* one warp for each tile of x adds up the accumulators and stores y */
         return;
     int c = warp;
     float v[4] = {};
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
         int m = c * 8 + 2 * t + j;
         if (m >= M)
             continue;
-        if (NORM) { /* 1 / rms is a factor of the whole row, so that it can be applied last */
+        if (NORM) { /* 1 / rms is a factor of the whole row, so it can be applied last */
             float sum = 0;
             for (int k = 0; k < WARPS; k++)
                 sum += part_squares[k][c][2 * t + j];

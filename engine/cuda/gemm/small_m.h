@@ -1,13 +1,13 @@
-/* Small-M GEMMs (M <= CU_SMALL_M) by mma.sync, for every GPU from sm_80 on: y[M][N] = h[M][K] w[N][K]^T at the speed of
- * reading w. h is x, or rmsnorm(x) * norm in the functions that take a norm. K is a multiple of 32. */
+/* Small-M GEMMs by mma.sync, for every GPU from sm_80 on: y[M][N] = h[M][K] w[N][K]^T for M <= CU_SMALL_M_MAX, in the time
+ * that reading w takes. h is rmsnorm(x) * norm in the functions that have a norm, else x. K is a multiple of 32. */
 #ifndef CU_SMALL_M_H
 #define CU_SMALL_M_H
 
 #include "engine/cuda/cu.h"
 
-enum { CU_SMALL_M = 16 }; /* most rows */
+enum { CU_SMALL_M_MAX = 16 }; /* most rows */
 
-/* y = h w^T, or y += h w^T with add. */
+/* y = h w^T; with add, y += h w^T. */
 void cu_small_m(const bf16 *x, const bf16 *w, int M, int N, int K, bool add, bf16 *y, cudaStream_t s);
 void cu_small_m_norm(const bf16 *x, const bf16 *norm, float eps, const bf16 *w, int M, int N, int K, bf16 *y,
                      cudaStream_t s);

@@ -42,7 +42,7 @@ struct params {
     void *y;
     const bf16 *norm; /* as in cu_small_m_job */
     bf16 *h;          /* [M][N] */
-    float *squares;   /* [tiles][CU_SMALL_M_SM90] */
+    float *squares;   /* [tiles][CU_SMALL_M_SM90_MAX] */
     int M, N, steps;  /* rows; columns of y; K / STEP */
     int tiles, stack; /* of 64 rows of w: all; those of one stack in w's map */
     int split;        /* split-K: thread blocks per tile, 1 or 2 */
@@ -163,7 +163,7 @@ template <int TN> __device__ __forceinline__ void compute_scales(const params &P
             float v[AT_ONCE];
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
-                v[i] = t + i < P.steps ? P.squares[(t + i) * CU_SMALL_M_SM90 + m] : 0;
+                v[i] = t + i < P.steps ? P.squares[(t + i) * CU_SMALL_M_SM90_MAX + m] : 0;
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++)
                 sum += v[i];
@@ -481,7 +481,7 @@ __device__ __forceinline__ void run_epilogue(const tile_output<TN> &out, float (
         return;
     consumers_sync();
     if (tid < P.M && tid / 8 % split == rank)
-        P.squares[tile * CU_SMALL_M_SM90 + tid] = sum_squares<TN>(squares, tid);
+        P.squares[tile * CU_SMALL_M_SM90_MAX + tid] = sum_squares<TN>(squares, tid);
     consumers_sync(); /* the sums are read before the next tile overwrites them */
 }
 
@@ -571,7 +571,7 @@ const struct {
 } classes[CU_SMALL_M_CLASSES] = {{16, small_m_sm90_kernel<16>},
                                  {32, small_m_sm90_kernel<32>},
                                  {64, small_m_sm90_kernel<64>},
-                                 {CU_SMALL_M_SM90, small_m_sm90_kernel<CU_SMALL_M_SM90>}};
+                                 {CU_SMALL_M_SM90_MAX, small_m_sm90_kernel<CU_SMALL_M_SM90_MAX>}};
 
 } // namespace
 

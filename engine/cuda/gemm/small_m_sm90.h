@@ -1,4 +1,4 @@
-/* Small-M GEMMs on Hopper: y[M][N] = x[M][K] w[N][K]^T for M <= CU_SMALL_M_SM90, at the speed of reading w.
+/* Small-M GEMMs on Hopper: y[M][N] = x[M][K] w[N][K]^T for M <= CU_SMALL_M_SM90_MAX, at the speed of reading w.
  *
  * The two nouns are the operands, each described once by tensor maps and borrowed: the weights, with the epilogue that
  * their GEMM has, and the rows of x. In a chain of such GEMMs no other kernel runs between two of them: the GEMM that
@@ -8,7 +8,7 @@
 
 #include "engine/cuda/cu.h"
 
-enum { CU_SMALL_M_SM90 = 128 };  /* most rows */
+enum { CU_SMALL_M_SM90_MAX = 128 };  /* most rows */
 enum { CU_SMALL_M_CLASSES = 4 }; /* kernels for up to 16, 32, 64 and 128 rows */
 
 /* What becomes of the accumulators. */
@@ -54,7 +54,7 @@ struct cu_small_m_heads {
 /* What all GEMMs of a chain share. */
 struct cu_small_m_workspace {
     bf16 *h;        /* [M][D] y * norm, without the factor 1 / rms */
-    float *squares; /* [D / 64][CU_SMALL_M_SM90] sums of the squares of y, over tiles of 64 columns */
+    float *squares; /* [D / 64][CU_SMALL_M_SM90_MAX] sums of the squares of y, over tiles of 64 columns */
     int blocks;     /* cu_small_m_sm90_blocks */
     float eps;
 };

@@ -341,7 +341,7 @@ static double gemm_reference(const gemm_case &c, enum gemm_mode mode, int m, int
 static void check_gemm(gemm_case &c, enum gemm_mode mode, struct cu_lt *lt)
 {
     static const char *const what[] = {"store", "add", "norm, swiglu", "logits", "norm, store"};
-    bool small_m = c.M <= CU_SMALL_M;
+    bool small_m = c.M <= CU_SMALL_M_MAX;
     struct km_err err;
     char name[96];
     if ((mode == NORM_SWIGLU || mode == NORM_STORE) && !small_m)
@@ -638,7 +638,7 @@ static void time_gemms()
             int turn = 0;
             auto next = [&] { return w.d + (size_t)(turn++ % copies) * N * K; };
             printf("GEMM N %6d K %5d M %4d", N, K, M);
-            if (M <= CU_SMALL_M) {
+            if (M <= CU_SMALL_M_MAX) {
                 float ms = time_ms([&] { cu_small_m(x.d, next(), M, N, K, false, y.d, 0); }, 20);
                 printf("  small-M %8.1f us %.2f TB/s", ms * 1e3, 2.0 * N * K / ms / 1e9);
             }

@@ -14,7 +14,7 @@ struct workspace {
     both<bf16> h;
     both<float> squares;
     cu_small_m_workspace r;
-    explicit workspace(int D) : h((size_t)CU_SMALL_M_SM90 * D), squares((size_t)(D + 63) / 64 * CU_SMALL_M_SM90)
+    explicit workspace(int D) : h((size_t)CU_SMALL_M_SM90_MAX * D), squares((size_t)(D + 63) / 64 * CU_SMALL_M_SM90_MAX)
     {
         struct km_err err;
         r = {h.d, squares.d, 0, 1e-6f};
@@ -30,16 +30,16 @@ struct operands {
     int N, K;
     both<bf16> x, w, y, y0;
     both<float> yf;
-    double *sum; /* x w^T [CU_SMALL_M_SM90][2N] */
+    double *sum; /* x w^T [CU_SMALL_M_SM90_MAX][2N] */
     operands(int n, int k)
-        : N(n), K(k), x((size_t)CU_SMALL_M_SM90 * K), w((size_t)2 * N * K), y((size_t)(CU_SMALL_M_SM90 + 1) * N),
+        : N(n), K(k), x((size_t)CU_SMALL_M_SM90_MAX * K), w((size_t)2 * N * K), y((size_t)(CU_SMALL_M_SM90_MAX + 1) * N),
           y0(y.n), yf(y.n)
     {
         randomize(x, 1);
         randomize(w, 0.05f);
         randomize(y0, 1);
-        sum = static_cast<double *>(calloc((size_t)CU_SMALL_M_SM90 * 2 * N, sizeof(double)));
-        for (int r = 0; r < CU_SMALL_M_SM90; r++)
+        sum = static_cast<double *>(calloc((size_t)CU_SMALL_M_SM90_MAX * 2 * N, sizeof(double)));
+        for (int r = 0; r < CU_SMALL_M_SM90_MAX; r++)
             for (int i = 0; i < 2 * N; i++)
                 for (int e = 0; e < K; e++)
                     sum[(size_t)r * 2 * N + i] += f(x.h[(size_t)r * K + e]) * f(w.h[(size_t)i * K + e]);
@@ -90,7 +90,7 @@ static void check_shape(int N, int K, bool small)
     int all = ws.r.blocks;
     cu_small_m_rows x;
     struct km_err err;
-    int rc = cu_small_m_sm90_rows(&x, o.x.d, CU_SMALL_M_SM90, K, &err);
+    int rc = cu_small_m_sm90_rows(&x, o.x.d, CU_SMALL_M_SM90_MAX, K, &err);
     for (int i = 0; i < 4 && !rc; i++) {
         enum cu_epilogue epilogue = static_cast<enum cu_epilogue>(i);
         char name[96];
@@ -132,14 +132,14 @@ struct layer {
     layer(int d, int a, int ffn, int n, bool timing)
         : D(d), A(a), F(ffn), N(n), H(n % 128 ? 0 : n / 128 * 4 / 6), G(n % 128 ? 0 : n / 128 / 6), o(rows(A)),
           x0(rows(D)), x(rows(D)), act(rows(F)), qkv(rows(N)), norms((size_t)2 * D), head_norms(256),
-          pool(PAGES * page()), angles(rows(64)), slots(CU_SMALL_M_SM90), ws(D)
+          pool(PAGES * page()), angles(rows(64)), slots(CU_SMALL_M_SM90_MAX), ws(D)
     {
         const int heights[] = {D, 2 * F, D, N}, widths[] = {A, D, F, D};
         const enum cu_epilogue epilogues[] = {CU_EPILOGUE_ADD, CU_EPILOGUE_SWIGLU, CU_EPILOGUE_ADD,
                                               H ? CU_EPILOGUE_HEADS : CU_EPILOGUE_BF16};
-        rc = cu_small_m_sm90_rows(&o_rows, o.d, CU_SMALL_M_SM90, A, &err);
-        rc = rc ? rc : cu_small_m_sm90_rows(&h_rows, ws.h.d, CU_SMALL_M_SM90, D, &err);
-        rc = rc ? rc : cu_small_m_sm90_rows(&act_rows, act.d, CU_SMALL_M_SM90, F, &err);
+        rc = cu_small_m_sm90_rows(&o_rows, o.d, CU_SMALL_M_SM90_MAX, A, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&h_rows, ws.h.d, CU_SMALL_M_SM90_MAX, D, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&act_rows, act.d, CU_SMALL_M_SM90_MAX, F, &err);
         for (int i = 0; i < 4; i++) {
             w[i] = new both<bf16>((size_t)heights[i] * widths[i]);
             if (timing) {
@@ -153,7 +153,7 @@ struct layer {
         }
         for (auto *p : {&o, &x0, &norms, &head_norms})
             randomize(*p, 1);
-        for (int m = 0; m < CU_SMALL_M_SM90; m++) { /* a slot of its own for each row, not in order */
+        for (int m = 0; m < CU_SMALL_M_SM90_MAX; m++) { /* a slot of its own for each row, not in order */
             slots.h[m] = m * 37 % (PAGES * BLOCK);
             for (int i = 0; i < 64; i++) {
                 double angle = 1000 * uniform() / (i + 1);
@@ -182,7 +182,7 @@ struct layer {
     }
     static size_t rows(int columns)
     {
-        return (size_t)CU_SMALL_M_SM90 * columns;
+        return (size_t)CU_SMALL_M_SM90_MAX * columns;
     }
     size_t page() const
     {
@@ -284,7 +284,7 @@ static void check_chain(int D, int A, int F, int N, bool small)
     snprintf(name, sizeof name, "small-M sm90 chain D %d A %d F %d N %d%s", D, A, F, N, l.H ? ", heads" : "");
     judge j(name);
     double *x = new double[layer::rows(D)], *size = new double[layer::rows(D)], *qkv = new double[layer::rows(N)];
-    for (int r = 0; r < CU_SMALL_M_SM90; r++)
+    for (int r = 0; r < CU_SMALL_M_SM90_MAX; r++)
         chain_row(l, r, x + (size_t)r * D, size + (size_t)r * D, qkv + (size_t)r * N);
     int all = l.ws.r.blocks;
     for (int M : {1, 8, 16, 17, 64, 100, 128})
@@ -348,7 +348,7 @@ void time_small_m_sm90()
                  {"gate and up", 24576, 4096, CU_EPILOGUE_SWIGLU},
                  {"down", 4096, 12288, CU_EPILOGUE_ADD},
                  {"head", 151936, 4096, CU_EPILOGUE_F32}};
-    static const int Ms[] = {1, 8, 16, 24, 64, CU_SMALL_M_SM90};
+    static const int Ms[] = {1, 8, 16, 24, 64, CU_SMALL_M_SM90_MAX};
     cu_dims m = gpu_dims();
     struct cu_lt *lt = nullptr;
     struct km_err err;
@@ -356,10 +356,10 @@ void time_small_m_sm90()
         return;
     int rc = cu_lt_open(&lt, &err);
     size_t most = (size_t)COPIES * 24576 * 4096;
-    bf16 *w = numbers(most, 0.02f), *x = numbers((size_t)CU_SMALL_M_SM90 * WIDEST, 1), *act;
+    bf16 *w = numbers(most, 0.02f), *x = numbers((size_t)CU_SMALL_M_SM90_MAX * WIDEST, 1), *act;
     float *y;
-    OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90 * 151936 * sizeof(float)));
-    OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90 * WIDEST * sizeof(bf16)));
+    OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90_MAX * 151936 * sizeof(float)));
+    OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90_MAX * WIDEST * sizeof(bf16)));
     workspace ws(4096);
     for (auto &p : gemms) {
         int copies = (int)(most / ((size_t)p.rows * p.K));
@@ -370,9 +370,9 @@ void time_small_m_sm90()
              add = p.epilogue == CU_EPILOGUE_ADD;
         for (int i = 0; i < copies && !rc; i++)
             rc = cu_small_m_sm90_weights(&maps[i], w + (size_t)i * p.rows * p.K, p.rows, p.K, p.epilogue, &err);
-        rc = rc ? rc : cu_small_m_sm90_rows(&rows, x, CU_SMALL_M_SM90, p.K, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&rows, x, CU_SMALL_M_SM90_MAX, p.K, &err);
         for (int M : Ms) {
-            bool small_m = M <= CU_SMALL_M;
+            bool small_m = M <= CU_SMALL_M_MAX;
             int n = f32 ? 4 : BACK_TO_BACK;
             m.F = p.rows / 2;
             float theirs = back_to_back_ms(
