@@ -1,7 +1,8 @@
-/* Wrappers of PTX instructions that CUDA C has no function for, and the small helpers built on them.
+/* Wrappers of PTX instructions that have no function in CUDA C, and small helpers built on them.
  *
- * A wrapper has the name of its instruction in the PTX ISA manual, shortened; the comment gives the full name.
- * Addresses of shared memory are 32-bit numbers (smem_u32). All instructions here exist on every GPU from sm_80 on. */
+ * The name of a wrapper is that of its instruction, shortened; its comment gives the full name, under which the PTX ISA
+ * manual describes it. Addresses of shared memory are 32-bit numbers (smem_u32). All instructions here exist on every
+ * GPU from sm_80 on. */
 #ifndef CU_PTX_CUH
 #define CU_PTX_CUH
 
@@ -15,7 +16,7 @@ __device__ __forceinline__ uint32_t smem_u32(const void *p)
 
 /* ---- copies from global to shared memory ---- */
 
-/* cp.async.cg: 16 bytes, without waiting. Where valid is false the destination becomes zero and nothing is read. */
+/* cp.async.cg: starts a copy of 16 bytes. If valid is false, nothing is read, and the destination becomes zero. */
 __device__ __forceinline__ void cp_async16(uint32_t dst, const void *src, bool valid)
 {
     int n = valid ? 16 : 0;
@@ -26,7 +27,7 @@ __device__ __forceinline__ void cp_async_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
-/* cp.async.wait_group: waits until all but the newest N groups of this thread have arrived. */
+/* cp.async.wait_group: waits until all groups of this thread except the last N have arrived. */
 template <int N> __device__ __forceinline__ void cp_async_wait()
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
@@ -41,7 +42,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr)
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(addr));
 }
-/* ldmatrix.x4.trans: the same, each matrix transposed. */
+/* ldmatrix.x4.trans: like ldmatrix.x4, with each matrix transposed. */
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t addr)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -49,7 +50,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                  : "r"(addr));
 }
 
-/* movmatrix.trans: transposes an 8x8 matrix of 16-bit elements; lane l holds elements 2 (l % 4) and the next of row
+/* movmatrix.trans: transposes an 8x8 matrix of 16-bit elements. Lane l has elements 2 (l % 4) and 2 (l % 4) + 1 of row
  * l / 4. */
 __device__ __forceinline__ uint32_t movmatrix_trans(uint32_t v)
 {
@@ -69,6 +70,7 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
 
 /* ---- arithmetic ---- */
 
+/* Rounds both values to bf16 and packs them into one register. */
 __device__ __forceinline__ uint32_t pack_bf16(float lo, float hi)
 {
     __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
@@ -110,8 +112,8 @@ __device__ __forceinline__ float warp_max(float v)
 
 /* ---- global memory ---- */
 
-/* atom.acq_rel.gpu.add: adds n to *p and returns the value before. The thread that reads a count with it also sees all
- * writes that the counted threads made before their own call. */
+/* atom.acq_rel.gpu.add: adds n to *p and returns the previous value. Threads that count with it synchronise: a thread
+ * that reads a count sees all writes that the counted threads made before their calls. */
 __device__ __forceinline__ int atom_add_acq_rel(int *p, int n)
 {
     int before;
@@ -119,8 +121,8 @@ __device__ __forceinline__ int atom_add_acq_rel(int *p, int n)
     return before;
 }
 
-/* ld.global.nc.L1::no_allocate: 16 bytes that this kernel does not read again. L2 fetches 256 bytes at a time, because
- * neighbouring lanes and the next loads read the bytes that follow. */
+/* ld.global.nc.L1::no_allocate: loads 16 bytes that this kernel does not read again. L2 fetches 256 bytes at a time,
+ * because neighbouring lanes and the next loads read the bytes that follow. */
 __device__ __forceinline__ uint4 ld_nc_streaming(const void *p)
 {
     uint4 v;
@@ -130,9 +132,10 @@ __device__ __forceinline__ uint4 ld_nc_streaming(const void *p)
     return v;
 }
 
-/* ---- programmatic dependent launch (cu_launch); nothing before sm_90, or in launches without the attribute ---- */
+/* ---- programmatic dependent launch (cu_launch) ----
+ * Before sm_90, and in a launch without the attribute, both functions do nothing. */
 
-/* griddepcontrol.wait: waits until the kernels before this one have ended and their writes are visible. */
+/* griddepcontrol.wait: waits until the previous kernels of the stream have ended and their writes are visible. */
 __device__ __forceinline__ void griddep_wait()
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

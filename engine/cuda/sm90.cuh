@@ -7,7 +7,8 @@
 
 #include <stdint.h>
 
-/* ---- mbarriers: 8 bytes of shared memory; a phase ends after `count` arrivals and all expected bytes ---- */
+/* ---- mbarriers ----
+ * An mbarrier is 8 bytes of shared memory. Its phase ends after `count` arrivals and all expected bytes. */
 
 /* mbarrier.init */
 __device__ __forceinline__ void mbar_init(uint32_t bar, int count)
@@ -20,7 +21,7 @@ __device__ __forceinline__ void mbar_init_fence()
 {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
-/* mbarrier.arrive.expect_tx: one arrival, and `bytes` more bytes that the current phase waits for. */
+/* mbarrier.arrive.expect_tx: one arrival, which also adds `bytes` to the bytes that the current phase expects. */
 __device__ __forceinline__ void mbar_expect_tx(uint32_t bar, int bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
@@ -30,7 +31,7 @@ __device__ __forceinline__ void mbar_arrive(uint32_t bar)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
-/* mapa: the cluster address of what lies at `here` in the shared memory of the thread block with this rank. */
+/* mapa: the cluster address of the shared-memory address `here` in the thread block with this rank. */
 __device__ __forceinline__ uint32_t mapa(uint32_t here, int rank)
 {
     uint32_t there;
@@ -38,8 +39,8 @@ __device__ __forceinline__ uint32_t mapa(uint32_t here, int rank)
     return there;
 }
 /* mbarrier.arrive.shared::cluster: an arrival at another block's barrier. It signals that this block has finished
- * reading a buffer, so it need not make this block's writes visible. (Release at cluster scope would do that, and would
- * put a GPU-wide fence before each arrival.) */
+ * reading a buffer, so it need not make this block's writes visible. (An arrival with release at cluster scope would,
+ * but would need a GPU-wide fence each time.) */
 __device__ __forceinline__ void mbar_arrive_cluster(uint32_t there)
 {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
@@ -69,8 +70,8 @@ struct pipe_state {
     }
 };
 
-/* st.async: stores 16 or 4 bytes into the shared memory of a thread block of the cluster. The barrier counts the bytes;
- * it lies in the same block. Both addresses are cluster addresses (mapa). */
+/* st.async: stores 16 or 4 bytes to the shared memory of a thread block of the cluster. A barrier of that block counts
+ * the bytes. Both addresses are cluster addresses (mapa). */
 __device__ __forceinline__ void st_async(uint32_t there, float a, float b, float c, float d, uint32_t bar_there)
 {
     asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
@@ -88,7 +89,7 @@ __device__ __forceinline__ void st_async(uint32_t there, float a, uint32_t bar_t
 
 /* ---- tensor copies: one box of a tensor map (tensor_map.h); `bar` counts the bytes that arrive ---- */
 
-/* cp.async.bulk.tensor.2d: the box at these coordinates. */
+/* cp.async.bulk.tensor.2d: copies the box at these coordinates. */
 __device__ __forceinline__ void tma_load_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
 {
     asm volatile(
@@ -97,7 +98,8 @@ __device__ __forceinline__ void tma_load_box(uint32_t dst, const void *map, int 
         "l"(map), "r"(col), "r"(row), "r"(bar)
         : "memory");
 }
-/* cp.async.bulk.tensor.4d: whole groups. The inner three dimensions of the map are a group. */
+/* cp.async.bulk.tensor.4d: copies a box of whole groups, from `group` on. The inner three dimensions of the map are a
+ * group. */
 __device__ __forceinline__ void tma_load_groups(uint32_t dst, const void *map, int group, uint32_t bar)
 {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
@@ -105,8 +107,8 @@ __device__ __forceinline__ void tma_load_groups(uint32_t dst, const void *map, i
                  "l"(map), "r"(0), "r"(group), "r"(bar)
                  : "memory");
 }
-/* cp.async.bulk.tensor.5d: groups of one stack, from column `col` on. The inner three dimensions of the map are a
- * group, the outer one is the stack. */
+/* cp.async.bulk.tensor.5d: copies a box of groups of one stack, from column `col` on. The inner three dimensions of the
+ * map are a group, the outermost is the stack. */
 __device__ __forceinline__ void tma_load_stack(uint32_t dst, const void *map, int col, int group, int stack,
                                                uint32_t bar)
 {
@@ -115,8 +117,8 @@ __device__ __forceinline__ void tma_load_stack(uint32_t dst, const void *map, in
                  "l"(map), "r"(col), "r"(0), "r"(group), "r"(stack), "r"(bar)
                  : "memory");
 }
-/* cp.async.bulk.tensor.2d.multicast::cluster: as tma_load_box, to every thread block of the cluster whose bit is set in
- * `ranks`. The bytes arrive at the same address in each block, and each block's own barrier counts them. */
+/* cp.async.bulk.tensor.2d.multicast::cluster: like tma_load_box, but copies the box to every thread block of the cluster
+ * whose bit is set in `ranks`. It arrives at the same address in each block, and each block's own barrier counts it. */
 __device__ __forceinline__ void tma_load_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
                                                   uint16_t ranks)
 {
@@ -146,7 +148,7 @@ __device__ __forceinline__ void wgmma_commit()
 {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-/* wgmma.wait_group: waits until all but the newest N groups have ended. */
+/* wgmma.wait_group: waits until all groups except the last N have ended. */
 template <int N> __device__ __forceinline__ void wgmma_wait()
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");

@@ -3,24 +3,24 @@
  *
  * Fusing saves writing gate and up to memory and reading them back. On an H100, at the shapes of Qwen3-8B, with 512 to
  * 8192 rows and launches back to back as in a prefill, the kernel takes 0.85 to 0.98 of the time of cuBLASLt and a
- * SwiGLU kernel. The same design with a plain or adding epilogue took 0.99 to 1.09 of cuBLASLt's time from 2048 rows
- * on, and up to 2.3 times as long below, so that cuBLASLt runs the other GEMMs.
+ * SwiGLU kernel. For the other GEMMs cuBLASLt is used: with a plain or adding epilogue, this design took 0.99 to 1.09 of
+ * cuBLASLt's time from 2048 rows on, and up to 2.3 times as long with fewer rows.
  *
  * A tile is 128 rows by 128 columns of act: 128 rows of h by two boxes of 128 rows of w, the gate rows and the up rows
- * of the same columns. A thread therefore holds gate and up of each of its outputs. In a thread block, a producer warp
+ * of the same columns. A thread therefore has gate and up of each of its outputs. In a thread block, a producer warp
  * keeps four steps of 64 along D in flight (TMA), and two consumer warpgroups multiply 64 x 256 each (wgmma). Blocks
- * are persistent: while the consumers finish one tile, the producer loads the next. Two blocks are a cluster and take
- * two row tiles of the same columns. Each loads one of the two boxes of w for both blocks, which saves a third of the
- * reads from L2.
+ * are persistent: while the consumers finish one tile, the producer loads the next. The two blocks of a cluster process
+ * two row tiles of the same columns. Each block loads one of the two boxes of w for both blocks, which saves a third of
+ * the reads from L2.
  *
  * Barriers of each stage, at their n-th use (n = step / STAGES, with steps counted over all tiles of the block):
  *   FULL   1 arrival, by the block's own producer, which also announces 48 KB: 16 of h, 16 of w from this block's
- *          producer, and 16 of w from the other block's. Bytes of the other block may arrive before the announcement;
- *          the missing arrival keeps the phase open. The n-th phase has parity n & 1.
+ *          producer, and 16 of w from the other block's. Bytes of the other block may arrive before the announcement:
+ *          the phase cannot end before the producer's arrival. The n-th phase has parity n & 1.
  *   EMPTY  8 arrivals, one by each consumer warp of both blocks, because the producer writes into both. At its n-th use
  *          the producer waits for phase n - 1, which for n = 0 counts as ended.
- * No barrier is more than one phase ahead of a thread that waits for it: a stage is filled again only after all
- * consumers have left it, and they leave it once per filling, also when a warpgroup has no rows. */
+ * A waiting thread never misses a phase: a stage is filled again only after all consumers have released it, and every
+ * consumer warp releases it once per filling, even if its warpgroup has no rows. */
 #include "engine/cuda/gemm/gate_up_sm90.h"
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/sm90.cuh"
@@ -32,11 +32,12 @@
 namespace {
 
 enum { CLUSTER = 2, ROWS = 128, COLS = 128, STEP = 64, STAGES = 4, THREADS = 384, CONSUMERS = 2 };
-enum { GROUP = 8 }; /* most units that are walked together, column by column: 2048 rows, whose h stays in L2 */
+enum { GROUP = 8 }; /* most units that are processed together, column by column: 2048 rows, whose h stays in L2 */
 enum { LAG = 2 };   /* steps by which the second warpgroup starts later than the first */
 enum { BOX_BYTES = 128 * STEP * 2, STAGE_BYTES = 3 * BOX_BYTES };
 enum { OUT_BYTES = 16 * COLS * 2 }; /* a consumer warp's 16 output rows */
 
+/* Offsets in shared memory, in bytes. */
 struct smem_layout {
     enum {
         H = 0,
@@ -51,8 +52,8 @@ struct smem_layout {
 struct params {
     bf16 *act;         /* [M][F] */
     int M, F, steps;   /* D / STEP */
-    int units, across; /* units of two row tiles, one for each block of a cluster; tiles of columns */
-    int group;         /* units that are walked together: at most GROUP, and about the same number in each group */
+    int units, across; /* number of units (two row tiles, one for each block of a cluster); number of column tiles */
+    int group;         /* units that are processed together: at most GROUP, and about the same number in each group */
 };
 
 /* wgmma.m64n256k16: d[64 x 256] = or += h w^T over 16 elements of D. Both operands are in shared memory with D
@@ -65,7 +66,8 @@ __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t h, uint64_t w, i
                  : "l"(h), "l"(w), "r"(keep));
 }
 
-/* The i-th tile of all clusters: its unit and its tile of columns. The last group may have fewer units. */
+/* Tile i, in the order in which the clusters process tiles: its unit and its column tile. The last group may have fewer
+ * units. */
 struct tile {
     int unit, column;
     __device__ __forceinline__ tile(const params &P, int i)
@@ -103,12 +105,12 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t addr, const uint32_t (&r)[4
                  : "memory");
 }
 
-/* The epilogue of a warp's 16 rows from `row` on: SwiGLU, then to memory by way of shared memory, so that 16 lanes
- * write the 256 bytes of a row together. The 16-byte piece k of a row lies at k ^ (row & 7), so that neither writing
- * nor reading has bank conflicts. Accumulators 4n + 2h and the next are columns 8n + 2 (lane % 4) of row lane / 4 + 8h,
- * the layout of stmatrix; the first 64 are gate, the others up. */
-__device__ __forceinline__ void epilogue(const params &P, const float (&acc)[128], char *out, int row, int col,
-                                         int lane)
+/* The epilogue of a warp's 16 rows from `row` on. It computes SwiGLU and writes the outputs through shared memory, so that
+ * 16 lanes together write the 256 bytes of a row. Piece k of a row, 16 bytes, is stored at k ^ (row & 7), so that neither
+ * writes nor reads have bank conflicts. Accumulators 4n + 2h and 4n + 2h + 1 are columns 8n + 2 (lane % 4) and the next
+ * of row lane / 4 + 8h, as stmatrix expects them. The first 64 accumulators are gate, the others up. */
+__device__ __forceinline__ void run_epilogue(const params &P, const float (&acc)[128], char *out, int row, int col,
+                                             int lane)
 {
     int r8 = lane % 16, far = lane / 16;
     uint32_t matrix_row = smem_u32(out) + r8 * (COLS * 2);
@@ -133,7 +135,7 @@ __device__ __forceinline__ void epilogue(const params &P, const float (&acc)[128
     __syncwarp();
 }
 
-/* A thread of consumer warpgroup wg, 0 or 1. */
+/* A thread of consumer warpgroup wg, 0 or 1: multiplies the block's tiles, and runs the epilogue of each. */
 __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t base, int wg)
 {
     int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x % 128 / 32, rank = (int)blockIdx.x % CLUSTER;
@@ -153,15 +155,15 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
     for (int i = (int)blockIdx.x / CLUSTER; i < P.units * P.across; i += (int)gridDim.x / CLUSTER) {
         tile t(P, i);
         int row = (t.unit * CLUSTER + rank) * ROWS + wg * 64;
-        if (row >= P.M) { /* the warpgroup has no rows, but must still release the stages */
+        if (row >= P.M) { /* a warpgroup without rows must release the stages too */
             for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
                 mbar_wait(full + 8 * at.stage, at.parity);
-                __syncwarp(); /* as wgmma does: without it, a slow lane could miss a phase */
+                __syncwarp(); /* wgmma would do it: otherwise a slow lane could miss a phase */
                 release(at.stage);
             }
             continue;
         }
-        int before = 0;
+        int previous = 0;
         for (int k = 0; k < P.steps; k++, at.next(STAGES)) {
             mbar_wait(full + 8 * at.stage, at.parity);
             wgmma_fence();
@@ -173,13 +175,13 @@ __device__ __forceinline__ void consume(const params &P, char *smem, uint32_t ba
             wgmma_commit();
             wgmma_wait<1>();
             if (k > 0)
-                release(before);
-            before = at.stage;
+                release(previous);
+            previous = at.stage;
         }
         wgmma_wait<0>();
         asm volatile("" : WG_R128(acc, 0)::"memory"); /* the compiler must not read acc before this point */
-        release(before);
-        epilogue(P, acc, out, row + warp * 16, t.column * COLS, lane);
+        release(previous);
+        run_epilogue(P, acc, out, row + warp * 16, t.column * COLS, lane);
     }
 }
 
@@ -199,7 +201,7 @@ __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
         }
         mbar_init_fence();
     }
-    cluster_sync(); /* the other block's barriers are initialised before bytes or arrivals go there */
+    cluster_sync(); /* the barriers of both blocks are initialised before either block uses the other's */
     griddep_wait();
     int wg = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
     if (wg == CONSUMERS) {
