@@ -37,19 +37,18 @@ static inline int cu_fail(struct km_err *err, cudaError_t rc, const char *what)
     return km_fail(err, KM_EDEVICE, "%.80s failed: %s", what, cudaGetErrorString(rc));
 }
 /* Makes the calling function return with KM_EDEVICE if the CUDA call fails. The function must have a variable `err`. */
-#define CU_TRY(call)                                                                                               \
-    do {                                                                                                           \
-        cudaError_t cu_rc_ = (call);                                                                               \
-        if (cu_rc_ != cudaSuccess)                                                                                 \
-            return cu_fail(err, cu_rc_, #call);                                                                    \
+#define CU_TRY(call)                                                                                                   \
+    do {                                                                                                               \
+        cudaError_t cu_rc_ = (call);                                                                                   \
+        if (cu_rc_ != cudaSuccess)                                                                                     \
+            return cu_fail(err, cu_rc_, #call);                                                                        \
     } while (0)
 
 /* Launches a kernel with programmatic dependent launch (PDL): the kernel may start while the previous kernel of the
  * stream still runs. It must call griddep_wait (ptx.cuh) before it reads what an earlier kernel writes, and before it
  * writes what an earlier kernel reads. */
 template <typename... P, typename... A>
-static inline void cu_launch(void (*kernel)(P...), dim3 grid, unsigned block, size_t smem, cudaStream_t s,
-                             A... args)
+static inline void cu_launch(void (*kernel)(P...), dim3 grid, unsigned block, size_t smem, cudaStream_t s, A... args)
 {
     cudaLaunchAttribute pdl = {};
     pdl.id = cudaLaunchAttributeProgrammaticStreamSerialization;

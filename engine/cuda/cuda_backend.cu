@@ -25,7 +25,7 @@ extern "C" {
 
 namespace {
 
-enum { COPY_EVENTS = 64 };  /* events for copies; a copy waits until the copy that used its event before has ended */
+enum { COPY_EVENTS = 64 }; /* events for copies; a copy waits until the copy that used its event before has ended */
 enum { COPY_BATCH = 256 }; /* most contiguous ranges in one call of cudaMemcpyBatchAsync */
 
 /* A step in flight. */
@@ -63,7 +63,7 @@ static char *host_arrays(const struct be *b, int buf)
     return b->ws.host_arrays + (size_t)buf * b->ws.arrays_bytes;
 }
 
-/* Enqueues the kernels of a step of T tokens of R requests whose arrays are in pinned buffer buf. S rows are sampled. */
+/* Enqueues the kernels of a step of T tokens of R requests. Its arrays are in pinned buffer buf. S rows are sampled. */
 static int enqueue_step(struct be *b, int buf, int T, int R, int n_splits, int n_tiles, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
@@ -131,8 +131,9 @@ static int check_step(const struct be *b, const struct batch *in, struct km_err 
                        in->n_reqs, in->table_start[in->n_reqs], b->m.max_blocks);
     for (int i = 0; i < in->n_tokens; i++)
         if (in->tokens[i] < 0 && (!running || -(in->tokens[i] + 1) >= running->n_samples))
-            return km_fail(err, KM_EINVAL, "the token of row %d of a step is sample %d of the step in flight, which has no such sample", i,
-                           -(in->tokens[i] + 1));
+            return km_fail(err, KM_EINVAL,
+                           "the token of row %d of a step is sample %d of the step in flight, which has no such sample",
+                           i, -(in->tokens[i] + 1));
     return 0;
 }
 
@@ -172,7 +173,7 @@ static void count_flops(struct be *b, const struct batch *in)
     b->stats.flops += m.L * (per_token * in->n_tokens + attn) + 2.0 * m.D * m.V * in->n_samples;
 }
 
-/* True if the kernels of step/sample.cu can sample the row. The reference sampler samples all other rows, on the host. */
+/* True if the kernels of step/sample.cu can sample the row. The reference sampler samples all other rows. */
 static bool device_samples(const struct smp_row *r)
 {
     return r->p.n_logprobs < 0 && !r->n_history && r->n_banned <= CU_MAX_BANNED;
@@ -225,11 +226,11 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
 
 /* Enqueues n copies of size[i] bytes from src[i] to dst[i]. */
 static cudaError_t enqueue_copies(struct be *b, enum kv_dir dir, void *const *dst, const void *const *src,
-                              const size_t *size, size_t n)
+                                  const size_t *size, size_t n)
 {
     cudaMemcpyAttributes how = {};
-    /* The source of a store (D2H) is a page that kernels in the stream still write: it must be read in stream order. The
-     * source of a load (H2D) does not change after the call. */
+    /* The source of a store (D2H) is a page that kernels in the stream still write: it must be read in stream order.
+     * The source of a load (H2D) does not change after the call. */
     how.srcAccessOrder = dir == KV_TO_HOST ? cudaMemcpySrcAccessOrderStream : cudaMemcpySrcAccessOrderAny;
     size_t first = 0; /* the attributes are for all copies from the first on */
 #if CUDART_VERSION >= 13000
@@ -424,5 +425,5 @@ static void cuda_stats(struct be *b, struct be_stats *out)
 /* In the order of the members of struct backend: C++17 has no designated initialisers. */
 extern "C" const struct backend be_cuda = {
     "cuda",    true, /* async_sched */
-    cu_probe,  cu_measure, cu_plan,         cuda_open,      cuda_close, cuda_step, cuda_wait, cuda_copy,
-    cuda_poll, cuda_host_alloc, cuda_host_free, nullptr /* now */, cuda_stats};
+    cu_probe,  cu_measure, cu_plan,         cuda_open,      cuda_close,        cuda_step, cuda_wait,
+    cuda_copy, cuda_poll,  cuda_host_alloc, cuda_host_free, nullptr /* now */, cuda_stats};

@@ -70,8 +70,8 @@ static void query_gpu_and_memory(answer *a)
         km_fail(&a->err, KM_EDEVICE, "CUDA device 0 does not answer: %s", cudaGetErrorString(rc));
 }
 
-/* Runs `ask` in a child process and copies its answer to *a. Returns the error in the answer, or KM_EDEVICE if the child
- * process crashed. */
+/* Runs `ask` in a child process and copies its answer to *a. Returns the error in the answer, or KM_EDEVICE if the
+ * child process crashed. */
 static int ask_child(void (*ask)(answer *), answer *a, struct km_err *err)
 {
     int fd[2];

@@ -1,9 +1,9 @@
 /* Dimensions and memory plan. Nothing here initialises CUDA in this process: the GPU is queried in a child process
  * (gpu.h). Without a GPU, the plan is made for an H100. */
-#include "engine/cuda/plan.h"
 #include "engine/cuda/gemm/gemm_lt.h"
-#include "engine/cuda/workspace.h"
+#include "engine/cuda/plan.h"
 #include "engine/cuda/weights.h"
+#include "engine/cuda/workspace.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -69,8 +69,8 @@ struct kv_geom cu_geom(const cu_dims &d, const struct mdl *m, int n_pages)
     return g;
 }
 
-/* Finds the GPU to plan for: this machine's GPU, or without one, if the memory limit is stated, a GPU with the SMs of an
- * H100. Sets out->device to its description. */
+/* Finds the GPU to plan for: this machine's GPU, or without one, if the memory limit is stated, a GPU with the SMs of
+ * an H100. Sets out->device to its description. */
 static int find_gpu(cu_gpu *gpu, const struct be_opts *o, struct plan *out, struct km_err *err)
 {
     struct km_err why = {};
@@ -83,8 +83,8 @@ static int find_gpu(cu_gpu *gpu, const struct be_opts *o, struct plan *out, stru
                        "%s; to plan without a GPU, state the memory limit, for example --gpu-memory-limit 24GiB",
                        why.msg);
     *gpu = cu_gpu{"", 90, 132, SIZE_MAX, SIZE_MAX};
-    snprintf(out->device, sizeof out->device, "no GPU on this machine; workspace as on an H100 (%d SMs), older GPUs need more",
-             gpu->n_sms);
+    snprintf(out->device, sizeof out->device,
+             "no GPU on this machine; workspace as on an H100 (%d SMs), older GPUs need more", gpu->n_sms);
     return 0;
 }
 

@@ -74,10 +74,10 @@ struct pipe_state {
  * the bytes. Both addresses are cluster addresses (mapa). */
 __device__ __forceinline__ void st_async(uint32_t there, float a, float b, float c, float d, uint32_t bar_there)
 {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(
-                     there),
-                 "f"(a), "f"(b), "f"(c), "f"(d), "r"(bar_there)
-                 : "memory");
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(there),
+        "f"(a), "f"(b), "f"(c), "f"(d), "r"(bar_there)
+        : "memory");
 }
 
 __device__ __forceinline__ void st_async(uint32_t there, float a, uint32_t bar_there)
@@ -93,8 +93,8 @@ __device__ __forceinline__ void st_async(uint32_t there, float a, uint32_t bar_t
 __device__ __forceinline__ void tma_load_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
 {
     asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::
-            "r"(dst),
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+            dst),
         "l"(map), "r"(col), "r"(row), "r"(bar)
         : "memory");
 }
@@ -117,10 +117,11 @@ __device__ __forceinline__ void tma_load_stack(uint32_t dst, const void *map, in
                  "l"(map), "r"(col), "r"(0), "r"(group), "r"(stack), "r"(bar)
                  : "memory");
 }
-/* cp.async.bulk.tensor.2d.multicast::cluster: like tma_load_box, but copies the box to every thread block of the cluster
- * whose bit is set in `ranks`. It arrives at the same address in each block, and each block's own barrier counts it. */
+/* cp.async.bulk.tensor.2d.multicast::cluster: like tma_load_box, but copies the box to every thread block of the
+ * cluster whose bit is set in `ranks`. It arrives at the same address in each block, and each block's own barrier
+ * counts it. */
 __device__ __forceinline__ void tma_load_box_multicast(uint32_t dst, const void *map, int col, int row, uint32_t bar,
-                                                  uint16_t ranks)
+                                                       uint16_t ranks)
 {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
                  "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst),

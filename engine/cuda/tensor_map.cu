@@ -14,8 +14,9 @@ int cu_tensor_map(void *map128, const bf16 *base, int rank, const uint64_t *dims
     cudaDriverEntryPointQueryResult found;
     CU_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &fn, 12000, cudaEnableDefault, &found));
     if (!fn || found != cudaDriverEntryPointSuccess)
-        return km_fail(err, KM_EDEVICE,
-                       "the NVIDIA driver has no function cuTensorMapEncodeTiled; update it to a driver for CUDA 12 or newer");
+        return km_fail(
+            err, KM_EDEVICE,
+            "the NVIDIA driver has no function cuTensorMapEncodeTiled; update it to a driver for CUDA 12 or newer");
     CUtensorMap map;
     cuuint32_t ones[RANK_MAX] = {1, 1, 1, 1, 1};
     auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(fn);

@@ -156,8 +156,8 @@ void loader_close(loader *l)
 
 struct cu_weights_parts cu_weights_sizes(const struct mdl_config *c)
 {
-    return {aligned_bytes(n_elems(c, MDL_EMBED)), aligned_bytes(n_elems(c, MDL_NORM_OUT)), c->tied ? 0 : aligned_bytes(n_elems(c, MDL_LM_HEAD)),
-            (size_t)c->n_layers * layer_size(c)};
+    return {aligned_bytes(n_elems(c, MDL_EMBED)), aligned_bytes(n_elems(c, MDL_NORM_OUT)),
+            c->tied ? 0 : aligned_bytes(n_elems(c, MDL_LM_HEAD)), (size_t)c->n_layers * layer_size(c)};
 }
 
 size_t cu_weights_size(const struct mdl_config *c)
@@ -176,10 +176,11 @@ int cu_weights_load(struct cu_weights *w, const struct mdl *m, struct km_err *er
     void *p;
     cudaError_t rc = cudaMalloc(&p, w->bytes);
     if (rc != cudaSuccess)
-        return km_fail(err, KM_EDEVICE,
-                       "cannot allocate %.1f GiB on the GPU for the weights of %s: %s; use a smaller model, or end other "
-                       "programs that use the GPU",
-                       (double)w->bytes / (1 << 30), mdl_name(m), cudaGetErrorString(rc));
+        return km_fail(
+            err, KM_EDEVICE,
+            "cannot allocate %.1f GiB on the GPU for the weights of %s: %s; use a smaller model, or end other "
+            "programs that use the GPU",
+            (double)w->bytes / (1 << 30), mdl_name(m), cudaGetErrorString(rc));
     w->base = static_cast<char *>(p);
     km_mem_note(KM_MEM_DEVICE, (int64_t)w->bytes);
     loader l = {};

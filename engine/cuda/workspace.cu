@@ -1,9 +1,9 @@
 /* Makes the list of buffers, allocates the buffers, and adds up their sizes. */
-#include "engine/cuda/workspace.h"
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/gemm/gate_up_sm90.h"
 #include "engine/cuda/gemm/small_m_sm90.h"
 #include "engine/cuda/step/sample.h"
+#include "engine/cuda/workspace.h"
 
 #include <string.h>
 
@@ -11,8 +11,7 @@
 template <typename T>
 static void add(struct cu_workspace *ws, const char *name, enum km_mem_kind kind, T **pointer, size_t n)
 {
-    ws->buffers[ws->n_buffers++] =
-        cu_workspace_buffer{name, kind, n * sizeof(T), reinterpret_cast<void **>(pointer)};
+    ws->buffers[ws->n_buffers++] = cu_workspace_buffer{name, kind, n * sizeof(T), reinterpret_cast<void **>(pointer)};
 }
 
 int cu_gate_up_rows(const cu_dims &m)
@@ -85,8 +84,8 @@ static int alloc_buffer(cu_workspace_buffer *b, struct km_err *err)
                            (double)b->bytes / (1 << 30), b->name, cudaGetErrorString(rc));
     } else if (b->kind == KM_MEM_PINNED) {
         if ((rc = cudaHostAlloc(&p, b->bytes, cudaHostAllocDefault)) != cudaSuccess)
-            return km_fail(err, KM_ENOMEM, "cannot allocate %zu bytes of pinned memory for the workspace (%s): %s", b->bytes, b->name,
-                           cudaGetErrorString(rc));
+            return km_fail(err, KM_ENOMEM, "cannot allocate %zu bytes of pinned memory for the workspace (%s): %s",
+                           b->bytes, b->name, cudaGetErrorString(rc));
         memset(p, 0, b->bytes);
     } else if (!(p = km_calloc(b->bytes, 1)))
         return km_fail(err, KM_ENOMEM, "cannot allocate %zu bytes of memory for the workspace (%s)", b->bytes, b->name);

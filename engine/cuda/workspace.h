@@ -58,8 +58,8 @@ int cu_gate_up_rows(const cu_dims &m);
 void cu_workspace_list(struct cu_workspace *ws, const cu_dims &m);
 /* Bytes that weights, workspace, pool and reserve may use together. */
 int64_t cu_memory_limit(const struct be_opts *o, const cu_gpu *gpu);
-/* Adds the KV pool to the list: o->n_pages pages, or as many as fit. gpu->avail must be the free memory once weights and
- * all other buffers are allocated. KM_ELIMIT. */
+/* Adds the KV pool to the list: o->n_pages pages, or as many as fit. gpu->avail must be the free memory once weights
+ * and all other buffers are allocated. KM_ELIMIT. */
 int cu_workspace_add_pool(struct cu_workspace *ws, const cu_dims &m, const struct be_opts *o, size_t weight_bytes,
                           const cu_gpu *gpu, struct km_err *err);
 /* Allocates and zeroes the listed buffers that are not allocated yet. KM_EDEVICE, KM_ENOMEM. */

@@ -24,8 +24,8 @@ namespace {
 
 enum { WARPS = 4, STAGES = 3, TILE = 16 /* tokens */, BLOCKS_PER_SM = 2 };
 
-/* The partials of all splits. A partial is the unnormalised output of a split and a KV head, with maximum and sum of its
- * softmax. group = H / G. */
+/* The partials of all splits. A partial is the unnormalised output of a split and a KV head, with maximum and sum of
+ * its softmax. group = H / G. */
 struct partials {
     float *o;      /* [splits][G][group][DH] */
     float2 *ml;    /* [splits][G][16] maximum (base 2) and sum */
@@ -60,11 +60,11 @@ __device__ __forceinline__ uint4 ld_shared16(uint32_t addr)
     return v;
 }
 
-/* Copies the KV of one split and one KV head into the warp's ring, and reads it from there. All members are those of one
- * lane; g = lane / 4, t = lane % 4. */
+/* Copies the KV of one split and one KV head into the warp's ring, and reads it from there. All members are those of
+ * one lane; g = lane / 4, t = lane % 4. */
 template <int DH> struct kv_reader {
-    const bf16 *kv; /* keys of the layer and the KV head in page 0 */
-    const int32_t *table; /* page ids of the request */
+    const bf16 *kv;             /* keys of the layer and the KV head in page 0 */
+    const int32_t *table;       /* page ids of the request */
     size_t page_elems, v_off;   /* elements of a page; from a key to its value */
     int B_log2, end;            /* end: end of the split, in tokens */
     uint32_t ring, ring_values; /* shared-memory addresses of this lane's keys, and of the warp's values */
@@ -115,7 +115,8 @@ template <int DH> struct kv_reader {
 /* The online softmax of one warp. A lane has rows g and g + 8 of the mma tile (index h = 0 and 1). */
 template <int DH> struct softmax_state {
     float acc[shape<DH>::NT][4] = {};
-    float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}; /* maximum (base 2) of the row; sum over the lane's tokens */
+    float top[2] = {-INFINITY, -INFINITY}; /* maximum of the row, base 2 */
+    float sum[2] = {0, 0};                 /* sum over the lane's tokens */
 
     /* Adds the 16 tokens from `tok` on, which are in a stage of the ring. */
     __device__ __forceinline__ void add_tile(const kv_reader<DH> &in, int stage, int tok,
@@ -236,9 +237,8 @@ __device__ __forceinline__ void load_q(const bf16 *q, int group, int g, int t, u
 }
 
 /* Starts the copies of a warp's first tiles. A kernel of this step writes the KV of the request's last token. Earlier
- * steps wrote the KV of all other tokens, so their tiles are copied while the previous kernels of this step still run. */
-template <int DH>
-__device__ __forceinline__ void fetch_first(const kv_reader<DH> &in, const cu_split &split, int first)
+ * steps wrote the KV of all other tokens, so their tiles are copied while the previous kernels still run. */
+template <int DH> __device__ __forceinline__ void fetch_first(const kv_reader<DH> &in, const cu_split &split, int first)
 {
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
@@ -261,8 +261,8 @@ __device__ __forceinline__ void fetch_first(const kv_reader<DH> &in, const cu_sp
  * the return. */
 template <int DH>
 __device__ __forceinline__ void add_tiles(const kv_reader<DH> &in, const cu_split &split, int first,
-                                     const uint32_t (&qa)[2 * shape<DH>::KI][4], float scale_log2,
-                                     softmax_state<DH> &w)
+                                          const uint32_t (&qa)[2 * shape<DH>::KI][4], float scale_log2,
+                                          softmax_state<DH> &w)
 {
     int stage = 0, next = STAGES - 1;
     for (int tok = first; tok < split.end; tok += WARPS * TILE) {
@@ -332,8 +332,8 @@ __device__ __forceinline__ void merge_warps(const float (*so)[16][DH + 4], const
     }
 }
 
-/* Merges the partials of a request into out[group][DH], one row per warp at a time. Up to AT_ONCE partials are loaded at
- * the same time, so that the merge waits for memory once. */
+/* Merges the partials of a request into out[group][DH], one row per warp at a time. Up to AT_ONCE partials are loaded
+ * at the same time, so that the merge waits for memory once. */
 template <int DH>
 __device__ __forceinline__ void merge_splits(const partials &part, const cu_split &split, int G, int head, int group,
                                              int warp, int lane, bf16 *out)
@@ -345,7 +345,8 @@ __device__ __forceinline__ void merge_splits(const partials &part, const cu_spli
         const float2 *from_ml = part.ml + ((size_t)split.first * G + head) * 16 + r;
         float m = -INFINITY, l = 0;
         row_piece<DH> v = {};
-        for (int left = split.n_splits; left > 0; left -= AT_ONCE, from_o += AT_ONCE * o_step, from_ml += AT_ONCE * ml_step) {
+        for (int left = split.n_splits; left > 0;
+             left -= AT_ONCE, from_o += AT_ONCE * o_step, from_ml += AT_ONCE * ml_step) {
             float2 ml = lane < left && lane < AT_ONCE ? from_ml[lane * ml_step] : make_float2(-INFINITY, 0);
             row_piece<DH> p[AT_ONCE] = {};
 #pragma unroll
@@ -478,8 +479,8 @@ static int split_len(int len, int limit)
  * n + splits_per_wave splits. */
 static int choose_split_limit(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n)
 {
-    enum { UNIT = WARPS * TILE };   /* tokens that a thread block processes at once */
-    enum { START_COST = 64 };       /* cost of starting a thread block, in tokens */
+    enum { UNIT = WARPS * TILE }; /* tokens that a thread block processes at once */
+    enum { START_COST = 64 };     /* cost of starting a thread block, in tokens */
     long all = 0, blocks = (long)BLOCKS_PER_SM * m.n_sms, best_cost = INT64_MAX;
     for (int i = 0; i < n; i++)
         all += host.kv_len[reqs[i]];

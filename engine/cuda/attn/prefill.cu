@@ -1,9 +1,9 @@
 /* Causal attention of prefill chunks over paged KV, by mma.sync, for every GPU from sm_80 on (FlashAttention-2, Dao
  * 2023).
  *
- * A thread block processes 128 query rows of one head, 32 in each of its four warps. The warps process the keys in tiles
- * of 64 tokens, with an online softmax in registers. cp.async copies the tiles to shared memory, double-buffered, in
- * 16-byte pieces that are swizzled so that ldmatrix has no bank conflicts. Under the causal mask the last rows of a
+ * A thread block processes 128 query rows of one head, 32 in each of its four warps. The warps process the keys in
+ * tiles of 64 tokens, with an online softmax in registers. cp.async copies the tiles to shared memory, double-buffered,
+ * in 16-byte pieces that are swizzled so that ldmatrix has no bank conflicts. Under the causal mask the last rows of a
  * request see the most keys, so the tiles of the last rows start first. */
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/ptx.cuh"
@@ -55,7 +55,8 @@ __device__ __forceinline__ void load_kv(const bf16 *kv, const int32_t *table, in
 
 /* s = q k^T for a warp's 32 rows and the 64 keys at shared-memory address kb. */
 template <int DH>
-__device__ __forceinline__ void compute_scores(float (&s)[2][TILE_K / 8][4], uint32_t qb, uint32_t kb, int warp, int lane)
+__device__ __forceinline__ void compute_scores(float (&s)[2][TILE_K / 8][4], uint32_t qb, uint32_t kb, int warp,
+                                               int lane)
 {
 #pragma unroll
     for (int k = 0; k < DH / 16; k++) {
@@ -81,8 +82,8 @@ __device__ __forceinline__ void compute_scores(float (&s)[2][TILE_K / 8][4], uin
  * of the block's first row. */
 template <int DH>
 __device__ __forceinline__ void update_softmax(softmax_state<DH> &a, float (&s)[2][TILE_K / 8][4],
-                                        uint32_t (&p)[2][TILE_K / 16][4], float scale_log2, bool edge, int key0,
-                                        int pos0, int warp, int g, int t)
+                                               uint32_t (&p)[2][TILE_K / 16][4], float scale_log2, bool edge, int key0,
+                                               int pos0, int warp, int g, int t)
 {
 #pragma unroll
     for (int m = 0; m < 2; m++)
@@ -141,8 +142,8 @@ __device__ __forceinline__ void add_values(softmax_state<DH> &a, const uint32_t 
 
 /* Writes the first `rows` of the block's rows to o, whose rows are `stride` elements apart. */
 template <int DH>
-__device__ __forceinline__ void store_rows(const softmax_state<DH> &a, bf16 *o, size_t stride, int rows, int warp, int g,
-                                           int t)
+__device__ __forceinline__ void store_rows(const softmax_state<DH> &a, bf16 *o, size_t stride, int rows, int warp,
+                                           int g, int t)
 {
 #pragma unroll
     for (int m = 0; m < 2; m++)

@@ -2,16 +2,16 @@
  *
  * A job is 128 query rows of one head of 128 elements. One persistent thread block per SM takes jobs from a queue, the
  * longest jobs first. The queue is a counter in global memory. In a block, a producer warp copies queries, keys and
- * values for two consumer warpgroups of 64 rows each. Keys and values each have a ring of three tiles of 128 tokens. The
- * producer starts the next job while the consumers finish the current one.
+ * values for two consumer warpgroups of 64 rows each. Keys and values each have a ring of three tiles of 128 tokens.
+ * The producer starts the next job while the consumers finish the current one.
  *
  * The tensor map describes the KV pool as a sequence of groups. A group is 8 tokens by the two halves of a head. The
  * keys of one head in a page (or 128 tokens of a larger page) are then one box. A box arrives in shared memory in the
  * order that wgmma reads: 128-byte swizzle, 8 tokens of one half of the head, then 8 tokens of the other half.
  *
  * A job's tiles are processed from the diagonal back to the first token. Only the first tiles need the causal mask, and
- * the running maximum rarely changes after them. While the tensor cores multiply P and V of one tile, the softmax of the
- * next tile runs (FlashAttention-3, Shah et al. 2024, section 3.2).
+ * the running maximum rarely changes after them. While the tensor cores multiply P and V of one tile, the softmax of
+ * the next tile runs (FlashAttention-3, Shah et al. 2024, section 3.2).
  *
  * Values after the last key that a job may see are set to zero in shared memory. A page may hold NaN there, and 0 * NaN
  * would reach the output.
@@ -19,9 +19,8 @@
  * Barriers in shared memory, and what completes a phase of each:
  *   K_FULL, V_FULL    of each stage: the producer's arrival and the tile's bytes
  *   K_EMPTY, V_EMPTY  of each stage: an arrival by each consumer warp, once its warpgroup has multiplied the tile
- *   Q_FULL            once per job: the producer's arrival, after it has written the job's description, and the bytes of
- *                     the queries
- *   Q_EMPTY           once per job: an arrival by each consumer warp, after its last multiplication with the queries */
+ *   Q_FULL            of each job: the producer's arrival, once it has described the job, and the queries' bytes
+ *   Q_EMPTY           of each job: an arrival by each consumer warp, after its last multiplication with the queries */
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/sm90.cuh"
@@ -114,9 +113,9 @@ __device__ __forceinline__ job_desc describe_job(const params &P, int job)
     return w;
 }
 
-/* The producer warp. Lane i copies the i-th box of each tile, and reads the box's page id one tile in advance. The first
- * job of block b is job b. The producer describes this job before griddep_wait, while the kernel that computes queries
- * and keys still runs, because the step's arrays may be read without waiting (cu_fetch). */
+/* The producer warp. Lane i copies the i-th box of each tile, and reads the box's page id one tile in advance. The
+ * first job of block b is job b. The producer describes this job before griddep_wait, while the kernel that computes
+ * queries and keys still runs, because the step's arrays may be read without waiting (cu_fetch). */
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool, const CUtensorMap *queries,
                                         job_desc *shared, uint32_t base, int lane)
 {
@@ -133,7 +132,8 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
         int next = find_group(w.n_tiles - 1);
         if (n == 0)
             griddep_wait();
-        job = lane == 0 ? gridDim.x + atomicAdd(P.job_counters, 1) : 0; /* used after this job, which hides the latency of the atomic */
+        /* The next job's number. It is not needed before the end of this job, which hides the latency of the atomic. */
+        job = lane == 0 ? gridDim.x + atomicAdd(P.job_counters, 1) : 0;
         for (int j = w.n_tiles - 1; j >= 0; j--, t.next(STAGES)) {
             int group = next;
             if (j > 0)
@@ -150,8 +150,8 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
                                     group + (kv ? v_group : k_group), bar + smem_layout::K_FULL);
                 if (kv || j < w.n_tiles - 1)
                     continue;
-                /* The queries are copied after the first keys: the copy of the keys can start while the consumers still use the
-                 * queries of the previous job. */
+                /* The queries are copied after the first keys: the copy of the keys can start while the consumers still
+                 * use the queries of the previous job. */
                 mbar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
                 if (lane == 0) {
                     *shared = w;
@@ -173,8 +173,8 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
 }
 
 /* The online softmax of one tile: replaces the scores s by probabilities, and updates maximum and sum of the rows. fix:
- * the factor by which the caller must scale the output so far. edge: some row does not see all keys. key0, pos: positions
- * of the tile's first key and of the lane's first row. */
+ * the factor by which the caller must scale the output so far. edge: some row does not see all keys. key0, pos:
+ * positions of the tile's first key and of the lane's first row. */
 __device__ __forceinline__ void update_softmax(float (&s)[64], float (&top)[2], float (&sum)[2], float (&fix)[2],
                                                float scale, bool edge, int key0, int pos, int t)
 {

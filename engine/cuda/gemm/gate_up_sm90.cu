@@ -3,8 +3,8 @@
  *
  * Fusing saves writing gate and up to memory and reading them back. On an H100, at the shapes of Qwen3-8B, with 512 to
  * 8192 rows and launches back to back as in a prefill, the kernel takes 0.85 to 0.98 of the time of cuBLASLt and a
- * SwiGLU kernel. For the other GEMMs cuBLASLt is used: with a plain or adding epilogue, this design took 0.99 to 1.09 of
- * cuBLASLt's time from 2048 rows on, and up to 2.3 times as long with fewer rows.
+ * SwiGLU kernel. For the other GEMMs cuBLASLt is used: with a plain or adding epilogue, this design took 0.99 to 1.09
+ * of cuBLASLt's time from 2048 rows on, and up to 2.3 times as long with fewer rows.
  *
  * A tile is 128 rows by 128 columns of act: 128 rows of h by two boxes of 128 rows of w, the gate rows and the up rows
  * of the same columns. A thread therefore has gate and up of each of its outputs. In a thread block, a producer warp
@@ -105,10 +105,10 @@ __device__ __forceinline__ void stmatrix_x4(uint32_t addr, const uint32_t (&r)[4
                  : "memory");
 }
 
-/* The epilogue of a warp's 16 rows from `row` on. It computes SwiGLU and writes the outputs through shared memory, so that
- * 16 lanes together write the 256 bytes of a row. Piece k of a row, 16 bytes, is stored at k ^ (row & 7), so that neither
- * writes nor reads have bank conflicts. Accumulators 4n + 2h and 4n + 2h + 1 are columns 8n + 2 (lane % 4) and the next
- * of row lane / 4 + 8h, as stmatrix expects them. The first 64 accumulators are gate, the others up. */
+/* The epilogue of a warp's 16 rows from `row` on. It computes SwiGLU and writes the outputs through shared memory, so
+ * that 16 lanes together write the 256 bytes of a row. Piece k of a row, 16 bytes, is stored at k ^ (row & 7), so that
+ * neither writes nor reads have bank conflicts. Accumulators 4n + 2h and 4n + 2h + 1 are columns 8n + 2 (lane % 4) and
+ * the next of row lane / 4 + 8h, as stmatrix expects them. The first 64 accumulators are gate, the others up. */
 __device__ __forceinline__ void run_epilogue(const params &P, const float (&acc)[128], char *out, int row, int col,
                                              int lane)
 {

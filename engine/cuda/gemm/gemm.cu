@@ -1,7 +1,7 @@
 /* Chooses and runs the implementation of each GEMM (gemm.h). At the limits in M, two implementations take the same time
  * at the shapes of Qwen3-8B on an H100. kernels_check small_m, gate_up and time measure it. */
-#include "engine/cuda/gemm/gemm.h"
 #include "engine/cuda/gemm/gate_up_sm90.h"
+#include "engine/cuda/gemm/gemm.h"
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/gemm/small_m.h"
 #include "engine/cuda/gemm/small_m_sm90.h"
@@ -62,7 +62,7 @@ static int plan_small_m_sm90(struct cu_gemms *g, struct km_err *err)
         enum cu_gemm which = static_cast<enum cu_gemm>(i);
         operands o = get_operands(g, which, 0);
         int max_rows = which == CU_GEMM_HEAD ? g->m.max_reqs : g->m.max_tokens;
-        if (which == CU_GEMM_QKV && (g->m.d != 128 || o.rows > 64 * g->small_m.blocks)) /* see cu_small_m_sm90_weights */
+        if (which == CU_GEMM_QKV && (g->m.d != 128 || o.rows > 64 * g->small_m.blocks)) /* CU_EPILOGUE_HEADS needs it */
             o.epilogue = CU_EPILOGUE_BF16;
         g->small_m_sm90[i] = cu_small_m_sm90_usable(g->m, o.rows, o.K);
         if (!g->small_m_sm90[i])

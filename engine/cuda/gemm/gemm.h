@@ -22,8 +22,8 @@ enum cu_gemm {
 };
 
 struct cu_gemms;
-/* Borrows weights and workspace, which must not move. The workspace must be zeroed: every GEMM runs once, on stream s, at
- * every size for which cuBLASLt chooses an algorithm. KM_ENOMEM, KM_EDEVICE. */
+/* Borrows weights and workspace, which must not move. The workspace must be zeroed: every GEMM runs once, on stream s,
+ * at every size for which cuBLASLt chooses an algorithm. KM_ENOMEM, KM_EDEVICE. */
 int cu_gemms_open(struct cu_gemms **out, const cu_dims &m, const cu_weights *w, const cu_workspace *ws, cudaStream_t s,
                   struct km_err *err);
 void cu_gemms_close(struct cu_gemms *g); /* g may be NULL */

@@ -38,11 +38,11 @@ static int lt_fail(struct km_err *err, cublasStatus_t rc, const char *what)
 {
     return km_fail(err, KM_EDEVICE, "%s failed: %s", what, cublasLtGetStatusString(rc));
 }
-#define LT_TRY(call)                                                                                               \
-    do {                                                                                                           \
-        cublasStatus_t lt_rc_ = (call);                                                                            \
-        if (lt_rc_ != CUBLAS_STATUS_SUCCESS)                                                                       \
-            return lt_fail(err, lt_rc_, #call);                                                                    \
+#define LT_TRY(call)                                                                                                   \
+    do {                                                                                                               \
+        cublasStatus_t lt_rc_ = (call);                                                                                \
+        if (lt_rc_ != CUBLAS_STATUS_SUCCESS)                                                                           \
+            return lt_fail(err, lt_rc_, #call);                                                                        \
     } while (0)
 
 int cu_lt_open(struct cu_lt **out, struct km_err *err)
@@ -99,7 +99,7 @@ int cu_lt_bucket(int M)
     return b;
 }
 
-/* cuBLAS is column-major. A row-major matrix is therefore passed as its transpose: y^T[N x M] = w^T[K x N]^T x^T[K x M]. */
+/* cuBLAS is column-major, so each row-major matrix is passed as its transpose: y^T[N x M] = w^T[K x N]^T x^T[K x M]. */
 struct layouts {
     cublasLtMatrixLayoutOpaque_t w, x, y;
 };
@@ -114,8 +114,8 @@ static cublasStatus_t make_layouts(layouts *l, int M, int N, int K, bool y_f32)
     return rc;
 }
 
-static cublasStatus_t run_matmul(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x, const bf16 *w,
-                          bool add, void *y, cudaStream_t s)
+static cublasStatus_t run_matmul(struct cu_lt *g, layouts *l, const cublasLtMatmulAlgo_t *algo, const bf16 *x,
+                                 const bf16 *w, bool add, void *y, cudaStream_t s)
 {
     float one = 1, beta = add ? 1.f : 0.f;
     return cublasLtMatmul(g->lt, g->op, &one, w, &l->w, x, &l->x, &beta, y, &l->y, y, &l->y, algo, g->workspace,
@@ -123,8 +123,8 @@ static cublasStatus_t run_matmul(struct cu_lt *g, layouts *l, const cublasLtMatm
 }
 
 /* Times n algorithms and returns the index of the fastest. y: temporary memory of y_bytes + L2_FLUSH bytes. Each run
- * starts with a cold L2 cache, as in a forward pass, where other weights are read between two uses of w. Rounds over all
- * algorithms, instead of repeats of each, because the GPU's clock drifts while it warms up. */
+ * starts with a cold L2 cache, as in a forward pass, where other weights are read between two uses of w. Rounds over
+ * all algorithms, instead of repeats of each, because the GPU's clock drifts while it warms up. */
 static int find_fastest(struct cu_lt *g, const cublasLtMatmulHeuristicResult_t *found, int n, layouts *l, const bf16 *x,
                         const bf16 *w, char *y, size_t y_bytes, cudaStream_t s)
 {

@@ -12,8 +12,8 @@ int cu_lt_open(struct cu_lt **out, struct km_err *err);
 void cu_lt_close(struct cu_lt *g); /* g may be NULL */
 /* The bucket of M: the largest number of rows for which the algorithm is the same as for M. */
 int cu_lt_bucket(int M);
-/* Enqueues y[M][N] = x[M][K] w[N][K]^T; with add, y += x w^T. y is f32 if y_f32, else bf16. The first call for a bucket of
- * M times the library's algorithms and blocks meanwhile, unless s is being captured. KM_EDEVICE. */
+/* Enqueues y[M][N] = x[M][K] w[N][K]^T; with add, y += x w^T. y is f32 if y_f32, else bf16. The first call for a bucket
+ * of M times the library's algorithms and blocks meanwhile, unless s is being captured. KM_EDEVICE. */
 int cu_lt_gemm(struct cu_lt *g, const bf16 *x, const bf16 *w, int M, int N, int K, bool add, void *y, bool y_f32,
                cudaStream_t s, struct km_err *err);
 

@@ -2,10 +2,10 @@
  * read once, with loads of 16 bytes, of which a lane has UNROLL pairs in flight.
  *
  * A warp processes 16 rows of w and a part of K. Each lane loads 16 bytes of row g and of row g + 8 (g = lane / 4)
- * directly into the registers of mma A fragments, without shared memory. Lane t = lane % 4 of a row loads elements 8t to
- * 8t + 7 of every 32. This permutes the contraction index, which is correct because x, the B fragment of up to 8 rows,
- * is read with the same permutation. The warps of a thread block divide K among them and add their accumulators in
- * shared memory.
+ * directly into the registers of mma A fragments, without shared memory. Lane t = lane % 4 of a row loads elements 8t
+ * to 8t + 7 of every 32. This permutes the contraction index, which is correct because x, the B fragment of up to 8
+ * rows, is read with the same permutation. The warps of a thread block divide K among them and add their accumulators
+ * in shared memory.
  *
  * RMSNorm can be folded in: the kernel multiplies x by gamma as it loads x, adds up the squares of x, and scales the
  * outputs of a row by 1 / rms at the end. */
@@ -18,8 +18,8 @@ enum { WARPS = 8, UNROLL = 4 };
 /* What is stored: y = bf16, y += bf16, SwiGLU of gate and up, y = f32. */
 enum mode { STORE, ADD, SWIGLU, LOGITS };
 
-/* Row g of one half of the 16 rows of w that a thread block multiplies. The halves are neighbours, or, with SWIGLU, 8 rows
- * of gate and the same 8 rows of up. */
+/* Row g of one half of the 16 rows of w that a thread block multiplies. The halves are neighbours, or, with SWIGLU, 8
+ * rows of gate and the same 8 rows of up. */
 template <mode MODE> __device__ __forceinline__ int w_row(int tile, int g, int half, int N)
 {
     return MODE == SWIGLU ? tile * 8 + g + half * N : tile * 16 + g + half * 8;
@@ -48,8 +48,8 @@ struct params {
     void *y;
 };
 
-/* Multiplies steps [s0, s1) of K, 32 elements each. w0, w1: the lane's two rows of w, from its first element on. Weights
- * do not depend on earlier kernels, so their first loads start before griddep_wait. */
+/* Multiplies steps [s0, s1) of K, 32 elements each. w0, w1: the lane's two rows of w, from its first element on.
+ * Weights do not depend on earlier kernels, so their first loads start before griddep_wait. */
 template <int COLS, bool NORM>
 __device__ __forceinline__ void multiply(const params &P, const bf16 *__restrict__ x, const bf16 *w0, const bf16 *w1,
                                          int s0, int s1, int g, int t, float (&acc)[COLS][4], float (&squares)[COLS])
@@ -123,8 +123,7 @@ template <mode MODE> __device__ __forceinline__ void store(const params &P, int 
 }
 
 /* A thread block for each 16 rows of w, or 8 of gate and 8 of up. COLS: tiles of 8 rows of x, 1 or 2. */
-template <mode MODE, int COLS, bool NORM>
-__global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
+template <mode MODE, int COLS, bool NORM> __global__ void __launch_bounds__(WARPS * 32) small_m_kernel(const params P)
 {
     const bf16 *__restrict__ x = P.x, *__restrict__ w = P.w;
     const int M = P.M, N = P.N, K = P.K;

@@ -1,5 +1,5 @@
-/* Small-M GEMMs by mma.sync, for every GPU from sm_80 on: y[M][N] = h[M][K] w[N][K]^T for M <= CU_SMALL_M_MAX, in the time
- * that reading w takes. h is rmsnorm(x) * norm in the functions that have a norm, else x. K is a multiple of 32. */
+/* Small-M GEMMs by mma.sync, for every GPU from sm_80 on: y[M][N] = h[M][K] w[N][K]^T for M <= CU_SMALL_M_MAX, in the
+ * time that reading w takes. h is rmsnorm(x) * norm in functions with a norm, else x. K is a multiple of 32. */
 #ifndef CU_SMALL_M_H
 #define CU_SMALL_M_H
 

@@ -1,10 +1,10 @@
 /* Small-M GEMMs on Hopper, at the rate at which weights can be read: y[M][N] = x[M][K] w[N][K]^T.
  *
  * The operands are swapped: w is the first operand of wgmma, whose 64 rows are then always full. A warpgroup multiplies
- * 64 rows of w by all rows of x (m64 by n = TN, where TN is M rounded up to 16, 32, 64 or 128). Each weight is read once,
- * and the tensor cores do no more work than M needs. One thread block per SM processes tiles of 64 rows of w in turn. A
- * GEMM with too few tiles for all blocks uses split-K: the two blocks of a cluster process half of K each, and exchange
- * accumulators through shared memory.
+ * 64 rows of w by all rows of x (m64 by n = TN, where TN is M rounded up to 16, 32, 64 or 128). Each weight is read
+ * once, and the tensor cores do no more work than M needs. One thread block per SM processes tiles of 64 rows of w in
+ * turn. A GEMM with too few tiles for all blocks uses split-K: the two blocks of a cluster process half of K each, and
+ * exchange accumulators through shared memory.
  *
  * A producer thread copies the weights by TMA, in steps of 64 along K. It keeps up to 160 KB in flight, because DRAM
  * needs that much to be busy all the time. Weights depend on no other kernel, so their copies start while the kernel
@@ -62,11 +62,11 @@ template <int TN> struct smem_layout {
         W_STAGES_MAX = TN <= 16 ? 16 : 20,  /* more loads in flight would slow the end of the previous GEMM */
         PARTIAL = SMEM - TN * TILE * 4 / 2, /* split-K: accumulators from the other block */
         /* CU_EPILOGUE_HEADS, which never uses split-K, has three arrays in the same memory: */
-        PEER_SQUARES = PARTIAL,             /* [TN] f32 sums of squares of the other half of the head */
-        HEAD_SCALE = PARTIAL + TN * 4,      /* [TN] f32 1 / rms of the head in each row */
-        SLOTS = PARTIAL + 2 * TN * 4,       /* [TN] int32 KV slots */
-        SCALE = PARTIAL - TN * 4,           /* [TN] f32 1 / rms of each row, or 1 */
-        SQUARES = SCALE - 4 * TN * 4,       /* [4 consumer warps][TN] f32 sums of squares of the tile */
+        PEER_SQUARES = PARTIAL,        /* [TN] f32 sums of squares of the other half of the head */
+        HEAD_SCALE = PARTIAL + TN * 4, /* [TN] f32 1 / rms of the head in each row */
+        SLOTS = PARTIAL + 2 * TN * 4,  /* [TN] int32 KV slots */
+        SCALE = PARTIAL - TN * 4,      /* [TN] f32 1 / rms of each row, or 1 */
+        SQUARES = SCALE - 4 * TN * 4,  /* [4 consumer warps][TN] f32 sums of squares of the tile */
         W_FULL = SQUARES - 8 * (2 * W_STAGES_MAX + 2 * X_STAGES + 2),
         W_EMPTY = W_FULL + 8 * W_STAGES_MAX,
         X_FULL = W_EMPTY + 8 * W_STAGES_MAX,
@@ -181,9 +181,9 @@ template <int TN> __device__ __forceinline__ void compute_scales(const params &P
 }
 
 /* ---- the epilogue ----
- * A warp stores the outputs of 8 rows of x and its 16 rows of w at a time, as two 8x8 matrices. Of each matrix a lane has
- * two neighbouring elements of row lane / 4. In the accumulators the matrix rows are rows of w, in y they are rows of x.
- * So bf16 outputs are transposed before the store, and the old values of y (CU_EPILOGUE_ADD) after the load. */
+ * A warp stores the outputs of 8 rows of x and its 16 rows of w at a time, as two 8x8 matrices. Of each matrix a lane
+ * has two neighbouring elements of row lane / 4. In the accumulators the matrix rows are rows of w, in y they are rows
+ * of x. So bf16 outputs are transposed before the store, and the old values of y (CU_EPILOGUE_ADD) after the load. */
 
 /* Index of a lane's pair of bf16 in y: row m + lane / 4, columns column + 2 (lane % 4) and the next. */
 __device__ __forceinline__ size_t pair_at(int N, int column, int m, int lane)
@@ -200,8 +200,8 @@ __device__ __forceinline__ float high(uint32_t pair)
     return __uint_as_float(pair & 0xFFFF0000u);
 }
 
-/* A warp's outputs of a tile. With CU_EPILOGUE_HEADS a tile is half of a head: elements i and i + 64, which RoPE combines,
- * for 32 values of i. The constructor loads what the epilogue needs before the GEMM, which hides the loads. */
+/* A warp's outputs of a tile. With CU_EPILOGUE_HEADS a tile is half of a head: elements i and i + 64, which RoPE
+ * combines, for 32 values of i. The constructor loads what the epilogue needs, so that the GEMM hides the loads. */
 template <int TN> struct tile_output {
     const params &P;
     int rank, column, lane;     /* rank: as in work_share; column: the warp's first column in y */
@@ -356,7 +356,7 @@ template <int TN> __device__ __forceinline__ float sum_squares(const float *squa
     return (squares[m] + squares[TN + m]) + (squares[2 * TN + m] + squares[3 * TN + m]);
 }
 
-/* Stores the warp's 8-row blocks FROM to UNTIL - 1. There is no branch between them, so that their latencies overlap. */
+/* Stores the warp's 8-row blocks FROM to UNTIL - 1. There is no branch between them: their latencies overlap. */
 template <int TN, enum cu_epilogue TO, int FROM, int UNTIL>
 __device__ __forceinline__ void store_blocks(const tile_output<TN> &out, const float (&acc)[TN / 2],
                                              const float *scales, float *squares)
@@ -394,8 +394,8 @@ __device__ __forceinline__ void store_tile(const tile_output<TN> &out, const flo
         store_blocks<TN, TO, TN / 16, TN / 8>(out, acc, scales, squares);
 }
 
-/* Stores half of a head (CU_EPILOGUE_HEADS). The two blocks of the cluster have one half each, and exchange their sums of
- * squares. */
+/* Stores half of a head (CU_EPILOGUE_HEADS). The two blocks of the cluster have one half each, and exchange their sums
+ * of squares. */
 template <int TN>
 __device__ __forceinline__ void store_half_head(const tile_output<TN> &out, float (&acc)[TN / 2], char *smem,
                                                 uint32_t base, int tid)
@@ -411,7 +411,7 @@ __device__ __forceinline__ void store_half_head(const tile_output<TN> &out, floa
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float &v = acc[4 * k + i];
-            v = __bfloat162float(__float2bfloat16(v * (i % 2 ? s.y : s.x))); /* qkv is rounded to bf16, as in the other kernels */
+            v = __bfloat162float(__float2bfloat16(v * (i % 2 ? s.y : s.x))); /* rounded to bf16 like a stored qkv */
             sum[i % 2] += v * v;
         }
         out.store_squares(sum, squares + tid / 32 * TN, 8 * k);
@@ -425,7 +425,8 @@ __device__ __forceinline__ void store_half_head(const tile_output<TN> &out, floa
     }
     mbar_wait(base + lay::PARTIAL_FULL, 0);
     if (tid < TN)
-        head_scales[tid] = rsqrtf((mine + reinterpret_cast<const float *>(smem + lay::PEER_SQUARES)[tid]) / 128 + out.P.eps);
+        head_scales[tid] =
+            rsqrtf((mine + reinterpret_cast<const float *>(smem + lay::PEER_SQUARES)[tid]) / 128 + out.P.eps);
     consumers_sync();
 #pragma unroll
     for (int k = 0; k < TN / 8; k++) {
@@ -460,8 +461,8 @@ __device__ __forceinline__ void exchange_partials(const params &P, float (&acc)[
     }
 }
 
-/* The epilogue of one tile: exchanges partials with split-K, stores the outputs, and stores the tile's sums of squares if
- * an RMSNorm follows. */
+/* The epilogue of one tile: exchanges partials with split-K, stores the outputs, and stores the tile's sums of squares
+ * if an RMSNorm follows. */
 template <int TN>
 __device__ __forceinline__ void run_epilogue(const tile_output<TN> &out, float (&acc)[TN / 2], char *smem,
                                              uint32_t base, int tile, int tid)
@@ -609,9 +610,9 @@ int cu_small_m_sm90_blocks(const cu_dims &m, int *out, struct km_err *err)
 int cu_small_m_sm90_weights(struct cu_small_m_weights *out, const bf16 *w, int rows, int K, enum cu_epilogue epilogue,
                             struct km_err *err)
 {
-    /* A group is 8 rows of w and the 8 rows that they are paired with: the next 8 rows, the same rows of up, or the same
-     * rows of the head's other half. A stack is a head with CU_EPILOGUE_HEADS, else the whole matrix. `row`, `pair` and
-     * `next` are strides in bytes: of a row, from a row to its pair, and from a group to the next group. */
+    /* A group is 8 rows of w and the 8 rows that they are paired with: the next 8 rows, the same rows of up, or the
+     * same rows of the head's other half. A stack is a head with CU_EPILOGUE_HEADS, else the whole matrix. `row`,
+     * `pair` and `next` are strides in bytes: of a row, from a row to its pair, and from a group to the next group. */
     bool swiglu = epilogue == CU_EPILOGUE_SWIGLU, heads = epilogue == CU_EPILOGUE_HEADS;
     uint64_t row = (uint64_t)K * sizeof(bf16), all = (uint64_t)rows * row;
     uint64_t pair = swiglu ? all / 2 : heads ? 64 * row : 8 * row;

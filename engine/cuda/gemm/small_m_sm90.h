@@ -9,8 +9,8 @@
 
 #include "engine/cuda/cu.h"
 
-enum { CU_SMALL_M_SM90_MAX = 128 };  /* most rows of x */
-enum { CU_SMALL_M_CLASSES = 4 }; /* there are kernels for up to 16, 32, 64 and 128 rows */
+enum { CU_SMALL_M_SM90_MAX = 128 }; /* most rows of x */
+enum { CU_SMALL_M_CLASSES = 4 };    /* there are kernels for up to 16, 32, 64 and 128 rows */
 
 /* What a GEMM does with its accumulators. */
 enum cu_epilogue {
@@ -18,7 +18,7 @@ enum cu_epilogue {
     CU_EPILOGUE_F32,    /* y = x w^T in f32 */
     CU_EPILOGUE_ADD,    /* y += x w^T in bf16 */
     CU_EPILOGUE_SWIGLU, /* y = silu(gate) * up in bf16; w is [2N][K], gate first */
-    CU_EPILOGUE_HEADS   /* w is q, k and v with head_dim 128: RMSNorm and RoPE by head, q to y, k and v to their pages */
+    CU_EPILOGUE_HEADS /* w is q, k and v with head_dim 128: RMSNorm and RoPE by head, q to y, k and v to their pages */
 };
 
 struct cu_small_m_weights {
@@ -36,11 +36,11 @@ struct cu_small_m_job {
     const struct cu_small_m_weights *w;
     const struct cu_small_m_rows *x;
     void *y; /* [M][N], f32 with CU_EPILOGUE_F32, else bf16 */
-    /* Gamma of the RMSNorm that follows, [N], or NULL. If set, the GEMM also writes the workspace's h and squares from y.
-     * Only with CU_EPILOGUE_ADD, and with N a multiple of 64. */
+    /* Gamma of the RMSNorm that follows, [N], or NULL. If set, the GEMM also writes the workspace's h and squares from
+     * y. Only with CU_EPILOGUE_ADD, and with N a multiple of 64. */
     const bf16 *norm;
-    /* True if x is the workspace's h. The GEMM then scales its output rows by 1 / rms, which completes the RMSNorm before
-     * it. Not with CU_EPILOGUE_ADD or CU_EPILOGUE_F32. */
+    /* True if x is the workspace's h. The GEMM then scales its output rows by 1 / rms, which completes the RMSNorm
+     * before it. Not with CU_EPILOGUE_ADD or CU_EPILOGUE_F32. */
     bool scaled;
 };
 
@@ -65,8 +65,8 @@ struct cu_small_m_workspace {
 bool cu_small_m_sm90_usable(const cu_dims &m, int rows, int K); /* rows, K: sizes of w */
 /* *out: number of thread blocks that the GPU runs at the same time, in whole clusters. KM_EDEVICE. */
 int cu_small_m_sm90_blocks(const cu_dims &m, int *out, struct km_err *err);
-/* Describes w[rows][K]. CU_EPILOGUE_HEADS needs whole heads, and at most 64 rows of w for each thread block that the GPU
- * runs at the same time. KM_EDEVICE. */
+/* Describes w[rows][K]. CU_EPILOGUE_HEADS needs whole heads, and at most 64 rows of w for each thread block that the
+ * GPU runs at the same time. KM_EDEVICE. */
 int cu_small_m_sm90_weights(struct cu_small_m_weights *out, const bf16 *w, int rows, int K, enum cu_epilogue epilogue,
                             struct km_err *err);
 /* Describes x[max_rows][K]. KM_EDEVICE. */

@@ -1,6 +1,6 @@
 /* Layout and contents of a step's arrays, on the host. */
-#include "engine/cuda/step/arrays.h"
 #include "engine/cuda/attn/attn.h"
+#include "engine/cuda/step/arrays.h"
 
 #include <math.h>
 #include <string.h>

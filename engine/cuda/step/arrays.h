@@ -51,7 +51,8 @@ size_t cu_step_bytes(const cu_dims &m); /* bytes of the largest step's arrays */
 
 /* Counts that the launches of a step need. */
 struct cu_step_counts {
-    int n_decodes, n_splits, n_tiles; /* requests with one query token; splits of their KV; tiles of all other requests */
+    int n_decodes, n_splits,
+        n_tiles; /* requests with one query token; splits of their KV; tiles of all other requests */
 };
 /* Fills the host arrays of a step. decoding: scratch memory, [max_reqs]. */
 void cu_step_fill(const cu_dims &m, const struct batch *in, const cu_step_arrays &host, int32_t *decoding,

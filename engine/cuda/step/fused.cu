@@ -1,7 +1,7 @@
 /* The fused kernels (fused.h). Memory bandwidth limits all of them. Each kernel reads and writes every element once, in
  * accesses of 16 bytes where the layout allows it. */
-#include "engine/cuda/step/fused.h"
 #include "engine/cuda/ptx.cuh"
+#include "engine/cuda/step/fused.h"
 
 namespace {
 
@@ -10,10 +10,10 @@ union bf16x8 {
     __nv_bfloat162 v[4];
 };
 
-/* Copies the step's arrays from pinned memory. A kernel is faster than cudaMemcpyAsync, which would be one more call for
- * the host and a wait for a copy engine. A thread reads its first piece, below `fixed`, without knowing the size of the
- * arrays. So this read and the read of the size, the first word, cross the bus at the same time. fixed: in units of 16
- * bytes. */
+/* Copies the step's arrays from pinned memory. A kernel is faster than cudaMemcpyAsync, which would be one more call
+ * for the host and a wait for a copy engine. A thread reads its first piece, below `fixed`, without knowing the size of
+ * the arrays. So this read and the read of the size, the first word, cross the bus at the same time. fixed: in units of
+ * 16 bytes. */
 __global__ void __launch_bounds__(256) fetch_kernel(const uint4 *src, int fixed, uint4 *dst)
 {
     int first = blockIdx.x * blockDim.x + threadIdx.x, n = (*reinterpret_cast<const int32_t *>(src) + 15) / 16;
@@ -96,9 +96,8 @@ __global__ void __launch_bounds__(128)
  * heads of v. slots: page * B + offset of each token. layer_at: elements from the start of a page to the layer. */
 template <int DH>
 __global__ void __launch_bounds__(256)
-    qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float2 *angles,
-                         const int32_t *slots, int H, int G, int B_log2, size_t page_elems, size_t layer_at, float eps,
-                         bf16 *pool)
+    qk_rope_store_kernel(bf16 *qkv, const bf16 *q_norm, const bf16 *k_norm, const float2 *angles, const int32_t *slots,
+                         int H, int G, int B_log2, size_t page_elems, size_t layer_at, float eps, bf16 *pool)
 {
     constexpr int N = DH / 32;
     struct alignas(2 * N) piece {
@@ -182,8 +181,7 @@ void cu_embed(const cu_dims &m, const bf16 *embed, const float *inv_freq, const 
               m.d / 2, x, angles);
 }
 
-void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out,
-                cudaStream_t s)
+void cu_rmsnorm(const cu_dims &m, const bf16 *x, const bf16 *w, const int32_t *rows, int T, bf16 *out, cudaStream_t s)
 {
     auto kernel = m.D <= 1024 ? rmsnorm_kernel<1> : m.D <= 4096 ? rmsnorm_kernel<4> : rmsnorm_kernel<8>;
     cu_launch(kernel, dim3((unsigned)T), 128, 0, s, x, w, rows, m.D, m.eps, out);
@@ -197,8 +195,8 @@ void cu_qk_rope_store(const cu_dims &m, bf16 *qkv, const bf16 *q_norm, const bf1
                   : m.d == 64 ? qk_rope_store_kernel<64>
                               : qk_rope_store_kernel<32>;
     unsigned blocks_per_token = T < 512 ? (unsigned)(m.H + 2 * m.G + 7) / 8 : 1; /* with few tokens, a warp per head */
-    cu_launch(kernel, dim3((unsigned)T, blocks_per_token), 256, 0, s, qkv, q_norm, k_norm, angles, in.slots, m.H, m.G, m.B_log2,
-              m.page_elems, layer_at, m.eps, pool);
+    cu_launch(kernel, dim3((unsigned)T, blocks_per_token), 256, 0, s, qkv, q_norm, k_norm, angles, in.slots, m.H, m.G,
+              m.B_log2, m.page_elems, layer_at, m.eps, pool);
 }
 
 void cu_swiglu(const cu_dims &m, const bf16 *gu, int T, bf16 *act, cudaStream_t s)

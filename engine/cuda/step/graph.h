@@ -22,8 +22,8 @@ struct cu_graphs {
     int n;
 };
 
-/* The callback that enqueues a decode step of `reqs` requests, all of them sampled. The arrays of the step are in pinned
- * buffer `buf`. */
+/* The callback that enqueues a decode step of `reqs` requests, all of them sampled. The arrays of the step are in
+ * pinned buffer `buf`. */
 typedef int (*cu_graph_enqueue)(void *self, int buf, int reqs, struct km_err *err);
 /* Captures graphs for up to max_reqs requests: `enqueue` enqueues each step on stream s. Before a size is captured, one
  * step of that size runs uncaptured, so that kernels are loaded and cuBLASLt has chosen its algorithms. */

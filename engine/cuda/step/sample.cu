@@ -73,9 +73,9 @@ struct filter_smem {
     int count[BINS];               /* number of values; cumulative like mass */
     float2 list[LIST];             /* [n_list] values and ids of one bin, the best first */
     int n_list;
-    float part[32];                /* scratch memory of block_max and block_scan: a value of each warp */
-    unsigned long long sums[32];   /* likewise, for masses */
-    int found;                     /* result of first_bin and walk_bin */
+    float part[32];              /* scratch memory of block_max and block_scan: a value of each warp */
+    unsigned long long sums[32]; /* likewise, for masses */
+    int found;                   /* result of first_bin and walk_bin */
 };
 
 /* The unnormalised probability of a value, in units of 2^-32. Sums of integers do not depend on their order. */
@@ -196,9 +196,9 @@ __device__ __forceinline__ void fill_histogram(filter_smem &s, const row_values 
     __syncthreads();
 }
 
-/* The threshold of top_p: the entry of the sorted bin at which the cumulative mass reaches `want`. Each thread sums EACH
- * neighbouring entries, and a scan over the threads gives the mass before each thread's first entry. c: the threshold
- * of the other filters; it is returned if the mass is never reached. */
+/* The threshold of top_p: the entry of the sorted bin at which the cumulative mass reaches `want`. Each thread sums
+ * EACH neighbouring entries, and a scan over the threads gives the mass before each thread's first entry. c: the
+ * threshold of the other filters; it is returned if the mass is never reached. */
 __device__ __forceinline__ threshold walk_bin(filter_smem &s, threshold c, int bin, float top, unsigned long long want)
 {
     enum { EACH = LIST / FILTER_THREADS };
