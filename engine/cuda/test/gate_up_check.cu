@@ -15,31 +15,31 @@ static cu_dims dims_of(int D, int F)
 }
 
 /* h w^T in double: gate and up of every row, [rows][2F]. */
-static double *gate_and_up(const both<bf16> &h, const both<bf16> &w, int rows, int D, int F)
+static double *gate_and_up(const mirrored<bf16> &h, const mirrored<bf16> &w, int rows, int D, int F)
 {
     double *sum = static_cast<double *>(malloc(sizeof(double) * (size_t)rows * 2 * F));
     for (int r = 0; r < rows; r++)
         for (int n = 0; n < 2 * F; n++) {
             double a = 0;
             for (int k = 0; k < D; k++)
-                a += f(h.h[(size_t)r * D + k]) * f(w.h[(size_t)n * D + k]);
+                a += to_double(h.h[(size_t)r * D + k]) * to_double(w.h[(size_t)n * D + k]);
             sum[(size_t)r * 2 * F + n] = a;
         }
     return sum;
 }
 
 /* Compares M rows of act with the reference; rows after them must be as poison() left them. */
-static void judge_rows(judge &j, const both<bf16> &act, const double *sum, int M, int F)
+static void compare_rows(comparison &result, const mirrored<bf16> &act, const double *sum, int M, int F)
 {
     for (size_t i = 0; i < act.n; i++) {
         size_t row = i / F, col = i % F;
         if (row < (size_t)M) {
             double gate = sum[row * 2 * F + col], up = sum[row * 2 * F + F + col];
-            j.add(f(act.h[i]), gate / (1 + exp(-gate)) * up);
+            result.add(to_double(act.h[i]), gate / (1 + exp(-gate)) * up);
         } else {
             uint16_t bits;
             memcpy(&bits, &act.h[i], sizeof bits);
-            j.add(bits == 0xFFFF ? 0 : 1, 0);
+            result.check(bits == 0xFFFF);
         }
     }
 }
@@ -51,7 +51,7 @@ static void check_shape(int F, int D, const int *rows, int n, const int *sms, in
     int max_rows = rows[n - 1], all_sms = m.n_sms;
     if (!cu_gate_up_sm90_usable(m))
         return;
-    both<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
+    mirrored<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
     randomize(h, 1);
     randomize(w, 0.05f);
     double *sum = gate_and_up(h, w, max_rows, D, F);
@@ -59,22 +59,21 @@ static void check_shape(int F, int D, const int *rows, int n, const int *sms, in
         m.n_sms = sms[s] ? sms[s] : all_sms;
         char name[96];
         snprintf(name, sizeof name, "gate and up sm90 F %d D %d, %d SMs", F, D, m.n_sms);
-        judge j(name);
+        comparison result(name);
         for (int i = 0; i < n; i++) {
             int M = rows[i];
             cu_gate_up_plan p;
             struct km_err err;
             m.max_tokens = m.n_sms == 4 ? M : max_rows; /* 4 SMs: h ends at row M, and the copies fill in zeros */
             if (cu_gate_up_sm90_plan(&p, m, h.d, w.d, &err)) {
-                printf("BAD  %s\n", err.msg);
-                failures++;
+                report_failure(err.msg);
                 continue;
             }
             act.poison();
             cu_gate_up_sm90(m, p, M, act.d, 0);
-            OK(cudaGetLastError());
-            act.down();
-            judge_rows(j, act, sum, M, F);
+            CUDA_OK(cudaGetLastError());
+            act.download();
+            compare_rows(result, act, sum, M, F);
         }
     }
     free(sum);
@@ -114,19 +113,19 @@ void time_gate_up_sm90()
         return;
     int rc = cu_lt_open(&lt, &err);
     size_t one = (size_t)2 * m.F * m.D;
-    bf16 *w = numbers(COPIES * one, 0.02f), *h = numbers((size_t)MOST * m.D, 1), *gu, *act;
-    OK(cudaMalloc(&gu, (size_t)MOST * 2 * m.F * sizeof(bf16)));
-    OK(cudaMalloc(&act, (size_t)MOST * m.F * sizeof(bf16)));
+    bf16 *w = random_numbers(COPIES * one, 0.02f), *h = random_numbers((size_t)MOST * m.D, 1), *gu, *act;
+    CUDA_OK(cudaMalloc(&gu, (size_t)MOST * 2 * m.F * sizeof(bf16)));
+    CUDA_OK(cudaMalloc(&act, (size_t)MOST * m.F * sizeof(bf16)));
     cu_gate_up_plan plans[COPIES];
     for (int i = 0; i < COPIES && !rc; i++)
         rc = cu_gate_up_sm90_plan(&plans[i], m, h, w + i * one, &err);
     cudaEvent_t t0, t1;
-    OK(cudaEventCreate(&t0));
-    OK(cudaEventCreate(&t1));
+    CUDA_OK(cudaEventCreate(&t0));
+    CUDA_OK(cudaEventCreate(&t1));
     int turn = 0;
     auto timed = [&](int way, int M, int times) {
         float ms;
-        OK(cudaEventRecord(t0));
+        CUDA_OK(cudaEventRecord(t0));
         for (int i = 0; i < times && !rc; i++) {
             int copy = turn++ % COPIES;
             if (way == OURS)
@@ -136,10 +135,10 @@ void time_gate_up_sm90()
             if (way == BOTH)
                 cu_swiglu(m, gu, M, act, 0);
         }
-        OK(cudaEventRecord(t1));
-        OK(cudaEventSynchronize(t1));
-        OK(cudaGetLastError());
-        OK(cudaEventElapsedTime(&ms, t0, t1));
+        CUDA_OK(cudaEventRecord(t1));
+        CUDA_OK(cudaEventSynchronize(t1));
+        CUDA_OK(cudaGetLastError());
+        CUDA_OK(cudaEventElapsedTime(&ms, t0, t1));
         return ms / (float)times;
     };
     for (int M : {(int)CU_GATE_UP_SM90_MIN, 1024, 2048, 4096, 5000, (int)MOST}) {
@@ -166,7 +165,7 @@ void time_gate_up_sm90()
         }
     }
     if (rc)
-        printf("BAD  %s\n", err.msg), failures++;
+        report_failure(err.msg);
     cudaEventDestroy(t0);
     cudaEventDestroy(t1);
     for (bf16 *p : {w, h, gu, act})

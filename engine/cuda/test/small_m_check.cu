@@ -11,15 +11,15 @@
 
 /* Buffers of cu_small_m_workspace for D columns. */
 struct workspace {
-    both<bf16> h;
-    both<float> squares;
+    mirrored<bf16> h;
+    mirrored<float> squares;
     cu_small_m_workspace r;
     explicit workspace(int D) : h((size_t)CU_SMALL_M_SM90_MAX * D), squares((size_t)(D + 63) / 64 * CU_SMALL_M_SM90_MAX)
     {
         struct km_err err;
         r = {h.d, squares.d, 0, 1e-6f};
         if (cu_small_m_sm90_blocks(gpu_dims(), &r.blocks, &err))
-            printf("BAD  %s\n", err.msg), failures++;
+            report_failure(err.msg);
     }
 };
 
@@ -28,12 +28,12 @@ static const char *const names[] = {"bf16", "f32", "added", "swiglu"}; /* by enu
 /* Random operands, and the reference in double. */
 struct operands {
     int N, K;
-    both<bf16> x, w, y, y0;
-    both<float> yf;
+    mirrored<bf16> x, w, y, y0;
+    mirrored<float> yf;
     double *sum; /* x w^T [CU_SMALL_M_SM90_MAX][2N] */
     operands(int n, int k)
-        : N(n), K(k), x((size_t)CU_SMALL_M_SM90_MAX * K), w((size_t)2 * N * K), y((size_t)(CU_SMALL_M_SM90_MAX + 1) * N),
-          y0(y.n), yf(y.n)
+        : N(n), K(k), x((size_t)CU_SMALL_M_SM90_MAX * K), w((size_t)2 * N * K),
+          y((size_t)(CU_SMALL_M_SM90_MAX + 1) * N), y0(y.n), yf(y.n)
     {
         randomize(x, 1);
         randomize(w, 0.05f);
@@ -42,7 +42,7 @@ struct operands {
         for (int r = 0; r < CU_SMALL_M_SM90_MAX; r++)
             for (int i = 0; i < 2 * N; i++)
                 for (int e = 0; e < K; e++)
-                    sum[(size_t)r * 2 * N + i] += f(x.h[(size_t)r * K + e]) * f(w.h[(size_t)i * K + e]);
+                    sum[(size_t)r * 2 * N + i] += to_double(x.h[(size_t)r * K + e]) * to_double(w.h[(size_t)i * K + e]);
     }
     ~operands()
     {
@@ -52,31 +52,31 @@ struct operands {
 
 /* Compares M rows of y with the reference; the row after them must be as poison() left it. */
 static void check_one(workspace &ws, operands &o, const cu_small_m_weights &w, const cu_small_m_rows &x, int M,
-                      judge &j)
+                      comparison &result)
 {
     bool f32 = w.epilogue == CU_EPILOGUE_F32, add = w.epilogue == CU_EPILOGUE_ADD;
     cu_small_m_job job = {&w, &x, f32 ? (void *)o.yf.d : (void *)o.y.d, nullptr, false};
     o.yf.poison();
     o.y.poison();
     if (add)
-        OK(cudaMemcpy(o.y.d, o.y0.d, sizeof(bf16) * (size_t)M * o.N, cudaMemcpyDeviceToDevice));
+        CUDA_OK(cudaMemcpy(o.y.d, o.y0.d, sizeof(bf16) * (size_t)M * o.N, cudaMemcpyDeviceToDevice));
     cu_small_m_sm90(ws.r, job, M, nullptr, 0);
-    OK(cudaGetLastError());
-    o.y.down();
-    o.yf.down();
+    CUDA_OK(cudaGetLastError());
+    o.y.download();
+    o.yf.download();
     for (int n = 0; n < o.N; n++) {
         uint32_t bits = 0xFFFFFFFF;
         size_t behind = (size_t)M * o.N + n;
         memcpy(&bits, f32 ? (void *)&o.yf.h[behind] : (void *)&o.y.h[behind], f32 ? 4 : 2);
-        j.add(bits == 0xFFFFFFFF ? 0 : 1, 0);
+        result.check(bits == 0xFFFFFFFF);
     }
     for (int i = 0; i < M * o.N; i++) {
         const double *s = o.sum + (size_t)(i / o.N) * 2 * o.N + i % o.N;
-        double was = add ? f(o.y0.h[i]) : 0;
+        double was = add ? to_double(o.y0.h[i]) : 0;
         if (w.epilogue == CU_EPILOGUE_SWIGLU)
-            j.add(f(o.y.h[i]), s[0] / (1 + exp(-s[0])) * s[o.N]);
+            result.add(to_double(o.y.h[i]), s[0] / (1 + exp(-s[0])) * s[o.N]);
         else
-            j.add(f32 ? (double)o.yf.h[i] : f(o.y.h[i]), *s + was, add ? fmax(fabs(*s), fabs(was)) : 0);
+            result.add(f32 ? (double)o.yf.h[i] : to_double(o.y.h[i]), *s + was, add ? fmax(fabs(*s), fabs(was)) : 0);
     }
 }
 
@@ -95,7 +95,7 @@ static void check_shape(int N, int K, bool small)
         enum cu_epilogue epilogue = static_cast<enum cu_epilogue>(i);
         char name[96];
         snprintf(name, sizeof name, "small-M sm90 %s N %d K %d", names[i], N, K);
-        judge j(name);
+        comparison result(name);
         cu_small_m_weights w;
         rc = cu_small_m_sm90_weights(&w, o.w.d, epilogue == CU_EPILOGUE_SWIGLU ? 2 * N : N, K, epilogue, &err);
         for (int M : Ms)
@@ -103,11 +103,11 @@ static void check_shape(int N, int K, bool small)
                 if (rc || (small && ((M != 17 && M != 127) || blocks == 4)))
                     continue;
                 ws.r.blocks = small && blocks == all ? 8 : blocks;
-                check_one(ws, o, w, x, M, j);
+                check_one(ws, o, w, x, M, result);
             }
     }
     if (rc)
-        printf("BAD  %s\n", err.msg), failures++;
+        report_failure(err.msg);
 }
 
 /* ---- the chain of four GEMMs with folded norms, and the heads epilogue ---- */
@@ -118,10 +118,10 @@ enum { O, GATE_UP, DOWN, QKV, LAYERS = 2, BLOCK = 16, PAGES = 11, THE_LAYER = 1 
 struct layer {
     int D, A, F, N; /* columns of x, of attention's output, of act, of qkv */
     int H, G;       /* heads of q and of k, where N is whole ones; else 0 */
-    both<bf16> o, x0, x, act, qkv, norms, head_norms, pool;
-    both<float2> angles;
-    both<int32_t> slots;
-    both<bf16> *w[4];
+    mirrored<bf16> o, x0, x, act, qkv, norms, head_norms, pool;
+    mirrored<float2> angles;
+    mirrored<int32_t> slots;
+    mirrored<bf16> *w[4];
     cu_small_m_weights maps[4];
     cu_small_m_rows o_rows, h_rows, act_rows;
     cu_small_m_heads heads;
@@ -141,10 +141,10 @@ struct layer {
         rc = rc ? rc : cu_small_m_sm90_rows(&h_rows, ws.h.d, CU_SMALL_M_SM90_MAX, D, &err);
         rc = rc ? rc : cu_small_m_sm90_rows(&act_rows, act.d, CU_SMALL_M_SM90_MAX, F, &err);
         for (int i = 0; i < 4; i++) {
-            w[i] = new both<bf16>((size_t)heights[i] * widths[i]);
+            w[i] = new mirrored<bf16>((size_t)heights[i] * widths[i]);
             if (timing) {
-                bf16 *some = numbers(w[i]->n, 0.02f);
-                OK(cudaMemcpy(w[i]->d, some, sizeof(bf16) * w[i]->n, cudaMemcpyDeviceToDevice));
+                bf16 *some = random_numbers(w[i]->n, 0.02f);
+                CUDA_OK(cudaMemcpy(w[i]->d, some, sizeof(bf16) * w[i]->n, cudaMemcpyDeviceToDevice));
                 cudaFree(some);
             } else {
                 randomize(*w[i], 1 / sqrtf((float)widths[i]));
@@ -160,8 +160,8 @@ struct layer {
                 angles.h[m * 64 + i] = make_float2((float)cos(angle), (float)sin(angle));
             }
         }
-        slots.up();
-        angles.up();
+        slots.upload();
+        angles.upload();
         heads = {head_norms.d,
                  head_norms.d + 128,
                  angles.d,
@@ -173,7 +173,7 @@ struct layer {
                  G,
                  4};
         if (rc)
-            printf("BAD  %s\n", err.msg), failures++;
+            report_failure(err.msg);
     }
     ~layer()
     {
@@ -209,16 +209,16 @@ struct layer {
 
 static double rounded(double v)
 {
-    return f(__float2bfloat16((float)v));
+    return to_double(__float2bfloat16((float)v));
 }
 
 /* out[n] = in[k] w[n][k]^T */
-static void multiply(const both<bf16> &w, const double *in, int K, int N, double *out)
+static void multiply(const mirrored<bf16> &w, const double *in, int K, int N, double *out)
 {
     for (int n = 0; n < N; n++) {
         out[n] = 0;
         for (int k = 0; k < K; k++)
-            out[n] += in[k] * f(w.h[(size_t)n * K + k]);
+            out[n] += in[k] * to_double(w.h[(size_t)n * K + k]);
     }
 }
 
@@ -231,7 +231,8 @@ static void rotate(const layer &l, int row, double *qkv)
         for (int i = 0; i < 128; i++)
             v[i] = rounded(v[i]), squares += v[i] * v[i];
         for (int i = 0; i < 64 && h < l.H + l.G; i++) {
-            double s = 1 / sqrt(squares / 128 + 1e-6), a = v[i] * s * f(w[i]), b = v[i + 64] * s * f(w[i + 64]);
+            double s = 1 / sqrt(squares / 128 + 1e-6), a = v[i] * s * to_double(w[i]),
+                   b = v[i + 64] * s * to_double(w[i + 64]);
             float2 turn = l.angles.h[row * 64 + i];
             v[i] = a * turn.x - b * turn.y;
             v[i + 64] = b * turn.x + a * turn.y;
@@ -250,14 +251,14 @@ static void chain_row(const layer &l, int row, double *x, double *size, double *
         for (int i = 0; i < l.D; i++)
             squares += x[i] * x[i];
         for (int i = 0; i < l.D; i++)
-            h[i] = rounded(x[i] * f(w[i]));
+            h[i] = rounded(x[i] * to_double(w[i]));
         return 1 / sqrt(squares / l.D + 1e-6);
     };
     for (int i = 0; i < l.A; i++)
-        in[i] = f(l.o.h[(size_t)row * l.A + i]);
+        in[i] = to_double(l.o.h[(size_t)row * l.A + i]);
     multiply(*l.w[O], in, l.A, l.D, add);
     for (int i = 0; i < l.D; i++)
-        x[i] = rounded(add[i] + f(l.x0.h[(size_t)row * l.D + i]));
+        x[i] = rounded(add[i] + to_double(l.x0.h[(size_t)row * l.D + i]));
     double s = norm(l.norms.h);
     multiply(*l.w[GATE_UP], h, l.D, 2 * l.F, gu);
     for (int i = 0; i < l.F; i++)
@@ -282,7 +283,7 @@ static void check_chain(int D, int A, int F, int N, bool small)
     layer l(D, A, F, N, false);
     char name[96];
     snprintf(name, sizeof name, "small-M sm90 chain D %d A %d F %d N %d%s", D, A, F, N, l.H ? ", heads" : "");
-    judge j(name);
+    comparison result(name);
     double *x = new double[layer::rows(D)], *size = new double[layer::rows(D)], *qkv = new double[layer::rows(N)];
     for (int r = 0; r < CU_SMALL_M_SM90_MAX; r++)
         chain_row(l, r, x + (size_t)r * D, size + (size_t)r * D, qkv + (size_t)r * N);
@@ -292,19 +293,19 @@ static void check_chain(int D, int A, int F, int N, bool small)
             if ((small && ((M != 17 && M != 100) || blocks == 2)) || (l.H && blocks < N / 64))
                 continue;
             l.ws.r.blocks = small && blocks == all ? 16 : blocks;
-            OK(cudaMemcpy(l.x.d, l.x0.d, sizeof(bf16) * l.x.n, cudaMemcpyDeviceToDevice));
+            CUDA_OK(cudaMemcpy(l.x.d, l.x0.d, sizeof(bf16) * l.x.n, cudaMemcpyDeviceToDevice));
             for (auto *p : {&l.qkv, &l.act, &l.ws.h, &l.pool})
                 p->poison();
             l.ws.squares.poison();
             l.run(M);
-            OK(cudaGetLastError());
-            l.x.down();
-            l.qkv.down();
-            l.pool.down();
+            CUDA_OK(cudaGetLastError());
+            l.x.download();
+            l.qkv.download();
+            l.pool.download();
             for (int i = 0; i < M * D; i++)
-                j.add(f(l.x.h[i]), x[i], size[i]);
+                result.add(to_double(l.x.h[i]), x[i], size[i]);
             for (int i = 0; i < M * N; i++)
-                j.add(f(l.at(i / N, i % N)), qkv[i], 1);
+                result.add(to_double(l.at(i / N, i % N)), qkv[i], 1);
         }
     delete[] x;
     delete[] size;
@@ -356,10 +357,10 @@ void time_small_m_sm90()
         return;
     int rc = cu_lt_open(&lt, &err);
     size_t most = (size_t)COPIES * 24576 * 4096;
-    bf16 *w = numbers(most, 0.02f), *x = numbers((size_t)CU_SMALL_M_SM90_MAX * WIDEST, 1), *act;
+    bf16 *w = random_numbers(most, 0.02f), *x = random_numbers((size_t)CU_SMALL_M_SM90_MAX * WIDEST, 1), *act;
     float *y;
-    OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90_MAX * 151936 * sizeof(float)));
-    OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90_MAX * WIDEST * sizeof(bf16)));
+    CUDA_OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90_MAX * 151936 * sizeof(float)));
+    CUDA_OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90_MAX * WIDEST * sizeof(bf16)));
     workspace ws(4096);
     for (auto &p : gemms) {
         int copies = (int)(most / ((size_t)p.rows * p.K));
@@ -405,7 +406,7 @@ void time_small_m_sm90()
         }
     }
     if (rc)
-        printf("BAD  %s\n", err.msg), failures++;
+        report_failure(err.msg);
     for (void *p : {(void *)w, (void *)x, (void *)y, (void *)act})
         cudaFree(p);
     cu_lt_close(lt);
