@@ -1,5 +1,6 @@
-/* Checks gemm/gate_up_sm90.cu: every output, for sizes that are not multiples of a tile. Times it at the shapes of
- * Qwen3-8B beside cuBLASLt with cu_swiglu, which compute the same, and beside cuBLASLt's GEMM alone. */
+/* Checks every output of gemm/gate_up_sm90.cu, for sizes that are not multiples of a tile. Times it at the shapes of
+ * Qwen3-8B and compares it with cuBLASLt followed by cu_swiglu, which compute the same, and with cuBLASLt's GEMM alone.
+ */
 #include "engine/cuda/gemm/gate_up_sm90.h"
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/step/fused.h"
@@ -14,8 +15,8 @@ static cu_dims dims_of(int D, int F)
     return m;
 }
 
-/* h w^T in double: gate and up of every row, [rows][2F]. */
-static double *gate_and_up(const mirrored<bf16> &h, const mirrored<bf16> &w, int rows, int D, int F)
+/* h w^T in double precision: gate and up of every row, [rows][2F]. The caller frees the result. */
+static double *compute_gate_and_up(const mirrored<bf16> &h, const mirrored<bf16> &w, int rows, int D, int F)
 {
     double *sum = static_cast<double *>(malloc(sizeof(double) * (size_t)rows * 2 * F));
     for (int r = 0; r < rows; r++)
@@ -28,7 +29,7 @@ static double *gate_and_up(const mirrored<bf16> &h, const mirrored<bf16> &w, int
     return sum;
 }
 
-/* Compares M rows of act with the reference; rows after them must be as poison() left them. */
+/* Compares M rows of act with the reference. The rows after them must still have the bits of poison(). */
 static void compare_rows(comparison &result, const mirrored<bf16> &act, const double *sum, int M, int F)
 {
     for (size_t i = 0; i < act.n; i++) {
@@ -44,27 +45,29 @@ static void compare_rows(comparison &result, const mirrored<bf16> &act, const do
     }
 }
 
-/* Checks with rows[n] rows, the last the largest, on sms[n_sms] SMs (0: all of the GPU). */
+/* Checks one shape with each number of rows in rows[n], of which the last is the largest, and each number of SMs in
+ * sms[n_sms]. 0 stands for all SMs of the GPU. */
 static void check_shape(int F, int D, const int *rows, int n, const int *sms, int n_sms)
 {
     cu_dims m = dims_of(D, F);
-    int max_rows = rows[n - 1], all_sms = m.n_sms;
+    int max_rows = rows[n - 1], n_all_sms = m.n_sms;
     if (!cu_gate_up_sm90_usable(m))
         return;
     mirrored<bf16> h((size_t)max_rows * D), w((size_t)2 * F * D), act((size_t)(max_rows + 1) * F);
     randomize(h, 1);
     randomize(w, 0.05f);
-    double *sum = gate_and_up(h, w, max_rows, D, F);
+    double *sum = compute_gate_and_up(h, w, max_rows, D, F);
     for (int s = 0; s < n_sms; s++) {
-        m.n_sms = sms[s] ? sms[s] : all_sms;
+        m.n_sms = sms[s] ? sms[s] : n_all_sms;
         char name[96];
-        snprintf(name, sizeof name, "gate and up sm90 F %d D %d, %d SMs", F, D, m.n_sms);
+        snprintf(name, sizeof name, "gate and up sm90, F %d D %d, %d SMs", F, D, m.n_sms);
         comparison result(name);
         for (int i = 0; i < n; i++) {
             int M = rows[i];
             cu_gate_up_plan p;
             struct km_err err;
-            m.max_tokens = m.n_sms == 4 ? M : max_rows; /* 4 SMs: h ends at row M, and the copies fill in zeros */
+            m.max_tokens =
+                m.n_sms == 4 ? M : max_rows; /* with 4 SMs h ends at row M, and copies of later rows are zeros */
             if (cu_gate_up_sm90_plan(&p, m, h.d, w.d, &err)) {
                 report_failure(err.msg);
                 continue;
@@ -79,10 +82,10 @@ static void check_shape(int F, int D, const int *rows, int n, const int *sms, in
     free(sum);
 }
 
-/* On the whole GPU, and on so few SMs that a thread block processes many tiles and its barriers go through many phases.
- * 2100 rows are two groups of tiles, the second smaller, and end in a thread block without rows. small: on two
- * clusters, once with two tiles of columns and once with two groups of rows; both end in a partial tile and in a
- * warpgroup without rows. */
+/* Checks on all SMs of the GPU, and on so few SMs that a thread block processes many tiles and its barriers go through
+ * many phases. 2100 rows are two groups of tiles, of which the second is smaller, and leave one thread block without
+ * rows. small: on two clusters, once with two tiles of columns and once with two groups of rows. Both shapes have a
+ * partial last tile and a warpgroup without rows. */
 void check_gate_up_sm90(bool small)
 {
     static const int rows[] = {1, 63, 64, 65, 127, 129, 300, 2100}, sms[] = {0, 4, 2};
@@ -98,24 +101,24 @@ void check_gate_up_sm90(bool small)
 
 /* ---- speed ---- */
 
-/* Single launches of each way in turn, with weights that no cache holds; then as many launches back to back as three
- * prefills have, which is long enough for the GPU's power limit to matter. */
+/* Times each implementation in single launches, in turn and with weights that no cache holds. Then times as many
+ * launches back to back as three prefills have, which is long enough for the GPU's power limit to matter. */
 void time_gate_up_sm90()
 {
-    enum { OURS, BOTH, GEMM, WAYS };
-    enum { COPIES = 3, ROUNDS = 11, LONG_ROUNDS = 3, BACK_TO_BACK = 36 * 3, MOST = 8192 };
-    static const char *const names[WAYS] = {"gate_up_sm90", "cuBLASLt and swiglu", "cuBLASLt alone"};
+    enum { FUSED, GEMM_AND_SWIGLU, GEMM, IMPLEMENTATIONS };
+    enum { COPIES = 3, ROUNDS = 11, LONG_ROUNDS = 3, BACK_TO_BACK = 36 * 3, MAX_M = 8192 };
+    static const char *const names[IMPLEMENTATIONS] = {"gate_up_sm90", "cuBLASLt and SwiGLU", "cuBLASLt GEMM alone"};
     cu_dims m = dims_of(4096, 12288);
-    m.max_tokens = MOST;
+    m.max_tokens = MAX_M;
     struct cu_lt *lt = nullptr;
     struct km_err err;
     if (!cu_gate_up_sm90_usable(m))
         return;
     int rc = cu_lt_open(&lt, &err);
     size_t one = (size_t)2 * m.F * m.D;
-    bf16 *w = random_numbers(COPIES * one, 0.02f), *h = random_numbers((size_t)MOST * m.D, 1), *gu, *act;
-    CUDA_OK(cudaMalloc(&gu, (size_t)MOST * 2 * m.F * sizeof(bf16)));
-    CUDA_OK(cudaMalloc(&act, (size_t)MOST * m.F * sizeof(bf16)));
+    bf16 *w = random_numbers(COPIES * one, 0.02f), *h = random_numbers((size_t)MAX_M * m.D, 1), *gu, *act;
+    CUDA_OK(cudaMalloc(&gu, (size_t)MAX_M * 2 * m.F * sizeof(bf16)));
+    CUDA_OK(cudaMalloc(&act, (size_t)MAX_M * m.F * sizeof(bf16)));
     cu_gate_up_plan plans[COPIES];
     for (int i = 0; i < COPIES && !rc; i++)
         rc = cu_gate_up_sm90_plan(&plans[i], m, h, w + i * one, &err);
@@ -123,16 +126,16 @@ void time_gate_up_sm90()
     CUDA_OK(cudaEventCreate(&t0));
     CUDA_OK(cudaEventCreate(&t1));
     int turn = 0;
-    auto timed = [&](int way, int M, int times) {
+    auto timed = [&](int which, int M, int times) {
         float ms;
         CUDA_OK(cudaEventRecord(t0));
         for (int i = 0; i < times && !rc; i++) {
             int copy = turn++ % COPIES;
-            if (way == OURS)
+            if (which == FUSED)
                 cu_gate_up_sm90(m, plans[copy], M, act, 0);
             else
                 rc = cu_lt_gemm(lt, h, w + copy * one, M, 2 * m.F, m.D, false, gu, false, 0, &err);
-            if (way == BOTH)
+            if (which == GEMM_AND_SWIGLU)
                 cu_swiglu(m, gu, M, act, 0);
         }
         CUDA_OK(cudaEventRecord(t1));
@@ -141,27 +144,27 @@ void time_gate_up_sm90()
         CUDA_OK(cudaEventElapsedTime(&ms, t0, t1));
         return ms / (float)times;
     };
-    for (int M : {(int)CU_GATE_UP_SM90_MIN, 1024, 2048, 4096, 5000, (int)MOST}) {
-        float alone[WAYS][ROUNDS], row[WAYS][LONG_ROUNDS];
-        for (int r = -1; r < ROUNDS; r++) /* warm-up: the first round loads kernels and chooses algorithms */
-            for (int way = 0; way < WAYS; way++)
-                alone[way][r < 0 ? 0 : r] = timed(way, M, 1);
+    for (int M : {(int)CU_GATE_UP_SM90_MIN, 1024, 2048, 4096, 5000, (int)MAX_M}) {
+        float single[IMPLEMENTATIONS][ROUNDS], many[IMPLEMENTATIONS][LONG_ROUNDS];
+        for (int r = -1; r < ROUNDS; r++) /* round -1 is the warm-up: kernels are loaded, algorithms chosen */
+            for (int which = 0; which < IMPLEMENTATIONS; which++)
+                single[which][r < 0 ? 0 : r] = timed(which, M, 1);
         for (int r = 0; r < LONG_ROUNDS; r++)
-            for (int way = 0; way < WAYS; way++)
-                row[way][r] = timed(way, M, BACK_TO_BACK);
+            for (int which = 0; which < IMPLEMENTATIONS; which++)
+                many[which][r] = timed(which, M, BACK_TO_BACK);
         if (rc)
             break;
-        for (int way = 0; way < WAYS; way++) {
-            qsort(alone[way], ROUNDS, sizeof(float), by_value);
-            qsort(row[way], LONG_ROUNDS, sizeof(float), by_value);
+        for (int which = 0; which < IMPLEMENTATIONS; which++) {
+            qsort(single[which], ROUNDS, sizeof(float), by_value);
+            qsort(many[which], LONG_ROUNDS, sizeof(float), by_value);
         }
-        for (int way = 0; way < WAYS; way++) {
-            float a = alone[way][ROUNDS / 2], in_row = row[way][LONG_ROUNDS / 2];
+        for (int which = 0; which < IMPLEMENTATIONS; which++) {
+            float single_ms = single[which][ROUNDS / 2], many_ms = many[which][LONG_ROUNDS / 2];
             double flops = 2.0 * M * 2 * m.F * m.D;
-            printf("gate and up M %4d  %-19s %8.1f us %5.0f TFLOP/s   back to back %8.1f us %5.0f TFLOP/s, "
-                   "gate_up_sm90 takes %.3f of it\n",
-                   M, names[way], a * 1e3, flops / a / 1e9, in_row * 1e3, flops / in_row / 1e9,
-                   row[OURS][LONG_ROUNDS / 2] / in_row);
+            printf("gate and up, M %4d, %-19s single launch %8.1f us, %4.0f TFLOP/s; back to back %8.1f us, %4.0f "
+                   "TFLOP/s; gate_up_sm90 takes %.3f of this time\n",
+                   M, names[which], single_ms * 1e3, flops / single_ms / 1e9, many_ms * 1e3, flops / many_ms / 1e9,
+                   many[FUSED][LONG_ROUNDS / 2] / many_ms);
         }
     }
     if (rc)

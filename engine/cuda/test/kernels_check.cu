@@ -79,7 +79,7 @@ static double gemm_reference(const gemm_case &c, enum gemm_mode mode, int m, int
 
 static void check_gemm(gemm_case &c, enum gemm_mode mode, struct cu_lt *lt)
 {
-    static const char *const what[] = {"store", "add", "norm, swiglu", "logits", "norm, store"};
+    static const char *const what[] = {"bf16", "add", "norm and swiglu", "f32", "norm"};
     bool small_m = c.M <= CU_SMALL_M_MAX;
     struct km_err err;
     char name[96];
@@ -96,7 +96,7 @@ static void check_gemm(gemm_case &c, enum gemm_mode mode, struct cu_lt *lt)
         report_failure(err.msg);
     c.y.download();
     c.yf.download();
-    snprintf(name, sizeof name, "%s %s M %d N %d K %d", small_m ? "small-M" : "cuBLASLt", what[mode], c.M, c.N, c.K);
+    snprintf(name, sizeof name, "%s, %s, M %d N %d K %d", small_m ? "small-M" : "cuBLASLt", what[mode], c.M, c.N, c.K);
     comparison result(name);
     for (int i = 0; i < c.M * c.N; i += 1 + c.M * c.N / 20000) {
         double size, want = gemm_reference(c, mode, i / c.N, i % c.N, &size);

@@ -1,6 +1,6 @@
-/* Checks gemm/small_m_sm90.cu: every output, for sizes that are not multiples of a tile, with and without split-K,
- * and with few thread blocks that walk over many tiles. Times it at the GEMMs of Qwen3-8B beside small_m.cu and
- * cuBLASLt. */
+/* Checks every output of gemm/small_m_sm90.cu: for sizes that are not multiples of a tile, with and without split-K,
+ * and with so few thread blocks that each processes many tiles. Times it at the GEMMs of Qwen3-8B and compares it with
+ * small_m.cu and cuBLASLt. */
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/gemm/small_m.h"
 #include "engine/cuda/gemm/small_m_sm90.h"
@@ -23,7 +23,7 @@ struct workspace {
     }
 };
 
-static const char *const names[] = {"bf16", "f32", "added", "swiglu"}; /* by enum cu_epilogue */
+static const char *const names[] = {"bf16", "f32", "add", "swiglu"}; /* of enum cu_epilogue */
 
 /* Random operands, and the reference in double. */
 struct operands {
@@ -50,9 +50,9 @@ struct operands {
     }
 };
 
-/* Compares M rows of y with the reference; the row after them must be as poison() left it. */
-static void check_one(workspace &ws, operands &o, const cu_small_m_weights &w, const cu_small_m_rows &x, int M,
-                      comparison &result)
+/* Compares M rows of y with the reference. The row after them must still have the bits of poison(). */
+static void check_gemm(workspace &ws, operands &o, const cu_small_m_weights &w, const cu_small_m_rows &x, int M,
+                       comparison &result)
 {
     bool f32 = w.epilogue == CU_EPILOGUE_F32, add = w.epilogue == CU_EPILOGUE_ADD;
     cu_small_m_job job = {&w, &x, f32 ? (void *)o.yf.d : (void *)o.y.d, nullptr, false};
@@ -66,8 +66,8 @@ static void check_one(workspace &ws, operands &o, const cu_small_m_weights &w, c
     o.yf.download();
     for (int n = 0; n < o.N; n++) {
         uint32_t bits = 0xFFFFFFFF;
-        size_t behind = (size_t)M * o.N + n;
-        memcpy(&bits, f32 ? (void *)&o.yf.h[behind] : (void *)&o.y.h[behind], f32 ? 4 : 2);
+        size_t after = (size_t)M * o.N + n;
+        memcpy(&bits, f32 ? (void *)&o.yf.h[after] : (void *)&o.y.h[after], f32 ? 4 : 2);
         result.check(bits == 0xFFFFFFFF);
     }
     for (int i = 0; i < M * o.N; i++) {
@@ -80,8 +80,8 @@ static void check_one(workspace &ws, operands &o, const cu_small_m_weights &w, c
     }
 }
 
-/* On as many thread blocks as fit on the GPU, where small N uses split-K, and on so few that each walks over many
- * tiles. */
+/* Checks one shape with as many thread blocks as fit on the GPU, where small N uses split-K, and with so few that each
+ * block processes many tiles. */
 static void check_shape(int N, int K, bool small)
 {
     static const int Ms[] = {1, 9, 16, 17, 33, 64, 65, 127, 128};
@@ -94,7 +94,7 @@ static void check_shape(int N, int K, bool small)
     for (int i = 0; i < 4 && !rc; i++) {
         enum cu_epilogue epilogue = static_cast<enum cu_epilogue>(i);
         char name[96];
-        snprintf(name, sizeof name, "small-M sm90 %s N %d K %d", names[i], N, K);
+        snprintf(name, sizeof name, "small-M sm90, %s, N %d K %d", names[i], N, K);
         comparison result(name);
         cu_small_m_weights w;
         rc = cu_small_m_sm90_weights(&w, o.w.d, epilogue == CU_EPILOGUE_SWIGLU ? 2 * N : N, K, epilogue, &err);
@@ -103,7 +103,7 @@ static void check_shape(int N, int K, bool small)
                 if (rc || (small && ((M != 17 && M != 127) || blocks == 4)))
                     continue;
                 ws.r.blocks = small && blocks == all ? 8 : blocks;
-                check_one(ws, o, w, x, M, result);
+                check_gemm(ws, o, w, x, M, result);
             }
     }
     if (rc)
@@ -114,10 +114,10 @@ static void check_shape(int N, int K, bool small)
 
 enum { O, GATE_UP, DOWN, QKV, LAYERS = 2, BLOCK = 16, PAGES = 11, THE_LAYER = 1 };
 
-/* Weights, inputs and outputs of a layer's GEMMs, as in the engine. */
+/* Weights, inputs and outputs of the four GEMMs of a layer, as in the engine. */
 struct layer {
-    int D, A, F, N; /* columns of x, of attention's output, of act, of qkv */
-    int H, G;       /* heads of q and of k, where N is whole ones; else 0 */
+    int D, A, F, N; /* columns of x, of the attention output, of act, and of qkv */
+    int H, G;       /* heads of q and of k if N is a whole number of heads; else 0 */
     mirrored<bf16> o, x0, x, act, qkv, norms, head_norms, pool;
     mirrored<float2> angles;
     mirrored<int32_t> slots;
@@ -153,7 +153,7 @@ struct layer {
         }
         for (auto *p : {&o, &x0, &norms, &head_norms})
             randomize(*p, 1);
-        for (int m = 0; m < CU_SMALL_M_SM90_MAX; m++) { /* a slot of its own for each row, not in order */
+        for (int m = 0; m < CU_SMALL_M_SM90_MAX; m++) { /* a different slot for each row, not in order */
             slots.h[m] = m * 37 % (PAGES * BLOCK);
             for (int i = 0; i < 64; i++) {
                 double angle = 1000 * uniform() / (i + 1);
@@ -222,8 +222,8 @@ static void multiply(const mirrored<bf16> &w, const double *in, int K, int N, do
     }
 }
 
-/* Normalises and rotates the heads of a row. */
-static void rotate(const layer &l, int row, double *qkv)
+/* Applies RMSNorm and RoPE to the heads of a row. */
+static void norm_and_rotate(const layer &l, int row, double *qkv)
 {
     for (int h = 0; h < l.H + 2 * l.G; h++) {
         double *v = qkv + h * 128, squares = 0;
@@ -240,9 +240,9 @@ static void rotate(const layer &l, int row, double *qkv)
     }
 }
 
-/* The chain for one row in double, rounded where the engine stores bf16. size: magnitude of the terms whose sum is
- * x. */
-static void chain_row(const layer &l, int row, double *x, double *size, double *qkv)
+/* Computes the chain for one row in double precision, rounded where the engine stores bf16. size: magnitude of the
+ * terms whose sum is x. */
+static void compute_chain(const layer &l, int row, double *x, double *size, double *qkv)
 {
     double *in = new double[(size_t)(l.A + l.D + l.F)], *h = in + l.A, *act = h + l.D,
            *gu = new double[(size_t)2 * l.F], *add = new double[(size_t)l.D];
@@ -272,7 +272,7 @@ static void chain_row(const layer &l, int row, double *x, double *size, double *
     multiply(*l.w[QKV], h, l.D, l.N, qkv);
     for (int i = 0; i < l.N; i++)
         qkv[i] *= s;
-    rotate(l, row, qkv);
+    norm_and_rotate(l, row, qkv);
     delete[] in;
     delete[] gu;
     delete[] add;
@@ -282,11 +282,11 @@ static void check_chain(int D, int A, int F, int N, bool small)
 {
     layer l(D, A, F, N, false);
     char name[96];
-    snprintf(name, sizeof name, "small-M sm90 chain D %d A %d F %d N %d%s", D, A, F, N, l.H ? ", heads" : "");
+    snprintf(name, sizeof name, "small-M sm90, chain, D %d A %d F %d N %d%s", D, A, F, N, l.H ? ", heads" : "");
     comparison result(name);
     double *x = new double[layer::rows(D)], *size = new double[layer::rows(D)], *qkv = new double[layer::rows(N)];
     for (int r = 0; r < CU_SMALL_M_SM90_MAX; r++)
-        chain_row(l, r, x + (size_t)r * D, size + (size_t)r * D, qkv + (size_t)r * N);
+        compute_chain(l, r, x + (size_t)r * D, size + (size_t)r * D, qkv + (size_t)r * N);
     int all = l.ws.r.blocks;
     for (int M : {1, 8, 16, 17, 64, 100, 128})
         for (int blocks : {all, 6, 2}) {
@@ -329,14 +329,15 @@ void check_small_m_sm90(bool small)
 
 /* ---- speed ---- */
 
-/* time_ms of a call that gets the number of calls before it. */
+/* time_ms of a call, whose argument counts the calls from 0. */
 template <typename F> static float back_to_back_ms(F call, int n)
 {
     int turn = 0;
     return time_ms([&] { call(turn++); }, n);
 }
 
-/* Each GEMM of Qwen3-8B with weights that no cache holds, and several launches back to back as in a decode step. */
+/* Times each GEMM of Qwen3-8B with weights that no cache holds, and several launches back to back as in a decode step.
+ */
 void time_small_m_sm90()
 {
     enum { COPIES = 8, WIDEST = 12288, BACK_TO_BACK = 24 };
@@ -376,7 +377,7 @@ void time_small_m_sm90()
             bool small_m = M <= CU_SMALL_M_MAX;
             int n = f32 ? 4 : BACK_TO_BACK;
             m.F = p.rows / 2;
-            float theirs = back_to_back_ms(
+            float theirs_ms = back_to_back_ms(
                 [&](int i) {
                     const bf16 *wi = w + (size_t)(i % copies) * p.rows * p.K;
                     if (small_m && swiglu)
@@ -391,18 +392,19 @@ void time_small_m_sm90()
                         cu_swiglu(m, reinterpret_cast<bf16 *>(y), M, act, 0);
                 },
                 n);
-            float ours = back_to_back_ms(
+            float ours_ms = back_to_back_ms(
                 [&](int i) {
                     cu_small_m_job job = {&maps[i % copies], &rows, f32 ? (void *)y : (void *)act, nullptr, false};
                     cu_small_m_sm90(ws.r, job, M, nullptr, 0);
                 },
                 n);
             double bytes = 2.0 * p.rows * p.K;
-            printf("%-11s M %3d  %-16s %7.1f us %.2f TB/s   small-M sm90 %7.1f us %.2f TB/s, %.3f of it\n", p.name, M,
+            printf("%-11s M %3d: %-19s %7.1f us, %.2f TB/s; small_m_sm90 %7.1f us, %.2f TB/s, %.3f of the time\n",
+                   p.name, M,
                    small_m  ? "small_m"
-                   : swiglu ? "cuBLASLt, swiglu"
+                   : swiglu ? "cuBLASLt and SwiGLU"
                             : "cuBLASLt",
-                   theirs * 1e3, bytes / theirs / 1e9, ours * 1e3, bytes / ours / 1e9, ours / theirs);
+                   theirs_ms * 1e3, bytes / theirs_ms / 1e9, ours_ms * 1e3, bytes / ours_ms / 1e9, ours_ms / theirs_ms);
         }
     }
     if (rc)
@@ -417,7 +419,7 @@ void time_small_m_sm90()
         double bytes = 0;
         for (auto *p : l.w)
             bytes += 2.0 * (double)p->n;
-        printf("a layer     M %3d  with norms and heads        small-M sm90 %7.1f us %.2f TB/s\n", M, ms * 1e3,
+        printf("four GEMMs of a layer with norms and heads, M %3d: small_m_sm90 %7.1f us, %.2f TB/s\n", M, ms * 1e3,
                bytes / ms / 1e9);
     }
 }
