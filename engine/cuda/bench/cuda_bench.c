@@ -1,13 +1,13 @@
-/* Benchmark of the CUDA engine: engine steps at the sizes of the speed goals, without HTTP. Dummy weights, random
- * prompts.
+/* Benchmark of the engine with the CUDA backend, without HTTP: steps at the sizes of the speed goals, with dummy
+ * weights and random prompts.
  *
- *   cuda_bench [MODEL] [OUT.json]   everything; MODEL is qwen3-8b by default
- *   cuda_bench MODEL small_m        steps with few rows only: prefill of 128 tokens, decodes with batch 1, 64 and 256
+ *   cuda_bench [MODEL] [OUT.json]   all measurements; MODEL is qwen3-8b by default
+ *   cuda_bench MODEL small_m        only steps of few rows: prefill of 128 tokens, decodes with batch 1, 64 and 256
  *   cuda_bench MODEL profile        a prefill of 5,000 tokens and a decode step with batch 64, for a profiler
  *
- * Prints a Markdown table: median, 10th and 90th percentile over repeats, and the goal where there is one. The host
- * time of a step is the duration of the step minus the time inside the backend's `wait`. Most of the host time overlaps
- * with the step that the GPU is running. */
+ * Prints a Markdown table with median, 10th and 90th percentile over repeats, and the goal if there is one. The host
+ * time of a step is the duration of eng_step minus the time inside the backend's `wait`. The GPU runs another step
+ * during most of the host time. */
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
@@ -19,9 +19,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCHED = 8192, SEQS = 256, MAX_SAMPLES = 512, CONTEXT = 640, DECODES = 64 };
+enum { MAX_BATCHED_TOKENS = 8192, MAX_SEQS = 256 };      /* options of the engine */
+enum { CONTEXT = 640, DECODES = 64, MAX_SAMPLES = 512 }; /* tokens of a decode's context; timed decodes; of a figure */
 
-static void must(int rc, const struct km_err *err)
+static void exit_on_error(int rc, const struct km_err *err)
 {
     if (!rc)
         return;
@@ -43,12 +44,13 @@ static int timed_wait(struct be *b, uint64_t ticket, struct smp_result *out, str
 
 /* ---- figures ---- */
 
+/* The samples of one figure. */
 struct figure {
     double v[MAX_SAMPLES];
     int n;
 };
 
-static void add(struct figure *f, double v)
+static void add_sample(struct figure *f, double v)
 {
     if (f->n < MAX_SAMPLES)
         f->v[f->n++] = v;
@@ -60,30 +62,30 @@ static int by_value(const void *a, const void *b)
     return (d > 0) - (d < 0);
 }
 
-/* The quantile of sorted values; NaN without values. */
-static double at(const struct figure *f, double share)
+/* The quantile q of the samples, which are sorted; NaN without samples. */
+static double quantile(const struct figure *f, double q)
 {
-    return f->n ? f->v[(int)(share * (f->n - 1) + 0.5)] : NAN;
+    return f->n ? f->v[(int)(q * (f->n - 1) + 0.5)] : NAN;
 }
 
-static cJSON *rows; /* of OUT.json */
+static cJSON *rows; /* the rows of OUT.json */
 
-/* Prints a row of the table and adds it to `rows`. goal 0: none. */
-static void row(const char *key, const char *what, struct figure *f, double goal)
+/* Prints a row of the table and adds it to `rows`. goal: upper limit of the median; 0: there is none. */
+static void add_row(const char *key, const char *what, struct figure *f, double goal)
 {
     qsort(f->v, (size_t)f->n, sizeof *f->v, by_value);
-    printf("| %s | %.3f | %.3f to %.3f | %d | ", what, at(f, 0.5), at(f, 0.1), at(f, 0.9), f->n);
+    printf("| %s | %.3f | %.3f to %.3f | %d | ", what, quantile(f, 0.5), quantile(f, 0.1), quantile(f, 0.9), f->n);
     if (goal > 0)
-        printf("%g | %s |\n", goal, at(f, 0.5) <= goal ? "met" : "missed");
+        printf("%g | %s |\n", goal, quantile(f, 0.5) <= goal ? "met" : "missed");
     else
         printf("| |\n");
     fflush(stdout);
     cJSON *o = cJSON_CreateObject();
     cJSON_AddStringToObject(o, "key", key);
     cJSON_AddStringToObject(o, "what", what);
-    cJSON_AddNumberToObject(o, "median", at(f, 0.5));
-    cJSON_AddNumberToObject(o, "p10", at(f, 0.1));
-    cJSON_AddNumberToObject(o, "p90", at(f, 0.9));
+    cJSON_AddNumberToObject(o, "median", quantile(f, 0.5));
+    cJSON_AddNumberToObject(o, "p10", quantile(f, 0.1));
+    cJSON_AddNumberToObject(o, "p90", quantile(f, 0.9));
     cJSON_AddNumberToObject(o, "samples", f->n);
     if (goal > 0)
         cJSON_AddNumberToObject(o, "goal", goal);
@@ -92,7 +94,8 @@ static void row(const char *key, const char *what, struct figure *f, double goal
 
 /* ---- requests ---- */
 
-static int32_t *prompt_of(int n, int vocab, uint32_t seed)
+/* A prompt of n random ids. The caller frees it. */
+static int32_t *random_prompt(int n, int vocab, uint32_t seed)
 {
     int32_t *p = km_calloc((size_t)n, sizeof *p);
     if (!p)
@@ -104,47 +107,50 @@ static int32_t *prompt_of(int n, int vocab, uint32_t seed)
     return p;
 }
 
+/* Submits a request of n prompt tokens and n_out output tokens. temperature 0: greedy. */
 static void submit(struct eng *e, int n, int n_out, double temperature, uint32_t seed)
 {
     struct km_err err;
     uint64_t id;
-    int32_t *p = prompt_of(n, mdl_config(eng_model(e))->vocab, seed);
+    int32_t *p = random_prompt(n, mdl_config(eng_model(e))->vocab, seed);
     struct eng_request q = {
         .prompt = p, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = smp_defaults()};
     q.sampling.temperature = temperature;
     q.sampling.top_p = temperature > 0 ? 0.95 : 1;
     q.sampling.top_k = temperature > 0 ? 20 : 0;
     q.sampling.seed = seed;
-    must(eng_submit(e, &q, &id, &err), &err);
+    exit_on_error(eng_submit(e, &q, &id, &err), &err);
     km_free(p);
 }
 
-static void drain(struct eng *e)
+/* Runs steps until no request is left. */
+static void run_to_idle(struct eng *e)
 {
     struct eng_events v;
     struct km_err err;
     while (!eng_idle(e))
-        must(eng_step(e, &v, &err), &err);
+        exit_on_error(eng_step(e, &v, &err), &err);
 }
 
-/* Milliseconds from the submission of a single prompt of n tokens to its first token. */
-static void prefill(struct eng *e, const char *key, int n, int repeats, double goal)
+/* Measures the milliseconds from the submission of a prompt of n tokens to its first token, with no other request. */
+static void measure_prefill(struct eng *e, const char *key, int n, int repeats, double goal)
 {
     struct figure f = {0};
     char what[96];
     for (int i = -1; i < repeats; i++) { /* the first run is a warm-up */
         int64_t t0 = km_now_ns();
         submit(e, n, 1, 0, (uint32_t)(1000 + i));
-        drain(e);
+        run_to_idle(e);
         if (i >= 0)
-            add(&f, (double)(km_now_ns() - t0) / 1e6);
+            add_sample(&f, (double)(km_now_ns() - t0) / 1e6);
     }
-    snprintf(what, sizeof what, "first token of %d tokens alone, ms", n);
-    row(key, what, &f, goal);
+    snprintf(what, sizeof what, "prompt of %d tokens, time to first token, ms", n);
+    add_row(key, what, &f, goal);
 }
 
-/* Milliseconds per step while n requests decode at a context around CONTEXT, and the host's microseconds per step. */
-static void decode(struct eng *e, int n, double temperature, double goal, double host_goal)
+/* Measures the milliseconds of a step, and the microseconds of its host time, while n requests decode at a context
+ * around CONTEXT. */
+static void measure_decode(struct eng *e, int n, double temperature, double goal, double host_goal)
 {
     struct figure step = {0}, host = {0};
     struct eng_events v;
@@ -154,51 +160,51 @@ static void decode(struct eng *e, int n, double temperature, double goal, double
     int block = eng_defaults().block_size;
     eng_stats(e, &st);
     if (st.pages < n * ((CONTEXT + DECODES / 2 + 32 + block - 1) / block)) {
-        printf("| decode, batch %d, context %d: skipped, the KV does not fit into %d blocks | | | | | |\n", n, CONTEXT,
-               st.pages);
+        printf("| decode, batch %d, context %d: skipped, because %d blocks cannot hold the KV | | | | | |\n", n,
+               CONTEXT, st.pages);
         return;
     }
     for (int i = 0; i < n; i++)
         submit(e, CONTEXT - DECODES / 2, DECODES + 32, temperature, (uint32_t)(7 * i + 1));
-    for (int full = 0; !eng_idle(e);) {
+    for (int n_full = 0; !eng_idle(e);) { /* consecutive steps in which all n requests decode */
         struct eng_stats before, after;
         eng_stats(e, &before);
         waited_ns = 0;
         int64_t t0 = km_now_ns();
-        must(eng_step(e, &v, &err), &err);
+        exit_on_error(eng_step(e, &v, &err), &err);
         int64_t t = km_now_ns() - t0;
         eng_stats(e, &after);
         bool all = after.computed_tokens - before.computed_tokens == n && before.running == n && v.n == n;
-        full = all ? full + 1 : 0;
-        if (full > 2) {
-            add(&step, (double)t / 1e6);
-            add(&host, (double)(t - waited_ns) / 1e3);
+        n_full = all ? n_full + 1 : 0;
+        if (n_full > 2) {
+            add_sample(&step, (double)t / 1e6);
+            add_sample(&host, (double)(t - waited_ns) / 1e3);
         }
     }
     const char *how = temperature > 0 ? ", temperature 0.6, top-p 0.95, top-k 20" : "";
     snprintf(key, sizeof key, "decode_%d%s_ms", n, temperature > 0 ? "_sampled" : "");
     snprintf(what, sizeof what, "decode, batch %d, context %d%s, ms a step", n, CONTEXT, how);
-    row(key, what, &step, goal);
+    add_row(key, what, &step, goal);
     snprintf(key, sizeof key, "host_%d%s_us", n, temperature > 0 ? "_sampled" : "");
-    snprintf(what, sizeof what, "host time of that step, us");
-    row(key, what, &host, host_goal);
+    snprintf(what, sizeof what, "host time of this step, us");
+    add_row(key, what, &host, host_goal);
 }
 
 /* Brackets one prefill and one decode step for a profiler that starts at cudaProfilerStart (ncu --profile-from-start
  * off). */
-static void profile(struct eng *e)
+static void run_for_profiler(struct eng *e)
 {
     struct eng_events v;
     struct km_err err;
-    prefill(e, "", 5000, 1, 0);
+    measure_prefill(e, "", 5000, 1, 0);
     cudaProfilerStart();
     submit(e, 5000, 1, 0, 3);
-    drain(e);
+    run_to_idle(e);
     cudaProfilerStop();
     for (int i = 0; i < 64; i++)
         submit(e, CONTEXT, 8, 0, (uint32_t)(7 * i + 1));
     for (int steps = 0; !eng_idle(e);) {
-        must(eng_step(e, &v, &err), &err);
+        exit_on_error(eng_step(e, &v, &err), &err);
         steps = v.n == 64 ? steps + 1 : 0;
         if (steps == 2)
             cudaProfilerStart();
@@ -207,73 +213,89 @@ static void profile(struct eng *e)
     }
 }
 
+static void measure_small_m(struct eng *e)
+{
+    measure_prefill(e, "first_token_128_ms", 128, 15, 0);
+    measure_decode(e, 1, 0, 0, 0);
+    measure_decode(e, 64, 0, 0, 0);
+    measure_decode(e, 256, 0, 0, 0);
+}
+
+/* goals: print the speed goals, which are for qwen3-8b. */
+static void measure_all(struct eng *e, bool goals)
+{
+    measure_prefill(e, "first_token_128_ms", 128, 15, 0);
+    measure_prefill(e, "first_token_1024_ms", 1024, 9, 0);
+    measure_prefill(e, "first_token_5000_ms", 5000, 9, goals ? 130 : 0);
+    measure_prefill(e, "first_token_20000_ms", 20000, 5, goals ? 680 : 0);
+    measure_decode(e, 1, 0, goals ? 6.0 : 0, 0);
+    measure_decode(e, 8, 0, 0, 0);
+    measure_decode(e, 64, 0, goals ? 9.0 : 0, goals ? 50 : 0);
+    measure_decode(e, 256, 0, goals ? 17 : 0, 0);
+    measure_decode(e, 64, 0.6, 0, 0);
+}
+
+static struct eng *open_engine(const struct mdl *m)
+{
+    static struct backend timed; /* the engine keeps a pointer to it */
+    struct eng_opts o = eng_defaults();
+    struct eng *e;
+    struct km_err err;
+    timed = be_cuda;
+    timed.wait = timed_wait;
+    o.max_num_batched_tokens = MAX_BATCHED_TOKENS;
+    o.max_num_seqs = MAX_SEQS;
+    o.dtype = KM_BF16;
+    o.prefix_caching = false;
+    exit_on_error(eng_open(&e, &o, m, &timed, NULL, &err), &err);
+    return e;
+}
+
+/* Adds the model and the device to `rows`, and writes them to a file. */
+static void write_json(const char *path, const struct mdl *m, const char *device)
+{
+    struct km_err err;
+    cJSON *top = cJSON_CreateObject();
+    cJSON_AddStringToObject(top, "model", mdl_name(m));
+    cJSON_AddStringToObject(top, "device", device);
+    cJSON_AddItemReferenceToObject(top, "rows", rows);
+    exit_on_error(km_json_write(path, top, &err), &err);
+    cJSON_Delete(top);
+}
+
 int main(int argc, char **argv)
 {
     int64_t t0 = km_now_ns();
     const char *model = argc > 1 ? argv[1] : "qwen3-8b", *out = argc > 2 ? argv[2] : NULL;
-    bool big = !strcmp(model, "qwen3-8b"); /* the model that the goals are for */
+    bool goals = !strcmp(model, "qwen3-8b"), small_m = out && !strcmp(out, "small_m"),
+         profile = out && !strcmp(out, "profile");
     struct km_err err;
     struct mdl *m;
-    struct eng *e;
     struct figure start = {0};
-    struct backend timed = be_cuda;
-    timed.wait = timed_wait;
-    must(mdl_open(&m, model, false, 1, &err), &err);
-    struct eng_opts o = eng_defaults();
-    o.max_num_batched_tokens = BATCHED;
-    o.max_num_seqs = SEQS;
-    o.dtype = KM_BF16;
-    o.prefix_caching = false;
-    must(eng_open(&e, &o, m, &timed, NULL, &err), &err);
+    struct eng_stats st;
+    exit_on_error(mdl_open(&m, model, false, 1, &err), &err);
+    struct eng *e = open_engine(m);
     double opened = (double)(km_now_ns() - t0) / 1e9;
     submit(e, 128, 1, 0, 1);
-    drain(e);
-    add(&start, (double)(km_now_ns() - t0) / 1e9);
-    struct eng_stats st;
+    run_to_idle(e);
+    add_sample(&start, (double)(km_now_ns() - t0) / 1e9);
     eng_stats(e, &st);
     printf("%s%s on %s: weights %.2f GiB, workspace %.2f GiB, KV %.2f GiB in %d blocks; opened in %.2f s\n\n",
-           mdl_name(m), mdl_is_dummy(m) ? " (dummy weights)" : "", st.be.device,
-           (double)st.be.weight_bytes / (1 << 30), (double)st.be.workspace_bytes / (1 << 30),
-           (double)st.be.kv_bytes / (1 << 30), st.pages, opened);
+           mdl_name(m), mdl_is_dummy(m) ? " (dummy weights)" : "", st.be.device, (double)st.be.weight_bytes / (1 << 30),
+           (double)st.be.workspace_bytes / (1 << 30), (double)st.be.kv_bytes / (1 << 30), st.pages, opened);
     printf("| what | median | 10%% to 90%% | samples | goal | |\n|---|---|---|---|---|---|\n");
     rows = cJSON_CreateArray();
-    if (out && !strcmp(out, "profile")) {
-        profile(e);
-        eng_close(e);
-        mdl_free(m);
-        return 0;
-    }
-    if (out && !strcmp(out, "small_m")) {
-        prefill(e, "first_token_128_ms", 128, 15, 0);
-        decode(e, 1, 0, 0, 0);
-        decode(e, 64, 0, 0, 0);
-        decode(e, 256, 0, 0, 0);
-        eng_close(e);
-        mdl_free(m);
-        return 0;
-    }
-    row("start_s", "start to first token, s", &start, big ? 20 : 0);
-    prefill(e, "first_token_128_ms", 128, 15, 0);
-    prefill(e, "first_token_1024_ms", 1024, 9, 0);
-    prefill(e, "first_token_5000_ms", 5000, 9, big ? 130 : 0);
-    prefill(e, "first_token_20000_ms", 20000, 5, big ? 680 : 0);
-    decode(e, 1, 0, big ? 6.0 : 0, 0);
-    decode(e, 8, 0, 0, 0);
-    decode(e, 64, 0, big ? 9.0 : 0, big ? 50 : 0);
-    decode(e, 256, 0, big ? 17 : 0, 0);
-    decode(e, 64, 0.6, 0, 0);
-    int rc = 0;
-    if (out) {
-        cJSON *top = cJSON_CreateObject();
-        cJSON_AddStringToObject(top, "model", mdl_name(m));
-        cJSON_AddStringToObject(top, "device", st.be.device);
-        cJSON_AddItemToObject(top, "rows", rows);
-        rc = km_json_write(out, top, &err);
-        cJSON_Delete(top);
+    if (profile) {
+        run_for_profiler(e);
+    } else if (small_m) {
+        measure_small_m(e);
     } else {
-        cJSON_Delete(rows);
+        add_row("start_s", "program start to first token, s", &start, goals ? 20 : 0);
+        measure_all(e, goals);
+        if (out)
+            write_json(out, m, st.be.device);
     }
-    must(rc, &err);
+    cJSON_Delete(rows);
     eng_close(e);
     mdl_free(m);
     return 0;

@@ -1,35 +1,37 @@
-/* Checks the CUDA backend as a whole: against vectors from another implementation, against the CPU backend, and against
- * itself (batched and alone, after copies of its KV, with a cold and a warm prefix cache, with and without async
- * scheduling). A program, not a unit test: it needs a GPU. KV pools are filled with NaN first.
+/* Checks the CUDA backend as a whole. It compares the backend with vectors from another implementation, with the CPU
+ * backend, and with itself: in a batch and alone, after copies of the KV, with a cold and a warm prefix cache, with and
+ * without async scheduling. This is a program, not a unit test, because it needs a GPU. KV pools are filled with NaN
+ * first.
  *
- *   engine_check golden MODEL VECTORS.json [TIE]   the vectors' top log-probabilities and greedy ids
- *   engine_check self MODEL [TIE]                  everything else
+ *   engine_check golden MODEL VECTORS.json [TOLERANCE]   compares top log-probabilities and greedy ids with the vectors
+ *   engine_check self MODEL [TOLERANCE]                  all other checks
  *
- * MODEL is a folder, or a preset with dummy weights of seed 7. A log-probability may differ by TIE (default 0.2), or by
- * that share of its value when it is below -1: bf16 has 8 significant bits, so that the error grows with the logit. Two
- * tokens may change places if the difference of their log-probabilities is within that tolerance. Two results that were
- * both computed in bf16 may be 1.5 TIE apart. Exit 1 when a check fails. */
+ * Exit status 1: a check has failed; 2: wrong arguments. MODEL is a folder, or a preset with dummy weights of seed 7. A
+ * log-probability may differ by TOLERANCE (default 0.2). If it is below -1, the tolerance is relative to its value:
+ * bf16 has 8 significant bits, so the error grows with the logit. Two ids may be exchanged if the difference of their
+ * log-probabilities is within the tolerance. Two results that are both computed in bf16 may differ by 1.5 TOLERANCE. */
 #include "base/json.h"
 #include "base/mem.h"
-#include "engine/test/backend_rig.h"
 #include "engine/engine.h"
 #include "engine/rates.h"
+#include "engine/test/backend_rig.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SEED = 7, MAX_PROMPT = 8192, MAX_GREEDY = 64 };
+enum { SEED = 7, MAX_PROMPT = 8192, MAX_GREEDY = 64 }; /* of dummy weights; most tokens of a prompt and an answer */
 
 static int failures;
 
-static void say(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void say(bool good, const char *fmt, ...)
+/* Prints the result of a check, and counts it if it failed. */
+static void report(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void report(bool good, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
-    printf("%-4s ", good ? "ok" : "BAD");
+    printf("%-4s ", good ? "ok" : "FAIL");
     vprintf(fmt, ap);
     printf("\n");
     fflush(stdout);
@@ -37,11 +39,11 @@ static void say(bool good, const char *fmt, ...)
     failures += !good;
 }
 
-static void must(int rc, const struct km_err *err)
+static void exit_on_error(int rc, const struct km_err *err)
 {
     if (!rc)
         return;
-    printf("BAD  %s\n", err->msg);
+    printf("FAIL %s\n", err->msg);
     exit(1);
 }
 
@@ -56,7 +58,7 @@ static struct be_opts options(int n_pages)
                             .memory_utilization = 0.9};
 }
 
-static void some_tokens(int32_t *t, int n, int vocab, uint32_t seed)
+static void random_tokens(int32_t *t, int n, int vocab, uint32_t seed)
 {
     uint32_t x = seed * 2654435761u + 12345;
     for (int i = 0; i < n; i++) {
@@ -65,51 +67,52 @@ static void some_tokens(int32_t *t, int n, int vocab, uint32_t seed)
     }
 }
 
-/* The difference of two log-probabilities, relative where b is below -1. */
-static double off(double a, double b)
+/* The difference of two log-probabilities, relative to b if b is below -1. */
+static double difference(double a, double b)
 {
     return fabs(a - b) / fmax(1, fabs(b));
 }
 
-/* The distance of two results: the largest difference among a's first eight ids that both results list. *mean2: the
- * mean of the squared differences. Both are 99 if the results have no id in common. */
-static double distance(const struct smp_result *a, const struct smp_result *b, double *mean2)
+/* The largest difference of two results, over those of a's first eight ids that both results have. *mean2: the mean of
+ * the squared differences; may be NULL. Both are 99 if the results have no id in common. */
+static double largest_difference(const struct smp_result *a, const struct smp_result *b, double *mean2)
 {
-    double worst = 0, sum = 0;
+    double largest = 0, sum = 0;
     int common = 0;
     for (int i = 0; i < 8 && i < a->n_top; i++)
         for (int j = 0; j < b->n_top; j++)
             if (a->top_id[i] == b->top_id[j]) {
-                double d = off(b->top_logprob[j], a->top_logprob[i]);
-                worst = fmax(worst, d);
+                double d = difference(b->top_logprob[j], a->top_logprob[i]);
+                largest = fmax(largest, d);
                 sum += d * d;
                 common++;
             }
     if (mean2)
         *mean2 = common ? sum / common : 99;
-    return common ? worst : 99;
+    return common ? largest : 99;
 }
 
-/* True if two ids may change places: `gap` is the difference of their log-probabilities, `top` the larger one. */
-static bool near_tie(double gap, double top, double tie)
+/* True if two ids may be exchanged. gap: difference of their log-probabilities. top: the larger log-probability. */
+static bool is_near_tie(double gap, double top, double tolerance)
 {
-    return gap <= tie * fmax(1, fabs(top));
+    return gap <= tolerance * fmax(1, fabs(top));
 }
 
-/* True when both chose the same id, or a's choice is a near-tie with b's. */
-static bool agree(const struct smp_result *a, const struct smp_result *b, double tie)
+/* True if both results have the same id, or b's id is a near-tie with a's. */
+static bool agree(const struct smp_result *a, const struct smp_result *b, double tolerance)
 {
     if (a->id == b->id)
         return true;
     for (int i = 0; i < a->n_top; i++)
         if (a->top_id[i] == b->id)
-            return near_tie(a->top_logprob[0] - a->top_logprob[i], a->top_logprob[0], tie);
+            return is_near_tie(a->top_logprob[0] - a->top_logprob[i], a->top_logprob[0], tolerance);
     return false;
 }
 
 /* ---- vectors from another implementation ---- */
 
-static int ints(const cJSON *v, int32_t *out, int max)
+/* Reads at most `max` numbers of a JSON array. Returns how many. */
+static int read_ints(const cJSON *v, int32_t *out, int max)
 {
     int n = 0;
     const cJSON *x;
@@ -118,30 +121,32 @@ static int ints(const cJSON *v, int32_t *out, int max)
 }
 
 struct score {
-    double worst, squares;
-    int n, steps, ties, agreed, in_top5;
+    double largest, squares; /* of the differences of log-probabilities: the largest, the sum of squares */
+    int n;                   /* compared log-probabilities */
+    int steps, ties, agreed; /* greedy steps; of these the near-ties; equal ids among the others */
+    int in_top5;             /* steps whose expected id is among the top 5 */
 };
 
-/* Runs one vector: prefill of its prompt, then decodes along its greedy ids. */
-static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
+/* Scores one vector: prefills its prompt, then decodes with its greedy ids as input. */
+static void score_vector(struct rig *r, const cJSON *v, double tolerance, struct score *s)
 {
     static int32_t prompt[MAX_PROMPT], want[MAX_GREEDY];
     struct km_err err;
     struct rig_seq q;
     struct smp_params greedy = rig_greedy();
     struct smp_result res = {0};
-    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt, MAX_PROMPT),
-        n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want, MAX_GREEDY);
-    must(rig_seq_open(r, &q, n + n_want, &err), &err);
-    must(rig_prefill(r, &q, prompt, n, 4096, &res, &err), &err);
+    int n = read_ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt, MAX_PROMPT),
+        n_want = read_ints(cJSON_GetObjectItem(v, "greedy_ids"), want, MAX_GREEDY);
+    exit_on_error(rig_seq_open(r, &q, n + n_want, &err), &err);
+    exit_on_error(rig_prefill(r, &q, prompt, n, 4096, &res, &err), &err);
     const cJSON *top, *gap = cJSON_GetObjectItem(v, "greedy_gap")->child;
     cJSON_ArrayForEach(top, cJSON_GetObjectItem(v, "last_top8"))
     {
         int id = cJSON_GetArrayItem(top, 0)->valueint, i = 0;
         while (i < res.n_top && res.top_id[i] != id)
             i++;
-        double d = i < res.n_top ? off(res.top_logprob[i], cJSON_GetArrayItem(top, 1)->valuedouble) : 99;
-        s->worst = fmax(s->worst, d);
+        double d = i < res.n_top ? difference(res.top_logprob[i], cJSON_GetArrayItem(top, 1)->valuedouble) : 99;
+        s->largest = fmax(s->largest, d);
         s->squares += d * d;
         s->n++;
     }
@@ -151,17 +156,17 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
             top5 |= res.top_id[j] == want[i];
         s->steps++;
         s->in_top5 += top5;
-        if (near_tie(gap->valuedouble, res.top_logprob[0], tie))
+        if (is_near_tie(gap->valuedouble, res.top_logprob[0], tolerance))
             s->ties++;
         else
             s->agreed += res.id == want[i];
         if (i + 1 < n_want)
-            must(rig_step(r, &(struct rig_part){&q, &want[i], 1, &greedy}, 1, &res, &err), &err);
+            exit_on_error(rig_step(r, &(struct rig_part){&q, &want[i], 1, &greedy}, 1, &res, &err), &err);
     }
     rig_seq_close(&q);
 }
 
-static void golden(const struct mdl *m, const char *path, double tie)
+static void check_golden(const struct mdl *m, const char *path, double tolerance)
 {
     struct km_err err;
     struct rig r;
@@ -169,150 +174,184 @@ static void golden(const struct mdl *m, const char *path, double tie)
     cJSON *file;
     const cJSON *v;
     struct be_opts o = options(1021);
-    must(km_json_file(path, 0, &file, &err), &err);
-    must(rig_open(&r, &be_cuda, &o, m, &err), &err);
-    cJSON_ArrayForEach(v, cJSON_GetObjectItem(file, "vectors")) play(&r, v, tie, &s);
-    say(s.steps && s.worst <= tie && s.agreed + s.ties == s.steps && s.in_top5 == s.steps,
-        "%s against %s: log-probabilities of the top 8 within %.3f (root mean square %.4f); greedy ids %d of %d, %d "
-        "near-ties (%.2f); in the top 5: %d of %d",
-        mdl_name(m), path, s.worst, sqrt(s.squares / s.n), s.agreed, s.steps - s.ties, s.ties, tie, s.in_top5, s.steps);
+    exit_on_error(km_json_file(path, 0, &file, &err), &err);
+    exit_on_error(rig_open(&r, &be_cuda, &o, m, &err), &err);
+    cJSON_ArrayForEach(v, cJSON_GetObjectItem(file, "vectors")) score_vector(&r, v, tolerance, &s);
+    report(s.steps && s.largest <= tolerance && s.agreed + s.ties == s.steps && s.in_top5 == s.steps,
+           "%s, vectors of %s: log-probabilities of the top 8 ids differ by at most %.3f (tolerance %.2f), root mean "
+           "square "
+           "%.4f; %d of %d greedy ids are equal, %d more are near-ties; %d of %d expected ids are among the top 5",
+           mdl_name(m), path, s.largest, tolerance, sqrt(s.squares / s.n), s.agreed, s.steps - s.ties, s.ties,
+           s.in_top5, s.steps);
     rig_close(&r);
     cJSON_Delete(file);
 }
 
-/* ---- against itself and the CPU ---- */
+/* ---- comparison with the CPU backend and with itself ---- */
 
-enum { CHUNKED = 700, CHUNK_STEPS = 8 };
+enum { CHUNKED = 700, CHUNK_STEPS = 8 }; /* tokens of the prompt; results that are compared */
 
-/* Prefills the prompt in chunks of `size` tokens, then decodes along the ids of `exact` (NULL: along its own). */
-static void follow(struct rig *r, const int32_t *ids, int size, const struct smp_result *exact, struct smp_result *got)
+/* Prefills the prompt in chunks of `size` tokens, then decodes. The input of a decode is the id of the previous result
+ * in `exact`, or in `got` if `exact` is NULL. */
+static void prefill_and_decode(struct rig *r, const int32_t *ids, int size, const struct smp_result *exact,
+                               struct smp_result *got)
 {
     struct smp_params greedy = rig_greedy();
     struct km_err err;
     struct rig_seq q;
-    must(rig_seq_open(r, &q, CHUNKED + CHUNK_STEPS, &err), &err);
-    must(rig_prefill(r, &q, ids, CHUNKED, size, &got[0], &err), &err);
+    exit_on_error(rig_seq_open(r, &q, CHUNKED + CHUNK_STEPS, &err), &err);
+    exit_on_error(rig_prefill(r, &q, ids, CHUNKED, size, &got[0], &err), &err);
     for (int i = 1; i < CHUNK_STEPS; i++) {
         const int32_t *next = exact ? &exact[i - 1].id : &got[i - 1].id;
-        must(rig_step(r, &(struct rig_part){&q, next, 1, &greedy}, 1, &got[i], &err), &err);
+        exit_on_error(rig_step(r, &(struct rig_part){&q, next, 1, &greedy}, 1, &got[i], &err), &err);
     }
     rig_seq_close(&q);
 }
 
-/* Chunked prefill against the CPU in float32: whatever the chunk size, the difference must be that of bfloat16
- * arithmetic. The root mean square may be a third of TIE. Ids are not compared: two ids change places only if their
- * log-probabilities differ by as much. */
-static void chunks(struct rig *r, const struct mdl *m, const int32_t *ids, double tie)
+static void prefill_and_decode_on_cpu(const struct mdl *m, enum km_dtype dtype, const int32_t *ids,
+                                      const struct smp_result *exact, struct smp_result *got)
 {
-    static const int sizes[] = {CHUNKED, 1, 7, 255, 256, 257};
-    static struct smp_result exact[CHUNK_STEPS], got[CHUNK_STEPS];
     struct be_opts o = options(509);
     struct km_err err;
     struct rig cpu;
-    for (int c = -2; c < 6; c++) {
-        if (c < 0) { /* the CPU in float32 is the reference; the CPU in bfloat16 is checked like the GPU */
-            o.dtype = c == -2 ? KM_F32 : KM_BF16;
-            must(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
-            follow(&cpu, ids, CHUNKED, c == -2 ? NULL : exact, c == -2 ? exact : got);
-            rig_close(&cpu);
-            if (c == -2)
-                continue;
-        } else
-            follow(r, ids, sizes[c], exact, got);
-        double worst = 0, squares = 0, mean2;
-        for (int i = 0; i < CHUNK_STEPS; i++) {
-            worst = fmax(worst, distance(&exact[i], &got[i], &mean2));
-            squares += mean2 / CHUNK_STEPS;
-        }
-        say(worst <= 1.5 * tie && sqrt(squares) <= tie / 3,
-            "%s, prefill of %d tokens in chunks of %d, %d decodes: within %.4f of the CPU in float32, root mean square "
-            "%.4f", c < 0 ? "CPU in bfloat16" : "CUDA", CHUNKED, c < 0 ? CHUNKED : sizes[c], CHUNK_STEPS, worst,
-            sqrt(squares));
+    o.dtype = dtype;
+    exit_on_error(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
+    prefill_and_decode(&cpu, ids, CHUNKED, exact, got);
+    rig_close(&cpu);
+}
+
+/* The differences may be those of bfloat16 arithmetic. Their root mean square may be a third of TOLERANCE. Ids are not
+ * compared: a different id implies a difference of log-probabilities. */
+static void compare_with_exact(const char *what, int size, const struct smp_result *exact, const struct smp_result *got,
+                               double tolerance)
+{
+    double largest = 0, squares = 0, mean2;
+    for (int i = 0; i < CHUNK_STEPS; i++) {
+        largest = fmax(largest, largest_difference(&exact[i], &got[i], &mean2));
+        squares += mean2 / CHUNK_STEPS;
+    }
+    report(largest <= 1.5 * tolerance && sqrt(squares) <= tolerance / 3,
+           "%s, prefill of %d tokens in chunks of %d and %d results: log-probabilities differ from the CPU's in "
+           "float32 by "
+           "at most %.4f, root mean square %.4f",
+           what, CHUNKED, size, CHUNK_STEPS, largest, sqrt(squares));
+}
+
+/* Compares chunked prefill with the CPU in float32. The CPU in bfloat16 must meet the same tolerance as the GPU. */
+static void check_chunks(struct rig *r, const struct mdl *m, const int32_t *ids, double tolerance)
+{
+    static const int sizes[] = {CHUNKED, 1, 7, 255, 256, 257};
+    static struct smp_result exact[CHUNK_STEPS], got[CHUNK_STEPS];
+    prefill_and_decode_on_cpu(m, KM_F32, ids, NULL, exact);
+    prefill_and_decode_on_cpu(m, KM_BF16, ids, exact, got);
+    compare_with_exact("CPU in bfloat16", CHUNKED, exact, got, tolerance);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        prefill_and_decode(r, ids, sizes[i], exact, got);
+        compare_with_exact("CUDA", sizes[i], exact, got, tolerance);
     }
 }
 
-/* Sequences of many lengths: each alone, then all in one batch, first prefills and decodes in one step, then decode
- * steps padded to a CUDA graph's size. */
-static void batches(struct rig *r, const int32_t *ids, int n, double tie)
+enum { MAX_BATCH = 48, BATCH_STEPS = 4 };
+
+static int batch_prompt_len(int i)
 {
-    enum { MOST = 48, STEPS = 4 };
-    static struct smp_result alone[MOST][STEPS], got[MOST];
-    static struct rig_seq q[MOST];
-    struct rig_part parts[MOST];
+    return 1 + (i * 37) % 150;
+}
+
+/* Runs n sequences one by one: alone[i] has the results of sequence i. */
+static void run_alone(struct rig *r, const int32_t *ids, int n, struct smp_result alone[][BATCH_STEPS])
+{
+    static struct rig_seq q[MAX_BATCH];
     struct smp_params greedy = rig_greedy();
     struct km_err err;
-    double worst = 0;
-    bool same = true;
-    memset(alone, 0, sizeof alone);
-    for (int pass = 0; pass < 2; pass++) {
-        for (int i = 0; i < n; i++) {
-            int len = 1 + (i * 37) % 150;
-            must(rig_seq_open(r, &q[i], len + STEPS, &err), &err);
-            if (!pass)
-                must(rig_prefill(r, &q[i], ids + i, len, len, &alone[i][0], &err), &err);
-            else if (i % 2) /* every other sequence is prefilled alone, and joins the batch as a decode */
-                must(rig_prefill(r, &q[i], ids + i, len, len, &got[i], &err), &err);
-            else
-                parts[i] = (struct rig_part){&q[i], ids + i, len, &greedy};
-            for (int k = 1; !pass && k < STEPS; k++)
-                must(rig_step(r, &(struct rig_part){&q[i], &alone[i][k - 1].id, 1, &greedy}, 1, &alone[i][k], &err),
-                     &err);
-        }
-        for (int k = 0; pass && k < STEPS; k++) {
-            int mixed = k == 0; /* the first step: even sequences prefill, odd ones decode their first token */
-            for (int i = 0; i < n; i++)
-                if (!mixed || i % 2)
-                    parts[i] = (struct rig_part){&q[i], &alone[i][mixed ? 0 : k - 1 + i % 2].id, 1, &greedy};
-            if (k + 1 == STEPS)
-                break;
-            must(rig_step(r, parts, n, got, &err), &err);
-            for (int i = 0; i < n; i++) {
-                const struct smp_result *want = &alone[i][k + i % 2];
-                worst = fmax(worst, distance(want, &got[i], NULL));
-                same &= agree(want, &got[i], tie);
-            }
-        }
-        for (int i = 0; i < n; i++)
-            rig_seq_close(&q[i]);
+    for (int i = 0; i < n; i++) {
+        int len = batch_prompt_len(i);
+        exit_on_error(rig_seq_open(r, &q[i], len + BATCH_STEPS, &err), &err);
+        exit_on_error(rig_prefill(r, &q[i], ids + i, len, len, &alone[i][0], &err), &err);
+        for (int k = 1; k < BATCH_STEPS; k++)
+            exit_on_error(
+                rig_step(r, &(struct rig_part){&q[i], &alone[i][k - 1].id, 1, &greedy}, 1, &alone[i][k], &err), &err);
     }
-    say(same && worst <= 1.5 * tie,
-        "%d requests in one batch, prefills and decodes in one step: within %.4f of each alone", n, worst);
+    for (int i = 0; i < n; i++)
+        rig_seq_close(&q[i]);
 }
 
-/* Copies a sequence's KV to the host, overwrites its pages with NaN, and copies the KV back into other pages: the next
- * step must give the same bits. */
-static void copies(struct rig *r, const int32_t *ids)
+/* Runs n sequences of many lengths alone and in one batch, and compares the results. In the first step of the batch,
+ * even sequences prefill, and odd ones, which were prefilled alone, decode. The decode steps after it are padded to the
+ * size of a CUDA graph. */
+static void check_batch(struct rig *r, const int32_t *ids, int n, double tolerance)
+{
+    static struct smp_result alone[MAX_BATCH][BATCH_STEPS], got[MAX_BATCH];
+    static struct rig_seq q[MAX_BATCH];
+    struct rig_part parts[MAX_BATCH];
+    struct smp_params greedy = rig_greedy();
+    struct km_err err;
+    double largest = 0;
+    bool same = true;
+    memset(alone, 0, sizeof alone);
+    run_alone(r, ids, n, alone);
+    for (int i = 0; i < n; i++) {
+        int len = batch_prompt_len(i);
+        exit_on_error(rig_seq_open(r, &q[i], len + BATCH_STEPS, &err), &err);
+        if (i % 2)
+            exit_on_error(rig_prefill(r, &q[i], ids + i, len, len, &got[i], &err), &err);
+        else
+            parts[i] = (struct rig_part){&q[i], ids + i, len, &greedy};
+    }
+    for (int k = 0; k + 1 < BATCH_STEPS; k++) { /* odd sequences are one token further than even ones */
+        for (int i = 0; i < n; i++)
+            if (k || i % 2)
+                parts[i] = (struct rig_part){&q[i], &alone[i][k - 1 + i % 2].id, 1, &greedy};
+        exit_on_error(rig_step(r, parts, n, got, &err), &err);
+        for (int i = 0; i < n; i++) {
+            const struct smp_result *want = &alone[i][k + i % 2];
+            largest = fmax(largest, largest_difference(want, &got[i], NULL));
+            same &= agree(want, &got[i], tolerance);
+        }
+    }
+    for (int i = 0; i < n; i++)
+        rig_seq_close(&q[i]);
+    report(same && largest <= 1.5 * tolerance,
+           "%d requests in one batch, prefills and decodes in one step: log-probabilities differ from those of each "
+           "request alone by at most %.4f",
+           n, largest);
+}
+
+/* Copies a sequence's KV to the host, overwrites its pages with NaN, and copies the KV back to other pages. The next
+ * step must have the same bits. */
+static void check_copies(struct rig *r, const int32_t *ids)
 {
     enum { N = 333 };
     struct rig_seq a, b;
     struct smp_result first = {0}, second = {0}, third = {0};
     struct smp_params greedy = rig_greedy();
     struct km_err err;
-    must(rig_seq_open(r, &a, N + 2, &err), &err);
-    must(rig_seq_open(r, &b, N + 2, &err), &err);
+    exit_on_error(rig_seq_open(r, &a, N + 2, &err), &err);
+    exit_on_error(rig_seq_open(r, &b, N + 2, &err), &err);
     size_t size = (size_t)a.blocks * r->g.page_bytes;
     char *host = r->backend->host_alloc(r->b, size), *nan = km_malloc(size);
-    must(rig_prefill(r, &a, ids, N, N, &first, &err), &err);
-    must(rig_copy(r, &a, KV_TO_HOST, host, &err), &err);
-    must(rig_step(r, &(struct rig_part){&a, &first.id, 1, &greedy}, 1, &second, &err), &err);
+    exit_on_error(rig_prefill(r, &a, ids, N, N, &first, &err), &err);
+    exit_on_error(rig_copy(r, &a, KV_TO_HOST, host, &err), &err);
+    exit_on_error(rig_step(r, &(struct rig_part){&a, &first.id, 1, &greedy}, 1, &second, &err), &err);
     memset(nan, 0xFF, size);
-    must(rig_copy(r, &a, KV_TO_PAGE, nan, &err), &err);
-    must(rig_copy(r, &b, KV_TO_PAGE, host, &err), &err);
+    exit_on_error(rig_copy(r, &a, KV_TO_PAGE, nan, &err), &err);
+    exit_on_error(rig_copy(r, &b, KV_TO_PAGE, host, &err), &err);
     b.n_done = N;
-    must(rig_step(r, &(struct rig_part){&b, &first.id, 1, &greedy}, 1, &third, &err), &err);
-    say(second.id == third.id && !memcmp(second.top_logprob, third.top_logprob, sizeof second.top_logprob),
-        "%d pages copied to the host and back into other pages: the next step gives the same bits", a.blocks);
+    exit_on_error(rig_step(r, &(struct rig_part){&b, &first.id, 1, &greedy}, 1, &third, &err), &err);
+    report(second.id == third.id && !memcmp(second.top_logprob, third.top_logprob, sizeof second.top_logprob),
+           "%d pages copied to the host and back to other pages: the next step has the same bits", a.blocks);
     struct kv_copy wrong = {r->g.n_pages, host};
     uint64_t ticket;
-    say(r->backend->copy(r->b, KV_TO_HOST, &wrong, 1, &ticket, &err) == KM_EINVAL,
-        "a copy of a page outside the pool is refused: %s", err.msg);
+    report(r->backend->copy(r->b, KV_TO_HOST, &wrong, 1, &ticket, &err) == KM_EINVAL,
+           "a copy of a page outside the pool is refused: \"%s\"", err.msg);
     r->backend->host_free(r->b, host, size);
     km_free(nan);
     rig_seq_close(&a);
     rig_seq_close(&b);
 }
 
-static void against_cpu(struct rig *r, const struct mdl *m, const int32_t *ids, double tie)
+/* Compares prompts of several lengths with the CPU backend in bfloat16. */
+static void check_against_cpu(struct rig *r, const struct mdl *m, const int32_t *ids, double tolerance)
 {
     enum { STEPS = 8 };
     static const int lens[] = {1, 16, 17, 130, 700};
@@ -320,33 +359,35 @@ static void against_cpu(struct rig *r, const struct mdl *m, const int32_t *ids, 
     struct smp_params greedy = rig_greedy();
     struct km_err err;
     struct rig cpu;
-    double worst = 0;
+    double largest = 0;
     bool same = true;
-    must(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
+    exit_on_error(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
     for (int l = 0; l < 5; l++) {
         struct rig_seq a, b;
         struct smp_result x = {0}, y = {0};
-        must(rig_seq_open(r, &a, lens[l] + STEPS, &err), &err);
-        must(rig_seq_open(&cpu, &b, lens[l] + STEPS, &err), &err);
-        must(rig_prefill(r, &a, ids + l, lens[l], 4096, &x, &err), &err);
-        must(rig_prefill(&cpu, &b, ids + l, lens[l], 4096, &y, &err), &err);
+        exit_on_error(rig_seq_open(r, &a, lens[l] + STEPS, &err), &err);
+        exit_on_error(rig_seq_open(&cpu, &b, lens[l] + STEPS, &err), &err);
+        exit_on_error(rig_prefill(r, &a, ids + l, lens[l], 4096, &x, &err), &err);
+        exit_on_error(rig_prefill(&cpu, &b, ids + l, lens[l], 4096, &y, &err), &err);
         for (int i = 0; i < STEPS; i++) {
             int32_t next = y.id;
-            worst = fmax(worst, distance(&y, &x, NULL));
-            same &= agree(&y, &x, tie);
-            must(rig_step(r, &(struct rig_part){&a, &next, 1, &greedy}, 1, &x, &err), &err);
-            must(rig_step(&cpu, &(struct rig_part){&b, &next, 1, &greedy}, 1, &y, &err), &err);
+            largest = fmax(largest, largest_difference(&y, &x, NULL));
+            same &= agree(&y, &x, tolerance);
+            exit_on_error(rig_step(r, &(struct rig_part){&a, &next, 1, &greedy}, 1, &x, &err), &err);
+            exit_on_error(rig_step(&cpu, &(struct rig_part){&b, &next, 1, &greedy}, 1, &y, &err), &err);
         }
         rig_seq_close(&a);
         rig_seq_close(&b);
     }
-    say(same && worst <= 1.5 * tie,
-        "prompts of 1 to 700 tokens and %d decodes each: within %.4f of the CPU backend in bf16", STEPS, worst);
+    report(same && largest <= 1.5 * tolerance,
+           "prompts of 1 to 700 tokens and %d decodes each: log-probabilities differ from the CPU's in bfloat16 by at "
+           "most %.4f",
+           STEPS, largest);
     rig_close(&cpu);
 }
 
-/* The sampling kernels against the reference sampler, which samples the rows that ask for log-probabilities. */
-static void sampling(struct rig *r, const int32_t *ids)
+/* Compares the sampling kernels with the reference sampler, which samples all rows that ask for log-probabilities. */
+static void check_sampling(struct rig *r, const int32_t *ids)
 {
     enum { N = 40, STEPS = 12 };
     static const struct {
@@ -366,30 +407,32 @@ static void sampling(struct rig *r, const int32_t *ids)
         p.seed = (uint64_t)k + 99;
         struct smp_params with_logprobs = p;
         with_logprobs.n_logprobs = 1;
-        must(rig_seq_open(r, &a, N + STEPS, &err), &err);
-        must(rig_seq_open(r, &b, N + STEPS, &err), &err);
-        must(rig_step(r, &(struct rig_part){&a, ids, N, &p}, 1, &x, &err), &err);
-        must(rig_step(r, &(struct rig_part){&b, ids, N, &with_logprobs}, 1, &y, &err), &err);
+        exit_on_error(rig_seq_open(r, &a, N + STEPS, &err), &err);
+        exit_on_error(rig_seq_open(r, &b, N + STEPS, &err), &err);
+        exit_on_error(rig_step(r, &(struct rig_part){&a, ids, N, &p}, 1, &x, &err), &err);
+        exit_on_error(rig_step(r, &(struct rig_part){&b, ids, N, &with_logprobs}, 1, &y, &err), &err);
         for (int i = 1; i < STEPS; i++, all++) {
             same += x.id == y.id;
             int32_t next = y.id;
-            must(rig_step(r, &(struct rig_part){&a, &next, 1, &p}, 1, &x, &err), &err);
-            must(rig_step(r, &(struct rig_part){&b, &next, 1, &with_logprobs}, 1, &y, &err), &err);
+            exit_on_error(rig_step(r, &(struct rig_part){&a, &next, 1, &p}, 1, &x, &err), &err);
+            exit_on_error(rig_step(r, &(struct rig_part){&b, &next, 1, &with_logprobs}, 1, &y, &err), &err);
         }
         rig_seq_close(&a);
         rig_seq_close(&b);
     }
-    say(same == all, "%d tokens of %d kinds of sampling: %d equal to the reference sampler's", all, KINDS, same);
+    report(same == all, "%d kinds of sampling: %d of %d ids are equal to those of the reference sampler", KINDS, same,
+           all);
 }
 
-/* ---- through the engine ---- */
+/* ---- checks of the engine with this backend ---- */
 
 struct answer {
     int32_t ids[MAX_GREEDY];
-    struct smp_result last[MAX_GREEDY];
-    int n, n_cached;
+    struct smp_result results[MAX_GREEDY];
+    int n, n_cached; /* tokens of the answer; prompt tokens found in the prefix cache */
 };
 
+/* Submits one greedy request to an idle engine and waits for its answer. */
 static struct answer ask(struct eng *e, const int32_t *prompt, int n, int n_out)
 {
     struct answer a = {0};
@@ -399,21 +442,20 @@ static struct answer ask(struct eng *e, const int32_t *prompt, int n, int n_out)
     struct eng_events v;
     struct km_err err;
     uint64_t id;
-    must(eng_submit(e, &q, &id, &err), &err);
+    exit_on_error(eng_submit(e, &q, &id, &err), &err);
     while (!eng_idle(e)) {
-        must(eng_step(e, &v, &err), &err);
+        exit_on_error(eng_step(e, &v, &err), &err);
         for (int i = 0; i < v.n; i++) {
             a.ids[a.n] = v.v[i].token.id;
-            a.last[a.n++] = v.v[i].token;
+            a.results[a.n++] = v.v[i].token;
             a.n_cached = v.v[i].n_cached;
         }
     }
     return a;
 }
 
-/* One prompt three times: with a cold prefix cache, with the prompt's pages still in the pool, and cold after a
- * reset. */
-static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
+/* Runs one prompt three times: with a cold prefix cache, with a warm one, and again cold after a reset. */
+static void check_prefix_cache(const struct mdl *m, const int32_t *ids, double tolerance)
 {
     enum { N = 515, OUT = 16, WARM = N / 16 * 16 };
     struct eng_opts o = eng_defaults();
@@ -422,26 +464,28 @@ static void cold_and_warm(const struct mdl *m, const int32_t *ids, double tie)
     o.max_num_seqs = 32;
     o.dtype = KM_BF16;
     o.num_blocks = 509;
-    must(eng_open(&e, &o, m, &be_cuda, NULL, &err), &err);
+    exit_on_error(eng_open(&e, &o, m, &be_cuda, NULL, &err), &err);
     struct answer cold = ask(e, ids, N, OUT), warm = ask(e, ids, N, OUT);
-    must(eng_reset_cache(e, false, &err), &err);
+    exit_on_error(eng_reset_cache(e, false, &err), &err);
     struct answer again = ask(e, ids, N, OUT);
-    double worst = 0;
-    int until = 0; /* answers are compared up to the first near-tie that was decided differently */
+    double largest = 0;
+    int n_equal = 0; /* answers are compared up to the first near-tie with different ids */
     bool same = cold.n == OUT && warm.n == OUT;
-    while (same && until < OUT) {
-        worst = fmax(worst, distance(&cold.last[until], &warm.last[until], NULL));
-        same = agree(&cold.last[until], &warm.last[until], tie);
-        if (cold.ids[until] != warm.ids[until])
+    while (same && n_equal < OUT) {
+        largest = fmax(largest, largest_difference(&cold.results[n_equal], &warm.results[n_equal], NULL));
+        same = agree(&cold.results[n_equal], &warm.results[n_equal], tolerance);
+        if (cold.ids[n_equal] != warm.ids[n_equal])
             break;
-        until++;
+        n_equal++;
     }
-    say(same && worst <= 1.5 * tie && cold.n_cached == 0 && warm.n_cached == WARM,
-        "cold and warm prefix cache (%d of %d tokens cached): %d of %d tokens are equal, within %.4f", warm.n_cached, N,
-        until, OUT, worst);
-    say(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids),
-        "cold prefix cache after a reset: the same tokens");
-    must(eng_check(e, &err), &err);
+    report(same && largest <= 1.5 * tolerance && cold.n_cached == 0 && warm.n_cached == WARM,
+           "warm prefix cache, %d of %d tokens cached: the first %d of %d tokens are those with a cold cache, "
+           "log-probabilities "
+           "differ by at most %.4f",
+           warm.n_cached, N, n_equal, OUT, largest);
+    report(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids),
+           "prefix cache after a reset: the tokens are those with a cold cache");
+    exit_on_error(eng_check(e, &err), &err);
     eng_close(e);
 }
 
@@ -449,11 +493,14 @@ enum { CROWD = 24, CROWD_OUT = 48 };
 
 /* CROWD requests and their answers. */
 struct crowd {
-    int32_t ids[CROWD][CROWD_OUT], stop[CROWD]; /* answers; stop id of each request, -1: none */
-    int n[CROWD], prompt;                       /* tokens of each answer; of the shortest prompt */
+    int32_t ids[CROWD][CROWD_OUT]; /* tokens of each answer */
+    int n[CROWD];                  /* number of tokens of each answer */
+    int32_t stop[CROWD];           /* stop id of each request; -1: none */
+    int shortest;                  /* tokens of the shortest prompt */
 };
 
-/* Submits CROWD prompts of different lengths, half of them greedy, to an engine that runs at most max_seqs at once. */
+/* Opens an engine that runs at most max_seqs requests at once, and submits CROWD prompts of different lengths to it.
+ * Half of the requests are greedy. */
 static struct eng *crowd_open(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
                               struct crowd *c)
 {
@@ -464,10 +511,10 @@ static struct eng *crowd_open(const struct mdl *m, const struct backend *backend
     o.max_num_seqs = max_seqs;
     o.dtype = KM_BF16;
     o.num_blocks = 509;
-    must(eng_open(&e, &o, m, backend, NULL, &err), &err);
+    exit_on_error(eng_open(&e, &o, m, backend, NULL, &err), &err);
     for (int i = 0; i < CROWD; i++) {
         struct eng_request q = {.prompt = ids + 64 * i,
-                                .n_prompt = c->prompt + 5 * i,
+                                .n_prompt = c->shortest + 5 * i,
                                 .max_tokens = CROWD_OUT - i,
                                 .ignore_eos = true,
                                 .stop_ids = &c->stop[i],
@@ -477,7 +524,7 @@ static struct eng *crowd_open(const struct mdl *m, const struct backend *backend
         q.sampling.temperature = i % 2;
         q.sampling.seed = (uint64_t)i;
         c->n[i] = 0;
-        must(eng_submit(e, &q, &id, &err), &err);
+        exit_on_error(eng_submit(e, &q, &id, &err), &err);
     }
     return e;
 }
@@ -486,17 +533,17 @@ static void crowd_step(struct eng *e, struct crowd *c)
 {
     struct eng_events v;
     struct km_err err;
-    must(eng_step(e, &v, &err), &err);
-    must(eng_check(e, &err), &err);
+    exit_on_error(eng_step(e, &v, &err), &err);
+    exit_on_error(eng_check(e, &err), &err);
     for (int i = 0; i < v.n; i++) {
         int *n = v.v[i].user;
         c->ids[n - c->n][(*n)++] = v.v[i].token.id;
     }
 }
 
-/* Runs all requests to their end. */
-static struct eng_stats serve(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
-                              struct crowd *c)
+/* Opens an engine, runs all requests to their end, and returns the engine's statistics. */
+static struct eng_stats run_crowd(const struct mdl *m, const struct backend *backend, const int32_t *ids, int max_seqs,
+                                  struct crowd *c)
 {
     struct eng *e = crowd_open(m, backend, ids, max_seqs, c);
     struct eng_stats st;
@@ -507,8 +554,8 @@ static struct eng_stats serve(const struct mdl *m, const struct backend *backend
     return st;
 }
 
-/* Number of answers that are equal. */
-static int crowds_agree(const struct crowd *a, const struct crowd *b)
+/* Number of equal answers. */
+static int count_equal_answers(const struct crowd *a, const struct crowd *b)
 {
     int same = 0;
     for (int i = 0; i < CROWD; i++)
@@ -516,15 +563,15 @@ static int crowds_agree(const struct crowd *a, const struct crowd *b)
     return same;
 }
 
-/* Two engines on one GPU, with steps of both in flight, must give the same answers as each engine alone. */
-static void two_engines(const struct mdl *m, const int32_t *ids)
+/* Two engines on one GPU, with steps of both in flight, must give the answers of an engine alone. */
+static void check_two_engines(const struct mdl *m, const int32_t *ids)
 {
     static struct crowd alone, c[2];
     struct eng *e[2];
     for (int i = 0; i < CROWD; i++)
         alone.stop[i] = c[0].stop[i] = c[1].stop[i] = -1;
-    alone.prompt = c[0].prompt = c[1].prompt = 40;
-    serve(m, &be_cuda, ids, 32, &alone);
+    alone.shortest = c[0].shortest = c[1].shortest = 40;
+    run_crowd(m, &be_cuda, ids, 32, &alone);
     for (int i = 0; i < 2; i++)
         e[i] = crowd_open(m, &be_cuda, ids, 32, &c[i]);
     while (!eng_idle(e[0]) || !eng_idle(e[1]))
@@ -533,45 +580,45 @@ static void two_engines(const struct mdl *m, const int32_t *ids)
                 crowd_step(e[i], &c[i]);
     for (int i = 0; i < 2; i++)
         eng_close(e[i]);
-    int same[] = {crowds_agree(&alone, &c[0]), crowds_agree(&alone, &c[1])};
-    say(same[0] == CROWD && same[1] == CROWD, "two engines on one GPU: %d and %d of %d answers as alone", same[0],
-        same[1], CROWD);
+    int same[] = {count_equal_answers(&alone, &c[0]), count_equal_answers(&alone, &c[1])};
+    report(same[0] == CROWD && same[1] == CROWD,
+           "two engines on one GPU: %d and %d of %d answers are those of an engine alone", same[0], same[1], CROWD);
 }
 
-/* With and without async scheduling the batches are the same, and every token must be equal. Two cases: all requests at
- * once, each ended by its length; and one request at a time, where a stop token wastes the row in flight and the
- * request's pages go to the next request. */
-static void async_or_not(const struct mdl *m, const int32_t *ids)
+/* With and without async scheduling the batches are the same, so every token must be equal. There are two cases: all
+ * requests at once, each ended by its length; and one request at a time, where a stop id wastes the row in flight, and
+ * the next request gets the pages of the stopped request. */
+static void check_async_sched(const struct mdl *m, const int32_t *ids, bool one_at_a_time)
 {
-    static struct crowd one, two;
-    struct backend waits = be_cuda;
-    waits.async_sched = false;
-    for (int alone = 0; alone < 2; alone++) {
-        one.prompt = alone ? 300 : 40;
-        for (int i = 0; i < CROWD; i++)
-            one.stop[i] = -1;
-        if (alone) { /* a first run gives the answers; half of the requests then stop at a token of their answer */
-            serve(m, &waits, ids, 1, &one);
-            for (int i = 1; i < CROWD; i += 2)
-                one.stop[i] = one.ids[i][one.n[i] / 2];
-        }
-        struct eng_stats a = serve(m, &waits, ids, alone ? 1 : 32, &one);
-        memcpy(two.stop, one.stop, sizeof two.stop);
-        two.prompt = one.prompt;
-        struct eng_stats b = serve(m, &be_cuda, ids, alone ? 1 : 32, &two);
-        int same = crowds_agree(&one, &two);
-        bool wasted = alone ? b.wasted_rows > 0 : b.wasted_rows == 0;
-        say(same == CROWD && !a.async_steps && b.async_steps > b.steps / 2 &&
-                a.generated_tokens == b.generated_tokens && wasted && b.finished[ENG_STOP] == a.finished[ENG_STOP],
-            "async scheduling, requests %s: %lld of %lld steps submitted early, %d of %d answers as without, "
-            "%lld stopped, %lld rows wasted",
-            alone ? "one at a time" : "together", (long long)b.async_steps, (long long)b.steps, same, CROWD,
-            (long long)b.finished[ENG_STOP], (long long)b.wasted_rows);
+    static struct crowd without, with;
+    struct backend be_without = be_cuda;
+    const int max_seqs = one_at_a_time ? 1 : 32;
+    be_without.async_sched = false;
+    without.shortest = one_at_a_time ? 300 : 40;
+    for (int i = 0; i < CROWD; i++)
+        without.stop[i] = -1;
+    if (one_at_a_time) { /* a first run gives the answers; then half of the requests stop at a token of their answer */
+        run_crowd(m, &be_without, ids, max_seqs, &without);
+        for (int i = 1; i < CROWD; i += 2)
+            without.stop[i] = without.ids[i][without.n[i] / 2];
     }
+    struct eng_stats a = run_crowd(m, &be_without, ids, max_seqs, &without);
+    memcpy(with.stop, without.stop, sizeof with.stop);
+    with.shortest = without.shortest;
+    struct eng_stats b = run_crowd(m, &be_cuda, ids, max_seqs, &with);
+    int n_equal = count_equal_answers(&without, &with);
+    bool wasted = one_at_a_time ? b.wasted_rows > 0 : b.wasted_rows == 0;
+    report(
+        n_equal == CROWD && !a.async_steps && b.async_steps > b.steps / 2 && a.generated_tokens == b.generated_tokens &&
+            wasted && b.finished[ENG_STOP] == a.finished[ENG_STOP],
+        "async scheduling, requests %s: %d of %d answers are those without async scheduling; %lld of %lld steps were "
+        "submitted while the previous step ran; %lld requests ended by a stop id, %lld rows were wasted",
+        one_at_a_time ? "one at a time" : "together", n_equal, CROWD, (long long)b.async_steps, (long long)b.steps,
+        (long long)b.finished[ENG_STOP], (long long)b.wasted_rows);
 }
 
-/* A plan against an open with the same options, to the byte: memory allocated by kind, the backend's own statistics,
- * and the pool. The plan's reserve is not allocated. */
+/* Compares a plan with what an open with the same options allocates, to the byte: memory by kind, the backend's
+ * statistics, and the pool. The plan's reserve is not allocated. */
 static void compare_plan(const struct mdl *m, const struct be_opts *o, const struct plan *p)
 {
     struct kv_geom g;
@@ -579,113 +626,118 @@ static void compare_plan(const struct mdl *m, const struct be_opts *o, const str
     struct be *b;
     struct be_stats st;
     int64_t device = km_mem_stats(KM_MEM_DEVICE).current, pinned = km_mem_stats(KM_MEM_PINNED).current;
-    must(be_cuda.open(&b, o, m, &g, &err), &err);
+    exit_on_error(be_cuda.open(&b, o, m, &g, &err), &err);
     be_cuda.stats(b, &st);
     device = km_mem_stats(KM_MEM_DEVICE).current - device;
     pinned = km_mem_stats(KM_MEM_PINNED).current - pinned;
     be_cuda.close(b);
     if (!o->n_pages && !o->memory_limit) { /* the driver reports free memory in steps of its allocation size */
-        double apart = fabs((double)(p->geom.n_pages - g.n_pages)) * (double)g.page_bytes / (1 << 20);
-        say(apart < 256, "without a stated limit: %d blocks planned, %d allocated, %.0f MiB apart", p->geom.n_pages,
-            g.n_pages, apart);
+        double mib = fabs((double)(p->geom.n_pages - g.n_pages)) * (double)g.page_bytes / (1 << 20);
+        report(mib < 256, "plan without a memory limit: %d blocks planned, %d allocated, a difference of %.0f MiB",
+               p->geom.n_pages, g.n_pages, mib);
         return;
     }
-    int64_t total = plan_total(p, KM_MEM_DEVICE), taken = total - plan_sum(p, PLAN_RESERVE, KM_MEM_DEVICE);
-    say(device == taken && pinned == plan_total(p, KM_MEM_PINNED),
-        "plan for %d tokens, %d requests: %lld bytes on the GPU, %lld pinned; allocated: %lld, %lld", o->max_tokens,
-        o->max_reqs, (long long)taken, (long long)plan_total(p, KM_MEM_PINNED), (long long)device, (long long)pinned);
-    say(st.weight_bytes == plan_sum(p, PLAN_WEIGHTS, KM_MEM_DEVICE) &&
-            st.workspace_bytes == plan_sum(p, PLAN_WORKSPACE, KM_MEM_DEVICE) &&
-            st.kv_bytes == plan_sum(p, PLAN_KV, KM_MEM_DEVICE) && g.n_pages == p->geom.n_pages &&
-            g.page_bytes == p->geom.page_bytes && !memcmp(&g.model, &p->geom.model, sizeof g.model) &&
-            !strcmp(st.device, p->device) && total <= p->limit &&
-            (o->n_pages || total > p->limit - (int64_t)g.page_bytes),
-        "the plan's weights, workspace, KV and %d blocks are those of the backend, within the limit", g.n_pages);
+    int64_t total = plan_total(p, KM_MEM_DEVICE), planned = total - plan_sum(p, PLAN_RESERVE, KM_MEM_DEVICE);
+    report(device == planned && pinned == plan_total(p, KM_MEM_PINNED),
+           "plan for %d tokens and %d requests: %lld bytes on the GPU and %lld pinned bytes planned, %lld and %lld "
+           "allocated",
+           o->max_tokens, o->max_reqs, (long long)planned, (long long)plan_total(p, KM_MEM_PINNED), (long long)device,
+           (long long)pinned);
+    report(st.weight_bytes == plan_sum(p, PLAN_WEIGHTS, KM_MEM_DEVICE) &&
+               st.workspace_bytes == plan_sum(p, PLAN_WORKSPACE, KM_MEM_DEVICE) &&
+               st.kv_bytes == plan_sum(p, PLAN_KV, KM_MEM_DEVICE) && g.n_pages == p->geom.n_pages &&
+               g.page_bytes == p->geom.page_bytes && !memcmp(&g.model, &p->geom.model, sizeof g.model) &&
+               !strcmp(st.device, p->device) && total <= p->limit &&
+               (o->n_pages || total > p->limit - (int64_t)g.page_bytes),
+           "the plan's sizes of weights, workspace and KV and its %d blocks are the backend's, and within the limit",
+           g.n_pages);
 }
 
 /* Runs before any backend is opened: a plan queries the GPU in a child process, which works only while this process has
  * not initialised CUDA. */
-static void plans(const struct mdl *m)
+static void check_plans(const struct mdl *m)
 {
     static const struct {
         int n_pages, max_tokens, max_reqs;
         bool limit; /* 4 GiB more than the weights */
-    } asked[] = {{509, 4096, 64, false}, {0, 2048, 256, true}, {0, 333, 300, true}, {7, 16, 1, false},
-                 {0, 2048, 256, false}};
-    enum { N = sizeof asked / sizeof *asked };
+    } cases[] = {
+        {509, 4096, 64, false}, {0, 2048, 256, true}, {0, 333, 300, true}, {7, 16, 1, false}, {0, 2048, 256, false}};
+    enum { N = sizeof cases / sizeof *cases };
     static struct plan p[N];
     struct be_opts o[N];
     struct km_err err;
     for (int i = 0; i < N; i++) {
-        o[i] = options(asked[i].n_pages);
-        o[i].max_tokens = asked[i].max_tokens;
-        o[i].max_reqs = asked[i].max_reqs;
-        o[i].memory_limit = asked[i].limit ? 2 * mdl_params(m) + ((int64_t)4 << 30) : 0;
-        must(be_cuda.plan(&p[i], &o[i], m, &err), &err);
+        o[i] = options(cases[i].n_pages);
+        o[i].max_tokens = cases[i].max_tokens;
+        o[i].max_reqs = cases[i].max_reqs;
+        o[i].memory_limit = cases[i].limit ? 2 * mdl_params(m) + ((int64_t)4 << 30) : 0;
+        exit_on_error(be_cuda.plan(&p[i], &o[i], m, &err), &err);
     }
     for (int i = 0; i < N; i++)
         compare_plan(m, &o[i], &p[i]);
 }
 
-/* Options that the backend must refuse; each message is printed for a reader to judge. */
-static void refusals(const struct mdl *m)
+/* Options that the backend must refuse. The messages are printed, so that a reader can check them. */
+static void check_refusals(const struct mdl *m)
 {
     struct be_opts o = options(509);
     struct kv_geom g;
     struct km_err err = {0};
     struct be *b;
     o.dtype = KM_F32;
-    say(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "float32: %s", err.msg);
+    report(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "float32 is refused: \"%s\"", err.msg);
     o = options(509);
     o.block_size = 12;
-    say(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "block size: %s", err.msg);
+    report(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "a block size of 12 is refused: \"%s\"", err.msg);
     o = options(1 << 26);
-    say(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "pool: %s", err.msg);
+    report(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "a pool of 2^26 pages is refused: \"%s\"", err.msg);
     o = options(0);
     o.memory_limit = 1 << 20;
-    say(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "limit: %s", err.msg);
+    report(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "a memory limit of 1 MiB is refused: \"%s\"", err.msg);
     o = options(509);
     o.max_tokens = 1 << 30;
-    say(be_cuda.open(&b, &o, m, &g, &err) == KM_EDEVICE, "workspace: %s", err.msg);
+    report(be_cuda.open(&b, &o, m, &g, &err) == KM_EDEVICE, "a workspace for 2^30 tokens is refused: \"%s\"", err.msg);
 }
 
-/* The rates that `kvmark info` prints, also measured in a child process. The bounds are loose: they catch a wrong unit
- * or a wrong clock. */
-static void rates(void)
+/* Checks the rates that `kvmark info` prints, which are measured in a child process. The bounds are loose. They find a
+ * wrong unit or a wrong clock. */
+static void check_rates(void)
 {
     struct rates r;
     struct km_err err;
-    must(be_cuda.measure(&r, &err), &err);
-    say(r.memory > 0 && r.copy_gbps > 100 && r.copy_gbps < 20000 && r.h2d_gbps > 1 && r.h2d_gbps < 1000 &&
-            r.d2h_gbps > 1 && r.d2h_gbps < 1000 && r.gemm_tflops > 20 && r.gemm_tflops < 5000,
-        "%s, %.0f GiB: device copies %.0f GB/s, H2D %.1f GB/s, D2H %.1f GB/s, GEMM %.0f TFLOP/s", r.device,
-        (double)r.memory / (1 << 30), r.copy_gbps, r.h2d_gbps, r.d2h_gbps, r.gemm_tflops);
+    exit_on_error(be_cuda.measure(&r, &err), &err);
+    report(r.memory > 0 && r.copy_gbps > 100 && r.copy_gbps < 20000 && r.h2d_gbps > 1 && r.h2d_gbps < 1000 &&
+               r.d2h_gbps > 1 && r.d2h_gbps < 1000 && r.gemm_tflops > 20 && r.gemm_tflops < 5000,
+           "rates of %s, %.0f GiB: device copies %.0f GB/s, H2D %.1f GB/s, D2H %.1f GB/s, GEMM %.0f TFLOP/s", r.device,
+           (double)r.memory / (1 << 30), r.copy_gbps, r.h2d_gbps, r.d2h_gbps, r.gemm_tflops);
 }
 
-static void self(const struct mdl *m, double tie)
+static void check_self(const struct mdl *m, double tolerance)
 {
     static int32_t ids[MAX_PROMPT];
     struct be_opts o = options(1021);
     struct km_err err;
     struct rig r;
-    rates();
-    plans(m);
-    some_tokens(ids, MAX_PROMPT, mdl_config(m)->vocab, 1);
-    must(rig_open(&r, &be_cuda, &o, m, &err), &err);
-    chunks(&r, m, ids, tie);
+    check_rates();
+    check_plans(m);
+    random_tokens(ids, MAX_PROMPT, mdl_config(m)->vocab, 1);
+    exit_on_error(rig_open(&r, &be_cuda, &o, m, &err), &err);
+    check_chunks(&r, m, ids, tolerance);
     static const int sizes[] = {2, 3, 9, 17, 33, 48};
     for (int i = 0; i < 6; i++)
-        batches(&r, ids, sizes[i], tie);
-    copies(&r, ids);
-    sampling(&r, ids);
-    against_cpu(&r, m, ids, tie);
+        check_batch(&r, ids, sizes[i], tolerance);
+    check_copies(&r, ids);
+    check_sampling(&r, ids);
+    check_against_cpu(&r, m, ids, tolerance);
     rig_close(&r);
-    cold_and_warm(m, ids, tie);
-    async_or_not(m, ids);
-    two_engines(m, ids);
-    refusals(m);
+    check_prefix_cache(m, ids, tolerance);
+    check_async_sched(m, ids, false);
+    check_async_sched(m, ids, true);
+    check_two_engines(m, ids);
+    check_refusals(m);
     struct km_mem_stats left = km_mem_stats(KM_MEM_DEVICE);
-    say(left.current == 0, "all device memory is freed: %lld bytes are left", (long long)left.current);
+    report(left.current == 0, "after all backends were closed, %lld bytes of device memory are allocated",
+           (long long)left.current);
 }
 
 int main(int argc, char **argv)
@@ -694,18 +746,18 @@ int main(int argc, char **argv)
     struct mdl *m;
     bool vectors = argc > 3 && !strcmp(argv[1], "golden");
     if (!vectors && (argc < 3 || strcmp(argv[1], "self"))) {
-        fprintf(stderr, "usage: engine_check golden MODEL VECTORS.json [TIE] | self MODEL [TIE]\n");
+        fprintf(stderr, "usage: engine_check golden MODEL VECTORS.json [TOLERANCE] | self MODEL [TOLERANCE]\n");
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
-    const char *tie = argc > 3 + vectors ? argv[3 + vectors] : "0.2";
-    must(be_cuda.probe(&err), &err);
-    must(mdl_open(&m, argv[2], false, SEED, &err), &err);
+    const char *tolerance = argc > 3 + vectors ? argv[3 + vectors] : "0.2";
+    exit_on_error(be_cuda.probe(&err), &err);
+    exit_on_error(mdl_open(&m, argv[2], false, SEED, &err), &err);
     if (vectors)
-        golden(m, argv[3], atof(tie));
+        check_golden(m, argv[3], atof(tolerance));
     else
-        self(m, atof(tie));
+        check_self(m, atof(tolerance));
     mdl_free(m);
-    printf("%s: %d failures\n", failures ? "FAILED" : "all good", failures);
+    printf("engine_check: %s, %d failed checks\n", failures ? "FAILED" : "all checks passed", failures);
     return failures != 0;
 }
