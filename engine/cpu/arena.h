@@ -1,8 +1,8 @@
 /* An arena: one block of memory, divided into arrays.
  *
- * A layout function allocates all its arrays from the arena in a fixed order. It runs twice: with base NULL it only
- * counts bytes, which gives the block's size; with the block it returns pointers. So the plan and the allocation cannot
- * differ. arena_plan_row gives a name to the bytes allocated since the row before it, for `--plan`. */
+ * A layout function allocates all its arrays from the arena in a fixed order. It runs twice. With base NULL it only
+ * counts bytes, which gives the size of the block. With the block as base it returns pointers. So the memory plan and
+ * the allocation cannot differ. The caller owns the block. */
 #ifndef CPU_ARENA_H
 #define CPU_ARENA_H
 
@@ -11,13 +11,13 @@
 #include <stddef.h>
 
 struct arena {
-    char *base;
-    size_t used;
-    struct plan *plan; /* gets the rows; NULL: none wanted */
-    size_t planned;    /* bytes in rows so far */
+    char *base;        /* the block; NULL: only count bytes */
+    size_t used;       /* bytes allocated so far */
+    struct plan *plan; /* arena_plan_row adds rows to it; may be NULL */
+    size_t planned;    /* bytes that have a row in the plan */
 };
 
-/* n * size bytes, aligned to 64. The caller makes sure that n * size fits a size_t. */
+/* Allocates n * size bytes, aligned to 64 bytes. NULL while the arena only counts. n * size must fit a size_t. */
 static inline void *arena_alloc(struct arena *a, size_t n, size_t size)
 {
     size_t at = a->used;
@@ -25,6 +25,7 @@ static inline void *arena_alloc(struct arena *a, size_t n, size_t size)
     return a->base ? a->base + at : NULL;
 }
 
+/* Adds a row to the plan: the bytes allocated since the previous row. */
 static inline void arena_plan_row(struct arena *a, enum plan_group group, const char *name)
 {
     if (a->plan)
@@ -32,7 +33,7 @@ static inline void arena_plan_row(struct arena *a, enum plan_group group, const 
     a->planned = a->used;
 }
 
-/* Memory for an arena, in huge pages where the system grants them. Freed by km_free; NULL without memory. */
+/* Allocates a block, in huge pages if the system has them. The caller frees it with km_free. NULL: out of memory. */
 void *arena_block(size_t size);
 
 #endif

@@ -1,5 +1,5 @@
-/* Divides a batch into jobs, runs them, merges partials. Everything that a job needs lies in its thread's scratch. A
- * job writes nothing that another job reads, except partials, which are merged after all jobs are done. */
+/* Divides a batch into jobs, runs the jobs, and merges partials. A job uses the scratch memory of its thread. It writes
+ * nothing that another job reads. Partials are merged when all jobs are done. */
 #include "engine/cpu/attn.h"
 
 #include <math.h>
@@ -8,29 +8,30 @@
 
 enum {
     KV_SPLIT = 512,          /* tokens of a split of the KV */
-    MAX_ROWS = 96,           /* query rows of a job: enough to pay for packing K and V */
-    PARTIAL_FLOATS = 4 << 20 /* size of the array of partials */
+    MAX_ROWS = 96,           /* query rows of a job: packing K and V then takes a small share of its time */
+    PARTIAL_FLOATS = 4 << 20 /* floats of the array of partials */
 };
 _Static_assert(KV_SPLIT % KV_TILE == 0, "a split has whole tiles");
 
-/* Maximum of a row that has seen no token: less than any score, but finite, so that differences are no NaN. */
+/* Maximum of a row that has seen no token: less than any score, but finite, so that no difference of two is NaN. */
 #define M_NONE (-1e30f)
 
 struct job {
     int req, q0, n_q;   /* query tokens [q0, q0 + n_q) of the batch, all of request req */
-    int split0, split1; /* KV splits to do; in a merge: all of them */
-    size_t partial;     /* index of the first partial of these query tokens; see partial() */
-    double cost;        /* pairs of query and KV token; the most expensive jobs run first */
+    int split0, split1; /* KV splits [split0, split1) of the job; all splits in a merge */
+    size_t partial;     /* index of the first partial of these query tokens; see partial_at */
+    double cost;        /* number of pairs of query and KV token; the jobs with the highest cost run first */
 };
 
-/* A thread's arrays for one job. */
+/* The arrays of a thread for one job. */
 struct scratch {
-    float *q;                 /* [rows][d + 16] */
-    float *o, *sum;           /* [rows][dp] softmax(QK)V of this split; merged over the splits before it */
-    float *l;                 /* [rows][KERNELS_MAX_VL] of this split, by vector lane */
-    float *m, *sum_m, *sum_l; /* [rows] maximum of this split; maximum and sum of the splits before it */
-    int32_t *pos;             /* [rows] position of the row's query token */
-    float *kt, *v;            /* [KV_TILE][d], [KV_TILE][dp] a tile of K and V as panels */
+    float *q;             /* [rows][d + 16] */
+    float *o;             /* [rows][dp] output of the current split, as in attn_rows */
+    float *l, *m;         /* [rows][KERNELS_MAX_VL], [rows] sum and maximum of the current split, as in attn_rows */
+    float *sum;           /* [rows][dp] output, merged over the previous splits */
+    float *sum_m, *sum_l; /* [rows] maximum and sum, merged over the previous splits */
+    int32_t *pos;         /* [rows] position of the row's query token */
+    float *kt, *v;        /* [KV_TILE][d], [KV_TILE][dp] a tile of K and V as panels */
 };
 
 struct attn {
@@ -38,13 +39,16 @@ struct attn {
     const struct kernels *k;
     struct thread_pool *pool;
     const struct kv_pool *kv;
-    int group, q_block, rows, dp, ld_partial, threads, max_jobs, max_split_jobs;
-    struct scratch *scratch;     /* [threads] */
-    struct job *jobs, *merges;   /* [n_jobs], [n_merges]; with n_merges 0 every job does all splits of its rows */
+    int group;          /* query heads of a KV head */
+    int q_block, rows;  /* query tokens of a job, and its rows: q_block * group */
+    int dp, ld_partial; /* head_dim rounded up to nr; floats of a partial */
+    int threads, max_jobs, max_split_jobs;
+    struct scratch *scratch;   /* [threads] */
+    struct job *jobs, *merges; /* [n_jobs], [n_merges]; if n_merges is 0, a job processes all splits of its rows */
     int n_jobs, n_merges;
-    float *partials; /* [.][ld_partial] results of one split for one row: o[dp], m, l */
-    float *zeros;    /* [d] stands for K and V of tokens beyond the request's last */
-    /* The run in progress. */
+    float *partials; /* [PARTIAL_FLOATS / ld_partial][ld_partial] o[dp], m and l of one split and one row */
+    float *zeros;    /* [d] K and V of tokens after the request's last */
+    /* The current call of attn_run. */
     const struct batch *b;
     int layer;
     const float *qbuf;
@@ -52,7 +56,7 @@ struct attn {
     size_t ldq, ldo;
 };
 
-static int up(int n, int to)
+static int round_up(int n, int to)
 {
     return (n + to - 1) / to * to;
 }
@@ -60,7 +64,7 @@ static int up(int n, int to)
 struct attn *attn_layout(struct arena *a, const struct mdl_config *c, const struct kernels *k, int threads,
                          int max_tokens, int max_reqs, int max_model_len)
 {
-    const int group = c->n_heads / c->n_kv_heads, d = c->head_dim, dp = up(d, k->nr);
+    const int group = c->n_heads / c->n_kv_heads, d = c->head_dim, dp = round_up(d, k->nr);
     const int q_block = MAX_ROWS / group ? MAX_ROWS / group : 1, rows = q_block * group,
               splits = (max_model_len + KV_SPLIT - 1) / KV_SPLIT;
     const size_t r = (size_t)rows;
@@ -138,7 +142,8 @@ double attn_plan(struct attn *at, const struct batch *b)
             n_splits += job.split1;
             at->jobs[at->n_jobs++] = job;
         }
-    /* Too few jobs to keep all threads busy: one job per split, and a merge of each job's partials. */
+    /* If there are too few jobs to keep all threads busy, each split becomes a job, and the partials are merged later.
+     */
     if (at->n_jobs * G < 4 * at->threads && n_splits > at->n_jobs && n_splits <= at->max_split_jobs &&
         n_partials * (size_t)at->ld_partial <= PARTIAL_FLOATS) {
         at->n_merges = at->n_jobs;
@@ -156,15 +161,16 @@ double attn_plan(struct attn *at, const struct batch *b)
     return 4.0 * pairs * at->c->n_heads * at->c->head_dim;
 }
 
-/* The partial of one split for one row: o[dp], m, l. */
-static float *partial(const struct attn *at, const struct job *job, int split, int head, int row)
+/* The partial of one split and one row: o[dp], m, l. */
+static float *partial_at(const struct attn *at, const struct job *job, int split, int head, int row)
 {
     size_t rows = (size_t)(job->n_q * at->group);
     size_t i = job->partial + ((size_t)split * (size_t)at->c->n_kv_heads + (size_t)head) * rows + (size_t)row;
     return at->partials + i * (size_t)at->ld_partial;
 }
 
-/* Merges a split's partial (o, m, l) into the sum over the splits before it. */
+/* Merges the partial (o, m, l) of a split into the sum over the previous splits. noinline: both callers run the same
+ * machine code, so that a compiler cannot contract the arithmetic of only one of them. */
 static __attribute__((noinline)) void merge_partial(float *sum, float *sum_m, float *sum_l, const float *o, float m,
                                                     float l, int dp)
 {
@@ -177,6 +183,7 @@ static __attribute__((noinline)) void merge_partial(float *sum, float *sum_m, fl
     *sum_m = m > *sum_m ? m : *sum_m;
 }
 
+/* Writes a row of the output: sum[d] / l. */
 static void write_out(const struct attn *at, const struct job *job, int head, int row, const float *sum, float l)
 {
     const int d = at->c->head_dim, h = head * at->group + row % at->group;
@@ -190,7 +197,7 @@ struct tile {
     const void *k[KV_TILE], *v[KV_TILE];
 };
 
-/* The tile of tokens [from, from + KV_TILE); tokens that the request does not have are zeros. */
+/* Finds the tile of tokens [from, from + KV_TILE). Tokens that the request does not have are zeros. */
 static void find_tile(const struct attn *at, int req, int head, int from, struct tile *t)
 {
     const struct batch *b = at->b;
@@ -211,20 +218,11 @@ static void find_tile(const struct attn *at, int req, int head, int from, struct
         t->k[i] = t->v[i] = at->zeros;
 }
 
-static void run_job(void *ctx, int task, int thread)
+/* Scales the queries of a job, and initialises the sums over its splits. */
+static void start_rows(const struct attn *at, const struct job *job, int head, struct scratch *s)
 {
-    struct attn *at = ctx;
-    const int G = at->c->n_kv_heads, d = at->c->head_dim, dp = at->dp, head = task % G;
-    const struct job *job = &at->jobs[task / G];
-    struct scratch *s = &at->scratch[thread];
-    const int n = job->n_q * at->group;
-    const int last = at->b->positions[job->q0 + job->n_q - 1];
+    const int d = at->c->head_dim, n = job->n_q * at->group;
     const float scale = 1.44269504f / sqrtf((float)d);
-    const bool bf16 = at->kv->g.dtype == KM_BF16;
-    struct tile tiles[2]; /* the current tile and the next one, by tile number modulo 2 */
-    struct attn_rows rows = {
-        .n = n, .dp = dp, .q = s->q, .ldq = (size_t)d + 16, .pos = s->pos, .m = s->m, .l = s->l, .o = s->o};
-
     for (int r = 0; r < n; r++) {
         int t = job->q0 + r / at->group, h = head * at->group + r % at->group;
         const float *q = at->qbuf + (size_t)t * at->ldq + (size_t)h * (size_t)d;
@@ -234,40 +232,71 @@ static void run_job(void *ctx, int task, int thread)
         s->sum_m[r] = M_NONE;
         s->sum_l[r] = 0;
     }
-    memset(s->sum, 0, (size_t)n * (size_t)dp * sizeof(float));
-    find_tile(at, job->req, head, job->split0 * KV_SPLIT, &tiles[job->split0 * KV_SPLIT / KV_TILE % 2]);
-    for (int split = job->split0; split < job->split1; split++) {
-        for (int r = 0; r < n; r++)
-            s->m[r] = M_NONE;
-        memset(s->l, 0, (size_t)n * KERNELS_MAX_VL * sizeof(float));
-        memset(s->o, 0, (size_t)n * (size_t)dp * sizeof(float));
-        const int end = (split + 1) * KV_SPLIT <= last ? (split + 1) * KV_SPLIT : last + 1;
-        for (int from = split * KV_SPLIT; from < end; from += KV_TILE) {
-            const struct tile *now = &tiles[from / KV_TILE % 2];
-            struct tile *next = &tiles[(from / KV_TILE + 1) % 2];
-            find_tile(at, job->req, head, from + KV_TILE, next);
-            at->k->pack_k(now->k, next->k, bf16, d, s->kt);
-            at->k->pack_v(now->v, next->v, bf16, d, dp, s->v);
-            at->k->attend(&rows, d, from, s->kt, s->v);
-        }
-        for (int r = 0; r < n; r++) {
-            float l = 0, *o = s->o + (size_t)r * (size_t)dp;
-            for (int i = 0; i < KERNELS_MAX_VL; i++)
-                l += s->l[(size_t)r * KERNELS_MAX_VL + (size_t)i];
-            if (at->n_merges) {
-                float *p = partial(at, job, split, head, r);
-                memcpy(p, o, (size_t)dp * sizeof(float));
-                p[dp] = s->m[r];
-                p[dp + 1] = l;
-            } else {
-                merge_partial(s->sum + (size_t)r * (size_t)dp, &s->sum_m[r], &s->sum_l[r], o, s->m[r], l, dp);
-            }
-        }
-    }
-    for (int r = 0; r < n && !at->n_merges; r++)
-        write_out(at, job, head, r, s->sum + (size_t)r * (size_t)dp, s->sum_l[r]);
+    memset(s->sum, 0, (size_t)n * (size_t)at->dp * sizeof(float));
 }
 
+/* Computes one split of a job's rows. tiles: the current and the next tile, by tile number modulo 2; the split's first
+ * tile has been found. */
+static void run_split(const struct attn *at, const struct job *job, int head, int split, struct tile tiles[2],
+                      struct scratch *s)
+{
+    const int d = at->c->head_dim, dp = at->dp, n = job->n_q * at->group;
+    const int last = at->b->positions[job->q0 + job->n_q - 1];
+    const int end = (split + 1) * KV_SPLIT <= last ? (split + 1) * KV_SPLIT : last + 1;
+    const bool bf16 = at->kv->g.dtype == KM_BF16;
+    struct attn_rows rows = {
+        .n = n, .dp = dp, .q = s->q, .ldq = (size_t)d + 16, .pos = s->pos, .m = s->m, .l = s->l, .o = s->o};
+    for (int r = 0; r < n; r++)
+        s->m[r] = M_NONE;
+    memset(s->l, 0, (size_t)n * KERNELS_MAX_VL * sizeof(float));
+    memset(s->o, 0, (size_t)n * (size_t)dp * sizeof(float));
+    for (int from = split * KV_SPLIT; from < end; from += KV_TILE) {
+        const struct tile *now = &tiles[from / KV_TILE % 2];
+        struct tile *next = &tiles[(from / KV_TILE + 1) % 2];
+        find_tile(at, job->req, head, from + KV_TILE, next);
+        at->k->pack_k(now->k, next->k, bf16, d, s->kt);
+        at->k->pack_v(now->v, next->v, bf16, d, dp, s->v);
+        at->k->attend(&rows, d, from, s->kt, s->v);
+    }
+}
+
+/* Stores the results of a split as partials, or merges them into the sums of the job. */
+static void finish_split(const struct attn *at, const struct job *job, int head, int split, struct scratch *s)
+{
+    const int dp = at->dp;
+    for (int r = 0; r < job->n_q * at->group; r++) {
+        float l = 0, *o = s->o + (size_t)r * (size_t)dp;
+        for (int i = 0; i < KERNELS_MAX_VL; i++)
+            l += s->l[(size_t)r * KERNELS_MAX_VL + (size_t)i];
+        if (at->n_merges) {
+            float *p = partial_at(at, job, split, head, r);
+            memcpy(p, o, (size_t)dp * sizeof(float));
+            p[dp] = s->m[r];
+            p[dp + 1] = l;
+        } else {
+            merge_partial(s->sum + (size_t)r * (size_t)dp, &s->sum_m[r], &s->sum_l[r], o, s->m[r], l, dp);
+        }
+    }
+}
+
+static void run_job(void *ctx, int task, int thread)
+{
+    struct attn *at = ctx;
+    const int head = task % at->c->n_kv_heads;
+    const struct job *job = &at->jobs[task / at->c->n_kv_heads];
+    struct scratch *s = &at->scratch[thread];
+    struct tile tiles[2];
+    start_rows(at, job, head, s);
+    find_tile(at, job->req, head, job->split0 * KV_SPLIT, &tiles[job->split0 * KV_SPLIT / KV_TILE % 2]);
+    for (int split = job->split0; split < job->split1; split++) {
+        run_split(at, job, head, split, tiles, s);
+        finish_split(at, job, head, split, s);
+    }
+    for (int r = 0; r < job->n_q * at->group && !at->n_merges; r++)
+        write_out(at, job, head, r, s->sum + (size_t)r * (size_t)at->dp, s->sum_l[r]);
+}
+
+/* Merges the partials of all splits of a job. */
 static void run_merge(void *ctx, int task, int thread)
 {
     struct attn *at = ctx;
@@ -278,7 +307,7 @@ static void run_merge(void *ctx, int task, int thread)
         float m = M_NONE, l = 0;
         memset(sum, 0, (size_t)dp * sizeof(float));
         for (int s = 0; s < job->split1; s++) {
-            const float *p = partial(at, job, s, head, r);
+            const float *p = partial_at(at, job, s, head, r);
             merge_partial(sum, &m, &l, p, p[dp], p[dp + 1], dp);
         }
         write_out(at, job, head, r, sum, l);

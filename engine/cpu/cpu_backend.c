@@ -1,6 +1,5 @@
-/* The CPU as a backend: opens weights, workspace and KV pool within a memory budget, checks batches, and runs them at
- * once. A step is complete when `step` returns. `wait` only copies its results, which are kept for the last two
- * steps. */
+/* The CPU backend: opens weights, workspace and KV pool within a memory limit, checks batches, and runs them. A step is
+ * complete when `step` returns. `wait` only copies the step's results, which are stored for the last two steps. */
 #include "engine/backend.h"
 
 #include "base/buf.h"
@@ -22,10 +21,10 @@ struct be {
     struct wts weights;
     struct kv_pool kv;
     struct fwd *fwd;
-    struct smp_result *results[2]; /* [max_tokens] each; step i has results[i % 2] */
+    struct smp_result *results[2]; /* [max_tokens] each; step i uses results[i % 2] */
     int n_results[2];
     uint64_t steps;
-    uint8_t *marks; /* [max_tokens] scratch of check_batch: rows that are sampled */
+    uint8_t *marks; /* [max_tokens] scratch memory of check_batch: 1 for a row that is sampled */
     struct be_stats st;
 };
 
@@ -67,28 +66,29 @@ static int check_opts(const struct be_opts *o, const struct mdl_config *c, struc
     return 0;
 }
 
-/* Number of pages of the KV pool. A stated memory limit is kept to the byte. Without one, the pool gets eight requests
- * of full length, but at most a quarter of the available memory: other programs need memory too, so memory_utilization
- * is for GPUs only. */
+/* Computes the number of pages of the KV pool. With a memory limit, the pool gets all memory up to the limit. Without a
+ * limit, it gets eight requests of full length, but at most a quarter of the available memory, because other programs
+ * need memory too. memory_utilization is for GPUs only. fixed: bytes of weights and workspace; page: bytes of a page.
+ */
 static int plan_pages(const struct be_opts *o, int64_t available, int64_t fixed, int64_t page, int *out,
                       struct km_err *err)
 {
     const int64_t most = INT32_MAX / o->block_size;
-    const int64_t limit = o->memory_limit ? o->memory_limit : available, left = limit - fixed;
+    const int64_t limit = o->memory_limit ? o->memory_limit : available, rest = limit - fixed;
     int64_t n = o->n_pages;
     if (!n && o->memory_limit)
-        n = left / page;
+        n = rest / page;
     if (!n && !o->memory_limit) {
         n = ((int64_t)o->max_model_len + o->block_size - 1) / o->block_size * 8;
         n = n > available / 4 / page ? available / 4 / page : n;
     }
     n = n > most ? most : n;
     const int64_t pages = n > 0 ? n : 1, need = fixed + pages * page;
-    if (n < 1 || n * page > left)
+    if (n < 1 || n * page > rest)
         return km_fail(
             err, KM_ELIMIT,
             "weights and workspace take %s, and %lld page%s of KV %s more, but the %s is %s; ask for fewer pages, "
-            "%slower the model length, or use a smaller model",
+            "%slower --max-model-len, or use a smaller model",
             km_size_text(fixed).s, (long long)pages, pages > 1 ? "s" : "", km_size_text(pages * page).s,
             o->memory_limit ? "memory limit" : "available memory", km_size_text(limit).s,
             o->memory_limit ? "raise the limit, " : "");
@@ -193,15 +193,15 @@ static int check_request(const struct be *b, const struct batch *in, int r, stru
 {
     const int B = b->kv.g.block_size, n_pages = b->kv.g.n_pages, first = in->q_start[r], end = in->q_start[r + 1];
     const int len = in->kv_len[r], blocks = len > 0 ? (len - 1) / B + 1 : 0, start = in->table_start[r];
-    const int given = in->table_start[r + 1] - start;
+    const int n_blocks = in->table_start[r + 1] - start;
     if (first >= end || end > in->n_tokens)
         return km_fail(err, KM_EINVAL, "request %d of the step has rows [%d, %d); the step has %d rows", r, first, end,
                        in->n_tokens);
-    if (len < 1 || len > b->o.max_model_len || start < 0 || blocks > given)
+    if (len < 1 || len > b->o.max_model_len || start < 0 || blocks > n_blocks)
         return km_fail(err, KM_EINVAL,
-                       "request %d of the step has %d tokens and %d blocks; its blocks must hold all tokens, and %d "
-                       "tokens are the most",
-                       r, len, given, b->o.max_model_len);
+                       "request %d of the step has %d tokens and %d blocks; the blocks must hold all tokens, of which "
+                       "there may be at most %d",
+                       r, len, n_blocks, b->o.max_model_len);
     for (int i = 0; i < blocks; i++) {
         int32_t page = in->block_table[start + i];
         if (page < 0 || page >= n_pages)
@@ -212,8 +212,7 @@ static int check_request(const struct be *b, const struct batch *in, int r, stru
         if (in->tokens[i] < 0 || in->tokens[i] >= b->c->vocab)
             return km_fail(err, KM_EINVAL, "row %d of the step is token %d; the vocabulary has %d tokens", i,
                            in->tokens[i], b->c->vocab);
-        if (in->positions[i] != in->positions[first] + (i - first) || in->positions[i] < 0 ||
-            in->positions[i] >= len)
+        if (in->positions[i] != in->positions[first] + (i - first) || in->positions[i] < 0 || in->positions[i] >= len)
             return km_fail(err, KM_EINVAL,
                            "row %d of the step is at position %d of a request of %d tokens, or its request's rows are "
                            "not consecutive",
@@ -269,7 +268,7 @@ static int be_step(struct be *b, const struct batch *in, uint64_t *ticket, struc
 static int be_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err)
 {
     if (ticket == 0 || ticket > b->steps || ticket + 2 <= b->steps)
-        return km_fail(err, KM_EINVAL, "step %llu is not one of the last two; the last step is %llu",
+        return km_fail(err, KM_EINVAL, "step %llu is not one of the last two steps; the last step is %llu",
                        (unsigned long long)ticket, (unsigned long long)b->steps);
     if (b->n_results[ticket % 2])
         memcpy(out, b->results[ticket % 2], (size_t)b->n_results[ticket % 2] * sizeof *out);
@@ -295,8 +294,7 @@ static void copy_one(void *ctx, int task, int thread)
         memcpy(page, j->c[task].host, n);
 }
 
-static int be_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
-                   struct km_err *err)
+static int be_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
 {
     for (int i = 0; i < n; i++)
         if (c[i].page < 0 || c[i].page >= b->kv.g.n_pages || !c[i].host)

@@ -1,5 +1,5 @@
-/* The layers in order. Each phase is one loop over tasks in the thread pool. A phase starts when the phase before it
- * has ended, and within a phase no task writes what another task reads or writes. */
+/* Runs the layers in order. Each phase of a layer is one loop over tasks in the thread pool. A phase starts when the
+ * previous phase has ended. Within a phase, no task writes what another task reads or writes. */
 #include "engine/cpu/forward.h"
 
 #include "base/mem.h"
@@ -8,10 +8,10 @@
 #include <string.h>
 
 enum {
-    ROW_BLOCK = 96,         /* rows of a GEMM task: they stay in L2 while the panels pass through */
+    ROW_BLOCK = 96,         /* rows of a GEMM task: they stay in L2 while the panels are read */
     TASK_COLS = 64,         /* columns of a GEMM task */
-    BLOCK_FLOATS = 8192,    /* weights of a panel that all rows use before the next ones are read: half of an L1 */
-    LOGIT_FLOATS = 4 << 20, /* logits held at a time */
+    BLOCK_FLOATS = 8192,    /* weights that all rows use before further weights are read: half of an L1 cache */
+    LOGIT_FLOATS = 4 << 20, /* floats of the buffer of logits */
     ROWS_PER_TASK = 16      /* rows of an elementwise task */
 };
 
@@ -23,20 +23,20 @@ struct fwd {
     const struct kv_pool *kv;
     struct attn *attn;
     void *block;
-    int logit_rows;                          /* rows of logits that fit LOGIT_FLOATS */
-    size_t ld_d, ld_qkv, ld_att, ld_f, ld_v; /* row strides */
+    int logit_rows;                          /* rows of logits that fit in LOGIT_FLOATS */
+    size_t ld_d, ld_qkv, ld_att, ld_f, ld_v; /* row strides in floats */
     float *x, *xn;                           /* [T][ld_d] residual stream, and the residual stream after RMSNorm */
     float *qkv;                              /* [T][ld_qkv] n_heads query, n_kv_heads key, n_kv_heads value heads */
     float *att;                              /* [T][ld_att] output of attention */
     float *h;                                /* [T][ld_f] silu(gate) * up */
     float *cs;                               /* [T][d] d/2 cosines, then d/2 sines, of each token's position */
     float *logits;                           /* [logit_rows][ld_v] */
-    float *tile;                             /* [threads][BLOCK_FLOATS + ROW_BLOCK * 2 * nr] */
-    float *sampler;                          /* [threads][V] scratch of smp_sample */
-    float *inv_freq;                         /* [d / 2] rotary frequencies */
-    int32_t *sampled;                        /* [T] rows that are sampled, in order and once each */
-    int32_t *sampled_pos, *sampled_start;    /* [T], [max_reqs + 1] positions and q_start of the batch they make */
-    int32_t *sampled_index;                  /* [T] a row's index in sampled[]; -1: not sampled */
+    float *tile;                          /* [threads][BLOCK_FLOATS + ROW_BLOCK * 2 * KERNELS_MAX_NR] see gemm_task */
+    float *sampler;                       /* [threads][V] scratch of smp_sample */
+    float *inv_freq;                      /* [d / 2] rotary frequencies */
+    int32_t *sampled;                     /* [T] indices of the rows that are sampled, in order */
+    int32_t *sampled_pos, *sampled_start; /* [T], [max_reqs + 1] positions and q_start of a batch of these rows */
+    int32_t *sampled_index;               /* [T] a row's index in sampled[]; -1: not sampled */
 };
 
 static size_t stride(int n, int nr)
@@ -102,7 +102,7 @@ int fwd_open(struct fwd **out, const struct mdl_config *c, const struct wts *w, 
     if (!a.base) {
         km_free(f);
         return km_fail(err, KM_ENOMEM,
-                       "out of memory for a workspace of %zu bytes; lower the tokens of a step or the model length",
+                       "out of memory for a workspace of %zu bytes; lower --max-num-batched-tokens or --max-model-len",
                        bytes);
     }
     *f = (struct fwd){.c = c, .w = w, .k = w->kernels, .pool = pool, .kv = kv, .block = a.base};
@@ -122,20 +122,20 @@ void fwd_close(struct fwd *f)
 
 /* ---- GEMMs ---- */
 
+/* A phase that multiplies m rows by a matrix. */
 struct gemm {
     struct fwd *f;
     const struct wts_mat *w;
     const float *a; /* [m][lda] */
     float *c;       /* [m][ldc] */
     size_t lda, ldc;
-    int m, groups, panels; /* rows; groups of columns; panels of a group */
+    int m, groups, panels; /* rows; groups of panels; panels of a group */
     bool add, swiglu;
 };
 
-/* GEMM of m rows with one panel, in blocks of k that stay in L1 for all rows. bf16 weights are widened to f32 once for
- * all rows, or in the kernel if m is at most one register tile. */
-static void gemm_panel(const struct gemm *p, int m, const float *a, int panel, float *c, size_t ldc,
-                       float *wide)
+/* Multiplies m rows by one panel, in blocks of k that stay in L1 for all rows. bf16 weights are widened to f32 once for
+ * all rows, or in the kernel if m is at most one register tile. wide: [BLOCK_FLOATS] scratch memory. */
+static void gemm_panel(const struct gemm *p, int m, const float *a, int panel, float *c, size_t ldc, float *wide)
 {
     const struct kernels *k = p->f->k;
     const int K = p->w->k, step = BLOCK_FLOATS / k->nr;
@@ -173,17 +173,16 @@ static void gemm_task(void *ctx, int task, int thread)
         gemm_panel(p, m, a, i, pair, (size_t)nr, wide);
         gemm_panel(p, m, a, i + 1, pair + m * nr, (size_t)nr, wide);
         for (int r = 0; r < m; r++)
-            f->k->silu_mul(c + (size_t)r * p->ldc + (size_t)(i / 2) * (size_t)nr, pair + r * nr,
-                           pair + (m + r) * nr, nr);
+            f->k->silu_mul(c + (size_t)r * p->ldc + (size_t)(i / 2) * (size_t)nr, pair + r * nr, pair + (m + r) * nr,
+                           nr);
     }
 }
 
-/* c[m] = a[m] W^T; with add, c += a W^T. With swiglu, W is gate and up and c = silu(gate) * up. */
-static void gemm(struct fwd *f, const struct wts_mat *w, int m, const float *a, size_t lda, float *c,
-                    size_t ldc, bool add, bool swiglu)
+/* c = a W^T for m rows; with add, c += a W^T. With swiglu, W is gate and up, and c = silu(gate) * up. */
+static void gemm(struct fwd *f, const struct wts_mat *w, int m, const float *a, size_t lda, float *c, size_t ldc,
+                 bool add, bool swiglu)
 {
-    struct gemm p = {
-        .f = f, .w = w, .a = a, .lda = lda, .c = c, .ldc = ldc, .m = m, .add = add, .swiglu = swiglu};
+    struct gemm p = {.f = f, .w = w, .a = a, .lda = lda, .c = c, .ldc = ldc, .m = m, .add = add, .swiglu = swiglu};
     p.panels = TASK_COLS / f->k->nr * (swiglu ? 2 : 1);
     p.groups = (w->n_panels + p.panels - 1) / p.panels;
     thread_pool_run(f->pool, (m + ROW_BLOCK - 1) / ROW_BLOCK * p.groups, gemm_task, &p);
@@ -191,12 +190,12 @@ static void gemm(struct fwd *f, const struct wts_mat *w, int m, const float *a, 
 
 /* ---- elementwise work on rows ---- */
 
+/* An elementwise phase over n rows. */
 struct rows {
     struct fwd *f;
     const struct batch *b;
-    const float *weight;
+    const float *weight; /* of RMSNorm, for norm_rows */
     int n, layer;
-    struct smp_result *out;
 };
 
 static void run_rows(struct rows *r, thread_pool_fn *fn)
@@ -204,7 +203,8 @@ static void run_rows(struct rows *r, thread_pool_fn *fn)
     thread_pool_run(r->f->pool, (r->n + ROWS_PER_TASK - 1) / ROWS_PER_TASK, fn, r);
 }
 
-#define FOR_ROWS(i, r, task)                                                                                      \
+/* A loop over the rows of an elementwise task. */
+#define FOR_ROWS(i, r, task)                                                                                           \
     for (int i = (task) * ROWS_PER_TASK, end_ = i + ROWS_PER_TASK < (r)->n ? i + ROWS_PER_TASK : (r)->n; i < end_; i++)
 
 static void embed_rows(void *ctx, int task, int thread)
@@ -229,10 +229,10 @@ static void norm_rows(void *ctx, int task, int thread)
     struct fwd *f = r->f;
     (void)thread;
     FOR_ROWS (i, r, task)
-        f->k->rms_norm(f->xn + (size_t)i * f->ld_d, f->x + (size_t)i * f->ld_d, r->weight, f->c->hidden,
-                       f->c->rms_eps);
+        f->k->rms_norm(f->xn + (size_t)i * f->ld_d, f->x + (size_t)i * f->ld_d, r->weight, f->c->hidden, f->c->rms_eps);
 }
 
+/* xn = rmsnorm(x) for n rows. */
 static void norm(struct fwd *f, int n, const float *weight)
 {
     struct rows r = {.f = f, .n = n, .weight = weight};
@@ -264,7 +264,7 @@ static void rope_and_store_rows(void *ctx, int task, int thread)
     }
 }
 
-/* Finds the rows that are sampled, and the batch that they make. Returns their number. */
+/* Finds the rows that are sampled, and makes a batch of them. Returns their number. */
 static int select_sampled(struct fwd *f, const struct batch *b, struct batch *out)
 {
     for (int i = 0; i < b->n_tokens; i++)
@@ -292,8 +292,7 @@ static int select_sampled(struct fwd *f, const struct batch *b, struct batch *ou
 /* Moves the residual stream and the queries of the n sampled rows to rows [0, n). */
 static void gather_sampled(struct fwd *f, int n)
 {
-    const size_t x = (size_t)f->c->hidden * sizeof(float),
-                 q = (size_t)(f->c->n_heads * f->c->head_dim) * sizeof(float);
+    const size_t x = (size_t)f->c->hidden * sizeof(float), q = (size_t)(f->c->n_heads * f->c->head_dim) * sizeof(float);
     for (int i = 0; i < n; i++)
         if (f->sampled[i] != i) {
             memcpy(f->x + (size_t)i * f->ld_d, f->x + (size_t)f->sampled[i] * f->ld_d, x);
@@ -301,10 +300,11 @@ static void gather_sampled(struct fwd *f, int n)
         }
 }
 
+/* A phase that samples all rows whose logits are in the buffer. */
 struct sampling {
     struct fwd *f;
     const struct batch *b;
-    int first, n; /* logits hold the sampled rows [first, first + n) */
+    int first, n; /* the buffer has the logits of sampled rows [first, first + n) */
     struct smp_result *out;
 };
 
@@ -319,7 +319,8 @@ static void sample_task(void *ctx, int task, int thread)
                    f->sampler + (size_t)thread * (size_t)f->c->vocab, &s->out[task]);
 }
 
-static void logits_and_samples(struct fwd *f, const struct batch *b, int n, struct smp_result *out)
+/* Computes the logits of the n sampled rows and samples them, as many rows at a time as the buffer of logits holds. */
+static void sample_rows(struct fwd *f, const struct batch *b, int n, struct smp_result *out)
 {
     for (int first = 0; first < n; first += f->logit_rows) {
         int m = n - first < f->logit_rows ? n - first : f->logit_rows;
@@ -361,6 +362,6 @@ void fwd_step(struct fwd *f, const struct batch *b, struct smp_result *out, doub
     if (!n_sampled)
         return;
     norm(f, n, f->w->norm_out);
-    logits_and_samples(f, b, n, out);
+    sample_rows(f, b, n, out);
     *flops += 2.0 * n * D * c->vocab;
 }

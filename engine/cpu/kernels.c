@@ -10,7 +10,7 @@
 _Static_assert((int)NR <= (int)KERNELS_MAX_NR && (int)VL <= (int)KERNELS_MAX_VL && (int)KV_TILE % (int)NR == 0,
                "panel width");
 
-/* GEMM of m rows (a constant in each instance) with one panel. The accumulators fill the register file; each iteration
+/* Multiplies m rows, a constant in each instance, by one panel. The accumulators fill the registers. Each iteration
  * loads NV vectors of weights and m scalars for m * NV multiply-adds. */
 V_INLINE void gemm_rows(const int m, int k, const float *a, size_t lda, const void *panel, const bool bf16, float *c,
                     size_t ldc, bool add)
@@ -112,7 +112,7 @@ static void norm_rope(float *x, const float *w, const float *cs, int d, float ep
     }
 }
 
-/* gate / (1 + e^-gate) * up. The clamp keeps the exponential finite; beyond it, the sigmoid is 0 or 1 in f32. */
+/* h = gate / (1 + e^-gate) * up. The clamp keeps the exponential finite. Outside it, the sigmoid is 0 or 1 in f32. */
 static void silu_mul(float *h, const float *gate, const float *up, int n)
 {
     const vf neg_log2e = v_set(-1.44269504f), one = v_set(1), low = v_set(-87), high = v_set(87);

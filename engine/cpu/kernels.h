@@ -4,7 +4,7 @@
  * stored as panels, [ceil(N / nr)][K][nr], so that a GEMM reads them front to back whatever the number of rows.
  *
  * Invariant: every element of a GEMM's result is one chain of fused multiply-adds over k in rising order, and attention
- * works on tiles of KV_TILE tokens at fixed positions. Neither depends on the rows, requests or chunks of the same
+ * processes tiles of KV_TILE tokens at fixed positions. Neither depends on the other rows, requests or chunks of a
  * call. So a token's result has the same bits alone, in a batch, with chunked prefill and after a cache hit. */
 #ifndef CPU_KERNELS_H
 #define CPU_KERNELS_H
@@ -14,41 +14,42 @@
 #include <stdint.h>
 
 enum {
-    KV_TILE = 64,       /* tokens of K and V that one call of attend handles */
-    KERNELS_MAX_NR = 64 /* widest panel of any table */
+    KV_TILE = 64,        /* tokens of K and V that one call of attend processes */
+    KERNELS_MAX_NR = 64, /* widest panel of all tables */
+    KERNELS_MAX_VL = 16  /* most lanes of a vector */
 };
 
-/* State of online softmax for n query rows: softmax(QK)V over the tiles so far, in base 2, not yet divided by l. */
+/* n query rows and the state of their online softmax over the tiles so far. Scores are in base 2. */
 struct attn_rows {
-    int n, dp;         /* dp: head_dim rounded up to nr */
-    const float *q;    /* [n][ldq], scaled by log2(e) / sqrt(d) */
-    size_t ldq;
+    int n, dp;          /* number of rows; head_dim rounded up to nr */
+    const float *q;     /* [n][ldq] queries, scaled by log2(e) / sqrt(d) */
+    size_t ldq;         /* row stride of q in floats */
     const int32_t *pos; /* [n] causal limit: a row attends to tokens 0..pos */
-    float *m;          /* [n] running maximum */
-    float *l;          /* [n][KERNELS_MAX_VL] running sum of probabilities, one per vector lane */
-    float *o;          /* [n][dp] */
+    float *m;           /* [n] running maximum */
+    float *l;           /* [n][KERNELS_MAX_VL] running sum of probabilities, by vector lane */
+    float *o;           /* [n][dp] running sum of probabilities times values, not yet divided by l */
 };
-enum { KERNELS_MAX_VL = 16 }; /* most lanes of a vector */
 
 struct kernels {
     const char *name;
-    int nr, mr; /* columns of a panel; rows of a register tile */
+    int nr, mr; /* columns of a panel; rows of a GEMM's register tile */
 
-    /* c[m][nr] = a[m][k] * panel[k][nr], plus c when add. */
+    /* c[m][nr] = a[m][k] * panel[k][nr]; with add, c += ... */
     void (*gemm_f32)(int m, int k, const float *a, size_t lda, const float *panel, float *c, size_t ldc, bool add);
     void (*gemm_bf16)(int m, int k, const float *a, size_t lda, const uint16_t *panel, float *c, size_t ldc, bool add);
     void (*widen)(float *dst, const uint16_t *src, size_t n); /* bf16 -> f32; n a multiple of nr */
     void (*narrow)(uint16_t *dst, const float *src, int n);   /* f32 -> bf16 */
 
     void (*rms_norm)(float *y, const float *x, const float *w, int n, float eps);
-    /* One head x[d]: RMSNorm with weight w[d], then RoPE. cs: [d/2] cosines, then [d/2] sines; element i is paired with
-     * element i + d/2. */
+    /* RMSNorm with weight w[d], then RoPE, of one head x[d] in place. cs: d/2 cosines, then d/2 sines. RoPE combines
+     * elements i and i + d/2. */
     void (*norm_rope)(float *x, const float *w, const float *cs, int d, float eps);
+    /* h = silu(gate) * up */
     void (*silu_mul)(float *h, const float *gate, const float *up, int n); /* n a multiple of nr */
 
     /* Pack a tile of K or V into panels. rows[KV_TILE] point to d elements each, f32 or bf16.
      * kt: [KV_TILE / nr][d][nr]; v: [dp / nr][KV_TILE][nr], zero beyond d.
-     * next: the rows of the next tile, prefetched meanwhile: pages are scattered, so the hardware prefetcher fails. */
+     * next: the rows of the next tile, which are prefetched: the hardware prefetcher cannot, as pages are scattered. */
     void (*pack_k)(const void *const *rows, const void *const *next, bool bf16, int d, float *kt);
     void (*pack_v)(const void *const *rows, const void *const *next, bool bf16, int d, int dp, float *v);
     /* Adds the tile whose first token is `at` to the rows' state. */
@@ -56,7 +57,7 @@ struct kernels {
 };
 
 const struct kernels *kernels_best(void); /* the widest table that this CPU can run */
-/* All tables that this CPU can run, widest first, NULL-terminated: for tests. */
+/* All tables that this CPU can run, widest first, NULL after the last; for tests. */
 const struct kernels *const *kernels_supported(void);
 
 extern const struct kernels kernels_avx512, kernels_avx2, kernels_portable;

@@ -1,4 +1,4 @@
-/* Chooses the kernels by the instruction sets that this CPU has. */
+/* Chooses the tables of kernels that this CPU can run. */
 #include "engine/cpu/kernels.h"
 
 #if defined(__x86_64__)

@@ -1,7 +1,7 @@
-/* One atomic word, `next`, says what is to be done: the number of the loop in its upper half, the number of tasks that
- * no thread has taken yet in its lower half. A thread takes a task by compare-and-swap on that word. It therefore reads
- * the fields of a loop only while it holds a task of that loop, and the loop cannot end before that task is done. A
- * thread that wakes up late finds no task and touches nothing. */
+/* The state of the pool is one atomic word, `next`. Its upper half is the number of the current loop, its lower half
+ * the number of tasks that no thread has taken yet. A thread takes a task by compare-and-swap on this word. So a thread
+ * uses fn, ctx and n only while it has a task of the loop, and the loop cannot end before this task is done. A thread
+ * that wakes up late finds no task and uses none of them. */
 #include "engine/cpu/thread_pool.h"
 
 #include "base/machine.h"
@@ -22,7 +22,7 @@
 #define cpu_relax() ((void)0)
 #endif
 
-/* Iterations that a thread spins before it sleeps: about 20 us, longer than the gap between two loops of a step. */
+/* Iterations that a thread spins before it sleeps: about 20 us, longer than the time between two loops of a step. */
 enum { SPIN = 1000 };
 
 struct worker {
@@ -33,8 +33,8 @@ struct worker {
 
 struct thread_pool {
     _Alignas(64) _Atomic uint64_t next;
-    _Alignas(64) _Atomic int pending; /* tasks not finished */
-    _Alignas(64) _Atomic int sleepers;
+    _Alignas(64) _Atomic int pending;  /* tasks that have not ended */
+    _Alignas(64) _Atomic int sleepers; /* threads that wait for `wake` */
     atomic_bool stop;
     thread_pool_fn *fn; /* fn, ctx and n: the current loop */
     void *ctx;
@@ -45,6 +45,7 @@ struct thread_pool {
     pthread_cond_t wake;
 };
 
+/* Takes a task of the current loop. False if there is none. */
 static bool take_task(struct thread_pool *p, int *task)
 {
     uint64_t w = atomic_load_explicit(&p->next, memory_order_acquire);
@@ -56,7 +57,8 @@ static bool take_task(struct thread_pool *p, int *task)
     return false;
 }
 
-static void work(struct thread_pool *p, int thread)
+/* Runs tasks until there is none. */
+static void run_tasks(struct thread_pool *p, int thread)
 {
     int task;
     while (take_task(p, &task)) {
@@ -75,15 +77,14 @@ static void *worker_main(void *arg)
     struct worker *w = arg;
     struct thread_pool *p = w->p;
     while (!atomic_load(&p->stop)) {
-        work(p, w->index);
+        run_tasks(p, w->index);
         for (int i = 0; i < SPIN && !has_work(p); i++)
             cpu_relax();
         if (has_work(p))
             continue;
         pthread_mutex_lock(&p->lock);
-        atomic_fetch_add(
-            &p->sleepers,
-            1); /* before the last check: either the caller sees a sleeper, or this thread sees the new loop */
+        /* Counted before the last check: either the caller sees a sleeper, or this thread sees the new loop. */
+        atomic_fetch_add(&p->sleepers, 1);
         while (!has_work(p))
             pthread_cond_wait(&p->wake, &p->lock);
         atomic_fetch_sub(&p->sleepers, 1);
@@ -115,7 +116,7 @@ void thread_pool_run(struct thread_pool *p, int n, thread_pool_fn *fn, void *ctx
     uint64_t loop = (atomic_load_explicit(&p->next, memory_order_relaxed) >> 32) + 1;
     atomic_store(&p->next, loop << 32 | (uint32_t)n);
     wake_all(p);
-    work(p, 0);
+    run_tasks(p, 0);
     for (int i = 0; atomic_load_explicit(&p->pending, memory_order_acquire); i++) {
         if (i < SPIN)
             cpu_relax();

@@ -1,8 +1,8 @@
 /* A thread pool for parallel loops.
  *
  * thread_pool_run calls fn(ctx, task, thread) for every task of [0, n) and returns when all calls have returned. The
- * calling thread takes part as thread 0. Threads take tasks one by one, so a thread that loses its core delays no task
- * but its own. */
+ * calling thread takes part as thread 0. Threads take tasks one by one, so a thread that the operating system suspends
+ * delays only its own task. */
 #ifndef CPU_THREAD_POOL_H
 #define CPU_THREAD_POOL_H
 
@@ -11,11 +11,11 @@
 struct thread_pool;
 typedef void thread_pool_fn(void *ctx, int task, int thread);
 
-/* n_threads counts the calling thread; 0: as many as km_usable_cores. */
+/* n_threads includes the calling thread; 0: km_usable_cores threads. KM_ENOMEM, KM_ELIMIT. */
 int thread_pool_open(struct thread_pool **out, int n_threads, struct km_err *err);
 void thread_pool_close(struct thread_pool *p);
 int thread_pool_threads(const struct thread_pool *p);
-/* One loop at a time, and always from the same thread. */
+/* Runs a loop. All loops of a pool must be run by the same thread. */
 void thread_pool_run(struct thread_pool *p, int n, thread_pool_fn *fn, void *ctx);
 
 #endif

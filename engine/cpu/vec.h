@@ -1,8 +1,8 @@
-/* A float vector of the machine's width, and the few operations that kernels.c is written in.
+/* A vector of floats as wide as the CPU's registers, and the operations on it that kernels.c uses.
  *
- * The including file is compiled once per instruction set: with KERNELS_AVX512, with KERNELS_AVX2, or with neither. The
+ * kernels.c is compiled once per instruction set: with KERNELS_AVX512 defined, with KERNELS_AVX2, or with neither. The
  * portable version uses GCC's vector extensions, which become NEON on ARM. VL: lanes of a vector. NV: vectors of a
- * panel's width, NR = NV * VL columns. MR rows by NV vectors of accumulators fit the registers. */
+ * panel's width, which has NR = NV * VL columns. MR * NV accumulators fit in the registers. */
 #ifndef CPU_VEC_H
 #define CPU_VEC_H
 
@@ -45,12 +45,12 @@ V_INLINE vf v_round(vf x)
 {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-/* p * 2^n for whole n, but 0 where x < lo */
+/* p * 2^n for whole n, but 0 in lanes with x < lo. */
 V_INLINE vf v_scale2(vf p, vf n, vf x, float lo)
 {
     return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(lo), _CMP_GE_OQ), p, n);
 }
-/* lanes 0 to n - 1 of a, the others of b */
+/* Lanes 0 to n - 1 of a, and the other lanes of b. */
 V_INLINE vf v_first(int n, vf a, vf b)
 {
     return _mm512_mask_blend_ps((__mmask16)((1u << n) - 1), b, a);
@@ -232,7 +232,7 @@ V_INLINE void v_transpose(vf r[VL])
 
 enum { NR = NV * VL };
 
-/* Sum of the lanes, always in the same order (halves added to each other). */
+/* Sum of the lanes, in a fixed order: the halves are added to each other, again and again. */
 V_INLINE float v_hsum(vf a)
 {
     float lane[VL];

@@ -1,22 +1,10 @@
-/* Layout, reading and packing of the weights. */
+/* Lays out, reads and packs the weights. */
 #include "engine/cpu/weights.h"
 
 #include "base/mem.h"
 
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/mman.h>
-
-void *arena_block(size_t size)
-{
-    const size_t huge = 2u << 20;
-    size_t rounded = (size + huge - 1) / huge * huge;
-    void *p =
-        rounded < size ? NULL : km_aligned(size < huge ? 64 : huge, size < huge ? (size + 63) / 64 * 64 : rounded);
-    if (p && size >= huge)
-        madvise(p, rounded, MADV_HUGEPAGE); /* a hint: without huge pages everything works, but slower */
-    return p;
-}
 
 static void alloc_mat(struct arena *a, struct wts_mat *m, const struct wts *w, int panels, int k)
 {
@@ -70,20 +58,20 @@ size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct k
     return a.used;
 }
 
-/* Reads one matrix, panel by panel. Its rows are those of one to three tensors, joined. */
+/* The loading of one matrix, panel by panel. The rows of the matrix are those of one to three tensors, joined. */
 struct load {
     const struct mdl *m;
     const struct wts *w;
     const struct wts_mat *mat;
     enum mdl_tensor tensors[3];
     int n_tensors, layer;
-    bool interleave; /* panels of two tensors in turn */
-    char *rows;      /* [threads][nr][k] a panel's rows before packing */
-    atomic_bool failed;
-    struct km_err *err;
+    bool interleave;    /* panels of the two tensors alternate */
+    char *rows;         /* [threads][nr][k] rows of a panel before packing */
+    atomic_bool failed; /* a panel could not be read */
+    struct km_err *err; /* the error of the first such panel */
 };
 
-/* Reads rows [row0, row0 + n) of the joined tensors into dst; rows beyond the last one become zero. */
+/* Reads rows [row0, row0 + n) of the joined tensors to dst. Rows after the last row become zero. */
 static int read_joined(struct load *j, int row0, int n, char *dst, struct km_err *err)
 {
     const size_t row_bytes = (size_t)j->mat->k * km_dtype_size(j->w->dtype);
@@ -91,13 +79,13 @@ static int read_joined(struct load *j, int row0, int n, char *dst, struct km_err
     for (int p = 0; p < j->n_tensors && n > 0; p++) {
         int rows, cols;
         mdl_shape(mdl_config(j->m), j->tensors[p], &rows, &cols);
-        int here = row0 < rows ? rows - row0 < n ? rows - row0 : n : 0; /* rows of this tensor */
-        int rc = here ? mdl_read(j->m, j->tensors[p], j->layer, row0, here, j->w->dtype, dst, err) : 0;
+        int n_here = row0 < rows ? rows - row0 < n ? rows - row0 : n : 0; /* rows of this tensor */
+        int rc = n_here ? mdl_read(j->m, j->tensors[p], j->layer, row0, n_here, j->w->dtype, dst, err) : 0;
         if (rc)
             return rc;
-        dst += (size_t)here * row_bytes;
-        n -= here;
-        row0 = here ? 0 : row0 - rows;
+        dst += (size_t)n_here * row_bytes;
+        n -= n_here;
+        row0 = n_here ? 0 : row0 - rows;
     }
     return 0;
 }
@@ -113,8 +101,8 @@ static void load_panel(void *ctx, int panel, int thread)
         return;
     struct load one = {
         .m = j->m, .w = j->w, .mat = j->mat, .tensors = {j->tensors[panel % 2]}, .n_tensors = 1, .layer = j->layer};
-    int rc = j->interleave ? read_joined(&one, panel / 2 * nr, nr, rows, &err)
-                           : read_joined(j, panel * nr, nr, rows, &err);
+    int rc =
+        j->interleave ? read_joined(&one, panel / 2 * nr, nr, rows, &err) : read_joined(j, panel * nr, nr, rows, &err);
     if (rc) {
         if (!atomic_exchange(&j->failed, true) && j->err)
             *j->err = err;
@@ -151,27 +139,27 @@ static int load_all(struct load *j, const struct wts *w, struct thread_pool *poo
     if (!rc && !c->tied)
         rc = load_mat(j, pool, &w->embed, 0, 1, (enum mdl_tensor[3]){MDL_EMBED}, false);
     for (int l = 0; l < c->n_layers && !rc; l++) {
-        const struct wts_layer *y = &w->layers[l];
+        const struct wts_layer *layer = &w->layers[l];
         const struct {
             enum mdl_tensor t;
             float *dst;
-        } norms[] = {{MDL_NORM_ATTN, y->norm_attn},
-                     {MDL_NORM_FFN, y->norm_ffn},
-                     {MDL_Q_NORM, y->q_norm},
-                     {MDL_K_NORM, y->k_norm}};
+        } norms[] = {{MDL_NORM_ATTN, layer->norm_attn},
+                     {MDL_NORM_FFN, layer->norm_ffn},
+                     {MDL_Q_NORM, layer->q_norm},
+                     {MDL_K_NORM, layer->k_norm}};
         for (int i = 0; i < 4 && !rc; i++) {
             int rows, cols;
             mdl_shape(c, norms[i].t, &rows, &cols);
             rc = mdl_read(j->m, norms[i].t, l, 0, rows, KM_F32, norms[i].dst, j->err);
         }
         if (!rc)
-            rc = load_mat(j, pool, &y->qkv, l, 3, (enum mdl_tensor[3]){MDL_Q, MDL_K, MDL_V}, false);
+            rc = load_mat(j, pool, &layer->qkv, l, 3, (enum mdl_tensor[3]){MDL_Q, MDL_K, MDL_V}, false);
         if (!rc)
-            rc = load_mat(j, pool, &y->o, l, 1, (enum mdl_tensor[3]){MDL_O}, false);
+            rc = load_mat(j, pool, &layer->o, l, 1, (enum mdl_tensor[3]){MDL_O}, false);
         if (!rc)
-            rc = load_mat(j, pool, &y->gate_up, l, 2, (enum mdl_tensor[3]){MDL_GATE, MDL_UP}, true);
+            rc = load_mat(j, pool, &layer->gate_up, l, 2, (enum mdl_tensor[3]){MDL_GATE, MDL_UP}, true);
         if (!rc)
-            rc = load_mat(j, pool, &y->down, l, 1, (enum mdl_tensor[3]){MDL_DOWN}, false);
+            rc = load_mat(j, pool, &layer->down, l, 1, (enum mdl_tensor[3]){MDL_DOWN}, false);
     }
     return rc;
 }
@@ -191,7 +179,8 @@ int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const stru
                              (size_t)widest * km_dtype_size(dtype));
     int rc;
     if (!w->block || !j.rows) {
-        rc = km_fail(err, KM_ENOMEM, "out of memory for weights of %zu bytes", w->bytes);
+        rc = km_fail(err, KM_ENOMEM, "out of memory for weights of %zu bytes; use a smaller model or --dtype bfloat16",
+                     w->bytes);
     } else {
         struct arena a = {.base = w->block};
         layout(w, c, &a);

@@ -1,7 +1,7 @@
 /* The backend's copy of the weights: matrices as the panels of kernels.h, all in one block.
  *
- * Q, K and V are joined to one matrix. Gate and up are interleaved panel by panel, so that one GEMM task has both and
- * can apply SwiGLU. The embedding is read from the panels of the head when both are tied. */
+ * Q, K and V are joined to one matrix. Panels of gate and up alternate, so that one GEMM task computes both and can
+ * apply SwiGLU. If the model ties embedding and head, the embedding is read from the panels of the head. */
 #ifndef CPU_WEIGHTS_H
 #define CPU_WEIGHTS_H
 
@@ -11,8 +11,8 @@
 #include "engine/model.h"
 
 struct wts_mat {
-    void *panels; /* [n_panels][k][nr] elements of the weights' dtype */
-    int n_panels, k;
+    void *panels;    /* [n_panels][k][nr] elements of the weights' dtype */
+    int n_panels, k; /* k: columns of the matrix */
 };
 
 struct wts_layer {
@@ -27,17 +27,19 @@ struct wts {
     struct wts_layer *layers; /* [L] */
     float *norm_out;          /* [D] */
     struct wts_mat embed, head;
-    void *block;              /* [bytes] holds all of the above */
+    void *block; /* [bytes] the arena of layers, norms and panels */
     size_t bytes;
 };
 
-/* Bytes that wts_load allocates; `rows` (may be NULL) gets them by name. */
+/* Bytes that wts_load allocates. Adds rows to the plan `rows`, which may be NULL. */
 size_t wts_bytes(const struct mdl_config *c, enum km_dtype dtype, const struct kernels *kernels, struct plan *rows);
+/* Allocates and reads the weights. Borrows kernels; m and pool are only used during the call. KM_ENOMEM, or an error of
+ * mdl_read. */
 int wts_load(struct wts *w, const struct mdl *m, enum km_dtype dtype, const struct kernels *kernels,
              struct thread_pool *pool, struct km_err *err);
 void wts_free(struct wts *w);
 
-/* x[D] = the token's embedding. */
+/* Writes the embedding of a token to x[D]. */
 void wts_embed(const struct wts *w, int32_t token, float *x);
 
 #endif

@@ -1,8 +1,8 @@
-/* cpu_bench: the speed of the CPU backend, compared with what this machine can do in the same minute.
+/* cpu_bench: the speed of the CPU backend, compared with the speed of this machine at the same time.
  *
  * Prefill alternates with OpenBLAS on GEMMs of the same shapes: the linear layers, and QK and PV of attention as dense
- * GEMMs over the average number of tokens that a causal mask leaves. Decode alternates with a plain read of as many
- * bytes as a step reads. Figures are medians over the repeats, with minimum and maximum. */
+ * GEMMs over the average number of tokens that a query sees under the causal mask. Decode alternates with a plain read
+ * of as many bytes as a step reads. Figures are medians over the repeats, with minimum and maximum. */
 #include "base/args.h"
 #include "base/clock.h"
 #include "base/mem.h"
@@ -24,11 +24,11 @@ static void die(const struct km_err *err)
     exit(1);
 }
 
-/* p, or the end of the program when there is no memory. */
-static void *must(void *p)
+/* Returns p, or ends the program if p is NULL: out of memory. */
+static void *not_null(void *p)
 {
     if (!p)
-        die(&(struct km_err){.msg = "out of memory"});
+        die(&(struct km_err){.msg = "out of memory; use a smaller model, batch or context"});
     return p;
 }
 
@@ -43,6 +43,7 @@ static struct spread spread_of(double *v, int n)
     return (struct spread){v[0], km_percentile(v, n, 0.5), v[n - 1]};
 }
 
+/* The open backend, the arrays of its batches, and the operands of OpenBLAS. */
 struct bench {
     const struct mdl_config *c;
     struct be *be;
@@ -52,7 +53,8 @@ struct bench {
     int32_t *table, *table_start, *tokens, *positions, *slots, *q_start, *kv_len;
     float *a, *b, *o; /* operands and result of the OpenBLAS GEMMs */
     struct {
-        int m, n, k, heads; /* heads 0: one GEMM, its rows divided among the threads; else one GEMM per head */
+        /* heads 0: one GEMM, whose rows are divided among the threads; else a GEMM for each of `heads` heads. */
+        int m, n, k, heads;
     } blas;
 };
 
@@ -81,7 +83,8 @@ static double blas_gemm(struct bench *x, int m, int n, int k, int heads)
     return 2.0 * m * n * k * (heads ? heads : 1);
 }
 
-/* The GEMMs of all layers for tokens [from, from + m); attention's GEMMs are divided among the threads by heads. */
+/* Runs the GEMMs of all layers for tokens [from, from + m) in OpenBLAS. The GEMMs of attention are divided among the
+ * threads by heads. Returns the floating-point operations that the backend would need for the same heads. */
 static double blas_chunk(struct bench *x, int from, int m)
 {
     const struct mdl_config *c = x->c;
@@ -139,7 +142,7 @@ static void prefill_chunk(struct bench *x, int from, int m, bool last)
 static void bench_prefill(struct bench *x, int n)
 {
     double ours[MAX_REPEATS], blas[MAX_REPEATS], ratio[MAX_REPEATS], rate[MAX_REPEATS];
-    for (int r = -1; r < x->repeats; r++) { /* turn -1 is the warm-up */
+    for (int r = -1; r < x->repeats; r++) { /* repeat -1 is the warm-up */
         double time[2] = {0}, flops[2] = {0};
         for (int from = 0; from < n; from += CHUNK) {
             int m = n - from < CHUNK ? n - from : CHUNK;
@@ -170,7 +173,7 @@ static void bench_prefill(struct bench *x, int n)
 
 /* ---- decode ---- */
 
-/* A plain read of n words by all threads. */
+/* A plain read of n words by all threads. sum: results, so that the compiler cannot omit the read. */
 struct reading {
     const uint64_t *p; /* [n] */
     size_t n;
@@ -225,7 +228,7 @@ static void bench_decode(struct bench *x, int batch, int ctx)
     be_cpu.stats(x->be, &st);
     double bytes = (double)st.weight_bytes + (double)x->g.page_bytes / B * (double)(ctx + 1) * batch;
     struct reading rd = {.n = (size_t)bytes / 8, .threads = x->threads};
-    uint64_t *buf = must(km_aligned(64, rd.n * 8));
+    uint64_t *buf = not_null(km_aligned(64, rd.n * 8));
     memset(buf, 1, rd.n * 8);
     rd.p = buf;
     double ms[MAX_REPEATS], gbs[MAX_REPEATS], read[MAX_REPEATS], ratio[MAX_REPEATS];
@@ -258,7 +261,7 @@ static void fill_pages(struct bench *x)
     struct km_err err = {0};
     uint64_t ticket;
     const size_t n = x->g.page_bytes / km_dtype_size(x->g.dtype);
-    void *page = must(km_malloc(x->g.page_bytes));
+    void *page = not_null(km_malloc(x->g.page_bytes));
     for (size_t i = 0; i < n; i++) {
         float v = (float)((i * 2654435761u >> 8) % 1000) / 1000 - 0.5f;
         if (x->g.dtype == KM_F32)
@@ -290,16 +293,16 @@ static void open_all(struct bench *x, const struct mdl *m, enum km_dtype dtype, 
     const size_t wide =
         (size_t)(c->ffn * 2 > c->n_heads * c->head_dim * 3 ? c->ffn * 2 : c->n_heads * c->head_dim * 3) +
         (size_t)most;
-    x->table = must(km_calloc((size_t)x->g.n_pages, sizeof(int32_t)));
-    x->tokens = must(km_calloc(CHUNK, sizeof(int32_t)));
-    x->positions = must(km_calloc(CHUNK, sizeof(int32_t)));
-    x->slots = must(km_calloc(CHUNK, sizeof(int32_t)));
-    x->q_start = must(km_calloc(65, sizeof(int32_t)));
-    x->kv_len = must(km_calloc(64, sizeof(int32_t)));
-    x->table_start = must(km_calloc(65, sizeof(int32_t)));
-    x->a = must(km_calloc(CHUNK * wide, sizeof(float)));
-    x->b = must(km_calloc((size_t)(c->hidden > c->head_dim ? c->hidden : c->head_dim) * wide, sizeof(float)));
-    x->o = must(km_calloc((size_t)x->threads * CHUNK * wide, sizeof(float)));
+    x->table = not_null(km_calloc((size_t)x->g.n_pages, sizeof(int32_t)));
+    x->tokens = not_null(km_calloc(CHUNK, sizeof(int32_t)));
+    x->positions = not_null(km_calloc(CHUNK, sizeof(int32_t)));
+    x->slots = not_null(km_calloc(CHUNK, sizeof(int32_t)));
+    x->q_start = not_null(km_calloc(65, sizeof(int32_t)));
+    x->kv_len = not_null(km_calloc(64, sizeof(int32_t)));
+    x->table_start = not_null(km_calloc(65, sizeof(int32_t)));
+    x->a = not_null(km_calloc(CHUNK * wide, sizeof(float)));
+    x->b = not_null(km_calloc((size_t)(c->hidden > c->head_dim ? c->hidden : c->head_dim) * wide, sizeof(float)));
+    x->o = not_null(km_calloc((size_t)x->threads * CHUNK * wide, sizeof(float)));
     for (int i = 0; i < x->g.n_pages; i++)
         x->table[i] = i;
     fill_pages(x);
@@ -358,8 +361,10 @@ int main(int argc, char **argv)
     for (int i = 0; i < lengths.n && n_lens < 64; i++)
         lens[n_lens++] = atoi(lengths.v[i]);
     for (int i = 0; i < n_lens; i++) {
-        if (lens[i] < 1)
-            die(&(struct km_err){.msg = "a prompt length is not a positive number of tokens"});
+        if (lens[i] < 1) {
+            km_fail(&err, KM_EINVAL, "the prompt length %s is not a positive number of tokens", lengths.v[i]);
+            die(&err);
+        }
         longest = lens[i] > longest ? lens[i] : longest;
     }
     if (mdl_open(&m, o.model, false, 1, &err))

@@ -1,4 +1,4 @@
-/* The CPU backend against vectors of another implementation, against a plain reference, and against itself: with
+/* Compares the CPU backend with vectors of another implementation, with a plain reference, and with itself: with
  * chunked prefill, in batches, with scattered and with copied pages. Every KV pool is filled with NaN before use. */
 #include "base/test/test.h"
 
@@ -30,8 +30,13 @@ static struct smp_params greedy; /* set by main */
 
 static struct be_opts rig_opts(enum km_dtype dtype)
 {
-    return (struct be_opts){.dtype = dtype, .block_size = 16, .n_pages = 512, .max_tokens = 2048, .max_reqs = 32,
-                            .max_model_len = 8192, .n_threads = 2};
+    return (struct be_opts){.dtype = dtype,
+                            .block_size = 16,
+                            .n_pages = 512,
+                            .max_tokens = 2048,
+                            .max_reqs = 32,
+                            .max_model_len = 8192,
+                            .n_threads = 2};
 }
 
 /* Pages are assigned in order unless a test sets another stride. */
@@ -66,8 +71,8 @@ static struct smp_result prefill(struct rig *r, struct rig_seq *s, const int32_t
     return res;
 }
 
-/* Token ids of real text: the golden prompts, repeated. */
-static void some_tokens(int32_t *t, int n, int vocab)
+/* Random token ids, the same in every call. */
+static void random_tokens(int32_t *t, int n, int vocab)
 {
     uint32_t x = 12345;
     for (int i = 0; i < n; i++) {
@@ -78,7 +83,8 @@ static void some_tokens(int32_t *t, int n, int vocab)
 
 /* ---- vectors of another implementation ---- */
 
-static int ints(const cJSON *v, int32_t *out)
+/* Reads the numbers of a JSON array. Returns how many. */
+static int read_ints(const cJSON *v, int32_t *out)
 {
     int n = 0;
     const cJSON *x;
@@ -87,17 +93,18 @@ static int ints(const cJSON *v, int32_t *out)
 }
 
 struct score {
-    double worst;             /* largest log-probability error among the eight */
-    int steps, ties, agreed, in_top5;
+    double worst;            /* largest difference of a log-probability among the top 8 */
+    int steps, ties, agreed; /* greedy steps; of these the near-ties; equal ids among the others */
+    int in_top5;             /* steps whose expected id is among the top 5 */
 };
 
-/* Scores one vector, teacher-forced. A greedy step counts as a tie if the reference's first two log-probabilities
- * differ by less than `tie`. */
-static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
+/* Scores one vector: prefills its prompt, then decodes with its greedy ids as input. A step is a near-tie if the
+ * vector's first two log-probabilities differ by at most `tie`. */
+static void score_vector(struct rig *r, const cJSON *v, double tie, struct score *s)
 {
     static int32_t prompt[8192], want[64];
-    int n = ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt),
-        n_want = ints(cJSON_GetObjectItem(v, "greedy_ids"), want);
+    int n = read_ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt),
+        n_want = read_ints(cJSON_GetObjectItem(v, "greedy_ids"), want);
     struct rig_seq q;
     open_seq(r, &q, n + n_want);
     struct smp_result res = prefill(r, &q, prompt, n, 2048);
@@ -127,26 +134,27 @@ static void play(struct rig *r, const cJSON *v, double tie, struct score *s)
     rig_seq_close(&q);
 }
 
-static struct score play_all(const struct mdl *m, enum km_dtype dtype, const cJSON *vectors, double tie)
+static struct score score_vectors(const struct mdl *m, enum km_dtype dtype, const cJSON *vectors, double tie)
 {
     struct rig r;
     struct score s = {0};
     const cJSON *v;
     open_rig(&r, m, rig_opts(dtype));
-    cJSON_ArrayForEach(v, vectors) play(&r, v, tie, &s);
+    cJSON_ArrayForEach(v, vectors) score_vector(&r, v, tie, &s);
     rig_close(&r);
     return s;
 }
 
-static void golden_fp32(void **state)
+static void golden_vectors_in_float32(void **state)
 {
     (void)state;
     cJSON *g;
     struct mdl *m = open_model(TINY);
     assert_int_equal(km_json_file(KVM_SOURCE_DIR "/engine/test/golden-qwen3-tiny-lm.json", 0, &g, NULL), 0);
-    struct score s = play_all(m, KM_F32, cJSON_GetObjectItem(g, "vectors"), 0.01);
-    print_message("fp32, qwen3-tiny-lm: worst of top-8 %.2e; greedy %d of %d (%d near-ties)\n", s.worst, s.agreed,
-                  s.steps - s.ties, s.ties);
+    struct score s = score_vectors(m, KM_F32, cJSON_GetObjectItem(g, "vectors"), 0.01);
+    print_message("float32, qwen3-tiny-lm: log-probabilities of the top 8 differ by at most %.2e; %d of %d greedy ids "
+                  "are equal, %d more are near-ties\n",
+                  s.worst, s.agreed, s.steps - s.ties, s.ties);
     assert_int_equal(s.steps, 17 * 48);
     assert_true(s.worst < 1e-3);
     assert_int_equal(s.agreed + s.ties, s.steps);
@@ -154,15 +162,16 @@ static void golden_fp32(void **state)
     mdl_free(m);
 }
 
-static void golden_bf16(void **state)
+static void golden_vectors_in_bfloat16(void **state)
 {
     (void)state;
     cJSON *g;
     struct mdl *m = open_model(TINY);
     assert_int_equal(km_json_file(KVM_SOURCE_DIR "/engine/test/golden-qwen3-tiny-lm.json", 0, &g, NULL), 0);
-    /* KV is rounded to 8 bits of mantissa; everything else is as in fp32. */
-    struct score s = play_all(m, KM_BF16, cJSON_GetObjectItem(g, "vectors"), 0.1);
-    print_message("bf16, qwen3-tiny-lm: worst of top-8 %.2e; greedy %d of %d (%d near-ties), in top 5: %d of %d\n",
+    /* KV is rounded to 8 bits of mantissa; everything else is as in float32. */
+    struct score s = score_vectors(m, KM_BF16, cJSON_GetObjectItem(g, "vectors"), 0.1);
+    print_message("bfloat16, qwen3-tiny-lm: log-probabilities of the top 8 differ by at most %.2e; %d of %d greedy ids "
+                  "are equal, %d more are near-ties; %d of %d expected ids are among the top 5\n",
                   s.worst, s.agreed, s.steps - s.ties, s.ties, s.in_top5, s.steps);
     assert_true(s.worst < 0.3);
     assert_int_equal(s.agreed + s.ties, s.steps);
@@ -171,7 +180,7 @@ static void golden_bf16(void **state)
     mdl_free(m);
 }
 
-static void golden_random_shapes(void **state)
+static void golden_vectors_of_random_shapes(void **state)
 {
     (void)state;
     const char *const names[] = {"rand-untied-gqa8", "rand-headdim128"};
@@ -184,9 +193,11 @@ static void golden_random_shapes(void **state)
         char dir[256];
         snprintf(dir, sizeof dir, "%s/%s", models, names[i]);
         struct mdl *m = open_model(dir);
-        struct score s = play_all(m, KM_F32, cJSON_GetObjectItem(g, names[i]), 0.01);
-        print_message("fp32, %s: worst of top-8 %.2e; greedy %d of %d (%d near-ties)\n", names[i], s.worst,
-                      s.agreed, s.steps - s.ties, s.ties);
+        struct score s = score_vectors(m, KM_F32, cJSON_GetObjectItem(g, names[i]), 0.01);
+        print_message(
+            "float32, %s: log-probabilities of the top 8 differ by at most %.2e; %d of %d greedy ids are equal, %d "
+            "more are near-ties\n",
+            names[i], s.worst, s.agreed, s.steps - s.ties, s.ties);
         assert_int_equal(s.steps, 8 * 16);
         assert_true(s.worst < 1e-3);
         assert_int_equal(s.agreed + s.ties, s.steps);
@@ -195,7 +206,7 @@ static void golden_random_shapes(void **state)
     cJSON_Delete(g);
 }
 
-/* ---- a plain reference in double, for shapes that are no multiple of any vector or tile ---- */
+/* ---- a plain reference in double precision, for shapes that are not multiples of any vector or tile ---- */
 
 static double *read_mat(const struct mdl *m, enum mdl_tensor t, int layer)
 {
@@ -211,7 +222,7 @@ static double *read_mat(const struct mdl *m, enum mdl_tensor t, int layer)
     return d;
 }
 
-/* y[T][rows] (+)= x[T][cols] W^T */
+/* y[T][rows] = x[T][cols] W^T; with add, y += x W^T */
 static void ref_linear(const struct mdl *m, enum mdl_tensor t, int layer, int T, const double *x, double *y, bool add)
 {
     int rows, cols;
@@ -278,7 +289,7 @@ static void ref_attention(const struct mdl_config *c, int T, const double *q, co
     free(p);
 }
 
-/* Log-probabilities after the last of T tokens. */
+/* The log-probabilities of all ids after the last of T tokens. The caller frees them. */
 static double *reference(const struct mdl *m, const int32_t *tokens, int T)
 {
     const struct mdl_config *c = mdl_config(m);
@@ -338,7 +349,7 @@ static void odd_shapes_match_a_plain_reference(void **state)
     (void)state;
     /* layers, hidden, heads, KV heads, head_dim, ffn, vocabulary, tied */
     const struct mdl_config shapes[] = {
-        shape(2, 20, 6, 2, 10, 28, 37, false), shape(1, 33, 5, 5, 34, 65, 100, true),
+        shape(2, 20, 6, 2, 10, 28, 37, false),  shape(1, 33, 5, 5, 34, 65, 100, true),
         shape(3, 64, 7, 1, 96, 130, 64, false), shape(1, 8, 128, 1, 2, 2, 9, true),
         shape(2, 2, 1, 1, 66, 200, 21, false),
     };
@@ -360,7 +371,7 @@ static void odd_shapes_match_a_plain_reference(void **state)
             open_rig(&r, m, o);
             r.stride = 7;
             open_seq(&r, &s, 150);
-            some_tokens(tokens, 150, c.vocab);
+            random_tokens(tokens, 150, c.vocab);
             struct smp_result res = prefill(&r, &s, tokens, 150, 64);
             double *want = reference(m, tokens, 150);
             for (int j = 0; j < res.n_top; j++) {
@@ -373,13 +384,13 @@ static void odd_shapes_match_a_plain_reference(void **state)
             mdl_free(m);
             fx_remove(dir);
         }
-    print_message("odd shapes: worst log-probability error %.2e\n", worst);
+    print_message("odd shapes: log-probabilities differ by at most %.2e\n", worst);
     assert_true(worst < 1e-4);
 }
 
 /* ---- the backend against itself: results are equal bit for bit ---- */
 
-static void chunks_change_nothing(void **state)
+static void chunked_prefill_gives_the_same_bits(void **state)
 {
     (void)state;
     enum { N = 1300, MORE = 8 };
@@ -390,7 +401,7 @@ static void chunks_change_nothing(void **state)
         struct smp_result want[MORE];
         struct rig r;
         open_rig(&r, m, rig_opts((enum km_dtype)dtype));
-        some_tokens(tokens, N, mdl_config(m)->vocab);
+        random_tokens(tokens, N, mdl_config(m)->vocab);
         for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
             struct rig_seq s;
             open_seq(&r, &s, N + MORE);
@@ -411,7 +422,7 @@ static void chunks_change_nothing(void **state)
 }
 
 /* Five sequences at different stages (prefill, decode), alone and in one batch, with 1 and 4 threads. */
-static void batches_and_pages_change_nothing(void **state)
+static void batches_and_scattered_pages_give_the_same_bits(void **state)
 {
     (void)state;
     enum { N = 5 };
@@ -419,7 +430,7 @@ static void batches_and_pages_change_nothing(void **state)
     static int32_t tokens[2048];
     struct smp_result alone[N], together[N];
     struct mdl *m = open_model(TINY);
-    some_tokens(tokens, 2048, 4096);
+    random_tokens(tokens, 2048, 4096);
     for (int round = 0; round < 5; round++) {
         struct rig r;
         struct be_opts o = rig_opts(KM_F32);
@@ -451,7 +462,7 @@ static void batches_and_pages_change_nothing(void **state)
     mdl_free(m);
 }
 
-static void pages_go_out_and_come_back(void **state)
+static void copied_pages_give_the_same_bits(void **state)
 {
     (void)state;
     enum { N = 512, PAGES = N / 16 };
@@ -464,7 +475,7 @@ static void pages_go_out_and_come_back(void **state)
         struct kv_copy c[PAGES];
         uint64_t ticket;
         open_rig(&r, m, rig_opts((enum km_dtype)dtype));
-        some_tokens(tokens, N + 1, mdl_config(m)->vocab);
+        random_tokens(tokens, N + 1, mdl_config(m)->vocab);
         open_seq(&r, &a, N + 1);
         prefill(&r, &a, tokens, N, 2048);
         char *host = be_cpu.host_alloc(r.b, PAGES * r.g.page_bytes), *back = malloc(PAGES * r.g.page_bytes);
@@ -486,7 +497,7 @@ static void pages_go_out_and_come_back(void **state)
         b.n_done = N;
         run_step(&r, &(struct rig_part){&b, &tokens[N], 1, &greedy}, 1, &got);
         assert_true(rig_same(&want, &got));
-        /* The bytes matter: one flipped exponent bit of the last V changes the answer. */
+        /* One flipped exponent bit of the last V changes the result: the pages are really read. */
         host[PAGES * r.g.page_bytes - 1] ^= 0x20;
         assert_int_equal(be_cpu.copy(r.b, KV_TO_PAGE,
                                      &(struct kv_copy){b.table[PAGES - 1], host + (PAGES - 1) * r.g.page_bytes}, 1,
@@ -507,8 +518,8 @@ static void pages_go_out_and_come_back(void **state)
     mdl_free(m);
 }
 
-/* The same answers with each instruction set that this CPU has, also those that kernels_best does not choose. */
-static void every_instruction_set_agrees(void **state)
+/* Runs the kernels of each instruction set that this CPU has, not only those of kernels_best. */
+static void all_instruction_sets_agree(void **state)
 {
     (void)state;
     enum { N = 600 };
@@ -516,7 +527,7 @@ static void every_instruction_set_agrees(void **state)
     struct mdl *m = open_model(TINY);
     const struct mdl_config *c = mdl_config(m);
     struct smp_result first = {0};
-    some_tokens(tokens, N, c->vocab);
+    random_tokens(tokens, N, c->vocab);
     for (int i = 0; i < N; i++)
         pos[i] = slots[i] = i;
     for (int i = 0; i <= N / 16; i++)
@@ -527,8 +538,12 @@ static void every_instruction_set_agrees(void **state)
         struct fwd *f;
         struct smp_result res;
         double flops = 0;
-        struct kv_pool kv = {.g = {.n_layers = c->n_layers, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim,
-                                   .block_size = 16, .dtype = KM_F32, .n_pages = N / 16 + 1}};
+        struct kv_pool kv = {.g = {.n_layers = c->n_layers,
+                                   .n_kv_heads = c->n_kv_heads,
+                                   .head_dim = c->head_dim,
+                                   .block_size = 16,
+                                   .dtype = KM_F32,
+                                   .n_pages = N / 16 + 1}};
         kv.g.page_bytes = (size_t)(c->n_layers * 2 * c->n_kv_heads * 16 * c->head_dim) * sizeof(float);
         kv.pages = malloc(kv.g.page_bytes * (size_t)kv.g.n_pages);
         const struct fwd_limits lim = {N, 4, 1024, 16};
@@ -538,16 +553,25 @@ static void every_instruction_set_agrees(void **state)
         struct smp_row row = {.p = smp_defaults(), .row = N - 1};
         row.p.n_logprobs = 20;
         row.p.temperature = 0;
-        struct batch b = {.n_tokens = N, .tokens = tokens, .positions = pos, .slots = slots, .n_reqs = 1,
-                          .q_start = (int32_t[]){0, N}, .kv_len = (int32_t[]){N}, .block_table = table,
-                          .table_start = (int32_t[]){0, N / 16 + 1}, .n_samples = 1, .samples = &row};
+        struct batch b = {.n_tokens = N,
+                          .tokens = tokens,
+                          .positions = pos,
+                          .slots = slots,
+                          .n_reqs = 1,
+                          .q_start = (int32_t[]){0, N},
+                          .kv_len = (int32_t[]){N},
+                          .block_table = table,
+                          .table_start = (int32_t[]){0, N / 16 + 1},
+                          .n_samples = 1,
+                          .samples = &row};
         fwd_step(f, &b, &res, &flops);
         if (i == 0)
             first = res;
         double worst = 0;
         for (int j = 0; j < 10; j++)
             worst = fmax(worst, fabs((double)(res.top_logprob[j] - first.top_logprob[j])));
-        print_message("%s: %d, %.2e from the first\n", kernels_supported()[i]->name, res.id, worst);
+        print_message("%s: id %d, log-probabilities differ from the first instruction set by at most %.2e\n",
+                      kernels_supported()[i]->name, res.id, worst);
         assert_int_equal(res.id, first.id);
         assert_true(worst < 1e-4 && flops > 2e9);
         fwd_close(f);
@@ -560,7 +584,7 @@ static void every_instruction_set_agrees(void **state)
 
 /* ---- refusals ---- */
 
-static void budgets_are_kept(void **state)
+static void the_pool_is_within_the_memory_limit(void **state)
 {
     (void)state;
     struct mdl *m = open_model(TINY);
@@ -605,7 +629,7 @@ static void budgets_are_kept(void **state)
 
 /* The plan's rows add up to the allocated blocks, to the byte. What the allocator counts for an open is the plan, plus
  * the rounding of its three blocks to huge pages, at most one huge page each for alignment, and a few small structs. */
-static void plans_are_what_open_takes(void **state)
+static void a_plan_has_the_bytes_that_open_allocates(void **state)
 {
     (void)state;
     enum { HUGE_PAGE = 2 << 20, SMALL = 64 << 10 };
@@ -653,7 +677,7 @@ static void plans_are_what_open_takes(void **state)
 }
 
 /* Without enough memory, plan fails with open's message and still fills in the rows. */
-static void plans_that_do_not_fit(void **state)
+static void a_plan_fails_as_open_would(void **state)
 {
     (void)state;
     struct mdl *m = open_model(TINY);
@@ -675,7 +699,7 @@ static void plans_that_do_not_fit(void **state)
     mdl_free(m);
 }
 
-static void bad_batches_are_refused(void **state)
+static void invalid_batches_are_refused(void **state)
 {
     (void)state;
     struct mdl *m = open_model(TINY);
@@ -702,33 +726,42 @@ static void bad_batches_are_refused(void **state)
     assert_int_equal(be_cpu.wait(r.b, ticket, res, &err), 0);
     assert_int_equal(be_cpu.wait(r.b, ticket + 1, res, &err), KM_EINVAL);
     const struct {
-        int32_t *at, bad;
-    } rows_bad[] = {{&tokens[1], 4096}, {&tokens[0], -1},      {&pos[1], 0},         {&pos[1], 2},
-                    {&pos[0], -1},      {&slots[1], 512 * 16}, {&slots[0], -1},      {&q_start[1], 3},
-                    {&q_start[0], 1},   {&kv_len[0], 0},       {&kv_len[0], 17},     {&table[0], 512},
-                    {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2},
-                    {&rows[0].row, -1}, {&b.n_tokens, 0},      {&b.n_tokens, 4096},  {&b.n_reqs, 0},
-                    {&b.n_samples, 2}};
-    for (size_t i = 0; i < sizeof rows_bad / sizeof *rows_bad; i++) {
-        int32_t was = *rows_bad[i].at;
-        *rows_bad[i].at = rows_bad[i].bad;
+        int32_t *at, value;
+    } invalid[] = {{&tokens[1], 4096}, {&tokens[0], -1},      {&pos[1], 0},         {&pos[1], 2},
+                   {&pos[0], -1},      {&slots[1], 512 * 16}, {&slots[0], -1},      {&q_start[1], 3},
+                   {&q_start[0], 1},   {&kv_len[0], 0},       {&kv_len[0], 17},     {&table[0], 512},
+                   {&table[0], -1},    {&table_start[0], -1}, {&table_start[1], 0}, {&rows[0].row, 2},
+                   {&rows[0].row, -1}, {&b.n_tokens, 0},      {&b.n_tokens, 4096},  {&b.n_reqs, 0},
+                   {&b.n_samples, 2}};
+    for (size_t i = 0; i < sizeof invalid / sizeof *invalid; i++) {
+        int32_t was = *invalid[i].at;
+        *invalid[i].at = invalid[i].value;
         if (be_cpu.step(r.b, &b, &ticket, &err) != KM_EINVAL)
-            fail_msg("row %zu was accepted", i);
-        *rows_bad[i].at = was;
+            fail_msg("case %zu, the value %d, was accepted", i, invalid[i].value);
+        *invalid[i].at = was;
     }
     assert_int_equal(be_cpu.step(r.b, &b, &ticket, &err), 0);
     rig_close(&r);
     mdl_free(m);
 }
 
-static void failed_allocations_are_survived(void **state)
+static const struct mdl_config small_model = {.n_layers = 1,
+                                              .hidden = 16,
+                                              .n_heads = 2,
+                                              .n_kv_heads = 1,
+                                              .head_dim = 8,
+                                              .ffn = 16,
+                                              .vocab = 16,
+                                              .max_pos = 512,
+                                              .rope_theta = 1e4f,
+                                              .rms_eps = 1e-6f};
+
+static void failed_allocations_are_reported_and_free_everything(void **state)
 {
     (void)state;
     char dir[64];
-    const struct mdl_config c = {.n_layers = 1, .hidden = 16, .n_heads = 2, .n_kv_heads = 1, .head_dim = 8, .ffn = 16,
-                                 .vocab = 16, .max_pos = 512, .rope_theta = 1e4f, .rms_eps = 1e-6f};
     fx_dir(dir);
-    fx_model(dir, &c, KM_BF16, 1, 1);
+    fx_model(dir, &small_model, KM_BF16, 1, 1);
     struct mdl *m = open_model(dir);
     struct be_opts o = rig_opts(KM_F32);
     o.max_model_len = 512;
@@ -749,8 +782,21 @@ static void failed_allocations_are_survived(void **state)
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
         assert_true(n < 1000);
     }
-    /* Weights that cannot be read are an error that names the file, not a crash in a thread. */
-    char path[96];
+    mdl_free(m);
+    fx_remove(dir);
+}
+
+/* Threads read the weights. The error of a thread must reach the caller. */
+static void unreadable_weights_are_an_error_that_names_the_file(void **state)
+{
+    (void)state;
+    char dir[64], path[96];
+    fx_dir(dir);
+    fx_model(dir, &small_model, KM_BF16, 1, 1);
+    struct mdl *m = open_model(dir);
+    struct be_opts o = rig_opts(KM_F32);
+    o.max_model_len = 512;
+    int64_t before = km_mem_stats(KM_MEM_HOST).current;
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     assert_int_equal(truncate(path, 3000), 0);
     struct be *b = NULL;
@@ -767,19 +813,20 @@ int main(void)
 {
     greedy = rig_greedy();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_fp32),
-        cmocka_unit_test(golden_bf16),
-        cmocka_unit_test(golden_random_shapes),
+        cmocka_unit_test(golden_vectors_in_float32),
+        cmocka_unit_test(golden_vectors_in_bfloat16),
+        cmocka_unit_test(golden_vectors_of_random_shapes),
         cmocka_unit_test(odd_shapes_match_a_plain_reference),
-        cmocka_unit_test(chunks_change_nothing),
-        cmocka_unit_test(batches_and_pages_change_nothing),
-        cmocka_unit_test(pages_go_out_and_come_back),
-        cmocka_unit_test(every_instruction_set_agrees),
-        cmocka_unit_test(budgets_are_kept),
-        cmocka_unit_test(plans_are_what_open_takes),
-        cmocka_unit_test(plans_that_do_not_fit),
-        cmocka_unit_test(bad_batches_are_refused),
-        cmocka_unit_test(failed_allocations_are_survived),
+        cmocka_unit_test(chunked_prefill_gives_the_same_bits),
+        cmocka_unit_test(batches_and_scattered_pages_give_the_same_bits),
+        cmocka_unit_test(copied_pages_give_the_same_bits),
+        cmocka_unit_test(all_instruction_sets_agree),
+        cmocka_unit_test(the_pool_is_within_the_memory_limit),
+        cmocka_unit_test(a_plan_has_the_bytes_that_open_allocates),
+        cmocka_unit_test(a_plan_fails_as_open_would),
+        cmocka_unit_test(invalid_batches_are_refused),
+        cmocka_unit_test(failed_allocations_are_reported_and_free_everything),
+        cmocka_unit_test(unreadable_weights_are_an_error_that_names_the_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

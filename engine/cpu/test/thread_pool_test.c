@@ -1,4 +1,5 @@
-/* The thread pool: every task runs once and none after its loop, whether the threads sleep or spin. */
+/* Tests the thread pool: every task runs once, and no task runs after its loop has ended, whether the threads sleep or
+ * spin. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
@@ -8,13 +9,14 @@
 #include <time.h>
 
 struct count {
-    atomic_int done[1000];
-    atomic_int open; /* the loop is running */
-    atomic_int stray, wrong_thread;
+    atomic_int done[1000];   /* runs of each task */
+    atomic_int open;         /* 1 while the loop is running */
+    atomic_int stray;        /* tasks that ran outside of the loop */
+    atomic_int wrong_thread; /* tasks with an invalid thread number */
     int threads;
 };
 
-static void tick(void *ctx, int task, int thread)
+static void count_task(void *ctx, int task, int thread)
 {
     struct count *c = ctx;
     atomic_fetch_add(&c->done[task], 1);
@@ -38,11 +40,11 @@ static void every_task_runs_once(void **state)
             for (int i = 0; i < n; i++)
                 atomic_store(&c.done[i], 0);
             atomic_store(&c.open, 1);
-            thread_pool_run(p, n, tick, &c);
+            thread_pool_run(p, n, count_task, &c);
             atomic_store(&c.open, 0);
             for (int i = 0; i < n; i++)
                 assert_int_equal(atomic_load(&c.done[i]), 1);
-            if (round % 500 == 0) /* long enough for the other threads to fall asleep */
+            if (round % 500 == 0) /* long enough for the other threads to sleep */
                 nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
         }
         assert_int_equal(atomic_load(&c.stray), 0);
