@@ -1,9 +1,10 @@
 /* Arrival times against the send times of the server, on the same machine: no event is recorded before it was sent,
  * however the client is delayed.
  *
- * The linker replaces three functions by wrappers in this file (--wrap). curl_multi_socket_action: between the client's
- * look at a socket and libcurl's read. getsockopt: the kernel's counters of a connection. km_wall_ns: the wall clock,
- * in which the kernel stamps. */
+ * The linker replaces three functions by wrappers in this file (--wrap):
+ * - curl_multi_socket_action runs between stamp_peek and libcurl's read, so its wrapper lets more bytes arrive then.
+ * - getsockopt returns the kernel's counters of a connection, which the wrapper changes.
+ * - km_wall_ns returns the wall clock, in which the kernel stamps; the wrapper makes it jump. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -31,10 +32,10 @@ enum { CONVS = 16, TURNS = 2, TAIL = 3 /* events after the tokens: finish, usage
 
 enum how {
     ONE_BY_ONE,    /* each event is read before the next one is sent */
-    BEFORE_READ,   /* every other time, one more event arrives between the look and the read */
+    BEFORE_READ,   /* every other time, one more event arrives between the peek and the read */
     AFTER_COUNTS,  /* as BEFORE_READ, and one more after each time the counters are read */
-    BETWEEN_READS, /* every other time, one more event arrives, and libcurl reads twice after one look */
-    QUEUED         /* the socket's queue fills up before the next look */
+    BETWEEN_READS, /* every other time, one more event arrives, and libcurl reads twice after one peek */
+    QUEUED         /* the socket's queue fills up before the next peek */
 };
 
 static struct bench {
@@ -48,8 +49,8 @@ static struct bench {
     int events;              /* events of the streams that are sent one by one */
     atomic_int allowed;      /* how many of them the server may send */
     int actions;             /* calls of libcurl for a socket with bytes in its queue */
-    bool add_event;          /* an event has to arrive during the current call */
-    int most_queued;         /* longest queue before a look, bytes */
+    bool add_event;          /* one more event must arrive during the current call */
+    int most_queued;         /* longest queue before a peek, bytes */
     int out_of_order_at;     /* the action before which the counter reports a segment out of order; 0: none */
     int64_t out_of_order_ns; /* when that was; 0: not yet */
     bool old_kernel;         /* the kernel has no such counters */
@@ -61,8 +62,8 @@ static struct bench {
 
 /* ---- the server's next event ---- */
 
-/* Waits for allow_next. After 50 ms it continues by itself: libcurl may have read from a timer, without a call of the
- * wrapper. */
+/* Blocks the server until allow_next, but for 50 ms at most: libcurl may have read when one of its timers expired,
+ * without a call of the wrapper. */
 static void wait_for_go(void *arg)
 {
     struct timespec until;
@@ -149,11 +150,11 @@ int64_t __wrap_km_wall_ns(void);
 
 int64_t __wrap_km_wall_ns(void)
 {
-    int look = ++b.walls;
+    int reading = ++b.walls;
     int64_t wall = __real_km_wall_ns();
-    if (b.slow_wall && look >= b.slow_wall && look % 4 == 0)
+    if (b.slow_wall && reading >= b.slow_wall && reading % 4 == 0)
         usleep(1000);
-    return wall + (b.jump_wall && look >= b.jump_wall ? 1000000000 : 0);
+    return wall + (b.jump_wall && reading >= b.jump_wall ? 1000000000 : 0);
 }
 
 /* ---- runs ---- */
@@ -245,8 +246,8 @@ static void play(enum how how, int turns, int tokens)
     run(&(struct mock_opts){.cached = 0, .before = wait_for_go}, 1);
 }
 
-/* True if this kernel stamps what arrives over loopback, and has the counters; found out without the client. The kernel
- * starts to stamp a moment after the first socket asks for it. */
+/* True if this kernel has the counters and stamps segments that arrive over loopback. The client's code is not used.
+ * The kernel starts to stamp a moment after the first socket asks for it, so up to 100 bytes are tried. */
 static bool kernel_can(void)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -290,7 +291,7 @@ static void an_idle_client_has_kernel_timestamps(void **state)
     assert_true(share > 0.9);
 }
 
-static void bytes_after_the_look_are_not_early(void **state)
+static void bytes_after_the_peek_are_not_early(void **state)
 {
     (void)state;
     static const enum how how[] = {BEFORE_READ, AFTER_COUNTS, BETWEEN_READS};
@@ -298,12 +299,12 @@ static void bytes_after_the_look_are_not_early(void **state)
         workload(1, 1, 40);
         play(how[i], 1, 40);
         assert_int_equal(early_of_all(), 0);
-        int met = 0;
+        int during_read = 0; /* events with the client's clock */
         for (int k = 0; k < 40; k++)
-            met += ticks(&b.trace.recs[0])[k].lag_ns < 0;
-        assert_true(met > 0);
-        double share =
-            b.trace.health.kernel_stamps; /* of the events that did not arrive during a read; NAN: there are none */
+            during_read += ticks(&b.trace.recs[0])[k].lag_ns < 0;
+        assert_true(during_read > 0);
+        /* Of the events that did not arrive during a read; NAN: there are none. */
+        double share = b.trace.health.kernel_stamps;
         assert_false(share > 0 && share <= 0.9);
         end();
     }
@@ -324,7 +325,7 @@ static void a_queue_longer_than_the_peek(void **state)
     assert_int_equal(r->n_ticks, TOKENS / PER_EVENT + 1);
     assert_int_equal(r->text_len, want.len);
     assert_memory_equal(r->text, want.data, want.len);
-    print_message("up to %d bytes in the queue before a look, kernel stamps %.2f\n", b.most_queued,
+    print_message("up to %d bytes in the queue before a peek, kernel stamps %.2f\n", b.most_queued,
                   b.trace.health.kernel_stamps);
     km_buf_free(&want);
     end();
@@ -341,8 +342,8 @@ static void segments_out_of_order(void **state)
     const struct hz_tick *t = ticks(&b.trace.recs[0]), *u = ticks(&b.trace.recs[1]);
     int stamped = 0, stamped_again = 0;
     for (int i = 0; i < TOKENS; i++) {
-        assert_true(t[i].ns < b.out_of_order_ns ||
-                    t[i].lag_ns < 0); /* until the end of that answer there are no kernel timestamps */
+        /* From then until the end of the answer there are no kernel timestamps. */
+        assert_true(t[i].ns < b.out_of_order_ns || t[i].lag_ns < 0);
         stamped += t[i].lag_ns >= 0;
         stamped_again += u[i].lag_ns >= 0;
     }
@@ -362,8 +363,8 @@ static void a_kernel_without_the_counters(void **state)
     end();
 }
 
-/* A clock reading that was interrupted is no jump of the wall clock. The next reading is compared with the one before.
- */
+/* A clock reading that was interrupted is not a jump of the wall clock: the next reading is compared with the last good
+ * one. */
 static void an_interrupted_clock_reading(void **state)
 {
     (void)state;
@@ -466,7 +467,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_idle_client_has_kernel_timestamps),
-        cmocka_unit_test(bytes_after_the_look_are_not_early),
+        cmocka_unit_test(bytes_after_the_peek_are_not_early),
         cmocka_unit_test(a_queue_longer_than_the_peek),
         cmocka_unit_test(segments_out_of_order),
         cmocka_unit_test(a_kernel_without_the_counters),
