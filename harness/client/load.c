@@ -151,7 +151,7 @@ int load_run(const struct target *target, const struct load *load, const struct 
     if (!rc)
         rc = client_play(c, s, r, progress, arg, out, err);
     if (!rc) {
-        out->dropped = schedule_lost(s);
+        out->dropped = schedule_dropped(s);
         int left = schedule_planned(s) - out->n - out->dropped;
         out->abandoned = left > 0 ? left : 0;
     }

@@ -82,7 +82,7 @@ static void order_is(const struct wl_set *set, struct schedule_closed o, int fai
     struct schedule *s = closed(set, o);
     play(s, &p, 10);
     assert_string_equal(km_buf_str(&p.log), want);
-    assert_true(schedule_planned(s) - p.sent - schedule_lost(s) >= 0);
+    assert_true(schedule_planned(s) - p.sent - schedule_dropped(s) >= 0);
     km_buf_free(&p.log);
     schedule_free(s);
 }
@@ -137,7 +137,7 @@ static void a_failure_drops_its_conversation(void **state)
     assert_int_equal(schedule_planned(s), 5);
     play(s, &p, 10);
     assert_string_equal(p.log.data, "0:0.0 0:1.0 0:1.1 ");
-    assert_int_equal(schedule_lost(s), 2);
+    assert_int_equal(schedule_dropped(s), 2);
     int n;
     assert_int_equal(schedule_finished(s, &n)[0], 1);
     assert_int_equal(n, 1);
