@@ -199,10 +199,10 @@ static void missing_figures(void **state)
     const cJSON *why = cJSON_GetObjectItem(v, "reasons");
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(v, "input_tps")));
     assert_string_equal(cJSON_GetObjectItem(why, "input_tps")->valuestring,
-                        "no usage from the server, or not for every request");
+                        "the token count is not known for every request: the server did not report usage for all of them");
     assert_string_equal(cJSON_GetObjectItem(why, "hit_rate")->valuestring,
-                        "the server reports no prompt_tokens_details.cached_tokens");
-    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring, "3 samples; a 99th percentile needs 100");
+                        "the server reports no usage.prompt_tokens_details.cached_tokens");
+    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring, "a 99th percentile needs 100 values, and there are 3");
     assert_non_null(cJSON_GetObjectItem(why, "counted_by_usage"));
     cJSON_Delete(v);
 
