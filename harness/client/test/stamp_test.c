@@ -85,7 +85,7 @@ static bool allow_next(void)
     return true;
 }
 
-static int queued(int fd)
+static int queued_bytes(int fd)
 {
     int n = 0;
     ioctl(fd, FIONREAD, &n);
@@ -95,10 +95,10 @@ static int queued(int fd)
 /* Lets the server send its next event, and waits until it is in the queue of fd. False: there is none left. */
 static bool send_next(int fd)
 {
-    int was = queued(fd);
+    int was = queued_bytes(fd);
     if (!allow_next())
         return false;
-    while (queued(fd) <= was)
+    while (queued_bytes(fd) <= was)
         usleep(100);
     return true;
 }
@@ -113,7 +113,7 @@ int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *n);
 CURLMcode __wrap_curl_multi_socket_action(CURLM *m, curl_socket_t fd, int ev, int *running)
 {
     const struct mock_request *q;
-    if (fd == CURL_SOCKET_TIMEOUT || !queued(fd) || !mock_requests(b.mock, &q))
+    if (fd == CURL_SOCKET_TIMEOUT || !queued_bytes(fd) || !mock_requests(b.mock, &q))
         return __real_curl_multi_socket_action(m, fd, ev, running);
     b.add_event = b.actions++ % 2 == 0;
     if (b.actions == b.out_of_order_at)
@@ -124,9 +124,9 @@ CURLMcode __wrap_curl_multi_socket_action(CURLM *m, curl_socket_t fd, int ev, in
     if (b.add_event && b.how == BETWEEN_READS && send_next(fd))
         rc = __real_curl_multi_socket_action(m, fd, ev, running);
     b.add_event = false;
-    for (int was = -1; b.how == QUEUED && was < queued(fd); usleep(1000))
-        was = queued(fd);
-    b.most_queued = queued(fd) > b.most_queued ? queued(fd) : b.most_queued;
+    for (int was = -1; b.how == QUEUED && was < queued_bytes(fd); usleep(1000))
+        was = queued_bytes(fd);
+    b.most_queued = queued_bytes(fd) > b.most_queued ? queued_bytes(fd) : b.most_queued;
     allow_next();
     return rc;
 }
@@ -159,7 +159,7 @@ int64_t __wrap_km_wall_ns(void)
 
 /* ---- runs ---- */
 
-static void workload(int convs, int turns, int tokens)
+static void make_workload(int convs, int turns, int tokens)
 {
     memset(&b, 0, sizeof b);
     b.set = (struct wl_set){.name = "made by hand", .kind = WL_MULTI_TURN, .convs = b.convs, .n = convs};
@@ -174,7 +174,7 @@ static void workload(int convs, int turns, int tokens)
     sem_init(&b.go, 0, 0);
 }
 
-static void run(const struct mock_opts *o, int clients)
+static void run_load(const struct mock_opts *o, int clients)
 {
     struct km_err err;
     struct load load = load_defaults();
@@ -189,14 +189,14 @@ static void run(const struct mock_opts *o, int clients)
     assert_int_equal(b.trace.n, b.set.n_requests);
 }
 
-static void end(void)
+static void finish(void)
 {
     mock_stop(b.mock);
     hz_trace_free(&b.trace);
     sem_destroy(&b.go);
 }
 
-static const struct hz_tick *ticks(const struct hz_rec *r)
+static const struct hz_tick *ticks_of(const struct hz_rec *r)
 {
     return b.trace.ticks + r->tick0;
 }
@@ -213,9 +213,9 @@ static const struct mock_request *request_of(const struct hz_rec *r)
 }
 
 /* The number of events of r that are recorded before the server sent them. Fails if their times go back. */
-static int early(const struct hz_rec *r)
+static int count_early(const struct hz_rec *r)
 {
-    const struct hz_tick *t = ticks(r);
+    const struct hz_tick *t = ticks_of(r);
     const struct mock_request *q = request_of(r);
     assert_string_equal(r->error, "");
     assert_int_equal(q->n_sent, r->n_ticks + TAIL - 1); /* the finish is a tick, usage and [DONE] are not */
@@ -230,11 +230,11 @@ static int early(const struct hz_rec *r)
     return n;
 }
 
-static int early_of_all(void)
+static int count_all_early(void)
 {
     int n = 0;
     for (int i = 0; i < b.trace.n; i++)
-        n += early(&b.trace.recs[i]);
+        n += count_early(&b.trace.recs[i]);
     return n;
 }
 
@@ -243,7 +243,7 @@ static void play(enum how how, int turns, int tokens)
 {
     b.how = how;
     b.events = turns * (tokens + TAIL);
-    run(&(struct mock_opts){.cached = 0, .before = wait_for_go}, 1);
+    run_load(&(struct mock_opts){.cached = 0, .before = wait_for_go}, 1);
 }
 
 /* True if this kernel has the counters and stamps segments that arrive over loopback. The client's code is not used.
@@ -279,11 +279,11 @@ static bool kernel_can(void)
 static void an_idle_client_has_kernel_timestamps(void **state)
 {
     (void)state;
-    workload(1, 1, 40);
+    make_workload(1, 1, 40);
     play(ONE_BY_ONE, 1, 40);
-    assert_int_equal(early_of_all(), 0);
+    assert_int_equal(count_all_early(), 0);
     double share = b.trace.health.kernel_stamps;
-    end();
+    finish();
     if (!kernel_can()) {
         print_message("skipped: this kernel has no receive timestamps or no received-byte counter\n");
         skip();
@@ -296,17 +296,17 @@ static void bytes_after_the_peek_are_not_early(void **state)
     (void)state;
     static const enum how how[] = {BEFORE_READ, AFTER_COUNTS, BETWEEN_READS};
     for (int i = 0; i < 3; i++) {
-        workload(1, 1, 40);
+        make_workload(1, 1, 40);
         play(how[i], 1, 40);
-        assert_int_equal(early_of_all(), 0);
+        assert_int_equal(count_all_early(), 0);
         int during_read = 0; /* events with the client's clock */
         for (int k = 0; k < 40; k++)
-            during_read += ticks(&b.trace.recs[0])[k].lag_ns < 0;
+            during_read += ticks_of(&b.trace.recs[0])[k].lag_ns < 0;
         assert_true(during_read > 0);
         /* Of the events that did not arrive during a read; NAN: there are none. */
         double share = b.trace.health.kernel_stamps;
         assert_false(share > 0 && share <= 0.9);
-        end();
+        finish();
     }
 }
 
@@ -314,10 +314,10 @@ static void a_queue_longer_than_the_peek(void **state)
 {
     (void)state;
     enum { TOKENS = 240000, PER_EVENT = 1000 };
-    workload(1, 1, TOKENS);
+    make_workload(1, 1, TOKENS);
     b.how = QUEUED;
-    run(&(struct mock_opts){.per_event = PER_EVENT, .cached = 0}, 1);
-    assert_int_equal(early_of_all(), 0);
+    run_load(&(struct mock_opts){.per_event = PER_EVENT, .cached = 0}, 1);
+    assert_int_equal(count_all_early(), 0);
     const struct hz_rec *r = &b.trace.recs[0];
     struct km_buf want = {0};
     for (int i = 0; i < TOKENS; i++)
@@ -328,18 +328,18 @@ static void a_queue_longer_than_the_peek(void **state)
     print_message("up to %d bytes in the queue before a peek, kernel stamps %.2f\n", b.most_queued,
                   b.trace.health.kernel_stamps);
     km_buf_free(&want);
-    end();
+    finish();
 }
 
 static void segments_out_of_order(void **state)
 {
     (void)state;
     enum { TOKENS = 20 };
-    workload(1, 2, TOKENS);
+    make_workload(1, 2, TOKENS);
     b.out_of_order_at = TOKENS / 2;
     play(ONE_BY_ONE, 2, TOKENS);
-    assert_int_equal(early_of_all(), 0);
-    const struct hz_tick *t = ticks(&b.trace.recs[0]), *u = ticks(&b.trace.recs[1]);
+    assert_int_equal(count_all_early(), 0);
+    const struct hz_tick *t = ticks_of(&b.trace.recs[0]), *u = ticks_of(&b.trace.recs[1]);
     int stamped = 0, stamped_again = 0;
     for (int i = 0; i < TOKENS; i++) {
         /* From then until the end of the answer there are no kernel timestamps. */
@@ -349,18 +349,18 @@ static void segments_out_of_order(void **state)
     }
     assert_true(t[TOKENS - 1].ns > b.out_of_order_ns);
     assert_true(!stamped || stamped_again); /* the next answer has them again, on a kernel that stamps */
-    end();
+    finish();
 }
 
 static void a_kernel_without_the_counters(void **state)
 {
     (void)state;
-    workload(1, 1, 20);
+    make_workload(1, 1, 20);
     b.old_kernel = true;
     play(ONE_BY_ONE, 1, 20);
-    assert_int_equal(early_of_all(), 0);
+    assert_int_equal(count_all_early(), 0);
     assert_true(b.trace.health.kernel_stamps == 0);
-    end();
+    finish();
 }
 
 /* A clock reading that was interrupted is not a jump of the wall clock: the next reading is compared with the last good
@@ -368,30 +368,30 @@ static void a_kernel_without_the_counters(void **state)
 static void an_interrupted_clock_reading(void **state)
 {
     (void)state;
-    workload(1, 1, 40);
+    make_workload(1, 1, 40);
     b.slow_wall = 20;
     play(ONE_BY_ONE, 1, 40);
-    assert_int_equal(early_of_all(), 0);
+    assert_int_equal(count_all_early(), 0);
     assert_true(b.walls > 40);
     assert_int_equal(b.trace.health.clock_steps, 0);
-    const struct hz_tick *t = ticks(&b.trace.recs[0]);
+    const struct hz_tick *t = ticks_of(&b.trace.recs[0]);
     int stamped = 0;
     for (int i = 0; i < 40; i++)
         stamped += t[i].lag_ns >= 0;
     assert_true(b.trace.health.kernel_stamps == 0 || (stamped > 20 && stamped < 40));
-    end();
+    finish();
 }
 
 static void a_wall_clock_that_jumps(void **state)
 {
     (void)state;
-    workload(1, 1, 40);
+    make_workload(1, 1, 40);
     b.jump_wall = 30;
     play(ONE_BY_ONE, 1, 40);
-    assert_int_equal(early_of_all(), 0);
+    assert_int_equal(count_all_early(), 0);
     assert_true(b.walls > 40);
     assert_int_equal(b.trace.health.clock_steps, 1);
-    end();
+    finish();
 }
 
 static atomic_bool busy_stop;
@@ -409,7 +409,7 @@ static void a_client_that_shares_its_cpu(void **state)
     enum { BUSY = 4 };
     pthread_t t[BUSY];
     cpu_set_t were, one;
-    workload(CONVS, 1, 1000);
+    make_workload(CONVS, 1, 1000);
     const struct mock_opts o = {.cached = 0, .gap_us = 300};
     b.mock = mock_start(&o); /* before this thread is pinned, so that the server's threads are not */
     assert_int_equal(sched_getaffinity(0, sizeof were, &were), 0);
@@ -422,15 +422,15 @@ static void a_client_that_shares_its_cpu(void **state)
     atomic_store(&busy_stop, false);
     for (int i = 0; i < BUSY; i++)
         assert_int_equal(pthread_create(&t[i], NULL, busy, NULL), 0);
-    run(&o, CONVS);
+    run_load(&o, CONVS);
     atomic_store(&busy_stop, true);
     for (int i = 0; i < BUSY; i++)
         pthread_join(t[i], NULL);
     assert_int_equal(sched_setaffinity(0, sizeof were, &were), 0);
     print_message("%.1f s, kernel stamps %.2f, p99 lag %.1f ms\n", b.trace.health.wall_s, b.trace.health.kernel_stamps,
                   b.trace.health.stamp_lag_p99_ms);
-    assert_int_equal(early_of_all(), 0);
-    end();
+    assert_int_equal(count_all_early(), 0);
+    finish();
 }
 
 static void times_within_an_answer_do_not_go_back(void **state)
