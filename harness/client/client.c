@@ -69,6 +69,7 @@ struct client {
 
 /* ---- receive timestamps ---- */
 
+/* Reads the receive timestamp of a ready socket, before libcurl reads the socket. */
 static void peek(struct client *c, int fd)
 {
     struct sock *k = fd < c->cap_fd ? &c->socks[fd] : NULL;
@@ -77,8 +78,8 @@ static void peek(struct client *c, int fd)
         stamp_peek(&c->stamps, fd, c->peeked->ans.rec.start_ns, k->out_of_order);
 }
 
-/* Arrival of the bytes that libcurl is delivering to slot s. libcurl also reads sockets when one of its timers expires;
- * then there was no peek. */
+/* Arrival of the bytes that libcurl is delivering to slot s. libcurl also reads sockets when one of its timers expires,
+ * and then there was no peek before. */
 static struct stamp arrival(const struct slot *s)
 {
     return s->client->peeked == s ? stamp_arrival(&s->client->stamps) : stamp_now();
@@ -468,7 +469,7 @@ static int send_request(struct client *c, struct req *r, const struct schedule_i
     return start_transfer(c, s, err);
 }
 
-/* What client_play plays, and how far it is. */
+/* The state of client_play. */
 struct play {
     struct schedule *schedule;
     struct req *req;
@@ -525,7 +526,7 @@ static void reset_health(struct client *c)
     memset(&c->tally, 0, sizeof c->tally);
 }
 
-/* The client's health over the schedule that it has played. cpu_s: CPU time; wall_s: duration. */
+/* The client's health while it played a schedule. cpu_s: CPU time of the thread; wall_s: duration. */
 static struct hz_health health_of(const struct client *c, double cpu_s, double wall_s)
 {
     int64_t waited = c->tally.events - c->tally.while_reading;
@@ -554,8 +555,8 @@ static void cancel_requests_in_flight(struct client *c)
     }
 }
 
-/* Records the requests that have ended, and starts those that are due. *active: whether there was any. *next: the
- * schedule's answer; *wake: when to ask it again. */
+/* Records the requests that have ended, and starts those that are due. *active: there was one of either kind. *next: the
+ * schedule's last answer; *wake: when to ask it again. */
 static int advance(struct client *c, struct play *play, bool *active, enum schedule_answer *next, int64_t *wake,
                    struct km_err *err)
 {

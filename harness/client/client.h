@@ -44,8 +44,7 @@ struct client_progress {
  * are cancelled and not recorded, and the trace is marked as stopped. */
 typedef bool (*client_progress_fn)(void *arg, const struct client_progress *p);
 
-/* Plays the whole schedule. Appends to the trace's records and events; sets its begin_ns, end_ns, stopped and health.
- */
+/* Plays the whole schedule. Appends to the trace's records and events, and sets begin_ns, end_ns, stopped, health. */
 int client_play(struct client *c, struct schedule *s, struct req *r, client_progress_fn progress, void *arg,
                 struct hz_trace *trace, struct km_err *err);
 

@@ -89,8 +89,7 @@ static int connection_count(const struct load *l, const struct wl_set *set)
 }
 
 /* Runs the warm-up. It sends the first turn of each conversation, or each prompt once. The measured phase continues the
- * conversations in the order in which their first turns ended, with the answers received. *s: the warm-up's schedule.
- */
+ * conversations in the order in which their first turns ended, with the answers received. *s: the schedule. */
 static int warm_up(struct client *c, struct req *r, const struct load *l, const struct wl_set *set, struct schedule **s,
                    struct hz_trace *t, struct km_err *err)
 {

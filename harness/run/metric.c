@@ -57,8 +57,7 @@ static double output_tokens(const struct hz_measured *m)
     return any_ok(m->trace) ? sum_over(m->trace, output_of) : NAN;
 }
 
-/* Some servers omit cached_tokens when it is 0. So once a server has reported it for any request, a missing value is 0.
- */
+/* Some servers omit cached_tokens when it is 0. So if a server has reported it for any request, a missing one is 0. */
 static double cached_tokens(const struct hz_measured *m)
 {
     const struct hz_trace *t = m->trace;

@@ -61,8 +61,7 @@ struct hz_metric {
     int decimals; /* in tables */
     enum hz_sample sample;
     double q;  /* of a percentile: its quantile, in [0, 1]; < 0: the mean, or a figure */
-    int min_n; /* fewest requests for a 95% confidence interval; 0: neither direction is better, so no interval is made
-                */
+    int min_n; /* fewest requests for a 95% confidence interval; 0: no interval, because neither direction is better */
 };
 
 /* Metric i in the order of a comparison; NULL past the end. */

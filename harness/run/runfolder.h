@@ -1,8 +1,7 @@
 /* A run on disk: a folder with run.json (schema "kvmark.run.1"), requests.csv, tokens.bin and env.json.
  *
  * A `run_info` describes a run that is to be written; a `run_folder` is a run that was read back, for comparisons and
- * reports. A folder is written once. run.json is written last and by rename, so a folder with a run.json is complete.
- */
+ * reports. A folder is written once. run.json is written last and by rename: a folder with a run.json is complete. */
 #ifndef HZ_RUNFOLDER_H
 #define HZ_RUNFOLDER_H
 

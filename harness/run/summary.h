@@ -49,7 +49,7 @@
  *   hit_rate       cached_tokens / sum of the server's usage.prompt_tokens
  *   percentiles    interpolated linearly (numpy.percentile, pandas); p99 from 100 values on
  *   std            with the divisor n - 1 (pandas); seed, prompts: n (numpy.std)
- * A count that is not known is replaced by the other side's: the server's by the client's, and the reverse. */
+ * If one side (client, server) has no count for input, output or k, the other side's count replaces it. */
 #ifndef HZ_SUMMARY_H
 #define HZ_SUMMARY_H
 

@@ -16,7 +16,7 @@
 
 /* One streamed event with choices. */
 struct hz_tick {
-    int64_t ns;     /* arrival: kernel timestamp, or the client's clock if that could be too early (client/stamp.h) */
+    int64_t ns;     /* arrival: kernel timestamp, or the client's clock if that could be too early (harness/client/stamp.h) */
     int32_t tokens; /* length of the event's token_ids or logprobs, else 1; 0: the event has only a role or a finish */
     int32_t lag_ns; /* client's clock minus kernel timestamp: the bytes' wait for the client; -1: no kernel timestamp */
 };
@@ -71,7 +71,7 @@ struct hz_health {
     int64_t reads;           /* reads of a ready socket, each with a peek at its timestamp */
     int64_t coalesced;       /* token events with the arrival time of the one before them: an ITL of 0 */
     int64_t reconnects;      /* requests that had to open a connection */
-    int64_t clock_steps;     /* jumps of the wall clock (client/stamp.h) */
+    int64_t clock_steps;     /* jumps of the wall clock (harness/client/stamp.h) */
 };
 
 struct hz_trace {

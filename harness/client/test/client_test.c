@@ -18,8 +18,7 @@
 
 enum { MAX_CONVS = 32, MAX_MSGS = 40 };
 
-/* A workload, a scripted server and a run of the client. User message m of conversation c is: say "c.m" and a line end.
- */
+/* A workload, a scripted server and a run. User message m of conversation c is: say "c.m", and a line end. */
 struct bench {
     struct wl_set set;
     struct wl_conv convs[MAX_CONVS];

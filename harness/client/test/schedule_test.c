@@ -93,8 +93,7 @@ static void clients_share_one_queue(void **state)
 {
     (void)state;
     struct wl_set set = make_set((int[]){4, 6, 2}, 3);
-    /* Client 0 finishes conversation 0 and takes 2. When 2 ends, the queue is empty, and the run ends for both clients.
-     */
+    /* Client 0 finishes conversation 0 and takes 2. When 2 ends, the queue is empty, and the run ends for both. */
     expect_order(&set, (struct schedule_closed){.clients = 2, .active = 1, .early_stop = true}, -1, -1,
                  "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 ");
     set = make_set((int[]){4, 8, 2}, 3);
