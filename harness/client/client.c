@@ -555,8 +555,8 @@ static void cancel_requests_in_flight(struct client *c)
     }
 }
 
-/* Records the requests that have ended, and starts those that are due. *active: there was one of either kind. *next: the
- * schedule's last answer; *wake: when to ask it again. */
+/* Records the requests that have ended, and starts those that are due. *active: there was one of either kind.
+ * *next: the schedule's last answer; *wake: when to ask it again. */
 static int advance(struct client *c, struct play *play, bool *active, enum schedule_answer *next, int64_t *wake,
                    struct km_err *err)
 {

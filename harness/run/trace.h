@@ -16,7 +16,7 @@
 
 /* One streamed event with choices. */
 struct hz_tick {
-    int64_t ns;     /* arrival: kernel timestamp, or the client's clock if that could be too early (harness/client/stamp.h) */
+    int64_t ns;     /* arrival: kernel timestamp, or the client's clock (harness/client/stamp.h) */
     int32_t tokens; /* length of the event's token_ids or logprobs, else 1; 0: the event has only a role or a finish */
     int32_t lag_ns; /* client's clock minus kernel timestamp: the bytes' wait for the client; -1: no kernel timestamp */
 };
