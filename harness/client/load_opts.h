@@ -17,8 +17,7 @@ enum load_thinking { LOAD_THINKING_AUTO, LOAD_THINKING_ON, LOAD_THINKING_OFF };
 struct load {
     /* Closed loop: each client has one request in flight. */
     int64_t num_clients;              /* default 1 */
-    int64_t max_active_conversations; /* most open conversations of all clients together; each has an equal number,
-                                         rounded down; 0: num_clients */
+    int64_t max_active_conversations; /* open conversations, divided among the clients, rounded down; 0: num_clients */
     int64_t max_turns;                /* messages used of a conversation; 0: all */
     bool early_stop;                  /* the run ends when the first client runs out of work; default true */
     bool random_sampling;             /* a client picks its next conversation at random; else round robin */
@@ -28,12 +27,11 @@ struct load {
     int64_t max_concurrency; /* requests in flight; 0: no limit */
 
     /* Both */
-    double request_rate;      /* conversations: each client pauses 1/rate s on average before its next request;
-                                 prompts: arrivals per second; 0 or inf: no pauses, all prompts at once */
+    double request_rate; /* prompts: arrivals per second; conversations: 1/mean pause of a client; 0 or inf: none */
     int64_t max_num_requests; /* 0: all */
     bool warmup_step;         /* before the clock starts: the first turn of every conversation, or every prompt once */
-    double timeout_s; /* of a request; raised to 0.2 s per max_tokens; 0: 120 s for conversations, 6 h for prompts */
-    uint64_t seed;    /* of pauses, arrivals and random sampling */
+    double timeout_s;         /* of a request; at least 0.2 s per max_tokens; 0: conversations 120 s, prompts 6 h */
+    uint64_t seed;            /* of pauses, arrivals and random sampling */
 
     /* The request body */
     enum load_endpoint endpoint;                /* default chat */

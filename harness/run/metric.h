@@ -53,10 +53,9 @@ struct hz_summary {
 enum hz_sample { HZ_PER_RUN, HZ_TTFT, HZ_TPOT, HZ_E2E };
 
 struct hz_metric {
-    const char *key; /* path in run.json's summary: "input_tps", "ttft_ms.mean" */
-    const char
-        *title; /* title of a column or row, with the unit: "Mean TTFT (ms)"; NULL: only run.json has the metric */
-    const char *name; /* name within a sentence: "mean TTFT" */
+    const char *key;   /* path in run.json's summary: "input_tps", "ttft_ms.mean" */
+    const char *title; /* of a column or row, with the unit: "Mean TTFT (ms)"; NULL: only run.json has the metric */
+    const char *name;  /* within a sentence: "mean TTFT" */
     bool lower_better;
     int decimals; /* in tables */
     enum hz_sample sample;

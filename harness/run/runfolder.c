@@ -10,6 +10,7 @@
 #include "harness/run/tracefile.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
@@ -54,9 +55,19 @@ static void put_text(cJSON *to, const char *key, const char *text, const char *r
     cJSON_AddStringToObject(reasons, key, reason);
 }
 
+/* Appends a clause without a full stop, which run.json and reports show. */
+__attribute__((format(printf, 2, 3))) static void add_doubt(cJSON *doubts, const char *fmt, ...)
+{
+    char text[240];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    cJSON_AddItemToArray(doubts, cJSON_CreateString(text));
+}
+
 static void put_health(cJSON *to, const struct hz_health *h)
 {
-    char doubt[240];
     cJSON *reasons = cJSON_CreateObject(), *doubts = cJSON_CreateArray();
     for (int i = 0; i < N_HEALTH; i++) {
         const void *p = (const char *)h + health_keys[i].at;
@@ -69,28 +80,17 @@ static void put_health(cJSON *to, const struct hz_health *h)
                                     h->events ? "no event has a kernel receive timestamp" : "no event was received");
         }
     }
-    if (h->send_lag_p99_ms > MAX_SEND_LAG_MS) {
-        snprintf(
-            doubt, sizeof doubt,
-            "requests were sent later than planned: the p99 of the send lag is %.1f ms, above the limit of %.0f ms",
-            h->send_lag_p99_ms, MAX_SEND_LAG_MS);
-        cJSON_AddItemToArray(doubts, cJSON_CreateString(doubt));
-    }
-    if (h->loop_gap_p99_ms > MAX_LOOP_GAP_MS) {
-        snprintf(doubt, sizeof doubt,
-                 "the client's thread did not get enough CPU time: the p99 of the loop gap is %.1f ms, above the limit "
-                 "of %.0f ms",
-                 h->loop_gap_p99_ms, MAX_LOOP_GAP_MS);
-        cJSON_AddItemToArray(doubts, cJSON_CreateString(doubt));
-    }
-    if (h->kernel_stamps < MIN_KERNEL_STAMPS) {
-        snprintf(
-            doubt, sizeof doubt,
-            "only %.0f%% of the events that arrived before the client read them have a kernel timestamp, below the "
-            "limit of %.0f%%; the times of the others include the client's delay",
-            100 * h->kernel_stamps, 100 * MIN_KERNEL_STAMPS);
-        cJSON_AddItemToArray(doubts, cJSON_CreateString(doubt));
-    }
+    if (h->send_lag_p99_ms > MAX_SEND_LAG_MS)
+        add_doubt(doubts, "requests were sent later than planned: the p99 of the send lag is %.1f ms (limit: %.0f ms)",
+                  h->send_lag_p99_ms, MAX_SEND_LAG_MS);
+    if (h->loop_gap_p99_ms > MAX_LOOP_GAP_MS)
+        add_doubt(doubts, "the client's thread was too slow: the p99 of its loop gap is %.1f ms (limit: %.0f ms)",
+                  h->loop_gap_p99_ms, MAX_LOOP_GAP_MS);
+    if (h->kernel_stamps < MIN_KERNEL_STAMPS)
+        add_doubt(doubts,
+                  "only %.0f%% of the events that arrived before the client read them have a kernel timestamp (limit: "
+                  "%.0f%%), and the times of the others include the client's delay",
+                  100 * h->kernel_stamps, 100 * MIN_KERNEL_STAMPS);
     cJSON_AddStringToObject(to, "verdict", cJSON_GetArraySize(doubts) ? "doubtful" : "good");
     cJSON_AddItemToObject(to, "doubts", doubts);
     cJSON_AddItemToObject(to, "reasons", reasons);

@@ -51,11 +51,10 @@ struct hz_rec {
     size_t tick0; /* the request's events are trace.ticks[tick0 .. tick0 + n_ticks) */
     int n_ticks;
 
-    char *text;       /* [text_len + 1] the answer's content and a NUL; NULL: it failed, or hz_trace_count freed it */
-    size_t text_len;  /* bytes */
-    size_t first_len; /* bytes of the text in the first event with a token */
-    uint64_t
-        text_xxh; /* XXH3 of reasoning and content, or of the token ids: tells whether two runs' answers are equal */
+    char *text;        /* [text_len + 1] the answer's content and a NUL; NULL: it failed, or hz_trace_count freed it */
+    size_t text_len;   /* bytes */
+    size_t first_len;  /* bytes of the text in the first event with a token */
+    uint64_t text_xxh; /* XXH3 of reasoning and content, or of the token ids; shows if two runs' answers are equal */
 };
 
 /* The client's own delays during the measured phase. They show whether the figures measure the client instead of the
