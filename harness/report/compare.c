@@ -328,8 +328,8 @@ static void compare_metrics(const struct comparison *c, struct compare_result *o
     }
 }
 
-int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b, int pairs,
-                 const struct compare_opts *o, struct km_err *err)
+int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b,
+                 int pairs, const struct compare_opts *o, struct km_err *err)
 {
     struct comparison c = {.a = a, .b = b, .pairs = pairs, .o = o};
     *out = (struct compare_result){.pairs = pairs};

@@ -61,8 +61,8 @@ struct compare_opts compare_defaults(void);
 struct km_option_group compare_option_group(struct compare_opts *o);
 
 /* a, b: [pairs] runs. KM_EINVAL for workloads that differ (by the SHA-256 of what was sent), unless forced. */
-int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b, int pairs,
-                 const struct compare_opts *o, struct km_err *err);
+int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b,
+                 int pairs, const struct compare_opts *o, struct km_err *err);
 void compare_result_free(struct compare_result *c);
 
 /* Sets the verdicts of a family of n deltas, with Holm's correction for having asked n times. compare_runs does it for

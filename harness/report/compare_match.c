@@ -73,8 +73,9 @@ static void add_request(struct compare_pair *p, double a, double b, int cluster)
     p->sum_b[cluster] += b;
 }
 
-static int match_pair(struct compare_pair *out, const struct run_folder *a, const struct run_folder *b, enum hz_sample what,
-                      enum hz_profile profile, const int *ids, int clusters, int *only_a, int *only_b)
+static int match_pair(struct compare_pair *out, const struct run_folder *a, const struct run_folder *b,
+                      enum hz_sample what, enum hz_profile profile, const int *ids, int clusters, int *only_a,
+                      int *only_b)
 {
     int na, nb, i = 0, j = 0;
     struct keyed *ka = sort_requests(&a->trace, &na), *kb = sort_requests(&b->trace, &nb);

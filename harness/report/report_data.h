@@ -14,7 +14,7 @@
 #include "harness/suite/suite.h"
 
 struct report_run {
-    const char *dir;   /* relative to the result folder; "." for the folder of a single run */
+    const char *dir;       /* relative to the result folder; "." for the folder of a single run */
     struct run_folder run; /* only when loaded */
     bool loaded;
     char why[200]; /* reason when not loaded */
