@@ -1,6 +1,5 @@
 /* kvmark run: one measured run, against a server that is running or an engine started in a process of its own. */
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -284,10 +283,7 @@ static int check(struct run_opts *o, const struct km_strs *pos, struct job *j, s
         return km_fail(err, KM_EINVAL, "run takes one workload file, not %d; see kvmark help run", pos->n);
     if (!o->out)
         return km_fail(err, KM_EINVAL, "--output is missing; give the folder to write the run to");
-    char *have = km_path(o->out, "run.json");
-    bool taken = have && km_file_exists(have);
-    km_free(have);
-    if (taken)
+    if (run_folder_exists(o->out))
         return km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", o->out);
     int rc = load_check(&o->load, err);
     o->load.seed = (uint64_t)o->serve.seed;

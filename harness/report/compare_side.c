@@ -8,14 +8,7 @@
 #include <dirent.h>
 #include <string.h>
 
-static bool holds_run(const char *dir)
-{
-    char *p = km_path(dir, "run.json");
-    bool there = p && km_file_exists(p);
-    km_free(p);
-    return there;
-}
-
+/* A growing list of paths, owned. */
 struct names {
     char **v;
     int n;
@@ -48,7 +41,7 @@ static int find_repeats(const char *path, struct names *l, struct km_err *err)
         struct km_buf b = {0};
         km_buf_printf(&b, "%s-%d", path, k);
         char *p = km_buf_take(&b);
-        if (p && !holds_run(p)) {
+        if (p && !run_folder_exists(p)) {
             km_free(p);
             return 0;
         }
@@ -68,7 +61,7 @@ static int find_inside(const char *path, struct names *l, struct km_err *err)
                        path, path);
     for (struct dirent *e; !rc && (e = readdir(d));) {
         char *p = e->d_name[0] == '.' ? NULL : km_path(path, e->d_name);
-        if (p && holds_run(p))
+        if (p && run_folder_exists(p))
             rc = names_add(l, p, err);
         else
             km_free(p);
@@ -83,7 +76,7 @@ static int find_inside(const char *path, struct names *l, struct km_err *err)
 
 static int find_runs(const char *path, struct names *l, struct km_err *err)
 {
-    if (holds_run(path))
+    if (run_folder_exists(path))
         return names_add(l, km_strdup(path), err);
     int rc = find_repeats(path, l, err);
     return rc || l->n ? rc : find_inside(path, l, err);

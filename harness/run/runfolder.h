@@ -39,6 +39,8 @@ struct run_folder {
     struct hz_summary seed, strict;
     struct hz_trace trace; /* from requests.csv and tokens.bin; without texts, and with begin_ns = TF_BEGIN_NS */
 };
+/* True if the folder holds run.json. */
+bool run_folder_exists(const char *dir);
 /* KM_ENOENT: there is no run.json. KM_EFORMAT, KM_EINVAL: a file is damaged or has another schema. */
 int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err);
 void run_folder_free(struct run_folder *r);

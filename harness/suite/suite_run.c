@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "harness/run/runfolder.h"
 #include "harness/suite/suite_child.h"
 
 #include <errno.h>
@@ -54,14 +55,6 @@ static const char *text_of(const cJSON *o, const char *key)
     return cJSON_IsString(v) ? v->valuestring : "";
 }
 
-static bool is_done(const char *dir)
-{
-    char *p = km_path(dir, "run.json");
-    bool done = p && km_file_exists(p);
-    km_free(p);
-    return done;
-}
-
 /* Locks DIR, because two suites that run into one folder would overwrite each other's cells. */
 static int lock_folder(struct runner *r, struct km_err *err)
 {
@@ -101,7 +94,7 @@ static int check_resume(const struct runner *r, struct km_err *err)
         for (int i = 0; i < r->plan.n; i++) {
             const char *dir = text_of(c, "dir");
             bool same_cell = !strncmp(dir, "cells/", 6) && !strcmp(dir + 6, r->plan.cells[i].name);
-            if (same_cell && strcmp(text_of(c, "key"), r->plan.cells[i].key) && is_done(r->dirs[i]))
+            if (same_cell && strcmp(text_of(c, "key"), r->plan.cells[i].key) && run_folder_exists(r->dirs[i]))
                 return km_fail(
                     err, KM_EINVAL,
                     "%s was run with other options or another workload; give -o a new folder, or remove this "
@@ -300,7 +293,7 @@ static bool end_cell(struct runner *r, int i, const struct suite_child *ch, int 
     struct km_buf why = {0};
     if (r->interrupted)
         set_aside(r->dirs[i]);
-    bool good = (code == 0 || code == 3) && is_done(r->dirs[i]); /* 3: the run is good but missed a limit */
+    bool good = (code == 0 || code == 3) && run_folder_exists(r->dirs[i]); /* 3: the run is good but missed a limit */
     if (r->interrupted)
         km_buf_puts(&why, "interrupted");
     else if (WIFSIGNALED(status))
@@ -358,7 +351,7 @@ static int list_dirs(struct runner *r, struct km_err *err)
         km_buf_printf(&b, "%s/cells/%s", r->o.dir, c->name);
         if (!(r->dirs[i] = km_buf_take(&b)))
             return no_memory(err);
-        r->missing += !is_done(r->dirs[i]);
+        r->missing += !run_folder_exists(r->dirs[i]);
         if (c->argc > SUITE_MAX_ARGS)
             return km_fail(err, KM_EINVAL, "cell %s has %d arguments; the limit is %d", c->name, c->argc,
                            SUITE_MAX_ARGS);
@@ -406,7 +399,7 @@ static int run_cells(struct runner *r, struct suite_result *res, struct km_err *
         rc = km_fail(err, KM_EIO, "cannot watch for Ctrl-C: %s", strerror(errno));
     for (int i = 0; i < r->plan.n && !rc && !r->interrupted; i++) {
         bool good;
-        if (is_done(r->dirs[i]))
+        if (run_folder_exists(r->dirs[i]))
             continue;
         if ((r->interrupted = take_signal(r)))
             break;
@@ -418,7 +411,7 @@ static int run_cells(struct runner *r, struct suite_result *res, struct km_err *
         rc = write_suite(r, err);
     }
     for (int i = 0; i < r->plan.n; i++)
-        res->done += is_done(r->dirs[i]);
+        res->done += run_folder_exists(r->dirs[i]);
     res->interrupted = r->interrupted;
     if (r->signals >= 0)
         close(r->signals);
