@@ -116,5 +116,5 @@ mkdir "$dir/man"
 expect 0 "plan" cat "$dir/man/kvmark-info.1"
 expect 0 "kvmark\\-bench (1)" cat "$dir/man/kvmark.1"
 
-[ $bad = 0 ] && echo "the program behaves"
+[ $bad = 0 ] && echo "all checks passed"
 exit $bad
