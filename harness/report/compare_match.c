@@ -1,4 +1,4 @@
-/* Matches the requests of paired runs: both runs sorted by (conversation, turn), then walked together. */
+/* Matches the requests of paired runs: sorts both runs by (conversation, turn), then merges them. */
 #include "harness/report/compare_match.h"
 
 #include "base/mem.h"
@@ -43,7 +43,8 @@ static struct keyed *sort_requests(const struct hz_trace *t, int *n)
     return k;
 }
 
-/* The conversations of which any run answered a request, sorted: the index of a conversation is its cluster. */
+/* The numbers of the conversations with an answered request in any run, sorted; [*n], to be freed by the caller. The
+ * index of a conversation is its cluster. */
 static int *list_clusters(const struct run_folder *const *a, const struct run_folder *const *b, int pairs, int *n)
 {
     size_t total = 1;

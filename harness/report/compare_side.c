@@ -1,4 +1,4 @@
-/* The runs of a side: finds the run folders that a path stands for, and reads them. */
+/* Finds the run folders of a side by its path, and reads them. */
 #include "harness/report/compare.h"
 
 #include "base/file.h"
@@ -21,7 +21,8 @@ static void names_free(struct names *l)
     km_free(l->v);
 }
 
-/* Adds path, which the list owns from here on, also after an error. NULL stands for a failed allocation. */
+/* Adds a path. The list becomes its owner, also after an error. path NULL: its allocation failed, which is KM_ENOMEM.
+ */
 static int names_add(struct names *l, char *path, struct km_err *err)
 {
     char **v = path ? km_reallocarray(l->v, (size_t)l->n + 1, sizeof *v) : NULL;
@@ -34,7 +35,7 @@ static int names_add(struct names *l, char *path, struct km_err *err)
     return 0;
 }
 
-/* The run folders PATH-1, PATH-2 ..., up to the first number that has none. */
+/* Lists the run folders PATH-1, PATH-2 ... up to the first number without a run folder. */
 static int find_repeats(const char *path, struct names *l, struct km_err *err)
 {
     for (int k = 1, rc;; k++) {
@@ -50,7 +51,7 @@ static int find_repeats(const char *path, struct names *l, struct km_err *err)
     }
 }
 
-/* The run folders inside a folder, sorted by name. */
+/* Lists the run folders inside a folder, sorted by name. */
 static int find_inside(const char *path, struct names *l, struct km_err *err)
 {
     DIR *d = opendir(path);
