@@ -62,7 +62,7 @@ static void print_lines(const cJSON *group, int depth)
         const cJSON *words = cJSON_IsArray(item) ? item : NULL;
         cJSON_ArrayForEach(word, words)
         {
-            printf("%s ", cJSON_IsString(word) ? word->valuestring : "");
+            printf("%s%s", word == words->child ? "" : " ", cJSON_IsString(word) ? word->valuestring : "");
         }
         putchar('\n');
         if (cJSON_IsObject(item))
