@@ -178,7 +178,8 @@ const struct cmd cmd_info = {
         "the weights, each buffer of the workspace, the memory left free for the driver, and the KV pool. It also "
         "prints how many tokens, and how many requests of some lengths, the KV pool holds. If the engine does not "
         "fit, info prints the error message of serve, and the exit status is 1.\n\n"
-        "--gpu-memory-limit SIZE needs no GPU: with it, --plan --device cuda works on any machine.",
+        "--gpu-memory-limit SIZE needs no GPU: with it, --plan --device cuda works on any machine, if the program was "
+        "built with the CUDA backend.",
     .options_size = sizeof(struct info_opts),
     .groups = groups,
     .run = run,
