@@ -32,6 +32,8 @@ struct run_info {
 /* Creates dir and writes the four files. KM_EINVAL when dir has a run.json already. */
 int run_folder_write(const char *dir, const struct run_info *info, const struct hz_trace *t,
                      const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err);
+/* True if dir holds a run.json. */
+bool run_folder_exists(const char *dir);
 
 struct run_folder {
     char *dir;
@@ -39,8 +41,6 @@ struct run_folder {
     struct hz_summary seed, strict;
     struct hz_trace trace; /* from requests.csv and tokens.bin; without texts, and with begin_ns = TF_BEGIN_NS */
 };
-/* True if the folder holds run.json. */
-bool run_folder_exists(const char *dir);
 /* KM_ENOENT: there is no run.json. KM_EFORMAT, KM_EINVAL: a file is damaged or has another schema. */
 int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err);
 void run_folder_free(struct run_folder *r);
