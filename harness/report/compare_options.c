@@ -11,7 +11,7 @@ static const struct km_option rows[] = {
      .help = "resamples of the bootstrap"},
     {.name = "seed", KM_FIELD(struct compare_opts, seed), .arg = "N", .fallback = "1", .lo = 0, .hi = 9e15,
      .help = "seed of the bootstrap"},
-    {.name = "the noise limit", KM_FIELD(struct compare_opts, noise), .fallback = "0.05"},
+    {.name = "noise-limit", KM_FIELD(struct compare_opts, noise), .fallback = "0.05", .internal = true},
 };
 
 struct km_option_group compare_option_group(struct compare_opts *o)
