@@ -1,12 +1,12 @@
 /* Merging in n log n for a piece of n bytes: a linked list of symbols, at first one per byte, and a heap of the pairs
  * that can merge, lowest rank first, then leftmost.
  *
- * A merge changes the pairs to its left and right. Their old heap entries stay in the heap: a changed pair makes
- * another token than before or none, so an entry whose rank does not make what its pair now makes is out of date and is
- * skipped.
+ * A merge changes the pairs to its left and right. Their old entries stay in the heap. A changed pair makes
+ * another token than before, or none. So an entry is out of date, and is skipped, if the merge of its rank makes
+ * another token than its pair does now.
  *
- * Most pieces are a token of the vocabulary. Whether the merges really give that token is computed once per token and
- * remembered (`whole`), so that such a piece costs one lookup. */
+ * Most pieces are a token of the vocabulary. Whether the merges really give that token is computed once per token
+ * and kept in the memo `whole`, so that such a piece costs one lookup. */
 #include "tokenizer/bpe.h"
 
 #include "base/mem.h"
