@@ -22,8 +22,7 @@ void km_args_help(const struct km_option_group *groups, int n, int width, struct
 void km_args_man(const struct km_option_group *groups, int n, struct km_buf *out);
 
 /* Appends text in lines of at most `width` columns, broken at spaces. Every line but the first is indented; the caller
- * has written `indent` columns of the first. A newline in the text begins a line, so a blank line separates paragraphs.
- */
+ * has written `indent` columns of the first. A newline in the text begins a line, and a blank line a paragraph. */
 void km_args_wrap(struct km_buf *out, const char *text, int indent, int width);
 /* Appends text for a man page: roff's special characters are escaped, and a blank line begins a paragraph. */
 void km_args_roff(struct km_buf *out, const char *text);

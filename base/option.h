@@ -117,8 +117,7 @@ const char *km_option_nearest(const struct km_option_group *groups, int n, const
 /* Parses a size such as "24GiB" into bytes. The units K, KB, KiB, M ... T are powers of 1024, as in LMCache. */
 int km_parse_size(const char *text, int64_t *out, struct km_err *err);
 
-/* The name most similar to `word` by edit distance; NULL if every distance is above a third of the word's length + 1.
- */
+/* The name most similar to `word` by edit distance; NULL if none is within a third of the word's length + 1. */
 const char *km_nearest(const char *word, const char *const *names, int n);
 
 #endif

@@ -12,8 +12,8 @@ struct tok {
 static struct tok the_one;
 const struct tok *const fake_tok = &the_one;
 
-static const char *const added[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>",
-                                    "<tool_call>", "</tool_call>", "<tool_response>"};
+static const char *const added[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>",   "<think>",
+                                    "</think>",      "<tool_call>",  "</tool_call>", "<tool_response>"};
 
 int32_t tok_added_id(const struct tok *t, const char *text)
 {
