@@ -82,19 +82,7 @@ bool bpe_put(struct bpe *b, int32_t rank, int32_t left, int32_t right, int32_t m
 int bpe_emit(struct bpe_run *r, int32_t id)
 {
     r->n++;
-    struct tok_ids *o = r->ids;
-    if (!o)
-        return 0;
-    if (o->n == o->cap) {
-        size_t cap = o->cap + o->cap / 2 + 64;
-        int32_t *v = km_reallocarray(o->v, cap, sizeof *v);
-        if (!v)
-            return KM_ENOMEM;
-        o->v = v;
-        o->cap = cap;
-    }
-    o->v[o->n++] = id;
-    return 0;
+    return r->ids ? tok_ids_push(r->ids, id, NULL) : 0;
 }
 
 static int reserve(struct bpe_run *r, size_t n)

@@ -23,6 +23,8 @@ struct tok_ids {
     int32_t *v; /* [n] */
     size_t n, cap;
 };
+/* Appends an id. The only error is KM_ENOMEM, and then the list is unchanged. */
+int tok_ids_push(struct tok_ids *l, int32_t id, struct km_err *err);
 
 /* path: a tokenizer.json, or the folder that holds one; KM_ENOENT if there is none. */
 int tok_open(struct tok **out, const char *path, struct km_err *err);

@@ -1,4 +1,4 @@
-/* The vocabulary: finds the bytes of a token id, and the id of the token that has given bytes. */
+/* The vocabulary: finds the bytes of a token id, and the id of the token with some bytes. */
 #ifndef TOK_VOCAB_H
 #define TOK_VOCAB_H
 

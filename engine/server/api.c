@@ -374,7 +374,7 @@ static int prompt_of_text(struct tok_ids *out, const char *text, const char *par
     struct km_buf tmp = {0};
     const char *whole = km_json_nuls(text, &len, &tmp);
     int rc = whole ? tok_encode(env->tok, whole, len, true, out, &e->err)
-                   : km_fail(&e->err, KM_ENOMEM, "no memory for the prompt");
+                   : km_fail(&e->err, KM_ENOMEM, "out of memory for the prompt");
     km_buf_free(&tmp);
     if (rc) {
         if (e->err.code == KM_ENOMEM)

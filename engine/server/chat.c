@@ -13,7 +13,7 @@ struct message {
     enum role role;
     const char *content;   /* "" when absent */
     char *joined;          /* owned: the content, if it was an array of parts; else NULL */
-    const char *reasoning; /* reasoning_content; NULL: not given */
+    const char *reasoning; /* reasoning_content; NULL: absent */
     const cJSON *tool_calls;
 };
 
@@ -350,20 +350,6 @@ void chat_free(struct chat *c)
     memset(c, 0, sizeof *c);
 }
 
-static int append_id(struct tok_ids *out, int32_t id, struct km_err *err)
-{
-    if (out->n == out->cap) {
-        size_t cap = out->cap ? 2 * out->cap : 64;
-        int32_t *p = km_reallocarray(out->v, cap, sizeof *p);
-        if (!p)
-            return no_memory(err);
-        out->v = p;
-        out->cap = cap;
-    }
-    out->v[out->n++] = id;
-    return 0;
-}
-
 /* Encodes text between control tokens. km_json_parse keeps a NUL as the bytes C0 80; here it becomes a NUL again. */
 static int encode_plain(const struct tok *t, const char *text, size_t len, struct tok_ids *out, struct km_err *err)
 {
@@ -392,7 +378,7 @@ int chat_encode(const struct chat *c, const struct tok *t, struct tok_ids *out, 
         if (at > from)
             rc = encode_plain(t, c->text.data + from, at - from, out, err);
         if (!rc && id >= 0)
-            rc = append_id(out, id, err);
+            rc = tok_ids_push(out, id, err);
         from = i < c->n_marks ? at + c->marks[i].len : at;
     }
     return rc;

@@ -460,9 +460,9 @@ static void parse_pending(struct http_conn *c)
         event_add(c->ev_read, NULL);
 }
 
-/* After an answer: sets the idle deadline or, if bytes of the next request are there, has them parsed in the next turn
- * of the event loop. A timer starts that turn: libevent would run an event that is made active now before it polls the
- * other sockets. */
+/* After an answer: sets the idle deadline or, if bytes of the next request have arrived, has them parsed in the next
+ * turn of the event loop. A timer starts that turn: libevent would run an event that is made active now before it polls
+ * the other sockets. */
 static void continue_reading(struct http_conn *c)
 {
     struct http *h = c->h;

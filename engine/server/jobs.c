@@ -277,20 +277,6 @@ static void observe_choice(struct met *m, const struct choice *ch, const struct 
     met_observe(m, MET_CACHED, ev->n_cached);
 }
 
-static bool append_id(struct tok_ids *ids, int32_t id)
-{
-    if (ids->n == ids->cap) {
-        size_t cap = ids->cap ? 2 * ids->cap : 8;
-        int32_t *p = km_reallocarray(ids->v, cap, sizeof *p);
-        if (!p)
-            return false;
-        ids->v = p;
-        ids->cap = cap;
-    }
-    ids->v[ids->n++] = id;
-    return true;
-}
-
 /* Appends the token's bytes to the text; false if a stop string ended it. is_stop: the engine stopped at this token,
  * whose text belongs to the answer only with include_stop_str_in_output. */
 static bool push_token(struct choice *ch, int32_t id, bool is_stop)
@@ -351,7 +337,7 @@ static void choice_add_token(struct choice *ch, const struct eng_event *ev)
     bool goes_on = push_token(ch, ev->token.id, is_stop);
     if (job->a.sampling.n_logprobs >= 0)
         rsp_logprobs_add(&ch->logprobs, job->rsp.chat, j->env.tok, job->a.tokens_as_ids, &ev->token);
-    if ((job->a.token_ids && !append_id(&ch->ids, ev->token.id)) || !km_buf_ok(&ch->txt.text) ||
+    if ((job->a.token_ids && tok_ids_push(&ch->ids, ev->token.id, NULL)) || !km_buf_ok(&ch->txt.text) ||
         !km_buf_ok(&ch->logprobs.tokens)) {
         job_fail(job, 503, NO_MEMORY);
         return;
@@ -383,7 +369,7 @@ void jobs_handle(struct jobs *j, const struct eng_event *ev)
         choice_end(ch, ev->finish);
 }
 
-/* Sets ch->slot to a free slot, which stays free until the choice is submitted; false without memory. */
+/* Sets ch->slot to a free slot, which stays free until the choice is submitted; false if there is no memory. */
 static bool find_slot(struct jobs *j, struct choice *ch)
 {
     if (!j->n_free) {

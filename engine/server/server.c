@@ -120,7 +120,7 @@ static void on_signal(evutil_socket_t sig, short what, void *arg)
     begin_drain(arg);
 }
 
-/* Opens what the server consists of; srv_free closes what was opened before a failure. */
+/* Opens the parts of the server. After a failure, srv_free closes the parts that were opened. */
 static int open_parts(struct srv *s, struct km_err *err)
 {
     const struct srv_opts *o = &s->o;

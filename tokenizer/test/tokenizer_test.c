@@ -440,7 +440,7 @@ static void errors_name_what_is_unsupported(void **state)
         cJSON_free(text);
         cJSON_Delete(root);
     }
-    /* The token of byte 0 is given another spelling of two bytes. */
+    /* Replaces the spelling of byte 0's token by another one of two bytes. */
     static const char *const names[][2] = {{"zq", "no token for the byte 0x00"},
                                            {"\u00ad", "(id 188) is not spelled in the byte-level alphabet"},
                                            {"\0", "(id 188) is empty"},

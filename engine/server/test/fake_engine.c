@@ -193,7 +193,7 @@ int run_start(struct run **out, struct eng *e, void (*wake)(void *arg), void *ar
     (void)e, (void)err;
     struct run *r = km_calloc(1, sizeof *r);
     if (!r)
-        return km_fail(err, KM_ENOMEM, "no memory");
+        return km_fail(err, KM_ENOMEM, "out of memory");
     r->wake = wake;
     r->arg = arg;
     pthread_mutex_init(&r->lock, NULL);
