@@ -48,6 +48,8 @@ struct http_stats {
     int64_t replies[600];  /* by HTTP status */
 };
 
+/* Listens on the host and port of o. Copies o and handlers; the handlers are called with arg. KM_ENET: it cannot
+ * listen. */
 int http_open(struct http **out, struct event_base *base, const struct http_opts *o,
               const struct http_handlers *handlers, void *arg, struct km_err *err);
 /* Closes every connection, and calls client_gone of each held request. */
