@@ -27,7 +27,7 @@ static const struct km_option rows[] = {
      .lo = 0,
      .hi = 9e15,
      .help = "seed of the bootstrap"},
-    {.name = "the noise limit", KM_FIELD(struct compare_opts, noise), .fallback = "0.05"},
+    {.name = "noise-limit", KM_FIELD(struct compare_opts, noise), .fallback = "0.05", .internal = true},
 };
 
 struct km_option_group compare_option_group(struct compare_opts *o)
