@@ -107,20 +107,6 @@ static void plan_free(struct plan *p)
     km_free(p->prefix.v);
 }
 
-static int append_id(struct tok_ids *ids, int32_t id, struct km_err *err)
-{
-    if (ids->n == ids->cap) {
-        size_t cap = ids->cap ? ids->cap * 2 : 256;
-        int32_t *v = km_reallocarray(ids->v, cap, sizeof *v);
-        if (!v)
-            return km_fail(err, KM_ENOMEM, "out of memory for a prompt of %zu tokens", cap);
-        ids->v = v;
-        ids->cap = cap;
-    }
-    ids->v[ids->n++] = id;
-    return 0;
-}
-
 /* Decodes ids to text, and replaces ids by what the text encodes to. */
 static int round_trip(struct tok_ids *ids, struct km_buf *text, const struct tok *t, struct km_err *err)
 {
@@ -158,7 +144,7 @@ static int fit_to_length(struct plan *p, struct tok_ids *ids, int64_t len, struc
         if (rc || round == MAX_ROUNDS || (int64_t)ids->n == len)
             return rc;
         while ((int64_t)ids->n < len)
-            if ((rc = append_id(ids, p->ordinary[wl_pcg_int(&p->pcg, 0, p->n_ordinary - 1)], err)))
+            if ((rc = tok_ids_push(ids, p->ordinary[wl_pcg_int(&p->pcg, 0, p->n_ordinary - 1)], err)))
                 return rc;
         truncate_ids(ids, len);
     }
@@ -170,7 +156,7 @@ static int sample_v010(struct plan *p, const struct wl_random *s, struct km_err 
     struct wl_mt *r = &p->mt;
     double in = (double)s->input_len, out = (double)s->output_len, ratio = s->range_ratio;
     for (int64_t i = 0; i < s->prefix_len; i++) {
-        int rc = append_id(&p->prefix, (int32_t)wl_mt_int(r, 0, p->vocab - 1), err);
+        int rc = tok_ids_push(&p->prefix, (int32_t)wl_mt_int(r, 0, p->vocab - 1), err);
         if (rc)
             return rc;
     }
@@ -199,7 +185,7 @@ static int sample_v011(struct plan *p, const struct wl_random *s, const struct t
         return 0;
     int rc = 0;
     for (int64_t i = 0; i < s->prefix_len && !rc; i++)
-        rc = append_id(&p->prefix,
+        rc = tok_ids_push(&p->prefix,
                        s->version == WL_RANDOM_NEW ? p->ordinary[wl_pcg_int(r, 0, p->n_ordinary - 1)]
                                                    : (int32_t)wl_pcg_int(r, 0, p->vocab - 1),
                        err);
@@ -239,10 +225,10 @@ static int make_prompt(struct wl_msg *m, struct plan *p, const struct wl_random 
     bool all = s->version != WL_RANDOM_NEW; /* the run goes through all ids, special tokens included */
     int rc = 0;
     for (size_t k = 0; k < p->prefix.n && !rc; k++)
-        rc = append_id(&ids, p->prefix.v[k], err);
+        rc = tok_ids_push(&ids, p->prefix.v[k], err);
     for (int64_t k = 0; k < p->in[i] && !rc; k++) {
         int64_t at = p->offset[i] + i + k;
-        rc = append_id(&ids, all ? (int32_t)(at % p->vocab) : p->ordinary[at % p->n_ordinary], err);
+        rc = tok_ids_push(&ids, all ? (int32_t)(at % p->vocab) : p->ordinary[at % p->n_ordinary], err);
     }
     int64_t len = s->prefix_len + p->in[i];
     if (!rc)
