@@ -10,7 +10,7 @@
 
 struct resets;
 
-int rst_open(struct resets **out, struct run *run, struct km_err *err);
+int rst_open(struct resets **out, struct runner *runner, struct km_err *err);
 void rst_free(struct resets *q); /* after http_free, so that no request is left */
 
 /* Queues a reset, whose answer goes to c. external: of the cache layer, too. */

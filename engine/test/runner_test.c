@@ -15,10 +15,10 @@
 /* The owner's side, as a server has it: an eventfd that `wake` writes to. */
 struct desk {
     struct fake_rig g;
-    struct run *run;
+    struct runner *runner;
     int fd;
     struct eng_events ev;
-    struct km_err err; /* of the last run_submit */
+    struct km_err err; /* of the last runner_submit */
     int live;
 };
 
@@ -38,7 +38,7 @@ static void desk_open_on(struct desk *d, int num_blocks, int budget, int max_seq
     fake_rig_open_on(&d->g, &o, port, backend);
     d->fd = eventfd(0, EFD_NONBLOCK);
     struct km_err err;
-    assert_int_equal(run_start(&d->run, d->g.e, ring, &d->fd, &err), 0);
+    assert_int_equal(runner_start(&d->runner, d->g.e, ring, &d->fd, &err), 0);
 }
 
 static void desk_open(struct desk *d, int num_blocks, int budget, int max_seqs, struct fake_port *port)
@@ -48,7 +48,7 @@ static void desk_open(struct desk *d, int num_blocks, int budget, int max_seqs, 
 
 static void desk_close(struct desk *d)
 {
-    run_free(d->run);
+    runner_free(d->runner);
     km_free(d->ev.v);
     close(d->fd);
     fake_rig_close(&d->g);
@@ -56,7 +56,7 @@ static void desk_close(struct desk *d)
 
 static int desk_submit(struct desk *d, struct job *j)
 {
-    int rc = run_submit(d->run, &j->r, &j->id, &d->err);
+    int rc = runner_submit(d->runner, &j->r, &j->id, &d->err);
     for (int i = 0; i < j->r.n_prompt && !rc; i++)
         j->prompt[i] = ~j->prompt[i];
     d->live += !rc;
@@ -72,7 +72,7 @@ static bool desk_collect(struct desk *d, int ms)
     if (poll(&p, 1, ms) != 1)
         return false;
     assert_int_equal(read(d->fd, &n, sizeof n), sizeof n);
-    assert_int_equal(run_collect(d->run, &d->ev, &err), 0);
+    assert_int_equal(runner_collect(d->runner, &d->ev, &err), 0);
     for (int i = 0; i < d->ev.n; i++) {
         struct eng_event *v = &d->ev.v[i];
         struct job *j = v->user;
@@ -117,7 +117,7 @@ static void answers_from(const struct backend *backend)
     }
     struct eng_stats s;
     for (int i = 0; i < 1000; i++) { /* stores may still be in flight */
-        run_stats(d.run, &s);
+        runner_stats(d.runner, &s);
         if (!s.pages_used)
             break;
         usleep(1000);
@@ -171,12 +171,12 @@ static void a_new_request_is_in_the_next_step(void **state)
         while (j.n_out < 5)
             desk_collect(&d, 10000);
         usleep(4000);
-        run_cancel(d.run, j.id, ENG_ABORT);
+        runner_cancel(d.runner, j.id, ENG_ABORT);
         j.cancelled = true;
         d.live--;
         usleep(4000);
         struct eng_stats s;
-        run_stats(d.run, &s);
+        runner_stats(d.runner, &s);
         good_cancels += s.running == 0 && d.g.m.in_flight == 1;
         job_free(&j);
     }
@@ -198,32 +198,32 @@ static void cancels_end_requests(void **state)
         job_init(&j[i], 50, 0, 0, (uint64_t)i, FAKE_RIG_OUT);
         assert_int_equal(desk_submit(&d, &j[i]), 0);
         if (i % 2) {
-            run_cancel(d.run, j[i].id, ENG_ABORT); /* perhaps before the engine has the request */
-            run_cancel(d.run, j[i].id, ENG_ABORT);
+            runner_cancel(d.runner, j[i].id, ENG_ABORT); /* perhaps before the engine has the request */
+            runner_cancel(d.runner, j[i].id, ENG_ABORT);
             d.live--;
             j[i].cancelled = true;
         }
     }
-    run_cancel(d.run, 999999, ENG_ABORT);
+    runner_cancel(d.runner, 999999, ENG_ABORT);
     desk_run(&d);
     for (int i = 0; i < N; i++) {
         fake_rig_verify(&d.g, &j[i]);
         job_free(&j[i]);
     }
     struct km_err err;
-    run_reset_begin(d.run, true);
+    runner_reset_begin(d.runner, true);
     int rc;
-    while (!run_reset_ended(d.run, &rc, &err))
+    while (!runner_reset_ended(d.runner, &rc, &err))
         usleep(100);
     assert_int_equal(rc, 0);
     struct eng_stats s;
-    run_stats(d.run, &s);
+    runner_stats(d.runner, &s);
     assert_int_equal(s.pages_cached + s.pages_used, 0);
     assert_int_equal(s.finished[ENG_LENGTH], N / 2);
     assert_true(s.finished[ENG_ABORT] > 0);
     /* Far more cancellations than there can be requests: none is lost, and none blocks forever. */
     for (uint64_t id = 1000; id < 3000; id++)
-        run_cancel(d.run, id, ENG_ABORT);
+        runner_cancel(d.runner, id, ENG_ABORT);
     desk_close(&d);
 }
 
@@ -248,8 +248,8 @@ static void a_full_queue_is_an_error(void **state)
     assert_true(n > 100);
     struct eng_request bad = {.n_prompt = 0};
     uint64_t id;
-    assert_int_equal(run_submit(d.run, &bad, &id, &err), KM_EINVAL);
-    run_free(d.run); /* with requests in the runner's queue, waiting and running */
+    assert_int_equal(runner_submit(d.runner, &bad, &id, &err), KM_EINVAL);
+    runner_free(d.runner); /* with requests in the runner's queue, waiting and running */
     km_free(d.ev.v);
     close(d.fd);
     eng_close(d.g.e);
@@ -265,8 +265,8 @@ static void a_failed_device_is_reported(void **state)
     struct desk d;
     desk_open(&d, 200, 64, 4, NULL);
     struct km_err why;
-    assert_false(run_failed(d.run, &why));
-    for (int i = 0; i < N; i++) /* the thread sleeps until the first run_submit, so it does not read these yet */
+    assert_false(runner_failed(d.runner, &why));
+    for (int i = 0; i < N; i++) /* the thread sleeps until the first runner_submit, so it does not read these yet */
         job_init(&j[i], 50, 0, 0, (uint64_t)i, FAKE_RIG_OUT);
     d.g.m.fail_code = KM_EDEVICE;
     d.g.m.fail_at = 3;
@@ -274,12 +274,12 @@ static void a_failed_device_is_reported(void **state)
     for (int i = 0; i < N; i++) { /* most arrive while a step runs, possibly the one that fails */
         if (desk_submit(&d, &j[i])) {
             j[i].finish = ENG_ERROR;
-            assert_true(run_failed(d.run, NULL));
+            assert_true(runner_failed(d.runner, NULL));
         }
         usleep(2500);
     }
     desk_run(&d);
-    assert_true(run_failed(d.run, &why));
+    assert_true(runner_failed(d.runner, &why));
     assert_int_equal(why.code, KM_EDEVICE);
     assert_non_null(strstr(why.msg, "failed at step 3"));
     for (int i = 0; i < N; i++) {
@@ -289,12 +289,12 @@ static void a_failed_device_is_reported(void **state)
     struct job k;
     job_init(&k, 5, 0, 0, 1, 5);
     assert_int_equal(desk_submit(&d, &k), KM_EDEVICE);
-    run_cancel(d.run, 3, ENG_ABORT);
+    runner_cancel(d.runner, 3, ENG_ABORT);
     job_free(&k);
     desk_close(&d);
 }
 
-/* Allocations fail at different places. run_submit returns an error, events wait, and none is lost. */
+/* Allocations fail at different places. runner_submit returns an error, events wait, and none is lost. */
 static void failed_allocations_lose_nothing(void **state)
 {
     (void)state;
@@ -316,7 +316,7 @@ static void failed_allocations_lose_nothing(void **state)
                 km_free(d.ev.v);
                 d.ev = (struct eng_events){0};
             }
-            while (run_collect(d.run, &d.ev, &err)) /* the events are there the next time */
+            while (runner_collect(d.runner, &d.ev, &err)) /* the events are there the next time */
                 assert_int_equal(err.code, KM_ENOMEM);
             for (int i = 0; i < d.ev.n; i++) {
                 j.out[j.n_out++] = d.ev.v[i].token.id;
@@ -332,12 +332,12 @@ static void failed_allocations_lose_nothing(void **state)
     desk_close(&d);
     struct eng_opts o = fake_rig_opts(10, 16, 2);
     struct fake_rig g;
-    struct run *r;
+    struct runner *r;
     struct km_err err;
     fake_rig_open(&g, &o, NULL);
     for (long n = 1; n <= 2; n++) {
         km_mem_fail_at(n);
-        assert_int_equal(run_start(&r, g.e, ring, NULL, &err), KM_ENOMEM);
+        assert_int_equal(runner_start(&r, g.e, ring, NULL, &err), KM_ENOMEM);
     }
     km_mem_fail_at(0);
     fake_rig_close(&g);
