@@ -1,4 +1,5 @@
-/* The engine's options: one row per field of `struct eng_opts`, and the limits that depend on the model. */
+/* The engine's options: a table with one row per field of `struct eng_opts`, and the limits that depend on the
+ * model. */
 #include "engine/engine_internal.h"
 
 #include <limits.h>

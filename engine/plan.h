@@ -33,7 +33,7 @@ struct plan {
     int n_rows;
     enum km_mem_kind limited; /* the kind of memory that `limit` applies to */
     int64_t limit;            /* bytes for all rows in this kind of memory */
-    bool limit_stated;        /* true: the user set the limit; false: it is a share of the device's memory */
+    bool limit_stated;        /* true: the user set the limit; false: it is the backend's default */
     struct kv_geom geom;      /* n_pages 0: no memory is left for KV */
     char device[96];          /* the device that the plan is for */
 };
