@@ -32,7 +32,8 @@ struct eng_opts {
     int64_t memory_limit;       /* bytes (--gpu-memory-limit); 0: the share memory_utilization of the device's memory */
     double memory_utilization;  /* share of the device's memory to use when memory_limit is 0 */
     bool prefix_caching;
-    int dtype;                  /* of weights and KV: an enum km_dtype, or ENG_DTYPE_AUTO for the checkpoint's */
+    int dtype;                  /* of weights and KV: an enum km_dtype, or ENG_DTYPE_AUTO: float32 for a float32
+                                   checkpoint, else bfloat16 */
     int n_threads;              /* CPU threads; 0: one per core */
     int max_waiting;            /* most requests that may wait; eng_submit refuses more */
 };

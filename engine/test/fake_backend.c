@@ -1,4 +1,4 @@
-/* The pool has one word per token. The rest checks the batches and records the first mistake. */
+/* The KV pool has one 64-bit word per token. Every batch is checked, and the first mistake is recorded. */
 #include "fake_backend.h"
 
 #include "base/clock.h"
@@ -106,7 +106,7 @@ struct mdl fake_model(int vocab, int max_pos)
     return m;
 }
 
-/* Takes the place of engine/model.c in the test program. The engine needs only the config. */
+/* Replaces engine/model.c in the test program: the engine needs only the config. */
 const struct mdl_config *mdl_config(const struct mdl *m)
 {
     return &m->c;
