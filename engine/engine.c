@@ -3,8 +3,8 @@
  * At most one step is in flight between calls. Within eng_step there can be two, because the next step is submitted
  * before the older one is retired.
  *
- * eng_open allocates all buffers and eng_submit one block per request, so a step allocates nothing. The decisions are
- * made elsewhere: sched.c assigns rows and pages, connector.c talks to the cache layer, the backend computes. */
+ * eng_open allocates all buffers, and eng_submit one block of memory per request, so a step allocates nothing. sched.c
+ * assigns rows and pages, connector.c calls the cache layer, and the backend computes. */
 #include "engine/engine.h"
 
 #include "base/clock.h"
@@ -215,8 +215,8 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
     return 0;
 }
 
-/* The link in the hash table that points to the request; the link at the end of the bucket, which is NULL, if there is
- * none. */
+/* The link in the hash table that points to the request. If there is no such request, the link is NULL and the last one
+ * of its bucket. */
 static struct seq **find_link(struct eng *e, uint64_t id)
 {
     struct seq **at = &e->by_id[id & e->by_id_mask];
@@ -225,7 +225,7 @@ static struct seq **find_link(struct eng *e, uint64_t id)
     return at;
 }
 
-/* Ends a request. If a step in flight has its rows, its memory is freed only when that step is retired. */
+/* Ends a request. If a step in flight has rows of the request, the request is freed only when that step is retired. */
 static void end_seq(struct eng *e, struct seq *q, enum eng_finish finish)
 {
     e->counters.finished[finish]++;
@@ -513,8 +513,7 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
     bool was_in_flight = e->n_in_flight;
     const struct step *s = &e->steps[e->oldest];
     int rc = 0;
-    /* If a step is in flight, the next one is submitted before it is retired only where async scheduling allows
-     * that. */
+    /* If a step is in flight, the next one is submitted before it is retired only if async scheduling allows that. */
     if (!was_in_flight || (s->is_async_decode && sch_can_schedule_async(&e->sched)))
         rc = submit_step(e, err);
     /* A step that this call submitted remains in flight if the next call may submit another step before retiring it. */
@@ -540,7 +539,7 @@ bool eng_idle(const struct eng *e)
 
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
 {
-    /* If no request is alive, only stores hold pages, and a store ends without any further call of the engine. */
+    /* If no request is alive, only transfers of ended requests hold pages, and they need nothing but polls to finish. */
     for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->con.n_open; sleep_briefly()) {
         con_poll(&e->con);
         if (sch_n_requests(&e->sched) || km_now_ns() > until)
