@@ -539,7 +539,7 @@ bool eng_idle(const struct eng *e)
 
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
 {
-    /* If no request is alive, only transfers of ended requests hold pages, and they need nothing but polls to finish. */
+    /* If no request is alive, only transfers of ended requests hold pages, and they finish without any other call. */
     for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->con.n_open; sleep_briefly()) {
         con_poll(&e->con);
         if (sch_n_requests(&e->sched) || km_now_ns() > until)

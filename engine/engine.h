@@ -125,8 +125,8 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err);
 /* True if no request is alive, no step in flight and no transfer open: a step would do nothing. */
 bool eng_idle(const struct eng *e);
 
-/* Evicts all cached pages, and with `external` also the cache layer's chunks. Waits at most ten seconds for the stores
- * of requests that ended. KM_ELIMIT: requests or transfers use pages or chunks. */
+/* Evicts all cached pages, and with `external` also the cache layer's chunks. Waits at most ten seconds for the
+ * transfers of requests that ended. KM_ELIMIT: requests or transfers use pages or chunks. */
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err);
 void eng_stats(const struct eng *e, struct eng_stats *out);
 const struct eng_opts *eng_options(const struct eng *e); /* resolved: no member has its 0 or auto value */

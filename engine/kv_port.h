@@ -12,8 +12,9 @@
  * - A lookup is a hint. A load reports how many tokens have verified KV in the pages, and the engine computes the KV of
  *   the others. A cache can therefore save time, but never change an answer.
  * - Between attach and detach no call blocks on I/O. load and store return a ticket, and the engine polls the ticket
- *   until it is finished. Until then the ticket's pages stay allocated and the engine does not write to them. It reads
- *   a page that a load fills only after the load has reported the page's tokens as good.
+ *   until it is finished. Every ticket finishes, whatever fails. Until then the ticket's pages stay allocated and the
+ *   engine does not write to them. It reads a page that a load fills only after the load has reported the page's tokens
+ *   as good.
  * - Calls never overlap: all of them come from the thread that runs the engine.
  * - If the port is NULL, the engine runs without a cache. That costs one branch per request and per step. */
 #ifndef ENG_KV_PORT_H

@@ -66,7 +66,12 @@ static const struct km_option rows[] = {
      KM_FIELD(struct eng_opts, prefix_caching),
      .fallback = "true",
      .help = "reuse KV blocks that are still in the pool"},
-    {.name = "the queue length", KM_FIELD(struct eng_opts, max_waiting), .fallback = "4096", .lo = 1, .hi = 1 << 20},
+    {.name = "max-waiting",
+     KM_FIELD(struct eng_opts, max_waiting),
+     .fallback = "4096",
+     .lo = 1,
+     .hi = 1 << 20,
+     .internal = true},
 };
 
 struct km_option_group eng_option_group(struct eng_opts *o)

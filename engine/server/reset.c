@@ -1,4 +1,4 @@
-/* A list in order of arrival. The runner does one reset at a time, which is that of the first request. */
+/* The queue is a list in order of arrival. The runner does one reset at a time, the one of the first request. */
 #include "engine/server/reset.h"
 
 #include "base/mem.h"
@@ -21,7 +21,7 @@ int rst_open(struct resets **out, struct runner *runner, struct km_err *err)
 {
     struct resets *q = km_calloc(1, sizeof *q);
     if (!q)
-        return km_fail(err, KM_ENOMEM, "no memory for the server");
+        return km_fail(err, KM_ENOMEM, "out of memory while opening the server");
     q->runner = runner;
     *out = q;
     return 0;
@@ -45,7 +45,7 @@ void rst_free(struct resets *q)
     km_free(q);
 }
 
-/* Begins the first reset whose client is still there. */
+/* Begins the first reset whose client has not disconnected. */
 static void begin_next(struct resets *q)
 {
     while (q->first && !q->running) {

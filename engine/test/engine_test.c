@@ -375,7 +375,7 @@ static void bad_options_are_refused(void **state)
              {good, false, KM_EINVAL, "--gpu-memory-utilization is 1.5"},
              {good, false, KM_EINVAL, "--gpu-memory-limit is -1"},
              {good, false, KM_EINVAL, "--num-gpu-blocks-override is -1"},
-             {good, false, KM_EINVAL, "the queue length is 0"},
+             {good, false, KM_EINVAL, "max-waiting is 0"},
              {good, false, KM_ELIMIT, "the fake device has no memory"},
              {good, false, KM_ELIMIT, "max_model_len is 1"},
              {good, true, KM_EINVAL, "chunk size of the cache layer is 40 tokens"}};

@@ -294,6 +294,14 @@ static int read_json(struct run_folder *out, struct km_err *err)
     return rc;
 }
 
+bool run_folder_exists(const char *dir)
+{
+    char *path = km_path(dir, "run.json");
+    bool exists = path && km_file_exists(path);
+    km_free(path);
+    return exists;
+}
+
 int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err)
 {
     struct km_buf b = {0};

@@ -32,6 +32,8 @@ struct run_info {
 /* Creates dir and writes the four files. KM_EINVAL when dir has a run.json already. */
 int run_folder_write(const char *dir, const struct run_info *info, const struct hz_trace *t,
                      const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err);
+/* True if dir holds a run.json. */
+bool run_folder_exists(const char *dir);
 
 struct run_folder {
     char *dir;

@@ -111,12 +111,17 @@ static void remove_request(struct runner *r, int i)
     fake.live = r->n;
 }
 
-/* One token, or the end, of a request; false if it has ended. */
+/* Generates the next token of a request, or its end. Returns false if the request has ended. */
 static bool step_request(struct runner *r, struct req *q)
 {
-    struct eng_event e = {.id = q->id, .user = q->user, .n_prompt = q->n_prompt, .stop_id = -1,
+    struct eng_event e = {.id = q->id,
+                          .user = q->user,
+                          .n_prompt = q->n_prompt,
+                          .stop_id = -1,
                           .arrived_ns = q->arrived,
-                          .scheduled_ns = q->arrived, .now_ns = km_now_ns(), .n_cached = q->n_prompt / 16 * 16,
+                          .scheduled_ns = q->arrived,
+                          .now_ns = km_now_ns(),
+                          .n_cached = q->n_prompt / 16 * 16,
                           .finish = ENG_RUNNING};
     if (fake.failed || q->dead || (q->fail && q->n_out == 3)) {
         e.finish = ENG_ERROR;
@@ -188,7 +193,7 @@ int runner_start(struct runner **out, struct eng *e, void (*wake)(void *arg), vo
     (void)e, (void)err;
     struct runner *r = km_calloc(1, sizeof *r);
     if (!r)
-        return km_fail(err, KM_ENOMEM, "no memory");
+        return km_fail(err, KM_ENOMEM, "out of memory");
     r->wake = wake;
     r->arg = arg;
     pthread_mutex_init(&r->lock, NULL);
@@ -221,9 +226,15 @@ int runner_submit(struct runner *r, const struct eng_request *q, uint64_t *id, s
         rc = km_fail(err, KM_ELIMIT, "%d requests wait, and the queue is full; try again later", r->n);
     } else {
         struct req *n = &r->live[r->n++];
-        *n = (struct req){.id = ++r->next, .user = q->user, .n_prompt = q->n_prompt, .max = q->max_tokens,
-                          .min = q->min_tokens, .ignore_eos = q->ignore_eos, .n_logprobs = q->sampling.n_logprobs,
-                          .n_stop = q->n_stop, .arrived = km_now_ns()};
+        *n = (struct req){.id = ++r->next,
+                          .user = q->user,
+                          .n_prompt = q->n_prompt,
+                          .max = q->max_tokens,
+                          .min = q->min_tokens,
+                          .ignore_eos = q->ignore_eos,
+                          .n_logprobs = q->sampling.n_logprobs,
+                          .n_stop = q->n_stop,
+                          .arrived = km_now_ns()};
         memcpy(n->stop_ids, q->stop_ids, (size_t)q->n_stop * sizeof *q->stop_ids);
         n->prompt = km_malloc((size_t)q->n_prompt * sizeof *n->prompt);
         memcpy(n->prompt, q->prompt, (size_t)q->n_prompt * sizeof *n->prompt);
