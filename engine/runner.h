@@ -15,7 +15,7 @@ struct runner;
 int runner_start(struct runner **out, struct eng *e, void (*wake)(void *arg), void *arg, struct km_err *err);
 void runner_free(struct runner *r); /* waits for the current step and ends the thread */
 
-/* Queues a request, after the same checks as eng_submit. The id is unique in this process. */
+/* Queues a request, after the same checks as eng_submit. The id is unique within the engine. */
 int runner_submit(struct runner *r, const struct eng_request *q, uint64_t *id, struct km_err *err);
 /* Cancels a request before the next step. Events that exist already can still be collected. */
 void runner_cancel(struct runner *r, uint64_t id, enum eng_finish finish);

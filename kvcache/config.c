@@ -341,7 +341,8 @@ static int read_tier(const char *item, bool *had_dram, struct kvc_config *c, str
     if (rc)
         return km_context(err, "dram="), rc;
     if (size < 1)
-        return km_fail(err, KM_EINVAL, "\"%.200s\" leaves no memory; give a larger size, or \"none\" for no cache", item);
+        return km_fail(err, KM_EINVAL, "\"%.200s\" leaves no memory; give a larger size, or \"none\" for no cache",
+                       item);
     *had_dram = c->local_cpu = true;
     c->max_local_cpu = size;
     return 0;

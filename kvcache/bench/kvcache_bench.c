@@ -255,7 +255,8 @@ int main(void)
     for (int i = 0; i < N / B; i++)
         table[i] = i;
     printf("%d tokens, chunks of %d, bf16. Store, load and checksum in GB/s; a lookup that hits in ns per token;\n"
-           "a lookup that misses in ns, in a full and in an empty cache. With and without checksums, copies are synchronous.\n"
+           "a lookup that misses in ns, in a full and in an empty cache. With and without checksums, copies are "
+           "synchronous.\n"
            "%-11s %9s %8s %8s %10s %10s %10s %9s\n",
            N, CHUNK, "shape", "checksums", "store", "load", "hit", "miss", "empty", "checksum");
     int rc = 0;
