@@ -4,12 +4,12 @@
 #include <stdio.h>
 #include <string.h>
 
-/* All backends, the preferred ones first. To add a backend, add its folder to engine/ and its name to this list: the
- * name stands for a `const struct backend be_NAME`, which the folder's library defines. */
+/* The names of all backends, the preferred ones first. To add a backend, add its folder to engine/ and its name to this
+ * list. The folder's library must define a `const struct backend be_NAME`. */
 #define BACKENDS(X) X(cuda) X(cpu)
 
 #ifndef KVMARK_WITH_CUDA
-/* Takes the place of the CUDA backend in a build without it, and says so. */
+/* The probe of the CUDA backend in a build without CUDA. */
 static int probe_missing_cuda(struct km_err *err)
 {
     return km_fail(err, KM_EDEVICE,

@@ -51,7 +51,7 @@ static void get_health(struct endpoints *p, struct http_conn *c, struct hp *r)
 {
     (void)r;
     struct km_err why = {0};
-    if (run_failed(p->run, &why))
+    if (runner_failed(p->runner, &why))
         http_reply_error(c, 503, "", why.msg, NULL, "engine_failed");
     else
         http_reply(c, 200, NULL, "", "", 0);
@@ -62,7 +62,7 @@ static void get_version(struct endpoints *p, struct http_conn *c, struct hp *r)
     (void)r;
     struct km_buf b = {0};
     struct eng_stats st;
-    run_stats(p->run, &st);
+    runner_stats(p->runner, &st);
     const struct mdl *m = eng_model(p->eng);
     struct km_digest d = mdl_fingerprint(m);
     char hex[65];
@@ -133,7 +133,7 @@ static void get_metrics(struct endpoints *p, struct http_conn *c, struct hp *r)
                           .opts = eng_options(p->eng),
                           .http = http_stats(p->http),
                           .live = jobs_live(p->jobs)};
-    run_stats(p->run, &f.stats);
+    runner_stats(p->runner, &f.stats);
     met_write(p->met, &f, &b);
     http_reply(c, 200, "text/plain; version=0.0.4; charset=utf-8", "", km_buf_str(&b), b.len);
     km_buf_free(&b);

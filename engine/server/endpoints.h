@@ -15,7 +15,7 @@
 struct endpoints {
     struct eng *eng;
     const struct tok *tok; /* NULL: token ids only */
-    struct run *run;
+    struct runner *runner;
     struct http *http;
     struct jobs *jobs;
     struct resets *resets;

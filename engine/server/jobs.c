@@ -79,7 +79,7 @@ static void job_free(struct job *job)
         struct choice *ch = &job->choices[i];
         if (ch->id) {
             if (!ch->done)
-                run_cancel(j->env.run, ch->id, ENG_ABORT);
+                runner_cancel(j->env.runner, ch->id, ENG_ABORT);
             j->slots[ch->slot] = NULL;
             j->free_slots[j->n_free++] = ch->slot;
         }
@@ -308,7 +308,7 @@ static bool is_own_stop(const struct api_request *a, int32_t id)
 static void choice_fail(struct choice *ch)
 {
     struct km_err why = {0};
-    run_failed(ch->job->all->env.run, &why);
+    runner_failed(ch->job->all->env.runner, &why);
     ch->done = true;
     job_fail(ch->job, 500, *why.msg ? why.msg : "the engine failed in a step of this request; send the request again");
 }
@@ -350,7 +350,8 @@ static void choice_add_token(struct choice *ch, const struct eng_event *ev)
         return;
     }
     if (ev->finish == ENG_RUNNING)
-        run_cancel(j->env.run, ch->id, ENG_STOP); /* a stop string ended the choice, which the engine cannot know */
+        /* A stop string ended the choice, which the engine cannot know. */
+        runner_cancel(j->env.runner, ch->id, ENG_STOP);
     observe_choice(j->env.met, ch, ev);
     choice_end(ch, goes_on ? ev->finish : ENG_STOP);
 }
@@ -417,7 +418,7 @@ static int choice_submit(struct jobs *j, struct choice *ch, uint64_t seed, struc
     if (!find_slot(j, ch))
         return no_memory(err);
     q.user = (void *)(uintptr_t)ch->slot;
-    int rc = run_submit(j->env.run, &q, &ch->id, err);
+    int rc = runner_submit(j->env.runner, &q, &ch->id, err);
     if (rc) {
         ch->id = 0;
         return rc;

@@ -17,7 +17,7 @@
 struct jobs;
 
 struct jobs_env {
-    struct run *run;
+    struct runner *runner;
     const struct tok *tok; /* NULL: token ids only */
     const char *model;     /* the served name, borrowed */
     int64_t seed;          /* the seeds of requests without "seed" are derived from it */

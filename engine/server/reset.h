@@ -10,7 +10,7 @@
 
 struct resets;
 
-int rst_open(struct resets **out, struct run *run, struct km_err *err);
+int rst_open(struct resets **out, struct runner *runner, struct km_err *err);
 void rst_free(struct resets *q); /* to be called after http_free, because a request refers to its connection */
 
 /* Queues a reset and answers c when it has ended. external: the cache layer is cleared, too. */

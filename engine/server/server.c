@@ -33,7 +33,7 @@ struct srv {
     char *model, *device, *kv; /* owned copies of options */
     struct eng *eng;
     const struct tok *tok;
-    struct run *run;
+    struct runner *runner;
     struct event_base *base;
     struct event *wake_event, *drain_timer;
     int wake_fd; /* an eventfd: the engine has events, or srv_stop was called */
@@ -102,7 +102,7 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     if (read(s->wake_fd, &n, sizeof n) < 0 && errno != EAGAIN)
         km_log(KM_LOG_ERROR, "cannot read the eventfd of the engine's thread: %s", strerror(errno));
     struct km_err err = {0};
-    if (run_collect(s->run, &s->events, &err)) {
+    if (runner_collect(s->runner, &s->events, &err)) {
         struct timeval soon = {0, 1000}; /* out of memory: the runner keeps the events for the next try */
         event_base_once(s->base, -1, EV_TIMEOUT, on_wake, s, &soon);
     }
@@ -143,15 +143,16 @@ static int open_parts(struct srv *s, struct km_err *err)
     if (!rc)
         rc = http_open(&s->http, s->base, &h, &ep_handlers, &s->endpoints, err);
     if (!rc)
-        rc = run_start(&s->run, s->eng, wake, s, err);
+        rc = runner_start(&s->runner, s->eng, wake, s, err);
     if (!rc)
-        rc = rst_open(&s->resets, s->run, err);
-    struct jobs_env env = {.run = s->run, .tok = s->tok, .model = s->model, .seed = o->seed, .met = &s->met};
+        rc = rst_open(&s->resets, s->runner, err);
+    struct jobs_env env = {.runner = s->runner, .tok = s->tok, .model = s->model, .seed = o->seed, .met = &s->met};
     if (!rc)
         rc = jobs_open(&s->jobs, &env, err);
     struct endpoints *p = &s->endpoints;
-    p->eng = s->eng, p->tok = s->tok, p->run = s->run, p->http = s->http, p->jobs = s->jobs, p->resets = s->resets;
-    p->met = &s->met, p->model = s->model, p->device = s->device, p->kv = s->kv, p->created = time(NULL);
+    p->eng = s->eng, p->tok = s->tok, p->runner = s->runner, p->http = s->http, p->jobs = s->jobs;
+    p->resets = s->resets, p->met = &s->met, p->model = s->model, p->device = s->device, p->kv = s->kv;
+    p->created = time(NULL);
     return rc;
 }
 
@@ -213,7 +214,7 @@ void srv_free(struct srv *s)
     http_free(s->http); /* first, because it cancels the requests of its clients, which needs the runner */
     jobs_free(s->jobs);
     rst_free(s->resets);
-    run_free(s->run);
+    runner_free(s->runner);
     km_free(s->events.v);
     if (s->wake_event)
         event_free(s->wake_event);

@@ -13,7 +13,7 @@
 struct fake {
     /* Set by the test. */
     atomic_int step_us;  /* duration of a step, us; default 200 */
-    atomic_int max_live; /* run_submit refuses further requests; default 4096 */
+    atomic_int max_live; /* runner_submit refuses further requests; default 4096 */
     atomic_int paused;   /* 1: no steps run */
     atomic_int failed;   /* 1: the device has failed */
     double temperature;  /* of generation_config.json; -1: none */
