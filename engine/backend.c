@@ -13,8 +13,8 @@
 static int probe_missing_cuda(struct km_err *err)
 {
     return km_fail(err, KM_EDEVICE,
-                   "this build has no CUDA backend, because no CUDA toolkit was found when it was built: use --device "
-                   "cpu, or install the toolkit and build again");
+                   "this build has no CUDA backend: use --device cpu, or install the CUDA toolkit and build with "
+                   "-DKVMARK_CUDA=ON");
 }
 
 const struct backend be_cuda = {.name = "cuda", .probe = probe_missing_cuda};

@@ -36,7 +36,7 @@ static const struct km_option model_rows[] = {
      KM_FIELD(struct serve_opts, device),
      .arg = "DEV",
      .fallback = "auto",
-     .help = "auto, cpu or cuda; auto chooses a GPU if there is one"},
+     .help = "backend that runs the engine, such as cpu or cuda (kvmark info lists them); auto: a GPU if there is one"},
     {.name = "seed",
      KM_FIELD(struct serve_opts, seed),
      .arg = "N",
