@@ -6,14 +6,14 @@
 #include <ctype.h>
 #include <string.h>
 
-enum { HELP_COLUMN = 34 }; /* where help begins; a longer name has its help on the next line */
+enum { HELP_COLUMN = 34 }; /* where help texts begin; the help of a longer name begins on the next line */
 
 static int fail_unknown(const struct km_option_group *groups, int n, const char *name, size_t len, struct km_err *err)
 {
     char *word = km_strndup(name, len);
     const char *near = word ? km_option_nearest(groups, n, word) : NULL;
-    int rc = near ? km_fail(err, KM_EINVAL, "unknown flag --%s; did you mean --%s?", word, near)
-                  : km_fail(err, KM_EINVAL, "unknown flag --%.*s; --help lists the flags", (int)len, name);
+    int rc = near ? km_fail(err, KM_EINVAL, "unknown option --%s; did you mean --%s?", word, near)
+                  : km_fail(err, KM_EINVAL, "unknown option --%.*s; --help lists the options", (int)len, name);
     km_free(word);
     return rc;
 }
@@ -29,7 +29,7 @@ static const struct km_option *find_letter(const struct km_option_group *groups,
     return NULL;
 }
 
-/* The option that argv[*i] is, set from that word or from the next one, at which *i then points. */
+/* Parses the option in argv[*i]. If its value is the next argument, *i is advanced to it. */
 static int parse_option(const struct km_option_group *groups, int n, int argc, char **argv, int *i, struct km_err *err)
 {
     const char *a = argv[*i], *value = NULL;
@@ -50,7 +50,7 @@ static int parse_option(const struct km_option_group *groups, int n, int argc, c
     } else {
         o = find_letter(groups, n, a[1], &object);
         if (!o)
-            return km_fail(err, KM_EINVAL, "unknown flag %s; --help lists the flags", a);
+            return km_fail(err, KM_EINVAL, "unknown option %s; --help lists the options", a);
         value = a[2] ? a + 2 : NULL;
     }
     if (o->type == KM_BOOL) {
@@ -91,8 +91,8 @@ int km_args_parse(const struct km_option_group *groups, int n, int argc, char **
 
 void km_args_wrap(struct km_buf *out, const char *text, int indent, int width)
 {
-    int column = indent; /* the caller has written that far */
-    bool first = true;   /* of its line */
+    int column = indent; /* columns written of the current line */
+    bool first = true;   /* the next word is the first of its line */
     while (*text) {
         if (*text == '\n') {
             km_buf_putc(out, '\n');
@@ -120,7 +120,7 @@ void km_args_wrap(struct km_buf *out, const char *text, int indent, int width)
     }
 }
 
-/* A row's help with what the row knows besides: how to switch a bool off, and the default. */
+/* Appends the row's help and its default; for a bool that is on by default, also how to switch it off. */
 static void describe(const struct km_option *o, struct km_buf *out)
 {
     km_buf_puts(out, o->help);
@@ -130,6 +130,7 @@ static void describe(const struct km_option *o, struct km_buf *out)
         km_buf_printf(out, " (default %s)", o->fallback);
 }
 
+/* The placeholder of the option's value in help texts; NULL for a bool. */
 static const char *value_name(const struct km_option *o)
 {
     return o->type == KM_BOOL ? NULL : o->arg ? o->arg : o->values;
@@ -163,7 +164,7 @@ void km_args_help(const struct km_option_group *groups, int n, int width, struct
         if (n > 1)
             km_buf_printf(out, "%s%s:\n", g ? "\n" : "", groups[g].title);
         for (int i = 0; i < groups[g].n; i++)
-            if (groups[g].rows[i].help)
+            if (!groups[g].rows[i].internal)
                 help_row(&groups[g].rows[i], width, out);
     }
 }
@@ -216,7 +217,7 @@ void km_args_man(const struct km_option_group *groups, int n, struct km_buf *out
         if (n > 1)
             km_buf_printf(out, ".SS %s\n", groups[g].title);
         for (int i = 0; i < groups[g].n; i++)
-            if (groups[g].rows[i].help)
+            if (!groups[g].rows[i].internal)
                 man_row(&groups[g].rows[i], out);
     }
 }

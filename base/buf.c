@@ -131,11 +131,20 @@ void km_buf_put_html(struct km_buf *b, const char *s, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         switch (s[i]) {
-        case '<': km_buf_puts(b, "&lt;"); break;
-        case '>': km_buf_puts(b, "&gt;"); break;
-        case '&': km_buf_puts(b, "&amp;"); break;
-        case '"': km_buf_puts(b, "&quot;"); break;
-        default: km_buf_putc(b, s[i]);
+        case '<':
+            km_buf_puts(b, "&lt;");
+            break;
+        case '>':
+            km_buf_puts(b, "&gt;");
+            break;
+        case '&':
+            km_buf_puts(b, "&amp;");
+            break;
+        case '"':
+            km_buf_puts(b, "&quot;");
+            break;
+        default:
+            km_buf_putc(b, s[i]);
         }
     }
 }

@@ -1,7 +1,8 @@
 /* A growable byte buffer that is also a string builder.
  *
- * After the first write, `data` always ends with a NUL beyond `len`, so a buffer of text is also a C string. A failed
- * allocation sets `oom`, and every later write does nothing: write everything first, then check once with km_buf_ok. */
+ * From the first write on, data[len] is a NUL, so a buffer of text is also a C string. A failed allocation sets `oom`,
+ * and later writes do nothing. So the owner can write everything first, and check once at the end with km_buf_ok. Start
+ * with zeros; free with km_buf_free. */
 #ifndef KM_BUF_H
 #define KM_BUF_H
 
@@ -21,12 +22,12 @@ void km_buf_puts(struct km_buf *b, const char *s);
 void km_buf_putc(struct km_buf *b, char c);
 void km_buf_printf(struct km_buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void km_buf_vprintf(struct km_buf *b, const char *fmt, va_list ap);
-/* s[n] as the inside of a JSON string, without its quotes. Control characters, quote and backslash are escaped; bytes
- * that are not UTF-8 become U+FFFD. */
+/* Appends s[n] as the content of a JSON string, without quotes around it. Control characters, quotes and backslashes
+ * are escaped; bytes that are not UTF-8 become U+FFFD. */
 void km_buf_put_json(struct km_buf *b, const char *s, size_t n);
-/* s[n] with <, >, & and " escaped, for text and attributes of HTML and SVG. */
+/* Appends s[n] with <, >, & and " escaped, for text and attributes of HTML and SVG. */
 void km_buf_put_html(struct km_buf *b, const char *s, size_t n);
-/* s as one word of a POSIX shell's command line, quoted when it needs to be. */
+/* Appends s as one word of a POSIX shell's command line, quoted if necessary. */
 void km_buf_put_shell(struct km_buf *b, const char *s);
 
 void km_buf_clear(struct km_buf *b); /* sets the length to 0 and clears oom; keeps the memory */
@@ -41,14 +42,14 @@ static inline const char *km_buf_str(const struct km_buf *b)
     return b->data ? b->data : "";
 }
 
-/* A size for messages, in the largest unit that it reaches and four digits: "30.5 GiB", "20 MiB", "100 B". */
 struct km_size {
     char s[24];
 };
+/* A number of bytes as text for messages, with up to four significant digits: "30.5 GiB", "20 MiB", "100 B". */
 struct km_size km_size_text(int64_t bytes);
 
-/* Length in bytes (1 to 4) of the valid UTF-8 sequence at s[n], or 0 if there is none. *need (may be NULL) becomes the
- * number of missing bytes if s[n] is a valid sequence that is cut off, else 0. */
+/* The length in bytes (1 to 4) of the valid UTF-8 sequence that s[n] begins with, or 0 if there is none. *need (need
+ * may be NULL) becomes the number of missing bytes if s[n] is a valid sequence that is cut off, else 0. */
 int km_utf8_len(const char *s, size_t n, int *need);
 
 #endif

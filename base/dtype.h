@@ -1,4 +1,4 @@
-/* Number formats of weights and KV, and the conversions between them. */
+/* Number formats of weights and KV, and their conversion to and from float32. */
 #ifndef KM_DTYPE_H
 #define KM_DTYPE_H
 

@@ -38,8 +38,8 @@ int km_context(struct km_err *err, const char *fmt, ...)
 
 const char *km_err_name(int code)
 {
-    static const char *const names[] = {"ok",     "invalid",     "not found",    "bad format", "I/O error",
-                                        "no memory", "limit", "network error", "device error", "cancelled"};
+    static const char *const names[] = {"ok",        "invalid", "not found",     "bad format",   "I/O error",
+                                        "no memory", "limit",   "network error", "device error", "cancelled"};
     int i = -code;
     return i >= 0 && i < (int)(sizeof names / sizeof *names) ? names[i] : "unknown";
 }

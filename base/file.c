@@ -34,14 +34,14 @@ int km_file_read(const char *path, size_t max, struct km_buf *out, struct km_err
             break;
         total += (size_t)n;
         if (max && total > max)
-            rc = km_fail(err, KM_ELIMIT, "%s has more than %zu bytes", path, max);
+            rc = km_fail(err, KM_ELIMIT, "%s has more than %zu bytes; at most these are accepted", path, max);
         km_buf_put(out, block, (size_t)n);
     }
     close(fd);
     if (!rc)
         km_buf_put(out, "", 0);
     if (!rc && !km_buf_ok(out))
-        rc = km_fail(err, KM_ENOMEM, "out of memory reading %s", path);
+        rc = km_fail(err, KM_ENOMEM, "out of memory while reading %s", path);
     return rc;
 }
 
@@ -64,7 +64,7 @@ int km_file_write(const char *path, const void *data, size_t len, struct km_err 
     struct km_buf tmp = {0};
     km_buf_printf(&tmp, "%s.XXXXXX", path);
     if (!km_buf_ok(&tmp))
-        return km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+        return km_fail(err, KM_ENOMEM, "out of memory while writing %s", path);
     int rc = 0;
     int fd = mkostemp(tmp.data, O_CLOEXEC);
     if (fd < 0) {
@@ -103,7 +103,7 @@ int km_mkdirs(const char *path, struct km_err *err)
 {
     char *p = km_strdup(path);
     if (!p)
-        return km_fail(err, KM_ENOMEM, "out of memory creating folder %s", path);
+        return km_fail(err, KM_ENOMEM, "out of memory while creating the folder %s", path);
     int rc = 0;
     for (char *s = p + 1; !rc; s++) {
         char was = *s;
@@ -111,7 +111,7 @@ int km_mkdirs(const char *path, struct km_err *err)
             continue;
         *s = 0;
         if (mkdir(p, 0777) && (errno != EEXIST || !km_dir_exists(p)))
-            rc = km_fail(err, KM_EIO, "cannot create folder %s: %s", p, strerror(errno));
+            rc = km_fail(err, KM_EIO, "cannot create the folder %s: %s", p, strerror(errno));
         *s = was;
         if (!was)
             break;

@@ -8,7 +8,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Appends the whole file to *out. KM_ELIMIT if the file has more than max bytes (0: no limit). */
+/* Appends the whole file to *out. KM_ENOENT if there is no such file; KM_ELIMIT if it has more than max bytes (0: no
+ * limit). */
 int km_file_read(const char *path, size_t max, struct km_buf *out, struct km_err *err);
 
 /* Writes a temporary file in the same folder, then fsync and rename. A reader sees the old bytes or the new ones, never
@@ -19,7 +20,7 @@ bool km_file_exists(const char *path);
 bool km_dir_exists(const char *path);
 int km_mkdirs(const char *path, struct km_err *err); /* like mkdir -p */
 
-/* "dir/name" as a new string (km_free). NULL without memory. */
+/* "dir/name" as a new string (km_free); NULL if there is no memory. */
 char *km_path(const char *dir, const char *name);
 
 #endif

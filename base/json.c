@@ -1,3 +1,4 @@
+/* cJSON builds the values. prescan checks the text first, so that cJSON gets only what JSON allows. */
 #include "base/json.h"
 
 #include "base/buf.h"
@@ -86,7 +87,7 @@ static int prescan(const char *s, size_t n, size_t *nuls, struct km_err *err)
     return 0;
 }
 
-/* A copy of text[len] with each \u0000 as the bytes C0 80 (km_free). NULL without memory. */
+/* A copy of text[len] with each \u0000 as the bytes C0 80 (km_free). NULL if there is no memory. */
 static char *code_nuls(const char *text, size_t len, size_t *out_len)
 {
     char *out = km_malloc(len + 1), *to = out;
@@ -96,7 +97,9 @@ static char *code_nuls(const char *text, size_t len, size_t *out_len)
             to += 2;
             i += 6;
         } else {
-            size_t n = text[i] == '\\' && i + 1 < len ? 2 : 1; /* \\ is one backslash: what follows it is not escaped */
+            size_t n = text[i] == '\\' && i + 1 < len
+                           ? 2
+                           : 1; /* an escape has two characters, so the second of \\ does not begin another */
             memcpy(to, text + i, n);
             to += n;
             i += n;
@@ -127,11 +130,14 @@ int km_json_parse(const char *text, size_t len, cJSON **out, struct km_err *err)
     int rc = prescan(text, len, &nuls, err);
     if (rc)
         return rc;
-    char *coded = nuls ? code_nuls(text, len, &len) : NULL;
+    size_t coded_len = 0;
+    char *coded = nuls ? code_nuls(text, len, &coded_len) : NULL;
     if (nuls && !coded)
-        return km_fail(err, KM_ENOMEM, "out of memory parsing JSON of %zu bytes", len);
-    if (coded)
+        return km_fail(err, KM_ENOMEM, "out of memory while parsing JSON of %zu bytes", len);
+    if (coded) {
         text = coded;
+        len = coded_len;
+    }
     const char *end = NULL;
     cJSON *v = cJSON_ParseWithLengthOpts(text, len, &end, 0);
     if (!v)
@@ -178,7 +184,7 @@ static const cJSON *find(const cJSON *obj, const char *key, bool need, int *rc, 
     return v;
 }
 
-static int wrong(const cJSON *v, const char *key, const char *want, struct km_err *err)
+static int fail_kind(const cJSON *v, const char *key, const char *want, struct km_err *err)
 {
     return km_fail(err, KM_EINVAL, "\"%s\" must be %s, not %s", key, want, km_json_kind(v));
 }
@@ -190,7 +196,7 @@ int km_json_str(const cJSON *obj, const char *key, bool need, const char **out, 
     if (!v)
         return rc;
     if (!cJSON_IsString(v))
-        return wrong(v, key, "a string", err);
+        return fail_kind(v, key, "a string", err);
     *out = v->valuestring;
     return 0;
 }
@@ -202,7 +208,7 @@ int km_json_num(const cJSON *obj, const char *key, bool need, double lo, double 
     if (!v)
         return rc;
     if (!cJSON_IsNumber(v))
-        return wrong(v, key, "a number", err);
+        return fail_kind(v, key, "a number", err);
     if (!(v->valuedouble >= lo && v->valuedouble <= hi))
         return km_fail(err, KM_EINVAL, "\"%s\" is %g; it must be between %g and %g", key, v->valuedouble, lo, hi);
     *out = v->valuedouble;
@@ -231,7 +237,7 @@ int km_json_bool(const cJSON *obj, const char *key, bool need, bool *out, struct
     if (!v)
         return rc;
     if (!cJSON_IsBool(v))
-        return wrong(v, key, "true or false", err);
+        return fail_kind(v, key, "true or false", err);
     *out = cJSON_IsTrue(v);
     return 0;
 }
@@ -244,7 +250,7 @@ int km_json_item(const cJSON *obj, const char *key, bool need, int kind, const c
     if (!v)
         return rc;
     if ((v->type & 0xFF) != kind)
-        return wrong(v, key, kind == cJSON_Array ? "an array" : "an object", err);
+        return fail_kind(v, key, kind == cJSON_Array ? "an array" : "an object", err);
     *out = v;
     return 0;
 }
@@ -253,13 +259,13 @@ int km_json_write(const char *path, const cJSON *v, struct km_err *err)
 {
     char *text = cJSON_Print(v);
     if (!text)
-        return km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+        return km_fail(err, KM_ENOMEM, "out of memory while writing %s", path);
     struct km_buf b = {0};
     km_buf_puts(&b, text);
     km_buf_putc(&b, '\n');
     cJSON_free(text);
     int rc = km_buf_ok(&b) ? km_file_write(path, b.data, b.len, err)
-                           : km_fail(err, KM_ENOMEM, "out of memory writing %s", path);
+                           : km_fail(err, KM_ENOMEM, "out of memory while writing %s", path);
     km_buf_free(&b);
     return rc;
 }

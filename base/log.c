@@ -4,16 +4,16 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-static enum km_log_level most_seen = KM_LOG_INFO;
+static enum km_log_level highest_level = KM_LOG_INFO;
 
 void km_log_level(enum km_log_level most)
 {
-    most_seen = most;
+    highest_level = most;
 }
 
 void km_log(enum km_log_level level, const char *fmt, ...)
 {
-    if (level > most_seen)
+    if (level > highest_level)
         return;
     static const char *const tag[] = {"error: ", "warning: ", "", "debug: "};
     char line[1200];

@@ -1,4 +1,4 @@
-/* Log lines on stderr, "kvmark: text", for programs and the server. Libraries return errors instead. */
+/* Log lines on stderr, "kvmark: warning: text", for programs and the server. Libraries return errors instead. */
 #ifndef KM_LOG_H
 #define KM_LOG_H
 

@@ -1,5 +1,5 @@
-/* Reads files of /proc and /sys/fs/cgroup into buffers on the stack: memory may be what is short. A file that cannot
- * be read counts as "no limit known", never as an error. */
+/* Reads files of /proc and /sys/fs/cgroup into buffers on the stack, because memory may be short. A file that cannot be
+ * read means that no limit is known, and is never an error. */
 #include "base/machine.h"
 
 #include <sched.h>
@@ -9,11 +9,11 @@
 #include <string.h>
 
 struct text {
-    char s[16384]; /* the files read here are shorter, or have the wanted line among their first ones */
+    char s[16384]; /* the files are shorter, or have the line that is read near their start */
 };
 
 /* The whole number at s, or -1 when there is none. */
-static int64_t number_at(const char *s)
+static int64_t parse_number(const char *s)
 {
     char *end;
     long long v = strtoll(s, &end, 10);
@@ -21,19 +21,19 @@ static int64_t number_at(const char *s)
 }
 
 /* The number in the line of text that begins with `key` and a space or a colon, or -1. */
-static int64_t number_of(const char *text, const char *key)
+static int64_t find_number(const char *text, const char *key)
 {
     size_t n = strlen(key);
     for (const char *line = text; line; line = strchr(line, '\n')) {
         line += *line == '\n';
         if (!strncmp(line, key, n) && (line[n] == ' ' || line[n] == ':'))
-            return number_at(line + n + 1);
+            return parse_number(line + n + 1);
     }
     return -1;
 }
 
-/* The text of root/dir/name as far as it fits, "" when the file cannot be read. */
-static const char *text_of(struct text *t, const char *root, const char *dir, const char *name)
+/* Reads root/dir/name into t, as far as it fits, and returns the text; "" if the file cannot be read. */
+static const char *read_text(struct text *t, const char *root, const char *dir, const char *name)
 {
     char path[4096];
     size_t n = 0;
@@ -57,14 +57,14 @@ static const struct controller cgroup_v1 = {"/sys/fs/cgroup/memory", "memory.lim
 static const struct controller cgroup_v2 = {"/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file",
                                             "active_file"};
 
-/* What one group leaves; INT64_MAX without a limit. */
-static int64_t left_in_group(const char *root, const struct controller *c, const char *dir)
+/* Bytes available in one group; INT64_MAX if it has no limit. */
+static int64_t available_in_group(const char *root, const struct controller *c, const char *dir)
 {
     struct text t;
-    int64_t limit = number_at(text_of(&t, root, dir, c->limit)); /* v2 writes "max" for none */
-    int64_t used = number_at(text_of(&t, root, dir, c->usage));
-    const char *stat = text_of(&t, root, dir, "memory.stat");
-    int64_t inactive = number_of(stat, c->inactive), active = number_of(stat, c->active);
+    int64_t limit = parse_number(read_text(&t, root, dir, c->limit)); /* v2 writes "max" for none */
+    int64_t used = parse_number(read_text(&t, root, dir, c->usage));
+    const char *stat = read_text(&t, root, dir, "memory.stat");
+    int64_t inactive = find_number(stat, c->inactive), active = find_number(stat, c->active);
     if (limit < 0)
         return INT64_MAX;
     used -= (inactive > 0 ? inactive : 0) + (active > 0 ? active / 2 : 0);
@@ -73,9 +73,9 @@ static int64_t left_in_group(const char *root, const struct controller *c, const
     return used < limit ? limit - used : 0;
 }
 
-/* The least that the group at `path` and the groups above it leave. A container often sees its own group as the
- * root while /proc names the path outside: folders that are not there have no limit. */
-static int64_t left_in_groups(const char *root, const struct controller *c, const char *path, size_t len)
+/* The least that is available in the group at `path` and the groups above it. In a container, its own group is often
+ * mounted as the root, while /proc names the path outside. So a folder that does not exist counts as no limit. */
+static int64_t available_in_groups(const char *root, const struct controller *c, const char *path, size_t len)
 {
     int64_t least = INT64_MAX;
     while (len && path[len - 1] == '/')
@@ -83,8 +83,8 @@ static int64_t left_in_groups(const char *root, const struct controller *c, cons
     for (;;) {
         char dir[4096];
         snprintf(dir, sizeof dir, "%s%.*s", c->mount, (int)len, path);
-        int64_t left = left_in_group(root, c, dir);
-        least = left < least ? left : least;
+        int64_t available = available_in_group(root, c, dir);
+        least = available < least ? available : least;
         if (!len)
             return least;
         while (len && path[len - 1] != '/')
@@ -109,19 +109,19 @@ static bool lists_memory(const char *s, const char *end)
 int64_t km_available_memory(const char *root)
 {
     struct text t;
-    int64_t kib = number_of(text_of(&t, root, "/proc", "meminfo"), "MemAvailable");
+    int64_t kib = find_number(read_text(&t, root, "/proc", "meminfo"), "MemAvailable");
     int64_t least = kib < 0 ? INT64_MAX : kib * 1024;
     /* A line is "id:controllers:path"; the controllers of version 2 are empty. */
-    for (const char *line = text_of(&t, root, "/proc/self", "cgroup"); *line;) {
+    for (const char *line = read_text(&t, root, "/proc/self", "cgroup"); *line;) {
         size_t len = strcspn(line, "\n");
         const char *end = line + len, *list = memchr(line, ':', len);
         const char *path = list ? memchr(list + 1, ':', (size_t)(end - list - 1)) : NULL;
-        const struct controller *c = !path                             ? NULL
-                                     : path == list + 1                ? &cgroup_v2
-                                     : lists_memory(list + 1, path)    ? &cgroup_v1
-                                                                       : NULL;
-        int64_t left = c ? left_in_groups(root, c, path + 1, (size_t)(end - path - 1)) : INT64_MAX;
-        least = left < least ? left : least;
+        const struct controller *c = !path                          ? NULL
+                                     : path == list + 1             ? &cgroup_v2
+                                     : lists_memory(list + 1, path) ? &cgroup_v1
+                                                                    : NULL;
+        int64_t available = c ? available_in_groups(root, c, path + 1, (size_t)(end - path - 1)) : INT64_MAX;
+        least = available < least ? available : least;
         line = *end ? end + 1 : end;
     }
     return least;
@@ -138,7 +138,7 @@ void km_cpu_name(char *buf, size_t size)
 {
     struct text t;
     snprintf(buf, size, "CPU");
-    const char *at = strstr(text_of(&t, "", "/proc", "cpuinfo"), "model name");
+    const char *at = strstr(read_text(&t, "", "/proc", "cpuinfo"), "model name");
     at = at ? strchr(at, ':') : NULL;
     if (at) {
         at += 1 + strspn(at + 1, " \t");

@@ -1,5 +1,5 @@
-/* The size that is counted is glibc's malloc_usable_size. So no header is needed before a block, and libraries may
- * free() a block of ours (cJSON, libevent). */
+/* A block counts with its malloc_usable_size (glibc). So no header is needed before a block, and a library such as
+ * cJSON or libevent may free() it. */
 #include "base/mem.h"
 
 #include <malloc.h>
@@ -7,21 +7,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-static _Atomic int64_t cur[KM_MEM_KINDS], top[KM_MEM_KINDS];
-static _Atomic long fail_in;
+static _Atomic int64_t current[KM_MEM_KINDS], peak[KM_MEM_KINDS];
+static _Atomic long fail_in; /* allocations until the one that fails; 0 or below: none fails */
 
 void km_mem_note(enum km_mem_kind kind, int64_t delta)
 {
-    int64_t now = atomic_fetch_add_explicit(&cur[kind], delta, memory_order_relaxed) + delta;
-    int64_t was = atomic_load_explicit(&top[kind], memory_order_relaxed);
-    while (now > was && !atomic_compare_exchange_weak_explicit(&top[kind], &was, now, memory_order_relaxed,
-                                                               memory_order_relaxed))
+    int64_t now = atomic_fetch_add_explicit(&current[kind], delta, memory_order_relaxed) + delta;
+    int64_t was = atomic_load_explicit(&peak[kind], memory_order_relaxed);
+    while (now > was &&
+           !atomic_compare_exchange_weak_explicit(&peak[kind], &was, now, memory_order_relaxed, memory_order_relaxed))
         ;
 }
 
 struct km_mem_stats km_mem_stats(enum km_mem_kind kind)
 {
-    return (struct km_mem_stats){atomic_load(&cur[kind]), atomic_load(&top[kind])};
+    return (struct km_mem_stats){atomic_load(&current[kind]), atomic_load(&peak[kind])};
 }
 
 void km_mem_fail_at(long n)

@@ -15,17 +15,18 @@ struct km_mem_stats {
     int64_t current, peak; /* bytes now, and the most so far */
 };
 
-/* NULL without memory, or when km_mem_fail_at says so. A size of 0 gives a pointer that can be freed. */
+/* These return NULL if there is no memory, or if km_mem_fail_at chose this allocation. A size of 0 gives a pointer that
+ * can be freed. */
 void *km_malloc(size_t size);
-void *km_calloc(size_t n, size_t size);                 /* NULL if n * size overflows */
+void *km_calloc(size_t n, size_t size); /* NULL if n * size overflows */
 void *km_realloc(void *p, size_t size);
-void *km_reallocarray(void *p, size_t n, size_t size);  /* NULL if n * size overflows */
-void *km_aligned(size_t align, size_t size);            /* align: a power of two. Freed by km_free */
+void *km_reallocarray(void *p, size_t n, size_t size); /* NULL if n * size overflows */
+void *km_aligned(size_t align, size_t size);           /* align: a power of two. Freed by km_free */
 char *km_strdup(const char *s);
 char *km_strndup(const char *s, size_t n);
-void km_free(void *p);                                  /* p may be NULL */
+void km_free(void *p); /* p may be NULL */
 
-/* Counts memory of another allocator: delta bytes were allocated (> 0) or freed (< 0). */
+/* Counts memory of another allocator: delta bytes were allocated (> 0) or freed (< 0). Any thread may call it. */
 void km_mem_note(enum km_mem_kind kind, int64_t delta);
 struct km_mem_stats km_mem_stats(enum km_mem_kind kind);
 

@@ -1,4 +1,4 @@
-/* Option rows: reading a text into a field, checking a field, and writing it out. */
+/* Option rows: parsing a string into a field, checking a field against its row, and writing it as JSON. */
 #include "base/option.h"
 
 #include "base/mem.h"
@@ -23,7 +23,7 @@ int km_strs_push(struct km_strs *l, const char *text, struct km_err *err)
     return 0;
 }
 
-/* A field's value, whatever the field's size. */
+/* The value of a field, in the widest C type of its kind. */
 union value {
     int64_t whole; /* KM_BOOL, KM_INT, KM_SIZE, KM_CHOICE */
     double real;
@@ -60,12 +60,13 @@ static void store(const struct km_option *o, void *object, union value v)
         *(int64_t *)at = v.whole;
 }
 
+/* What messages put before the name of the option. */
 static const char *dashes(const struct km_option *o)
 {
-    return o->help ? "--" : "";
+    return o->internal ? "" : "--";
 }
 
-/* The place of a word in "a|b|c", or -1. */
+/* The index of a word in "a|b|c", or -1. */
 static int find_word(const char *words, const char *word)
 {
     size_t n = strlen(word);
@@ -169,7 +170,7 @@ int km_option_set(const struct km_option *o, void *object, const char *text, str
     return 0;
 }
 
-/* A default that does not read is a fault of the table, not of the user. */
+/* The default of a row. One that cannot be parsed is a bug in the table, not an error of the user. */
 static union value default_of(const struct km_option *o)
 {
     union value v = {0};
@@ -184,6 +185,7 @@ void km_options_default(const struct km_option_group *groups, int n)
     for (int g = 0; g < n; g++)
         for (int i = 0; i < groups[g].n; i++) {
             const struct km_option *o = &groups[g].rows[i];
+            assert(o->internal == !o->help);
             if (o->type == KM_LIST)
                 *(struct km_strs *)((char *)groups[g].object + o->offset) = (struct km_strs){0};
             else
@@ -232,10 +234,11 @@ int km_options_check(const struct km_option_group *groups, int n, struct km_err 
     return rc;
 }
 
-static void add_word(cJSON *to, const struct km_option *o, int64_t place)
+/* Adds the word that stands for the value of a KM_CHOICE. */
+static void add_word(cJSON *to, const struct km_option *o, int64_t value)
 {
     const char *at = o->values;
-    for (int64_t i = (int64_t)o->lo; i < place && strchr(at, '|'); i++)
+    for (int64_t i = (int64_t)o->lo; i < value && strchr(at, '|'); i++)
         at = strchr(at, '|') + 1;
     char *word = km_strndup(at, strcspn(at, "|"));
     if (word)
@@ -288,7 +291,7 @@ void km_options_json(const struct km_option_group *groups, int n, cJSON *to)
 {
     for (int g = 0; g < n; g++)
         for (int i = 0; i < groups[g].n; i++)
-            if (groups[g].rows[i].help)
+            if (!groups[g].rows[i].internal)
                 add_json(to, &groups[g].rows[i], groups[g].object);
 }
 
@@ -317,7 +320,7 @@ const struct km_option *km_option_find(const struct km_option_group *groups, int
 {
     for (int g = 0; g < n; g++)
         for (int i = 0; i < groups[g].n; i++)
-            if (groups[g].rows[i].help && same_name(groups[g].rows[i].name, name, len)) {
+            if (!groups[g].rows[i].internal && same_name(groups[g].rows[i].name, name, len)) {
                 *object = groups[g].object;
                 return &groups[g].rows[i];
             }
@@ -332,7 +335,7 @@ const char *km_option_nearest(const struct km_option_group *groups, int n, const
     const char **names = km_calloc((size_t)all + 1, sizeof *names), *near = NULL;
     for (int g = 0; names && g < n; g++)
         for (int i = 0; i < groups[g].n; i++)
-            if (groups[g].rows[i].help)
+            if (!groups[g].rows[i].internal)
                 names[count++] = groups[g].rows[i].name;
     if (names)
         near = km_nearest(name, names, count);
@@ -340,7 +343,7 @@ const char *km_option_nearest(const struct km_option_group *groups, int n, const
     return near;
 }
 
-/* Levenshtein distance; names longer than MAX count as far. */
+/* Levenshtein distance; MAX if a string is longer than MAX. */
 static int distance(const char *a, const char *b)
 {
     enum { MAX = 48 };

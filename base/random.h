@@ -3,8 +3,8 @@
  *
  * The state is one 64-bit word. A step adds KM_GOLDEN64 to the state and returns km_mix64 of the sum, so any number of
  * a sequence can be computed without the numbers before it (km_random_at). Dummy weights and sampled ids are defined
- * that way, on the host and in CUDA kernels alike: a change of any constant here changes both. The generator is not for
- * secrets. Workloads use numpy's generators instead (workloads/rng.h). */
+ * by km_random_at, on the host and in CUDA kernels alike, so a change of any constant here changes both. The generator
+ * must not be used for secrets. Workloads use numpy's generators instead (workloads/rng.h). */
 #ifndef KM_RANDOM_H
 #define KM_RANDOM_H
 

@@ -4,11 +4,11 @@
 
 #include <stddef.h>
 
-void km_sort_doubles(double *v, size_t n);     /* ascending; v holds no NaN */
+void km_sort_doubles(double *v, size_t n);      /* ascending; v holds no NaN */
 void km_sort_strings(const char **v, size_t n); /* ascending by bytes */
 
-/* Percentile of sorted v[n] at q in [0, 1], interpolated linearly between neighbours as numpy's default method does.
- * NAN when n is 0. */
+/* The percentile of sorted[n] at q in [0, 1], interpolated linearly between neighbours as by numpy's default method.
+ * NAN if n is 0. */
 double km_percentile(const double *sorted, int n, double q);
 
 #endif

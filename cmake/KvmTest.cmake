@@ -1,5 +1,6 @@
-# kvm_test(NAME SOURCES a.c ... LIBS x y ...): a cmocka program and its ctest entry. KVM_SOURCE_DIR is where
-# tests find committed data; optional data is looked for in the folder that the environment's KVM_DATA names.
+# kvm_test(NAME [TIMEOUT s] SOURCES a.c ... LIBS x y ...) adds a cmocka program and its ctest entry. The default timeout
+# is 120 s. Tests find committed data under the macro KVM_SOURCE_DIR, and optional data in the folder that the
+# environment variable KVM_DATA names (base/test/test.h).
 function(kvm_test name)
   cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;LIBS" ${ARGN})
   add_executable(${name} ${T_SOURCES})

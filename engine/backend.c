@@ -4,17 +4,17 @@
 #include <stdio.h>
 #include <string.h>
 
-/* All backends, the preferred ones first. To add a backend, add its folder to engine/ and its name to this list: the
- * name stands for a `const struct backend be_NAME`, which the folder's library defines. */
+/* The names of all backends, the preferred ones first. To add a backend, add its folder to engine/ and its name to this
+ * list. The folder's library must define a `const struct backend be_NAME`. */
 #define BACKENDS(X) X(cuda) X(cpu)
 
 #ifndef KVMARK_WITH_CUDA
-/* Takes the place of the CUDA backend in a build without it, and says so. */
+/* The probe of the CUDA backend in a build without CUDA. */
 static int probe_missing_cuda(struct km_err *err)
 {
     return km_fail(err, KM_EDEVICE,
-                   "this build has no CUDA backend, because no CUDA toolkit was found when it was built: use --device "
-                   "cpu, or install the toolkit and build again");
+                   "this build has no CUDA backend: use --device cpu, or install the CUDA toolkit and build with "
+                   "-DKVMARK_CUDA=ON");
 }
 
 const struct backend be_cuda = {.name = "cuda", .probe = probe_missing_cuda};

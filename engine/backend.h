@@ -1,8 +1,8 @@
-/* A backend runs the steps of the engine on one kind of device: CPU, CUDA, or a simulated GPU.
+/* A backend runs the steps of the engine on one kind of device, such as the CPU or an NVIDIA GPU.
  *
  * `struct backend` is a table of functions; `struct be` is one open instance, which owns its copy of the weights and
- * the KV pool. The engine owns the assignment of pages to requests. The interface is a whole step, not an operator, so
- * that CUDA can fuse kernels and capture graphs, while the CPU loops over layers.
+ * the KV pool. The engine assigns pages to requests. The unit of the interface is a whole step, not an operator, so
+ * that the CUDA backend can fuse kernels and capture graphs, while the CPU backend loops over layers.
  *
  * All calls come from the engine's thread. Order: steps run in the order of submission. A copy submitted after a step
  * sees the KV that this step writes, and overwrites no page before the step has read it. A step submitted after `poll`
@@ -25,12 +25,12 @@ struct rates;
 
 struct be_opts {
     enum km_dtype dtype;       /* of weights and KV */
-    int block_size;            /* tokens of one page */
+    int block_size;            /* tokens of a block */
     int n_pages;               /* size of the KV pool; 0: as large as the memory limit allows */
     int64_t memory_limit;      /* bytes for weights, workspace and KV together; 0: the backend's default */
     double memory_utilization; /* share of the device's memory to use if memory_limit is 0 */
-    int max_tokens;            /* largest T of one step */
-    int max_reqs;              /* largest number of requests of one step */
+    int max_tokens;            /* most rows (T) of one step */
+    int max_reqs;              /* most requests of one step */
     int max_model_len;         /* longest request, prompt and output, in tokens */
     int n_threads;             /* CPU threads; 0: one per core */
 };
@@ -46,7 +46,7 @@ struct be_stats {
 struct backend {
     const char *name; /* the value of --device */
     /* Async scheduling: the backend accepts step N + 1 while step N runs. In step N + 1 a token of -(k + 1) stands for
-     * the id that step N samples for its sample k. Steps are waited for in order. */
+     * the id that step N samples for its sample k. The engine waits for steps in the order of submission. */
     bool async_sched;
 
     /* 0 if this machine has a device that the backend can use; else KM_EDEVICE and the reason. The calling process can
@@ -64,11 +64,11 @@ struct backend {
                 struct km_err *err);
     void (*close)(struct be *b);
 
-    /* Submits a step. The arrays of `in` must not change until `wait` for this ticket returns. */
+    /* Submits a step. The arrays of `in` do not change until `wait` for this ticket returns. */
     int (*step)(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err);
     /* Blocks until the step is done and fills out[n_samples].
-     * `id == -1`: the GPU could not sample this row, and its logits were overwritten by the next step in flight.
-     * Discard the row from both steps and submit it again with no step behind it. */
+     * id -1: the device could not sample this row, and the next step in flight has overwritten the row's logits. The
+     * engine then discards the row in both steps, and submits it again in a step that no other step follows early. */
     int (*wait)(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err);
 
     /* Submits n copies between pages and host memory under one ticket; ticket 0: already complete. */
@@ -78,8 +78,8 @@ struct backend {
     void *(*host_alloc)(struct be *b, size_t size);
     void (*host_free)(struct be *b, void *p, size_t size);
 
-    /* The time in ns; NULL: km_now_ns. A simulated GPU has its own clock. The clock must advance when `poll` is called
-     * repeatedly with no step in between, because the engine then has nothing to do but wait for a copy. */
+    /* The time in ns; NULL: km_now_ns. A backend that simulates a device has its own clock. The clock must advance when
+     * `poll` is called repeatedly with no step in between, because the engine then only waits for a copy. */
     int64_t (*now)(struct be *b);
     void (*stats)(struct be *b, struct be_stats *out);
 };
@@ -87,7 +87,7 @@ struct backend {
 extern const struct backend be_cpu;
 extern const struct backend be_cuda; /* in a build without CUDA: only a name and a probe, which fails */
 
-/* The registry (engine/backend.c): backend i in order of preference, the first preferred; NULL after the last. */
+/* Backend i of the registry (engine/backend.c), which is sorted by preference; NULL after the last. */
 const struct backend *backend_at(int i);
 /* The backend named `want`, or for "auto" the first whose probe succeeds. KM_EINVAL: no such name. KM_EDEVICE: the
  * named backend has no usable device. */

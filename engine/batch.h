@@ -1,7 +1,7 @@
 /* One step as plain arrays: the only thing a backend sees of the requests.
  *
  * A prefill chunk and a decode differ only in the number of their rows, so a mixed batch needs no second path. The
- * engine owns every array and leaves it unchanged until the backend's `wait` for the step returns. */
+ * engine owns every array, and does not change it until the backend's `wait` for the step returns. */
 #ifndef ENG_BATCH_H
 #define ENG_BATCH_H
 
@@ -11,7 +11,7 @@
 
 struct batch {
     int n_tokens;             /* T, the rows of all requests in this step */
-    const int32_t *tokens;    /* [T] token ids; -(k + 1): the id that the step in flight samples for its sample k */
+    const int32_t *tokens;    /* [T] token ids; -(k + 1): the id that the step before this one samples for sample k */
     const int32_t *positions; /* [T] position within the request, from 0 */
     const int32_t *slots;     /* [T] where K and V of the token are written: page * B + offset in the page */
 

@@ -145,8 +145,8 @@ static int refuse_window(const struct mdl_config *c, const cJSON *o, struct km_e
     return 0;
 }
 
-/* Refuses other settings that the engine does not compute. */
-static int refuse_others(const cJSON *o, struct km_err *err)
+/* Refuses another architecture, activation, biases and quantised weights, which the engine does not compute. */
+static int refuse_unsupported(const cJSON *o, struct km_err *err)
 {
     const char *type = NULL, *act = "silu";
     bool bias = false;
@@ -226,7 +226,7 @@ static int read_config(struct mdl_config *c, const cJSON *o, struct km_err *err)
     double eps = 1e-6;
     if (!cJSON_IsObject(o))
         return km_fail(err, KM_EFORMAT, "the file is not a JSON object");
-    int rc = refuse_others(o, err);
+    int rc = refuse_unsupported(o, err);
     if (!rc)
         rc = read_shape(c, o, err);
     if (!rc)
@@ -250,7 +250,8 @@ int mdl_config_read(struct mdl_config *c, const char *dir, struct km_err *err)
     *c = (struct mdl_config){.temperature = -1, .top_p = -1, .top_k = -1};
     char *path = km_path(dir, "config.json"), *gen = km_path(dir, "generation_config.json");
     cJSON *o = NULL, *g = NULL;
-    int rc = path && gen ? km_json_file(path, CONFIG_MAX, &o, err) : km_fail(err, KM_ENOMEM, "out of memory");
+    int rc = path && gen ? km_json_file(path, CONFIG_MAX, &o, err)
+                         : km_fail(err, KM_ENOMEM, "no memory to read the config of %s", dir);
     if (!rc && (rc = read_config(c, o, err)))
         km_context(err, "%s", path);
     if (!rc && km_file_exists(gen)) {

@@ -7,7 +7,7 @@
 
 struct con_ticket {
     struct con_ticket *next;
-    uint64_t ticket;        /* the port's */
+    uint64_t ticket;        /* the ticket of the port */
     struct seq *loading;    /* the request that waits for this load; NULL for a store, or if the request ended */
     int from;               /* for a load: tokens whose KV was correct before it */
     int hold_from, hold_to; /* blocks whose pages this ticket holds */
@@ -28,7 +28,7 @@ void con_deinit(struct connector *c)
     c->spare = NULL;
 }
 
-/* A ticket for the pages of q's tokens [from, to), not open yet; NULL without memory. */
+/* Makes a ticket for the pages of q's tokens [from, to), which is not open yet; NULL without memory. */
 static struct con_ticket *new_ticket(struct connector *c, const struct seq *q, int from, int to)
 {
     struct con_ticket *t = c->spare;
@@ -64,10 +64,16 @@ static void open_ticket(struct connector *c, struct con_ticket *t)
     c->n_open++;
 }
 
+/* n tokens, rounded down to whole chunks. */
+static int full_chunks(const struct connector *c, int n)
+{
+    return n / c->port->chunk_size * c->port->chunk_size;
+}
+
 int con_lookup(struct connector *c, struct seq *q)
 {
     const struct kv_port *p = c->port;
-    int most = (q->n_tokens - 1) / c->sched->block_size * c->sched->block_size;
+    int most = (q->n_tokens - 1) / c->sched->block_size * c->sched->block_size; /* the last token is computed */
     if (!q->kv)
         q->kv = p->open(p->self, q->salt);
     if (!q->kv || q->n_computed >= most)
@@ -84,12 +90,12 @@ int con_lookup(struct connector *c, struct seq *q)
 static void finish_load(struct connector *c, struct seq *q, int good)
 {
     sch_load_done(c->sched, q, good);
-    q->n_offered = q->n_computed / c->port->chunk_size * c->port->chunk_size;
+    q->n_offered = full_chunks(c, q->n_computed);
 }
 
 void con_load(struct connector *c, struct seq *q)
 {
-    q->n_offered = q->n_computed / c->port->chunk_size * c->port->chunk_size;
+    q->n_offered = full_chunks(c, q->n_computed);
     int good = q->load_from;
     if (q->state != SEQ_LOADING) {
         uint64_t none;
@@ -113,14 +119,14 @@ void con_load(struct connector *c, struct seq *q)
 
 void con_store(struct connector *c, struct seq *q)
 {
-    int whole = q->n_computed / c->port->chunk_size * c->port->chunk_size;
-    if (!q->kv || whole <= q->n_offered)
+    int full = full_chunks(c, q->n_computed);
+    if (!q->kv || full <= q->n_offered)
         return;
-    struct con_ticket *t = new_ticket(c, q, 0, whole);
+    struct con_ticket *t = new_ticket(c, q, 0, full);
     if (!t)
         return; /* the chunk is offered again together with the next one */
-    q->n_offered = whole;
-    if (c->port->store(q->kv, q->tokens, whole, q->n_prompt, t->pages, &t->ticket) < 0 || !t->ticket)
+    q->n_offered = full;
+    if (c->port->store(q->kv, q->tokens, full, q->n_prompt, t->pages, &t->ticket) < 0 || !t->ticket)
         recycle_ticket(c, t);
     else
         open_ticket(c, t);

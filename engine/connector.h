@@ -2,7 +2,7 @@
  *
  * `struct connector` owns the open tickets and their holds on pages. A ticket has its own copy of the block table, so a
  * request may be preempted or end while its ticket is open. Every load ends in sch_load_done, even if the cache layer
- * fails, delivers fewer tokens than it promised, or has no memory. The request then computes more tokens itself.
+ * fails, loads fewer tokens than its lookup found, or has no memory. The engine then computes the missing tokens.
  *
  * Invariant: a page has one hold for each open ticket that names it, and no other holds. */
 #ifndef CON_CONNECTOR_H
@@ -16,7 +16,7 @@ struct con_ticket;
 struct connector {
     const struct kv_port *port;
     struct sch *sched;
-    int max_blocks;           /* of one request */
+    int max_blocks;           /* most blocks of one request */
     struct con_ticket *open;  /* oldest first */
     struct con_ticket *spare; /* finished tickets, kept for reuse */
     int n_open;
@@ -25,10 +25,10 @@ struct connector {
 void con_init(struct connector *c, const struct kv_port *port, struct sch *sched, int max_blocks);
 void con_deinit(struct connector *c); /* no ticket may be open */
 
-/* Tokens that the cache layer can load for a request from sch_next_waiting. The cache layer is asked once per
- * admission, and only if it could have more than the pool. */
+/* The number of tokens, from the first, that the cache layer can load for q, a request from sch_next_waiting. Looks up
+ * once per admission, and only if the cache layer could have more tokens than the pool. */
 int con_lookup(struct connector *c, struct seq *q);
-/* After sch_admit: starts the load if the admission needs one. */
+/* After sch_admit: starts the load if q needs one, else drops what the lookup pinned. */
 void con_load(struct connector *c, struct seq *q);
 /* After sch_retire_rows: offers the chunks that were completed since the last call to the cache layer. */
 void con_store(struct connector *c, struct seq *q);

@@ -1,7 +1,7 @@
-/* Dummy weights: the recipe for weights that look like a trained model's and need no file.
+/* Dummy weights: a recipe for random weights with the magnitudes of a trained model, which need no file.
  *
  * A value depends on (seed, tensor, layer, index) alone, where index is row * cols + col. So any device can make any
- * part of a tensor in any order, and all devices make the same bits. The recipe, for other languages:
+ * part of a tensor in any order, and all devices make the same bits. The recipe, for use in other languages:
  *   key   = mix(mix(seed) + tensor * 65536 + layer)            64-bit, wrapping
  *   h     = mix(key + (index + 1) * 0x9E3779B97F4A7C15)
  *   sum   = the four 16-bit fields of h, added, minus 131070    (-131070 .. 131070, nearly normal)

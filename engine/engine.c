@@ -3,8 +3,8 @@
  * At most one step is in flight between calls. Within eng_step there can be two, because the next step is submitted
  * before the older one is retired.
  *
- * eng_open allocates all buffers and eng_submit one block per request, so a step allocates nothing. The decisions are
- * made elsewhere: sched.c assigns rows and pages, connector.c talks to the cache layer, the backend computes. */
+ * eng_open allocates all buffers, and eng_submit one block of memory per request, so a step allocates nothing. sched.c
+ * assigns rows and pages, connector.c calls the cache layer, and the backend computes. */
 #include "engine/engine.h"
 
 #include "base/clock.h"
@@ -24,19 +24,19 @@ struct eng {
     const struct backend *backend;
     struct be *be;
     const struct kv_port *port;    /* NULL: no cache layer */
-    bool attached;                 /* the port */
+    bool attached;                 /* port->attach has succeeded */
     struct kv_geom geom;
     struct kv_copier copier;
     struct sch sched;
     struct connector con;          /* unused without a port */
 
     _Atomic uint64_t last_id;
-    struct seq **by_id;            /* [by_id_mask + 1] hash table of the requests, chained */
+    struct seq **by_id;            /* [by_id_mask + 1] hash table of the requests, with chaining (seq.chain) */
     uint64_t by_id_mask;
 
-    int max_blocks;                /* of one request */
+    int max_blocks;                /* most blocks of one request */
     struct step steps[2];          /* the second one is used with async scheduling only */
-    int oldest, n_in_flight;       /* steps[oldest] is in flight if n_in_flight >= 1, the other one if 2 */
+    int oldest, n_in_flight;       /* steps[oldest] is in flight if n_in_flight is 1 or 2, the other one if it is 2 */
     struct seq *ended_in_flight;   /* requests that ended while a step's arrays pointed into them */
     struct step_times times;
     int64_t last_retired_ns;
@@ -44,7 +44,7 @@ struct eng {
     struct eng_events events;
 
     bool dead;                     /* the device failed */
-    struct eng_stats n;            /* the counters; eng_stats fills in the other members */
+    struct eng_stats counters;     /* eng_stats fills in the other members */
 };
 
 static int64_t now(const struct eng *e)
@@ -215,7 +215,8 @@ int eng_open(struct eng **out, const struct eng_opts *o, const struct mdl *m, co
     return 0;
 }
 
-/* The pointer in the hash table that points to the request, or the NULL pointer at the end of its bucket. */
+/* The link in the hash table that points to the request. If there is no such request, the link is NULL and the last one
+ * of its bucket. */
 static struct seq **find_link(struct eng *e, uint64_t id)
 {
     struct seq **at = &e->by_id[id & e->by_id_mask];
@@ -224,10 +225,10 @@ static struct seq **find_link(struct eng *e, uint64_t id)
     return at;
 }
 
-/* Ends a request. If a step in flight has its rows, its memory is freed only when that step is retired. */
+/* Ends a request. If a step in flight has rows of the request, the request is freed only when that step is retired. */
 static void end_seq(struct eng *e, struct seq *q, enum eng_finish finish)
 {
-    e->n.finished[finish]++;
+    e->counters.finished[finish]++;
     if (e->port)
         con_close_seq(&e->con, q);
     bool in_flight = q->n_rows && e->n_in_flight;
@@ -386,13 +387,13 @@ static int submit_step(struct eng *e, struct km_err *err)
     int rc = e->backend->step(e->be, &s->batch, &s->ticket, err);
     if (rc)
         return rc;
-    e->n.async_steps += e->n_in_flight;
+    e->counters.async_steps += e->n_in_flight;
     e->n_in_flight++;
     return 0;
 }
 
-/* Whether q ends with its newest token. An end token takes precedence over the length, as in vLLM. Before min_tokens no
- * end token can come, because the sampler bans them. */
+/* Returns whether and why q ends with `token`, its last one. An end token takes precedence over the length, as in vLLM.
+ * Before min_tokens the sampler bans end tokens. */
 static enum eng_finish finish_after(const struct seq *q, int32_t token)
 {
     for (int i = 0; i < q->n_end_ids; i++)
@@ -401,8 +402,9 @@ static enum eng_finish finish_after(const struct seq *q, int32_t token)
     return seq_output(q) >= q->max_tokens ? ENG_LENGTH : ENG_RUNNING;
 }
 
-/* The backend could not sample q's row. Discards the row, and also q's row in the next step if that is in flight, since
- * it was computed from a wrong token. q is then scheduled again, with no step behind it. */
+/* The backend could not sample q's row. Discards the row, and also q's row in the next step if that step is in flight,
+ * because it was computed from a wrong token. q's row is then scheduled again, in a step that no other step follows
+ * early. */
 static void discard_row(struct eng *e, struct seq *q)
 {
     if (q->n_rows && e->n_in_flight)
@@ -419,9 +421,9 @@ static void report_token(struct eng *e, struct seq *q, const struct smp_result *
     v->has_token = true;
     v->token = *result;
     v->stop_id = finish == ENG_STOP ? result->id : -1;
-    e->n.generated_tokens++;
+    e->counters.generated_tokens++;
     if (v->n_output == 1)
-        e->n.prompt_tokens += q->n_prompt;
+        e->counters.prompt_tokens += q->n_prompt;
     if (finish != ENG_RUNNING)
         end_seq(e, q, finish);
 }
@@ -437,12 +439,12 @@ static void apply_results(struct eng *e, const struct step *s)
         const struct smp_result *result = sampled ? &e->results[sample++] : NULL;
         struct seq *q = s->req_ids[r] ? *find_link(e, s->req_ids[r]) : NULL;
         if (!q || (result && result->id < 0)) {
-            e->n.wasted_rows += rows;
+            e->counters.wasted_rows += rows;
             if (q)
                 discard_row(e, q);
             continue;
         }
-        e->n.computed_tokens += rows;
+        e->counters.computed_tokens += rows;
         if (result) {
             q->tokens[q->n_tokens++] = result->id;
             q->by_host = result->by_host;
@@ -455,7 +457,7 @@ static void apply_results(struct eng *e, const struct step *s)
     }
 }
 
-/* When the device started s, the oldest step in flight: on submission, or when the step before it ended. */
+/* The time when the device started s, the oldest step in flight: its submission, or the end of the step before it. */
 static int64_t started_ns(const struct eng *e, const struct step *s)
 {
     return s->submitted_ns > e->last_retired_ns ? s->submitted_ns : e->last_retired_ns;
@@ -472,7 +474,7 @@ static int retire_step(struct eng *e, struct km_err *err)
     if (s->is_async_decode)
         step_times_add(&e->times, s, at - started_ns(e, s));
     e->last_retired_ns = at;
-    e->n.steps++;
+    e->counters.steps++;
     apply_results(e, s);
     return 0;
 }
@@ -511,11 +513,10 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err)
     bool was_in_flight = e->n_in_flight;
     const struct step *s = &e->steps[e->oldest];
     int rc = 0;
-    /* If a step is in flight, the next one is submitted before it is retired only where async scheduling allows
-     * that. */
+    /* If a step is in flight, the next one is submitted before it is retired only if async scheduling allows that. */
     if (!was_in_flight || (s->is_async_decode && sch_can_schedule_async(&e->sched)))
         rc = submit_step(e, err);
-    /* A step that this call submitted stays in flight if the next call may submit another one behind it. */
+    /* A step that this call submitted remains in flight if the next call may submit another step before retiring it. */
     if (!rc && !e->n_in_flight)
         e->events.stalled = !eng_idle(e);
     else if (!rc && (was_in_flight || !s->is_async_decode || !e->backend->async_sched))
@@ -538,7 +539,7 @@ bool eng_idle(const struct eng *e)
 
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
 {
-    /* If no request is alive, only stores hold pages, and a store ends without any further call of the engine. */
+    /* If no request is alive, only transfers of ended requests hold pages, and they finish without any other call. */
     for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->con.n_open; sleep_briefly()) {
         con_poll(&e->con);
         if (sch_n_requests(&e->sched) || km_now_ns() > until)
@@ -548,19 +549,19 @@ int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
     int used = c.pages - c.free - c.lru;
     if (used)
         return km_fail(err, KM_ELIMIT,
-                       "%d requests and %d transfers hold %d blocks: reset the cache when they have ended",
+                       "%d requests and %d transfers use %d blocks: reset the cache when they have ended",
                        sch_n_requests(&e->sched), e->con.n_open, used);
     sch_evict_cached(&e->sched);
     if (external && e->port && e->port->reset(e->port->self) < 0)
         return km_fail(err, KM_ELIMIT,
-                       "the cache layer still uses some of its chunks and kept them: reset the cache again later");
+                       "the cache layer could not drop the chunks that are in use: reset the cache again later");
     return 0;
 }
 
 void eng_stats(const struct eng *e, struct eng_stats *out)
 {
     struct pg_counts c = pg_counts(e->sched.pages);
-    *out = e->n;
+    *out = e->counters;
     out->running = e->sched.running.n;
     out->waiting = e->sched.waiting.n;
     out->loading = e->sched.loading.n;

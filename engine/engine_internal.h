@@ -1,12 +1,12 @@
-/* What the files of the engine share beyond engine.h: the check of options, and the two halves of eng_submit. For
- * engine/runner.c one thread prepares a request and another one enqueues it. */
+/* Functions that the files of the engine share, but callers do not see: the check of options, and the two halves of
+ * eng_submit. engine/runner.c prepares a request on the caller's thread and enqueues it on its own thread. */
 #ifndef ENG_ENGINE_INTERNAL_H
 #define ENG_ENGINE_INTERNAL_H
 
 #include "engine/engine.h"
 #include "engine/seq.h"
 
-/* Checks o against its rows, the model and the cache layer's chunk size (port may be NULL). */
+/* Checks o against the ranges in the option table, the model and the cache layer's chunk size (port may be NULL). */
 int eng_check_options(const struct eng_opts *o, const struct mdl_config *c, const struct kv_port *port,
                       struct km_err *err);
 

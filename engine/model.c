@@ -140,7 +140,7 @@ static int bind_all(struct mdl *m, struct km_err *err)
 {
     m->tensors = km_calloc((size_t)m->c.n_layers * MDL_TENSORS, sizeof *m->tensors);
     if (!m->tensors)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "no memory for the tensor table of %d layers", m->c.n_layers);
     int rc = 0;
     for (int t = 0; t < MDL_TENSORS && !rc; t++) {
         if (t == MDL_LM_HEAD && m->c.tied)
@@ -198,7 +198,7 @@ static int make_fingerprint(struct mdl *m, struct km_err *err)
         km_sha_add(h, &m->seed, sizeof m->seed);
     } else {
         uint8_t *buf = km_malloc(SAMPLE);
-        rc = buf ? 0 : km_fail(err, KM_ENOMEM, "out of memory");
+        rc = buf ? 0 : km_fail(err, KM_ENOMEM, "no memory to read the weights of %s for its fingerprint", m->name);
         for (int i = 0; i < c->n_layers * MDL_TENSORS && !rc; i++)
             if (m->tensors[i])
                 rc = hash_tensor(m, h, m->tensors[i], buf, err);
@@ -213,14 +213,14 @@ static int open_folder(struct mdl *m, const char *dir, struct km_err *err)
 {
     m->dir = km_strdup(dir);
     if (!m->dir)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "no memory for the path of model %s", dir);
     size_t n = strlen(m->dir);
     while (n > 1 && m->dir[n - 1] == '/')
         m->dir[--n] = 0;
     const char *last = strrchr(m->dir, '/');
     m->name = km_strdup(last && last[1] ? last + 1 : m->dir);
     if (!m->name)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "no memory for the name of model %s", dir);
     int rc = mdl_config_read(&m->c, m->dir, err);
     if (!rc && !m->dummy) {
         rc = st_open(&m->files, m->dir, err);
@@ -236,13 +236,13 @@ int mdl_open(struct mdl **out, const char *name, bool dummy, uint64_t seed, stru
     struct mdl *m = km_calloc(1, sizeof *m);
     int rc = 0;
     if (!m)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "no memory for model %s", name);
     m->dummy = dummy || preset;
     m->seed = seed;
     if (preset) {
         m->c = *preset;
         m->name = km_strdup(name);
-        rc = m->name ? 0 : km_fail(err, KM_ENOMEM, "out of memory");
+        rc = m->name ? 0 : km_fail(err, KM_ENOMEM, "no memory for the name of model %s", name);
     } else if (km_dir_exists(name)) {
         rc = open_folder(m, name, err);
     } else {
@@ -313,7 +313,8 @@ float mdl_dummy_scale(const struct mdl_config *c, enum mdl_tensor t)
     return t == MDL_O || t == MDL_DOWN ? base / sqrtf(2.0f * (float)c->n_layers) : base;
 }
 
-/* Makes dst[n], of type `as`, from element `first` of tensor t on. A tied LM head equals the embedding. */
+/* Makes n elements of tensor t, from element `first` on, as dst[n] of type `as`. A tied LM head equals the
+ * embedding. */
 static void make_dummy(const struct mdl *m, enum mdl_tensor t, int layer, uint64_t first, size_t n, enum km_dtype as,
                        void *dst)
 {
@@ -355,9 +356,9 @@ int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n,
         return km_fail(err, KM_EINVAL, "rows [%d, %d + %d) of %s in layer %d cannot be read as %s", row0, row0, n,
                        names[t], layer, km_dtype_name(as));
     uint64_t first = (uint64_t)row0 * (uint64_t)cols;
-    size_t left = (size_t)n * (size_t)cols;
+    size_t n_left = (size_t)n * (size_t)cols; /* elements still to read */
     if (m->dummy) {
-        make_dummy(m, t, layer, first, left, as, dst);
+        make_dummy(m, t, layer, first, n_left, as, dst);
         return 0;
     }
     const struct st_tensor *s = m->tensors[(size_t)layer * MDL_TENSORS + t];
@@ -365,17 +366,17 @@ int mdl_read(const struct mdl *m, enum mdl_tensor t, int layer, int row0, int n,
     stored_dtype(s, &from);
     const size_t size = km_dtype_size(from);
     if (from == as)
-        return st_read(m->files, s, first * size, left * size, dst, err);
+        return st_read(m->files, s, first * size, n_left * size, dst, err);
     float block[2048]; /* conversion uses the stack, so that reading allocates nothing */
-    while (left) {
-        size_t k = left < sizeof block / size ? left : sizeof block / size;
+    while (n_left) {
+        size_t k = n_left < sizeof block / size ? n_left : sizeof block / size;
         int rc = st_read(m->files, s, first * size, k * size, block, err);
         if (rc)
             return rc;
         convert(block, from, k, as, dst);
         dst = (char *)dst + k * km_dtype_size(as);
         first += k;
-        left -= k;
+        n_left -= k;
     }
     return 0;
 }

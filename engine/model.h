@@ -1,8 +1,8 @@
 /* A Qwen3 model: its config and its tensors.
  *
- * `struct mdl` owns the open files and does not change after mdl_open. mdl_read returns tensors in the type that a
- * backend needs. Their source is hidden from the caller: safetensors files (bf16, f16 or f32, one file or shards), or
- * the seed of a model with dummy weights. Shapes are checked against the config before anything is read.
+ * `struct mdl` owns the open files and does not change after mdl_open. mdl_read returns rows of a tensor in the type
+ * that a backend needs, from safetensors files (bf16, f16 or f32, one file or shards) or made from the seed of a model
+ * with dummy weights. Shapes are checked against the config before any weight is read.
  *
  * Letters used everywhere in engine/: L layers, D hidden size, H query heads, G key/value heads, d head_dim, F ffn
  * size, V vocabulary, T rows (tokens) of one step, B tokens of a block. */
@@ -24,7 +24,7 @@ struct mdl_config {
     enum km_dtype dtype; /* of the checkpoint; used by --dtype auto */
     int32_t eos[8];      /* [n_eos] ids that end a generation: from generation_config.json, else config.json */
     int n_eos;
-    /* Sampling defaults of generation_config.json, which the server applies as vLLM does; < 0: not given. */
+    /* Sampling defaults of generation_config.json, which the server applies as vLLM does; < 0: not in the file. */
     double temperature, top_p;
     int top_k;
 };
@@ -58,7 +58,7 @@ void mdl_free(struct mdl *m);
 const struct mdl_config *mdl_config(const struct mdl *m);
 const char *mdl_name(const struct mdl *m); /* the preset, or the last part of the folder's path */
 const char *mdl_dir(const struct mdl *m);  /* NULL for a preset */
-bool mdl_is_dummy(const struct mdl *m);    /* true: every result of this model must say so */
+bool mdl_is_dummy(const struct mdl *m);    /* dummy weights: every result of this model must say so */
 uint64_t mdl_seed(const struct mdl *m);    /* of dummy weights */
 int64_t mdl_params(const struct mdl *m);
 

@@ -1,4 +1,5 @@
-/* The engine's options: one row per field of `struct eng_opts`, and the limits that depend on the model. */
+/* The engine's options: a table with one row per field of `struct eng_opts`, and the limits that depend on the
+ * model. */
 #include "engine/engine_internal.h"
 
 #include <limits.h>
@@ -9,7 +10,7 @@ static const struct km_option rows[] = {
      .values = "auto|float32|bfloat16",
      .fallback = "auto",
      .lo = ENG_DTYPE_AUTO,
-     .help = "number format of weights and KV; auto takes the checkpoint's"},
+     .help = "number format of weights and KV; auto: float32 for a float32 checkpoint, else bfloat16"},
     {.name = "threads",
      KM_FIELD(struct eng_opts, n_threads),
      .arg = "N",
@@ -65,7 +66,12 @@ static const struct km_option rows[] = {
      KM_FIELD(struct eng_opts, prefix_caching),
      .fallback = "true",
      .help = "reuse KV blocks that are still in the pool"},
-    {.name = "the queue length", KM_FIELD(struct eng_opts, max_waiting), .fallback = "4096", .lo = 1, .hi = 1 << 20},
+    {.name = "max-waiting",
+     KM_FIELD(struct eng_opts, max_waiting),
+     .fallback = "4096",
+     .lo = 1,
+     .hi = 1 << 20,
+     .internal = true},
 };
 
 struct km_option_group eng_option_group(struct eng_opts *o)

@@ -16,7 +16,7 @@ struct list {
 struct pg_pool {
     struct page *v; /* [n] */
     int n, transfer_only;
-    struct list free, lru; /* pg_alloc takes from the heads */
+    struct list free, lru; /* pg_alloc removes pages at the heads */
 };
 
 static void push_back(struct pg_pool *p, struct list *l, int32_t i)
@@ -52,7 +52,8 @@ static struct list *list_of(struct pg_pool *p, int32_t i)
     return p->v[i].keyed ? &p->lru : &p->free;
 }
 
-/* Page i has no user any more. A page without a key is reused first, because a hardware cache may still hold it. */
+/* Puts page i, which has no user any more, on its list. A page without a key is put at the head and so reused first,
+ * because a hardware cache may still hold its memory. */
 static void put_on_list(struct pg_pool *p, int32_t i)
 {
     if (p->v[i].keyed)

@@ -1,10 +1,10 @@
 /* The page pool: which pages of the backend's KV pool are in use, and which page is reused next.
  *
  * `struct pg_pool` counts two kinds of users of a page: references by sequences and holds by transfers. A page is in
- * one of three places. It is in use, or on the free list if its content is worthless, or on the LRU list if nobody uses
- * it but the prefix index can still find it. pg_alloc prefers the free list, then the oldest page of the LRU list.
- * Sequences free their pages from the last to the first, so the end of a sequence is evicted before its start. The pool
- * knows nothing of tokens or keys.
+ * one of three states: in use; on the free list, if its content is useless; or on the LRU list, if nobody uses it but
+ * the prefix index can still find it. pg_alloc returns a page of the free list, or else the oldest page of the LRU
+ * list. Sequences free their pages from the last to the first, so the end of a sequence is evicted before its start.
+ * The pool knows no tokens or keys.
  *
  * Invariant: refs + holds > 0 if and only if the page is on no list. An unused page is on the LRU list if it is
  * `keyed`, else on the free list. */
@@ -27,17 +27,17 @@ struct pg_counts {
 int pg_new(struct pg_pool **out, int n_pages, struct km_err *err);
 void pg_free(struct pg_pool *p);
 
-/* A page with one reference; -1 if all are in use. If the page is keyed, the caller must remove it from the prefix
- * index. */
+/* Returns a page with one reference, or -1 if all are in use. If the page is keyed, the caller must remove it from the
+ * prefix index. */
 int32_t pg_alloc(struct pg_pool *p);
-/* A sequence starts and stops using the page. */
+/* Add and drop a sequence's reference to the page. */
 void pg_ref(struct pg_pool *p, int32_t page);
 void pg_unref(struct pg_pool *p, int32_t page);
-/* A transfer starts and stops reading or writing the page, which must be in use when it starts. */
+/* Add and drop a transfer's hold on the page. A page must have a reference when it gets a hold. */
 void pg_hold(struct pg_pool *p, int32_t page);
 void pg_release(struct pg_pool *p, int32_t page);
 
-/* Keyed: the prefix index has a key for the page. */
+/* Records whether the page is keyed: the prefix index has a key for it. */
 void pg_set_keyed(struct pg_pool *p, int32_t page, bool keyed);
 bool pg_keyed(const struct pg_pool *p, int32_t page);
 

@@ -16,7 +16,7 @@ enum { PLAN_ROWS = 48 };
 enum plan_group {
     PLAN_WEIGHTS,
     PLAN_WORKSPACE,
-    PLAN_RESERVE, /* left free for libraries and the driver: counts against the limit, is not allocated */
+    PLAN_RESERVE, /* free memory for libraries and the driver: counts against the limit, but is not allocated */
     PLAN_KV,
     PLAN_GROUPS
 };
@@ -31,9 +31,9 @@ struct plan_row {
 struct plan {
     struct plan_row rows[PLAN_ROWS];
     int n_rows;
-    enum km_mem_kind limited; /* the kind of memory that `limit` is about */
+    enum km_mem_kind limited; /* the kind of memory that `limit` applies to */
     int64_t limit;            /* bytes for all rows in this kind of memory */
-    bool limit_stated;        /* the user set the limit; false: it is what the device offers */
+    bool limit_stated;        /* true: the user set the limit; false: it is the backend's default */
     struct kv_geom geom;      /* n_pages 0: no memory is left for KV */
     char device[96];          /* the device that the plan is for */
 };

@@ -3,9 +3,10 @@
  * The thread holds the mutex except while it steps or sleeps. While a step is in flight the thread sleeps until shortly
  * before the estimated end of that step, so that requests which arrive in the meantime are part of the next step.
  *
- * run_submit validates and copies a request on the caller's thread, into the object that the engine uses. The runner's
- * thread therefore allocates memory for events only. If there is none, it waits until the owner has collected some
- * events. After run_start all other calls of the engine come from the runner's thread. */
+ * runner_submit validates and copies a request on the caller's thread, into the object that the engine uses. The
+ * runner's thread therefore allocates memory for events only. If that memory is not available, the thread waits until
+ * the owner has collected some events. After runner_start all other calls of the engine come from the runner's
+ * thread. */
 #include "engine/runner.h"
 
 #include "base/clock.h"
@@ -16,8 +17,8 @@
 #include <string.h>
 #include <time.h>
 
-/* The next step is scheduled this long before the estimated end of the step in flight. It is several times what waking
- * up, scheduling and submitting take. Requests that arrive later miss the next step. */
+/* Time before the estimated end of the step in flight at which the next step is scheduled. It is several times the time
+ * that waking up, scheduling and submitting take. Requests that arrive later miss the next step. */
 enum { HEAD_START_NS = 300000 };
 
 struct cancel {
@@ -25,14 +26,14 @@ struct cancel {
     enum eng_finish finish;
 };
 
-struct run {
+struct runner {
     struct eng *e;
     void (*wake)(void *arg);
     void *arg;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t work;            /* the thread has something to do */
-    pthread_cond_t done;            /* the thread has emptied the queues */
+    pthread_cond_t done;            /* the thread has drained the queues */
 
     /* `lock` protects all members below. */
     bool stop;
@@ -42,7 +43,7 @@ struct run {
     struct cancel *cancels;         /* [n_cancels], with capacity for all requests that can be alive */
     int n_cancels, cap_cancels;
     bool reset, reset_external;     /* a reset was begun and is not done; external: of the cache layer, too */
-    bool reset_done;                /* a reset was done and run_reset_ended has not returned it yet */
+    bool reset_done;                /* a reset was done and runner_reset_ended has not returned it yet */
     int reset_rc;
     struct km_err reset_err;
     struct eng_event *events;       /* [n_events] */
@@ -54,7 +55,7 @@ struct run {
 };
 
 /* Sleeps until there is work, at most ns. The lock is held on entry and exit. */
-static void sleep_for(struct run *r, long ns)
+static void sleep_for(struct runner *r, long ns)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -65,15 +66,15 @@ static void sleep_for(struct run *r, long ns)
 }
 
 /* Calls the owner's callback without the lock, because the callback may call the runner. */
-static void call_wake(struct run *r)
+static void call_wake(struct runner *r)
 {
     pthread_mutex_unlock(&r->lock);
     r->wake(r->arg);
     pthread_mutex_lock(&r->lock);
 }
 
-/* Makes space for n more events. Without memory it waits until the owner has collected some. The lock is held. */
-static void reserve_events(struct run *r, int n)
+/* Grows the array for n more events. Without memory it waits until the owner has collected some. The lock is held. */
+static void reserve_events(struct runner *r, int n)
 {
     while (r->n_events + n > r->cap_events && !r->stop) {
         int cap = r->n_events + n + r->cap_events / 2;
@@ -90,7 +91,7 @@ static void reserve_events(struct run *r, int n)
 
 /* Passes everything that was queued to the engine: first requests, then cancellations, then a reset. Returns true if
  * there was a reset. The lock is held. */
-static bool empty_queues(struct run *r)
+static bool drain_queues(struct runner *r)
 {
     bool reset = r->reset;
     for (struct seq *q; (q = r->first);) {
@@ -116,13 +117,13 @@ static bool empty_queues(struct run *r)
 }
 
 /* ns until the next step should be scheduled; 0 or less: now. The lock is held. */
-static int64_t ns_to_next_step(const struct run *r)
+static int64_t ns_to_next_step(const struct runner *r)
 {
     return r->busy_until_ns ? r->busy_until_ns - HEAD_START_NS - km_now_ns() : 0;
 }
 
 /* Runs a step without the lock, and makes its events available to the owner. */
-static void step(struct run *r)
+static void step(struct runner *r)
 {
     struct eng_events ev;
     struct km_err err;
@@ -152,10 +153,10 @@ static void step(struct run *r)
 
 static void *thread_main(void *arg)
 {
-    struct run *r = arg;
+    struct runner *r = arg;
     pthread_mutex_lock(&r->lock);
     while (!r->stop) {
-        if ((r->first || r->n_cancels || r->reset) && empty_queues(r)) {
+        if ((r->first || r->n_cancels || r->reset) && drain_queues(r)) {
             call_wake(r);
             continue; /* call_wake released the lock, so more work may be queued */
         }
@@ -171,7 +172,7 @@ static void *thread_main(void *arg)
     return NULL;
 }
 
-static int init_sync(struct run *r)
+static int init_sync(struct runner *r)
 {
     pthread_condattr_t a;
     if (pthread_condattr_init(&a))
@@ -181,10 +182,10 @@ static int init_sync(struct run *r)
     return rc || pthread_cond_init(&r->done, NULL) || pthread_mutex_init(&r->lock, NULL) ? -1 : 0;
 }
 
-int run_start(struct run **out, struct eng *e, void (*wake)(void *arg), void *arg, struct km_err *err)
+int runner_start(struct runner **out, struct eng *e, void (*wake)(void *arg), void *arg, struct km_err *err)
 {
     const struct eng_opts *o = eng_options(e);
-    struct run *r = km_calloc(1, sizeof *r);
+    struct runner *r = km_calloc(1, sizeof *r);
     if (r) {
         r->cap_cancels = o->max_waiting + o->max_num_seqs;
         r->cancels = km_calloc((size_t)r->cap_cancels, sizeof *r->cancels);
@@ -207,7 +208,7 @@ int run_start(struct run **out, struct eng *e, void (*wake)(void *arg), void *ar
     return 0;
 }
 
-void run_free(struct run *r)
+void runner_free(struct runner *r)
 {
     if (!r)
         return;
@@ -228,7 +229,7 @@ void run_free(struct run *r)
     km_free(r);
 }
 
-int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct km_err *err)
+int runner_submit(struct runner *r, const struct eng_request *q, uint64_t *id, struct km_err *err)
 {
     struct seq *s;
     int rc = eng_prepare(r->e, q, &s, err), max_waiting = eng_options(r->e)->max_waiting;
@@ -253,11 +254,11 @@ int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct 
     return rc;
 }
 
-void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
+void runner_cancel(struct runner *r, uint64_t id, enum eng_finish finish)
 {
     pthread_mutex_lock(&r->lock);
-    while (r->n_cancels == r->cap_cancels &&
-           !r->failed) { /* full of repeated cancellations, or of requests that ended */
+    /* The queue is full only if cancellations were repeated, or named requests that have ended. */
+    while (r->n_cancels == r->cap_cancels && !r->failed) {
         pthread_cond_signal(&r->work);
         pthread_cond_wait(&r->done, &r->lock);
     }
@@ -268,7 +269,7 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_unlock(&r->lock);
 }
 
-void run_reset_begin(struct run *r, bool external)
+void runner_reset_begin(struct runner *r, bool external)
 {
     pthread_mutex_lock(&r->lock);
     r->reset = true;
@@ -278,7 +279,7 @@ void run_reset_begin(struct run *r, bool external)
     pthread_mutex_unlock(&r->lock);
 }
 
-bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
+bool runner_reset_ended(struct runner *r, int *rc, struct km_err *err)
 {
     pthread_mutex_lock(&r->lock);
     bool ended = r->reset_done;
@@ -292,7 +293,7 @@ bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
     return ended;
 }
 
-int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
+int runner_collect(struct runner *r, struct eng_events *out, struct km_err *err)
 {
     pthread_mutex_lock(&r->lock);
     int rc = 0, n = r->n_events;
@@ -302,7 +303,7 @@ int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
             out->v = p;
             out->cap = n;
         } else
-            rc = km_fail(err, KM_ENOMEM, "no memory to collect %d events: they stay for the next call", n);
+            rc = km_fail(err, KM_ENOMEM, "no memory to collect %d events: they remain for the next call", n);
     }
     out->n = 0;
     out->stalled = false;
@@ -316,14 +317,14 @@ int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
     return rc;
 }
 
-void run_stats(struct run *r, struct eng_stats *out)
+void runner_stats(struct runner *r, struct eng_stats *out)
 {
     pthread_mutex_lock(&r->lock);
     *out = r->stats;
     pthread_mutex_unlock(&r->lock);
 }
 
-bool run_failed(struct run *r, struct km_err *why)
+bool runner_failed(struct runner *r, struct km_err *why)
 {
     pthread_mutex_lock(&r->lock);
     bool failed = r->failed;

@@ -1,7 +1,7 @@
 /* Opening and checking safetensors files.
  *
- * The table of a folder is one array over all its files, sorted by name: duplicates, within a file or
- * across shards, are neighbours, and lookup is a binary search. */
+ * The table of a folder is one array over all its files, sorted by name. Duplicates, within a file or across shards,
+ * are therefore neighbours, and a lookup is a binary search. */
 #include "engine/safetensors.h"
 
 #include "base/buf.h"
@@ -21,8 +21,7 @@
 #define HEADER_MAX 100000000 /* the format's own limit */
 #define INDEX_MAX (64 << 20)
 #define SHARDS_MAX 4096
-#define EXACT_MAX                                                                                                      \
-    9007199254740992.0 /* 2^53: a JSON number is a double, which represents whole numbers exactly up to here */
+#define EXACT_MAX 0x1p53 /* a JSON number is a double, which represents whole numbers exactly up to 2^53 */
 
 struct st_file {
     char *path;
@@ -33,7 +32,7 @@ struct st_file {
 struct st {
     struct st_file *files; /* [n_files] */
     int n_files;
-    struct st_tensor *v; /* [n], sorted by name; names are owned */
+    struct st_tensor *v; /* [n], sorted by name; owns the names */
     int n, cap;
 };
 
@@ -110,7 +109,7 @@ static int parse_tensor(const cJSON *item, struct st_tensor *t, uint64_t data_by
         !whole(val[2]->child->next, &t->end))
         return km_fail(err, KM_EFORMAT, "its data_offsets are not two whole numbers in [0, 2^53]");
     if (t->begin > t->end || t->end > data_bytes)
-        return km_fail(err, KM_EFORMAT, "its data_offsets [%llu, %llu) do not lie in the file's %llu data bytes",
+        return km_fail(err, KM_EFORMAT, "its data_offsets [%llu, %llu) are outside the file's %llu data bytes",
                        (unsigned long long)t->begin, (unsigned long long)t->end, (unsigned long long)data_bytes);
     if (t->end - t->begin != bytes)
         return km_fail(err, KM_EFORMAT, "its shape needs %llu bytes but its data_offsets give %llu",
@@ -181,7 +180,7 @@ static int add_tensors(struct st *s, int file, const cJSON *header, uint64_t dat
             int cap = s->cap ? 2 * s->cap : 64;
             struct st_tensor *v = km_reallocarray(s->v, (size_t)cap, sizeof *v);
             if (!v)
-                return km_fail(err, KM_ENOMEM, "out of memory");
+                return km_fail(err, KM_ENOMEM, "no memory for the table of %d tensors", cap);
             s->v = v;
             s->cap = cap;
         }
@@ -192,7 +191,7 @@ static int add_tensors(struct st *s, int file, const cJSON *header, uint64_t dat
         }
         t.name = km_strdup(item->string);
         if (!t.name)
-            return km_fail(err, KM_ENOMEM, "out of memory");
+            return km_fail(err, KM_ENOMEM, "no memory for the name of tensor %.100s", item->string);
         s->v[s->n++] = t;
     }
     if ((rc = check_tiling(s->v + first, s->n - first, data_bytes, err)))
@@ -204,7 +203,7 @@ static int add_tensors(struct st *s, int file, const cJSON *header, uint64_t dat
     return 0;
 }
 
-/* Reads n bytes at `at`. False: the read failed, or with errno 0, the file ends before. */
+/* Reads n bytes at offset `at`. False: the read failed, or with errno 0, the file is shorter than at + n. */
 static bool pread_all(int fd, void *dst, size_t n, uint64_t at)
 {
     char *p = dst;
@@ -265,7 +264,7 @@ static int add_file(struct st *s, const char *dir, const char *name, struct km_e
     struct st_file *f = &s->files[s->n_files];
     *f = (struct st_file){.path = km_path(dir, name), .fd = -1};
     if (!f->path)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "no memory for the path of %s", name);
     s->n_files++;
     struct stat sb;
     f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: opening a FIFO must not block */
@@ -295,7 +294,7 @@ static int add_shards(struct st *s, const char *dir, const cJSON *map, struct km
         return km_fail(err, KM_EFORMAT, "its weight_map is empty");
     const char **names = km_calloc((size_t)n, sizeof *names);
     if (!names)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "no memory for the files of %d tensors", n);
     const cJSON *kid;
     int i = 0, distinct = 0;
     cJSON_ArrayForEach (kid, map) {
@@ -317,7 +316,7 @@ static int add_shards(struct st *s, const char *dir, const cJSON *map, struct km
         if (distinct > SHARDS_MAX)
             rc = km_fail(err, KM_ELIMIT, "it names %d files, but at most %d are supported", distinct, SHARDS_MAX);
         else if (!(s->files = km_calloc((size_t)distinct, sizeof *s->files)))
-            rc = km_fail(err, KM_ENOMEM, "out of memory");
+            rc = km_fail(err, KM_ENOMEM, "no memory for a table of %d files", distinct);
     }
     for (i = 0; !rc && i < distinct; i++)
         rc = add_file(s, dir, names[i], err);
@@ -371,10 +370,11 @@ int st_open(struct st **out, const char *dir, struct km_err *err)
     struct st *s = km_calloc(1, sizeof *s);
     int rc;
     if (!one || !index || !s) {
-        rc = km_fail(err, KM_ENOMEM, "out of memory");
+        rc = km_fail(err, KM_ENOMEM, "no memory to open the weights in %s", dir);
     } else if (km_file_exists(one)) {
         s->files = km_calloc(1, sizeof *s->files);
-        rc = s->files ? add_file(s, dir, "model.safetensors", err) : km_fail(err, KM_ENOMEM, "out of memory");
+        rc = s->files ? add_file(s, dir, "model.safetensors", err)
+                      : km_fail(err, KM_ENOMEM, "no memory to open the weights in %s", dir);
         if (!rc)
             rc = check_names(s, NULL, err);
     } else if (km_file_exists(index)) {

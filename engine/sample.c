@@ -3,7 +3,7 @@
  *
  * The logits are never written. adjust() computes the working values in scratch. The search for the cut-off of top_k
  * and top_p reorders scratch, and a second adjust() restores it, so one array of V floats is enough. All filters
- * together are one cut-off value: ids above it stay, and a given number of the ids equal to it, lowest ids first. */
+ * together are one cut-off: ids with a higher value pass, and some of the ids with an equal value, lowest ids first. */
 #include "engine/sample.h"
 
 #include <float.h>
@@ -125,7 +125,7 @@ static void sift_down(float *v, int n, int i)
 
 struct cut {
     float least; /* ids with a lower value are removed */
-    int ties;    /* number of ids with this value that stay, lowest ids first */
+    int ties;    /* number of ids with this value that pass, lowest ids first */
 };
 
 /* Moves the values of v [n] that are at least `least` to the front, and returns their number. */
@@ -164,7 +164,7 @@ static struct cut find_cut(const struct smp_params *p, float *v, int vocab, floa
     return c;
 }
 
-/* The id with the highest score among the values of v [V] that the cut-off leaves. */
+/* The id with the highest score among the ids that pass the cut-off; v: [V] working values. */
 static int32_t draw(const struct smp_row *r, const float *v, int vocab, struct cut c)
 {
     uint64_t key = smp_key(r->p.seed, r->step);

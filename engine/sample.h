@@ -1,8 +1,8 @@
 /* Sampling parameters, and the reference sampler that every backend must agree with.
  *
- * A token is drawn with the Gumbel-max trick: each id that the filters leave gets its scaled logit plus random noise,
- * and the highest score wins. A parallel backend therefore needs one arg-max and no cumulative sum. The noise is a hash
- * of (seed, step, id), so the draw is the same on every device and in any batch. */
+ * A token is drawn with the Gumbel-max trick: the score of each id that passes the filters is its scaled logit plus
+ * random noise, and the id with the highest score is drawn. A parallel backend therefore needs one arg-max and no
+ * cumulative sum. The noise is a hash of (seed, step, id), so the draw is the same on every device and in any batch. */
 #ifndef SMP_SAMPLE_H
 #define SMP_SAMPLE_H
 
@@ -16,14 +16,14 @@ enum { SMP_MAX_TOP = 20 };
 
 /* Each parameter means what it means in vLLM. The defaults are greedy, with all filters and penalties off. */
 struct smp_params {
-    double temperature;         /* 0: greedy, the lowest id among equal logits */
+    double temperature;         /* 0: greedy; among equal logits, the lowest id */
     double top_p;               /* (0, 1] */
     int top_k;                  /* 0 or -1: all ids */
     double min_p;               /* [0, 1] */
     double presence, frequency; /* penalties over generated tokens, [-2, 2] */
     double repetition;          /* penalty over prompt and generated tokens, > 0; 1: off */
     uint64_t seed;
-    int n_logprobs;             /* number of top log-probabilities to return, 0 to SMP_MAX_TOP; -1: no logprob at all */
+    int n_logprobs;             /* number of top log-probabilities to return, 0 to SMP_MAX_TOP; -1: return none */
 };
 
 struct smp_params smp_defaults(void);

@@ -1,4 +1,4 @@
-/* The lists of requests, and the assignment of rows and pages to them. */
+/* The lists of requests, and the assignment of rows and pages to requests. */
 #include "engine/sched.h"
 
 #include "base/mem.h"
@@ -48,7 +48,7 @@ void sch_add(struct sch *s, struct seq *q)
     enqueue(s, q);
 }
 
-/* Allocates the pages that q lacks for n tokens, all of them or none. False: the pool has too few. */
+/* Allocates all pages that q still needs for n tokens. False: the pool has too few, and none was allocated. */
 static bool allocate_pages(struct sch *s, struct seq *q, int n)
 {
     int need = (n + s->block_size - 1) / s->block_size - q->n_pages;
@@ -127,12 +127,13 @@ static bool schedule_running(struct sch *s, struct seq *q)
 {
     if (samples_last_token(q, q->n_rows_before))
         return true;
-    /* If a row is in flight, both n_tokens and n_computed will be one higher when this step runs: same difference. */
+    /* If a row is in flight, n_tokens and n_computed will both be one higher when this step runs, so their difference
+     * is the same. */
     int from = q->n_computed + q->n_rows_before, want = min_int(q->n_tokens - q->n_computed, s->budget);
     while (!allocate_pages(s, q, from + want)) {
         struct seq *last = last_in_order(s);
         if (pg_counts(s->pages).transfer_only || (last == q && s->loading.n)) {
-            /* Use all available pages. The transfers will free more, so no request is preempted for the rest. */
+            /* Use all available pages. The transfers will free more pages, so no request is preempted. */
             int n_fit = (q->n_pages + pg_available(s->pages)) * s->block_size - from;
             want = min_int(want, n_fit);
         } else if (last == q) {
@@ -299,11 +300,11 @@ static int check_list(const struct sch *s, const struct seq_list *l, enum seq_st
                            "request %llu is on the list of state %d, but has state %d or a wrong back link", id, state,
                            q->state);
         if (state == SEQ_WAITING && prev && seq_before(q, prev))
-            return km_fail(err, KM_EINVAL, "request %llu waits behind a request that should come after it", id);
+            return km_fail(err, KM_EINVAL, "request %llu waits after a request of a later position in the order", id);
         if (state != SEQ_RUNNING && q->n_rows + q->n_rows_before)
             return km_fail(err, KM_EINVAL, "request %llu of state %d has rows in a step", id, state);
         if (state == SEQ_WAITING && (q->n_pages || q->n_computed))
-            return km_fail(err, KM_EINVAL, "request %llu waits but holds %d pages", id, q->n_pages);
+            return km_fail(err, KM_EINVAL, "request %llu waits but has %d pages", id, q->n_pages);
         if (q->n_computed >= q->n_tokens || q->n_computed > q->n_pages * block || q->n_pages > q->cap_pages)
             return km_fail(err, KM_EINVAL, "request %llu has %d of %d tokens computed in %d pages of %d tokens", id,
                            q->n_computed, q->n_tokens, q->n_pages, block);

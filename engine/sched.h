@@ -1,7 +1,7 @@
-/* The scheduler decides which requests run how many rows in the next step, and which of them hold which pages.
+/* The scheduler decides which requests run in the next step, with how many rows and in which pages.
  *
  * `struct sch` owns the three lists of requests (waiting, loading, running) and all page assignments. It calls neither
- * the device nor the cache layer. The engine drives it through one step like this:
+ * the device nor the cache layer. The engine calls it in each step like this:
  *
  *     sch_begin_step                   schedules running requests, in the order of admission
  *     sch_next_waiting, sch_admit ...  admits waiting requests by priority and arrival, until one does not fit
@@ -13,10 +13,10 @@
  * sch_retire_rows refers to the older of the two steps.
  *
  * The rules are those of vLLM's V1 scheduler. Decodes and prefill chunks share one token budget per step. If pages run
- * out, the running request that is last in (priority, arrival) is preempted: it loses its pages, which can still be
- * found by their prefix until they are reused, and it computes again what it does not find. After a preemption no
- * request is admitted in the same step. So the first request in order always makes progress; and because every request
- * fits into an empty pool, every request ends.
+ * out, the running request that is last in (priority, arrival) is preempted: it loses its pages and waits again. Its
+ * full pages can be found by their prefix until they are reused; the KV of the other tokens is computed again. After a
+ * preemption no request is admitted in the same step. The first request in order therefore always makes progress, and
+ * every request ends, because every request fits into an empty pool.
  *
  * One rule differs from vLLM. While pages are held by transfers to the cache layer alone, a request that needs pages
  * waits for them instead of preempting another one, because these pages become free without any scheduling.
@@ -39,11 +39,11 @@ struct seq_list {
 struct sch {
     struct pg_pool *pages;
     struct px *prefix;   /* NULL: no prefix caching */
-    int block_size;      /* tokens of one page */
+    int block_size;      /* tokens of a block */
     int max_seqs;        /* most requests that run or load at once */
     int max_tokens;      /* token budget of a step */
     struct seq_list waiting, loading, running;
-    int budget;          /* rows that are left in this step */
+    int budget;          /* rows that this step may still schedule */
     bool closed;         /* no more admissions in this step */
     uint64_t n_arrivals;
     int64_t preemptions;
@@ -53,7 +53,8 @@ struct sch {
 /* Appends q, a new request, to the waiting list. */
 void sch_add(struct sch *s, struct seq *q);
 /* True if the next step can be scheduled while a decode step is still running. Scheduling early must not preempt a
- * request, and must not keep a request waiting for pages or a place that the running step is about to free. */
+ * request. Nor must it delay the admission of a waiting request, if a request that ends with the running step is about
+ * to free the pages or the share of max_seqs that the waiting request needs. */
 bool sch_can_schedule_async(const struct sch *s);
 /* Starts a step: renews the budget and schedules the running requests, preempting the last ones if pages run out. */
 void sch_begin_step(struct sch *s);
@@ -62,7 +63,7 @@ void sch_begin_step(struct sch *s);
  * the pool holds is already assigned to it, n_computed tokens long. sch_admit must follow. */
 struct seq *sch_next_waiting(struct sch *s);
 enum sch_admission {
-    ADMIT_FULL, /* the pages do not suffice: the request waits at the head of the list, and admission ends */
+    ADMIT_FULL, /* the pages do not suffice: the request remains at the head of the list, and admission ends */
     ADMIT_RUN,  /* running, with n_rows rows in this step */
     ADMIT_LOAD  /* loading: it has pages for tokens [load_from, load_to), which the cache layer must fill */
 };
@@ -70,14 +71,14 @@ enum sch_admission {
 enum sch_admission sch_admit(struct sch *s, struct seq *q, int n_external);
 /* The load of q ended, and tokens [0, good) are correct. q is running, and gets rows in the next step. */
 void sch_load_done(struct sch *s, struct seq *q, int good);
-/* After sch_load_done within an admission: gives q rows in this step. */
+/* After sch_load_done within an admission: schedules rows of q in this step. */
 void sch_schedule_loaded(struct sch *s, struct seq *q);
 
 /* q's rows in the oldest step in flight are computed. Pages that they filled can be found by their prefix. */
 void sch_retire_rows(struct sch *s, struct seq *q);
 /* Drops q's rows in all steps in flight; they are scheduled again. */
 void sch_discard_rows(struct seq *q);
-/* Takes q, which ended, off its list and frees its pages. The caller frees q. */
+/* Removes q, which ended, from its list and frees its pages. The caller frees q. */
 void sch_remove(struct sch *s, struct seq *q);
 /* Evicts all cached pages that no request uses. */
 void sch_evict_cached(struct sch *s);

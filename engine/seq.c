@@ -48,7 +48,7 @@ int seq_new(struct seq **out, const struct eng_request *r, const struct eng_opts
     int rc = check(r, o, c, err);
     if (rc)
         return rc;
-    int left = o->max_model_len - r->n_prompt, max_tokens = r->max_tokens < left ? r->max_tokens : left;
+    int most = o->max_model_len - r->n_prompt, max_tokens = r->max_tokens < most ? r->max_tokens : most;
     size_t n_tokens = (size_t)r->n_prompt + (size_t)max_tokens, n_pages = (size_t)blocks((int)n_tokens, o->block_size);
     size_t n_ends = (size_t)r->n_stop + (r->ignore_eos ? 0 : (size_t)c->n_eos);
     size_t n_salt = r->cache_salt ? strlen(r->cache_salt) + 1 : 0;

@@ -5,8 +5,8 @@
  * engine/connector.c the fields of the cache layer.
  *
  * Invariant: between steps, tokens [0, n_computed) have their KV in the pages, and n_computed < n_tokens, because the
- * newest token is always still to be computed. Rows in flight change neither until their step is retired. A preempted
- * request keeps its generated tokens and computes their KV again like that of a prompt. */
+ * KV of the last token is always still to be computed. Rows in flight change neither number until their step is
+ * retired. A preempted request keeps its generated tokens, and their KV is computed again like that of a prompt. */
 #ifndef SEQ_SEQ_H
 #define SEQ_SEQ_H
 
@@ -21,7 +21,7 @@ struct seq {
     struct seq *prev, *next; /* on the scheduler's list for its state, or in the runner's queue */
     struct seq *chain;       /* next in the bucket of the engine's hash table of ids */
 
-    int n_prompt, max_tokens, min_tokens; /* max_tokens is cut to what max_model_len leaves */
+    int n_prompt, max_tokens, min_tokens; /* max_tokens is cut to max_model_len - n_prompt */
     int priority;
     uint64_t arrival;        /* serial number, decides between equal priorities */
     struct smp_params sampling;
@@ -37,13 +37,13 @@ struct seq {
     int n_keys;
     int n_computed;          /* tokens whose KV is in the pages */
     int n_published;         /* leading pages that were offered to the prefix index */
-    int n_rows;              /* rows in the newest step */
+    int n_rows;              /* rows in the step that was scheduled last */
     int n_rows_before;       /* rows in the step before it while both are in flight, 0 or 1 */
-    int batch_index;         /* index among the requests of the newest step */
+    int batch_index;         /* index among the requests of the step that was scheduled last */
     bool by_host;            /* the host sampled the last token, because the device could not */
 
     struct kv_seq *kv;       /* the cache layer's handle; NULL without a cache layer */
-    int n_external;          /* tokens that the cache layer can load; -1: not asked since the last admission */
+    int n_external;          /* tokens that the cache layer can load; -1: no lookup yet for the next admission */
     int n_offered;           /* tokens that were offered to the cache layer, a multiple of the chunk size */
     int load_from, load_to;  /* tokens that the open load fills */
 

@@ -45,8 +45,8 @@ static bool needs_history(const struct smp_params *p)
     return p->presence != 0 || p->frequency != 0 || p->repetition != 1;
 }
 
-/* Adds a sample for the newest row, which is q's last token. n_unseen: tokens of q that the step in flight will append,
- * 0 or 1. */
+/* Adds a sample for the row that was added last, which is q's last token. n_unseen: tokens that the step in flight will
+ * append to q, 0 or 1. */
 static void add_sample(struct step *s, const struct seq *q, int n_unseen)
 {
     bool history = needs_history(&q->sampling);
@@ -78,11 +78,11 @@ static void add_request(struct step *s, struct seq *q)
     s->table_start[r + 1] = s->table_start[r] + q->n_pages;
     s->req_ids[r] = q->id;
     q->batch_index = r;
-    bool last = to == q->n_tokens + q->n_rows_before;
-    if (last)
+    bool ends_with_last_token = to == q->n_tokens + q->n_rows_before;
+    if (ends_with_last_token)
         add_sample(s, q, q->n_rows_before);
-    s->is_async_decode &=
-        last && q->n_rows == 1 && !q->by_host && q->sampling.n_logprobs < 0 && !needs_history(&q->sampling);
+    s->is_async_decode &= ends_with_last_token && q->n_rows == 1 && !q->by_host && q->sampling.n_logprobs < 0 &&
+                          !needs_history(&q->sampling);
 }
 
 void step_fill(struct step *s, const struct sch *sched)

@@ -5,8 +5,8 @@
  * step with its rows is in flight. The step keeps the request's id, which is never used again, so the results of these
  * rows are recognised and dropped.
  *
- * `struct step_times` records how long decode steps take. The runner sleeps for this long before it schedules the next
- * step.
+ * `struct step_times` records how long decode steps take. The runner schedules the next step shortly before the
+ * estimated end of the step in flight.
  *
  * Invariant: the arrays change in step_fill only, and step_fill is called only after the step was retired. */
 #ifndef STEP_STEP_H
@@ -37,8 +37,8 @@ struct step {
 int step_init(struct step *s, int max_tokens, int max_reqs, int max_blocks, int block_size, struct km_err *err);
 void step_deinit(struct step *s);
 
-/* Fills the arrays with the rows that the scheduler gave to the running requests, in the order of the running list.
- * batch.n_tokens is 0 if there are none. */
+/* Fills the arrays with the scheduled rows of the running requests, in the order of the running list. batch.n_tokens is
+ * 0 if there are none. */
 void step_fill(struct step *s, const struct sch *sched);
 
 /* The last two decode steps, newest first. */

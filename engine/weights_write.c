@@ -19,20 +19,21 @@
 
 enum { BLOCK = 8 << 20, MAX_SHARDS = 1000, MAX_THREADS = 64 };
 
-struct piece { /* one tensor */
+/* A tensor to write. */
+struct piece {
     enum mdl_tensor t;
     int layer, rows, cols, shard;
-    int64_t at; /* offset in the shard's data, bytes */
-    int next;   /* first row that no thread works on yet */
+    int64_t at; /* offset in the shard's data in bytes */
+    int next;   /* first row that no thread has started on */
 };
 
 struct writer {
     const struct mdl *m;
     const char *dir; /* the temporary folder */
     struct piece *v; /* [n] */
-    int n, current;  /* current: the first tensor with rows that no thread works on yet */
-    int n_shards, fd[MAX_SHARDS];
-    int64_t data_at[MAX_SHARDS], data_bytes[MAX_SHARDS];
+    int n, current;  /* current: the first tensor with rows that no thread has started on */
+    int n_shards, fd[MAX_SHARDS]; /* fd -1: the shard is not open */
+    int64_t data_at[MAX_SHARDS], data_bytes[MAX_SHARDS]; /* a shard's data: offset in the file, and size */
     pthread_mutex_t lock;
     struct km_err err; /* the first error of any thread */
 };
@@ -42,12 +43,13 @@ static int64_t bytes_of(const struct piece *p)
     return (int64_t)p->rows * p->cols * 2;
 }
 
-static int place_all(struct writer *w, int64_t shard_bytes, struct km_err *err)
+/* Assigns a shard and an offset to every tensor. */
+static int assign_shards(struct writer *w, int64_t shard_bytes, struct km_err *err)
 {
     const struct mdl_config *c = mdl_config(w->m);
     w->v = km_calloc((size_t)c->n_layers * MDL_TENSORS, sizeof *w->v);
     if (!w->v)
-        return km_fail(err, KM_ENOMEM, "out of memory");
+        return km_fail(err, KM_ENOMEM, "no memory for the tensor table of %d layers", c->n_layers);
     w->n_shards = 1;
     for (int layer = 0; layer < c->n_layers; layer++)
         for (int t = 0; t < MDL_TENSORS; t++) {
@@ -104,7 +106,7 @@ static int begin_shard(struct writer *w, int s, struct km_err *err)
     int rc = 0;
     uint64_t len = head.len;
     if (!path || !km_buf_ok(&head))
-        rc = km_fail(err, KM_ENOMEM, "out of memory");
+        rc = km_fail(err, KM_ENOMEM, "no memory for the header of %s", file);
     else if ((w->fd[s] = open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0644)) < 0 ||
              pwrite(w->fd[s], &len, 8, 0) != 8 || pwrite(w->fd[s], head.data, head.len, 8) != (ssize_t)head.len)
         rc = km_fail(err, KM_EIO, "cannot write %s: %s", path, strerror(errno));
@@ -160,7 +162,7 @@ static void *thread_main(void *arg)
     char *buf = km_malloc(BLOCK);
     if (!buf) {
         pthread_mutex_lock(&w->lock);
-        km_fail(&w->err, KM_ENOMEM, "out of memory");
+        km_fail(&w->err, KM_ENOMEM, "no memory for a buffer of %d bytes", BLOCK);
         pthread_mutex_unlock(&w->lock);
     }
     while (buf && next_block(w, &p, &row0, &n))
@@ -175,7 +177,7 @@ static int write_data(struct writer *w, int n_threads, struct km_err *err)
     int n = 0, rc = 0;
     while (n < n_threads - 1 && !pthread_create(&t[n], NULL, thread_main, w))
         n++;
-    thread_main(w); /* this thread works too, and does everything if no other could be started */
+    thread_main(w); /* this thread writes too, and writes everything if no other thread could be started */
     while (n > 0)
         pthread_join(t[--n], NULL);
     if (w->err.code)
@@ -189,13 +191,13 @@ static int write_data(struct writer *w, int n_threads, struct km_err *err)
 static int put_json(const struct writer *w, const char *file, cJSON *v, struct km_err *err)
 {
     char *path = km_path(w->dir, file);
-    int rc = path && v ? km_json_write(path, v, err) : km_fail(err, KM_ENOMEM, "out of memory");
+    int rc = path && v ? km_json_write(path, v, err) : km_fail(err, KM_ENOMEM, "no memory to write %s", file);
     km_free(path);
     cJSON_Delete(v);
     return rc;
 }
 
-static void add_ends(cJSON *o, const struct mdl_config *c)
+static void add_eos_ids(cJSON *o, const struct mdl_config *c)
 {
     cJSON *ids = cJSON_AddArrayToObject(o, "eos_token_id");
     for (int i = 0; i < c->n_eos; i++)
@@ -232,14 +234,14 @@ static cJSON *config_json(const struct mdl_config *c)
     cJSON_AddBoolToObject(o, "attention_bias", false);
     cJSON_AddBoolToObject(o, "use_sliding_window", false);
     cJSON_AddStringToObject(o, "torch_dtype", "bfloat16");
-    add_ends(o, c);
+    add_eos_ids(o, c);
     return o;
 }
 
 static cJSON *generation_json(const struct mdl_config *c)
 {
     cJSON *o = cJSON_CreateObject();
-    add_ends(o, c);
+    add_eos_ids(o, c);
     if (c->temperature >= 0)
         cJSON_AddNumberToObject(o, "temperature", c->temperature);
     if (c->top_p >= 0)
@@ -280,7 +282,7 @@ static int write_all(struct writer *w, int n_threads, struct km_err *err)
 }
 
 /* Removes the temporary folder with the files that were written. */
-static void remove_all(const struct writer *w)
+static void remove_folder(const struct writer *w)
 {
     static const char *const others[] = {"config.json", "generation_config.json", "model.safetensors.index.json"};
     for (int i = 0; i < w->n_shards + 3; i++) {
@@ -305,9 +307,9 @@ int wts_write(const struct mdl *m, const char *dir, int64_t shard_bytes, int n_t
     while (len > 1 && dir[len - 1] == '/')
         len--;
     km_buf_printf(&tmp, "%.*s.partial-%ld", (int)len, dir, (long)getpid());
-    int rc = w && km_buf_ok(&tmp) ? 0 : km_fail(err, KM_ENOMEM, "out of memory");
+    int rc = w && km_buf_ok(&tmp) ? 0 : km_fail(err, KM_ENOMEM, "no memory to write a model to %s", dir);
     if (!rc && access(dir, F_OK) == 0)
-        rc = km_fail(err, KM_EINVAL, "%s exists already: give a folder that does not exist", dir);
+        rc = km_fail(err, KM_EINVAL, "%s exists already: name a new folder", dir);
     if (!rc)
         rc = km_mkdirs(tmp.data, err);
     if (rc) {
@@ -321,7 +323,7 @@ int wts_write(const struct mdl *m, const char *dir, int64_t shard_bytes, int n_t
     memset(w->fd, 0xff, sizeof w->fd);
     if (n_threads < 1)
         n_threads = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    rc = place_all(w, shard_bytes > 0 ? shard_bytes : (int64_t)4 << 30, err);
+    rc = assign_shards(w, shard_bytes > 0 ? shard_bytes : (int64_t)4 << 30, err);
     if (!rc)
         rc = write_all(w, n_threads < MAX_THREADS ? n_threads : MAX_THREADS, err);
     for (int s = 0; s < w->n_shards; s++)
@@ -330,7 +332,7 @@ int wts_write(const struct mdl *m, const char *dir, int64_t shard_bytes, int n_t
     if (!rc && rename(w->dir, dir))
         rc = km_fail(err, KM_EIO, "cannot rename %s to %s: %s", w->dir, dir, strerror(errno));
     if (rc)
-        remove_all(w);
+        remove_folder(w);
     pthread_mutex_destroy(&w->lock);
     km_free(w->v);
     km_free(w);

@@ -1,5 +1,5 @@
-/* The checksum is XXH3 (64 bits, seeded). Two things order memory between threads: the queue's lock, so that a pool
- * thread sees the job's bytes, and the done flag, so that whoever reads it set sees the job's value. */
+/* The checksum is XXH3 (64 bits, seeded). Two things order memory between threads. The queue's lock makes the job's
+ * bytes visible to the pool's thread. The done flag makes the job's value visible to the thread that reads the flag. */
 #include "kvcache/checksum.h"
 
 #include "base/clock.h"
@@ -57,12 +57,12 @@ void kvc_checksum_pool_close(struct kvc_checksum_pool *s)
     pthread_mutex_destroy(&s->lock);
 }
 
-/* One thread for four cores: tokenizer, HTTP server and engine need the others. */
+/* Starts one thread for every four cores, because tokenizer, HTTP server and engine need the others. */
 static void start_threads(struct kvc_checksum_pool *s)
 {
     int want = km_usable_cores() / 4;
     want = want < 1 ? 1 : want > KVC_CHECKSUM_THREADS ? KVC_CHECKSUM_THREADS : want;
-    sigset_t all, old; /* signals are left to the main thread */
+    sigset_t all, old; /* the pool's threads block all signals, so that the main thread handles them */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     while (s->n_threads < want && !pthread_create(&s->thread[s->n_threads], NULL, thread_main, s))

@@ -1,11 +1,11 @@
-/* Checksums of chunks, computed on threads of their own when copies do not occupy the engine's thread.
+/* Checksums of chunks, in the calling thread or on a pool of threads.
  *
- * A chunk of a real model is tens of MiB and takes milliseconds to hash. The engine's thread cannot spare them while a
- * DMA engine moves the bytes. A `kvc_checksum_job` is the checksum of one chunk; a `kvc_checksum_pool` is a few threads
- * that run jobs in the order of submission. The threads start with the first job. If the system grants no thread, jobs
- * run in the submitting thread.
+ * A chunk of a real model is tens of MiB and takes milliseconds to hash. If the device copies chunks without the
+ * engine's thread, the pool hashes them, so that the engine's thread can schedule steps in the meantime. A
+ * `kvc_checksum_job` is the checksum of one chunk; a `kvc_checksum_pool` is a few threads that start jobs in the order
+ * of submission. The threads start with the first job. If no thread can be started, jobs run in the submitting thread.
  *
- * A job belongs to the caller and must stay in place until kvc_checksum_done says that it has run. */
+ * The caller owns a job and must neither move nor free it until kvc_checksum_done returns true. */
 #ifndef KVC_CHECKSUM_H
 #define KVC_CHECKSUM_H
 
@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KVC_CHECKSUM_THREADS = 4 }; /* at most */
+enum { KVC_CHECKSUM_THREADS = 4 }; /* most threads of a pool */
 
 struct kvc_checksum_job {
     const void *data; /* [size] bytes */
@@ -30,7 +30,7 @@ struct kvc_checksum_job {
 struct kvc_checksum_pool {
     pthread_mutex_t lock;
     pthread_cond_t more;
-    struct kvc_checksum_job *head, **tail; /* jobs that no thread has taken yet */
+    struct kvc_checksum_job *head, **tail; /* queued jobs; tail points to the link that the next job is stored in */
     pthread_t thread[KVC_CHECKSUM_THREADS];
     int n_threads; /* running */
     bool started, stop;

@@ -1,5 +1,6 @@
-/* Index, order list and counts of the chunk store. The index has at least twice as many places as there are slots, so
- * probes are short and always end at an empty place. Deletion shifts later entries back instead of leaving marks. */
+/* Index, order list and counts of the chunk store. The index has at least twice as many entries as there are slots, so
+ * probes are short and always end at an empty entry. Deletion moves later entries back, so no deletion marks are
+ * needed. */
 #include "kvcache/chunks.h"
 
 #include "base/mem.h"
@@ -42,7 +43,7 @@ static uint32_t home(const struct kvc_chunks *s, const struct km_digest *key)
     return h & s->mask;
 }
 
-/* The key's place in the index, or the empty place where it would go. */
+/* The position of the key in the index, or the empty position where it would be inserted. */
 static uint32_t probe(const struct kvc_chunks *s, const struct km_digest *key)
 {
     uint32_t i = home(s, key);
@@ -104,7 +105,7 @@ bool kvc_chunks_match(const struct kvc_chunks *s, int slot, const int32_t *ids, 
 
 int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, const int32_t *ids, int position)
 {
-    if (s->free < 0 && s->n_evictable) { /* under LRU referenced chunks are near the newest end: few are skipped */
+    if (s->free < 0 && s->n_evictable) { /* under LRU, referenced chunks are near the newest end, so few are skipped */
         int32_t victim = s->oldest;
         while (s->slot[victim].refs)
             victim = s->slot[victim].newer;
@@ -202,7 +203,7 @@ int kvc_chunks_check(const struct kvc_chunks *s, const int32_t *refs, struct km_
         evictable += c->state == KVC_READY && !c->refs;
         bool in_index = c->state == KVC_FILLING || c->state == KVC_READY;
         if (c->refs != refs[i])
-            return km_fail(err, KM_EINVAL, "slot %d counts %d references, but %d are held", i, c->refs, refs[i]);
+            return km_fail(err, KM_EINVAL, "slot %d records %d references, but %d exist", i, c->refs, refs[i]);
         if (c->refs && c->state == KVC_FREE)
             return km_fail(err, KM_EINVAL, "slot %d is free but has %d references", i, c->refs);
         if (in_index && kvc_chunks_find(s, &c->key) != i)
@@ -222,8 +223,8 @@ int kvc_chunks_check(const struct kvc_chunks *s, const int32_t *refs, struct km_
         count[KVC_READY] != s->n_ready || count[KVC_DROPPED] != s->n_dropped || listed != s->n_ready ||
         indexed != s->n_ready + s->n_filling || evictable != s->n_evictable)
         return km_fail(err, KM_EINVAL,
-                       "counts (kept/found) differ: free %d/%d/%d, filling %d/%d, ready %d/%d, listed %d, indexed %d, "
-                       "dropped %d/%d, evictable %d/%d",
+                       "recorded and found counts differ: free %d/%d/%d, filling %d/%d, ready %d/%d, listed %d, "
+                       "indexed %d, dropped %d/%d, evictable %d/%d",
                        s->n_free, count[KVC_FREE], free, s->n_filling, count[KVC_FILLING], s->n_ready,
                        count[KVC_READY], listed, indexed, s->n_dropped, count[KVC_DROPPED], s->n_evictable, evictable);
     return 0;

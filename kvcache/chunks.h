@@ -1,15 +1,16 @@
 /* The chunk store: which chunks the DRAM tier holds, in which slot, and which chunk is evicted next.
  *
- * A slot holds one chunk: its key, its token ids, its position in the sequence, a checksum and a reference count. The
- * bytes lie in the DRAM tier's slot of the same number. A slot is in one of four states:
+ * A slot describes one chunk: its key, its token ids, its position in the sequence, its checksum and a reference count.
+ * The chunk's bytes are in the DRAM tier's slot of the same number. A slot is in one of four states:
  *   FREE     on the free list
- *   FILLING  reserved for a chunk whose bytes are still being copied: in the index, so that no other store takes the
- *            same chunk, but never given to a load
- *   READY    in the index and on the order list; evictable while its reference count is 0
- *   DROPPED  found damaged while referenced: in neither index nor order list, FREE when the last reference goes
+ *   FILLING  reserved for a chunk whose bytes are still being copied. It is in the index, so that no other store copies
+ *            the same chunk, but a lookup treats it as a miss.
+ *   READY    in the index and on the order list; evictable while it has no references
+ *   DROPPED  found damaged while it had references. It is in neither the index nor the order list, and becomes FREE
+ *            when it loses its last reference.
  *
- * Invariant: every slot with a reference keeps its bytes. kvc_chunks_check walks all states and counts. All memory is
- * allocated when the store opens, so no later call can run out of memory. */
+ * Invariant: a slot with references is not reused. All memory is allocated when the chunk store opens, so no later call
+ * can run out of memory. */
 #ifndef KVC_CHUNKS_H
 #define KVC_CHUNKS_H
 
@@ -26,9 +27,9 @@ enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DROPPED };
 struct kvc_slot {
     struct km_digest key;
     uint64_t checksum;     /* of the chunk's bytes; valid when READY */
-    int32_t position;      /* chunks before this one in its sequence */
-    int32_t refs;          /* pins of sequences, and open transfers, that need the chunk */
-    int32_t newer, older;  /* READY: neighbours on the order list, -1 at its ends. FREE: older links the free list */
+    int32_t position;      /* number of chunks before this one in its sequence */
+    int32_t refs;          /* pins of sequences, and open transfers that need the chunk */
+    int32_t newer, older;  /* READY: neighbours on the order list, -1 at its ends. FREE: older is the next free slot */
     enum kvc_state state;
 };
 
@@ -40,21 +41,21 @@ struct kvc_chunks {
     const struct kvc_geometry *geometry; /* borrowed: chunk_size */
     int n;                 /* slots */
     enum kvc_policy policy;
-    int32_t newest, oldest, free; /* ends of the order list, head of the free list; -1: empty */
+    int32_t newest, oldest; /* ends of the order list; the oldest is evicted first; -1: the list is empty */
+    int32_t free;           /* head of the free list; -1: the list is empty */
     int n_free, n_filling, n_ready, n_dropped; /* slots by state */
     int n_evictable;       /* READY slots without references */
     int64_t evicted;       /* chunks evicted so far */
 };
 
-/* n: the DRAM tier's slots. Borrows g. */
+/* n: number of slots, as in the DRAM tier. Borrows g. */
 int kvc_chunks_open(struct kvc_chunks *s, int n, const struct kvc_geometry *g, enum kvc_policy policy,
                     struct km_err *err);
 void kvc_chunks_close(struct kvc_chunks *s);
 
 /* The slot with this key, FILLING or READY, or -1. */
 int kvc_chunks_find(const struct kvc_chunks *s, const struct km_digest *key);
-/* True if the slot holds the chunk with these token ids [chunk_size] at this position. An equal key alone is not
- * trusted. */
+/* True if the slot's chunk has these token ids [chunk_size] at this position: an equal key alone is not trusted. */
 bool kvc_chunks_match(const struct kvc_chunks *s, int slot, const int32_t *ids, int position);
 
 /* Reserves a slot (FILLING) for a chunk whose key is not in the store. Evicts a chunk if no slot is free. Returns -1 if
@@ -64,11 +65,12 @@ void kvc_chunks_publish(struct kvc_chunks *s, int slot, uint64_t checksum); /* F
 void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY to FREE, or to DROPPED while referenced */
 void kvc_chunks_ref(struct kvc_chunks *s, int slot);
 void kvc_chunks_unref(struct kvc_chunks *s, int slot);
-void kvc_chunks_touch(struct kvc_chunks *s, int slot); /* a READY chunk was used: it becomes the newest under LRU */
-/* Drops every READY chunk without references; returns how many slots stay in use. */
+void kvc_chunks_touch(struct kvc_chunks *s, int slot); /* makes a READY chunk the newest, under LRU only */
+/* Drops every READY chunk without references; returns the number of slots that are still in use. */
 int kvc_chunks_clear(struct kvc_chunks *s);
 
-/* refs: [n] the reference counts that the caller knows of. 0, or KM_EINVAL with the first broken invariant. */
+/* Compares the reference counts with refs [n], and checks index, lists and counts: 0, or KM_EINVAL and the first broken
+ * invariant. */
 int kvc_chunks_check(const struct kvc_chunks *s, const int32_t *refs, struct km_err *err);
 
 #endif

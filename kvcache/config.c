@@ -1,8 +1,8 @@
-/* What a user may write about the cache: LMCache's YAML file, or a one-line specification of tiers.
+/* Reading the configuration of a cache: LMCache's YAML file, or a one-line specification of tiers.
  *
- * Every YAML key is a row of one of two tables: keys that are served here with their setters, and keys that LMCache
- * knows and this version does not serve. A file made for LMCache is therefore read as it is, and a misspelt key is an
- * error instead of a silent default. Values are scalars; quotes around them make no difference, as in LMCache. */
+ * Every YAML key is in one of two tables: `served` has the keys that this version serves, with their setters, and
+ * `known` the other keys of LMCache. A file made for LMCache is therefore read as it is, and a misspelt key is an error
+ * instead of a silent default. Values are scalars; quotes around them make no difference, as in LMCache. */
 #include "base/args.h"
 #include "base/file.h"
 #include "base/mem.h"
@@ -23,7 +23,7 @@
 #define MAX_KEYS 1000
 #define SIZE(a) ((int)(sizeof(a) / sizeof *(a)))
 
-/* LMCache's other keys, of old and new versions. A trailing * stands for any ending. */
+/* Keys of old and new versions of LMCache that this version does not serve. A trailing * matches any ending. */
 static const char *const known[] = {
     "local_cpu_use_hugepages", "reserve_local_cpu_size", "local_disk", "local_disk_path_sharding",
     "max_local_disk_size", "remote_url", "remote_serde", "cost_aware_half_life_seconds", "cost_aware_ewma_alpha",
@@ -157,7 +157,7 @@ static int set_save_unfull(const struct setting *s)
     bool yes = false;
     int rc = read_bool(s, &yes);
     if (!rc && yes)
-        km_buf_printf(s->warnings, "%s: true has no effect, only whole chunks are kept\n", s->key);
+        km_buf_printf(s->warnings, "%s: true has no effect, because only full chunks are stored\n", s->key);
     return rc;
 }
 
@@ -177,16 +177,17 @@ static int unknown_key(const char *key, struct km_err *err)
     memcpy(all + SIZE(served), known, sizeof known);
     const char *near = km_nearest(key, all, SIZE(all));
     return near ? km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; did you mean \"%s\"?", key, near)
-                : km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; LMCache has no such key", key);
+                : km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; LMCache has no such key: remove it", key);
 }
 
+/* One document of a YAML file. */
 struct doc {
     const char *path;
     yaml_document_t yaml;
     struct km_buf *warnings;
 };
 
-/* Reads one "key: value" of the file. A null value leaves the default, as in LMCache. */
+/* Reads one "key: value" of the file. A null value changes nothing, as in LMCache. */
 static int read_pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config *c, struct km_err *err)
 {
     yaml_node_t *k = yaml_document_get_node(&d->yaml, p->key), *v = yaml_document_get_node(&d->yaml, p->value);
@@ -212,15 +213,15 @@ static int read_pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config
     return 0;
 }
 
-/* A key that occurs twice is refused: otherwise one of its values would be ignored silently. */
-static int check_twice(struct doc *d, const yaml_node_pair_t *first, const yaml_node_pair_t *p, struct km_err *err)
+/* Refuses a key that occurs twice: otherwise one of its values would be ignored silently. */
+static int check_duplicate(struct doc *d, const yaml_node_pair_t *first, const yaml_node_pair_t *p, struct km_err *err)
 {
     yaml_node_t *k = yaml_document_get_node(&d->yaml, p->key);
     for (; first < p; first++) {
         yaml_node_t *o = yaml_document_get_node(&d->yaml, first->key);
         if (k->type == YAML_SCALAR_NODE && o->type == YAML_SCALAR_NODE &&
             !strcmp((const char *)k->data.scalar.value, (const char *)o->data.scalar.value))
-            return km_fail(err, KM_EFORMAT, "key \"%.80s\" is there twice (first in line %zu); keep one",
+            return km_fail(err, KM_EFORMAT, "key \"%.80s\" occurs twice (first in line %zu); keep one",
                            (const char *)k->data.scalar.value, o->start_mark.line + 1);
     }
     return 0;
@@ -236,10 +237,10 @@ static int read_map(struct doc *d, struct kvc_config *c, struct km_err *err)
                        root->start_mark.line + 1);
     yaml_node_pair_t *first = root->data.mapping.pairs.start, *end = root->data.mapping.pairs.top;
     if (end - first > MAX_KEYS)
-        return km_fail(err, KM_EFORMAT, "%s: the file has %td keys; LMCache has fewer than %d", d->path, end - first,
+        return km_fail(err, KM_EFORMAT, "%s: the file has %td keys; it may have at most %d", d->path, end - first,
                        MAX_KEYS);
     for (yaml_node_pair_t *p = first; p < end; p++) {
-        int rc = check_twice(d, first, p, err);
+        int rc = check_duplicate(d, first, p, err);
         if (!rc)
             rc = read_pair(d, p, c, err);
         if (rc) {
@@ -258,6 +259,20 @@ static int yaml_problem(const char *path, const yaml_parser_t *p, struct km_err 
                    (p->error == YAML_READER_ERROR ? 0 : p->problem_mark.line) + 1, p->problem ? p->problem : "?");
 }
 
+static int refuse_second_document(const char *path, yaml_parser_t *p, struct km_err *err)
+{
+    yaml_document_t next;
+    if (!yaml_parser_load(p, &next))
+        return yaml_problem(path, p, err);
+    const yaml_node_t *root = yaml_document_get_root_node(&next);
+    int rc = 0;
+    if (root)
+        rc = km_fail(err, KM_EFORMAT, "%s, line %zu: a second document starts; write one document per file", path,
+                     root->start_mark.line + 1);
+    yaml_document_delete(&next);
+    return rc;
+}
+
 static int read_yaml(const char *path, const struct km_buf *text, struct kvc_config *c, struct km_buf *warnings,
                      struct km_err *err)
 {
@@ -271,19 +286,10 @@ static int read_yaml(const char *path, const struct km_buf *text, struct kvc_con
         rc = yaml_problem(path, &p, err);
     else {
         rc = read_map(&d, c, err);
-        bool more = !rc && yaml_document_get_root_node(&d.yaml);
+        bool empty = !yaml_document_get_root_node(&d.yaml);
         yaml_document_delete(&d.yaml);
-        if (more) {
-            if (!yaml_parser_load(&p, &d.yaml))
-                rc = yaml_problem(path, &p, err);
-            else {
-                yaml_node_t *second = yaml_document_get_root_node(&d.yaml);
-                if (second)
-                    rc = km_fail(err, KM_EFORMAT, "%s, line %zu: a second document starts; write one document per file",
-                                 path, second->start_mark.line + 1);
-                yaml_document_delete(&d.yaml);
-            }
-        }
+        if (!rc && !empty)
+            rc = refuse_second_document(path, &p, err);
     }
     yaml_parser_delete(&p);
     return rc;
@@ -297,7 +303,7 @@ int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warni
     for (size_t i = 0; i < text.len; i++)
         open += text.data[i] == '[' || text.data[i] == '{';
     if (!rc && open > MAX_BRACKETS)
-        rc = km_fail(err, KM_EFORMAT, "%s: the file has %d opening brackets; a cache configuration needs fewer than %d",
+        rc = km_fail(err, KM_EFORMAT, "%s: the file has %d opening brackets; it may have at most %d",
                      path, open, MAX_BRACKETS);
     if (!rc)
         rc = read_yaml(path, &text, &out, warnings, err);
@@ -306,17 +312,17 @@ int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warni
         return rc;
     if (out.local_cpu && out.max_local_cpu < 1)
         return km_fail(err, KM_EINVAL,
-                       "%s: max_local_cpu_size is 0; give the GiB that the DRAM tier may take, or set local_cpu: false",
+                       "%s: max_local_cpu_size is 0; set it to the GiB of the DRAM tier, or set local_cpu: false",
                        path);
     if (!out.local_cpu)
-        km_buf_puts(warnings, "local_cpu: false leaves no tier, nothing is cached\n");
+        km_buf_puts(warnings, "local_cpu: false leaves no tier, so nothing is cached\n");
     if (!km_buf_ok(warnings))
         return km_fail(err, KM_ENOMEM, "%s: out of memory", path);
     *c = out;
     return 0;
 }
 
-/* Reads one element of the specification. */
+/* Reads one element of the specification. *had_dram: an earlier element was dram=. */
 static int read_tier(const char *item, bool *had_dram, struct kvc_config *c, struct km_err *err)
 {
     static const char *const planned[] = {"disk=", "redis://", "redis-sentinel://", "redis-cluster://", "valkey://",
@@ -326,16 +332,17 @@ static int read_tier(const char *item, bool *had_dram, struct kvc_config *c, str
         if (!strncasecmp(item, planned[i], strlen(planned[i])))
             return km_fail(err, KM_EINVAL, "\"%.200s\" is not available in this version; use dram=SIZE", item);
     if (strncmp(item, "dram=", 5))
-        return km_fail(err, KM_EINVAL, "\"%.200s\" is no cache tier; write \"none\" or for example \"dram=50GiB\"",
+        return km_fail(err, KM_EINVAL, "\"%.200s\" is not a cache tier; write \"none\" or for example \"dram=50GiB\"",
                        item);
     if (*had_dram)
-        return km_fail(err, KM_EINVAL, "dram= is there twice; give one size");
+        return km_fail(err, KM_EINVAL, "dram= occurs twice; give one size");
     int64_t size;
     int rc = km_parse_size(item + 5, &size, err);
     if (rc)
         return km_context(err, "dram="), rc;
     if (size < 1)
-        return km_fail(err, KM_EINVAL, "\"%.200s\" leaves no memory; give a size, or \"none\" for no cache", item);
+        return km_fail(err, KM_EINVAL, "\"%.200s\" leaves no memory; give a larger size, or \"none\" for no cache",
+                       item);
     *had_dram = c->local_cpu = true;
     c->max_local_cpu = size;
     return 0;

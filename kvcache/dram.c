@@ -7,7 +7,7 @@
 
 #include <limits.h>
 
-/* A device that has no host memory of its own (host_alloc NULL) gets ordinary, page-aligned memory. */
+/* Allocates page-aligned memory if the device has no host memory of its own (host_alloc NULL). */
 static void *alloc_slab(const struct kvc_dram *d, size_t size)
 {
     return d->copier.host_alloc ? d->copier.host_alloc(d->copier.self, size) : km_aligned(4096, size);
@@ -35,7 +35,7 @@ int kvc_dram_open(struct kvc_dram *d, const struct kvc_geometry *g, const struct
     int64_t n = budget / (int64_t)slot_bytes;
     if (n < 1)
         return km_fail(err, KM_EINVAL,
-                       "the DRAM tier may take %s (max_local_cpu_size), but one chunk of this model is %s; raise "
+                       "the DRAM tier has %s (max_local_cpu_size), but one chunk of this model is %s; raise "
                        "max_local_cpu_size, or lower chunk_size",
                        km_size_text(budget).s, km_size_text((int64_t)slot_bytes).s);
     if (n > INT_MAX / 4)

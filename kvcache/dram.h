@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KVC_SLAB ((size_t)1 << 30) /* bytes of a slab: at most this many, but at least one slot */
+#define KVC_SLAB ((size_t)1 << 30) /* largest size of a slab in bytes; a slab of one slot may be larger */
 
 struct kvc_dram {
     const struct kvc_geometry *geometry; /* borrowed; a slot has chunk_bytes */
@@ -22,8 +22,8 @@ struct kvc_dram {
     int n_slabs, per_slab, n_slots;
 };
 
-/* budget: bytes that the slots may take. available: what km_available_memory says; a larger budget is KM_ENOMEM before
- * anything is allocated. slab_most: KVC_SLAB. */
+/* budget: most bytes of all slots. available: bytes that this process can allocate (km_available_memory); a larger
+ * budget fails with KM_ENOMEM before anything is allocated. slab_most: largest size of a slab in bytes, KVC_SLAB. */
 int kvc_dram_open(struct kvc_dram *d, const struct kvc_geometry *g, const struct kv_copier *copier, int64_t budget,
                   int64_t available, size_t slab_most, struct km_err *err);
 void kvc_dram_close(struct kvc_dram *d);

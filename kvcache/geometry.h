@@ -1,7 +1,7 @@
 /* The shape of a chunk: the geometry of the engine's KV pool, and how many of its pages make a chunk.
  *
- * A `kvc_geometry` is made and checked in one place, kvc_geometry_init, when an engine attaches. The cache (struct kvc)
- * owns it. Keys, chunk store, DRAM tier and transfers borrow a pointer to it and check nothing again. */
+ * kvc_geometry_init makes and checks a `kvc_geometry` when an engine attaches, and nothing else does. The cache (struct
+ * kvc) owns it. Keys, chunk store, DRAM tier and transfers borrow a pointer to it and check nothing again. */
 #ifndef KVC_GEOMETRY_H
 #define KVC_GEOMETRY_H
 
@@ -17,8 +17,8 @@ struct kvc_geometry {
     size_t chunk_bytes;  /* chunk_pages * pool.page_bytes */
 };
 
-/* KM_EINVAL if the pool's shape is impossible, its pages have another size than the shape needs, or chunk_size (1 or
- * more) is not a multiple of the block size. */
+/* KM_EINVAL if the pool's shape is impossible, if page_bytes is not what the shape needs, or if chunk_size (at least 1)
+ * is not a multiple of the block size. */
 int kvc_geometry_init(struct kvc_geometry *g, const struct kv_geom *pool, int chunk_size, struct km_err *err);
 
 #endif

@@ -1,6 +1,6 @@
-/* What is hashed is a stated sequence of bytes, not C structs, so that every tier and machine computes the same keys:
- * integers are 64-bit little-endian, token ids are 32-bit little-endian. The salt comes last, behind a byte that tells
- * "no salt" from an empty one. */
+/* The hashed bytes are a defined sequence, not C structs, so that every tier and machine computes the same keys:
+ * integers are 64-bit little-endian, token ids are 32-bit little-endian. The salt is hashed last, after a byte that
+ * distinguishes "no salt" from an empty salt. */
 #include "kvcache/keys.h"
 
 #include <string.h>

@@ -1,6 +1,6 @@
 /* The key chain: which chunk of KV belongs to which tokens.
  *
- * The root of a chain stands for everything that determines KV besides the tokens: format, model, dtype, layout, shape,
+ * The root of a chain identifies everything that determines KV besides the tokens: format, model, dtype, layout, shape,
  * RoPE, chunk size and the request's salt. Key 0 is SHA-256 of (root, tokens of chunk 0), key i is SHA-256 of (key
  * i - 1, tokens of chunk i). Equal keys therefore mean equal prefixes under the same model. */
 #ifndef KVC_KEYS_H
@@ -12,13 +12,13 @@
 
 #include <stdint.h>
 
-#define KVC_FORMAT 1 /* version of keys and stored bytes; another version never finds this one's chunks */
+#define KVC_FORMAT 1 /* version of keys and stored bytes; it is part of the root, so versions share no chunks */
 
 struct kvc_keys {
     struct km_sha *sha;
     const struct kvc_geometry *geometry;
     struct km_digest base; /* the root before a salt is added */
-    int key_bytes;         /* leading bytes of a key that count: 32. Tests lower it to force collisions */
+    int key_bytes;         /* leading bytes of a key that are used: 32, or less in tests, to force collisions */
 };
 
 /* Borrows g. */

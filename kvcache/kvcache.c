@@ -1,8 +1,8 @@
-/* The engine's port: sequences, lookups, and the choice of what to load and to store.
+/* The functions of the engine's port: sequences, lookups, and the choice of what to load and to store.
  *
  * Two decisions keep the cache simple. All state changes on the engine's thread, inside a call of the port; checksum
- * threads only read bytes. And a store keeps the chunks of its sequence in order and stops at the first one that it
- * cannot keep, because a lookup starts at the first chunk and could not reach the ones after a gap. */
+ * threads only read bytes. And a store inserts the chunks of its sequence in order and stops at the first one that it
+ * cannot insert, because a lookup stops at the first chunk that it misses and would not find the chunks after it. */
 #include "kvcache/kvcache.h"
 
 #include "base/machine.h"
@@ -65,7 +65,7 @@ static int port_lookup(struct kv_seq *s, const int32_t *tokens, int n)
         kvc_chunks_ref(&k->chunks, slot);
         s->pin[s->n_pins++] = slot;
     }
-    for (int i = s->n_pins - 1; i >= 0; i--) /* the first chunk becomes the newest: tails are evicted first */
+    for (int i = s->n_pins - 1; i >= 0; i--) /* the first chunk becomes the newest and is evicted last */
         kvc_chunks_touch(&k->chunks, s->pin[i]);
     k->stats.hit_tokens += (int64_t)s->n_pins * C;
     return s->n_pins * C;
@@ -91,7 +91,7 @@ static int port_load(struct kv_seq *s, int from, int to, const int32_t *block_ta
         int lo = i * C > from ? i * C : from, hi = (i + 1) * C < to ? (i + 1) * C : to;
         kvc_transfer_add(t, s->pin[i], i * C, (lo - i * C) / B, (hi - lo) / B, block_table + lo / B);
     }
-    kvc_transfer_start(t, from, to, ticket, good); /* *good tells the engine of a failure */
+    kvc_transfer_start(t, from, to, ticket, good); /* the engine learns of a failure from *good */
     return 0;
 }
 
@@ -100,7 +100,8 @@ static int port_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prom
 {
     struct kvc *k = s->kvc;
     *ticket = 0;
-    if (n >= s->n_pins * k->geometry.chunk_size) /* the engine has computed all that was pinned: no load will come */
+    /* All pinned tokens are in the pages, so the engine will not load them. */
+    if (n >= s->n_pins * k->geometry.chunk_size)
         kvc_seq_unpin(s);
     if (s->detached || !k->active)
         return 0;
@@ -126,7 +127,7 @@ static int port_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prom
                 kvc_transfer_add(t, slot, i * C, 0, 0, NULL);
             continue;
         }
-        if (i < s->n_offered) /* stored before and evicted since: storing it again would only evict others */
+        if (i < s->n_offered) /* evicted after it was offered: storing it again would only evict others */
             break;
         slot = kvc_chunks_insert(&k->chunks, key, ids, i);
         if (slot < 0)
@@ -188,7 +189,7 @@ static int port_attach(void *self, const struct kv_geom *geom, const struct kv_c
 {
     struct kvc *k = self;
     if (k->attached)
-        return km_fail(err, KM_EINVAL, "this cache already serves an engine; open one cache for each engine");
+        return km_fail(err, KM_EINVAL, "this cache is attached to an engine already; open one cache for each engine");
     int rc = kvc_geometry_init(&k->geometry, geom, k->cfg.chunk_size, err);
     if (rc)
         return rc;
@@ -211,7 +212,7 @@ static void port_detach(void *self)
     }
     if (k->active)
         kvc_checksum_pool_close(&k->checksums);
-    if (!drained) { /* copies still write to these slabs: leaking them is better than letting others reuse them */
+    if (!drained) { /* copies may still write to the slabs, so their memory must not be freed: it leaks */
         k->dram = (struct kvc_dram){0};
         memset(k->transfers, 0, (size_t)k->cap_transfers * sizeof *k->transfers);
         k->n_transfers = 0;
@@ -224,7 +225,7 @@ int kvc_open(struct kvc **out, const struct kvc_config *c, struct km_err *err)
     if (c->chunk_size < 1)
         return km_fail(err, KM_EINVAL, "chunk_size is %d; it must be 1 or more (256 is usual)", c->chunk_size);
     if (c->local_cpu && c->max_local_cpu < 1)
-        return km_fail(err, KM_EINVAL, "max_local_cpu_size is %lld bytes; give the cache some memory",
+        return km_fail(err, KM_EINVAL, "max_local_cpu_size is %lld bytes; set it to at least the size of one chunk",
                        (long long)c->max_local_cpu);
     struct kvc *k = km_calloc(1, sizeof *k);
     if (!k)

@@ -1,7 +1,7 @@
-/* A transfer advances whenever it is polled. Its chunks pass through each stage strictly in order, so one counter per
- * stage says how far the transfer is: chunks submitted to the copier, copied, given to the checksum pool, checked.
- * first_failed is the first chunk that failed; chunks before it count, and chunks from it on do not. A transfer is
- * finished only when no copy and no checksum is in flight, also after a failure: bytes are still moving until then. */
+/* A transfer advances whenever it is polled. Its chunks pass each stage in order, so one counter per stage records its
+ * progress: chunks submitted to the copier, copied, submitted for hashing, hashed. first_failed is the first chunk that
+ * failed: only the chunks before it are results. A transfer is finished when no copy and no checksum is in flight. This
+ * holds after a failure too, because copies in flight still read and write memory. */
 #include "kvcache/transfer.h"
 
 #include "base/clock.h"
@@ -12,26 +12,26 @@
 
 /* One chunk of a transfer. */
 struct chunk {
-    int32_t slot;               /* in the chunk store and the DRAM tier */
+    int32_t slot;               /* slot in the chunk store and the DRAM tier */
     int32_t start;              /* the chunk's first token */
-    int32_t first_copy, n_copies; /* the chunk's pages in t->copy; none: nothing to copy or check */
-    int32_t batch;              /* first chunk of a call to the copier: chunks in that call. Others: 0 */
-    uint64_t ticket;            /* first chunk of a call to the copier: the copier's ticket, 0 when complete */
+    int32_t first_copy, n_copies; /* the chunk's part of t->copy; n_copies 0: there is nothing to copy or hash */
+    int32_t batch;              /* in the first chunk of a call to the copier: chunks of that call; else 0 */
+    uint64_t ticket;            /* in the first chunk of a call to the copier: the copier's ticket, 0: complete */
     struct kvc_checksum_job checksum;
 };
 
 struct kvc_transfer {
     struct kvc *kvc;
-    struct kv_seq *seq;         /* whose pins a load drops when it finishes; NULL: nobody's */
+    struct kv_seq *seq;         /* a load drops the pins of this sequence when it finishes; NULL: of none */
     enum kv_dir dir;
-    int place;                  /* in kvc->transfers, while a ticket is open */
-    uint32_t gen;               /* upper half of the ticket, so that an old ticket is not mistaken for a new one */
-    int from, to;               /* tokens that were asked for */
+    int index;                  /* in kvc->transfers, while the ticket is open */
+    uint32_t gen;               /* upper half of the ticket, so that a finished ticket differs from later ones */
+    int from, to;               /* tokens to load or store */
     int rc;                     /* error of chunk first_failed */
-    int64_t t0;                 /* ns, when the port was called */
+    int64_t start_ns;           /* time when the port was called */
     int n_chunks, n_copies;
-    int n_submitted, n_copied;  /* chunks by stage */
-    int n_hashing, n_hashed;
+    int n_submitted, n_copied;  /* chunks whose copies were submitted, and are complete */
+    int n_hashing, n_hashed;    /* chunks whose checksums were submitted, and are done */
     int first_failed;           /* n_chunks: none failed */
     struct kv_copy *copy;       /* [n_copies], by chunk */
     struct chunk chunk[];       /* [n_chunks] */
@@ -42,8 +42,8 @@ static bool is_load(const struct kvc_transfer *t)
     return t->dir == KV_TO_PAGE;
 }
 
-/* Makes the ticket table large enough for one more transfer. False without memory. */
-static bool reserve_place(struct kvc *k)
+/* Grows kvc->transfers so that it has a free entry. False without memory. */
+static bool reserve_entry(struct kvc *k)
 {
     if (k->n_transfers < k->cap_transfers)
         return true;
@@ -59,7 +59,7 @@ static bool reserve_place(struct kvc *k)
 
 struct kvc_transfer *kvc_transfer_new(struct kv_seq *s, enum kv_dir dir, int chunks, int copies)
 {
-    if (!reserve_place(s->kvc))
+    if (!reserve_entry(s->kvc))
         return NULL;
     struct kvc_transfer *t = km_calloc(1, sizeof *t + (size_t)chunks * sizeof *t->chunk);
     struct kv_copy *copy = km_calloc((size_t)copies, sizeof *copy);
@@ -72,7 +72,7 @@ struct kvc_transfer *kvc_transfer_new(struct kv_seq *s, enum kv_dir dir, int chu
     t->seq = s;
     t->dir = dir;
     t->copy = copy;
-    t->t0 = km_now_ns();
+    t->start_ns = km_now_ns();
     return t;
 }
 
@@ -119,8 +119,8 @@ static void submit_copies(struct kvc_transfer *t, int end)
     t->n_submitted = end;
 }
 
-/* Starts the checksum of the next chunk. A copier that is asynchronous leaves the engine's thread to other work, so the
- * pool hashes; otherwise this thread does, with the chunk in its cache. */
+/* Starts the checksum of the next chunk. With an asynchronous copier the pool computes it, so that the engine's thread
+ * is free for other work. With a synchronous copier this thread does, because the chunk is in this core's cache. */
 static void submit_checksum(struct kvc_transfer *t)
 {
     struct kvc *k = t->kvc;
@@ -134,8 +134,8 @@ static void submit_checksum(struct kvc_transfer *t)
         kvc_checksum_run(&c->checksum);
 }
 
-/* Retires the copies that are complete. A store then hashes what has arrived. A failed copy does not end the ones
- * submitted after it; the transfer waits for them. */
+/* Retires the copies that are complete. A store then hashes the copied chunks. A failed copy does not cancel the copies
+ * that were submitted after it; the transfer waits for them. */
 static void retire_copies(struct kvc_transfer *t)
 {
     struct kvc *k = t->kvc;
@@ -152,7 +152,8 @@ static void retire_copies(struct kvc_transfer *t)
     }
 }
 
-/* Retires the checksums that are done. A load compares them; a chunk whose bytes have changed is dropped for all. */
+/* Retires the checksums that are done. A load compares them with the stored ones, and drops a chunk whose bytes have
+ * changed from the cache. */
 static void retire_checksums(struct kvc_transfer *t)
 {
     struct kvc *k = t->kvc;
@@ -169,7 +170,7 @@ static void retire_checksums(struct kvc_transfer *t)
     }
 }
 
-/* True when the transfer is finished. */
+/* Retires what is done and submits what has become possible. True: the transfer is finished. */
 static bool advance(struct kvc_transfer *t)
 {
     if (is_load(t)) {
@@ -193,7 +194,7 @@ static int finish_load(struct kvc_transfer *t)
         good = t->chunk[t->first_failed].start > t->from ? t->chunk[t->first_failed].start : t->from;
     k->stats.loaded_tokens += good - t->from;
     k->stats.failed_loads += good < t->to;
-    k->stats.load_ns += km_now_ns() - t->t0;
+    k->stats.load_ns += km_now_ns() - t->start_ns;
     for (int i = 0; i < t->n_chunks; i++)
         kvc_chunks_unref(&k->chunks, t->chunk[i].slot);
     if (t->seq)
@@ -201,8 +202,8 @@ static int finish_load(struct kvc_transfer *t)
     return good;
 }
 
-/* From the last chunk to the first, so that the first becomes the newest: eviction takes the tail of a sequence before
- * its head. */
+/* Publishes the chunks that succeeded. It does so from the last chunk to the first, so that the first becomes the
+ * newest and the last chunks of a sequence are evicted first. */
 static int finish_store(struct kvc_transfer *t)
 {
     struct kvc *k = t->kvc;
@@ -217,7 +218,7 @@ static int finish_store(struct kvc_transfer *t)
         } else
             kvc_chunks_drop(&k->chunks, c->slot);
     }
-    k->stats.store_ns += km_now_ns() - t->t0;
+    k->stats.store_ns += km_now_ns() - t->start_ns;
     return t->to;
 }
 
@@ -235,17 +236,17 @@ static int finish(struct kvc_transfer *t, int *good)
 static uint64_t open_ticket(struct kvc_transfer *t)
 {
     struct kvc *k = t->kvc;
-    while (k->transfers[t->place])
-        t->place++;
-    k->transfers[t->place] = t;
+    while (k->transfers[t->index])
+        t->index++;
+    k->transfers[t->index] = t;
     k->n_transfers++;
     t->gen = ++k->transfer_gen;
-    return (uint64_t)t->gen << 32 | ((uint32_t)t->place + 1);
+    return (uint64_t)t->gen << 32 | ((uint32_t)t->index + 1);
 }
 
 static int close_ticket(struct kvc_transfer *t, int *good)
 {
-    t->kvc->transfers[t->place] = NULL;
+    t->kvc->transfers[t->index] = NULL;
     t->kvc->n_transfers--;
     return finish(t, good);
 }
@@ -260,7 +261,7 @@ int kvc_transfer_start(struct kvc_transfer *t, int from, int to, uint64_t *ticke
             submit_checksum(t);
         else if (i >= t->n_submitted) /* an asynchronous copier gets all chunks in one call */
             submit_copies(t, t->kvc->async_copies ? t->n_chunks : i + 1);
-        if (!t->kvc->async_copies) /* copy and hash this chunk before the next one displaces it from the CPU's cache */
+        if (!t->kvc->async_copies) /* finish this chunk before the next one evicts it from the CPU's cache */
             advance(t);
     }
     bool finished = advance(t);
@@ -270,8 +271,8 @@ int kvc_transfer_start(struct kvc_transfer *t, int from, int to, uint64_t *ticke
 
 int kvc_transfer_poll(struct kvc *k, uint64_t ticket, int *good)
 {
-    uint32_t place = (uint32_t)ticket - 1;
-    struct kvc_transfer *t = place < (uint32_t)k->cap_transfers ? k->transfers[place] : NULL;
+    uint32_t index = (uint32_t)ticket - 1;
+    struct kvc_transfer *t = index < (uint32_t)k->cap_transfers ? k->transfers[index] : NULL;
     if (!t || t->gen != ticket >> 32) {
         if (good)
             *good = 0;

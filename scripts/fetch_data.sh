@@ -1,7 +1,7 @@
 #!/bin/sh
-# Downloads the novel from whose text generate_multi_turn.json takes its prompts (Project Gutenberg's number 1184) to
-# data/pg1184.txt. `make data` runs it. If the file is already there, nothing is downloaded. A download that fails leaves
-# no file.
+# Downloads The Count of Monte Cristo (Project Gutenberg 1184), from which workloads/generate_multi_turn.json takes its
+# prompts, to data/pg1184.txt. `make data` runs this script. An existing file is checked and kept. A failed download
+# leaves no file.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -14,13 +14,14 @@ fail() {
     exit 1
 }
 
-# The first 4 KiB must have the title, and the file must be longer than 2 MB (it has 2.7 MB).
+# Whether a file is the novel: its first 4 KiB have the title, and it is longer than 2 MB (the novel has 2.7 MB).
 is_book() {
     [ "$(wc -c <"$1")" -gt 2000000 ] && head -c 4096 "$1" | grep -q "$title"
 }
 
 tokenizer_note() {
-    echo "The workloads also need Qwen3's tokenizer.json, which every Qwen3 model folder from Hugging Face has: --tokenizer DIR."
+    echo "The workloads also need Qwen3's tokenizer.json, which every Qwen3 model folder from Hugging Face has."
+    echo "Pass that folder with --tokenizer DIR."
 }
 
 if [ -f "$book" ]; then

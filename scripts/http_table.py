@@ -1,13 +1,14 @@
-"""Prints the table of gpu_check.sh's part http from its three run folders, and writes it to DIR/http.json.
+"""Prints the table of gpu_check.sh's part http from the three run folders in DIR, and writes it to DIR/http.json.
 
     http_table.py DIR MODEL
 
-TTFT and TPOT are defined as in `vllm bench serve`: TTFT from sending a request to its first event, and TPOT from there to
-the last event, divided by the number of tokens less one. Times of events are the kernel's receive timestamps.
+TTFT and TPOT are defined as in `vllm bench serve`. TTFT is the time from sending a request to its first event. TPOT is
+the time from the first event to the last one, divided by the number of output tokens less one. Times of events are the
+kernel's receive timestamps.
 
-Random prompts do not always have the length that was asked for. In the runs with one request at a time, only requests of
-the exact length count, and the first one is left out as a warm-up. Exits with 1 if an answer is missing or too short, or
-if fewer than half of these requests count."""
+A random prompt may have some tokens more or less than configured. In the runs with one request at a time, only requests
+of the exact length count, and the first request is left out as a warm-up. The exit status is 1 if an answer is missing
+or too short, or if fewer than half of these requests count."""
 import csv
 import json
 import os
@@ -17,16 +18,19 @@ ROWS = []
 
 
 def row(key, what, values, goal=None, stretch=None):
-    """A row with the median of values, their 10% and 90% quantiles, and whether the median meets the limits."""
+    """Prints and keeps a row: the median of the values, their 10% and 90% quantiles, and whether the median is within
+    the limits goal and stretch."""
     v = sorted(values)
     at = lambda share: v[int(share * (len(v) - 1) + 0.5)]
     verdict = lambda limit: f"{limit:g}, {'met' if at(0.5) <= limit else 'missed'}" if limit else ""
-    print(f"| {what} | {at(0.5):.3f} | {at(0.1):.3f} to {at(0.9):.3f} | {len(v)} | {verdict(goal)} | {verdict(stretch)} |")
-    ROWS.append({"key": key, "what": what, "median": at(0.5), "p10": at(0.1), "p90": at(0.9), "samples": len(v), "goal": goal, "stretch": stretch})
+    print(f"| {what} | {at(0.5):.3f} | {at(0.1):.3f} to {at(0.9):.3f} | {len(v)} | {verdict(goal)} "
+          f"| {verdict(stretch)} |")
+    ROWS.append({"key": key, "what": what, "median": at(0.5), "p10": at(0.1), "p90": at(0.9), "samples": len(v),
+                 "goal": goal, "stretch": stretch})
 
 
 def single(key, what, value, samples):
-    """A row with a value that the run has summarized already."""
+    """Prints and keeps a row with a value from the summary of run.json."""
     print(f"| {what} | {'-' if value is None else format(value, '.3f')} | | {samples} | | |")
     ROWS.append({"key": key, "what": what, "value": value, "samples": samples})
 
@@ -39,13 +43,15 @@ def read(folder):
         requests = list(csv.DictReader(f))
     for q in requests:
         if q["ok"] != "1" or q["output_tokens"] != q["asked_tokens"]:
-            sys.exit(f"{folder}: request {q['request']} returned {q['output_tokens']} of {q['asked_tokens']} tokens: {q['error'] or 'no error'}")
+            sys.exit(f"{folder}: request {q['request']} returned {q['output_tokens']} of {q['asked_tokens']} tokens "
+                     f"(error: {q['error'] or 'none'})")
         q["ttft"] = (int(q["first_any_ns"]) - int(q["start_ns"])) / 1e6
         q["tpot"] = (int(q["last_any_ns"]) - int(q["first_any_ns"])) / 1e6 / (int(q["output_tokens"]) - 1)
     return run, requests
 
 
 def alone(folder, n, goal=None, stretch=None):
+    """Rows of a run with one request at a time, with prompts of n tokens."""
     _, requests = read(folder)
     exact = [q for q in requests[1:] if q["prompt_tokens"] == str(n)]
     if 2 * len(exact) < len(requests):
@@ -55,6 +61,7 @@ def alone(folder, n, goal=None, stretch=None):
 
 
 def crowd(folder, what):
+    """Rows of a run with many concurrent streams."""
     run, requests = read(folder)
     s = run["summary"]
     row("http_crowd_ttft_ms", f"{what}, TTFT, ms", [q["ttft"] for q in requests])

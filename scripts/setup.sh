@@ -1,13 +1,13 @@
 #!/bin/sh
-# Installs the Debian or Ubuntu packages that the build and the tests need and that are missing. It needs to be root, or
-# to have sudo without a password. Otherwise it prints the command that installs them, and exits with 1.
+# Installs the Debian or Ubuntu packages that the build and the tests need, if any are missing. Run it as root, or as a
+# user whose sudo asks for no password. Otherwise it prints the command that installs the packages, and exits with 1.
 set -eu
 
 packages="build-essential cmake pkg-config libcjson-dev libcurl4-openssl-dev libevent-dev libssl-dev libxxhash-dev
 libutf8proc-dev libopenblas-dev libyaml-dev libcmocka-dev gnuplot-nox"
 
 if ! command -v dpkg-query >/dev/null 2>&1; then
-    echo "setup: dpkg is missing, so this is not Debian or Ubuntu; install the equivalents of:" $packages >&2
+    echo "setup: dpkg-query is missing, so this is not Debian or Ubuntu; install the equivalents of:" $packages >&2
     exit 1
 fi
 
@@ -18,7 +18,7 @@ for p in $packages; do
     *) missing="$missing $p" ;;
     esac
 done
-# Any package that provides libcurl's headers will do, and any gnuplot.
+# Any package with libcurl's headers is accepted, and any gnuplot.
 if pkg-config --exists libcurl 2>/dev/null; then missing=$(echo "$missing" | sed 's/ libcurl4-openssl-dev//'); fi
 if command -v gnuplot >/dev/null 2>&1; then missing=$(echo "$missing" | sed 's/ gnuplot-nox//'); fi
 [ -n "$missing" ] || exit 0

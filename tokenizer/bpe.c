@@ -1,12 +1,12 @@
 /* Merging in n log n for a piece of n bytes: a linked list of symbols, at first one per byte, and a heap of the pairs
  * that can merge, lowest rank first, then leftmost.
  *
- * A merge changes the pairs to its left and right. Their old heap entries stay in the heap: a changed pair makes
- * another token than before or none, so an entry whose rank does not make what its pair now makes is out of date and is
- * skipped.
+ * A merge changes the pairs to its left and right. Their old entries stay in the heap. A changed pair makes
+ * another token than before, or none. So an entry is out of date, and is skipped, if the merge of its rank makes
+ * another token than its pair does now.
  *
- * Most pieces are a token of the vocabulary. Whether the merges really give that token is computed once per token and
- * remembered (`whole`), so that such a piece costs one lookup. */
+ * Most pieces are a token of the vocabulary. Whether the merges really give that token is computed once per token
+ * and kept in the memo `whole`, so that such a piece costs one lookup. */
 #include "tokenizer/bpe.h"
 
 #include "base/mem.h"
@@ -82,19 +82,7 @@ bool bpe_put(struct bpe *b, int32_t rank, int32_t left, int32_t right, int32_t m
 int bpe_emit(struct bpe_run *r, int32_t id)
 {
     r->n++;
-    struct tok_ids *o = r->ids;
-    if (!o)
-        return 0;
-    if (o->n == o->cap) {
-        size_t cap = o->cap + o->cap / 2 + 64;
-        int32_t *v = km_reallocarray(o->v, cap, sizeof *v);
-        if (!v)
-            return KM_ENOMEM;
-        o->v = v;
-        o->cap = cap;
-    }
-    o->v[o->n++] = id;
-    return 0;
+    return r->ids ? tok_ids_push(r->ids, id, NULL) : 0;
 }
 
 static int reserve(struct bpe_run *r, size_t n)

@@ -5,22 +5,22 @@
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/vocab.h"
 
-/* Immutable except for the memo `whole`. Any number of threads may fill the memo: an entry has only one true value, so
- * that threads which race write the same byte. */
+/* Immutable except for the memo `whole`. Several threads may write an entry of the memo at once, because all of them
+ * compute the same value. */
 struct bpe {
     const struct voc *voc;  /* borrowed */
     struct bpe_merge *slot; /* [mask + 1] hash table of merges by pair; rank < 0: free */
     uint32_t mask;
-    int32_t n;              /* merges */
+    int32_t n;              /* number of merges */
     int32_t *made;          /* [n] by rank: the token that the merge makes */
     int32_t byte_id[256];   /* token of each single byte */
-    _Atomic uint8_t *whole; /* [voc->n] memo: do the merges of the token's own bytes give the token? */
+    _Atomic uint8_t *whole; /* [voc->n] memo by token id: whether merging the token's bytes gives this token */
 };
 
 /* Working memory and output of one encode call. Start with zeros and ids; free with bpe_run_free. */
 struct bpe_run {
     struct tok_ids *ids; /* token ids are appended here; NULL: they are only counted */
-    int64_t n;           /* token ids so far */
+    int64_t n;           /* number of token ids so far */
     struct bpe_sym *sym; /* [cap] */
     uint64_t *heap;      /* [2 * cap] */
     size_t cap;
@@ -29,7 +29,7 @@ struct bpe_run {
 /* Allocates space for n merges. KM_EFORMAT if voc lacks a token for a single byte. */
 int bpe_open(struct bpe *b, const struct voc *voc, int32_t n, struct km_err *err);
 void bpe_free(struct bpe *b);
-/* Adds the next merge; calls come in the order of ranks. Returns false if the pair has a merge already. */
+/* Adds a merge, with ranks in ascending order from 0. Returns false if the pair has a merge already. */
 bool bpe_put(struct bpe *b, int32_t rank, int32_t left, int32_t right, int32_t made);
 
 /* Appends the token ids of one piece, n > 0. KM_ENOMEM, or KM_ELIMIT for a piece of more than 2^31 - 2 bytes. */

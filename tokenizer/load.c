@@ -234,7 +234,7 @@ static int index_ids(struct loading *l, const cJSON *vocab, int32_t n, const cJS
     return 0;
 }
 
-/* Checks each added token, and counts those whose ids lie beyond the vocabulary of n tokens. */
+/* Checks each added token, and adds the number of ids beyond the vocabulary of n tokens to *beyond. */
 static int check_added(const cJSON *added, int32_t n, int32_t *beyond, struct km_err *err)
 {
     const cJSON *v;

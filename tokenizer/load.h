@@ -15,7 +15,7 @@ struct tok {
     uint8_t *special; /* [voc.total] 1 for a token that the file marks as special */
 };
 
-/* Fills t, which is zeroed. On failure the caller frees what t holds so far. */
+/* Fills t, whose members must be zero. On failure, the caller frees t with tok_free. */
 int tok_load_file(struct tok *t, const char *path, struct km_err *err);
 
 #endif

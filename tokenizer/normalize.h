@@ -1,4 +1,4 @@
-/* Normalization: text becomes valid UTF-8 in NFC. Text that is so already is not copied. */
+/* Normalization of text to valid UTF-8 in NFC. Text that is already normalized is not copied. */
 #ifndef TOK_NORMALIZE_H
 #define TOK_NORMALIZE_H
 
@@ -16,8 +16,8 @@ struct nfc {
     size_t cap;
 };
 
-/* Sets *s and *n to the normalized text: the same text, or memory of w that is valid until the next call. The only
- * error is KM_ENOMEM. */
+/* Replaces the text s[n] by its normalized text, which is the same memory or a buffer of w that is valid until the next
+ * call. The only error is KM_ENOMEM. */
 int nfc_run(struct nfc *w, const char **s, size_t *n);
 void nfc_free(struct nfc *w);
 

@@ -1,6 +1,5 @@
 /* The public functions. Encoding cuts the text at added tokens; the text between them is normalized, split and merged.
- * An encode call keeps all its state on the stack, so that calls of several threads share nothing but the vocabulary.
- */
+ * Each encode call has its own state, so concurrent calls share nothing but the vocabulary. */
 #include "tokenizer/tokenizer.h"
 
 #include "base/file.h"
@@ -69,7 +68,7 @@ static int64_t encode(const struct tok *t, const char *s, size_t n, bool special
                       struct km_err *err)
 {
     struct encoding e = {.t = t, .nfc.table = t->table, .run.ids = ids};
-    size_t had = ids ? ids->n : 0, from = 0, at;
+    size_t old_n = ids ? ids->n : 0, from = 0, at;
     const struct added_tok *a;
     int rc = 0;
     while (!rc && specials && (a = added_find(&t->added, s, n, from, &at))) {
@@ -85,7 +84,7 @@ static int64_t encode(const struct tok *t, const char *s, size_t n, bool special
     if (!rc)
         return e.run.n;
     if (ids)
-        ids->n = had;
+        ids->n = old_n;
     return rc == KM_ELIMIT ? km_fail(err, rc, "a word in the text of %zu bytes is over 2 GiB long; split the text", n)
                            : km_fail(err, rc, "out of memory encoding %zu bytes of text", n);
 }
@@ -117,16 +116,16 @@ int tok_decode(const struct tok *t, const int32_t *ids, size_t n, bool skip_spec
         if (!skip_special || !t->special[ids[i]])
             km_buf_put(&bytes, p, len);
     }
-    size_t had = out->len;
+    size_t old_len = out->len;
     if (km_buf_ok(&bytes))
         uni_lossy(out, km_buf_str(&bytes), bytes.len);
     bool ok = km_buf_ok(&bytes) && km_buf_ok(out);
     km_buf_free(&bytes);
     if (ok)
         return 0;
-    out->len = had;
+    out->len = old_len;
     if (out->data)
-        out->data[had] = 0;
+        out->data[old_len] = 0;
     return km_fail(err, KM_ENOMEM, "out of memory decoding %zu tokens", n);
 }
 

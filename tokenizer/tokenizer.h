@@ -23,14 +23,16 @@ struct tok_ids {
     int32_t *v; /* [n] */
     size_t n, cap;
 };
+/* Appends an id. The only error is KM_ENOMEM, and then the list is unchanged. */
+int tok_ids_push(struct tok_ids *l, int32_t id, struct km_err *err);
 
 /* path: a tokenizer.json, or the folder that holds one; KM_ENOENT if there is none. */
 int tok_open(struct tok **out, const char *path, struct km_err *err);
 void tok_free(struct tok *t);
 
 /* Appends the token ids of text to out; on failure out is unchanged. Bytes that are not UTF-8 become U+FFFD first.
- * specials: the text of an added token (<|im_start|>, <think>, ...) becomes the token's id, as in Hugging Face's
- * encode. Else that text is split like any other, so that a user's message cannot contain a role marker. */
+ * specials true: the text of an added token (<|im_start|>, <think>, ...) becomes the token's id, as in Hugging Face's
+ * encode. specials false: this text is split like any other, so that a user's message cannot contain a role marker. */
 int tok_encode(const struct tok *t, const char *text, size_t len, bool specials, struct tok_ids *out,
                struct km_err *err);
 /* The number of token ids that tok_encode with specials = false would append; < 0 on failure. */

@@ -17,12 +17,12 @@ enum {
     UNI_NUMBER = 2, /* \p{N} */
     UNI_SPACE = 3,  /* \s    */
     UNI_CLASS = 3,  /* mask of the four classes above */
-    UNI_NFC = 4,    /* flag: NFC may change the character or the one before it; all others stay as they are */
+    UNI_NFC = 4,    /* flag: NFC may change this character, or the one before it */
     UNI_BASE = 8    /* flag, above U+FFFF only: may compose with a UNI_NFC character after it */
 };
 #define UNI_MAX 0x110000
 
-/* A new table [UNI_MAX] of the classes and flags (km_free); NULL if there is no memory. */
+/* A new table [UNI_MAX] with the class and the flags of each code point (km_free); NULL if there is no memory. */
 uint8_t *uni_table(void);
 
 /* The code point at s, which must be valid UTF-8. *len: its length in bytes. */

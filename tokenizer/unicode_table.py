@@ -18,15 +18,17 @@ CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 
 
 def pieces(text):
-    """The number of pieces that the split pattern makes of the text."""
+    """The number of pieces into which the pattern splits the text."""
     return len(SPLIT.pre_tokenize_str(text))
 
 
 def nfc(text):
+    """The text in NFC, as Hugging Face normalizes it."""
     return normalizers.NFC().normalize_str(text)
 
 
 def kind(ch):
+    """The class of a character (UNI_CLASS)."""
     if pieces("a" + ch) == 1:
         return LETTER
     if ch not in "\r\n" and pieces("!!" + ch) == 1:

@@ -1,4 +1,4 @@
-/* The vocabulary: the bytes of a token id, and the id of bytes. */
+/* The vocabulary: finds the bytes of a token id, and the id of the token with some bytes. */
 #ifndef TOK_VOCAB_H
 #define TOK_VOCAB_H
 
@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Ids 0 .. n - 1 are the model's tokens, which voc_find finds; ids n .. total - 1 are added tokens. */
+/* Ids 0 .. n - 1 are tokens of the BPE model, which voc_find finds; ids n .. total - 1 are added tokens. */
 struct voc {
     int32_t n, total;
     char *bytes;    /* the bytes of all tokens, in the order of ids */
@@ -21,7 +21,7 @@ struct voc {
 /* Allocates space for `total` tokens with `size` bytes in all. */
 int voc_open(struct voc *v, int32_t n, int32_t total, size_t size, struct km_err *err);
 void voc_free(struct voc *v);
-/* Adds the next token; calls come in the order of ids. Returns false if id < n and another token has these bytes. */
+/* Adds a token, with ids in ascending order from 0. Returns false if id < n and another token has these bytes. */
 bool voc_put(struct voc *v, int32_t id, const char *s, size_t n);
 /* The id below v->n of the token with the bytes s[0..n), or -1. */
 int32_t voc_find(const struct voc *v, const char *s, size_t n);

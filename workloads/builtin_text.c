@@ -5,8 +5,9 @@
  * invented names. Repeated text would give the server's prefix cache hits that a novel does not give.
  *
  * Templates are expanded depth-first. %x becomes a random entry of the list with code x: a word, or a template again.
- * At depth MAX_DEPTH only the first `flat` entries of a list are used, which refer to word lists only. The text is
- * wrapped at 72 columns, like the plain-text books of Project Gutenberg. */
+ * At depth MAX_DEPTH only the first `flat` entries of a list are used, which refer to word lists only. Some codes are
+ * not lists: %N is a character of the chapter, %F a family name, %u a number, %1 a day of the month, %y a year. The
+ * text is wrapped at 72 columns, like the plain-text books of Project Gutenberg. */
 #include "workloads/builtin_text.h"
 
 #include "workloads/rng.h"
@@ -217,6 +218,7 @@ static void put_number(struct writer *w)
         km_buf_printf(&w->line, "%d,%03d", v / 1000, v % 1000);
 }
 
+/* Appends the expanded template. An upper-case code other than D makes the first letter of its expansion upper-case. */
 static void expand(struct writer *w, const char *tpl, int depth)
 {
     for (const char *p = tpl; *p; p++) {
@@ -269,7 +271,8 @@ static bool is_vowel(char c)
     return c && strchr("aeiouAEIOU", c);
 }
 
-/* Writes the paragraph to w->out, wrapped, and clears it. "a" becomes "an" before a vowel, and quotes become curly. */
+/* Writes the paragraph in w->line to w->out, wrapped, and clears w->line. "a" becomes "an" before a vowel, and quotes
+ * become curly. */
 static void flush_paragraph(struct writer *w)
 {
     static const char *const curly[] = {"\xE2\x80\x9C", "\xE2\x80\x9D"};

@@ -1,13 +1,13 @@
-/* What the generators build a `wl_set` from: conversations and their messages.
+/* Building blocks of the generators: filling the conversations and messages of a `wl_set`.
  *
- * Both belong to the set from the first call on. wl_set_free frees a set that a generator has filled in part. */
+ * The set owns them from the first call on: wl_set_free also frees a set that a generator has filled only in part. */
 #ifndef WL_MESSAGE_H
 #define WL_MESSAGE_H
 
 #include "base/buf.h"
 #include "workloads/workload.h"
 
-/* Gives c a copy of id and n messages: roles alternate, user first, and texts are NULL. */
+/* Sets the id of c to a copy of id, and allocates its n messages: roles alternate, user first; texts are NULL. */
 int wl_conv_init(struct wl_conv *c, const char *id, int n, struct km_err *err);
 /* Moves the text out of the buffer into m. */
 int wl_msg_set_text(struct wl_msg *m, struct km_buf *text, struct km_err *err);

@@ -4,8 +4,8 @@
  * messages are: tag, instruction, body. The prefixes and bodies are slices of the source text's tokens. Generation has
  * three steps:
  * 1. All lengths are sampled, in vLLM's order, before any text is read.
- * 2. Every slice gets its place in the source text, which tells how long the text must be. A text that is too short is
- *    an error before anything is built.
+ * 2. Every slice is assigned its position in the source text. The furthest end is the length that the text must have. A
+ *    text that is too short is an error before any message is built.
  * 3. The slices are decoded and joined to messages. */
 #include "workloads/multi_turn.h"
 
@@ -77,7 +77,7 @@ struct msg_plan {
 struct conv_plan {
     int n;                 /* messages; even */
     int64_t prefix;        /* tokens of the conversation's own prefix */
-    int64_t *size;         /* [n] tokens: of the user message at even indices, of the answer at odd ones */
+    int64_t *size;         /* [n] tokens of each message: of user messages at even indices, of answers at odd ones */
     int64_t size_max;      /* largest of the n sampled input lengths, the unused ones at odd indices included */
     struct msg_plan *msgs; /* [n] */
 };
@@ -188,13 +188,16 @@ static int64_t count_opening(int c, int i, const struct km_buf *common, const st
     return n;
 }
 
-static int64_t further_end(int64_t end, struct slice s)
+/* The larger of `end` and the end of the slice. */
+static int64_t max_end(int64_t end, struct slice s)
 {
     return s.n > 0 && s.at + s.n > end ? s.at + s.n : end;
 }
 
-/* Places all slices in the text. *need: the tokens that the text must have, one more than the furthest slice's end, as
- * vLLM demands. */
+/* Assigns positions to all slices, as vLLM does. `base` is where a conversation's slices start. The body of its message
+ * i starts i * size_max tokens after the conversation's prefix, and the bodies of answers start at 0. The next
+ * conversation starts n tokens after the prefix, so that bodies of different conversations overlap. *need: the tokens
+ * that the text must have, one more than the furthest end, as in vLLM. */
 static int place_slices(struct plan *p, const struct km_buf *common, const struct tok *t, int64_t *need,
                         struct km_err *err)
 {
@@ -213,11 +216,11 @@ static int place_slices(struct plan *p, const struct km_buf *common, const struc
                     m->prefix = (struct slice){base, v->prefix};
                     base += v->prefix;
                 }
-                int64_t left = v->size[i] - (i ? later : first) - p->instruction;
-                m->body = (struct slice){base + i * v->size_max, left};
+                int64_t body = v->size[i] - (i ? later : first) - p->instruction;
+                m->body = (struct slice){base + i * v->size_max, body};
             }
-            end = further_end(end, m->prefix);
-            end = further_end(end, m->body);
+            end = max_end(end, m->prefix);
+            end = max_end(end, m->body);
         }
         base += v->n;
     }
@@ -270,7 +273,7 @@ static int write_messages(struct wl_set *set, const struct plan *p, const struct
     return 0;
 }
 
-/* Upper bound of what place_slices will need, from the lengths alone. */
+/* An upper bound of *need of place_slices, computed from the lengths alone. */
 static int64_t bound_text_tokens(const struct plan *p)
 {
     int64_t base = p->common, end = 0;

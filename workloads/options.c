@@ -8,8 +8,8 @@ static const struct km_option rows[] = {
              "they exist and else the generator"},
     {.name = "text-dir", KM_FIELD(struct wl_gen_opts, text_dir), .arg = "DIR",
      .help = "folder to search for text_files first"},
-    {.name = "num-conversations", KM_FIELD(struct wl_gen_opts, num_conversations), .arg = "N", .lo = 1, .hi = WL_MAX_CONVS,
-     .help = "number of conversations (default: the workload's)"},
+    {.name = "num-conversations", KM_FIELD(struct wl_gen_opts, num_conversations), .arg = "N", .lo = 1,
+     .hi = WL_MAX_CONVS, .help = "number of conversations (default: the workload's)"},
     {.name = "num-prompts", KM_FIELD(struct wl_gen_opts, num_prompts), .arg = "N", .lo = 1, .hi = WL_MAX_CONVS,
      .help = "number of prompts, of a workload of single prompts (default: the workload's)"},
 };

@@ -44,7 +44,7 @@ static int check_keys(const cJSON *obj, struct km_err *err)
 
 static int read(struct wl_spec *s, struct km_err *err)
 {
-    const int64_t most = 10000000;                                   /* tokens */
+    const int64_t max_len = 10000000;                                /* tokens */
     static const char *const versions[] = {"v0.10", "v0.11", "new"}; /* by wl_random_version */
     const char *generator = "v0.11";
     int64_t n = 0;
@@ -53,11 +53,11 @@ static int read(struct wl_spec *s, struct km_err *err)
     if (!rc)
         rc = km_json_int(s->json, "num_prompts", true, 1, WL_MAX_CONVS, &n, err);
     if (!rc)
-        rc = km_json_int(s->json, "input_len", true, 0, most, &p->input_len, err);
+        rc = km_json_int(s->json, "input_len", true, 0, max_len, &p->input_len, err);
     if (!rc)
-        rc = km_json_int(s->json, "output_len", true, 1, most, &p->output_len, err);
+        rc = km_json_int(s->json, "output_len", true, 1, max_len, &p->output_len, err);
     if (!rc)
-        rc = km_json_int(s->json, "prefix_len", false, 0, most, &p->prefix_len, err);
+        rc = km_json_int(s->json, "prefix_len", false, 0, max_len, &p->prefix_len, err);
     if (!rc)
         rc = km_json_num(s->json, "range_ratio", false, 0, 1, &p->range_ratio, err);
     if (!rc)
@@ -85,11 +85,11 @@ static int read(struct wl_spec *s, struct km_err *err)
     return 0;
 }
 
-/* What is sampled before the first prompt is made, and the generators. */
+/* The values that are sampled before the first prompt is made, and the generators. */
 struct plan {
     int64_t *in;     /* [n] tokens of each prompt after the common prefix */
     int64_t *out;    /* [n] output tokens to request */
-    int64_t *offset; /* [n] where each prompt's run of ids starts */
+    int64_t *offset; /* [n] the id at which each prompt's run of ids starts, less the prompt's index */
     int n;
     int32_t *ordinary; /* [n_ordinary] ids below vocab that are not special tokens */
     int32_t n_ordinary, vocab;
@@ -107,20 +107,6 @@ static void plan_free(struct plan *p)
     km_free(p->prefix.v);
 }
 
-static int append_id(struct tok_ids *ids, int32_t id, struct km_err *err)
-{
-    if (ids->n == ids->cap) {
-        size_t cap = ids->cap ? ids->cap * 2 : 256;
-        int32_t *v = km_reallocarray(ids->v, cap, sizeof *v);
-        if (!v)
-            return km_fail(err, KM_ENOMEM, "out of memory for a prompt of %zu tokens", cap);
-        ids->v = v;
-        ids->cap = cap;
-    }
-    ids->v[ids->n++] = id;
-    return 0;
-}
-
 /* Decodes ids to text, and replaces ids by what the text encodes to. */
 static int round_trip(struct tok_ids *ids, struct km_buf *text, const struct tok *t, struct km_err *err)
 {
@@ -132,24 +118,24 @@ static int round_trip(struct tok_ids *ids, struct km_buf *text, const struct tok
     return rc ? rc : tok_encode(t, km_buf_str(text), text->len, false, ids, err);
 }
 
-static void cut(struct tok_ids *ids, int64_t len)
+static void truncate_ids(struct tok_ids *ids, int64_t len)
 {
     if ((int64_t)ids->n > len)
         ids->n = (size_t)len;
 }
 
-/* v0.10 and v0.11: ids become at most len tokens, and text what they decode to. */
+/* v0.10 and v0.11: sets ids to at most len tokens, and text to what they decode to. */
 static int cut_to_length(struct tok_ids *ids, int64_t len, struct km_buf *text, const struct tok *t, struct km_err *err)
 {
     int rc = round_trip(ids, text, t, err);
     if (rc)
         return rc;
-    cut(ids, len);
+    truncate_ids(ids, len);
     km_buf_clear(text);
     return tok_decode(t, ids->v, ids->n, false, text, err);
 }
 
-/* "new": ids become len tokens, and text what they encode. A length that is still wrong after MAX_ROUNDS stays. */
+/* "new": sets text to a text of len tokens, and ids to its tokens. After MAX_ROUNDS the length may still differ. */
 static int fit_to_length(struct plan *p, struct tok_ids *ids, int64_t len, struct km_buf *text, const struct tok *t,
                          struct km_err *err)
 {
@@ -158,9 +144,9 @@ static int fit_to_length(struct plan *p, struct tok_ids *ids, int64_t len, struc
         if (rc || round == MAX_ROUNDS || (int64_t)ids->n == len)
             return rc;
         while ((int64_t)ids->n < len)
-            if ((rc = append_id(ids, p->ordinary[wl_pcg_int(&p->pcg, 0, p->n_ordinary - 1)], err)))
+            if ((rc = tok_ids_push(ids, p->ordinary[wl_pcg_int(&p->pcg, 0, p->n_ordinary - 1)], err)))
                 return rc;
-        cut(ids, len);
+        truncate_ids(ids, len);
     }
 }
 
@@ -170,7 +156,7 @@ static int sample_v010(struct plan *p, const struct wl_random *s, struct km_err 
     struct wl_mt *r = &p->mt;
     double in = (double)s->input_len, out = (double)s->output_len, ratio = s->range_ratio;
     for (int64_t i = 0; i < s->prefix_len; i++) {
-        int rc = append_id(&p->prefix, (int32_t)wl_mt_int(r, 0, p->vocab - 1), err);
+        int rc = tok_ids_push(&p->prefix, (int32_t)wl_mt_int(r, 0, p->vocab - 1), err);
         if (rc)
             return rc;
     }
@@ -199,7 +185,7 @@ static int sample_v011(struct plan *p, const struct wl_random *s, const struct t
         return 0;
     int rc = 0;
     for (int64_t i = 0; i < s->prefix_len && !rc; i++)
-        rc = append_id(&p->prefix,
+        rc = tok_ids_push(&p->prefix,
                        s->version == WL_RANDOM_NEW ? p->ordinary[wl_pcg_int(r, 0, p->n_ordinary - 1)]
                                                    : (int32_t)wl_pcg_int(r, 0, p->vocab - 1),
                        err);
@@ -239,10 +225,10 @@ static int make_prompt(struct wl_msg *m, struct plan *p, const struct wl_random 
     bool all = s->version != WL_RANDOM_NEW; /* the run goes through all ids, special tokens included */
     int rc = 0;
     for (size_t k = 0; k < p->prefix.n && !rc; k++)
-        rc = append_id(&ids, p->prefix.v[k], err);
+        rc = tok_ids_push(&ids, p->prefix.v[k], err);
     for (int64_t k = 0; k < p->in[i] && !rc; k++) {
         int64_t at = p->offset[i] + i + k;
-        rc = append_id(&ids, all ? (int32_t)(at % p->vocab) : p->ordinary[at % p->n_ordinary], err);
+        rc = tok_ids_push(&ids, all ? (int32_t)(at % p->vocab) : p->ordinary[at % p->n_ordinary], err);
     }
     int64_t len = s->prefix_len + p->in[i];
     if (!rc)
@@ -274,12 +260,12 @@ static int copy_prompt(struct wl_msg *m, const struct wl_msg *from, struct km_er
     return 0;
 }
 
-/* Makes a placeholder of n tokens, so that a set that was written to a file and read back requests the same output
- * lengths. fits: " a" is one token; if not, the placeholder is empty. */
-static int make_answer(struct wl_msg *m, int64_t n, bool fits, struct km_err *err)
+/* Makes a placeholder of n tokens: a set that is written to a file and read back then requests the same output lengths.
+ * a_is_token: " a" is one token of the tokenizer; if not, the placeholder is empty. */
+static int make_answer(struct wl_msg *m, int64_t n, bool a_is_token, struct km_err *err)
 {
     struct km_buf b = {0};
-    for (int64_t i = 0; i < n && fits; i++)
+    for (int64_t i = 0; i < n && a_is_token; i++)
         km_buf_puts(&b, " a");
     m->n_tokens = (int)n;
     int rc = wl_msg_set_text(m, &b, err);

@@ -1,4 +1,4 @@
-/* Parameters of a workload file with "filetype": "random". */
+/* Parameters of a workload file with "filetype": "random" (random.c). */
 #ifndef WL_RANDOM_H
 #define WL_RANDOM_H
 
@@ -13,7 +13,7 @@ struct wl_random {
     int64_t input_len;              /* mean tokens of a prompt after the common prefix */
     int64_t output_len;             /* mean output tokens to request */
     int64_t prefix_len;             /* tokens of the common prefix of all prompts */
-    double range_ratio;             /* lengths are uniform within input_len * (1 +- range_ratio), output_len likewise */
+    double range_ratio;             /* lengths are uniform in input_len * (1 +- range_ratio), and output_len likewise */
     bool repeat_one;                /* all requests send the first prompt */
 };
 

@@ -52,7 +52,7 @@ double wl_mt_double(struct wl_mt *r)
     return (hi * 67108864.0 + lo) / 9007199254740992.0;
 }
 
-/* Masked rejection. */
+/* Draws the bits that hi - lo has, and rejects values above it, as numpy does (masked rejection). */
 int64_t wl_mt_int(struct wl_mt *r, int64_t lo, int64_t hi)
 {
     uint64_t span = (uint64_t)hi - (uint64_t)lo;
@@ -143,7 +143,7 @@ int64_t wl_mt_poisson(struct wl_mt *r, double lambda)
     return lambda < 10 ? poisson_by_products(r, lambda) : poisson_ptrs(r, lambda);
 }
 
-/* numpy's SeedSequence with its default pool of four words, for a seed that is one integer. */
+/* The next three functions are numpy's SeedSequence with its default pool of four words, for a seed of one integer. */
 static uint32_t hash_in(uint32_t v, uint32_t *mul)
 {
     v ^= *mul;

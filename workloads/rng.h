@@ -11,8 +11,8 @@
 
 struct wl_mt {
     uint32_t key[624];
-    int pos;        /* next word of key; 624: none is left */
-    bool has_gauss; /* the polar method gives two normals at a time: is the second one still unused? */
+    int pos;        /* index of the next word of key; 624: all are used */
+    bool has_gauss; /* true: `gauss` holds the second normal of the last pair that the polar method made */
     double gauss;
 };
 
@@ -27,7 +27,7 @@ int64_t wl_mt_poisson(struct wl_mt *r, double lambda);      /* mean lambda >= 0 
 
 struct wl_pcg {
     unsigned __int128 state, inc;
-    bool has_u32; /* a 32-bit draw uses half of a 64-bit one: is the other half still unused? */
+    bool has_u32; /* true: u32 holds the unused upper half of the last 64-bit draw that was split */
     uint32_t u32;
 };
 

@@ -1,7 +1,7 @@
-/* Statistics of a set: how many tokens its messages and its requests have.
+/* Statistics of a set: the numbers of tokens of its messages and its requests.
  *
- * A request sends all messages of its conversation so far. The set's own answers stand for those that a server will
- * give, whose lengths may differ. */
+ * A request sends all messages of its conversation so far. The set's answers represent the server's answers, whose
+ * lengths may differ. */
 #include "workloads/workload.h"
 
 #include "base/mem.h"
@@ -37,8 +37,8 @@ static struct wl_column_stats column_stats(double *v, int n)
 /* The columns of wl_stats. */
 enum column { MESSAGES, FIRST, USER, ANSWER, REQUEST, N_COLUMNS };
 
-/* Writes the column's values to v and returns their number. A message without a token count (-1) leaves itself and the
- * rest of its conversation out, because no later request's length is known either. */
+/* Writes the column's values to v and returns their number. From a message without a token count (-1) on, the rest of
+ * its conversation is left out, because the lengths of its later requests are not known either. */
 static int gather(const struct wl_set *s, enum column col, double *v)
 {
     int n = 0;

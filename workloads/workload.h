@@ -23,18 +23,19 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* A generated answer is a placeholder. Clients send it back as history only if they do not send the server's own. */
+/* One message. The answers of a set are placeholders: the load client sends the server's own answers as history, unless
+ * --fixed-history is set. */
 struct wl_msg {
     bool assistant; /* an answer; else a user message */
     char *text;     /* [len + 1], ends in NUL */
     size_t len;     /* bytes */
-    int n_tokens;   /* without the chat template; of an answer: output tokens to request; -1: no tokenizer was given */
-    int32_t *ids;   /* [n_tokens] token ids behind text, for random prompts only; else NULL */
+    int n_tokens;   /* without the chat template; of an answer: output tokens to request; -1: not counted */
+    int32_t *ids;   /* [n_tokens] token ids of text, for random prompts only; else NULL */
 };
 
 struct wl_conv {
     char *id;            /* CONV_ID_7 or PROMPT_7, or as the file says; unique in the set */
-    struct wl_msg *msgs; /* [n] user messages and answers in turn, user first */
+    struct wl_msg *msgs; /* [n] user messages and answers alternate, user first */
     int n;               /* even */
 };
 
@@ -64,16 +65,17 @@ struct wl_stats {
 
 struct wl_spec;
 
+/* Reads and checks a workload file. KM_EINVAL: a value in it is not valid. */
 int wl_spec_read(struct wl_spec **out, const char *path, struct km_err *err);
 void wl_spec_free(struct wl_spec *s);
 enum wl_kind wl_spec_kind(const struct wl_spec *s);
 
-/* The source text: the workload's text_files, the built-in text (builtin_text.h), or the files if they all exist and the
- * built-in text if not. */
+/* The source text: the workload's text_files, the built-in text (builtin_text.h), or the files if they all exist and
+ * else the built-in text. */
 enum wl_text_source { WL_TEXT_FILE, WL_TEXT_BUILTIN, WL_TEXT_AUTO };
 
-/* All zeros are the defaults; the rows of options.c have the ranges. Text files are searched in text_dir (if not NULL),
- * the workload file's folder, "." and "data", in this order. */
+/* A zeroed struct holds the defaults; the rows of options.c have the ranges. Text files are searched in text_dir (if
+ * not NULL), the workload file's folder, "." and "data", in this order. */
 struct wl_gen_opts {
     uint64_t seed;
     const char *text_dir;
@@ -94,7 +96,7 @@ void wl_set_free(struct wl_set *s);
 /* Writes the set as vLLM's generator does, indented by 4: [{"id":..., "messages":[{"role":..., "content":...}]}]. */
 int wl_set_write(const struct wl_set *s, const char *path, struct km_err *err);
 
-/* Messages without a token count are left out. Without memory, every column is empty. */
+/* Computes the statistics of the messages that are counted. Without memory, every column is empty. */
 void wl_statistics(const struct wl_set *s, struct wl_stats *out);
 /* Appends the statistics as an aligned table for a terminal. */
 void wl_statistics_print(const struct wl_set *s, struct km_buf *out);

@@ -44,12 +44,8 @@ static void sizes_are_readable(void **state)
     static const struct {
         int64_t bytes;
         const char *text;
-    } t[] = {{0, "0 B"},
-             {1023, "1023 B"},
-             {20 << 20, "20 MiB"},
-             {32749125632, "30.5 GiB"},
-             {-1536, "-1.5 KiB"},
-             {INT64_MAX, "8192 PiB"}};
+    } t[] = {{0, "0 B"},          {1023, "1023 B"},       {20 << 20, "20 MiB"}, {32749125632, "30.5 GiB"},
+             {-1536, "-1.5 KiB"}, {INT64_MAX, "8192 PiB"}};
     for (size_t i = 0; i < sizeof t / sizeof *t; i++)
         assert_string_equal(km_size_text(t[i].bytes).s, t[i].text);
 }
@@ -132,7 +128,8 @@ static void json_is_checked(void **state)
     const char *nul = "[\"a\\u0000b\\\\u0000\"]";
     assert_int_equal(km_json_parse(nul, strlen(nul), &v, &err), 0);
     const char *inside = v->child->valuestring;
-    assert_string_equal(inside, "a\xC0\x80" "b\\u0000");
+    assert_string_equal(inside, "a\xC0\x80"
+                                "b\\u0000");
     struct km_buf tmp = {0};
     size_t len = strlen(inside);
     const char *whole = km_json_nuls(inside, &len, &tmp);
@@ -221,10 +218,14 @@ static void memory_is_counted_and_can_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(buffers_grow_and_escape),   cmocka_unit_test(utf8_lengths),
-        cmocka_unit_test(sizes_are_readable),        cmocka_unit_test(random_numbers_are_splitmix64),
-        cmocka_unit_test(sorted_values_and_percentiles), cmocka_unit_test(json_is_checked),
-        cmocka_unit_test(files_are_whole_or_absent), cmocka_unit_test(memory_is_counted_and_can_fail),
+        cmocka_unit_test(buffers_grow_and_escape),
+        cmocka_unit_test(utf8_lengths),
+        cmocka_unit_test(sizes_are_readable),
+        cmocka_unit_test(random_numbers_are_splitmix64),
+        cmocka_unit_test(sorted_values_and_percentiles),
+        cmocka_unit_test(json_is_checked),
+        cmocka_unit_test(files_are_whole_or_absent),
+        cmocka_unit_test(memory_is_counted_and_can_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

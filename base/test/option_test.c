@@ -88,7 +88,7 @@ static const struct km_option pool_rows[] = {
      .fallback = "round_robin",
      .help = "an order"},
     {.name = "api_key", KM_FIELD(struct pool_opts, key), .arg = "KEY", .secret = true, .help = "a key"},
-    {.name = "the queue length", KM_FIELD(struct pool_opts, queue), .fallback = "64", .lo = 1, .hi = 128},
+    {.name = "queue-length", KM_FIELD(struct pool_opts, queue), .fallback = "64", .lo = 1, .hi = 128, .internal = true},
 };
 
 struct both {
@@ -162,10 +162,10 @@ static void bad_command_lines_say_what_is_right(void **state)
     static const struct {
         char *a, *b;
         const char *say;
-    } bad[] = {{"--num-client", "3", "unknown flag --num-client; did you mean --num-clients?"},
-               {"--no-device", "3", "unknown flag --no-device; did you mean --device?"},
-               {"--xxxxxxxxx", "3", "unknown flag --xxxxxxxxx; --help lists the flags"},
-               {"-z", "3", "unknown flag -z; --help lists the flags"},
+    } bad[] = {{"--num-client", "3", "unknown option --num-client; did you mean --num-clients?"},
+               {"--no-device", "3", "unknown option --no-device; did you mean --device?"},
+               {"--xxxxxxxxx", "3", "unknown option --xxxxxxxxx; --help lists the options"},
+               {"-z", "3", "unknown option -z; --help lists the options"},
                {"-p", "0", "--num-clients is 0; it must be between 1 and 100"},
                {"-p", "x", "--num-clients is \"x\"; it must be a whole number"},
                {"-p", "1.5", "--num-clients is \"1.5\"; it must be a whole number"},
@@ -177,7 +177,7 @@ static void bad_command_lines_say_what_is_right(void **state)
                {"--memory-limit", "24Q", "--memory-limit: \"24Q\" is not a size; write for example 24GiB or 512MiB"},
                {"--early-stop=x", "", "--early-stop takes no value; write --early-stop or --no-early-stop"},
                {"x", "--color", "--color needs a value (red|green|blue)"},
-               {"--the queue length", "3", "unknown flag --the queue length; --help lists the flags"}};
+               {"--queue-length", "3", "unknown option --queue-length; --help lists the options"}};
     struct both b;
     struct km_strs pos = {0};
     struct km_err err;
@@ -207,7 +207,7 @@ static void structs_filled_by_hand_are_checked(void **state)
     REFUSED(pool.max_len, 1, "--max-len is 1; it must be between 2 and 4096");
     REFUSED(pool.dtype, 2, "--dtype is 2, which stands for none of auto|float32|bfloat16");
     REFUSED(pool.memory_limit, -1, "--memory-limit is -1 bytes; it cannot be negative");
-    REFUSED(pool.queue, 0, "the queue length is 0; it must be between 1 and 128");
+    REFUSED(pool.queue, 0, "queue-length is 0; it must be between 1 and 128");
     REFUSED(load.request_rate, NAN, "--request-rate is nan; it must be between 0 and inf");
     REFUSED(load.device, "tpu", "--device is \"tpu\"; it must be one of auto|cpu|cuda");
 #undef REFUSED

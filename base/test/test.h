@@ -1,7 +1,7 @@
 /* Every test of this tree includes this header first: cmocka with the headers that it needs, and optional data.
  *
  * Some tests need files that are too large to commit, or belong to others: the novel of the write-up's workload,
- * Qwen3's tokenizer, checkpoints of other shapes. They lie in the folder that the environment variable KVM_DATA names.
+ * Qwen3's tokenizer, checkpoints of other shapes. They are in the folder that the environment variable KVM_DATA names.
  * A test whose file is missing prints a line that says so, and skips. */
 #ifndef KM_TEST_H
 #define KM_TEST_H
@@ -17,8 +17,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* $KVM_DATA/name, in a buffer of the function's own that the next eight calls leave alone. NULL, with a line on stdout,
- * when KVM_DATA is not set or the file is not there: the caller then calls skip(). */
+/* The path $KVM_DATA/name, in a static buffer that the ninth call after this one overwrites. If KVM_DATA is not set or
+ * the file does not exist, prints a line and returns NULL; the caller then calls skip(). */
 static inline const char *km_test_data(const char *name)
 {
     static char paths[8][512];

@@ -2,7 +2,7 @@
  * field, add a row here and a member to `struct raw`.
  *
  * Parsing has two passes. read_fields walks the body once and looks each key up in the table; it checks types and
- * bounds, and a field that is given twice is an error. The read_* functions below it check what depends on several
+ * bounds, and a field that occurs twice is an error. The read_* functions below it check what depends on several
  * fields. */
 #include "engine/server/api.h"
 
@@ -23,7 +23,7 @@ enum row {
     R_UNSUPPORTED /* an error, unless the value is null, false, 0, "", an empty array or object, or `allowed` */
 };
 
-/* The values of the first pass. A field that was not given is NAN, INT64_MIN or NULL, or has its default. */
+/* The values of the first pass. A field that the body lacks is NAN, INT64_MIN or NULL, or has its default. */
 struct raw {
     const char *model, *cache_salt;
     int64_t max_tokens, max_completion_tokens, min_tokens, n, seed, top_k;
@@ -84,7 +84,7 @@ static const struct field {
     {"add_generation_prompt", API_CHAT | API_TOKENIZE, R_BOOL, AT(generation_prompt), 0, 0, 0},
     {"chat_template_kwargs", API_CHAT | API_TOKENIZE, R_ITEM, AT(template_kwargs), 0, 0, 0},
     {"response_format", GEN, R_ITEM, AT(response_format), 0, 0, 0},
-    /* Not supported, and would change the answer. */
+    /* Unsupported fields that would change the answer. */
     {"tools", API_CHAT | API_TOKENIZE, R_UNSUPPORTED, 0, 0, 0, 0},
     {"tool_choice", API_CHAT, R_UNSUPPORTED, 0, 0, 0, "none|auto"},
     {"functions", API_CHAT, R_UNSUPPORTED, 0, 0, 0, 0},
@@ -211,7 +211,7 @@ static int read_fields(const cJSON *root, enum api_kind kind, struct raw *raw, s
             if (!(fields[i].kinds & (int)kind) || strcmp(fields[i].name, v->string))
                 continue;
             if (seen[i])
-                return refuse(e, fields[i].name, "\"%s\" is given twice; give it once", fields[i].name);
+                return refuse(e, fields[i].name, "\"%s\" occurs twice; send it once", fields[i].name);
             seen[i] = true;
             if (!cJSON_IsNull(v) && read_field(&fields[i], v, raw, e))
                 return -1;
@@ -242,8 +242,9 @@ static int read_stop(struct api_request *a, const cJSON *v, const struct api_env
         a->n_stop++;
     }
     if (a->n_stop && !env->tok)
-        return refuse(e, "stop", "\"stop\" needs a tokenizer, and this model has no tokenizer.json; use "
-                                 "\"stop_token_ids\"");
+        return refuse(e, "stop",
+                      "\"stop\" needs a tokenizer, and this model has no tokenizer.json; use "
+                      "\"stop_token_ids\"");
     return 0;
 }
 
@@ -278,6 +279,7 @@ static int read_stop_ids(struct api_request *a, const cJSON *v, const struct api
     return read_ids(v, "stop_token_ids", env->vocab, a->stop_ids, e);
 }
 
+/* Reads stream_options, chat_template_kwargs and response_format. */
 static int read_options(struct api_request *a, const struct raw *r, bool *thinking, struct api_error *e)
 {
     const cJSON *o = r->stream_options;
@@ -288,8 +290,9 @@ static int read_options(struct api_request *a, const struct raw *r, bool *thinki
             return refuse(e, "stream_options", "\"stream_options\" needs \"stream\": true; set it too");
         if (km_json_bool(o, "include_usage", false, &a->include_usage, &e->err) ||
             km_json_bool(o, "continuous_usage_stats", false, &a->continuous_usage, &e->err))
-            return refuse(e, "stream_options", "in \"stream_options\", include_usage and continuous_usage_stats "
-                                               "must be true or false");
+            return refuse(e, "stream_options",
+                          "in \"stream_options\", include_usage and continuous_usage_stats "
+                          "must be true or false");
         a->continuous_usage &= a->include_usage;
     }
     o = r->template_kwargs;
@@ -298,8 +301,9 @@ static int read_options(struct api_request *a, const struct raw *r, bool *thinki
             return refuse(e, "chat_template_kwargs", "\"chat_template_kwargs\" must be an object, not %s",
                           km_json_kind(o));
         if (km_json_bool(o, "enable_thinking", false, thinking, &e->err))
-            return refuse(e, "chat_template_kwargs", "in \"chat_template_kwargs\", enable_thinking must be true "
-                                                     "or false");
+            return refuse(e, "chat_template_kwargs",
+                          "in \"chat_template_kwargs\", enable_thinking must be true "
+                          "or false");
     }
     o = r->response_format;
     if (o) {
@@ -310,8 +314,8 @@ static int read_options(struct api_request *a, const struct raw *r, bool *thinki
     return 0;
 }
 
-/* The request's value, else the model's (below 0: none), else the fallback. */
-static double first_given(double v, double model, double fallback)
+/* The request's value (NAN: none), else the model's (below 0: none), else the fallback. */
+static double first_set(double v, double model, double fallback)
 {
     return !isnan(v) ? v : model >= 0 ? model : fallback;
 }
@@ -319,15 +323,15 @@ static double first_given(double v, double model, double fallback)
 static int read_sampling(struct api_request *a, const struct raw *r, const struct api_env *env, struct api_error *e)
 {
     struct smp_params *s = &a->sampling;
-    *s = (struct smp_params){.repetition = first_given(r->repetition, -1, 1), .n_logprobs = -1};
-    s->temperature = first_given(r->temperature, env->temperature, 1);
-    s->top_p = first_given(r->top_p, env->top_p, 1);
+    *s = (struct smp_params){.repetition = first_set(r->repetition, -1, 1), .n_logprobs = -1};
+    s->temperature = first_set(r->temperature, env->temperature, 1);
+    s->top_p = first_set(r->top_p, env->top_p, 1);
     if (s->top_p == 0)
-        s->top_p = 1e-9; /* OpenAI allows 0: only the most likely token is left */
+        s->top_p = 1e-9; /* OpenAI allows 0, which keeps only the most likely token */
     s->top_k = r->top_k != INT64_MIN ? (int)r->top_k : env->top_k > 0 ? env->top_k : -1;
-    s->min_p = first_given(r->min_p, -1, 0);
-    s->presence = first_given(r->presence, -1, 0);
-    s->frequency = first_given(r->frequency, -1, 0);
+    s->min_p = first_set(r->min_p, -1, 0);
+    s->presence = first_set(r->presence, -1, 0);
+    s->frequency = first_set(r->frequency, -1, 0);
     a->seeded = r->seed != INT64_MIN;
     s->seed = a->seeded ? (uint64_t)r->seed : 0;
     if (a->kind == API_CHAT) {
@@ -342,7 +346,7 @@ static int read_sampling(struct api_request *a, const struct raw *r, const struc
     return 0;
 }
 
-/* Token ids begin with a number; an array of prompts does not. */
+/* True for an array of token ids, false for an array of prompts. */
 static bool is_id_list(const cJSON *list)
 {
     return list->child && cJSON_IsNumber(list->child);
@@ -365,12 +369,12 @@ static int prompt_of_text(struct tok_ids *out, const char *text, const char *par
 {
     if (!env->tok)
         return refuse(e, param, "\"%s\" is text, and this model has no tokenizer.json; send token ids", param);
-    /* Without a chat template it is the client that writes control tokens, so they are encoded as such. */
+    /* In a prompt without a chat template the client writes the control tokens, so their text becomes their ids. */
     size_t len = strlen(text);
     struct km_buf tmp = {0};
     const char *whole = km_json_nuls(text, &len, &tmp);
     int rc = whole ? tok_encode(env->tok, whole, len, true, out, &e->err)
-                   : km_fail(&e->err, KM_ENOMEM, "no memory for the prompt");
+                   : km_fail(&e->err, KM_ENOMEM, "out of memory for the prompt");
     km_buf_free(&tmp);
     if (rc) {
         if (e->err.code == KM_ENOMEM)
@@ -382,32 +386,35 @@ static int prompt_of_text(struct tok_ids *out, const char *text, const char *par
     return 0;
 }
 
-/* What max_tokens and max_completion_tokens ask for; INT64_MIN: neither is given. */
+/* Sets a->max_tokens from max_tokens or max_completion_tokens; INT64_MIN if the body has neither. */
 static int read_max_tokens(struct api_request *a, const struct raw *r, struct api_error *e)
 {
-    int64_t old = r->max_tokens, asked = r->max_completion_tokens;
-    if (old != INT64_MIN && asked != INT64_MIN && old != asked)
-        return refuse(e, "max_tokens", "\"max_tokens\" is %lld and \"max_completion_tokens\" is %lld; give only "
-                                       "one of them", (long long)old, (long long)asked);
-    a->max_tokens = asked != INT64_MIN ? asked : old;
+    int64_t old = r->max_tokens, new = r->max_completion_tokens; /* OpenAI's deprecated name, and its successor */
+    if (old != INT64_MIN && new != INT64_MIN && old != new)
+        return refuse(e, "max_tokens",
+                      "\"max_tokens\" is %lld and \"max_completion_tokens\" is %lld; send only "
+                      "one of them",
+                      (long long)old, (long long)new);
+    a->max_tokens = new != INT64_MIN ? new : old;
     return 0;
 }
 
-/* Checks that a prompt of n tokens and the answer asked for, at least one token, fit the context. */
+/* Checks that a prompt of n tokens and max_tokens, or one token if the body has no max_tokens, fit the context. */
 static int check_context(const struct api_request *a, size_t n, const struct api_env *env, struct api_error *e)
 {
     int64_t answer = a->max_tokens == INT64_MIN ? 1 : a->max_tokens, total = (int64_t)n + answer;
     if (total <= env->max_model_len)
         return 0;
     const char *name = a->kind == API_CHAT ? "messages" : "prompt";
-    refuse(e, name, "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the %s "
-                    "and %lld to generate; shorten the %s or ask for fewer tokens",
+    refuse(e, name,
+           "This model's maximum context length is %d tokens, and the request asks for %lld: %zu in the %s "
+           "and %lld to generate; shorten the %s or ask for fewer tokens",
            env->max_model_len, (long long)total, n, name, (long long)answer, name);
     e->code = "context_length_exceeded";
     return -1;
 }
 
-/* One element of "prompt": text, or token ids, whose number is checked before they are read. */
+/* Reads one element of "prompt": a string, or an array of token ids, whose length is checked first. */
 static int read_prompt(struct api_request *a, int i, const cJSON *v, const struct api_env *env, struct api_error *e)
 {
     if (cJSON_IsString(v))
@@ -425,8 +432,10 @@ static int read_prompts(struct api_request *a, const cJSON *p, const struct api_
     if (!p)
         return refuse(e, "prompt", "\"prompt\" is missing; give a string or an array of token ids");
     if (!cJSON_IsString(p) && !cJSON_IsArray(p))
-        return refuse(e, "prompt", "\"prompt\" must be a string, an array of strings, an array of token ids or "
-                                   "an array of such arrays, not %s", km_json_kind(p));
+        return refuse(e, "prompt",
+                      "\"prompt\" must be a string, an array of strings, an array of token ids or "
+                      "an array of such arrays, not %s",
+                      km_json_kind(p));
     bool one = cJSON_IsString(p) || is_id_list(p);
     int n = one ? 1 : cJSON_GetArraySize(p);
     if (!n)
@@ -453,8 +462,9 @@ static int read_messages(struct api_request *a, const struct raw *r, bool thinki
     if (!r->messages)
         return refuse(e, "messages", "\"messages\" is missing; give an array of messages");
     if (!env->tok)
-        return refuse(e, "messages", "\"messages\" needs a tokenizer, and this model has no tokenizer.json; use "
-                                     "/v1/completions with token ids");
+        return refuse(e, "messages",
+                      "\"messages\" needs a tokenizer, and this model has no tokenizer.json; use "
+                      "/v1/completions with token ids");
     if (!(a->prompts = km_calloc(1, sizeof *a->prompts)))
         return no_memory(e);
     a->n_prompts = 1;
@@ -470,7 +480,7 @@ static int read_messages(struct api_request *a, const struct raw *r, bool thinki
     return rc ? -1 : 0;
 }
 
-/* Decodes the prompts, whose texts the answer repeats with echo. */
+/* Decodes the prompts, because with echo the answer repeats their texts. */
 static int read_echo(struct api_request *a, const struct api_env *env, struct api_error *e)
 {
     if (!env->tok)
@@ -481,8 +491,9 @@ static int read_echo(struct api_request *a, const struct api_env *env, struct ap
         return no_memory(e);
     for (int i = 0; i < a->n_prompts; i++) {
         if (tok_decode(env->tok, a->prompts[i].v, a->prompts[i].n, false, &a->echo_text, &e->err))
-            return refuse(e, "prompt", "\"prompt\" has a token id without text, which \"echo\" cannot return; "
-                                       "remove one of them");
+            return refuse(e, "prompt",
+                          "\"prompt\" has a token id without text, which \"echo\" cannot return; "
+                          "remove one of them");
         a->echo_end[i] = a->echo_text.len;
     }
     return km_buf_ok(&a->echo_text) ? 0 : no_memory(e);
@@ -542,8 +553,9 @@ static int read_generation(struct api_request *a, const struct raw *r, bool thin
     if (a->kind == API_CHAT ? read_messages(a, r, thinking, env, e) : read_prompts(a, r->prompt, env, e))
         return -1;
     if (!env->tok && !a->tokens_as_ids && !a->token_ids)
-        return refuse(e, "return_tokens_as_token_ids", "this model has no tokenizer.json, so its answers are token "
-                                                       "ids; set \"return_tokens_as_token_ids\": true");
+        return refuse(e, "return_tokens_as_token_ids",
+                      "this model has no tokenizer.json, so its answers are token "
+                      "ids; set \"return_tokens_as_token_ids\": true");
     if (a->echo && read_echo(a, env, e))
         return -1;
     return read_lengths(a, r, env, e);
@@ -575,8 +587,8 @@ static int read_tokenize(struct api_request *a, const struct raw *r, bool thinki
     return prompt_of_text(&a->prompts[0], r->prompt->valuestring, "prompt", env, e);
 }
 
-/* An upper bound of the number of JSON values in the text, without parsing it: each but the first follows a comma or an
- * opening bracket. */
+/* An upper bound of the number of JSON values in s[n], found without parsing: every value but the first follows a
+ * comma, a bracket or a brace. */
 static size_t count_values(const char *s, size_t n)
 {
     size_t values = 1;
@@ -605,9 +617,19 @@ static int check_size(const char *body, size_t len, const struct api_env *env, s
 
 static int read_body(struct api_request *a, const cJSON *root, const struct api_env *env, struct api_error *e)
 {
-    struct raw r = {.max_tokens = INT64_MIN, .max_completion_tokens = INT64_MIN, .n = 1, .seed = INT64_MIN,
-                    .top_k = INT64_MIN, .logprobs = INT64_MIN, .temperature = NAN, .top_p = NAN, .min_p = NAN,
-                    .presence = NAN, .frequency = NAN, .repetition = NAN, .skip_special = true,
+    struct raw r = {.max_tokens = INT64_MIN,
+                    .max_completion_tokens = INT64_MIN,
+                    .n = 1,
+                    .seed = INT64_MIN,
+                    .top_k = INT64_MIN,
+                    .logprobs = INT64_MIN,
+                    .temperature = NAN,
+                    .top_p = NAN,
+                    .min_p = NAN,
+                    .presence = NAN,
+                    .frequency = NAN,
+                    .repetition = NAN,
+                    .skip_special = true,
                     .generation_prompt = true};
     bool thinking = true;
     if (!cJSON_IsObject(root))

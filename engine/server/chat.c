@@ -1,4 +1,4 @@
-/* The template of Qwen3's tokenizer_config.json, message by message, without its part for tool definitions. */
+/* Follows the template in Qwen3's tokenizer_config.json, message by message. Tool definitions are not supported. */
 #include "engine/server/chat.h"
 
 #include "base/mem.h"
@@ -12,8 +12,8 @@ static const char *const role_names[] = {"system", "user", "assistant", "tool"};
 struct message {
     enum role role;
     const char *content;   /* "" when absent */
-    char *joined;          /* owned: the content, when it had several parts; NULL otherwise */
-    const char *reasoning; /* reasoning_content; NULL: not given */
+    char *joined;          /* owned: the content, if it was an array of parts; else NULL */
+    const char *reasoning; /* reasoning_content; NULL: absent */
     const cJSON *tool_calls;
 };
 
@@ -135,8 +135,8 @@ static void put_tool_calls(struct chat *c, const cJSON *calls, bool after_text)
     }
 }
 
-/* An assistant's turn. The template drops the reasoning of turns before the last question of a user. Of the turns after
- * it, the last one has a think block even without reasoning. */
+/* Appends an assistant's turn. The template drops the reasoning of turns before the user's last question. After that
+ * question, a turn has a think block if it has reasoning or is the last message. */
 static void put_assistant(struct chat *c, const struct message *m, bool after_query, bool last)
 {
     const char *content = m->content, *reasoning = m->reasoning;
@@ -164,7 +164,7 @@ static void put_assistant(struct chat *c, const struct message *m, bool after_qu
     close_turn(c);
 }
 
-/* Fails for a field of message i; the text of the error is param and `what`. */
+/* Fails for a field of message i. Sets param to the field's path; the error is the path and `what`. */
 static int fail_at(char param[64], int i, const char *field, struct km_err *err, const char *what)
 {
     snprintf(param, 64, "messages[%d]%s%s", i, *field ? "." : "", field);
@@ -201,7 +201,7 @@ static int join_parts(struct message *m, const cJSON *v, int i, char param[64], 
     return 0;
 }
 
-/* The content: a string, or an array of text parts. */
+/* Reads the content: a string, or an array of text parts. */
 static int read_content(struct message *m, const cJSON *v, int i, char param[64], struct km_err *err)
 {
     m->content = "";
@@ -211,11 +211,12 @@ static int read_content(struct message *m, const cJSON *v, int i, char param[64]
     }
     if (!v || cJSON_IsNull(v)) {
         if (m->role == ASSISTANT)
-            return 0; /* a turn of tool calls alone */
+            return 0; /* a turn with tool calls only */
         return fail_at(param, i, "content", err, "is missing");
     }
     return join_parts(m, v, i, param, err);
 }
+
 static int read_tool_calls(struct message *m, const cJSON *v, int i, char param[64], struct km_err *err)
 {
     if (!v || cJSON_IsNull(v))
@@ -256,7 +257,7 @@ static int read_message(struct message *m, const cJSON *v, int i, char param[64]
     return rc ? rc : read_tool_calls(m, cJSON_GetObjectItemCaseSensitive(v, "tool_calls"), i, param, err);
 }
 
-/* The index of the last message in which a user asks something; a tool's response in a user's message is none. */
+/* The index of the last question: a user's message that is not a tool's response. n - 1 if there is none. */
 static int last_query(const struct message *m, int n)
 {
     for (int i = n; i-- > 0;) {
@@ -267,7 +268,7 @@ static int last_query(const struct message *m, int n)
     return n - 1;
 }
 
-/* A tool's response; the template joins consecutive ones into one turn of the user. */
+/* Appends a tool's response. The template joins consecutive responses into one turn of the user. */
 static void put_tool_response(struct chat *c, const struct message *m, int n, int i)
 {
     if (i == 0 || m[i - 1].role != TOOL) {
@@ -349,27 +350,12 @@ void chat_free(struct chat *c)
     memset(c, 0, sizeof *c);
 }
 
-static int append_id(struct tok_ids *out, int32_t id, struct km_err *err)
-{
-    if (out->n == out->cap) {
-        size_t cap = out->cap ? 2 * out->cap : 64;
-        int32_t *p = km_reallocarray(out->v, cap, sizeof *p);
-        if (!p)
-            return no_memory(err);
-        out->v = p;
-        out->cap = cap;
-    }
-    out->v[out->n++] = id;
-    return 0;
-}
-
 /* Encodes text between control tokens. km_json_parse keeps a NUL as the bytes C0 80; here it becomes a NUL again. */
 static int encode_plain(const struct tok *t, const char *text, size_t len, struct tok_ids *out, struct km_err *err)
 {
     struct km_buf tmp = {0};
     const char *whole = km_json_nuls(text, &len, &tmp);
-    int rc = whole ? tok_encode(t, whole, len, false, out, err)
-                   : no_memory(err);
+    int rc = whole ? tok_encode(t, whole, len, false, out, err) : no_memory(err);
     km_buf_free(&tmp);
     return rc;
 }
@@ -392,7 +378,7 @@ int chat_encode(const struct chat *c, const struct tok *t, struct tok_ids *out, 
         if (at > from)
             rc = encode_plain(t, c->text.data + from, at - from, out, err);
         if (!rc && id >= 0)
-            rc = append_id(out, id, err);
+            rc = tok_ids_push(out, id, err);
         from = i < c->n_marks ? at + c->marks[i].len : at;
     }
     return rc;

@@ -1,12 +1,12 @@
 /* Qwen3's chat template, written in C instead of Jinja.
  *
- * A `chat` is a rendered conversation: the text that the template makes, and the places where the template itself put
- * control tokens. The caller owns it and frees it with chat_free.
+ * A `chat` is a rendered conversation: its text, and marks at the control tokens that the template itself has put into
+ * the text. The caller owns it and frees it with chat_free.
  *
- * Invariant: only those places are encoded as control tokens. A user who types `<|im_end|>` gets the ids of those ten
- * characters, so that a message cannot end its turn or begin another role's. For every other text the ids are those of
+ * Invariant: only marked text is encoded as control tokens. A user who types `<|im_end|>` gets the ids of these ten
+ * characters, so a message cannot end its turn or begin a turn of another role. For all other text the ids are those of
  * Hugging Face's apply_chat_template. In an assistant's turn <think>, </think>, <tool_call> and </tool_call> are
- * control tokens as well, because the model generated them as such. */
+ * marked as well, because the model generated them as control tokens. */
 #ifndef SRV_CHAT_H
 #define SRV_CHAT_H
 
@@ -28,8 +28,8 @@ struct chat {
     size_t n_marks, cap_marks;
 };
 
-/* Renders OpenAI's `messages` array. generation_prompt: the text ends with the head of an assistant's turn; thinking
- * false: with an empty think block as well. On failure param names the part at fault ("messages[3].content"). */
+/* Renders OpenAI's `messages` array. generation_prompt: the text ends with the start of an assistant's turn, to which
+ * thinking = false adds an empty think block. On failure param is the path of the bad value ("messages[3].content"). */
 int chat_render(struct chat *c, const cJSON *messages, bool generation_prompt, bool thinking, char param[64],
                 struct km_err *err);
 void chat_free(struct chat *c);

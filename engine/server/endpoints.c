@@ -39,7 +39,7 @@ static void reply_json(struct http_conn *c, struct km_buf *b)
     km_buf_free(b);
 }
 
-/* Appends a member to an object that is open in b. */
+/* Appends a string member to the JSON object that b ends in. */
 static void put_field(struct km_buf *b, const char *key, const char *value)
 {
     km_buf_printf(b, "%s\"%s\":\"", b->len > 1 ? "," : "", key);
@@ -51,7 +51,7 @@ static void get_health(struct endpoints *p, struct http_conn *c, struct hp *r)
 {
     (void)r;
     struct km_err why = {0};
-    if (run_failed(p->run, &why))
+    if (runner_failed(p->runner, &why))
         http_reply_error(c, 503, "", why.msg, NULL, "engine_failed");
     else
         http_reply(c, 200, NULL, "", "", 0);
@@ -62,7 +62,7 @@ static void get_version(struct endpoints *p, struct http_conn *c, struct hp *r)
     (void)r;
     struct km_buf b = {0};
     struct eng_stats st;
-    run_stats(p->run, &st);
+    runner_stats(p->runner, &st);
     const struct mdl *m = eng_model(p->eng);
     struct km_digest d = mdl_fingerprint(m);
     char hex[65];
@@ -77,8 +77,9 @@ static void get_version(struct endpoints *p, struct http_conn *c, struct hp *r)
     put_field(&b, "fingerprint", hex);
     put_field(&b, "dtype", km_dtype_name(eng_options(p->eng)->dtype));
     const struct eng_opts *o = eng_options(p->eng);
-    km_buf_printf(&b, ",\"dummy_weights\":%s,\"num_gpu_blocks\":%d,\"block_size\":%d,\"max_model_len\":%d,"
-                      "\"max_num_seqs\":%d,\"max_num_batched_tokens\":%d}",
+    km_buf_printf(&b,
+                  ",\"dummy_weights\":%s,\"num_gpu_blocks\":%d,\"block_size\":%d,\"max_model_len\":%d,"
+                  "\"max_num_seqs\":%d,\"max_num_batched_tokens\":%d}",
                   mdl_is_dummy(m) ? "true" : "false", o->num_blocks, o->block_size, o->max_model_len, o->max_num_seqs,
                   o->max_num_batched_tokens);
     reply_json(c, &b);
@@ -126,22 +127,30 @@ static void get_metrics(struct endpoints *p, struct http_conn *c, struct hp *r)
 {
     (void)r;
     struct km_buf b = {0};
-    struct met_facts f = {.model = p->model, .device = p->device, .kv = p->kv, .opts = eng_options(p->eng),
-                          .http = http_stats(p->http), .live = jobs_live(p->jobs)};
-    run_stats(p->run, &f.stats);
+    struct met_facts f = {.model = p->model,
+                          .device = p->device,
+                          .kv = p->kv,
+                          .opts = eng_options(p->eng),
+                          .http = http_stats(p->http),
+                          .live = jobs_live(p->jobs)};
+    runner_stats(p->runner, &f.stats);
     met_write(p->met, &f, &b);
     http_reply(c, 200, "text/plain; version=0.0.4; charset=utf-8", "", km_buf_str(&b), b.len);
     km_buf_free(&b);
 }
 
-/* Parses the body and frees it; answers with the error and returns false if it is not valid. */
+/* Parses the body and frees it. If it is not valid, answers with the error and returns false. */
 static bool parse_body(struct endpoints *p, struct http_conn *c, struct hp *r, enum api_kind kind,
                        struct api_request *a)
 {
     const struct mdl_config *m = mdl_config(eng_model(p->eng));
-    struct api_env env = {.model = p->model, .tok = p->tok, .vocab = m->vocab,
-                          .max_model_len = eng_options(p->eng)->max_model_len, .temperature = m->temperature,
-                          .top_p = m->top_p, .top_k = m->top_k};
+    struct api_env env = {.model = p->model,
+                          .tok = p->tok,
+                          .vocab = m->vocab,
+                          .max_model_len = eng_options(p->eng)->max_model_len,
+                          .temperature = m->temperature,
+                          .top_p = m->top_p,
+                          .top_k = m->top_k};
     struct api_error e;
     int rc = api_parse(a, kind, km_buf_str(&r->body), r->body.len, &env, &e);
     km_buf_free(&r->body);
@@ -172,8 +181,7 @@ static void post_tokenize(struct endpoints *p, struct http_conn *c, struct hp *r
         return;
     struct km_buf b = {0};
     const struct tok_ids *ids = &a.prompts[0];
-    km_buf_printf(&b, "{\"count\":%zu,\"max_model_len\":%d,\"tokens\":[", ids->n,
-                  eng_options(p->eng)->max_model_len);
+    km_buf_printf(&b, "{\"count\":%zu,\"max_model_len\":%d,\"tokens\":[", ids->n, eng_options(p->eng)->max_model_len);
     for (size_t i = 0; i < ids->n; i++)
         km_buf_printf(&b, i ? ",%d" : "%d", ids->v[i]);
     km_buf_puts(&b, "],\"token_strs\":");
@@ -266,7 +274,7 @@ static const struct route *find_route(const char *path)
     return NULL;
 }
 
-/* Compares the digests of the keys, always all bytes, so that the time it takes tells nothing about the key. */
+/* Compares the digests of the keys in constant time, so that the response time reveals nothing about the key. */
 static bool has_api_key(struct endpoints *p, const struct hp *r)
 {
     const char *auth = hp_header(r, "authorization");
@@ -313,7 +321,7 @@ static void check_json_head(struct http_conn *c, const struct hp *r)
     }
 }
 
-/* Refuses what can be refused before the body is read. */
+/* Refuses a request whose head is enough to refuse it, before the body is read. */
 static void handle_head(void *arg, struct http_conn *c, const struct hp *r)
 {
     struct endpoints *p = arg;

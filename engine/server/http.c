@@ -1,11 +1,11 @@
 /* Connections on libevent's event loop, with plain recv and send.
  *
- * The socket is read while an answer is being made, so that a disconnect is noticed at once. Bytes of later requests
- * wait in `in`, at most MAX_PENDING_IN. Answers collect in `out` and are sent by http_flush, with one send for all that
- * was put since the last one.
+ * The socket is also read while a request is in progress, so that a disconnect is noticed at once. Bytes of later
+ * requests are kept in `in`, at most MAX_PENDING_IN. Answers are appended to `out`. http_flush sends everything that
+ * was appended since the last flush with one send.
  *
- * A connection that must end is marked `dead` and freed later, from its timer on the event loop. Hence a caller's
- * http_conn stays valid until the handler returns.
+ * A connection that must end is marked `dead`, and is freed later by its timer on the event loop. So an http_conn stays
+ * valid until the handler that uses it returns.
  *
  * Invariant: `user` is set exactly while a request is held. */
 #include "engine/server/http.h"
@@ -28,7 +28,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Bytes: of one recv; of pipelined requests that wait; of answers above which no further request is started. */
+/* Bytes: buffer of one recv; limit of pipelined requests that wait; unsent bytes above which no request is parsed */
 enum { READ_SIZE = 65536, MAX_PENDING_IN = 65536, MAX_PENDING_OUT = 65536 };
 enum { LINGER_MS = 1000, ACCEPT_PAUSE_MS = 200 };
 
@@ -38,8 +38,8 @@ enum state {
     C_HELD,   /* the owner answers later */
     C_STREAM, /* the owner answers in pieces */
     C_CLOSE,  /* sends the rest of out, then closes */
-    C_LINGER  /* the sending side is shut down. The client's last bytes are read and dropped: closing with unread bytes
-               * would make the kernel reset the connection, and the client could lose the answer. */
+    C_LINGER  /* the sending side is shut down, and the client's last bytes are read and dropped. A close with unread
+               * bytes would reset the connection, and the client could lose the answer. */
 };
 
 struct http_conn {
@@ -51,7 +51,7 @@ struct http_conn {
     bool ready;                    /* in the list of connections whose next request was received */
     bool dead;                     /* to be freed by its timer */
     bool reading;                  /* a request has begun to arrive */
-    bool unclean;                  /* bytes of the client may be unread at the close: linger */
+    bool unclean;                  /* bytes of the client may be unread at the close, so linger before it */
     bool chunked;                  /* the stream being sent uses the chunked coding */
     bool head_only;                /* the request is HEAD: its answer has no body */
     bool keep;                     /* the connection stays open after this answer */
@@ -61,11 +61,11 @@ struct http_conn {
     struct event *ev_read, *ev_write;
     struct event *timer; /* idle time, read deadline, stalled write, linger, or the end of a dead connection */
     struct hp req;
-    struct km_buf in;    /* received, not parsed */
-    struct km_buf out;   /* to be sent; out[0, out_at) is sent */
+    struct km_buf in;  /* received, not parsed */
+    struct km_buf out; /* to be sent; out[0, out_at) is sent */
     size_t out_at;
     void (*client_gone)(void *user);
-    void *user;          /* of the held request; NULL: none */
+    void *user; /* argument of client_gone; NULL: no request is held */
 };
 
 struct http {
@@ -94,7 +94,7 @@ static void set_timer(struct http_conn *c, double s)
     event_add(c->timer, &tv);
 }
 
-/* Ends the connection: its timer frees it in this turn of the event loop. */
+/* Marks the connection as dead; its timer frees it in this turn of the event loop. */
 static void conn_kill(struct http_conn *c)
 {
     if (c->dead)
@@ -186,7 +186,7 @@ static void linger_or_close(struct http_conn *c)
     set_timer(c, LINGER_MS / 1000.0);
 }
 
-/* Sends as much of out as the socket takes. Afterwards out is empty, or the write event waits, or c is dead. */
+/* Sends as much of out as the socket accepts. Afterwards out is empty, or the write event is pending, or c is dead. */
 static void conn_send(struct http_conn *c)
 {
     bool progress = false;
@@ -244,25 +244,29 @@ static void finish_answer(struct http_conn *c)
 
 static const char *reason_phrase(int status)
 {
-    switch (status) {
-    case 200: return "OK";
-    case 400: return "Bad Request";
-    case 401: return "Unauthorized";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 409: return "Conflict";
-    case 411: return "Length Required";
-    case 413: return "Content Too Large";
-    case 414: return "URI Too Long";
-    case 415: return "Unsupported Media Type";
-    case 417: return "Expectation Failed";
-    case 429: return "Too Many Requests";
-    case 431: return "Request Header Fields Too Large";
-    case 500: return "Internal Server Error";
-    case 503: return "Service Unavailable";
-    case 505: return "HTTP Version Not Supported";
-    }
+    static const struct {
+        int status;
+        const char *phrase;
+    } rows[] = {{200, "OK"},
+                {400, "Bad Request"},
+                {401, "Unauthorized"},
+                {404, "Not Found"},
+                {405, "Method Not Allowed"},
+                {408, "Request Timeout"},
+                {409, "Conflict"},
+                {411, "Length Required"},
+                {413, "Content Too Large"},
+                {414, "URI Too Long"},
+                {415, "Unsupported Media Type"},
+                {417, "Expectation Failed"},
+                {429, "Too Many Requests"},
+                {431, "Request Header Fields Too Large"},
+                {500, "Internal Server Error"},
+                {503, "Service Unavailable"},
+                {505, "HTTP Version Not Supported"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (rows[i].status == status)
+            return rows[i].phrase;
     return "Unknown";
 }
 
@@ -360,7 +364,7 @@ bool http_stream_put(struct http_conn *c, const char *data, size_t n)
 
 void http_stream_end(struct http_conn *c, bool keep)
 {
-    c->user = NULL; /* answered, even if the client has disconnected: client_gone must not follow */
+    c->user = NULL; /* client_gone must not be called after an answer, even if the client has disconnected */
     if (c->dead)
         return;
     if (c->chunked)
@@ -369,7 +373,7 @@ void http_stream_end(struct http_conn *c, bool keep)
     finish_answer(c);
 }
 
-/* Answers a request that could not be read to its end; where the next one begins is not known. */
+/* Answers a request that could not be read to its end, and closes: the start of the next request is unknown. */
 static void refuse(struct http_conn *c, int status, const char *why)
 {
     c->keep = false;
@@ -378,11 +382,11 @@ static void refuse(struct http_conn *c, int status, const char *why)
     http_reply_error(c, status, "", why, NULL, NULL);
 }
 
-/* Reports the head to the owner, which may refuse the request. If so and a body follows, the body is never read and
- * the connection closes. all_read: the client has sent nothing behind the head, so it may be waiting for 100. */
+/* Reports the head to the owner, who may refuse the request. The body of a refused request is never read, and the
+ * connection closes. all_read: the client has sent no bytes after the head, so it may be waiting for 100 Continue. */
 static void handle_head(struct http_conn *c, bool all_read)
 {
-    /* The answer may reset req. */
+    /* Read before the handler is called, because an answer resets req. */
     bool body = c->req.chunked || c->req.length;
     bool keep = c->req.keep_alive, expects = c->req.expect_continue;
     c->head_only = !strcmp(c->req.method, "HEAD");
@@ -412,7 +416,7 @@ static void set_read_deadline(struct http_conn *c)
     set_timer(c, started ? c->h->o.read_timeout : c->h->o.idle_timeout);
 }
 
-/* Parses data[0, n) until all of it is used or one request was reported. Returns the number of bytes used. */
+/* Parses data[0, n) until it is consumed or one request was reported. Returns the number of bytes consumed. */
 static size_t conn_parse(struct http_conn *c, const char *data, size_t n)
 {
     size_t at = 0;
@@ -440,7 +444,7 @@ static size_t conn_parse(struct http_conn *c, const char *data, size_t n)
     return at;
 }
 
-/* Parses bytes that were received while an answer was being made, up to the end of one request. */
+/* Parses bytes that were received while a request was in progress, up to the end of the next request. */
 static void parse_pending(struct http_conn *c)
 {
     if (c->dead || c->state != C_READ)
@@ -456,8 +460,9 @@ static void parse_pending(struct http_conn *c)
         event_add(c->ev_read, NULL);
 }
 
-/* After an answer: sets the idle deadline, or has the next request parsed in the next turn of the event loop. A timer
- * does that, because libevent would run a callback that is made active now before it polls the other sockets. */
+/* After an answer: sets the idle deadline or, if bytes of the next request have arrived, has them parsed in the next
+ * turn of the event loop. A timer starts that turn: libevent would run an event that is made active now before it polls
+ * the other sockets. */
 static void continue_reading(struct http_conn *c)
 {
     struct http *h = c->h;
@@ -509,8 +514,8 @@ static void on_read(evutil_socket_t fd, short what, void *arg)
     if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
         return;
     if (n <= 0) {
-        /* The client has shut down its side. It does not wait for an answer that is still being made, but an answer
-         * that is complete must still reach it. */
+        /* The client has shut down its sending side. A request in progress is dropped, but a complete answer is still
+         * sent. */
         c->unclean = c->reading = false;
         if (n == 0 && unsent_bytes(c) && !c->user) {
             c->state = C_CLOSE;
@@ -599,7 +604,8 @@ static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct socka
         accept_pause(h);
 }
 
-/* Out of file descriptors: the connection stays in the kernel's queue, and accepting again at once would spin. */
+/* The process has no free file descriptor. The connection stays in the kernel's queue, so accepting at once again would
+ * fail in a busy loop. */
 static void on_accept_error(struct evconnlistener *l, void *arg)
 {
     (void)l;
@@ -627,8 +633,8 @@ static int listen_on(struct http *h, struct km_err *err)
         return km_fail(err, KM_ENET, "cannot listen on host \"%s\": %s", h->o.host, gai_strerror(rc));
     for (struct addrinfo *a = list; a && !h->listener; a = a->ai_next)
         h->listener = evconnlistener_new_bind(h->base, on_accept, h,
-                                              LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE,
-                                              1024, a->ai_addr, (int)a->ai_addrlen);
+                                              LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, 1024,
+                                              a->ai_addr, (int)a->ai_addrlen);
     freeaddrinfo(list);
     if (!h->listener)
         return km_fail(err, KM_ENET, "cannot listen on %s port %d: %s; choose another with --port", h->o.host,
@@ -648,7 +654,7 @@ int http_open(struct http **out, struct event_base *base, const struct http_opts
 {
     struct http *h = km_calloc(1, sizeof *h);
     if (!h)
-        return km_fail(err, KM_ENOMEM, "no memory for the server");
+        return km_fail(err, KM_ENOMEM, "out of memory while opening the server");
     h->base = base;
     h->o = *o;
     h->handlers = *handlers;
@@ -656,7 +662,7 @@ int http_open(struct http **out, struct event_base *base, const struct http_opts
     h->accept_timer = evtimer_new(base, on_accept_timer, h);
     h->ready_timer = evtimer_new(base, on_ready, h);
     int rc = h->accept_timer && h->ready_timer ? listen_on(h, err)
-                                               : km_fail(err, KM_ENOMEM, "no memory for the server");
+                                               : km_fail(err, KM_ENOMEM, "out of memory while opening the server");
     if (rc) {
         http_free(h);
         return rc;

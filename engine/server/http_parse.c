@@ -1,10 +1,10 @@
 /* A state machine: it reads the head and the chunk sizes line by line, and the body by counting bytes.
  *
- * A line ends in CR LF; a bare CR or LF is an error. The head stays in one buffer, in which NULs separate the parts.
- * It is never longer than HP_MAX_HEAD, so that the memory of a request is bounded until its length was accepted.
+ * A line ends in CR LF; a bare CR or LF is an error. The head is kept in one buffer, in which NULs separate the parts.
+ * The head is never longer than HP_MAX_HEAD, so a request uses little memory until the length of its body is accepted.
  *
- * libevent's own HTTP server is not used. It accepts bare LF, signed and repeated lengths, and a length beside a
- * chunked coding, and calls back only after it has framed the request by them. */
+ * libevent's own HTTP server is not used, because it accepts requests with a bare LF, with signed or repeated lengths,
+ * and with a length beside the chunked coding. Its callback comes too late to refuse them. */
 #include "engine/server/http_parse.h"
 
 #include <stdio.h>
@@ -24,7 +24,7 @@ void hp_reset(struct hp *p)
 {
     struct km_buf head = p->head, line = p->line, body = p->body;
     size_t max_body = p->max_body;
-    /* A large body is freed, so that thousands of idle connections do not each keep their largest request. */
+    /* A large body is freed, so that thousands of idle connections do not keep the memory of their largest request. */
     if (body.cap > 65536)
         km_buf_free(&body);
     hp_init(p, max_body);
@@ -56,10 +56,10 @@ static enum hp_event bad(struct hp *p, int status, const char *why)
 
 static enum hp_event bad_body_length(struct hp *p)
 {
-    snprintf(p->too_long, sizeof p->too_long,
+    snprintf(p->limit_message, sizeof p->limit_message,
              "the request body is longer than %zu bytes, the most that this server accepts; send a shorter prompt",
              p->max_body);
-    return bad(p, 413, p->too_long);
+    return bad(p, 413, p->limit_message);
 }
 
 static bool is_token(unsigned char c)
@@ -98,7 +98,7 @@ bool hp_query_flag(const struct hp *p, const char *key)
     return false;
 }
 
-/* METHOD SP target SP HTTP/1.x: puts a NUL behind the method, the path and the query. */
+/* METHOD SP target SP HTTP/1.x: puts a NUL after the method, the path and the query. */
 static enum hp_event parse_request_line(struct hp *p, char *s)
 {
     char *sp = s;
@@ -140,8 +140,8 @@ static enum hp_event parse_request_line(struct hp *p, char *s)
     return HP_MORE;
 }
 
-/* name ":" OWS value OWS */
-static enum hp_event parse_header(struct hp *p, char *s, bool keep)
+/* name ":" OWS value OWS. store false: a trailer, which is checked and dropped. */
+static enum hp_event parse_header(struct hp *p, char *s, bool store)
 {
     if (*s == ' ' || *s == '\t')
         return bad(p, 400, "a header continues on a second line; send it on one line");
@@ -161,7 +161,7 @@ static enum hp_event parse_header(struct hp *p, char *s, bool keep)
     for (const unsigned char *u = (const unsigned char *)v; *u; u++)
         if ((*u < 32 && *u != '\t') || *u == 127)
             return bad(p, 400, "a header value has a control character");
-    if (!keep)
+    if (!store)
         return HP_MORE;
     if (p->n_headers == HP_MAX_HEADERS)
         return bad(p, 431, "the request has more than 100 headers");
@@ -213,17 +213,17 @@ static enum hp_event parse_length(struct hp *p, const char *cl)
 
 static void parse_connection(struct hp *p)
 {
-    bool wants_close = false, wants_keep = false;
+    bool has_close = false, has_keep_alive = false;
     for (int i = 0; i < p->n_headers; i++)
         if (!strcmp(p->head.data + p->headers[i].name, "connection")) {
-            wants_close |= list_has(p->head.data + p->headers[i].value, "close");
-            wants_keep |= list_has(p->head.data + p->headers[i].value, "keep-alive");
+            has_close |= list_has(p->head.data + p->headers[i].value, "close");
+            has_keep_alive |= list_has(p->head.data + p->headers[i].value, "keep-alive");
         }
-    p->keep_alive = !wants_close && (p->minor >= 1 || wants_keep);
+    p->keep_alive = !has_close && (p->minor >= 1 || has_keep_alive);
 }
 
-/* Decides from the complete head how the body is framed. The head buffer does not move any more, so that pointers into
- * it are valid from here on. */
+/* Decides from the complete head how the body is framed. The head buffer grows no more, so pointers into it stay
+ * valid. */
 static enum hp_event end_head(struct hp *p)
 {
     p->method = p->head.data;
@@ -285,17 +285,18 @@ static enum hp_event parse_chunk_size(struct hp *p, const char *s)
 }
 
 /* Appends bytes up to the end of a line to b, in which the line starts at `start`. Returns 1 if the line is complete
- * (NULs replace its CR LF), 0 if more bytes are needed, -1 if HP_BAD was set: with too_long for more than max bytes. */
-static int read_line(struct hp *p, struct km_buf *b, size_t start, size_t max, int too_long, const char *data,
-                     size_t n, size_t *used)
+ * (NULs replace its CR LF), 0 if more bytes are needed, and -1 if the request is bad: with this status if the line has
+ * more than max bytes. */
+static int read_line(struct hp *p, struct km_buf *b, size_t start, size_t max, int status, const char *data, size_t n,
+                     size_t *used)
 {
     const char *lf = memchr(data, '\n', n);
     size_t len = lf ? (size_t)(lf - data) + 1 : n;
     *used = len;
     if (b->len - start + len > max + 2) {
-        bad(p, too_long,
-            too_long == 414 ? "the request line is longer than 8192 bytes"
-                            : "the headers, a chunk size or the trailers of the request are too long");
+        bad(p, status,
+            status == 414 ? "the request line is longer than 8192 bytes"
+                          : "the headers, a chunk size or the trailers of the request are too long");
         return -1;
     }
     km_buf_put(b, data, len);
@@ -357,7 +358,7 @@ static enum hp_event feed_body(struct hp *p, const char *data, size_t n, size_t 
     return HP_MORE;
 }
 
-/* A chunk size, the CR LF behind a chunk, or a trailer. */
+/* Reads a chunk size, the CR LF after a chunk, or a trailer. */
 static enum hp_event feed_line(struct hp *p, const char *data, size_t n, size_t *used)
 {
     bool trailer = p->state == S_TRAILERS;

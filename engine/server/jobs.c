@@ -22,17 +22,17 @@
 
 struct choice {
     struct job *job;
-    uint64_t id;                  /* of the engine's request; 0: not submitted */
-    size_t slot;                  /* in jobs.slots */
-    int index;                    /* in the answer */
-    int prompt;                   /* index of its prompt */
+    uint64_t id; /* of the engine's request; 0: not submitted */
+    size_t slot; /* in jobs.slots */
+    int index;   /* in the answer */
+    int prompt;  /* index of its prompt */
     bool role_sent, done;
-    int n_output, n_cached;       /* tokens generated; tokens of the prompt that were cached */
-    enum eng_finish finish;       /* valid once done */
-    int32_t stop_id;              /* the entry of stop_token_ids that ended it; -1: none */
+    int n_output, n_cached; /* tokens generated; prompt tokens found in the KV pool or the cache layer */
+    enum eng_finish finish; /* valid once done */
+    int32_t stop_id;        /* the entry of stop_token_ids that ended it; -1: none */
     struct txt txt;
-    struct rsp_logprobs logprobs; /* of the tokens that were not sent */
-    struct tok_ids ids;           /* with return_token_ids: generated ids that were not sent */
+    struct rsp_logprobs logprobs; /* of the tokens that were not sent yet */
+    struct tok_ids ids;           /* with return_token_ids: generated ids that were not sent yet */
     int64_t first_ns, last_ns;    /* times of the first and the latest token, by the engine's clock; 0: none */
 };
 
@@ -52,19 +52,19 @@ struct jobs {
     struct jobs_env env;
     struct job *list;
     int n_live;
-    struct choice **slots;          /* [n_slots]; NULL: free */
-    size_t *free_slots;             /* [n_free] indices of free slots */
+    struct choice **slots; /* [n_slots]; NULL: free */
+    size_t *free_slots;    /* [n_free] indices of free slots */
     size_t n_slots, n_free;
-    uint64_t id_base, n_started;    /* make the ids of answers */
-    uint64_t n_seeds;               /* prompts that got a seed of the server's */
-    struct km_buf line;             /* scratch for events of streams */
+    uint64_t id_base, n_started; /* the ids of answers are derived from these */
+    uint64_t n_seeds;            /* number of prompts whose seed was derived from env.seed */
+    struct km_buf line;          /* scratch for events of streams */
 };
 
 int jobs_open(struct jobs **out, const struct jobs_env *env, struct km_err *err)
 {
     struct jobs *j = km_calloc(1, sizeof *j);
     if (!j)
-        return km_fail(err, KM_ENOMEM, "no memory for the server");
+        return km_fail(err, KM_ENOMEM, "out of memory while opening the server");
     j->env = *env;
     j->id_base = (uint64_t)km_wall_ns();
     *out = j;
@@ -79,7 +79,7 @@ static void job_free(struct job *job)
         struct choice *ch = &job->choices[i];
         if (ch->id) {
             if (!ch->done)
-                run_cancel(j->env.run, ch->id, ENG_ABORT);
+                runner_cancel(j->env.runner, ch->id, ENG_ABORT);
             j->slots[ch->slot] = NULL;
             j->free_slots[j->n_free++] = ch->slot;
         }
@@ -142,7 +142,7 @@ void jobs_fail_all(struct jobs *j, int status, const char *why)
         job_fail(j->list, status, why);
 }
 
-/* The usage so far: of one choice, or of the whole job with only NULL. A prompt counts once for its n choices. */
+/* The usage so far, of one choice or, if `only` is NULL, of the whole job. A prompt counts once for its n choices. */
 static struct rsp_usage job_usage(const struct job *job, const struct choice *only)
 {
     struct rsp_usage u = {0};
@@ -225,7 +225,7 @@ static void job_stream_end(struct job *job)
     job_free(job);
 }
 
-/* Streams what the choice may show, as one event. Before the first event of a chat's choice goes one with its role. */
+/* Sends the text that the choice may show, as one event. A chat's choice first sends an event with its role. */
 static void choice_send(struct choice *ch)
 {
     struct job *job = ch->job;
@@ -277,20 +277,6 @@ static void observe_choice(struct met *m, const struct choice *ch, const struct 
     met_observe(m, MET_CACHED, ev->n_cached);
 }
 
-static bool append_id(struct tok_ids *ids, int32_t id)
-{
-    if (ids->n == ids->cap) {
-        size_t cap = ids->cap ? 2 * ids->cap : 8;
-        int32_t *p = km_reallocarray(ids->v, cap, sizeof *p);
-        if (!p)
-            return false;
-        ids->v = p;
-        ids->cap = cap;
-    }
-    ids->v[ids->n++] = id;
-    return true;
-}
-
 /* Appends the token's bytes to the text; false if a stop string ended it. is_stop: the engine stopped at this token,
  * whose text belongs to the answer only with include_stop_str_in_output. */
 static bool push_token(struct choice *ch, int32_t id, bool is_stop)
@@ -309,7 +295,7 @@ static bool push_token(struct choice *ch, int32_t id, bool is_stop)
     return !s || txt_push(&ch->txt, s, n, ch->n_output > a->min_tokens);
 }
 
-/* True for an entry of the request's stop_token_ids. */
+/* True if the id is in the request's stop_token_ids. */
 static bool is_own_stop(const struct api_request *a, int32_t id)
 {
     for (int i = 0; i < a->n_stop_ids; i++)
@@ -322,7 +308,7 @@ static bool is_own_stop(const struct api_request *a, int32_t id)
 static void choice_fail(struct choice *ch)
 {
     struct km_err why = {0};
-    run_failed(ch->job->all->env.run, &why);
+    runner_failed(ch->job->all->env.runner, &why);
     ch->done = true;
     job_fail(ch->job, 500, *why.msg ? why.msg : "the engine failed in a step of this request; send the request again");
 }
@@ -348,25 +334,26 @@ static void choice_add_token(struct choice *ch, const struct eng_event *ev)
     ch->n_cached = ev->n_cached;
     observe_token(ch, ev);
     bool is_stop = ev->finish == ENG_STOP;
-    bool go_on = push_token(ch, ev->token.id, is_stop);
+    bool goes_on = push_token(ch, ev->token.id, is_stop);
     if (job->a.sampling.n_logprobs >= 0)
         rsp_logprobs_add(&ch->logprobs, job->rsp.chat, j->env.tok, job->a.tokens_as_ids, &ev->token);
-    if ((job->a.token_ids && !append_id(&ch->ids, ev->token.id)) || !km_buf_ok(&ch->txt.text) ||
+    if ((job->a.token_ids && tok_ids_push(&ch->ids, ev->token.id, NULL)) || !km_buf_ok(&ch->txt.text) ||
         !km_buf_ok(&ch->logprobs.tokens)) {
         job_fail(job, 503, NO_MEMORY);
         return;
     }
     if (is_stop && is_own_stop(&job->a, ev->stop_id))
         ch->stop_id = ev->stop_id;
-    if (go_on && ev->finish == ENG_RUNNING) {
+    if (goes_on && ev->finish == ENG_RUNNING) {
         if (job->a.stream)
             choice_send(ch);
         return;
     }
     if (ev->finish == ENG_RUNNING)
-        run_cancel(j->env.run, ch->id, ENG_STOP); /* a stop string ended the choice: the engine does not know it */
+        /* A stop string ended the choice, which the engine cannot know. */
+        runner_cancel(j->env.runner, ch->id, ENG_STOP);
     observe_choice(j->env.met, ch, ev);
-    choice_end(ch, go_on ? ev->finish : ENG_STOP);
+    choice_end(ch, goes_on ? ev->finish : ENG_STOP);
 }
 
 void jobs_handle(struct jobs *j, const struct eng_event *ev)
@@ -374,7 +361,7 @@ void jobs_handle(struct jobs *j, const struct eng_event *ev)
     size_t slot = (size_t)(uintptr_t)ev->user;
     struct choice *ch = slot < j->n_slots ? j->slots[slot] : NULL;
     if (!ch || ch->id != ev->id || ch->done)
-        return; /* the event is older than the end of its choice */
+        return; /* the choice has ended, or its slot has another choice now */
     if (ev->finish == ENG_ABORT || ev->finish == ENG_ERROR)
         choice_fail(ch);
     else if (ev->has_token)
@@ -383,7 +370,7 @@ void jobs_handle(struct jobs *j, const struct eng_event *ev)
         choice_end(ch, ev->finish);
 }
 
-/* Sets ch->slot to a free slot, which stays free until the choice is submitted; false without memory. */
+/* Sets ch->slot to a free slot, which stays free until the choice is submitted; false if there is no memory. */
 static bool find_slot(struct jobs *j, struct choice *ch)
 {
     if (!j->n_free) {
@@ -431,7 +418,7 @@ static int choice_submit(struct jobs *j, struct choice *ch, uint64_t seed, struc
     if (!find_slot(j, ch))
         return no_memory(err);
     q.user = (void *)(uintptr_t)ch->slot;
-    int rc = run_submit(j->env.run, &q, &ch->id, err);
+    int rc = runner_submit(j->env.runner, &q, &ch->id, err);
     if (rc) {
         ch->id = 0;
         return rc;
@@ -441,7 +428,7 @@ static int choice_submit(struct jobs *j, struct choice *ch, uint64_t seed, struc
     return 0;
 }
 
-/* With echo the text begins with the prompt. */
+/* Begins the text with the prompt, if the request has echo. */
 static void put_echo(struct choice *ch)
 {
     const struct api_request *a = &ch->job->a;
@@ -451,7 +438,7 @@ static void put_echo(struct choice *ch)
     km_buf_put(&ch->txt.text, km_buf_str(&a->echo_text) + from, a->echo_end[ch->prompt] - from);
 }
 
-/* Makes the choices, with their texts still empty. */
+/* Creates the choices, which have no tokens yet. */
 static int job_init(struct job *job, struct km_err *err)
 {
     struct jobs *j = job->all;
@@ -524,7 +511,7 @@ void jobs_start(struct jobs *j, struct http_conn *c, struct api_request *a)
     if (!rc && a->max_tokens)
         rc = job_submit(job, &err);
     if (rc) {
-        /* KM_ELIMIT is a full queue: api_parse has checked the context. */
+        /* KM_ELIMIT means a full queue, because api_parse has checked the context. */
         int status = rc == KM_EINVAL ? 400 : rc == KM_ELIMIT ? 429 : rc == KM_ENOMEM ? 503 : 500;
         job_fail(job, status, err.msg);
         return;

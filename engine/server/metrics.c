@@ -7,37 +7,47 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Upper edges of buckets. They are vLLM's, so that its dashboards and queries work unchanged. */
-#define SECONDS_SHORT                                                                                              \
-    {0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,                                              \
-     1,     2.5,   5,    7.5,  10,   20,   40,   80,  160,  640, 2560}
-#define SECONDS_TOKEN                                                                                              \
-    {0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80}
-#define SECONDS_LONG                                                                                               \
-    {0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680}
-#define TOKENS {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000}
+/* Upper edges of buckets. They are vLLM's, so that dashboards and queries written for vLLM work unchanged. */
+#define SECONDS_SHORT                                                                                                  \
+    {                                                                                                                  \
+        0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640,    \
+            2560                                                                                                       \
+    }
+#define SECONDS_TOKEN                                                                                                  \
+    {                                                                                                                  \
+        0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80                  \
+    }
+#define SECONDS_LONG                                                                                                   \
+    {                                                                                                                  \
+        0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680                   \
+    }
+#define TOKENS                                                                                                         \
+    {                                                                                                                  \
+        1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000                              \
+    }
 
 static const struct {
     const char *name, *help;
     double edges[MET_MAX_EDGES]; /* up to the first 0 */
 } hists[MET_KINDS] = {
-    [MET_TTFT] = {"vllm:time_to_first_token_seconds", "Time from the arrival of a request to its first token.",
-                  SECONDS_SHORT},
-    [MET_ITL] = {"vllm:inter_token_latency_seconds", "Time between consecutive tokens of a sequence.", SECONDS_TOKEN},
+    [MET_TTFT] = {"vllm:time_to_first_token_seconds",
+                  "Seconds from the arrival of a request to its first token (TTFT).", SECONDS_SHORT},
+    [MET_ITL] = {"vllm:inter_token_latency_seconds", "Seconds between consecutive output tokens of a request (ITL).",
+                 SECONDS_TOKEN},
     [MET_TPOT] = {"vllm:request_time_per_output_token_seconds",
-                  "Mean time per output token of a request, without its first token.", SECONDS_TOKEN},
-    [MET_E2E] = {"vllm:e2e_request_latency_seconds", "Time from the arrival of a request to its last token.",
+                  "Mean seconds per output token of a request after its first output token (TPOT).", SECONDS_TOKEN},
+    [MET_E2E] = {"vllm:e2e_request_latency_seconds", "Seconds from the arrival of a request to its last token (E2E).",
                  SECONDS_LONG},
     [MET_QUEUE] = {"vllm:request_queue_time_seconds",
-                   "Time from the arrival of a request until it was first scheduled.", SECONDS_LONG},
-    [MET_PREFILL] = {"vllm:request_prefill_time_seconds", "Time from first being scheduled to the first token.",
-                     SECONDS_LONG},
-    [MET_DECODE] = {"vllm:request_decode_time_seconds", "Time from the first token of a request to its last one.",
+                   "Seconds from the arrival of a request until it was first scheduled.", SECONDS_LONG},
+    [MET_PREFILL] = {"vllm:request_prefill_time_seconds",
+                     "Seconds from the time a request was first scheduled to its first token.", SECONDS_LONG},
+    [MET_DECODE] = {"vllm:request_decode_time_seconds", "Seconds from the first token of a request to its last token.",
                     SECONDS_LONG},
-    [MET_PROMPT] = {"vllm:request_prompt_tokens", "Tokens in the prompt of a request.", TOKENS},
-    [MET_GENERATED] = {"vllm:request_generation_tokens", "Tokens generated by a request.", TOKENS},
+    [MET_PROMPT] = {"vllm:request_prompt_tokens", "Prompt tokens of a request.", TOKENS},
+    [MET_GENERATED] = {"vllm:request_generation_tokens", "Output tokens of a request.", TOKENS},
     [MET_CACHED] = {"kvmark_request_cached_tokens",
-                    "Prompt tokens of a request that came from the KV pool or the cache layer.", TOKENS},
+                    "Prompt tokens of a request whose KV was found in the KV pool or the cache layer.", TOKENS},
 };
 
 void met_observe(struct met *m, enum met_kind k, double v)
@@ -57,7 +67,7 @@ static void put_head(struct km_buf *b, const char *name, const char *help, const
     km_buf_printf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
 }
 
-/* The value of a label, with backslashes, quotes and newlines escaped. */
+/* Appends the value of a label, with backslashes, quotes and newlines escaped. */
 static void put_label(struct km_buf *b, const char *s)
 {
     for (; *s; s++)
@@ -76,8 +86,7 @@ static void put_hist(struct km_buf *b, const struct met *m, enum met_kind k, con
     int64_t below = 0;
     for (int i = 0; i < MET_MAX_EDGES && hists[k].edges[i] > 0; i++) {
         below += m->hist[k].counts[i];
-        km_buf_printf(b, "%s_bucket{model_name=\"%s\",le=\"%g\"} %" PRId64 "\n", name, model,
-                      hists[k].edges[i], below);
+        km_buf_printf(b, "%s_bucket{model_name=\"%s\",le=\"%g\"} %" PRId64 "\n", name, model, hists[k].edges[i], below);
     }
     km_buf_printf(b, "%s_bucket{model_name=\"%s\",le=\"+Inf\"} %" PRId64 "\n", name, model, m->hist[k].n);
     km_buf_printf(b, "%s_sum{model_name=\"%s\"} %.9g\n", name, model, m->hist[k].sum);
@@ -108,40 +117,45 @@ static double ratio(double a, double b)
 static void put_engine_values(struct km_buf *b, const struct eng_stats *s, const char *model)
 {
     const struct value values[] = {
-        {"vllm:num_requests_running", GAUGE, "Requests in the running batch.", s->running},
+        {"vllm:num_requests_running", GAUGE, "Requests that are running.", s->running},
         {"vllm:num_requests_waiting", GAUGE, "Requests that wait to be scheduled.", s->waiting},
         {"kvmark_num_requests_loading", GAUGE, "Requests that wait for a load from the cache layer.", s->loading},
-        {"vllm:kv_cache_usage_perc", GAUGE, "Share of the KV pool's pages that requests hold, from 0 to 1.",
-         ratio(s->pages_used, s->pages)},
+        {"vllm:kv_cache_usage_perc", GAUGE,
+         "Share of the KV pool's pages that requests or transfers hold, from 0 to 1.", ratio(s->pages_used, s->pages)},
         {"kvmark_kv_pages", GAUGE, "Pages in the KV pool.", s->pages},
-        {"kvmark_kv_pages_used", GAUGE, "Pages of the KV pool that requests hold.", s->pages_used},
-        {"kvmark_kv_pages_cached", GAUGE, "Free pages whose blocks the prefix cache can still find.", s->pages_cached},
+        {"kvmark_kv_pages_used", GAUGE, "Pages of the KV pool that requests or transfers hold.", s->pages_used},
+        {"kvmark_kv_pages_cached", GAUGE,
+         "Unused pages of the KV pool whose blocks can still be found by their prefix.", s->pages_cached},
         {"vllm:prefix_cache_queries_total", COUNTER, "Prompt tokens looked up in the KV pool.",
          (double)s->prefix_queries},
         {"vllm:prefix_cache_hits_total", COUNTER, "Prompt tokens found in the KV pool.", (double)s->prefix_hits},
-        {"vllm:prompt_tokens_total", COUNTER, "Prompt tokens of requests that have their first token.",
+        {"vllm:prompt_tokens_total", COUNTER, "Prompt tokens of requests that have generated their first token.",
          (double)s->prompt_tokens},
-        {"vllm:generation_tokens_total", COUNTER, "Tokens generated.", (double)s->generated_tokens},
-        {"vllm:num_preemptions_total", COUNTER, "Preemptions: a request lost its pages and had to be recomputed.",
-         (double)s->preemptions},
-        {"kvmark_steps_total", COUNTER, "Steps of the engine.", (double)s->steps},
-        {"kvmark_async_steps_total", COUNTER, "Steps that were submitted while the step before was running.",
+        {"vllm:generation_tokens_total", COUNTER, "Output tokens generated.", (double)s->generated_tokens},
+        {"vllm:num_preemptions_total", COUNTER,
+         "Preemptions. A preempted request loses its pages and is recomputed later.", (double)s->preemptions},
+        {"kvmark_steps_total", COUNTER, "Steps that the engine has run.", (double)s->steps},
+        {"kvmark_async_steps_total", COUNTER,
+         "Steps that were submitted early, while the previous step was still running (async scheduling).",
          (double)s->async_steps},
         {"kvmark_wasted_rows_total", COUNTER,
-         "Rows of such steps whose results were dropped. No other metric counts these rows.", (double)s->wasted_rows},
-        {"kvmark_computed_tokens_total", COUNTER, "Tokens that the model computed, without those found in a cache.",
+         "Rows of steps submitted early whose results were dropped. No other metric counts these rows.",
+         (double)s->wasted_rows},
+        {"kvmark_computed_tokens_total", COUNTER,
+         "Prompt and output tokens that the model has computed. Tokens found in the KV pool or the cache layer are not "
+         "included.",
          (double)s->computed_tokens},
     };
     put_values(b, values, sizeof values / sizeof *values, model);
 }
 
-/* The cache layer; zeros without one. */
+/* The cache layer; all values are 0 without one. */
 static void put_cache_values(struct km_buf *b, const struct kv_port_stats *kv, const char *model)
 {
     const struct value values[] = {
         {"vllm:external_prefix_cache_queries_total", COUNTER, "Prompt tokens looked up in the cache layer.",
          (double)kv->lookup_tokens},
-        {"vllm:external_prefix_cache_hits_total", COUNTER, "Prompt tokens that the cache layer had.",
+        {"vllm:external_prefix_cache_hits_total", COUNTER, "Prompt tokens found in the cache layer.",
          (double)kv->hit_tokens},
         {"kvmark_cache_lookups_total", COUNTER, "Lookups in the cache layer.", (double)kv->lookups},
         {"kvmark_cache_lookup_tokens_total", COUNTER, "Tokens looked up in the cache layer.",
@@ -150,39 +164,41 @@ static void put_cache_values(struct km_buf *b, const struct kv_port_stats *kv, c
          (double)kv->hit_tokens},
         {"kvmark_cache_loaded_tokens_total", COUNTER, "Tokens loaded from the cache layer.", (double)kv->loaded_tokens},
         {"kvmark_cache_stored_tokens_total", COUNTER, "Tokens stored in the cache layer.", (double)kv->stored_tokens},
-        {"kvmark_cache_failed_loads_total", COUNTER, "Loads that failed, whose tokens were recomputed.",
-         (double)kv->failed_loads},
+        {"kvmark_cache_failed_loads_total", COUNTER,
+         "Loads from the cache layer that failed. Their tokens were recomputed.", (double)kv->failed_loads},
         {"kvmark_cache_evicted_chunks_total", COUNTER, "Chunks evicted from the cache layer.",
          (double)kv->evicted_chunks},
         {"kvmark_cache_chunks", GAUGE, "Chunks in the cache layer.", (double)kv->chunks},
         {"kvmark_cache_bytes", GAUGE, "Size of the chunks in the cache layer, in bytes.", (double)kv->bytes},
         {"kvmark_cache_capacity_bytes", GAUGE, "Capacity of the cache layer, in bytes.", (double)kv->capacity},
-        {"kvmark_cache_load_seconds_total", COUNTER, "Time of loads from the call to their completion, summed.",
+        {"kvmark_cache_load_seconds_total", COUNTER,
+         "Total seconds of loads from the cache layer, each from the call to its completion.",
          (double)kv->load_ns / 1e9},
-        {"kvmark_cache_store_seconds_total", COUNTER, "Time of stores from the call to their completion, summed.",
+        {"kvmark_cache_store_seconds_total", COUNTER,
+         "Total seconds of stores to the cache layer, each from the call to its completion.",
          (double)kv->store_ns / 1e9},
     };
     put_values(b, values, sizeof values / sizeof *values, model);
 }
 
-/* Memory, and the work of the device. */
+/* Memory, and the device's work. */
 static void put_device_values(struct km_buf *b, const struct be_stats *be, const char *model)
 {
     struct km_mem_stats host = km_mem_stats(KM_MEM_HOST), pinned = km_mem_stats(KM_MEM_PINNED);
     struct km_mem_stats device = km_mem_stats(KM_MEM_DEVICE);
     const struct value values[] = {
-        {"kvmark_host_memory_bytes", GAUGE, "Host memory allocated, in bytes.", (double)host.current},
-        {"kvmark_host_memory_peak_bytes", GAUGE, "Highest host memory allocated at any time, in bytes.",
+        {"kvmark_host_memory_bytes", GAUGE, "Host memory allocated now, in bytes.", (double)host.current},
+        {"kvmark_host_memory_peak_bytes", GAUGE, "Most host memory allocated at any time so far, in bytes.",
          (double)host.peak},
-        {"kvmark_pinned_memory_bytes", GAUGE, "Pinned host memory allocated, in bytes.", (double)pinned.current},
-        {"kvmark_device_memory_bytes", GAUGE, "Device memory allocated, in bytes.", (double)device.current},
+        {"kvmark_pinned_memory_bytes", GAUGE, "Pinned host memory allocated now, in bytes.", (double)pinned.current},
+        {"kvmark_device_memory_bytes", GAUGE, "Device memory allocated now, in bytes.", (double)device.current},
         {"kvmark_weight_bytes", GAUGE, "Size of the model's weights on the device, in bytes.",
          (double)be->weight_bytes},
         {"kvmark_kv_pool_bytes", GAUGE, "Size of the KV pool, in bytes.", (double)be->kv_bytes},
-        {"kvmark_device_busy_seconds_total", COUNTER, "Time that the device spent in steps.",
+        {"kvmark_device_busy_seconds_total", COUNTER, "Seconds that the device has spent in steps of the engine.",
          (double)be->busy_ns / 1e9},
-        {"kvmark_device_flops_total", COUNTER, "Floating-point operations of all steps, calculated from their shapes.",
-         be->flops},
+        {"kvmark_device_flops_total", COUNTER,
+         "Floating-point operations of all steps of the engine, calculated from their shapes.", be->flops},
     };
     put_values(b, values, sizeof values / sizeof *values, model);
 }
@@ -190,15 +206,16 @@ static void put_device_values(struct km_buf *b, const struct be_stats *be, const
 static void put_http_values(struct km_buf *b, const struct http_stats *h, int live, const char *model)
 {
     const struct value values[] = {
-        {"kvmark_http_requests_live", GAUGE, "Completions and chats in work.", live},
-        {"kvmark_http_connections", GAUGE, "Connections open.", h->connections},
-        {"kvmark_http_accepted_total", COUNTER, "Connections accepted.", (double)h->accepted},
+        {"kvmark_http_requests_live", GAUGE, "Completion and chat requests in progress.", live},
+        {"kvmark_http_connections", GAUGE, "HTTP connections that are open.", h->connections},
+        {"kvmark_http_accepted_total", COUNTER, "HTTP connections accepted.", (double)h->accepted},
         {"kvmark_http_accept_pauses_total", COUNTER,
-         "Times that accepting paused because connections or file descriptors had reached their limit.",
+         "Pauses in accepting HTTP connections, because connections or file descriptors had reached their limit.",
          (double)h->accept_pauses},
-        {"kvmark_http_timeouts_total", COUNTER, "Requests that did not arrive in time.", (double)h->timeouts},
-        {"kvmark_http_slow_readers_total", COUNTER, "Connections closed because the client did not read.",
-         (double)h->slow_readers},
+        {"kvmark_http_timeouts_total", COUNTER,
+         "HTTP requests refused because they had not arrived completely within the read timeout.", (double)h->timeouts},
+        {"kvmark_http_slow_readers_total", COUNTER,
+         "HTTP connections closed because the client did not read its answer.", (double)h->slow_readers},
     };
     put_values(b, values, sizeof values / sizeof *values, model);
     const char *name = "kvmark_http_responses_total";
@@ -210,10 +227,10 @@ static void put_http_values(struct km_buf *b, const struct http_stats *h, int li
 
 static void put_finished(struct km_buf *b, const struct eng_stats *s, const char *model)
 {
-    static const char *const reasons[5] = {[ENG_STOP] = "stop", [ENG_LENGTH] = "length", [ENG_ABORT] = "abort",
-                                           [ENG_ERROR] = "error"};
+    static const char *const reasons[5] = {
+        [ENG_STOP] = "stop", [ENG_LENGTH] = "length", [ENG_ABORT] = "abort", [ENG_ERROR] = "error"};
     const char *name = "vllm:request_success_total";
-    put_head(b, name, "Requests that ended, by reason.", "counter");
+    put_head(b, name, "Requests that have ended, by the reason of the end.", "counter");
     for (int i = ENG_STOP; i <= ENG_ERROR; i++)
         km_buf_printf(b, "%s{finished_reason=\"%s\",model_name=\"%s\"} %" PRId64 "\n", name, reasons[i], model,
                       s->finished[i]);

@@ -1,8 +1,8 @@
 /* The body of /metrics, in Prometheus' text format.
  *
- * A `met` is the set of histograms that only the server can fill, because it sees whole requests. A `met_facts` is a
- * snapshot of the counters that the engine and the connections keep. Names are vLLM's where vLLM has a metric of the
- * same meaning, and kvmark_* otherwise. To add a metric, add a row to a table of metrics.c. */
+ * A `met` is the set of histograms of whole requests, which the server fills. A `met_facts` is a snapshot of the
+ * counters of the engine and the connections. A metric has vLLM's name if vLLM has a metric of the same meaning, else a
+ * name that begins with kvmark_. To add a metric, add a row to a table of metrics.c. */
 #ifndef SRV_METRICS_H
 #define SRV_METRICS_H
 
@@ -10,7 +10,7 @@
 #include "engine/engine.h"
 #include "engine/server/http.h"
 
-/* The histograms; times in seconds, sizes in tokens. What each measures is the help text in metrics.c. */
+/* The histograms, in seconds or tokens. The help texts in metrics.c define them. */
 enum met_kind {
     MET_TTFT,
     MET_ITL,
@@ -42,8 +42,9 @@ struct met_facts {
     const struct eng_opts *opts;
     struct eng_stats stats;
     const struct http_stats *http;
-    int live; /* completions and chats in work */
+    int live; /* completions and chats in progress */
 };
+/* Appends the body of /metrics. */
 void met_write(const struct met *m, const struct met_facts *f, struct km_buf *out);
 
 #endif

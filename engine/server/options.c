@@ -17,16 +17,16 @@ static const struct km_option rows[] = {
     {.name = "served-model-name",
      KM_FIELD(struct srv_opts, served_name),
      .arg = "NAME",
-     .help = "name of the model in the API (default: the model's)"},
+     .help = "name of the model in the API (default: the name of its folder or preset)"},
     {.name = "api-key",
      KM_FIELD(struct srv_opts, api_key),
      .arg = "KEY",
      .secret = true,
      .help = "bearer token that each request must carry"},
-    {.name = "the largest request body", KM_FIELD_SIZE(struct srv_opts, max_body), .fallback = "8MiB"},
-    {.name = "the number of connections", KM_FIELD(struct srv_opts, max_connections), .fallback = "4096"},
-    {.name = "the keep-alive timeout", KM_FIELD(struct srv_opts, idle_timeout), .fallback = "120"},
-    {.name = "the timeout of a slow request", KM_FIELD(struct srv_opts, read_timeout), .fallback = "30"},
+    {.name = "max-body", KM_FIELD_SIZE(struct srv_opts, max_body), .fallback = "8MiB", .internal = true},
+    {.name = "max-connections", KM_FIELD(struct srv_opts, max_connections), .fallback = "4096", .internal = true},
+    {.name = "idle-timeout", KM_FIELD(struct srv_opts, idle_timeout), .fallback = "120", .internal = true},
+    {.name = "read-timeout", KM_FIELD(struct srv_opts, read_timeout), .fallback = "30", .internal = true},
 };
 
 struct km_option_group srv_option_group(struct srv_opts *o)

@@ -1,4 +1,4 @@
-/* A list in order of arrival. The runner does one reset at a time, which is that of the first request. */
+/* The queue is a list in order of arrival. The runner does one reset at a time, the one of the first request. */
 #include "engine/server/reset.h"
 
 #include "base/mem.h"
@@ -12,17 +12,17 @@ struct reset {
 };
 
 struct resets {
-    struct run *run;
+    struct runner *runner;
     struct reset *first, *last;
     bool running; /* the first request's reset has begun */
 };
 
-int rst_open(struct resets **out, struct run *run, struct km_err *err)
+int rst_open(struct resets **out, struct runner *runner, struct km_err *err)
 {
     struct resets *q = km_calloc(1, sizeof *q);
     if (!q)
-        return km_fail(err, KM_ENOMEM, "no memory for the server");
-    q->run = run;
+        return km_fail(err, KM_ENOMEM, "out of memory while opening the server");
+    q->runner = runner;
     *out = q;
     return 0;
 }
@@ -45,13 +45,13 @@ void rst_free(struct resets *q)
     km_free(q);
 }
 
-/* Begins the first reset whose client is still there. */
+/* Begins the first reset whose client has not disconnected. */
 static void begin_next(struct resets *q)
 {
     while (q->first && !q->running) {
         if (q->first->c) {
             q->running = true;
-            run_reset_begin(q->run, q->first->external);
+            runner_reset_begin(q->runner, q->first->external);
         } else {
             remove_first(q);
         }
@@ -99,7 +99,7 @@ void rst_poll(struct resets *q)
 {
     struct km_err err = {0};
     int rc;
-    if (!q->running || !run_reset_ended(q->run, &rc, &err))
+    if (!q->running || !runner_reset_ended(q->runner, &rc, &err))
         return;
     q->running = false;
     answer(q->first, rc, &err);

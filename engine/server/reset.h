@@ -1,7 +1,7 @@
 /* Requests to reset the prefix cache.
  *
- * A `resets` is a queue of such requests; each holds its HTTP connection until the engine has done its reset between
- * two steps. The event loop never waits for the engine. The runner is borrowed. */
+ * A `resets` is a queue of these requests. The engine resets between two steps, and the event loop never waits for it:
+ * a request holds its HTTP connection until its reset has ended. The runner is borrowed. */
 #ifndef SRV_RESET_H
 #define SRV_RESET_H
 
@@ -10,14 +10,14 @@
 
 struct resets;
 
-int rst_open(struct resets **out, struct run *run, struct km_err *err);
-void rst_free(struct resets *q); /* after http_free, so that no request is left */
+int rst_open(struct resets **out, struct runner *runner, struct km_err *err);
+void rst_free(struct resets *q); /* to be called after http_free, because a request refers to its connection */
 
-/* Queues a reset, whose answer goes to c. external: of the cache layer, too. */
+/* Queues a reset and answers c when it has ended. external: the cache layer is cleared, too. */
 void rst_start(struct resets *q, struct http_conn *c, bool external);
-/* Answers the reset that has ended, if one has, and begins the next. To be called when the runner wakes the loop. */
+/* If a reset has ended, answers it and begins the next. To be called whenever the runner wakes the event loop. */
 void rst_poll(struct resets *q);
-/* Answers every request in the queue with this error. */
+/* Answers every request in the queue with this HTTP status and error message. */
 void rst_fail_all(struct resets *q, int status, const char *why);
 
 #endif

@@ -1,4 +1,4 @@
-/* JSON written by hand: answers of a fixed shape, whose strings are escaped by km_buf_put_json. */
+/* Answers have a fixed shape, so their JSON is written by hand. km_buf_put_json escapes the strings. */
 #include "engine/server/respond.h"
 
 #include <inttypes.h>
@@ -57,7 +57,7 @@ static void put_logprobs(struct km_buf *b, const struct rsp *r, const struct rsp
                       km_buf_str(&l->tokens), km_buf_str(&l->values), km_buf_str(&l->tops), km_buf_str(&l->offsets));
 }
 
-/* The members behind the text of a choice, and its closing brace. */
+/* The members after the text of a choice, and its closing brace. */
 static void put_choice_end(struct km_buf *b, const struct rsp *r, const struct rsp_part *p)
 {
     put_logprobs(b, r, p->logprobs);

@@ -23,28 +23,28 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A shutdown lets requests in work run for GRACE_S. Then they fail, and their clients have LAST_SEND_MS to read the
- * error. Every DRAIN_TICK_MS the server checks whether all connections have closed. */
+/* In a shutdown, requests in progress may run for GRACE_S. Then they fail, and their clients have LAST_SEND_MS to read
+ * the error. Every DRAIN_TICK_MS the server checks whether all connections have closed. */
 enum { GRACE_S = 10, LAST_SEND_MS = 1500, DRAIN_TICK_MS = 10 };
-enum { MAX_UNSENT = 4 << 20 }; /* bytes of a stream that its client has not read */
+enum { MAX_UNSENT = 4 << 20 }; /* bytes of a stream that its client may leave unread */
 
 struct srv {
     struct srv_opts o;
     char *model, *device, *kv; /* owned copies of options */
     struct eng *eng;
     const struct tok *tok;
-    struct run *run;
+    struct runner *runner;
     struct event_base *base;
     struct event *wake_event, *drain_timer;
-    int wake_fd;               /* an eventfd: the engine has events, or srv_stop was called */
+    int wake_fd; /* an eventfd: the engine has events, or srv_stop was called */
     struct http *http;
     struct jobs *jobs;
     struct resets *resets;
     struct met met;
-    struct eng_events events;  /* scratch */
+    struct eng_events events; /* scratch */
     struct endpoints endpoints;
-    bool forced;               /* the requests in work were ended */
-    int64_t drain_until;       /* when the requests in work are ended, by km_now_ns */
+    bool forced;         /* the shutdown has ended the requests in progress */
+    int64_t drain_until; /* km_now_ns at which the shutdown ends the requests in progress */
     atomic_bool stop;
 };
 
@@ -57,20 +57,22 @@ static void wake(void *arg)
     (void)n; /* fails only if the counter is full, and then the loop is about to wake anyway */
 }
 
+/* Begins the shutdown, or ends its wait for the requests in progress if it has begun before. */
 static void begin_drain(struct srv *s)
 {
     if (s->endpoints.draining) {
-        s->drain_until = km_now_ns(); /* asked twice: do not wait any longer */
+        s->drain_until = km_now_ns(); /* a second signal ends the wait */
         return;
     }
     s->endpoints.draining = true;
     s->drain_until = km_now_ns() + (int64_t)GRACE_S * 1000000000;
     if (jobs_live(s->jobs))
-        km_log(KM_LOG_INFO, "shutting down: %d requests in work have %d s to finish", jobs_live(s->jobs), GRACE_S);
+        km_log(KM_LOG_INFO, "shutting down: %d requests in progress have %d s to finish", jobs_live(s->jobs), GRACE_S);
     http_drain(s->http);
     event_active(s->drain_timer, EV_TIMEOUT, 0);
 }
 
+/* A tick of the shutdown: ends requests at the deadline, and the event loop once all connections have closed. */
 static void on_drain(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
@@ -91,6 +93,7 @@ static void on_drain(evutil_socket_t fd, short what, void *arg)
     event_add(s->drain_timer, &tv);
 }
 
+/* Handles all events of the engine, then sends once for each connection. */
 static void on_wake(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
@@ -99,7 +102,7 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     if (read(s->wake_fd, &n, sizeof n) < 0 && errno != EAGAIN)
         km_log(KM_LOG_ERROR, "cannot read the eventfd of the engine's thread: %s", strerror(errno));
     struct km_err err = {0};
-    if (run_collect(s->run, &s->events, &err)) {
+    if (runner_collect(s->runner, &s->events, &err)) {
         struct timeval soon = {0, 1000}; /* out of memory: the runner keeps the events for the next try */
         event_base_once(s->base, -1, EV_TIMEOUT, on_wake, s, &soon);
     }
@@ -117,7 +120,7 @@ static void on_signal(evutil_socket_t sig, short what, void *arg)
     begin_drain(arg);
 }
 
-/* Opens what the server consists of; srv_free closes what was opened before a failure. */
+/* Opens the parts of the server. After a failure, srv_free closes the parts that were opened. */
 static int open_parts(struct srv *s, struct km_err *err)
 {
     const struct srv_opts *o = &s->o;
@@ -127,24 +130,29 @@ static int open_parts(struct srv *s, struct km_err *err)
     s->wake_event = s->base ? event_new(s->base, s->wake_fd, EV_READ | EV_PERSIST, on_wake, s) : NULL;
     s->drain_timer = s->base ? evtimer_new(s->base, on_drain, s) : NULL;
     if (!s->wake_event || !s->drain_timer || !s->model || !s->device || !s->kv)
-        return km_fail(err, KM_ENOMEM, "no memory for the server");
+        return km_fail(err, KM_ENOMEM, "out of memory while opening the server");
     event_add(s->wake_event, NULL);
     int rc = ep_init(&s->endpoints, o->api_key, err);
-    struct http_opts h = {.host = o->host, .port = o->port, .max_connections = o->max_connections,
-                          .max_body = o->max_body, .max_unsent = MAX_UNSENT, .idle_timeout = o->idle_timeout,
+    struct http_opts h = {.host = o->host,
+                          .port = o->port,
+                          .max_connections = o->max_connections,
+                          .max_body = o->max_body,
+                          .max_unsent = MAX_UNSENT,
+                          .idle_timeout = o->idle_timeout,
                           .read_timeout = o->read_timeout};
     if (!rc)
         rc = http_open(&s->http, s->base, &h, &ep_handlers, &s->endpoints, err);
     if (!rc)
-        rc = run_start(&s->run, s->eng, wake, s, err);
+        rc = runner_start(&s->runner, s->eng, wake, s, err);
     if (!rc)
-        rc = rst_open(&s->resets, s->run, err);
-    struct jobs_env env = {.run = s->run, .tok = s->tok, .model = s->model, .seed = o->seed, .met = &s->met};
+        rc = rst_open(&s->resets, s->runner, err);
+    struct jobs_env env = {.runner = s->runner, .tok = s->tok, .model = s->model, .seed = o->seed, .met = &s->met};
     if (!rc)
         rc = jobs_open(&s->jobs, &env, err);
     struct endpoints *p = &s->endpoints;
-    p->eng = s->eng, p->tok = s->tok, p->run = s->run, p->http = s->http, p->jobs = s->jobs, p->resets = s->resets;
-    p->met = &s->met, p->model = s->model, p->device = s->device, p->kv = s->kv, p->created = time(NULL);
+    p->eng = s->eng, p->tok = s->tok, p->runner = s->runner, p->http = s->http, p->jobs = s->jobs;
+    p->resets = s->resets, p->met = &s->met, p->model = s->model, p->device = s->device, p->kv = s->kv;
+    p->created = time(NULL);
     return rc;
 }
 
@@ -152,7 +160,7 @@ int srv_open(struct srv **out, const struct srv_opts *o, struct eng *e, const st
 {
     struct srv *s = km_calloc(1, sizeof *s);
     if (!s)
-        return km_fail(err, KM_ENOMEM, "no memory for the server");
+        return km_fail(err, KM_ENOMEM, "out of memory while opening the server");
     s->o = *o;
     s->wake_fd = -1;
     s->eng = e;
@@ -203,10 +211,10 @@ void srv_free(struct srv *s)
 {
     if (!s)
         return;
-    http_free(s->http); /* first: the requests of its clients are cancelled, for which the runner must exist */
+    http_free(s->http); /* first, because it cancels the requests of its clients, which needs the runner */
     jobs_free(s->jobs);
     rst_free(s->resets);
-    run_free(s->run);
+    runner_free(s->runner);
     km_free(s->events.v);
     if (s->wake_event)
         event_free(s->wake_event);

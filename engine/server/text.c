@@ -1,5 +1,6 @@
-/* Knuth-Morris-Pratt matching, one step for each byte and stop string. The state of a match is the number of bytes that
- * the end of the text shares with the start of the stop string. Exactly these bytes must be held back. */
+/* Stop strings are matched by the Knuth-Morris-Pratt algorithm, one step for each byte and stop string. The state of a
+ * match is the number of bytes that the end of the text shares with the start of the stop string. Exactly these bytes
+ * must be held back. */
 #include "engine/server/text.h"
 
 #include "base/mem.h"

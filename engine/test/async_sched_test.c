@@ -42,7 +42,7 @@ static void decodes_are_scheduled_async(void **state)
         fake_rig_submit(&g, &j[i]);
     }
     fake_rig_run(&g);
-    /* the scheduler knows the last token by max_tokens, and schedules no row behind it */
+    /* the scheduler knows from max_tokens which token is the last one, and schedules no row after it */
     assert_int_equal(fake_rig_stats(&g).steps, 30);
     assert_int_equal(fake_rig_stats(&g).async_steps, 8 + 18);
     assert_int_equal(fake_rig_stats(&g).wasted_rows, 0);
@@ -76,7 +76,7 @@ static void an_end_token_wastes_one_row(void **state)
         while (stopped.finish == ENG_RUNNING)
             fake_rig_step(&g);
         assert_int_equal(fake_rig_stats(&g).pages_used, 0);
-        assert_int_equal(eng_idle(g.e), first == 0); /* no step is submitted behind its prefill */
+        assert_int_equal(eng_idle(g.e), first == 0); /* no step is submitted early after its prefill */
         fake_rig_run(&g);
         fake_rig_verify(&g, &stopped);
         assert_int_equal(stopped.n_out, first + 1);
@@ -140,7 +140,7 @@ static void closing_waits_for_the_step_in_flight(void **state)
     job_free(&j);
 }
 
-/* No step is submitted behind a step with a row that only the host can sample. */
+/* No step is submitted early after a step with a row that only the host can sample. */
 static void rows_sampled_by_the_host_are_waited_for(void **state)
 {
     (void)state;
@@ -168,7 +168,7 @@ static void rows_sampled_by_the_host_are_waited_for(void **state)
             assert_int_equal(s.async_steps + s.wasted_rows, 0);
             assert_int_equal(s.steps, 30);
         } else if (kind == 2) {
-            /* its first token, with no step behind it, showed that the host must sample */
+            /* when its first token was sampled, no other step was in flight, and the result was by_host */
             assert_int_equal(s.wasted_rows, 0);
             assert_in_range(s.async_steps, 1, 10);
         } else if (kind == 3) {
@@ -216,8 +216,8 @@ static void a_new_request_is_in_the_next_step(void **state)
     fake_rig_close(&g);
 }
 
-/* If a request waits for a place or for pages that the step in flight will free, the next step is not scheduled before
- * that, and the request is in it. */
+/* If a request waits for pages, or for one of the max_num_seqs requests to end, and the step in flight will end one,
+ * then the next step is scheduled only after that, and the waiting request is in it. */
 static void a_waiting_request_gets_freed_pages_at_once(void **state)
 {
     (void)state;
@@ -291,7 +291,7 @@ static void a_failure_ends_the_requests_of_both_steps(void **state)
             }
 }
 
-/* With a simulated clock there is no wall-clock time to sleep until. */
+/* With a clock of the backend's own, there is no wall-clock time to sleep until. */
 static void a_simulated_clock_has_no_busy_until(void **state)
 {
     (void)state;
@@ -365,7 +365,7 @@ static void steady_steps_allocate_nothing(void **state)
     km_mem_fail_at(1);
     while (!eng_idle(g.e))
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
-    assert_null(km_malloc(1)); /* the failure is still to come */
+    assert_null(km_malloc(1)); /* the first allocation since then fails, so the steps made none */
     assert_int_equal(fake_rig_stats(&g).finished[ENG_LENGTH], 2 * N);
     assert_true(fake_rig_stats(&g).async_steps > async + 50);
     for (int i = 0; i < 2 * N; i++)

@@ -1,5 +1,5 @@
-/* The engine with a cache layer behind its port: what is looked up, loaded and stored, and that a cache layer which
- * fails in any way changes no answer. */
+/* The engine with a cache layer: what it looks up, loads and stores, and that no failure of the cache layer changes an
+ * answer. */
 #include "base/test/test.h"
 
 #include "fake_rig.h"
@@ -9,7 +9,8 @@ static int whole_blocks_before_last(int n)
     return (n - 1) / 16 * 16;
 }
 
-/* Runs a job after the pool was reset, so that it can hit the cache layer only. Returns its number of cached tokens. */
+/* Resets the pool and runs a job, which can then hit the cache layer only. Returns the job's number of cached
+ * tokens. */
 static int external_hit(struct fake_rig *g, int n, uint64_t own, int out)
 {
     struct km_err err;
@@ -49,7 +50,7 @@ static void loaded_tokens_are_not_computed(void **state)
         }
 }
 
-/* Tokens that the pool holds are not loaded, and a cache layer that could not have more is not asked. */
+/* Tokens that the pool holds are not loaded. If the cache layer could not have more tokens, there is no lookup. */
 static void cached_pages_are_not_loaded(void **state)
 {
     (void)state;
@@ -67,7 +68,7 @@ static void cached_pages_are_not_loaded(void **state)
     assert_int_equal(j.last.n_cached_pool, 288);
     assert_int_equal(p.lookups, lookups);
     assert_int_equal(p.loads, 0);
-    fake_rig_run_job(&g, 420, 2, 1, NULL); /* 27 pages: evicts the end of job 1, of which 13 pages are left */
+    fake_rig_run_job(&g, 420, 2, 1, NULL); /* 27 pages: evicts the end of job 1, of which 13 pages remain */
     int64_t loaded = p.loaded_tokens;
     j = fake_rig_run_job(&g, 300, 1, 1, NULL);
     assert_int_equal(j.last.n_cached_pool, 208);
@@ -113,8 +114,8 @@ static void a_failing_cache_layer_changes_no_answer(void **state)
             }
 }
 
-/* Other requests run while one loads. The loading request holds its pages; if it is cancelled, they are free when the
- * ticket ends. */
+/* Other requests run while one loads. If the loading request is cancelled, its pages are free when the ticket is
+ * finished. */
 static void other_requests_run_while_one_loads(void **state)
 {
     (void)state;
@@ -167,7 +168,7 @@ static void other_requests_run_while_one_loads(void **state)
     fake_port_free(&p);
 }
 
-/* A store goes on after its request has ended, and holds the pages that it reads. A reset waits for it. */
+/* A store continues after its request has ended, and holds the pages that it reads. A reset waits for the store. */
 static void stores_outlive_requests(void **state)
 {
     (void)state;
@@ -203,8 +204,8 @@ static void stores_outlive_requests(void **state)
     fake_port_free(&p);
 }
 
-/* A store is offered when a chunk is complete, not in every step. A request that waits for pages is looked up once, and
- * again after a preemption. */
+/* Chunks are offered when they are complete, not in every step. There is one lookup for a request that waits for pages,
+ * and another one after a preemption. */
 static void lookups_and_stores_are_not_repeated(void **state)
 {
     (void)state;
@@ -244,8 +245,8 @@ static void lookups_and_stores_are_not_repeated(void **state)
     fake_port_free(&p);
 }
 
-/* The pool has as many tokens as the cache layer. An empty load tells the cache layer to release what the lookup
- * pinned. */
+/* The pool has as many tokens as the cache layer, so the engine needs no load. It makes an empty one, with which the
+ * cache layer drops the pins of the lookup. */
 static void a_lookup_without_a_load_is_released(void **state)
 {
     (void)state;

@@ -15,7 +15,8 @@ static struct mdl *model;
 static cJSON *golden;
 static int32_t text[2049]; /* the longest golden prompt; in real text there are few near-ties */
 
-struct ask {
+/* One request and its answer. */
+struct job {
     uint64_t id;
     int32_t out[48];
     int n_out;
@@ -38,9 +39,9 @@ static struct eng *engine(int num_blocks, int budget, int max_seqs, enum km_dtyp
     return e;
 }
 
-static void submit(struct eng *e, struct ask *a, const int32_t *prompt, int n, int max_tokens)
+static void submit(struct eng *e, struct job *a, const int32_t *prompt, int n, int max_tokens)
 {
-    *a = (struct ask){0};
+    *a = (struct job){0};
     struct eng_request r = {.prompt = prompt, .n_prompt = n, .max_tokens = max_tokens, .ignore_eos = true,
                             .sampling = smp_defaults(), .user = a};
     struct km_err err;
@@ -56,22 +57,22 @@ static void run(struct eng *e)
         if (eng_step(e, &ev, &err) || eng_check(e, &err))
             fail_msg("%s", err.msg);
         for (int i = 0; i < ev.n; i++) {
-            struct ask *a = ev.v[i].user;
+            struct job *a = ev.v[i].user;
             a->last = ev.v[i];
             a->out[a->n_out++] = ev.v[i].token.id;
         }
     }
 }
 
-static struct ask alone(struct eng *e, const int32_t *prompt, int n, int max_tokens)
+static struct job run_alone(struct eng *e, const int32_t *prompt, int n, int max_tokens)
 {
-    struct ask a;
+    struct job a;
     submit(e, &a, prompt, n, max_tokens);
     run(e);
     return a;
 }
 
-static void same(const struct ask *a, const struct ask *b, int n)
+static void check_same_answer(const struct job *a, const struct job *b, int n)
 {
     assert_int_equal(a->n_out, b->n_out);
     for (int i = 0; i < a->n_out; i++)
@@ -103,7 +104,7 @@ static void answers_equal_the_reference(void **state)
         const cJSON *gap = cJSON_GetObjectItem(v, "greedy_gap");
         if (n > 1024)
             continue;
-        struct ask a = alone(e, prompt, n, n_want);
+        struct job a = run_alone(e, prompt, n, n_want);
         for (int i = 0; i < n_want && cJSON_GetArrayItem(gap, i)->valuedouble > 1e-3; i++, compared++)
             if (a.out[i] != want[i])
                 fail_msg("a prompt of %d tokens: token %d is %d, the reference has %d", n, i, a.out[i], want[i]);
@@ -115,7 +116,7 @@ static void answers_equal_the_reference(void **state)
 static const int lengths[] = {1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257, 511, 512, 513, 767, 768, 769, 1024};
 enum { N_LENGTHS = sizeof lengths / sizeof *lengths };
 
-static void cold_equals_warm(void **state)
+static void cached_and_uncached_prompts_have_the_same_answer(void **state)
 {
     (void)state;
     struct eng *e = engine(128, 512, 8, KM_BF16);
@@ -124,17 +125,17 @@ static void cold_equals_warm(void **state)
         struct eng_stats before, after;
         int n = lengths[i], hit = (n - 1) / 16 * 16;
         assert_int_equal(eng_reset_cache(e, true, &err), 0);
-        struct ask cold = alone(e, text, n, OUT);
+        struct job cold = run_alone(e, text, n, OUT);
         assert_int_equal(cold.last.n_cached, 0);
         assert_int_equal(cold.n_out, OUT);
         eng_stats(e, &before);
-        struct ask warm = alone(e, text, n, OUT);
+        struct job warm = run_alone(e, text, n, OUT);
         eng_stats(e, &after);
         assert_int_equal(warm.last.n_cached, hit);
         assert_int_equal(warm.last.n_cached_pool, hit);
         assert_int_equal(after.prefix_hits - before.prefix_hits, hit);
         assert_int_equal(after.computed_tokens - before.computed_tokens, n - hit + OUT - 1);
-        same(&cold, &warm, n);
+        check_same_answer(&cold, &warm, n);
     }
     eng_close(e);
 }
@@ -177,19 +178,19 @@ static void other_requests_change_no_answer(void **state)
 {
     (void)state;
     enum { N = 10 };
-    static struct ask single[N], crowd[N];
+    static struct job single[N], together[N];
     struct eng *e = engine(128, 256, 8, KM_F32);
     for (int i = 0; i < N; i++)
-        single[i] = alone(e, text + 37 * i, 20 + 23 * i, 40);
+        single[i] = run_alone(e, text + 37 * i, 20 + 23 * i, 40);
     eng_close(e);
     for (int small = 0; small < 2; small++) {
         struct eng_stats s;
         e = engine(small ? 32 : 256, small ? 64 : 512, 8, KM_F32);
         for (int i = 0; i < N; i++)
-            submit(e, &crowd[i], text + 37 * i, 20 + 23 * i, 40);
+            submit(e, &together[i], text + 37 * i, 20 + 23 * i, 40);
         run(e);
         for (int i = 0; i < N; i++)
-            same(&crowd[i], &single[i], 20 + 23 * i);
+            check_same_answer(&together[i], &single[i], 20 + 23 * i);
         eng_stats(e, &s);
         assert_int_equal(s.pages_used, 0);
         assert_true(small ? s.preemptions > 0 : s.preemptions == 0);
@@ -220,7 +221,7 @@ int main(void)
     cJSON_ArrayForEach(v, cJSON_GetObjectItem(golden, "vectors")) ids(cJSON_GetObjectItem(v, "prompt_ids"), text);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(answers_equal_the_reference),
-        cmocka_unit_test(cold_equals_warm),
+        cmocka_unit_test(cached_and_uncached_prompts_have_the_same_answer),
         cmocka_unit_test(a_plan_is_what_the_engine_allocates),
         cmocka_unit_test(other_requests_change_no_answer),
         cmocka_unit_test(backends_have_names),

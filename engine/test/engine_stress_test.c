@@ -1,5 +1,5 @@
 /* Random requests, cancellations and resets, with random options, priorities and salts, with preemption, with and
- * without async scheduling, and with a cache layer that is slow, loses chunks and delivers too few tokens. All
+ * without async scheduling, and with a cache layer that is slow, loses chunks and loads too few tokens. All
  * invariants hold after every step, and every answer equals that of fake_answer. The seed is printed, and the program
  * takes it as its argument to repeat a run. */
 #include "base/test/test.h"
@@ -91,7 +91,7 @@ static void one_run(int round, long steps)
                 done++;
             }
         if (s > 400 * steps)
-            fail_msg("round %d does not come to an end", round);
+            fail_msg("round %d still has open requests after 400 times its steps", round);
     }
     fake_rig_run(&g);
     struct eng_stats st;

@@ -157,7 +157,7 @@ static void hits_are_counted_until_the_cache_is_reset(void **state)
     assert_int_equal(fake_rig_run_job(&g, 100, 1, 4, "a").last.n_cached, 96);
     assert_int_equal(fake_rig_stats(&g).prefix_hits, 192);
     assert_int_equal(fake_rig_stats(&g).prefix_queries, 700);
-    /* The cache cannot be reset while a request holds pages. */
+    /* The cache cannot be reset while a request uses pages. */
     struct job j;
     struct km_err err;
     job_init(&j, 50, 0, 0, 9, 4);
@@ -203,14 +203,14 @@ static void the_end_of_a_sequence_is_evicted_first(void **state)
     struct fake_rig g;
     fake_rig_open(&g, &o, NULL);
     fake_rig_run_job(&g, 128, 1, 1, NULL); /* 8 pages */
-    fake_rig_run_job(&g, 128, 2, 1, NULL); /* 8 pages, 4 unused left */
+    fake_rig_run_job(&g, 128, 2, 1, NULL); /* 8 pages; 4 are still unused */
     fake_rig_run_job(&g, 97, 3, 1, NULL);  /* 7 pages, of which 3 are evicted from the end of the first request */
     assert_int_equal(fake_rig_run_job(&g, 128, 2, 1, NULL).last.n_cached, 112);
     struct job j;
     job_init(&j, 128, 0, 0, 1, 1);
     fake_rig_submit(&g, &j);
     fake_rig_step(&g);
-    assert_int_equal(j.last.n_cached, 80); /* its first 5 pages are left */
+    assert_int_equal(j.last.n_cached, 80); /* its first 5 pages remain */
     fake_rig_verify(&g, &j);
     job_free(&j);
     fake_rig_close(&g);
@@ -289,7 +289,7 @@ static void requests_end_by_the_stop_rules(void **state)
         j.r.min_tokens = i % 4 == 0 ? 12 : 0;
         j.r.sampling.presence = i % 5 == 0; /* the sampler must see the whole history */
         fake_rig_one(&g, &j); /* fake_answer applies the same rules */
-        int room = 60 - j.r.n_prompt, most = room < 30 ? room : 30;
+        int context = 60 - j.r.n_prompt, most = context < 30 ? context : 30;
         if (j.finish == ENG_LENGTH) {
             assert_int_equal(j.n_out, most);
             assert_int_equal(j.last.stop_id, -1);
@@ -334,7 +334,7 @@ static void bad_requests_are_refused(void **state)
     t[7].r.stop_ids = wrong, t[7].r.n_stop = 2;
     t[8].r.n_stop = 1;
     t[9].r.sampling.temperature = -1;
-    t[10].r.n_prompt = 160; /* the pool's 160 tokens leave none for the output */
+    t[10].r.n_prompt = 160; /* as long as the context, so no output token is possible */
     struct km_err err;
     uint64_t id;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
@@ -351,7 +351,7 @@ static void bad_requests_are_refused(void **state)
     assert_non_null(strstr(err.msg, "2 requests are waiting"));
     eng_cancel(g.e, id, ENG_ABORT);
     eng_cancel(g.e, other, ENG_ABORT);
-    /* the longest prompt; max_tokens is cut to the one that is left */
+    /* the longest prompt; max_tokens is cut to 1 */
     assert_int_equal(fake_rig_run_job(&g, 159, 1, 50, NULL).n_out, 1);
     fake_rig_close(&g);
 }
@@ -375,7 +375,7 @@ static void bad_options_are_refused(void **state)
              {good, false, KM_EINVAL, "--gpu-memory-utilization is 1.5"},
              {good, false, KM_EINVAL, "--gpu-memory-limit is -1"},
              {good, false, KM_EINVAL, "--num-gpu-blocks-override is -1"},
-             {good, false, KM_EINVAL, "the queue length is 0"},
+             {good, false, KM_EINVAL, "max-waiting is 0"},
              {good, false, KM_ELIMIT, "the fake device has no memory"},
              {good, false, KM_ELIMIT, "max_model_len is 1"},
              {good, true, KM_EINVAL, "chunk size of the cache layer is 40 tokens"}};
@@ -513,7 +513,7 @@ static void steady_steps_allocate_nothing(void **state)
     km_mem_fail_at(1);
     while (!eng_idle(g.e))
         assert_int_equal(eng_step(g.e, &ev, &err), 0);
-    assert_null(km_malloc(1)); /* the failure is still to come */
+    assert_null(km_malloc(1)); /* the first allocation since then fails, so the steps made none */
     assert_int_equal(fake_rig_stats(&g).finished[ENG_LENGTH], 2 * N);
     assert_true(fake_rig_stats(&g).preemptions > preemptions && p.loads > 0);
     for (int i = 0; i < 2 * N; i++)

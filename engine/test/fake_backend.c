@@ -1,4 +1,4 @@
-/* The pool has one word per token. The rest checks the batches and records the first mistake. */
+/* The KV pool has one 64-bit word per token. Every batch is checked, and the first mistake is recorded. */
 #include "fake_backend.h"
 
 #include "base/clock.h"
@@ -19,7 +19,7 @@ struct fake_step {
     int64_t ends;             /* ns */
     bool in_flight, ran;
     struct smp_result *results; /* [max_reqs] the right result of each sampled row */
-    bool *host_sampled;           /* [max_reqs] the device could not sample the row; the next step sees token 0 */
+    bool *host_sampled;         /* [max_reqs] the device could not sample the row; the next step sees token 0 */
 };
 
 struct be {
@@ -106,7 +106,7 @@ struct mdl fake_model(int vocab, int max_pos)
     return m;
 }
 
-/* Takes the place of engine/model.c in the test program. The engine needs only the config. */
+/* Replaces engine/model.c in the test program: the engine needs only the config. */
 const struct mdl_config *mdl_config(const struct mdl *m)
 {
     return &m->c;
@@ -197,7 +197,7 @@ static void sample(struct be *b, struct fake_step *s, int at, uint64_t fold)
     const struct smp_row *row = &s->in->samples[at];
     s->results[at] = (struct smp_result){.id = id_of(fold, row, b->m->c.vocab)};
     s->host_sampled[at] = b->async_sched && (row->p.n_logprobs >= 0 || row->n_history || row->n_banned > LONG_BAN ||
-                                   mix2(fold, (uint64_t)s->number) % 100 < (uint64_t)b->m->host_sampled);
+                                             mix2(fold, (uint64_t)s->number) % 100 < (uint64_t)b->m->host_sampled);
 }
 
 static void run_request(struct be *b, struct fake_step *s, int r, int *sampled)

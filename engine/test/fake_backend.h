@@ -5,9 +5,9 @@
  * stale KV, changes the sampled ids, and fake_answer computes the right ones. A copy moves its bytes only when its
  * ticket is reported complete; until then the pages that it fills hold garbage.
  *
- * The fake backend with async scheduling runs some steps when they are submitted, and others only when they are waited
- * for or when a copy must come after them. It cannot sample rows that need a history, log-probabilities or many banned
- * ids on the device, and refuses other rows at random. */
+ * The fake backend with async scheduling runs some steps when they are submitted, and others only when the engine waits
+ * for them or for a copy that was submitted after them. It cannot sample rows that need a history, log-probabilities or
+ * many banned ids on the device, and refuses other rows at random. */
 #ifndef TEST_FAKE_BACKEND_H
 #define TEST_FAKE_BACKEND_H
 
@@ -21,7 +21,7 @@ struct fake_copy {
     long after_step;   /* the step that must run before this copy */
 };
 
-/* Takes the place of the model, and carries the settings and counters of the fake backend. */
+/* Replaces the model, and has the settings and counters of the fake backend. */
 struct mdl {
     struct mdl_config c;
     int copy_polls;       /* polls until a copy is complete; 0: complete at once */

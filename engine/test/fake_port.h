@@ -32,9 +32,9 @@ struct fake_port {
     const struct kv_copier *copier;
     char *garbage;      /* [page_bytes] content of the pages that a load fails to fill */
 
-    int slow;           /* polls until a ticket is complete */
-    int short_at;       /* loads end at this chunk; -1: never */
-    bool fail;          /* such a load also reports an error */
+    int slow;           /* polls until a ticket is complete; 0: no tickets, unless the copies have some */
+    int short_at;       /* loads fill no page from this chunk on; -1: loads fill all pages */
+    bool fail;          /* a load that does not fill all pages also reports an error */
     bool fail_at_once;  /* `load` itself returns an error */
     bool keep_nothing;  /* stores are ignored */
     bool no_open;       /* `open` has no memory */
@@ -47,7 +47,10 @@ struct fake_port {
     uint64_t last_ticket;
     bool attached;
     bool changed;                /* the engine broke the contract, for example a block table changed under a ticket */
-    int seqs, lookups, loads, dropped, stores, kept;
+    int seqs;                    /* open sequences */
+    int lookups, loads, stores;  /* calls */
+    int dropped;                 /* empty loads, which drop the pins of a lookup */
+    int kept;                    /* chunks */
     int64_t looked_tokens, loaded_tokens;
     int last_n, last_n_prompt;   /* of the last store */
 };

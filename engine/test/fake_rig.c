@@ -40,7 +40,7 @@ void fake_rig_close(struct fake_rig *g)
     if (!g->m.fail_at)
         assert_int_equal(s.computed_tokens + s.wasted_rows, g->m.rows);
     if (!g->port && !s.wasted_rows)
-        /* only a load that failed in part, or a row that is run again, may leave some */
+        /* block tables have unneeded pages only after a load that failed in part, or when a row is run again */
         assert_int_equal(g->m.spare_pages, 0);
     if (g->port) {
         assert_int_equal(g->port->seqs, 0);

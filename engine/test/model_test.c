@@ -14,8 +14,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const struct mdl_config small = {.n_layers = 2, .hidden = 12, .n_heads = 2, .n_kv_heads = 1, .head_dim = 8, .ffn = 20,
-                                        .vocab = 24, .max_pos = 64, .rope_theta = 10000, .rms_eps = 1e-6f, .tied = false};
+static const struct mdl_config small = {.n_layers = 2,
+                                        .hidden = 12,
+                                        .n_heads = 2,
+                                        .n_kv_heads = 1,
+                                        .head_dim = 8,
+                                        .ffn = 20,
+                                        .vocab = 24,
+                                        .max_pos = 64,
+                                        .rope_theta = 10000,
+                                        .rms_eps = 1e-6f,
+                                        .tied = false};
 
 /* Asserts that every tensor of both models, read as `as`, has the same bytes. */
 static void assert_same_weights(const struct mdl *a, const struct mdl *b, enum km_dtype as)
@@ -79,7 +88,8 @@ static void f16_is_exact(void **state)
     assert_int_equal(mdl_open(&m, dir, false, 0, NULL), 0);
     assert_int_equal(mdl_read(m, MDL_GATE, 1, 0, 20, KM_F32, got, NULL), 0);
     for (int i = 0; i < 20 * 12; i++) {
-        float want = km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(3, MDL_GATE, 1), (uint64_t)i, mdl_dummy_scale(&small, MDL_GATE))));
+        float want = km_bf16_to_f32(
+            km_f32_to_bf16(dmy_value(dmy_key(3, MDL_GATE, 1), (uint64_t)i, mdl_dummy_scale(&small, MDL_GATE))));
         assert_true(fabsf(got[i] - want) <= 0x1p-24f);
     }
     mdl_free(m);
@@ -177,7 +187,8 @@ static void broken_configs_are_named(void **state)
         {"\"attention_bias\":false", "\"attention_bias\":true", "attention_bias"},
         {"\"use_sliding_window\":false,\"sliding_window\":null,\"max_window_layers\":28",
          "\"use_sliding_window\":true,\"sliding_window\":32,\"max_window_layers\":1", "sliding"},
-        {"\"rope_theta\":10000.0", "\"rope_theta\":10000.0,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0}", "yarn"},
+        {"\"rope_theta\":10000.0", "\"rope_theta\":10000.0,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0}",
+         "yarn"},
         {"\"rope_theta\":10000.0", "\"rope_parameters\":{\"rope_theta\":1e4,\"rope_type\":\"llama3\"}", "llama3"},
         {"\"rope_theta\":10000.0", "\"rope_theta\":1.0,\"rope_parameters\":{\"rope_theta\":2.0}", "rope_parameters"},
         {"\"rope_theta\":10000.0,", "", "rope_theta"},
@@ -198,7 +209,8 @@ static void broken_configs_are_named(void **state)
         {"\"eos_token_id\":1", "\"eos_token_id\":[1,2,3,4,5,6,7,8,9]", "eos_token_id"},
         {"\"torch_dtype\":\"bfloat16\"", "\"torch_dtype\":\"int4\"", "int4"},
         {"\"torch_dtype\"", "\"quantization_config\":{\"bits\":8},\"torch_dtype\"", "quantization_config"},
-        {"\"torch_dtype\"", "\"layer_types\":[\"full_attention\",\"sliding_attention\"],\"torch_dtype\"", "sliding_attention"},
+        {"\"torch_dtype\"", "\"layer_types\":[\"full_attention\",\"sliding_attention\"],\"torch_dtype\"",
+         "sliding_attention"},
         {"\"rms_norm_eps\":1e-06", "\"rms_norm_eps\":0", "rms_norm_eps"},
         {"{\"architectures\"", "[{\"architectures\"", "config.json"},
     };
@@ -257,28 +269,37 @@ static void broken_headers_are_named(void **state)
         {"{\"format\":\"pt\"}", "[]", "__metadata__"},
         {"\"format\":\"pt\"", "\"format\":\"\xff\xfe\"", "UTF-8"},
         {"\"format\"", "\"format\":[[[[", "header"},
-        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[13],\"data_offsets\":[576,600]}", "model.norm.weight"},
-        {norm, "\"model.norm.weight\":{\"dtype\":\"F32\",\"shape\":[12],\"data_offsets\":[576,600]}", "model.norm.weight"},
+        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[13],\"data_offsets\":[576,600]}",
+         "model.norm.weight"},
+        {norm, "\"model.norm.weight\":{\"dtype\":\"F32\",\"shape\":[12],\"data_offsets\":[576,600]}",
+         "model.norm.weight"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"Q4\",\"shape\":[12],\"data_offsets\":[576,600]}", "Q4"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"I16\",\"shape\":[12],\"data_offsets\":[576,600]}", "I16"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[3,4],\"data_offsets\":[576,600]}", "[3, 4]"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[-12],\"data_offsets\":[576,600]}", "dimension 0"},
-        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[1.5,8],\"data_offsets\":[576,600]}", "dimension 0"},
-        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[4294967296,4294967296],\"data_offsets\":[576,600]}",
+        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[1.5,8],\"data_offsets\":[576,600]}",
+         "dimension 0"},
+        {norm,
+         "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[4294967296,4294967296],\"data_offsets\":[576,600]}",
          "64 bits"},
-        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[1e300],\"data_offsets\":[576,600]}", "dimension 0"},
+        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[1e300],\"data_offsets\":[576,600]}",
+         "dimension 0"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[1,1,1,1,1,1,1,1,12],\"data_offsets\":[576,600]}",
          "dimensions"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":12,\"data_offsets\":[576,600]}", "not an array"},
-        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[600,576]}", "model.norm.weight"},
+        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[600,576]}",
+         "model.norm.weight"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[576]}", "data_offsets"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[576,9007199254740992]}",
          "data bytes"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[574,598]}", "overlapping"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[11],\"data_offsets\":[578,600]}", "hole"},
         {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[12]}", "lacks"},
-        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[576,600]}", "twice"},
-        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[576,600],\"x\":1}", "unknown key"},
+        {norm,
+         "\"model.norm.weight\":{\"dtype\":\"BF16\",\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[576,600]}",
+         "twice"},
+        {norm, "\"model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[576,600],\"x\":1}",
+         "unknown key"},
         {norm, "\"model.norm.weight\":[]", "not an object"},
         {norm, "\"lm_head.weight\":{\"dtype\":\"BF16\",\"shape\":[12],\"data_offsets\":[576,600]}", "lm_head.weight"},
         {"model.norm.weight", "model.normal.weight", "model.norm.weight is missing"},
@@ -294,14 +315,18 @@ static void broken_headers_are_named(void **state)
         fx_write(dir, "model.safetensors", b.data, b.len);
         assert_open_fails(dir, (const char *const[]){rows[i].word, dir}, rows[i].to);
     }
-    edit_header(&good, "\"model.norm", "\"model.layers.0.self_attn.q_proj.bias\":{\"dtype\":\"BF16\",\"shape\":[0],"
-                                       "\"data_offsets\":[576,576]},\"model.norm", &b);
+    edit_header(&good, "\"model.norm",
+                "\"model.layers.0.self_attn.q_proj.bias\":{\"dtype\":\"BF16\",\"shape\":[0],"
+                "\"data_offsets\":[576,576]},\"model.norm",
+                &b);
     fx_write(dir, "model.safetensors", b.data, b.len);
     assert_open_fails(dir, (const char *const[]){"q_proj.bias", dir}, "a bias");
-    edit_header(&good, "\"model.norm", "\"extra\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[576,584]},\"model.norm", &b);
+    edit_header(&good, "\"model.norm",
+                "\"extra\":{\"dtype\":\"I64\",\"shape\":[],\"data_offsets\":[576,584]},\"model.norm", &b);
     fx_write(dir, "model.safetensors", b.data, b.len);
     assert_open_fails(dir, (const char *const[]){"overlapping", dir}, "rank 0 over another");
-    edit_header(&good, "\"model.norm", "\"extra\":{\"dtype\":\"I64\",\"shape\":[0,3],\"data_offsets\":[576,576]},\"model.norm", &b);
+    edit_header(&good, "\"model.norm",
+                "\"extra\":{\"dtype\":\"I64\",\"shape\":[0,3],\"data_offsets\":[576,576]},\"model.norm", &b);
     fx_write(dir, "model.safetensors", b.data, b.len);
     struct mdl *m;
     assert_int_equal(mdl_open(&m, dir, false, 0, NULL), 0); /* an empty tensor is legal */
@@ -407,7 +432,7 @@ static void presets_are_qwen3(void **state)
     const struct {
         const char *name;
         double billions;
-    } want[] = {{"qwen3-0.6b", 0.596}, {"qwen3-1.7b", 1.721}, {"qwen3-4b", 4.022},   {"qwen3-8b", 8.191},
+    } want[] = {{"qwen3-0.6b", 0.596}, {"qwen3-1.7b", 1.721}, {"qwen3-4b", 4.022},    {"qwen3-8b", 8.191},
                 {"qwen3-14b", 14.768}, {"qwen3-32b", 32.762}, {"qwen3-tiny", 0.00695}};
     const char *const *p = mdl_presets();
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
@@ -453,7 +478,8 @@ static void dummies_depend_on_seed_and_place_alone(void **state)
         assert_true(part[i] >= 0.875f && part[i] <= 1.125f);
     /* A value that every other implementation must reproduce. */
     assert_int_equal(mdl_read(a, MDL_Q, 1, 17, 1, KM_F32, part, NULL), 0);
-    assert_true(part[5] == km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(5, MDL_Q, 1), 17 * D + 5, 0.02f / 37837.2f))));
+    assert_true(part[5] ==
+                km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(5, MDL_Q, 1), 17 * D + 5, 0.02f / 37837.2f))));
     struct km_digest x = mdl_fingerprint(a), y = mdl_fingerprint(b), z = mdl_fingerprint(other);
     assert_memory_equal(&x, &y, sizeof x);
     assert_memory_not_equal(&x, &z, sizeof x);

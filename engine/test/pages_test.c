@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-static void sane(const struct pg_pool *p)
+static void check_pool(const struct pg_pool *p)
 {
     struct km_err err;
     if (pg_check(p, &err))
@@ -30,7 +30,7 @@ static void free_pages_are_allocated_again(void **state)
     assert_int_equal(pg_available(p), 0);
     pg_unref(p, page[1]);
     pg_unref(p, page[3]);
-    sane(p);
+    check_pool(p);
     assert_int_equal(pg_alloc(p), page[3]); /* of the pages without a key, the one freed last is first */
     assert_int_equal(pg_alloc(p), page[1]);
     pg_free(p);
@@ -48,14 +48,14 @@ static void keyed_pages_are_evicted_in_lru_order(void **state)
         pg_set_keyed(p, page[i], true);
     for (int i = 5; i >= 0; i--) /* a sequence frees its last page first */
         pg_unref(p, page[i]);
-    sane(p);
+    check_pool(p);
     struct pg_counts c = pg_counts(p);
     assert_int_equal(c.free, 1);
     assert_int_equal(c.lru, 5);
     assert_int_equal(pg_oldest(p), page[4]);
-    pg_ref(p, page[3]); /* a hit removes it from the list, */
-    pg_unref(p, page[3]); /* and it returns as the newest */
-    sane(p);
+    pg_ref(p, page[3]); /* a hit removes the page from the list */
+    pg_unref(p, page[3]); /* the page is now the newest of the list */
+    check_pool(p);
     static const int order[] = {5, 4, 2, 1, 0, 3};
     for (int i = 0; i < 6; i++)
         assert_int_equal(pg_alloc(p), page[order[i]]);
@@ -71,7 +71,7 @@ static void transfers_hold_pages(void **state)
     pg_hold(p, a);
     pg_hold(p, a);
     pg_unref(p, a);
-    sane(p);
+    check_pool(p);
     assert_int_equal(pg_counts(p).transfer_only, 1);
     assert_int_equal(pg_available(p), 1);
     pg_set_keyed(p, a, true);
@@ -81,10 +81,10 @@ static void transfers_hold_pages(void **state)
     pg_release(p, a);
     assert_int_equal(pg_counts(p).transfer_only, 1);
     pg_release(p, a);
-    sane(p);
+    check_pool(p);
     assert_int_equal(pg_counts(p).lru, 1);
     pg_set_keyed(p, a, false);
-    sane(p);
+    check_pool(p);
     assert_int_equal(pg_counts(p).free, 2);
     pg_free(p);
 }

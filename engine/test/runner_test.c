@@ -12,24 +12,24 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-/* The owner's side, as a server has it: an eventfd that `wake` writes to. */
-struct desk {
+/* The owner of a runner, as a server is: it has an eventfd that `wake` writes to. */
+struct owner {
     struct fake_rig g;
-    struct run *run;
+    struct runner *runner;
     int fd;
     struct eng_events ev;
-    struct km_err err; /* of the last run_submit */
+    struct km_err err; /* of the last runner_submit */
     int live;
 };
 
-static void ring(void *arg)
+static void write_eventfd(void *arg)
 {
     uint64_t one = 1;
     if (write(*(int *)arg, &one, sizeof one) != sizeof one)
         abort();
 }
 
-static void desk_open_on(struct desk *d, int num_blocks, int budget, int max_seqs, struct fake_port *port,
+static void owner_open_on(struct owner *d, int num_blocks, int budget, int max_seqs, struct fake_port *port,
                          const struct backend *backend)
 {
     memset(d, 0, sizeof *d);
@@ -38,25 +38,25 @@ static void desk_open_on(struct desk *d, int num_blocks, int budget, int max_seq
     fake_rig_open_on(&d->g, &o, port, backend);
     d->fd = eventfd(0, EFD_NONBLOCK);
     struct km_err err;
-    assert_int_equal(run_start(&d->run, d->g.e, ring, &d->fd, &err), 0);
+    assert_int_equal(runner_start(&d->runner, d->g.e, write_eventfd, &d->fd, &err), 0);
 }
 
-static void desk_open(struct desk *d, int num_blocks, int budget, int max_seqs, struct fake_port *port)
+static void owner_open(struct owner *d, int num_blocks, int budget, int max_seqs, struct fake_port *port)
 {
-    desk_open_on(d, num_blocks, budget, max_seqs, port, &be_fake);
+    owner_open_on(d, num_blocks, budget, max_seqs, port, &be_fake);
 }
 
-static void desk_close(struct desk *d)
+static void owner_close(struct owner *d)
 {
-    run_free(d->run);
+    runner_free(d->runner);
     km_free(d->ev.v);
     close(d->fd);
     fake_rig_close(&d->g);
 }
 
-static int desk_submit(struct desk *d, struct job *j)
+static int owner_submit(struct owner *d, struct job *j)
 {
-    int rc = run_submit(d->run, &j->r, &j->id, &d->err);
+    int rc = runner_submit(d->runner, &j->r, &j->id, &d->err);
     for (int i = 0; i < j->r.n_prompt && !rc; i++)
         j->prompt[i] = ~j->prompt[i];
     d->live += !rc;
@@ -64,7 +64,7 @@ static int desk_submit(struct desk *d, struct job *j)
 }
 
 /* Waits at most ms for a wake, and records the collected events in their jobs. False: no wake. */
-static bool desk_collect(struct desk *d, int ms)
+static bool owner_collect(struct owner *d, int ms)
 {
     struct pollfd p = {.fd = d->fd, .events = POLLIN};
     struct km_err err;
@@ -72,7 +72,7 @@ static bool desk_collect(struct desk *d, int ms)
     if (poll(&p, 1, ms) != 1)
         return false;
     assert_int_equal(read(d->fd, &n, sizeof n), sizeof n);
-    assert_int_equal(run_collect(d->run, &d->ev, &err), 0);
+    assert_int_equal(runner_collect(d->runner, &d->ev, &err), 0);
     for (int i = 0; i < d->ev.n; i++) {
         struct eng_event *v = &d->ev.v[i];
         struct job *j = v->user;
@@ -88,10 +88,10 @@ static bool desk_collect(struct desk *d, int ms)
     return true;
 }
 
-static void desk_run(struct desk *d)
+static void owner_run(struct owner *d)
 {
     while (d->live)
-        if (!desk_collect(d, 10000))
+        if (!owner_collect(d, 10000))
             fail_msg("no event for ten seconds, %d requests open", d->live);
 }
 
@@ -100,24 +100,24 @@ static void answers_from(const struct backend *backend)
     enum { N = 60 };
     static struct job j[N];
     struct fake_port p;
-    struct desk d;
+    struct owner d;
     fake_port_init(&p, 32);
     p.slow = 3;
-    desk_open_on(&d, 60, 64, 8, &p, backend);
+    owner_open_on(&d, 60, 64, 8, &p, backend);
     for (int i = 0; i < N; i++) {
         job_init(&j[i], 1 + i * 7 % 90, 48, i % 3, (uint64_t)i, 1 + i % 30);
-        assert_int_equal(desk_submit(&d, &j[i]), 0);
+        assert_int_equal(owner_submit(&d, &j[i]), 0);
         if (i % 10 == 9)
-            desk_collect(&d, 1000);
+            owner_collect(&d, 1000);
     }
-    desk_run(&d);
+    owner_run(&d);
     for (int i = 0; i < N; i++) {
         fake_rig_verify(&d.g, &j[i]);
         job_free(&j[i]);
     }
     struct eng_stats s;
     for (int i = 0; i < 1000; i++) { /* stores may still be in flight */
-        run_stats(d.run, &s);
+        runner_stats(d.runner, &s);
         if (!s.pages_used)
             break;
         usleep(1000);
@@ -125,7 +125,7 @@ static void answers_from(const struct backend *backend)
     assert_int_equal(s.finished[ENG_LENGTH], N);
     assert_int_equal(s.pages_used, 0);
     assert_true(s.prefix_hits > 0);
-    desk_close(&d);
+    owner_close(&d);
     fake_port_free(&p);
 }
 
@@ -136,47 +136,47 @@ static void answers_come_through_the_queues(void **state)
     answers_from(&be_fake_async);
 }
 
-/* Requests that arrive while a step is in flight are in the next one, because the thread does not schedule it before it
- * must. On a busy machine a single try may fail. */
+/* Requests that arrive while a step is in flight are in the next one, because the thread schedules it as late as
+ * possible. On a busy machine a single try may fail. */
 static void a_new_request_is_in_the_next_step(void **state)
 {
     (void)state;
     enum { TRIES = 8 };
-    struct desk d;
+    struct owner d;
     struct job j, k;
     int good = 0, good_cancels = 0;
-    desk_open_on(&d, 200, 64, 8, NULL, &be_fake_async);
+    owner_open_on(&d, 200, 64, 8, NULL, &be_fake_async);
     d.g.m.step_us = 20000;
     for (int i = 0; i < TRIES; i++) {
         job_init(&j, 30, 0, 0, (uint64_t)i, 10);
         job_init(&k, 30, 0, 0, 100 + (uint64_t)i, 3);
-        assert_int_equal(desk_submit(&d, &j), 0);
+        assert_int_equal(owner_submit(&d, &j), 0);
         while (j.n_out < 5) /* two decodes are enough for an estimate */
-            desk_collect(&d, 10000);
+            owner_collect(&d, 10000);
         usleep(6000);
-        long given = d.g.m.steps, in_flight = d.g.m.in_flight;
-        assert_int_equal(desk_submit(&d, &k), 0);
+        long submitted = d.g.m.steps, in_flight = d.g.m.in_flight;
+        assert_int_equal(owner_submit(&d, &k), 0);
         usleep(4000);
-        bool waits = d.g.m.steps == given;
-        desk_run(&d);
-        good += in_flight == 1 && waits && d.g.m.prefill_at == given + 1;
+        bool waits = d.g.m.steps == submitted;
+        owner_run(&d);
+        good += in_flight == 1 && waits && d.g.m.prefill_at == submitted + 1;
         fake_rig_verify(&d.g, &j);
         fake_rig_verify(&d.g, &k);
         job_free(&j);
         job_free(&k);
 
-        /* A cancellation takes effect at once: the request's place is free before the step ends. */
+        /* A cancellation takes effect at once: the request does not run any more when the step is still in flight. */
         job_init(&j, 30, 0, 0, 200 + (uint64_t)i, FAKE_RIG_OUT);
-        assert_int_equal(desk_submit(&d, &j), 0);
+        assert_int_equal(owner_submit(&d, &j), 0);
         while (j.n_out < 5)
-            desk_collect(&d, 10000);
+            owner_collect(&d, 10000);
         usleep(4000);
-        run_cancel(d.run, j.id, ENG_ABORT);
+        runner_cancel(d.runner, j.id, ENG_ABORT);
         j.cancelled = true;
         d.live--;
         usleep(4000);
         struct eng_stats s;
-        run_stats(d.run, &s);
+        runner_stats(d.runner, &s);
         good_cancels += s.running == 0 && d.g.m.in_flight == 1;
         job_free(&j);
     }
@@ -184,7 +184,7 @@ static void a_new_request_is_in_the_next_step(void **state)
         usleep(1000);
     assert_in_range(good, TRIES / 2, TRIES);
     assert_in_range(good_cancels, TRIES / 2, TRIES);
-    desk_close(&d);
+    owner_close(&d);
 }
 
 static void cancels_end_requests(void **state)
@@ -192,52 +192,52 @@ static void cancels_end_requests(void **state)
     (void)state;
     enum { N = 30 };
     static struct job j[N];
-    struct desk d;
-    desk_open(&d, 200, 64, 4, NULL);
+    struct owner d;
+    owner_open(&d, 200, 64, 4, NULL);
     for (int i = 0; i < N; i++) {
         job_init(&j[i], 50, 0, 0, (uint64_t)i, FAKE_RIG_OUT);
-        assert_int_equal(desk_submit(&d, &j[i]), 0);
+        assert_int_equal(owner_submit(&d, &j[i]), 0);
         if (i % 2) {
-            run_cancel(d.run, j[i].id, ENG_ABORT); /* perhaps before the engine has the request */
-            run_cancel(d.run, j[i].id, ENG_ABORT);
+            runner_cancel(d.runner, j[i].id, ENG_ABORT); /* perhaps before the engine has the request */
+            runner_cancel(d.runner, j[i].id, ENG_ABORT);
             d.live--;
             j[i].cancelled = true;
         }
     }
-    run_cancel(d.run, 999999, ENG_ABORT);
-    desk_run(&d);
+    runner_cancel(d.runner, 999999, ENG_ABORT);
+    owner_run(&d);
     for (int i = 0; i < N; i++) {
         fake_rig_verify(&d.g, &j[i]);
         job_free(&j[i]);
     }
     struct km_err err;
-    run_reset_begin(d.run, true);
+    runner_reset_begin(d.runner, true);
     int rc;
-    while (!run_reset_ended(d.run, &rc, &err))
+    while (!runner_reset_ended(d.runner, &rc, &err))
         usleep(100);
     assert_int_equal(rc, 0);
     struct eng_stats s;
-    run_stats(d.run, &s);
+    runner_stats(d.runner, &s);
     assert_int_equal(s.pages_cached + s.pages_used, 0);
     assert_int_equal(s.finished[ENG_LENGTH], N / 2);
     assert_true(s.finished[ENG_ABORT] > 0);
     /* Far more cancellations than there can be requests: none is lost, and none blocks forever. */
     for (uint64_t id = 1000; id < 3000; id++)
-        run_cancel(d.run, id, ENG_ABORT);
-    desk_close(&d);
+        runner_cancel(d.runner, id, ENG_ABORT);
+    owner_close(&d);
 }
 
 static void a_full_queue_is_an_error(void **state)
 {
     (void)state;
     static struct job j[300];
-    struct desk d;
-    desk_open(&d, 200, 1, 1, NULL); /* one row per step, so that requests stay in the queue */
+    struct owner d;
+    owner_open(&d, 200, 1, 1, NULL); /* one row per step, so that requests stay in the queue */
     int refused = 0, n = 0;
     struct km_err err;
     for (; n < 300 && !refused; n++) {
         job_init(&j[n], 150, 0, 0, (uint64_t)n, FAKE_RIG_OUT);
-        int rc = desk_submit(&d, &j[n]);
+        int rc = owner_submit(&d, &j[n]);
         if (rc) {
             assert_int_equal(rc, KM_ELIMIT);
             assert_non_null(strstr(d.err.msg, "100 requests are waiting"));
@@ -248,8 +248,8 @@ static void a_full_queue_is_an_error(void **state)
     assert_true(n > 100);
     struct eng_request bad = {.n_prompt = 0};
     uint64_t id;
-    assert_int_equal(run_submit(d.run, &bad, &id, &err), KM_EINVAL);
-    run_free(d.run); /* with requests in the runner's queue, waiting and running */
+    assert_int_equal(runner_submit(d.runner, &bad, &id, &err), KM_EINVAL);
+    runner_free(d.runner); /* with requests in the runner's queue, waiting and running */
     km_free(d.ev.v);
     close(d.fd);
     eng_close(d.g.e);
@@ -262,24 +262,24 @@ static void a_failed_device_is_reported(void **state)
     (void)state;
     enum { N = 20 };
     static struct job j[N];
-    struct desk d;
-    desk_open(&d, 200, 64, 4, NULL);
+    struct owner d;
+    owner_open(&d, 200, 64, 4, NULL);
     struct km_err why;
-    assert_false(run_failed(d.run, &why));
-    for (int i = 0; i < N; i++) /* the thread sleeps until the first run_submit, so it does not read these yet */
+    assert_false(runner_failed(d.runner, &why));
+    for (int i = 0; i < N; i++) /* the thread sleeps until the first runner_submit, so it does not read these yet */
         job_init(&j[i], 50, 0, 0, (uint64_t)i, FAKE_RIG_OUT);
     d.g.m.fail_code = KM_EDEVICE;
     d.g.m.fail_at = 3;
     d.g.m.step_us = 20000;
     for (int i = 0; i < N; i++) { /* most arrive while a step runs, possibly the one that fails */
-        if (desk_submit(&d, &j[i])) {
+        if (owner_submit(&d, &j[i])) {
             j[i].finish = ENG_ERROR;
-            assert_true(run_failed(d.run, NULL));
+            assert_true(runner_failed(d.runner, NULL));
         }
         usleep(2500);
     }
-    desk_run(&d);
-    assert_true(run_failed(d.run, &why));
+    owner_run(&d);
+    assert_true(runner_failed(d.runner, &why));
     assert_int_equal(why.code, KM_EDEVICE);
     assert_non_null(strstr(why.msg, "failed at step 3"));
     for (int i = 0; i < N; i++) {
@@ -288,24 +288,24 @@ static void a_failed_device_is_reported(void **state)
     }
     struct job k;
     job_init(&k, 5, 0, 0, 1, 5);
-    assert_int_equal(desk_submit(&d, &k), KM_EDEVICE);
-    run_cancel(d.run, 3, ENG_ABORT);
+    assert_int_equal(owner_submit(&d, &k), KM_EDEVICE);
+    runner_cancel(d.runner, 3, ENG_ABORT);
     job_free(&k);
-    desk_close(&d);
+    owner_close(&d);
 }
 
-/* Allocations fail at different places. run_submit returns an error, events wait, and none is lost. */
+/* Allocations fail at different places. runner_submit returns an error, events wait in the runner, and none is lost. */
 static void failed_allocations_lose_nothing(void **state)
 {
     (void)state;
-    struct desk d;
-    desk_open(&d, 200, 64, 4, NULL);
+    struct owner d;
+    owner_open(&d, 200, 64, 4, NULL);
     for (long n = 1; n < 40; n++) {
         struct job j;
         struct km_err err;
         job_init(&j, 50, 0, 0, (uint64_t)n, 20);
         km_mem_fail_at(n % 4 + 1);
-        int rc = desk_submit(&d, &j);
+        int rc = owner_submit(&d, &j);
         assert_true(!rc || rc == KM_ENOMEM);
         while (!rc && d.live) {
             struct pollfd p = {.fd = d.fd, .events = POLLIN};
@@ -316,7 +316,7 @@ static void failed_allocations_lose_nothing(void **state)
                 km_free(d.ev.v);
                 d.ev = (struct eng_events){0};
             }
-            while (run_collect(d.run, &d.ev, &err)) /* the events are there the next time */
+            while (runner_collect(d.runner, &d.ev, &err)) /* the events are there the next time */
                 assert_int_equal(err.code, KM_ENOMEM);
             for (int i = 0; i < d.ev.n; i++) {
                 j.out[j.n_out++] = d.ev.v[i].token.id;
@@ -329,15 +329,15 @@ static void failed_allocations_lose_nothing(void **state)
             fake_rig_verify(&d.g, &j);
         job_free(&j);
     }
-    desk_close(&d);
+    owner_close(&d);
     struct eng_opts o = fake_rig_opts(10, 16, 2);
     struct fake_rig g;
-    struct run *r;
+    struct runner *r;
     struct km_err err;
     fake_rig_open(&g, &o, NULL);
     for (long n = 1; n <= 2; n++) {
         km_mem_fail_at(n);
-        assert_int_equal(run_start(&r, g.e, ring, NULL, &err), KM_ENOMEM);
+        assert_int_equal(runner_start(&r, g.e, write_eventfd, NULL, &err), KM_ENOMEM);
     }
     km_mem_fail_at(0);
     fake_rig_close(&g);

@@ -58,7 +58,7 @@ static void check(const struct sch *s)
     assert_int_equal(rows, s->max_tokens - s->budget);
 }
 
-static void plan(struct sch *s)
+static void schedule_step(struct sch *s)
 {
     sch_begin_step(s);
     for (struct seq *q; (q = sch_next_waiting(s));)
@@ -78,9 +78,9 @@ static void retire_all(struct sch *s)
         }
 }
 
-static void step(struct sch *s)
+static void run_step(struct sch *s)
 {
-    plan(s);
+    schedule_step(s);
     retire_all(s);
 }
 
@@ -93,7 +93,7 @@ static void the_token_budget_is_shared(void **state)
     static const int rows[][4] = {{8, 0, 0, 0}, {8, 0, 0, 0}, {4, 4, 0, 0}, {1, 1, 6, 0}, {1, 1, 6, 0}, {1, 1, 6, 0},
                                   {1, 1, 6, 0}, {1, 1, 6, 0}, {1, 1, 1, 0}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        plan(&s);
+        schedule_step(&s);
         assert_int_equal(a->n_rows, rows[i][0]);
         assert_int_equal(b->n_rows, rows[i][1]);
         assert_int_equal(c->n_rows, rows[i][2]);
@@ -103,7 +103,7 @@ static void the_token_budget_is_shared(void **state)
     assert_int_equal(d->state, SEQ_WAITING);
     sch_remove(&s, a);
     seq_free(a);
-    plan(&s);
+    schedule_step(&s);
     assert_int_equal(d->n_rows, 3);
     close_sched(&s);
 }
@@ -130,13 +130,13 @@ static void the_last_in_order_is_preempted(void **state)
     struct sch s;
     open_sched(&s, 6, 8, 20);
     struct seq *late = add(&s, 7, 0, 5), *a = NULL, *b = NULL;
-    step(&s); /* two pages; first in the running list */
+    run_step(&s); /* two pages; first in the running list */
     a = add(&s, 7, 100, 0);
     b = add(&s, 7, 200, 0);
-    step(&s); /* two pages each: the pool is full, all have 7 or 8 computed */
+    run_step(&s); /* two pages each: the pool is full, all have 7 or 8 computed */
     assert_int_equal(late->n_computed, 8);
     struct seq *w = add(&s, 1, 300, 0);
-    plan(&s); /* late needs a third page and is the last in order, so it is preempted itself */
+    schedule_step(&s); /* late needs a third page and is the last in order, so it is preempted itself */
     assert_int_equal(late->state, SEQ_WAITING);
     assert_int_equal(late->n_preempted, 1);
     assert_int_equal(late->n_computed, 0);
@@ -147,7 +147,7 @@ static void the_last_in_order_is_preempted(void **state)
     assert_true(pg_available(s.pages) > 0);
     assert_ptr_equal(s.waiting.head, w);
     retire_all(&s);
-    plan(&s); /* a and b get the two pages, so none is left for w */
+    schedule_step(&s); /* a and b get the two pages, so there is none for w */
     assert_int_equal(w->state, SEQ_WAITING);
     close_sched(&s);
 }
@@ -158,12 +158,12 @@ static void a_preempted_request_returns_its_rows(void **state)
     struct sch s;
     open_sched(&s, 5, 8, 12);
     struct seq *late = add(&s, 5, 0, 5);
-    step(&s); /* two pages, with space for three more tokens */
+    run_step(&s); /* two pages, with space for three more tokens */
     struct seq *a = add(&s, 11, 100, 0);
-    step(&s); /* three pages, with space for one more token */
+    run_step(&s); /* three pages, with space for one more token */
     struct seq *b = add(&s, 3, 200, 0);
-    step(&s);
-    plan(&s); /* late is scheduled first and gets a row; then a needs a page, and late is preempted */
+    run_step(&s);
+    schedule_step(&s); /* late is scheduled first and gets a row; then a needs a page, and late is preempted */
     assert_int_equal(late->n_preempted, 1);
     assert_int_equal(late->n_rows, 0);
     assert_int_equal(late->n_tokens, 8); /* it keeps its generated tokens */
@@ -172,7 +172,7 @@ static void a_preempted_request_returns_its_rows(void **state)
     assert_int_equal(s.budget, 11);
     assert_int_equal(b->state, SEQ_WAITING); /* a page is free, but a preemption ends admission for this step */
     retire_all(&s);
-    plan(&s);
+    schedule_step(&s);
     assert_int_equal(b->n_rows, 3);
     close_sched(&s);
 }
@@ -183,7 +183,7 @@ static void pages_that_only_transfers_use_are_waited_for(void **state)
     struct sch s;
     open_sched(&s, 6, 8, 20);
     struct seq *a = add(&s, 4, 0, 0), *b = add(&s, 4, 100, 0), *c = add(&s, 12, 200, 0);
-    step(&s);
+    run_step(&s);
     assert_int_equal(c->state, SEQ_RUNNING);
     assert_int_equal(pg_available(s.pages), 1);
     int32_t held[3];
@@ -193,7 +193,7 @@ static void pages_that_only_transfers_use_are_waited_for(void **state)
     seq_free(c);
     c = add(&s, 1, 300, 0);
     assert_int_equal(pg_counts(s.pages).transfer_only, 3);
-    plan(&s);
+    schedule_step(&s);
     assert_int_equal(a->n_rows, 1);
     assert_int_equal(b->n_rows, 0); /* it lacks a page, but no request is preempted for it */
     assert_int_equal(b->state, SEQ_RUNNING);
@@ -202,7 +202,7 @@ static void pages_that_only_transfers_use_are_waited_for(void **state)
     retire_all(&s);
     for (int i = 0; i < 3; i++)
         pg_release(s.pages, held[i]);
-    plan(&s);
+    schedule_step(&s);
     assert_int_equal(b->n_rows, 1);
     assert_int_equal(c->n_rows, 1);
     close_sched(&s);
@@ -215,7 +215,7 @@ static void a_prefill_chunk_shrinks_to_the_available_pages(void **state)
     struct sch s;
     open_sched(&s, 8, 8, 10);
     struct seq *a = add(&s, 30, 0, 0);
-    step(&s); /* three pages, 10 tokens */
+    run_step(&s); /* three pages, 10 tokens */
     struct seq *b = add(&s, 12, 100, 0);
     s.budget = 12;
     s.closed = false;
@@ -227,17 +227,17 @@ static void a_prefill_chunk_shrinks_to_the_available_pages(void **state)
     memcpy(held, b->pages, sizeof held);
     sch_remove(&s, b);
     seq_free(b);
-    step(&s); /* two free pages: up to 20 tokens, as wanted */
+    run_step(&s); /* two free pages: up to 20 tokens, as wanted */
     assert_int_equal(a->n_computed, 20);
-    plan(&s);
+    schedule_step(&s);
     assert_int_equal(a->n_rows, 0);
     pg_release(s.pages, held[0]);
-    plan(&s); /* one page of the three that ten tokens need */
+    schedule_step(&s); /* one page of the three that ten tokens need */
     assert_int_equal(a->n_rows, 4);
     retire_all(&s);
     pg_release(s.pages, held[1]);
     pg_release(s.pages, held[2]);
-    step(&s);
+    run_step(&s);
     assert_int_equal(a->n_computed, 30);
     close_sched(&s);
 }

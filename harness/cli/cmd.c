@@ -1,4 +1,4 @@
-/* Calling a subcommand: defaults, command line, help, run. */
+/* Executes a subcommand: defaults, command line, help, run. */
 #include "harness/cli/cmd.h"
 
 #include "base/log.h"
@@ -14,7 +14,7 @@ int cmd_help_width(void)
     return width > 110 ? 110 : width; /* longer lines are hard to read */
 }
 
-/* Sets a call up with the subcommand's groups and a struct that holds the defaults; freed by end_call. */
+/* Prepares a call: makes the struct of options and sets the defaults. end_call frees it. */
 static int begin_call(struct cmd_call *call, const struct cmd *c, struct km_err *err)
 {
     *call = (struct cmd_call){0};

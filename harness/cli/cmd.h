@@ -1,8 +1,8 @@
 /* Subcommands of kvmark.
  *
  * A subcommand is a file cmd_NAME.c that defines `const struct cmd cmd_NAME`, and a line in the registry below. Its
- * options are tables (base/option.h) over one struct of its own. cmd_execute makes that struct, with the defaults and
- * what the command line says, and calls `run`. Help and man pages come from the same tables. */
+ * options are tables (base/option.h) over one struct of its own. cmd_execute makes that struct, fills it with the
+ * defaults and then from the command line, and calls `run`. Help and man pages derive from the same tables. */
 #ifndef CMD_H
 #define CMD_H
 
@@ -14,11 +14,11 @@ enum { CMD_MAX_GROUPS = 8 };
 
 /* One call of a subcommand. */
 struct cmd_call {
-    void *options;       /* the subcommand's struct, as the user filled it */
+    void *options;       /* the subcommand's struct of options, filled from defaults and command line */
     struct km_strs args; /* the arguments that are not options */
-    struct km_option_group groups[CMD_MAX_GROUPS];
+    struct km_option_group groups[CMD_MAX_GROUPS]; /* [n_groups] of `options` */
     int n_groups;
-    int argc; /* the words after the subcommand's name, as typed: results record them */
+    int argc; /* the words after the subcommand's name as the user typed them, which results record */
     char **argv;
 };
 
@@ -28,7 +28,9 @@ struct cmd {
     const char *summary; /* one line, without a full stop */
     const char *text;    /* paragraphs for help and man page, separated by blank lines */
     size_t options_size; /* of the struct of options; 0: none */
-    int (*groups)(void *options, struct km_option_group *out); /* fills out, at most CMD_MAX_GROUPS; returns how many */
+    /* Fills `out` with the option groups over the struct `options`, at most CMD_MAX_GROUPS. Returns their number. NULL:
+     * the subcommand has no options. */
+    int (*groups)(void *options, struct km_option_group *out);
     int (*run)(const struct cmd_call *call); /* prints its errors (cmd_error); returns the exit status */
 };
 
@@ -52,11 +54,12 @@ SUBCOMMANDS(CMD_DECLARE)
 int cmd_execute(const struct cmd *c, int argc, char **argv);
 /* Prints an error on stderr and returns status. */
 int cmd_error(const struct km_err *err, int status);
-/* CMD_FAILED for an error of the machine (KM_EIO, KM_ENOMEM), CMD_USAGE for one in what the user asked for. */
+/* The exit status for an error code: CMD_FAILED for an error of the machine (KM_EIO, KM_ENOMEM), CMD_USAGE for an error
+ * in the command line or in a file that it names. */
 int cmd_status_of(int rc);
 /* Appends the sections NAME to OPTIONS of the subcommand's man page. */
 int cmd_man(const struct cmd *c, struct km_buf *out, struct km_err *err);
-/* Columns of help texts: the terminal's, within reason. */
+/* The width of help texts in columns: the terminal's, at most 110. */
 int cmd_help_width(void);
 
 #endif

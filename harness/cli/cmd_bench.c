@@ -40,7 +40,7 @@ static const struct km_option rows[] = {
      .hi = 1000,
      .help = "repeats of each row (default: the suite's)"},
     {.name = "table", KM_FIELD(struct bench_opts, suite.only), .arg = "ID", .help = "make only this table"},
-    {.name = "plan", KM_FIELD(struct bench_opts, plan), .help = "print the commands of the runs, and run none"},
+    {.name = "plan", KM_FIELD(struct bench_opts, plan), .help = "only print the command of each run"},
     {.name = "program",
      KM_FIELD(struct bench_opts, suite.exe),
      .arg = "FILE",
@@ -54,10 +54,10 @@ static int groups(void *options, struct km_option_group *out)
     return 1;
 }
 
-/* Progress on stderr. A terminal gets one line, drawn again and again, that ends with the run's latest progress line.
- * Anything else gets the runs' own lines, one per ten seconds, and a line at the start and the end of each run. */
+/* Progress on stderr. A terminal shows one line, which is redrawn and ends with the run's latest progress line. A file
+ * or a pipe gets the runs' own progress lines, one per ten seconds, and a line at the start and the end of each run. */
 struct screen {
-    bool tty;
+    bool tty;       /* stderr is a terminal */
     char last[300]; /* the run's latest progress line */
 };
 
@@ -110,7 +110,7 @@ static int print_plan(const struct suite *s, const struct suite_opts *o, struct 
     return 0;
 }
 
-/* Prints the tables, and where the report lies. */
+/* Writes the report. Prints the tables and the path of report.html. */
 static int print_result(const char *dir, struct km_err *err)
 {
     struct report_result res;
@@ -129,7 +129,7 @@ static int print_result(const char *dir, struct km_err *err)
     return rc;
 }
 
-/* Adds "option=value", which stays in b, to the --set options. */
+/* Adds "option=value" to the --set options. The text is kept in b, which must outlive `set`. */
 static int add_set(struct km_strs *set, struct km_buf *b, const char *option, const char *value, struct km_err *err)
 {
     if (!value)
@@ -138,7 +138,7 @@ static int add_set(struct km_strs *set, struct km_buf *b, const char *option, co
     return km_buf_ok(b) ? km_strs_push(set, b->data, err) : km_fail(err, KM_ENOMEM, "out of memory");
 }
 
-/* Runs the suite and prints what came of it. */
+/* Runs the suite and prints its tables. Returns the exit status. */
 static int bench(const struct suite *s, const struct suite_opts *o)
 {
     struct suite_result res;
@@ -219,13 +219,13 @@ const struct cmd cmd_bench = {
     .text =
         "A suite says which tables to make. Each row of a table is a set of options of kvmark run, and each run is a "
         "process of its own. The rows take turns, repeat by repeat (AB BA BA AB), so that a slow drift of the "
-        "machine affects all of them. A run that several tables need is made once. DIR gets a run folder per cell, "
-        "tables.md, report.html and plots; stdout gets the tables.\n\n"
+        "machine affects all of them. A run that several tables need is made once. The folder DIR receives a run "
+        "folder per run, tables.md, report.html and plots. The tables are also printed.\n\n"
         "Runs that DIR holds already are not made again, so the same command continues where it stopped. Ctrl-C "
         "ends the current run and reports on the finished ones; a second Ctrl-C kills the run. The exit status is "
         "1 if a run failed or was cut short.\n\n"
         "--set and its short forms replace the defaults of the suite and the options of a table, but not those of "
-        "a row: what a table compares stays as it is.",
+        "a row, so that the table still compares the same things.",
     .options_size = sizeof(struct bench_opts),
     .groups = groups,
     .run = run,

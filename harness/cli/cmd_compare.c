@@ -1,4 +1,4 @@
-/* kvmark compare: two runs, or two sets of paired runs. */
+/* kvmark compare: compares two runs, or two sets of paired runs. */
 #include "base/log.h"
 #include "base/mem.h"
 #include "harness/cli/cmd.h"
@@ -113,7 +113,8 @@ static int compare(const struct compare_cmd *o, const struct km_strs *pos, const
     int pairs = a.n < b.n ? a.n : b.n;
     if (!rc && a.n != b.n && !o->compare.force)
         rc = km_fail(err, KM_EINVAL,
-                     "%s has %d runs and %s has %d; give sides of as many runs, or --force to use the first %d of each",
+                     "%s has %d runs and %s has %d; give two sides with the same number of runs, or --force to use the "
+                     "first %d of each",
                      pos->v[0], a.n, pos->v[1], b.n, pairs);
     if (!rc)
         rc = compare_runs(&c, a.list, b.list, pairs, &o->compare, err);
@@ -155,14 +156,15 @@ const struct cmd cmd_compare = {
     .text = "A and B are run folders. Each may also be the stem of a suite's row, such as DIR/cells/TABLE/ROW, which "
             "stands for its repeats ROW-1, ROW-2 and so on, or a folder of run folders. Run k of A and run k of B are "
             "a pair.\n\n"
-            "Ratios are B over A. Requests are matched by conversation and turn. The interval is a percentile "
-            "bootstrap that resamples pairs, then conversations (10,000 draws); with few pairs or few conversations, "
-            "their part of the interval is widened by Student's t. A figure per run, such as throughput, needs two "
-            "pairs for an interval. A verdict on one pair does not cover differences between runs. A percentile needs "
-            "a number of requests per run: 6 (p50), 36 (p90), 72 (p95) or 368 (p99).\n\n"
-            "A verdict is better, worse, no detectable difference, or undecided (the interval reaches further than 5% "
-            "to a side). Verdicts are corrected over all figures (Holm). Runs of different workloads are refused "
-            "without --force.\n\n"
+            "Ratios are B over A. Requests are matched by conversation and turn. The 95% confidence interval is a "
+            "percentile bootstrap that resamples pairs, then conversations. With few pairs or few conversations, that "
+            "part of the interval is widened to the width of Student's t. A figure with one value per run, such as "
+            "throughput, needs two pairs for an interval. A verdict on one pair does not cover differences between "
+            "runs. A percentile is compared from this number of requests per run: 6 (p50), 36 (p90), 72 (p95) or 368 "
+            "(p99).\n\n"
+            "A verdict is better, worse, no detectable difference, or undecided. Undecided means that no change was "
+            "detected, but that a change of 5% could have been missed. Verdicts are corrected for the number of "
+            "figures (Holm). Runs of different workloads are refused without --force.\n\n"
             "--fail-if 'ttft_ms.mean>+5%' exits with status 3 if mean TTFT rose by more than 5% from A to B, and "
             "--fail-if 'input_tps<-3%' if input throughput fell by more than 3%. The change itself is checked, not its "
             "interval. Figures have the names of run.json's summary.",

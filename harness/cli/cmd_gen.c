@@ -1,4 +1,4 @@
-/* kvmark gen: the requests of a workload, without sending them. */
+/* kvmark gen: generates the requests of a workload without sending them. */
 #include "base/buf.h"
 #include "base/log.h"
 #include "harness/cli/cmd.h"

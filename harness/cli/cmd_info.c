@@ -31,7 +31,7 @@ static int groups(void *options, struct km_option_group *out)
     return 1 + serve_option_groups(&o->engine, out + 1);
 }
 
-/* What a GPU's driver and libraries reach, of `struct rates`. */
+/* The rates that a backend measures on a GPU: fields of `struct rates`. */
 static const struct {
     const char *key, *what, *unit;
     size_t offset;
@@ -62,7 +62,7 @@ static void print_lines(const cJSON *group, int depth)
         const cJSON *words = cJSON_IsArray(item) ? item : NULL;
         cJSON_ArrayForEach(word, words)
         {
-            printf("%s ", cJSON_IsString(word) ? word->valuestring : "");
+            printf("%s%s", word == words->child ? "" : " ", cJSON_IsString(word) ? word->valuestring : "");
         }
         putchar('\n');
         if (cJSON_IsObject(item))
@@ -95,7 +95,7 @@ static int run_plan(const struct info_opts *o)
     return rc ? cmd_error(&err, rc == KM_EINVAL ? CMD_USAGE : CMD_FAILED) : CMD_OK;
 }
 
-/* Adds the GPU and its rates, or why they could not be measured; true if they were. */
+/* Adds the GPU and its measured rates, or the reason why they could not be measured. True if they were. */
 static bool add_gpu(cJSON *all, const struct backend *be)
 {
     struct rates r = {0};
@@ -159,7 +159,7 @@ static int run(const struct cmd_call *call)
                      o->plan ? "info --plan takes one model; \"%s\" is left over"
                              : "\"%s\" is left over: info takes a model only with --plan",
                      call->args.v[call->args.n - 1]);
-    else if (!o->plan && call->argc > o->json)
+    else if (!o->plan && call->argc > (o->json ? 1 : 0)) /* a word other than --json */
         rc = km_fail(&err, KM_EINVAL,
                      "the options of serve belong to info --plan; without --plan, info takes only --json");
     if (rc)
@@ -172,13 +172,14 @@ const struct cmd cmd_info = {
     .usage = "[--json] | --plan --model DIR|PRESET [OPTIONS]",
     .summary = "Describe this machine and measure its limits, or plan the memory of an engine",
     .text =
-        "Without options, info prints the machine, its devices, and limits that it measures now: arithmetic, memory, "
-        "disk, loopback and, with a GPU, copies and GEMM.\n\n"
-        "--plan takes the options of serve. It prints, without loading weights, the memory that serve would "
-        "allocate: weights, workspace by buffer, what is left free for the driver, and the KV pool with the tokens, "
-        "the requests of some lengths and the context that it holds. If the engine does not fit, the exit status is "
-        "1, with the message of serve.\n\n"
-        "--gpu-memory-limit SIZE needs no GPU: with it, --plan --device cuda works on any machine.",
+        "Without --plan, info describes the machine and its devices, and measures the limits of the machine: "
+        "arithmetic, memory, disk, loopback and, with a GPU, copies and GEMM.\n\n"
+        "--plan takes the options of serve. Without loading weights, it prints the memory that serve would allocate: "
+        "the weights, each buffer of the workspace, the memory left free for the driver, and the KV pool. It also "
+        "prints how many tokens, and how many requests of some lengths, the KV pool holds. If the engine does not "
+        "fit, info prints the error message of serve, and the exit status is 1.\n\n"
+        "--gpu-memory-limit SIZE needs no GPU: with it, --plan --device cuda works on any machine, if the program was "
+        "built with the CUDA backend.",
     .options_size = sizeof(struct info_opts),
     .groups = groups,
     .run = run,

@@ -1,4 +1,4 @@
-/* kvmark report: tables, plots and HTML of a result folder, from the runs stored in it. */
+/* kvmark report: writes the tables, the plots and report.html of a result folder from its stored runs. */
 #include "base/log.h"
 #include "harness/cli/cmd.h"
 #include "harness/report/report.h"
@@ -10,7 +10,7 @@ static int run(const struct cmd_call *call)
     struct km_err err;
     struct report_result res;
     if (call->args.n != 1) {
-        km_fail(&err, KM_EINVAL, "report takes one folder, of kvmark bench or of kvmark run, not %d", call->args.n);
+        km_fail(&err, KM_EINVAL, "report takes one folder, made by kvmark bench or kvmark run, not %d", call->args.n);
         return cmd_error(&err, CMD_USAGE);
     }
     const char *dir = call->args.v[0];
@@ -32,6 +32,6 @@ const struct cmd cmd_report = {
     .text =
         "DIR is the result folder of kvmark bench, complete or not, or the folder of one kvmark run. Nothing is run, "
         "and no network is used. report.html is one file that needs no other. Plots need gnuplot; the folder plots/ "
-        "keeps the data and the script of each.",
+        "holds the data and the script of each plot.",
     .run = run,
 };

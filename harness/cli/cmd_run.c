@@ -1,6 +1,5 @@
 /* kvmark run: one measured run, against a server that is running or an engine started in a process of its own. */
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -21,7 +20,7 @@ struct run_opts {
     struct load load;
     struct wl_gen_opts workload;
     struct serve_opts serve; /* the engine without --url; model, tokenizer, API key and seed also with it */
-    struct target target;    /* as given: no url without --url; model and API key are those of `serve` */
+    struct target target;    /* from the command line: url is NULL without --url; `serve` has model and API key */
     const char *out;
     enum hz_profile profile;
     double ready_timeout;
@@ -43,8 +42,8 @@ static const struct km_option rows[] = {
      KM_FIELD_CHOICE(struct run_opts, profile),
      .values = "seed|strict",
      .fallback = "seed",
-     .help = "definitions of the printed figures: those of vLLM's clients, or one strict set for all servers; both are "
-             "stored"},
+     .help = "definitions of the printed figures: seed as in vLLM's benchmark scripts, strict as kvmark defines them; "
+             "run.json has both"},
     {.name = "header",
      KM_FIELD(struct run_opts, target.headers),
      .arg = "K=V",
@@ -76,7 +75,7 @@ static int groups(void *options, struct km_option_group *out)
 /* Appends the command as a line that a shell reads back, with *** for the values of secret options. */
 static void quote_command(const struct cmd_call *call, struct km_buf *out)
 {
-    bool is_secret = false; /* this word is the value of a secret option */
+    bool is_secret = false; /* the word is the value of a secret option */
     km_buf_puts(out, "kvmark run");
     for (int i = 0; i < call->argc; i++) {
         const char *word = call->argv[i];
@@ -94,7 +93,7 @@ static void quote_command(const struct cmd_call *call, struct km_buf *out)
     }
 }
 
-/* Tokens of the longest prompt with its answer. The chat template's own tokens are not counted. */
+/* The number of tokens of the longest prompt with its answer, without the tokens that the chat template adds. */
 static int longest_request(const struct wl_set *set, const struct load *l)
 {
     int longest = 0;
@@ -136,7 +135,7 @@ static int check_context(const struct target *target, const struct wl_set *set, 
     return rc;
 }
 
-/* A run besides its options. */
+/* What a run opens, starts and measures. free_job frees it, except for the process. */
 struct job {
     struct serve_facts facts;
     struct target target;
@@ -151,7 +150,8 @@ struct job {
     pid_t pid; /* of the engine that was started; 0: none */
 };
 
-/* What the engine resolved its options to, so that a result states the KV pool and not "auto". */
+/* GET /version: the options as the engine resolved them, so that a result states the size of the KV pool and not
+ * "auto". NULL if there is no valid answer. */
 static cJSON *get_version(const struct target *target)
 {
     struct km_buf body = {0};
@@ -162,7 +162,7 @@ static cJSON *get_version(const struct target *target)
     return v;
 }
 
-/* The "limits" of run.json: what the engine ran under. */
+/* The object "limits" of run.json: sizes that the engine chose for itself. NULL without an engine of our own. */
 static cJSON *engine_limits(const cJSON *engine)
 {
     static const char *const keys[][2] = {
@@ -211,8 +211,8 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
     return rc;
 }
 
-/* Opens --tokenizer, or the model's: in the folder given, or in the one that the server names, if it runs on this
- * machine. */
+/* Opens the tokenizer that counts tokens: that of --tokenizer, else the one in the folder --model, else the one in the
+ * model folder that the server names, which exists if the server runs on this machine. */
 static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
 {
     const char *path = o->serve.tokenizer ? o->serve.tokenizer : o->serve.model;
@@ -233,7 +233,7 @@ static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
                                      path ? "at " : "", path ? path : "is known");
 }
 
-/* Everything from the tokenizer to the figures. */
+/* Makes the workload, starts the engine unless there is a --url, runs the load and computes the figures. */
 static int measure(struct run_opts *o, const char *path, struct job *j, struct km_err *err)
 {
     j->target = o->target;
@@ -284,10 +284,7 @@ static int check(struct run_opts *o, const struct km_strs *pos, struct job *j, s
         return km_fail(err, KM_EINVAL, "run takes one workload file, not %d; see kvmark help run", pos->n);
     if (!o->out)
         return km_fail(err, KM_EINVAL, "--output is missing; give the folder to write the run to");
-    char *have = km_path(o->out, "run.json");
-    bool taken = have && km_file_exists(have);
-    km_free(have);
-    if (taken)
+    if (run_folder_exists(o->out))
         return km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", o->out);
     int rc = load_check(&o->load, err);
     o->load.seed = (uint64_t)o->serve.seed;
@@ -354,7 +351,7 @@ const struct cmd cmd_run = {
         "With --url, --model names the model to ask for (default: the first that the server lists). --tokenizer "
         "names the folder whose tokenizer makes the workload and counts its tokens (default: the folder of the "
         "server's model, if the server runs on this machine).\n\n"
-        "Ctrl-C ends the run and keeps what is complete.",
+        "Ctrl-C ends the run early. The run folder then has the requests that were complete.",
     .options_size = sizeof(struct run_opts),
     .groups = groups,
     .run = run,

@@ -1,4 +1,4 @@
-/* The figures that kvmark run prints. */
+/* Formats the figures that kvmark run prints. */
 #include "harness/cli/figures.h"
 
 #include "base/buf.h"

@@ -4,8 +4,8 @@
 
 #include "harness/run/summary.h"
 
-/* Prints the summary under its profile on stdout, and the run folder. metrics: the change of the server's counters, or
- * NULL. */
+/* Prints the summary and the path of the run folder on stdout. metrics: the change of the server's counters during the
+ * run, or NULL. */
 void figures_print(const struct hz_summary *s, const struct hz_trace *t, const cJSON *metrics, const char *dir);
 
 #endif

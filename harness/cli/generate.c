@@ -1,4 +1,4 @@
-/* Generating a workload for a subcommand. */
+/* Generates a workload for a subcommand. */
 #include "harness/cli/generate.h"
 
 #include "base/log.h"
@@ -13,8 +13,8 @@ int generate_workload(struct wl_set **out, const char *path, const struct wl_gen
     if (!rc)
         rc = wl_generate(out, spec, o, tok, err);
     if (!rc && o->text == WL_TEXT_AUTO && !strcmp((*out)->text, "built-in text"))
-        km_log(KM_LOG_INFO, "the built-in text replaces the workload's text files, which are not here (`make data` "
-                            "fetches the novel)");
+        km_log(KM_LOG_INFO, "the built-in text replaces the workload's text files, which were not found (`make "
+                            "data` fetches the novel)");
     wl_spec_free(spec);
     return rc;
 }

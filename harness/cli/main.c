@@ -1,4 +1,4 @@
-/* kvmark: finds the subcommand; help and man pages of all of them. */
+/* The main function of kvmark: finds the subcommand, and writes the overview and the man pages. */
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -15,9 +15,10 @@ enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 #define PURPOSE "measure what a KV-cache layer saves in LLM serving"
 #define EXIT_STATUS                                                                                                    \
-    "0: success. 1: a run failed. 2: the command line is wrong. 3: a limit of compare --fail-if was missed."
+    "0: success. 1: the subcommand, or a run that it made, failed. 2: the command line is wrong. 3: a limit of "       \
+    "compare --fail-if was missed."
 
-static const struct cmd *find(const char *name)
+static const struct cmd *find_command(const char *name)
 {
     for (int i = 0; i < N_COMMANDS; i++)
         if (!strcmp(commands[i]->name, name))
@@ -25,7 +26,7 @@ static const struct cmd *find(const char *name)
     return NULL;
 }
 
-static int unknown(const char *name)
+static int refuse_unknown(const char *name)
 {
     const char *names[N_COMMANDS];
     for (int i = 0; i < N_COMMANDS; i++)
@@ -38,7 +39,7 @@ static int unknown(const char *name)
     return CMD_USAGE;
 }
 
-static void help_overview(FILE *to)
+static void print_overview(FILE *to)
 {
     struct km_buf out = {0};
     km_buf_puts(&out, "kvmark " KVMARK_VERSION ": " PURPOSE ".\n\nusage: kvmark SUBCOMMAND [ARGUMENTS]\n\n");
@@ -47,7 +48,7 @@ static void help_overview(FILE *to)
         km_args_wrap(&out, commands[i]->summary, 12, cmd_help_width());
         km_buf_putc(&out, '\n');
     }
-    km_buf_puts(&out, "\nkvmark help SUBCOMMAND describes one.\n\nExit status: ");
+    km_buf_puts(&out, "\nkvmark help SUBCOMMAND describes a subcommand and its options.\n\nExit status: ");
     km_args_wrap(&out, EXIT_STATUS, 13, cmd_help_width());
     fprintf(to, "%s\n", km_buf_str(&out));
     km_buf_free(&out);
@@ -62,8 +63,8 @@ static int write_page(const char *dir, const char *file, const struct km_buf *pa
     return rc;
 }
 
-/* kvmark-NAME.1 */
-static int man_command(const char *dir, const struct cmd *c, struct km_err *err)
+/* Writes the man page kvmark-NAME.1. */
+static int write_command_page(const char *dir, const struct cmd *c, struct km_err *err)
 {
     struct km_buf out = {0};
     char file[64];
@@ -77,8 +78,8 @@ static int man_command(const char *dir, const struct cmd *c, struct km_err *err)
     return rc;
 }
 
-/* A man page for every subcommand, and kvmark.1, which lists them. The folder must exist. */
-static int man_pages(const char *dir)
+/* Writes a man page for every subcommand, and kvmark.1, which lists them. The folder must exist. */
+static int write_man_pages(const char *dir)
 {
     struct km_err err;
     struct km_buf out = {0};
@@ -90,7 +91,7 @@ static int man_pages(const char *dir)
         km_buf_printf(&out, ".TP\n.BR kvmark\\-%s (1)\n", commands[i]->name);
         km_args_roff(&out, commands[i]->summary);
         km_buf_puts(&out, ".\n");
-        rc = man_command(dir, commands[i], &err);
+        rc = write_command_page(dir, commands[i], &err);
     }
     km_buf_puts(&out, ".SH EXIT STATUS\n" EXIT_STATUS "\n");
     if (!rc)
@@ -106,7 +107,7 @@ int main(int argc, char **argv)
     setlocale(LC_ALL, "C");
     signal(SIGPIPE, SIG_IGN);
     if (argc < 2) {
-        help_overview(stderr);
+        print_overview(stderr);
         return CMD_USAGE;
     }
     const char *name = argv[1];
@@ -116,14 +117,14 @@ int main(int argc, char **argv)
     }
     bool help = !strcmp(name, "help") || !strcmp(name, "--help") || !strcmp(name, "-h");
     if (help && argc < 3) {
-        help_overview(stdout);
+        print_overview(stdout);
         return CMD_OK;
     }
     if (help && argc == 4 && !strcmp(argv[2], "--man"))
-        return man_pages(argv[3]);
-    const struct cmd *c = find(help ? argv[2] : name);
+        return write_man_pages(argv[3]);
+    const struct cmd *c = find_command(help ? argv[2] : name);
     if (!c)
-        return unknown(help ? argv[2] : name);
-    char *ask[] = {"--help"};
-    return help ? cmd_execute(c, 1, ask) : cmd_execute(c, argc - 2, argv + 2);
+        return refuse_unknown(help ? argv[2] : name);
+    char *help_option[] = {"--help"};
+    return help ? cmd_execute(c, 1, help_option) : cmd_execute(c, argc - 2, argv + 2);
 }

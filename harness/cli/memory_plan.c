@@ -1,9 +1,9 @@
-/* Printing a memory plan: one table per kind of memory, rows in the order of their groups, then the KV pool. */
+/* Prints a memory plan: one table per kind of memory with its rows in the order of their groups, then the KV pool. */
 #include "harness/cli/memory_plan.h"
 
 #include <string.h>
 
-static const char *const places[KM_MEM_KINDS] = {
+static const char *const memory_names[KM_MEM_KINDS] = {
     [KM_MEM_HOST] = "host", [KM_MEM_PINNED] = "pinned", [KM_MEM_DEVICE] = "device"};
 static const char *const headings[KM_MEM_KINDS] = {[KM_MEM_HOST] = "Host memory",
                                                    [KM_MEM_PINNED] =
@@ -12,7 +12,7 @@ static const char *const headings[KM_MEM_KINDS] = {[KM_MEM_HOST] = "Host memory"
 static const char *const groups[PLAN_GROUPS] = {
     [PLAN_WEIGHTS] = "weights", [PLAN_WORKSPACE] = "workspace", [PLAN_RESERVE] = "left free", [PLAN_KV] = "KV"};
 
-/* Names what sets the limit. */
+/* The option, or the fact about the machine, that sets the limit. */
 static void name_limit(const struct serve_plan *p, const struct serve_opts *o, char *buf, size_t size)
 {
     if (p->mem.limit_stated)
@@ -23,8 +23,8 @@ static void name_limit(const struct serve_plan *p, const struct serve_opts *o, c
         snprintf(buf, size, "free on this machine now");
 }
 
-/* The request lengths, in tokens, to print a number of requests for: 1,024 and up in steps of four times, and the
- * context. Returns how many. */
+/* The request lengths, in tokens, for which the plan states how many requests fit: 1,024, 4,096, 16,384 and so on below
+ * the context, and the context itself. Returns the number of lengths. */
 enum { LENGTHS = 12 };
 static int fill_lengths(const struct serve_plan *p, int out[LENGTHS])
 {
@@ -35,15 +35,15 @@ static int fill_lengths(const struct serve_plan *p, int out[LENGTHS])
     return n;
 }
 
-/* Requests of `tokens` tokens whose KV fits in the pool at the same time. */
+/* The number of requests of `tokens` tokens whose KV fits in the pool at the same time. */
 static int requests_that_fit(const struct serve_plan *p, int tokens)
 {
     int B = p->engine.block_size;
     return p->engine.num_blocks / ((tokens + B - 1) / B);
 }
 
-/* The memory that holds the chunks of the cache layer. */
-static enum km_mem_kind cache_place(const struct serve_plan *p)
+/* The kind of memory that holds the chunks of the cache layer. */
+static enum km_mem_kind cache_memory(const struct serve_plan *p)
 {
     return p->mem.limited == KM_MEM_DEVICE ? KM_MEM_PINNED : KM_MEM_HOST;
 }
@@ -84,12 +84,14 @@ static void print_kv(const struct serve_plan *p, FILE *to)
     fprintf(to, "Context      %d tokens, prompt and answer together\n", e->max_model_len);
     fprintf(to, "Requests     ");
     for (int i = 0; i < n; i++)
-        fprintf(to, "%s%d of %d tokens", i ? ", " : "", requests_that_fit(p, length[i]), length[i]);
-    fprintf(to, "; at most %d run at the same time\n", e->max_num_seqs);
+        fprintf(to, "%s%d of %d tokens", !i ? "" : i + 1 < n ? ", " : " or ", requests_that_fit(p, length[i]),
+                length[i]);
+    fprintf(to, " fit in the pool; at most %d run at the same time\n", e->max_num_seqs);
     fprintf(to, "Cache layer  %s; a chunk of %d tokens is %.4g MiB\n", p->facts.kv, p->chunk_size, mib(chunk));
     if (p->cache_chunks)
         fprintf(to, "             %lld chunks, %lld tokens, %.2f MiB of %s memory\n", (long long)p->cache_chunks,
-                (long long)p->cache_chunks * p->chunk_size, mib(p->cache_chunks * chunk), places[cache_place(p)]);
+                (long long)p->cache_chunks * p->chunk_size, mib(p->cache_chunks * chunk),
+                memory_names[cache_memory(p)]);
 }
 
 void memory_plan_print(const struct serve_plan *p, const struct serve_opts *o, FILE *to)
@@ -133,7 +135,7 @@ static void add_cache(cJSON *to, const struct serve_plan *p)
     cJSON_AddNumberToObject(c, "chunk_bytes", (double)chunk);
     cJSON_AddNumberToObject(c, "chunks", (double)p->cache_chunks);
     cJSON_AddNumberToObject(c, "bytes", (double)(p->cache_chunks * chunk));
-    cJSON_AddStringToObject(c, "memory", places[cache_place(p)]);
+    cJSON_AddStringToObject(c, "memory", memory_names[cache_memory(p)]);
 }
 
 cJSON *memory_plan_json(const struct serve_plan *p, const struct serve_opts *o)
@@ -150,17 +152,17 @@ cJSON *memory_plan_json(const struct serve_plan *p, const struct serve_opts *o)
     for (int i = 0; i < p->mem.n_rows; i++) {
         const struct plan_row *r = &p->mem.rows[i];
         cJSON *row = cJSON_CreateObject();
-        cJSON_AddStringToObject(row, "memory", places[r->where]);
+        cJSON_AddStringToObject(row, "memory", memory_names[r->where]);
         cJSON_AddStringToObject(row, "group", groups[r->group]);
         cJSON_AddStringToObject(row, "name", r->name);
         cJSON_AddNumberToObject(row, "bytes", (double)r->bytes);
         cJSON_AddItemToArray(rows, row);
     }
     for (int w = 0; w < KM_MEM_KINDS; w++)
-        cJSON_AddNumberToObject(totals, places[w], (double)plan_total(&p->mem, (enum km_mem_kind)w));
+        cJSON_AddNumberToObject(totals, memory_names[w], (double)plan_total(&p->mem, (enum km_mem_kind)w));
     name_limit(p, o, from, sizeof from);
     cJSON *limit = cJSON_AddObjectToObject(all, "limit");
-    cJSON_AddStringToObject(limit, "memory", places[p->mem.limited]);
+    cJSON_AddStringToObject(limit, "memory", memory_names[p->mem.limited]);
     cJSON_AddStringToObject(limit, "from", from);
     cJSON_AddNumberToObject(limit, "bytes", (double)p->mem.limit);
     if (p->fits) {

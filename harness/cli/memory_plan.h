@@ -1,4 +1,4 @@
-/* The output of `kvmark info --plan`: a memory plan as text and as JSON. */
+/* Output of `kvmark info --plan`: a `serve_plan` as text and as JSON. */
 #ifndef MEMORY_PLAN_H
 #define MEMORY_PLAN_H
 
@@ -7,9 +7,9 @@
 
 #include <stdio.h>
 
-/* Tables of buffers and the KV pool. A plan that does not fit gets its tables and the limit only. */
+/* Prints a table of buffers per kind of memory, and the KV pool. Leaves out the KV pool if the plan does not fit. */
 void memory_plan_print(const struct serve_plan *p, const struct serve_opts *o, FILE *to);
-/* The same as an object, sizes in bytes. "kv" and "cache" are null if the plan does not fit. */
+/* The plan as an object (cJSON_Delete), with sizes in bytes. "kv" and "cache" are null if the plan does not fit. */
 cJSON *memory_plan_json(const struct serve_plan *p, const struct serve_opts *o);
 
 #endif

@@ -1,4 +1,4 @@
-/* Probes of this machine. */
+/* The probes: arithmetic, memory, loopback and disk. */
 #include "harness/cli/probe.h"
 
 #include "base/clock.h"

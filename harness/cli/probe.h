@@ -1,4 +1,4 @@
-/* Limits of this machine that bound every result on it, each measured by one probe. */
+/* Probes measure limits of this machine, such as the rate of memcpy, which bound every result on it. */
 #ifndef PROBE_H
 #define PROBE_H
 

@@ -1,4 +1,4 @@
-/* The progress line and Ctrl-C. */
+/* Writes the progress line of a run, and catches Ctrl-C. */
 #include "harness/cli/progress.h"
 
 #include "base/clock.h"

@@ -1,4 +1,4 @@
-/* Progress of a run on stderr: a terminal gets one line, drawn again five times a second; anything else gets a line
+/* Progress of a run on stderr. A terminal shows one line, redrawn five times a second; a file or a pipe gets a line
  * every ten seconds. */
 #ifndef PROGRESS_H
 #define PROGRESS_H
@@ -16,7 +16,8 @@ void progress_start(struct progress *p, bool quiet);
 bool progress_update(void *arg, const struct client_progress *now);
 void progress_end(struct progress *p);
 
-/* The first Ctrl-C ends the run early and keeps what is complete. The second one kills the program. */
+/* From here on, the first Ctrl-C ends the run early (progress_update returns false) and the second one kills the
+ * program. */
 void progress_catch_interrupt(void);
 bool progress_interrupted(void);
 

@@ -1,7 +1,7 @@
-/* Option tables, memory plan and life of a serving process.
+/* The option tables, the memory plan, and the start and end of a serving process.
  *
- * The child of serve_spawn is a plain fork, made before this process has threads. It runs serve_run and writes one
- * struct to a pipe: the port that it bound, or the error. */
+ * serve_spawn forks, and therefore must be called before this process has threads. The child runs serve_run and writes
+ * one struct to a pipe: the port that it bound, or the error. */
 #include "harness/cli/serve.h"
 
 #include "base/log.h"
@@ -36,7 +36,7 @@ static const struct km_option model_rows[] = {
      KM_FIELD(struct serve_opts, device),
      .arg = "DEV",
      .fallback = "auto",
-     .help = "auto, cpu or cuda; auto takes a GPU if there is one"},
+     .help = "backend that runs the engine, such as cpu or cuda (kvmark info lists them); auto: a GPU if there is one"},
     {.name = "seed",
      KM_FIELD(struct serve_opts, seed),
      .arg = "N",
@@ -46,7 +46,7 @@ static const struct km_option model_rows[] = {
      .help = "seed of dummy weights, of sampling, and of generated workloads"},
     {.name = "batch-invariant",
      KM_FIELD(struct serve_opts, batch_invariant),
-     .help = "the same bits in any batch; not available in this version"},
+     .help = "answers that do not depend on the batch, bit for bit; not available in this version"},
 };
 
 static const struct km_option cache_rows[] = {
@@ -58,7 +58,7 @@ static const struct km_option cache_rows[] = {
     {.name = "kv-config",
      KM_FIELD(struct serve_opts, kv_config),
      .arg = "FILE.yaml",
-     .help = "cache layer as in a configuration file of LMCache"},
+     .help = "configuration file of the cache layer, in LMCache's format"},
     {.name = "chunk-size",
      KM_FIELD(struct serve_opts, chunk_size),
      .arg = "N",
@@ -69,7 +69,7 @@ static const struct km_option cache_rows[] = {
      KM_FIELD(struct serve_opts, kv_role),
      .values = "kv_both|kv_producer|kv_consumer",
      .fallback = "kv_both",
-     .help = "this version has only kv_both"},
+     .help = "role in a disaggregated deployment; this version has only kv_both"},
 };
 
 int serve_option_groups(struct serve_opts *o, struct km_option_group *out)
@@ -81,10 +81,10 @@ int serve_option_groups(struct serve_opts *o, struct km_option_group *out)
     return SERVE_GROUPS;
 }
 
-/* The cache layer that the options ask for. */
+/* The cache layer that the options describe. */
 struct cache_choice {
     bool on;
-    struct kvc_config config; /* the layer's defaults if it is not on */
+    struct kvc_config config; /* the layer's defaults if `on` is false */
     char text[128];           /* "none", "dram=5GiB, chunk 256" */
 };
 
@@ -102,7 +102,7 @@ static int read_cache_file(const char *path, struct kvc_config *c, bool warn, st
     return rc;
 }
 
-/* warn: print what the configuration file says in vain. */
+/* Reads the cache layer from the options. warn: log the keys of the configuration file that have no effect. */
 static int choose_cache(const struct serve_opts *o, bool warn, struct cache_choice *out, struct km_err *err)
 {
     bool off = true;
@@ -216,8 +216,8 @@ int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct k
     return rc;
 }
 
-/* What a serving process holds, in the order in which it is opened. */
-struct parts {
+/* The objects of a serving process, in the order in which they are opened. */
+struct service {
     struct mdl *mdl;
     struct tok *tok;     /* NULL: only token ids are served */
     struct kvc *kvc;     /* NULL: no cache layer */
@@ -226,7 +226,7 @@ struct parts {
     struct srv *srv;
 };
 
-static void close_parts(struct parts *p)
+static void close_service(struct service *p)
 {
     srv_free(p->srv);
     eng_close(p->eng);
@@ -235,7 +235,7 @@ static void close_parts(struct parts *p)
     mdl_free(p->mdl);
 }
 
-static int open_tokenizer(const struct serve_opts *o, struct parts *p, struct km_err *err)
+static int open_tokenizer(const struct serve_opts *o, struct service *p, struct km_err *err)
 {
     const char *path = o->tokenizer ? o->tokenizer : mdl_dir(p->mdl);
     int rc = path ? tok_open(&p->tok, path, err) : KM_ENOENT;
@@ -253,7 +253,7 @@ static int open_tokenizer(const struct serve_opts *o, struct parts *p, struct km
     return rc;
 }
 
-static void log_engine(const struct parts *p, const char *cache)
+static void log_engine(const struct service *p, const char *cache)
 {
     const struct eng_opts *o = eng_options(p->eng);
     struct eng_stats st;
@@ -267,7 +267,7 @@ static void log_engine(const struct parts *p, const char *cache)
            o->max_model_len, cache);
 }
 
-static int open_parts(const struct serve_opts *o, struct parts *p, struct km_err *err)
+static int open_service(const struct serve_opts *o, struct service *p, struct km_err *err)
 {
     const struct backend *be;
     struct cache_choice cache;
@@ -299,18 +299,18 @@ static int open_parts(const struct serve_opts *o, struct parts *p, struct km_err
 
 int serve_run(const struct serve_opts *o, void (*ready)(void *arg, int port), void *arg, struct km_err *err)
 {
-    struct parts p = {0};
-    int rc = open_parts(o, &p, err);
+    struct service p = {0};
+    int rc = open_service(o, &p, err);
     if (!rc) {
         if (ready)
             ready(arg, srv_port(p.srv));
         rc = srv_run(p.srv, true, err);
     }
-    close_parts(&p);
+    close_service(&p);
     return rc;
 }
 
-/* What the child writes to the pipe, once. */
+/* The message that the child writes to the pipe, once. */
 struct child_report {
     int port;
     struct km_err err; /* err.code is 0 if the port is bound */
@@ -331,7 +331,7 @@ static _Noreturn void run_child(const struct serve_opts *o, int fd, pid_t parent
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         _exit(1);
-    signal(SIGINT, SIG_IGN); /* Ctrl-C reaches the client, which then ends this process */
+    signal(SIGINT, SIG_IGN); /* Ctrl-C also reaches the parent, which then ends this process */
     struct serve_opts mine = *o;
     mine.server.port = 0;
     struct child_report r = {0};

@@ -1,4 +1,4 @@
-/* Terminals. */
+/* Asks the kernel about a terminal, and formats times for its lines. */
 #include "harness/cli/terminal.h"
 
 #include <stdio.h>

@@ -1,9 +1,9 @@
-/* Reads responses and decides which of them failed.
+/* Parses responses and decides which requests have failed.
  *
- * A request fails by: a status other than 200; a response that is no event stream; an error event; an event that is not
- * JSON; a lost connection; an end without [DONE] and without a finish_reason (Hugging Face's server sends no [DONE]);
- * an answer without tokens. The record of a failed request has the reason and the events until then. It is in no
- * latency. */
+ * A request fails for one of these reasons: a status other than 200; a response that is not an event stream; an error
+ * event; an event that is not JSON; a time-out; a lost connection; an end without [DONE] and without a finish_reason
+ * (Hugging Face's server sends no [DONE]); an answer without tokens. The record of a failed request holds the reason
+ * and the events until the failure. No latency includes the request. */
 #include "harness/client/answer.h"
 
 #include "base/mem.h"
@@ -25,24 +25,24 @@ void ans_free(struct ans *a)
     XXH3_freeState(a->hash);
     km_free(a->ticks);
     km_buf_free(&a->text);
-    km_buf_free(&a->aside);
+    km_buf_free(&a->reasoning);
     sse_free(&a->sse);
 }
 
 void ans_begin(struct ans *a, const struct hz_rec *rec)
 {
     a->rec = *rec;
-    a->n_ticks = a->tokens = a->n_start = 0;
+    a->n_ticks = a->tokens = a->snippet_len = 0;
     a->events = 0;
-    a->at = (struct stamp){0};
+    a->arrival = (struct stamp){0};
     a->done = a->broken = a->oom = false;
-    a->said[0] = 0;
+    a->server_error[0] = 0;
     km_buf_clear(&a->text);
     sse_reset(&a->sse);
     XXH3_64bits_reset(a->hash);
 }
 
-static void add_tick(struct ans *a, struct stamp at, int tokens)
+static void add_tick(struct ans *a, struct stamp arrival, int tokens)
 {
     if (a->n_ticks == a->cap_ticks) {
         int cap = a->cap_ticks ? 2 * a->cap_ticks : 256;
@@ -54,12 +54,12 @@ static void add_tick(struct ans *a, struct stamp at, int tokens)
         a->ticks = p;
         a->cap_ticks = cap;
     }
-    a->ticks[a->n_ticks++] = (struct hz_tick){at.ns, tokens, at.lag_ns};
+    a->ticks[a->n_ticks++] = (struct hz_tick){arrival.ns, tokens, arrival.lag_ns};
     a->tokens += tokens;
     a->tally->tokens += tokens;
 }
 
-static void keep_message(char *out, struct ev_slice m)
+static void copy_message(char *out, struct ev_slice m)
 {
     struct km_buf b = {0};
     ev_text(m, &b);
@@ -67,10 +67,11 @@ static void keep_message(char *out, struct ev_slice m)
     km_buf_free(&b);
 }
 
-/* Hashes each id as its digits and a comma, so that the hash does not depend on how ids are spread over events. */
+/* Hashes the text of token_ids without its spaces and with a comma after the last id. So the hash does not depend on
+ * how the ids are spread over events. */
 static void hash_ids(struct ans *a, struct ev_slice ids)
 {
-    const char *run = ids.p, *end = ids.p + ids.n;
+    const char *run = ids.p, *end = ids.p + ids.n; /* run: the digits and commas since the last space */
     for (const char *p = ids.p; p && p < end; p++)
         if (*p == ' ') {
             XXH3_64bits_update(a->hash, run, (size_t)(p - run));
@@ -82,14 +83,14 @@ static void hash_ids(struct ans *a, struct ev_slice ids)
     }
 }
 
-/* Reads usage, finish_reason, text and error from an event, or from a whole response that was not streamed. Returns the
- * number of tokens in it. */
+/* Copies usage, finish_reason, text and error of an event, or of a whole response that was not streamed. Returns its
+ * number of tokens. */
 static int read_event(struct ans *a, const struct ev *e)
 {
     struct hz_rec *r = &a->rec;
-    size_t was = a->text.len;
+    size_t text_before = a->text.len;
     if (e->failed)
-        keep_message(a->said, e->message.p ? e->message : (struct ev_slice){"no message", 10});
+        copy_message(a->server_error, e->message.p ? e->message : (struct ev_slice){"no message", 10});
     if (e->prompt_tokens >= 0) {
         r->prompt_tokens = e->prompt_tokens;
         r->output_tokens = e->output_tokens;
@@ -101,15 +102,15 @@ static int read_event(struct ans *a, const struct ev *e)
         ev_text(e->content, &a->text);
         a->oom = a->oom || a->text.oom;
         if (!a->by_ids)
-            XXH3_64bits_update(a->hash, km_buf_str(&a->text) + was, a->text.len - was);
+            XXH3_64bits_update(a->hash, km_buf_str(&a->text) + text_before, a->text.len - text_before);
     }
     if (a->by_ids)
         hash_ids(a, e->ids);
     else if (e->reasoning.n) {
-        km_buf_clear(&a->aside);
-        ev_text(e->reasoning, &a->aside);
-        a->oom = a->oom || a->aside.oom;
-        XXH3_64bits_update(a->hash, km_buf_str(&a->aside), a->aside.len);
+        km_buf_clear(&a->reasoning);
+        ev_text(e->reasoning, &a->reasoning);
+        a->oom = a->oom || a->reasoning.oom;
+        XXH3_64bits_update(a->hash, km_buf_str(&a->reasoning), a->reasoning.len);
     }
     return e->listed > 0 ? e->listed : e->content.n || e->reasoning.n || e->tool_calls ? 1 : 0;
 }
@@ -118,18 +119,18 @@ static void on_event(void *arg, const char *data, size_t len)
 {
     struct ans *a = arg;
     struct hz_rec *r = &a->rec;
-    struct stamp at = a->at;
+    struct stamp arrival = a->arrival;
     struct ev e;
     a->tally->events++;
     a->events++;
-    if (at.lag_ns >= 0) {
+    if (arrival.lag_ns >= 0) {
         a->tally->stamped++;
-        hist_add(&a->tally->lag, at.lag_ns);
+        hist_add(&a->tally->lag, arrival.lag_ns);
     }
-    a->tally->while_reading += at.while_reading;
+    a->tally->while_reading += arrival.while_reading;
     if (len == 6 && !memcmp(data, "[DONE]", 6)) {
         a->done = true;
-        r->done_ns = at.ns;
+        r->done_ns = arrival.ns;
         return;
     }
     if (a->done || len == 0)
@@ -140,19 +141,19 @@ static void on_event(void *arg, const char *data, size_t len)
     }
     int n = read_event(a, &e);
     if (e.choices || !a->completions)
-        r->last_any_ns = at.ns;
+        r->last_any_ns = arrival.ns;
     if (!e.choices)
         return;
-    add_tick(a, at, n);
-    r->first_any_ns = r->first_any_ns ? r->first_any_ns : at.ns;
+    add_tick(a, arrival, n);
+    r->first_any_ns = r->first_any_ns ? r->first_any_ns : arrival.ns;
     if (!n)
         return;
-    a->tally->coalesced += r->last_ns == at.ns;
+    a->tally->coalesced += r->last_ns == arrival.ns;
     if (!r->first_ns) {
-        r->first_ns = at.ns;
+        r->first_ns = arrival.ns;
         r->first_len = a->text.len;
     }
-    r->last_ns = at.ns;
+    r->last_ns = arrival.ns;
 }
 
 void ans_status(struct ans *a, int status)
@@ -160,30 +161,30 @@ void ans_status(struct ans *a, int status)
     a->rec.status = status;
 }
 
-/* Arrival times within an answer do not go back. A stamp of the client's clock may be later than the kernel timestamp
- * of the bytes that are read next; those bytes then get the earlier bytes' time. */
-static void set_arrival(struct ans *a, struct stamp at)
+/* Keeps the arrival times within a response in order. The client's clock, as the stamp of some bytes, may be later than
+ * the kernel timestamp of the bytes after them. Then the bytes after them get the same time. */
+static void set_arrival(struct ans *a, struct stamp arrival)
 {
-    struct stamp last = a->at;
-    a->at = at;
-    if (at.ns < last.ns)
-        a->at = last.lag_ns < 0 ? last : (struct stamp){last.ns, at.lag_ns, at.while_reading};
+    struct stamp before = a->arrival;
+    a->arrival = arrival;
+    if (arrival.ns < before.ns)
+        a->arrival = before.lag_ns < 0 ? before : (struct stamp){before.ns, arrival.lag_ns, arrival.while_reading};
 }
 
-void ans_headers_done(struct ans *a, struct stamp at)
+void ans_headers_done(struct ans *a, struct stamp arrival)
 {
-    set_arrival(a, at);
+    set_arrival(a, arrival);
     if (a->rec.status >= 200) /* not the headers of a 100 Continue */
-        a->rec.header_ns = a->at.ns;
+        a->rec.header_ns = a->arrival.ns;
 }
 
-bool ans_body(struct ans *a, const char *p, size_t n, struct stamp at)
+bool ans_body(struct ans *a, const char *p, size_t n, struct stamp arrival)
 {
-    set_arrival(a, at);
-    if (!a->events && a->n_start < ANS_SNIPPET) {
-        size_t take = n < (size_t)(ANS_SNIPPET - a->n_start) ? n : (size_t)(ANS_SNIPPET - a->n_start);
-        memcpy(a->start + a->n_start, p, take);
-        a->n_start += (int)take;
+    set_arrival(a, arrival);
+    if (!a->events && a->snippet_len < ANS_SNIPPET) {
+        size_t take = n < (size_t)(ANS_SNIPPET - a->snippet_len) ? n : (size_t)(ANS_SNIPPET - a->snippet_len);
+        memcpy(a->snippet + a->snippet_len, p, take);
+        a->snippet_len += (int)take;
     }
     if (a->stream && a->rec.status == 200)
         sse_feed(&a->sse, p, n, on_event, a);
@@ -196,7 +197,7 @@ bool ans_body(struct ans *a, const char *p, size_t n, struct stamp at)
     return !a->oom && !a->sse.failed && !a->broken;
 }
 
-/* A response that was not streamed counts as one event with all tokens. */
+/* Reads a response that was not streamed: it counts as one event with all tokens. */
 static void read_whole(struct ans *a)
 {
     struct km_buf body = a->text;
@@ -222,45 +223,47 @@ static void read_whole(struct ans *a)
 /* The first bytes of the body, printable and on one line. */
 static const char *printable_start(struct ans *a)
 {
-    while (a->n_start > 0 && (unsigned char)a->start[a->n_start - 1] <= 0x20)
-        a->n_start--;
-    a->start[a->n_start] = 0;
-    for (int i = 0; i < a->n_start; i++)
-        if ((unsigned char)a->start[i] < 0x20 || a->start[i] == 0x7F)
-            a->start[i] = ' ';
-    return a->start;
+    while (a->snippet_len > 0 && (unsigned char)a->snippet[a->snippet_len - 1] <= 0x20)
+        a->snippet_len--;
+    a->snippet[a->snippet_len] = 0;
+    for (int i = 0; i < a->snippet_len; i++)
+        if ((unsigned char)a->snippet[i] < 0x20 || a->snippet[i] == 0x7F)
+            a->snippet[i] = ' ';
+    return a->snippet;
 }
 
-#define WHY(a, ...) snprintf((a)->rec.error, sizeof(a)->rec.error, __VA_ARGS__)
+#define SET_ERROR(a, ...) snprintf((a)->rec.error, sizeof(a)->rec.error, __VA_ARGS__)
 
-/* The first failure that applies; each one may cause those below it. */
+/* Sets rec.ok, or rec.error to the first failure that applies. Their order matters: a failure may cause the ones below
+ * it. */
 static void judge(struct ans *a, const struct ans_close *end)
 {
     struct hz_rec *r = &a->rec;
     struct ev e;
     if (a->oom)
-        WHY(a, "the client ran out of memory");
+        SET_ERROR(a, "the client ran out of memory");
     else if (a->sse.failed || (a->broken && !a->stream))
-        WHY(a, "the answer passes %d bytes without an end", SSE_MAX_EVENT);
+        SET_ERROR(a, "the answer is longer than %d bytes", SSE_MAX_EVENT);
     else if (a->broken)
-        WHY(a, "an event after %d tokens is not JSON", a->tokens);
-    else if (a->said[0] && r->status == 200)
-        WHY(a, "error event after %d tokens: %.110s", a->tokens, a->said);
+        SET_ERROR(a, "an event after %d tokens is not JSON", a->tokens);
+    else if (a->server_error[0] && r->status == 200)
+        SET_ERROR(a, "error event after %d tokens: %.110s", a->tokens, a->server_error);
     else if (end->timed_out)
-        WHY(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9, a->tokens);
+        SET_ERROR(a, "timed out after %.1f s with %d tokens received", (double)(end->now_ns - r->start_ns) / 1e9,
+                  a->tokens);
     else if (end->lost && !a->done) /* after [DONE] the answer is complete */
-        WHY(a, "%s after %d tokens: %.100s", r->status ? "connection lost" : "no answer", a->tokens, end->lost);
+        SET_ERROR(a, "%s after %d tokens: %.100s", r->status ? "connection lost" : "no answer", a->tokens, end->lost);
     else if (r->status != 200) {
         if (ev_scan(km_buf_str(&a->text), a->text.len, &e) == 0 && e.message.p)
-            keep_message(a->said, e.message);
-        WHY(a, "HTTP %d: %.120s", r->status, a->said[0] ? a->said : printable_start(a));
+            copy_message(a->server_error, e.message);
+        SET_ERROR(a, "HTTP %d: %.120s", r->status, a->server_error[0] ? a->server_error : printable_start(a));
     } else if (a->stream && !a->events)
-        WHY(a, "HTTP 200 but no event stream (%.40s): %.80s", end->type ? end->type : "no content type",
-            printable_start(a));
+        SET_ERROR(a, "HTTP 200 but no event stream (%.40s): %.80s", end->type ? end->type : "no content type",
+                  printable_start(a));
     else if (a->stream && !a->done && !r->finish[0])
-        WHY(a, "the stream ended without a finish_reason or [DONE] after %d tokens", a->tokens);
+        SET_ERROR(a, "the stream ended without a finish_reason or [DONE] after %d tokens", a->tokens);
     else if (!a->tokens)
-        WHY(a, "no token in the answer");
+        SET_ERROR(a, "no token in the answer");
     else
         r->ok = true;
 }

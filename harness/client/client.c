@@ -1,8 +1,9 @@
-/* The event loop: ask the schedule, start requests, wait, stamp, let libcurl read, parse.
+/* The event loop. A round asks the schedule, starts the requests that are due, waits in epoll, reads the receive
+ * timestamp of each ready socket, and lets libcurl read the socket and deliver the bytes to the parser.
  *
- * A slot is an easy handle and the answer that it is receiving. When a socket is ready, its receive timestamp is read
- * before libcurl reads the socket (harness/client/stamp.h). An event's time is then when it reached this machine, and
- * not when this thread got to it; the difference is recorded as the client's own lag.
+ * A slot is a libcurl easy handle and the answer that it is receiving. The timestamp is read before libcurl reads
+ * (harness/client/stamp.h). So an event's time is its arrival at this machine, not the time at which this thread
+ * processed it; the difference is recorded as the client's own lag.
  *
  * Invariant: a slot is in `idle`, or its easy handle is in the multi handle; never both. */
 #include "harness/client/client.h"
@@ -25,7 +26,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-enum { PERIOD_NS = 100000000 }; /* between progress calls; also the longest sleep */
+enum { PERIOD_NS = 100000000 }; /* shortest time between two progress calls, and longest sleep in epoll_wait */
 
 /* Default time-outs of vLLM's clients. */
 static const double PROMPT_TIMEOUT_S = 6 * 3600, CONVERSATION_TIMEOUT_S = 120;
@@ -40,7 +41,7 @@ struct slot {
 
 struct sock {
     struct slot *slot;     /* the slot that receives from this socket; NULL: none */
-    uint32_t out_of_order; /* stamp_out_of_order before the current answer */
+    uint32_t out_of_order; /* stamp_out_of_order of this socket before the current answer */
 };
 
 struct client {
@@ -48,38 +49,40 @@ struct client {
     CURLM *multi;
     struct curl_slist *headers;
     char *url;
-    int epfd, timer;
+    int epfd, timer;     /* the epoll instance, and the timerfd in it */
     int64_t curl_due;    /* when libcurl's next timer expires; INT64_MAX: none */
-    struct slot **slots; /* [n_slots] all of them */
-    struct slot **idle;  /* [n_idle], a stack */
+    struct slot **slots; /* [n_slots] every slot; owned */
+    struct slot **idle;  /* [n_idle] a stack of the slots without a request */
     int n_slots, n_idle, cap_slots;
-    struct sock *socks; /* [cap_fd], by descriptor */
+    struct sock *socks; /* [cap_fd] indexed by file descriptor */
     int cap_fd;
 
     struct stamp_reader stamps;
-    struct slot *looked_at; /* the slot that the last look was for; NULL: none */
+    struct slot *peeked; /* the slot whose socket the last stamp_peek was for; NULL: none */
 
+    /* Health counters of the schedule that is playing; struct hz_health explains them. */
     int64_t reconnects;
-    struct hist gap, send_lag;
+    struct hist loop_gap, send_lag;
     struct ans_tally tally;
-    bool oom;
+    bool oom; /* on_socket found no memory */
 };
 
 /* ---- receive timestamps ---- */
 
-static void look(struct client *c, int fd)
+/* Reads the receive timestamp of a ready socket, before libcurl reads the socket. */
+static void peek(struct client *c, int fd)
 {
     struct sock *k = fd < c->cap_fd ? &c->socks[fd] : NULL;
-    c->looked_at = k ? k->slot : NULL;
-    if (c->looked_at)
-        stamp_look(&c->stamps, fd, c->looked_at->ans.rec.start_ns, k->out_of_order);
+    c->peeked = k ? k->slot : NULL;
+    if (c->peeked)
+        stamp_peek(&c->stamps, fd, c->peeked->ans.rec.start_ns, k->out_of_order);
 }
 
-/* Arrival of the bytes that libcurl is delivering to slot s. libcurl also reads sockets from its own timers, without a
- * look before. */
+/* Arrival of the bytes that libcurl is delivering to slot s. libcurl also reads sockets when one of its timers expires,
+ * and then there was no peek before. */
 static struct stamp arrival(const struct slot *s)
 {
-    return s->client->looked_at == s ? stamp_arrival(&s->client->stamps) : stamp_now();
+    return s->client->peeked == s ? stamp_arrival(&s->client->stamps) : stamp_now();
 }
 
 /* ---- callbacks of libcurl ---- */
@@ -130,7 +133,7 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *un
         epoll_ctl(c->epfd, EPOLL_CTL_DEL, fd, NULL);
         c->socks[fd] = (struct sock){.out_of_order = stamp_out_of_order(fd)};
         if (fd == c->stamps.fd)
-            c->looked_at = NULL; /* libcurl may close the socket, and its number may become another connection's */
+            c->peeked = NULL; /* libcurl may close the socket, and another connection may get its number */
         return 0;
     }
     curl_easy_getinfo(easy, CURLINFO_PRIVATE, (char **)&s);
@@ -196,8 +199,8 @@ static struct slot *slot_new(struct client *c)
     return s;
 }
 
-/* An idle slot, a new one when there is none. NULL: no memory. */
-static struct slot *slot_get(struct client *c)
+/* Removes a slot from the idle ones, or creates one if none is idle. NULL: no memory. */
+static struct slot *acquire_slot(struct client *c)
 {
     if (c->n_idle)
         return c->idle[--c->n_idle];
@@ -220,8 +223,8 @@ static struct slot *slot_get(struct client *c)
 }
 
 /* One round of the event loop: sleeps until a socket is ready or until `due`, then lets libcurl read and write.
- * *busy_since is the wake-up of the last round that had ready sockets, 0: it had none. The time from there to the next
- * sleep is the loop gap: a socket that becomes ready in between has to wait. NULL: it is not recorded. */
+ * *busy_since: the wake-up of the last round, if that round had ready sockets, else 0. The time from that wake-up to
+ * the next sleep is the loop gap: a socket that becomes ready in between has to wait. NULL: the gap is not recorded. */
 static int run_loop_once(struct client *c, int64_t due, int64_t *busy_since, struct km_err *err)
 {
     struct epoll_event ev[256];
@@ -233,7 +236,7 @@ static int run_loop_once(struct client *c, int64_t due, int64_t *busy_since, str
     if (due != INT64_MAX)
         timerfd_settime(c->timer, TFD_TIMER_ABSTIME, &when, NULL);
     if (busy_since && *busy_since)
-        hist_add(&c->gap, km_now_ns() - *busy_since);
+        hist_add(&c->loop_gap, km_now_ns() - *busy_since);
     int n = epoll_wait(c->epfd, ev, 256, -1);
     if (n < 0 && errno != EINTR)
         return km_fail(err, KM_EIO, "epoll_wait failed: %s", strerror(errno));
@@ -246,14 +249,14 @@ static int run_loop_once(struct client *c, int64_t due, int64_t *busy_since, str
         uint64_t expired;
         if (fd == c->timer) {
             if (read(c->timer, &expired, sizeof expired) < 0)
-                expired = 0; /* the timer was set anew before it was read */
+                expired = 0; /* EAGAIN: the timer was set again after epoll had reported it */
             continue;
         }
         int bits = (ev[i].events & EPOLLIN ? CURL_CSELECT_IN : 0) | (ev[i].events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
                    (ev[i].events & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR | CURL_CSELECT_IN : 0);
-        look(c, fd);
+        peek(c, fd);
         curl_multi_socket_action(c->multi, fd, bits, &running);
-        c->looked_at = NULL;
+        c->peeked = NULL;
     }
     if (c->curl_due <= now) {
         c->curl_due = INT64_MAX;
@@ -274,11 +277,12 @@ static int start_transfer(struct client *c, struct slot *s, struct km_err *err)
     return rc ? km_fail(err, KM_ENOMEM, "libcurl cannot start a request: %s", curl_multi_strerror(rc)) : 0;
 }
 
+/* A slot whose transfer has ended, and libcurl's result; NULL: there is none. */
 static struct slot *next_finished(struct client *c, CURLcode *result)
 {
-    int left;
+    int remaining;
     CURLMsg *m;
-    while ((m = curl_multi_info_read(c->multi, &left))) {
+    while ((m = curl_multi_info_read(c->multi, &remaining))) {
         struct slot *s = NULL;
         if (m->msg != CURLMSG_DONE)
             continue;
@@ -380,7 +384,7 @@ int client_connect(struct client *c, int n, struct km_err *err)
         rc = target_url(c->o.target, "/health", &url, err);
     curl_multi_setopt(c->multi, CURLMOPT_MAXCONNECTS, (long)n + 64);
     while (!rc && open < n) {
-        struct slot *s = slot_get(c);
+        struct slot *s = acquire_slot(c);
         if (!s) {
             rc = km_fail(err, KM_ENOMEM, "no memory for %d connections", n);
             break;
@@ -399,7 +403,7 @@ int client_connect(struct client *c, int n, struct km_err *err)
         struct slot *s;
         CURLcode result;
         while ((s = next_finished(c, &result))) {
-            /* A slow or failed health check is no error: only a server that cannot be reached is. */
+            /* It is an error if the server cannot be reached. A health check that is slow or fails is none. */
             if (!rc && (result == CURLE_COULDNT_CONNECT || result == CURLE_COULDNT_RESOLVE_HOST ||
                         result == CURLE_URL_MALFORMAT || result == CURLE_UNSUPPORTED_PROTOCOL ||
                         result == CURLE_SSL_CONNECT_ERROR))
@@ -423,7 +427,7 @@ int client_connect(struct client *c, int n, struct km_err *err)
 static int send_request(struct client *c, struct req *r, const struct schedule_item *it, struct km_err *err)
 {
     struct req_body body;
-    struct slot *s = slot_get(c);
+    struct slot *s = acquire_slot(c);
     if (!s)
         return km_fail(err, KM_ENOMEM, "no memory for one more connection");
     int rc = req_build(r, it->conv, it->turn, &body, err);
@@ -465,10 +469,19 @@ static int send_request(struct client *c, struct req *r, const struct schedule_i
     return start_transfer(c, s, err);
 }
 
-/* The end of one request: judges the answer, records it, adds it to the history, and informs the schedule. */
-static int finish_request(struct client *c, struct slot *s, CURLcode result, struct schedule *sch, struct req *r,
-                          struct client_progress *p, double *ttft_sum, struct hz_trace *t, struct km_err *err)
+/* The state of client_play. */
+struct play {
+    struct schedule *schedule;
+    struct req *req;
+    struct hz_trace *trace;
+    struct client_progress progress;
+    double ttft_sum_ms; /* over the requests that succeeded */
+};
+
+/* Ends a request: decides whether it succeeded, records it, adds its answer to the history, informs the schedule. */
+static int finish_request(struct client *c, struct slot *s, CURLcode result, struct play *play, struct km_err *err)
 {
+    struct client_progress *p = &play->progress;
     long opened = 0;
     struct ans_close end = {.timed_out = result == CURLE_OPERATION_TIMEDOUT, .now_ns = km_now_ns()};
     curl_easy_getinfo(s->easy, CURLINFO_CONTENT_TYPE, &end.type);
@@ -481,20 +494,20 @@ static int finish_request(struct client *c, struct slot *s, CURLcode result, str
     int rc = 0;
     bool ok = rec->ok;
     if (ok)
-        rc = req_answer(r, s->item.conv, s->item.turn, km_buf_str(&s->ans.text), s->ans.text.len, err);
+        rc = req_answer(play->req, s->item.conv, s->item.turn, km_buf_str(&s->ans.text), s->ans.text.len, err);
     if (ok) {
         p->done++;
         p->prompt_tokens += rec->prompt_tokens > 0 ? rec->prompt_tokens : 0;
-        *ttft_sum += (double)(rec->first_ns - rec->start_ns) / 1e6;
-        p->ttft_mean_ms = *ttft_sum / p->done;
+        play->ttft_sum_ms += (double)(rec->first_ns - rec->start_ns) / 1e6;
+        p->ttft_mean_ms = play->ttft_sum_ms / p->done;
     } else
         p->failed++;
     p->active--;
     if (!rc)
-        rc = ans_record(&s->ans, t, err);
+        rc = ans_record(&s->ans, play->trace, err);
     struct schedule_item it = s->item;
     release_slot(c, s);
-    schedule_done(sch, &it, ok, end.now_ns);
+    schedule_done(play->schedule, &it, ok, end.now_ns);
     return rc;
 }
 
@@ -507,77 +520,98 @@ static double cpu_seconds(void)
 
 static void reset_health(struct client *c)
 {
-    c->stamps.looks = c->stamps.clock_steps = c->reconnects = 0;
-    memset(&c->gap, 0, sizeof c->gap);
+    c->stamps.peeks = c->stamps.clock_steps = c->reconnects = 0;
+    memset(&c->loop_gap, 0, sizeof c->loop_gap);
     memset(&c->send_lag, 0, sizeof c->send_lag);
     memset(&c->tally, 0, sizeof c->tally);
 }
 
-int client_play(struct client *c, struct schedule *s, struct req *r, client_progress_fn progress, void *arg,
-                struct hz_trace *t, struct km_err *err)
+/* The client's health while it played a schedule. cpu_s: CPU time of the thread; wall_s: duration. */
+static struct hz_health health_of(const struct client *c, double cpu_s, double wall_s)
 {
-    struct client_progress p = {.total = schedule_planned(s)};
-    double ttft_sum = 0, cpu = cpu_seconds();
-    int64_t busy = 0, reported = 0, wake;
-    int rc = 0;
-    reset_health(c);
-    /* The kernel may fire a thread's timers up to its timer slack late, 50 us by default. */
-    int slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
-    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
-    stamp_read_clocks(&c->stamps);
-    t->begin_ns = km_now_ns();
-    schedule_begin(s, t->begin_ns);
-    for (;;) {
-        struct schedule_item it;
-        struct slot *slot;
-        CURLcode result;
-        enum schedule_answer a;
-        bool ended = false, started = false;
-        for (; !rc && (slot = next_finished(c, &result)); ended = true)
-            rc = finish_request(c, slot, result, s, r, &p, &ttft_sum, t, err);
-        for (; !rc && (a = schedule_next(s, km_now_ns(), &it, &wake)) == SCHEDULE_SEND; started = true) {
-            p.active++;
-            rc = send_request(c, r, &it, err);
-        }
-        if (rc || a == SCHEDULE_END)
-            break;
-        /* A refused connection ends its request during send_request, and no event would wake the loop for it. */
-        if (ended || started)
-            continue;
-        int64_t now = km_now_ns();
-        if (progress && now - reported >= PERIOD_NS) {
-            reported = now;
-            p.elapsed_ns = now - t->begin_ns;
-            p.output_tokens = c->tally.tokens;
-            if (!progress(arg, &p)) {
-                t->stopped = true;
-                break;
-            }
-        }
-        if ((rc = run_loop_once(c, wake < now + PERIOD_NS ? wake : now + PERIOD_NS, &busy, err)))
-            break;
-    }
-    t->end_ns = km_now_ns();
-    prctl(PR_SET_TIMERSLACK, slack > 0 ? slack : 0, 0, 0, 0);
-    for (int i = 0; (rc || t->stopped) && p.active && i < c->n_slots; i++) { /* drops the requests in flight */
+    int64_t waited = c->tally.events - c->tally.while_reading;
+    return (struct hz_health){.cpu_s = cpu_s,
+                              .wall_s = wall_s,
+                              .loop_gap_p99_ms = hist_ms(&c->loop_gap, 0.99),
+                              .loop_gap_max_ms = c->loop_gap.n ? (double)c->loop_gap.max / 1e6 : NAN,
+                              .send_lag_p99_ms = hist_ms(&c->send_lag, 0.99),
+                              .events = c->tally.events,
+                              .reads = c->stamps.peeks,
+                              .kernel_stamps = waited ? (double)c->tally.stamped / (double)waited : NAN,
+                              .stamp_lag_p99_ms = hist_ms(&c->tally.lag, 0.99),
+                              .coalesced = c->tally.coalesced,
+                              .reconnects = c->reconnects,
+                              .clock_steps = c->stamps.clock_steps};
+}
+
+static void cancel_requests_in_flight(struct client *c)
+{
+    for (int i = 0; i < c->n_slots; i++) {
         bool idle = false;
         for (int k = 0; k < c->n_idle; k++)
             idle = idle || c->idle[k] == c->slots[i];
         if (!idle)
             release_slot(c, c->slots[i]);
     }
-    int64_t waited = c->tally.events - c->tally.while_reading;
-    t->health = (struct hz_health){.cpu_s = cpu_seconds() - cpu,
-                                   .wall_s = (double)(t->end_ns - t->begin_ns) / 1e9,
-                                   .loop_gap_p99_ms = hist_ms(&c->gap, 0.99),
-                                   .loop_gap_max_ms = c->gap.n ? (double)c->gap.max / 1e6 : NAN,
-                                   .send_lag_p99_ms = hist_ms(&c->send_lag, 0.99),
-                                   .events = c->tally.events,
-                                   .reads = c->stamps.looks,
-                                   .kernel_stamps = waited ? (double)c->tally.stamped / (double)waited : NAN,
-                                   .stamp_lag_p99_ms = hist_ms(&c->tally.lag, 0.99),
-                                   .coalesced = c->tally.coalesced,
-                                   .reconnects = c->reconnects,
-                                   .clock_steps = c->stamps.clock_steps};
+}
+
+/* Records the requests that have ended, and starts those that are due. *active: there was one of either kind.
+ * *next: the schedule's last answer; *wake: when to ask it again. */
+static int advance(struct client *c, struct play *play, bool *active, enum schedule_answer *next, int64_t *wake,
+                   struct km_err *err)
+{
+    struct schedule_item it;
+    struct slot *slot;
+    CURLcode result;
+    int rc = 0;
+    *active = false;
+    for (; !rc && (slot = next_finished(c, &result)); *active = true)
+        rc = finish_request(c, slot, result, play, err);
+    for (; !rc && (*next = schedule_next(play->schedule, km_now_ns(), &it, wake)) == SCHEDULE_SEND; *active = true) {
+        play->progress.active++;
+        rc = send_request(c, play->req, &it, err);
+    }
+    return rc;
+}
+
+int client_play(struct client *c, struct schedule *s, struct req *r, client_progress_fn progress, void *arg,
+                struct hz_trace *t, struct km_err *err)
+{
+    struct play play = {.schedule = s, .req = r, .trace = t, .progress.total = schedule_planned(s)};
+    double cpu_before_s = cpu_seconds();
+    int64_t busy_since = 0, reported = 0, wake;
+    int rc = 0;
+    reset_health(c);
+    /* By default the kernel may fire a thread's timers up to 50 us late (the timer slack). */
+    int slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
+    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+    stamp_read_clocks(&c->stamps);
+    t->begin_ns = km_now_ns();
+    schedule_begin(s, t->begin_ns);
+    while (!rc) {
+        enum schedule_answer next;
+        bool active;
+        if ((rc = advance(c, &play, &active, &next, &wake, err)) || next == SCHEDULE_END)
+            break;
+        /* A refused connection ends its request during send_request, and no event would wake the loop for it. */
+        if (active)
+            continue;
+        int64_t now = km_now_ns();
+        if (progress && now - reported >= PERIOD_NS) {
+            reported = now;
+            play.progress.elapsed_ns = now - t->begin_ns;
+            play.progress.output_tokens = c->tally.tokens;
+            if (!progress(arg, &play.progress)) {
+                t->stopped = true;
+                break;
+            }
+        }
+        rc = run_loop_once(c, wake < now + PERIOD_NS ? wake : now + PERIOD_NS, &busy_since, err);
+    }
+    t->end_ns = km_now_ns();
+    prctl(PR_SET_TIMERSLACK, slack > 0 ? slack : 0, 0, 0, 0);
+    if (rc || t->stopped)
+        cancel_requests_in_flight(c);
+    t->health = health_of(c, cpu_seconds() - cpu_before_s, (double)(t->end_ns - t->begin_ns) / 1e9);
     return rc;
 }

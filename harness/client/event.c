@@ -1,8 +1,8 @@
-/* A JSON scanner that knows the few keys of an event that matter.
+/* A recursive-descent JSON scanner that stores the few keys of an event that the client needs.
  *
- * An event costs one pass over its bytes, without allocations or copies. The scanner checks the whole text, so that a
- * damaged event is an error and not an empty event. After an error `bad` is set and every step does nothing; callers
- * check it once, at the end. */
+ * It makes one pass over the event's bytes, without allocations or copies. It checks the whole text, so that a damaged
+ * event is an error and not an empty event. The first error sets `bad`; from then on every function does nothing, and
+ * ev_scan checks `bad` at the end. */
 #include "harness/client/event.h"
 
 #include <limits.h>
@@ -16,7 +16,7 @@ struct scan {
     bool bad;
 };
 
-static void space(struct scan *s)
+static void skip_space(struct scan *s)
 {
     while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\r' || *s->p == '\t'))
         s->p++;
@@ -25,14 +25,14 @@ static void space(struct scan *s)
 /* Consumes c if it is the next character after white space. */
 static bool accept_char(struct scan *s, char c)
 {
-    space(s);
+    skip_space(s);
     if (s->bad || s->p == s->end || *s->p != c)
         return false;
     s->p++;
     return true;
 }
 
-static bool hex4(const char *p)
+static bool is_hex4(const char *p)
 {
     for (int i = 0; i < 4; i++)
         if (!((p[i] >= '0' && p[i] <= '9') || (p[i] >= 'a' && p[i] <= 'f') || (p[i] >= 'A' && p[i] <= 'F')))
@@ -40,7 +40,8 @@ static bool hex4(const char *p)
     return true;
 }
 
-static struct ev_slice string(struct scan *s)
+/* Reads a string and returns what is between its quotes. */
+static struct ev_slice read_string(struct scan *s)
 {
     struct ev_slice out = {NULL, 0};
     if (!accept_char(s, '"')) {
@@ -56,7 +57,7 @@ static struct ev_slice string(struct scan *s)
         }
         if (c != '\\')
             continue;
-        bool u = s->end - s->p >= 5 && *s->p == 'u' && hex4(s->p + 1);
+        bool u = s->end - s->p >= 5 && *s->p == 'u' && is_hex4(s->p + 1);
         if (!u && (s->p == s->end || !*s->p || !strchr("\"\\/bfnrt", *s->p))) {
             s->bad = true;
             return out;
@@ -72,8 +73,8 @@ static struct ev_slice string(struct scan *s)
     return out;
 }
 
-/* Within an object, after its brace: reads the next key and its colon. False at the end. *any starts as false. */
-static bool member(struct scan *s, bool *any, struct ev_slice *key)
+/* Inside an object: reads the next key and its colon. False: the object has ended. *any: false before the first key. */
+static bool next_member(struct scan *s, bool *any, struct ev_slice *key)
 {
     if (s->bad || accept_char(s, '}'))
         return false;
@@ -82,14 +83,14 @@ static bool member(struct scan *s, bool *any, struct ev_slice *key)
         return false;
     }
     *any = true;
-    *key = string(s);
+    *key = read_string(s);
     if (!accept_char(s, ':'))
         s->bad = true;
     return !s->bad;
 }
 
-/* Within an array, after its bracket: true if there is a next element. *any starts as false. */
-static bool element(struct scan *s, bool *any)
+/* Inside an array: true if there is a next element, which the caller must read. *any: false before the first one. */
+static bool next_element(struct scan *s, bool *any)
 {
     if (s->bad || accept_char(s, ']'))
         return false;
@@ -99,8 +100,8 @@ static bool element(struct scan *s, bool *any)
     return !s->bad;
 }
 
-/* A number, true, false or null. */
-static void literal(struct scan *s)
+/* Skips a number, true, false or null. */
+static void skip_literal(struct scan *s)
 {
     static const char *const names[] = {"true", "false", "null"};
     size_t left = (size_t)(s->end - s->p);
@@ -117,29 +118,39 @@ static void literal(struct scan *s)
     s->bad = s->bad || s->p == start;
 }
 
-static void skip(struct scan *s)
+/* Skips a value of any type. */
+static void skip_value(struct scan *s)
 {
     bool any = false;
     struct ev_slice key;
-    space(s);
+    skip_space(s);
     if (s->bad || s->p == s->end || s->depth >= MAX_DEPTH) {
         s->bad = true;
         return;
     }
     if (*s->p == '"') {
-        string(s);
+        read_string(s);
         return;
     }
     s->depth++;
     if (accept_char(s, '{'))
-        while (member(s, &any, &key))
-            skip(s);
+        while (next_member(s, &any, &key))
+            skip_value(s);
     else if (accept_char(s, '['))
-        while (element(s, &any))
-            skip(s);
+        while (next_element(s, &any))
+            skip_value(s);
     else
-        literal(s);
+        skip_literal(s);
     s->depth--;
+}
+
+/* Enters an object. Any other value is skipped, and the result is false. */
+static bool enter_object(struct scan *s)
+{
+    if (accept_char(s, '{'))
+        return true;
+    skip_value(s);
+    return false;
 }
 
 static bool key_is(struct ev_slice key, const char *name)
@@ -147,21 +158,22 @@ static bool key_is(struct ev_slice key, const char *name)
     return key.n == strlen(name) && !memcmp(key.p, name, key.n);
 }
 
-/* Reads a string into *out; skips any other value and leaves *out. */
-static void string_or_skip(struct scan *s, struct ev_slice *out)
+/* Reads a string into *out. Any other value is skipped, and *out stays as it is. */
+static void read_string_or_skip(struct scan *s, struct ev_slice *out)
 {
-    space(s);
+    skip_space(s);
     if (!s->bad && s->p < s->end && *s->p == '"')
-        *out = string(s);
+        *out = read_string(s);
     else
-        skip(s);
+        skip_value(s);
 }
 
-static void count_or_skip(struct scan *s, int *out)
+/* Reads a non-negative number into *out. Any other value is skipped, and *out stays as it is. */
+static void read_count_or_skip(struct scan *s, int *out)
 {
-    space(s);
+    skip_space(s);
     const char *start = s->p;
-    skip(s);
+    skip_value(s);
     if (s->bad || start == s->p || *start < '0' || *start > '9')
         return;
     long v = 0;
@@ -176,124 +188,116 @@ static int count_elements(struct scan *s)
     bool any = false;
     int n = 0;
     if (!accept_char(s, '[')) {
-        skip(s);
+        skip_value(s);
         return -1;
     }
-    for (; element(s, &any); n++)
-        skip(s);
+    for (; next_element(s, &any); n++)
+        skip_value(s);
     return n;
 }
 
-static void delta(struct scan *s, struct ev *e)
+static void read_delta(struct scan *s, struct ev *e)
 {
     bool any = false;
     struct ev_slice key;
-    if (!accept_char(s, '{')) {
-        skip(s);
+    if (!enter_object(s))
         return;
-    }
-    while (member(s, &any, &key)) {
+    while (next_member(s, &any, &key)) {
         if (key_is(key, "content"))
-            string_or_skip(s, &e->content);
+            read_string_or_skip(s, &e->content);
         else if (key_is(key, "reasoning_content") || key_is(key, "reasoning"))
-            string_or_skip(s, &e->reasoning);
+            read_string_or_skip(s, &e->reasoning);
         else if (key_is(key, "tool_calls"))
             e->tool_calls = count_elements(s) > 0;
         else
-            skip(s);
+            skip_value(s);
     }
 }
 
 /* Counts the tokens that logprobs list: chat has an object per token in "content", completions a string in "tokens". */
-static void logprobs(struct scan *s, struct ev *e)
+static void read_logprobs(struct scan *s, struct ev *e)
 {
     bool any = false;
     struct ev_slice key;
-    if (!accept_char(s, '{')) {
-        skip(s);
+    if (!enter_object(s))
         return;
-    }
-    while (member(s, &any, &key)) {
+    while (next_member(s, &any, &key)) {
         int n = -1;
         if (key_is(key, "content") || key_is(key, "tokens"))
             n = count_elements(s);
         else
-            skip(s);
+            skip_value(s);
         if (n > e->listed)
             e->listed = n;
     }
 }
 
-static void choice(struct scan *s, struct ev *e)
+static void read_choice(struct scan *s, struct ev *e)
 {
     bool any = false;
     struct ev_slice key;
-    if (!accept_char(s, '{')) {
-        skip(s);
+    if (!enter_object(s))
         return;
-    }
-    while (member(s, &any, &key)) {
+    while (next_member(s, &any, &key)) {
         if (key_is(key, "delta") || key_is(key, "message"))
-            delta(s, e);
+            read_delta(s, e);
         else if (key_is(key, "text"))
-            string_or_skip(s, &e->content);
+            read_string_or_skip(s, &e->content);
         else if (key_is(key, "finish_reason"))
-            string_or_skip(s, &e->finish);
+            read_string_or_skip(s, &e->finish);
         else if (key_is(key, "logprobs"))
-            logprobs(s, e);
+            read_logprobs(s, e);
         else if (key_is(key, "token_ids")) {
-            space(s);
+            skip_space(s);
             const char *start = s->p;
             int n = count_elements(s);
             e->listed = n > e->listed ? n : e->listed;
             if (n > 0 && !s->bad)
                 e->ids = (struct ev_slice){start + 1, (size_t)(s->p - start) - 2};
         } else
-            skip(s);
+            skip_value(s);
     }
 }
 
-static void usage(struct scan *s, struct ev *e)
+static void read_usage(struct scan *s, struct ev *e)
 {
     bool any = false, inner = false;
     struct ev_slice key;
-    if (!accept_char(s, '{')) {
-        skip(s);
+    if (!enter_object(s))
         return;
-    }
-    while (member(s, &any, &key)) {
+    while (next_member(s, &any, &key)) {
         if (key_is(key, "prompt_tokens"))
-            count_or_skip(s, &e->prompt_tokens);
+            read_count_or_skip(s, &e->prompt_tokens);
         else if (key_is(key, "completion_tokens"))
-            count_or_skip(s, &e->output_tokens);
+            read_count_or_skip(s, &e->output_tokens);
         else if (key_is(key, "prompt_tokens_details") && accept_char(s, '{'))
-            while (member(s, &inner, &key)) {
+            while (next_member(s, &inner, &key)) {
                 if (key_is(key, "cached_tokens"))
-                    count_or_skip(s, &e->cached_tokens);
+                    read_count_or_skip(s, &e->cached_tokens);
                 else
-                    skip(s);
+                    skip_value(s);
             }
         else
-            skip(s);
+            skip_value(s);
     }
 }
 
-static void error(struct scan *s, struct ev *e)
+static void read_error(struct scan *s, struct ev *e)
 {
     bool any = false;
     struct ev_slice key;
-    space(s);
+    skip_space(s);
     const char *start = s->p;
     if (accept_char(s, '{')) {
         e->failed = true;
-        while (member(s, &any, &key)) {
+        while (next_member(s, &any, &key)) {
             if (key_is(key, "message"))
-                string_or_skip(s, &e->message);
+                read_string_or_skip(s, &e->message);
             else
-                skip(s);
+                skip_value(s);
         }
     } else {
-        string_or_skip(s, &e->message);
+        read_string_or_skip(s, &e->message);
         e->failed = s->p == start || *start != 'n'; /* some servers send "error": null when there is none */
     }
 }
@@ -306,27 +310,27 @@ int ev_scan(const char *text, size_t len, struct ev *out)
     *out = (struct ev){.listed = -1, .prompt_tokens = -1, .output_tokens = -1, .cached_tokens = -1};
     if (!accept_char(&s, '{'))
         return -1;
-    while (member(&s, &any, &key)) {
+    while (next_member(&s, &any, &key)) {
         if (key_is(key, "choices") && accept_char(&s, '[')) {
-            for (int i = 0; element(&s, &inner); i++) {
+            for (int i = 0; next_element(&s, &inner); i++) {
                 out->choices = true;
                 if (i == 0)
-                    choice(&s, out);
+                    read_choice(&s, out);
                 else
-                    skip(&s);
+                    skip_value(&s);
             }
         } else if (key_is(key, "usage"))
-            usage(&s, out);
+            read_usage(&s, out);
         else if (key_is(key, "error"))
-            error(&s, out);
+            read_error(&s, out);
         else if (key_is(key, "object"))
-            string_or_skip(&s, &kind);
+            read_string_or_skip(&s, &kind);
         else if (key_is(key, "message") || key_is(key, "detail"))
-            string_or_skip(&s, &note);
+            read_string_or_skip(&s, &note);
         else
-            skip(&s);
+            skip_value(&s);
     }
-    space(&s);
+    skip_space(&s);
     if (kind.p && key_is(kind, "error"))
         out->failed = true;
     if (!out->message.p)
@@ -334,7 +338,7 @@ int ev_scan(const char *text, size_t len, struct ev *out)
     return s.bad || s.p != s.end ? -1 : 0;
 }
 
-static unsigned hex(const char *p)
+static unsigned hex_value(const char *p)
 {
     unsigned v = 0;
     for (int i = 0; i < 4; i++)
@@ -373,10 +377,10 @@ void ev_text(struct ev_slice s, struct km_buf *out)
             km_buf_putc(out, at ? values[at - names] : esc[1]);
             continue;
         }
-        unsigned c = hex(p);
+        unsigned c = hex_value(p);
         p += 4;
         if (c >= 0xD800 && c < 0xDC00 && end - p >= 6 && p[0] == '\\' && p[1] == 'u') {
-            unsigned low = hex(p + 2);
+            unsigned low = hex_value(p + 2);
             if (low >= 0xDC00 && low < 0xE000) {
                 c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
                 p += 6;

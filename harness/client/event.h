@@ -1,7 +1,7 @@
-/* One JSON event of an OpenAI-compatible stream, read without building a tree.
+/* One JSON event of an OpenAI-compatible stream, parsed without building a tree.
  *
- * ev_scan goes through the text once and returns slices of it; the text must outlive them. It also reads a response
- * that was not streamed, where choices have `message` instead of `delta`. Only the first choice is read. */
+ * ev_scan fills a `struct ev`. Its strings are slices of the text, which must outlive them. ev_scan also accepts a
+ * response that was not streamed, where a choice has `message` instead of `delta`. Only the first choice is read. */
 #ifndef EVENT_H
 #define EVENT_H
 
@@ -11,20 +11,20 @@
 #include <stddef.h>
 
 struct ev_slice {
-    const char *p; /* inside of a JSON string, still escaped; NULL: the key is absent or null */
-    size_t n;
+    const char *p; /* [n] contents of a JSON string, still escaped; NULL: the key is absent or null */
+    size_t n;      /* bytes */
 };
 
 struct ev {
-    bool choices;              /* there is a non-empty array of choices */
+    bool choices;              /* `choices` is an array that is not empty */
     struct ev_slice content;   /* delta.content, message.content or text */
     struct ev_slice reasoning; /* reasoning_content or reasoning */
-    bool tool_calls;           /* there is a non-empty array of tool calls */
+    bool tool_calls;           /* `tool_calls` is an array that is not empty */
     struct ev_slice finish;    /* finish_reason */
-    int listed;                /* length of token_ids or of logprobs, the longer; -1: neither is there */
+    int listed;                /* tokens listed: length of token_ids or of logprobs, the longer one; -1: neither */
     struct ev_slice ids;       /* text between the brackets of token_ids */
-    int prompt_tokens, output_tokens, cached_tokens; /* usage; -1: not reported */
-    bool failed;                                     /* there is an error, or the object's type is "error" */
+    int prompt_tokens, output_tokens, cached_tokens; /* from usage; -1: not reported */
+    bool failed;                                     /* the event reports an error: `error`, or `object` is "error" */
     struct ev_slice message;                         /* message of the error */
 };
 

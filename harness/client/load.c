@@ -1,6 +1,6 @@
-/* A whole run: checks the options, asks the server for its model, opens the connections, warms up, and measures.
+/* A whole run, step by step: check the options, ask the server for its model, open the connections, warm up, measure.
  *
- * Bad options and an absent server are errors before the clock runs. */
+ * Invalid options and a server that cannot be reached are errors before the first request is sent. */
 #include "harness/client/load.h"
 
 #include "base/clock.h"
@@ -12,9 +12,10 @@
 #include <math.h>
 #include <string.h>
 
-enum { MAX_PACED_CONNECTIONS = 64 }; /* opened beforehand when prompts arrive at a rate; more are opened as needed */
+/* If prompts are sent at a rate, at most this many connections are opened beforehand. More are opened as needed. */
+enum { MAX_PACED_CONNECTIONS = 64 };
 
-/* The limits are those of vLLM's clients. */
+/* Checks the options that depend on the size of the set. The limits are those of vLLM's clients. */
 static int check_with_set(const struct load *l, const struct wl_set *set, struct km_err *err)
 {
     if (set->n < 1)
@@ -39,8 +40,10 @@ static int check_with_set(const struct load *l, const struct wl_set *set, struct
     return 0;
 }
 
-static int closed_loop(struct schedule **out, const struct load *l, const struct wl_set *set, const int *order, int n,
-                       bool warmup, bool warmed, struct km_err *err)
+/* order: [n] conversations, NULL: all in the set's order. warmup: the schedule of the warm-up. warmed: the schedule of
+ * a measured phase after a warm-up. */
+static int new_closed_loop(struct schedule **out, const struct load *l, const struct wl_set *set, const int *order,
+                           int n, bool warmup, bool warmed, struct km_err *err)
 {
     int64_t active = l->max_active_conversations ? l->max_active_conversations : l->num_clients;
     struct schedule_closed o = {.order = order,
@@ -62,8 +65,8 @@ static int prompt_count(const struct load *l, const struct wl_set *set)
     return l->max_num_requests > 0 && l->max_num_requests < set->n ? (int)l->max_num_requests : set->n;
 }
 
-static int open_loop(struct schedule **out, const struct load *l, const struct wl_set *set, bool warmup,
-                     struct km_err *err)
+static int new_open_loop(struct schedule **out, const struct load *l, const struct wl_set *set, bool warmup,
+                         struct km_err *err)
 {
     struct schedule_open o = {.n = prompt_count(l, set),
                               .rate = warmup ? 0 : l->request_rate,
@@ -73,6 +76,7 @@ static int open_loop(struct schedule **out, const struct load *l, const struct w
     return schedule_open_new(out, &o, err);
 }
 
+/* Connections to open before the clock starts. */
 static int connection_count(const struct load *l, const struct wl_set *set)
 {
     if (!wl_kind_ops(set->kind)->open_loop)
@@ -84,25 +88,25 @@ static int connection_count(const struct load *l, const struct wl_set *set)
     return paced && n > MAX_PACED_CONNECTIONS ? MAX_PACED_CONNECTIONS : n;
 }
 
-/* The warm-up. The measured phase continues its conversations, in their order of completion and with the answers that
- * they received. Prompts are sent once each, and their history is dropped. */
+/* Runs the warm-up. It sends the first turn of each conversation, or each prompt once. The measured phase continues the
+ * conversations in the order in which their first turns ended, with the answers received. *s: the schedule. */
 static int warm_up(struct client *c, struct req *r, const struct load *l, const struct wl_set *set, struct schedule **s,
                    struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
     bool open = wl_kind_ops(set->kind)->open_loop;
-    int64_t t0 = km_now_ns();
-    int rc = open ? open_loop(s, l, set, true, err) : closed_loop(s, l, set, NULL, set->n, true, false, err);
+    int64_t start = km_now_ns();
+    int rc = open ? new_open_loop(s, l, set, true, err) : new_closed_loop(s, l, set, NULL, set->n, true, false, err);
     if (!rc)
         rc = client_play(c, *s, r, NULL, NULL, &pass, err);
-    t->warmup_ns = km_now_ns() - t0;
+    t->warmup_ns = km_now_ns() - start;
     t->warm = pass.recs;
     t->n_warm = pass.n;
     pass.recs = NULL;
     pass.n = 0;
     hz_trace_free(&pass);
     if (open && !rc)
-        req_rewind(r);
+        req_rewind(r); /* the measured phase sends the prompts again */
     int done = 1;
     if (!rc && !open)
         schedule_finished(*s, &done);
@@ -142,16 +146,16 @@ int load_run(const struct target *target, const struct load *load, const struct 
     if (!rc && load->warmup_step)
         rc = warm_up(c, r, load, set, &warm, out, err);
     if (!rc && wl_kind_ops(set->kind)->open_loop)
-        rc = open_loop(&s, load, set, false, err);
+        rc = new_open_loop(&s, load, set, false, err);
     else if (!rc) {
         int n = set->n;
         const int *order = warm ? schedule_finished(warm, &n) : NULL;
-        rc = closed_loop(&s, load, set, order, n, false, warm != NULL, err);
+        rc = new_closed_loop(&s, load, set, order, n, false, warm != NULL, err);
     }
     if (!rc)
         rc = client_play(c, s, r, progress, arg, out, err);
     if (!rc) {
-        out->dropped = schedule_lost(s);
+        out->dropped = schedule_dropped(s);
         int left = schedule_planned(s) - out->n - out->dropped;
         out->abandoned = left > 0 ? left : 0;
     }

@@ -1,7 +1,8 @@
-/* The load client: sends a workload to any OpenAI-compatible server and records when each response event arrives.
+/* The load client: sends a workload to any OpenAI-compatible server and records when each event of a response arrives.
  *
- * A `load` says how to send (harness/client/load_opts.h); load_run sends, and its result is a hz_trace. The client is
- * one thread with libcurl's multi interface. Once the clock runs it does not tokenize, print, or touch files. */
+ * A `load` holds the options of a run (harness/client/load_opts.h). load_run sends the workload and returns a hz_trace,
+ * which the caller owns. The client is one thread with libcurl's multi interface. During the measured phase it does not
+ * tokenize, and it reads and writes no files. */
 #ifndef LOAD_H
 #define LOAD_H
 
@@ -12,8 +13,9 @@
 #include "harness/run/trace.h"
 #include "workloads/workload.h"
 
-/* Runs a whole load: warm-up if asked for, then the measured phase. Failed requests are records of *out and no error.
- * An error means that there was no run: no server (KM_ENET), an unknown model or senseless options (KM_EINVAL). */
+/* Runs the warm-up, if load asks for one, and the measured phase. Requests that fail are records in *out and not
+ * errors. An error means that nothing was measured: the server cannot be reached, or the whole warm-up failed
+ * (KM_ENET), or the model is unknown or options are invalid (KM_EINVAL). *out is empty then. */
 int load_run(const struct target *target, const struct load *load, const struct wl_set *set,
              client_progress_fn progress, void *arg, struct hz_trace *out, struct km_err *err);
 

@@ -81,7 +81,8 @@ int load_check(const struct load *l, struct km_err *err)
                        l->limit_min_tokens, l->limit_max_tokens);
     if (l->max_active_conversations && l->max_active_conversations < l->num_clients)
         return km_fail(err, KM_EINVAL,
-                       "--max-active-conversations is %" PRId64 "; with %" PRId64 " clients it must be at least %" PRId64,
+                       "--max-active-conversations is %" PRId64 "; with %" PRId64
+                       " clients it must be at least %" PRId64,
                        l->max_active_conversations, l->num_clients, l->num_clients);
     return 0;
 }

@@ -1,7 +1,8 @@
 /* Bodies equal those of vLLM's clients byte for byte, except for stream_options, which asks for usage.
  *
- * A body is `head messages tail`. The head and the messages so far stay in the conversation's buffer. The tail (the
- * parameters, of which only the token limits vary) is appended for each turn and overwritten by the next message. */
+ * A body consists of a head, the messages, and a tail. The head and the messages so far stay in the conversation's
+ * buffer. The tail holds the parameters, of which only the token limits vary. It is appended for each turn, and the
+ * next message overwrites it. */
 #include "harness/client/request.h"
 
 #include "base/json.h"
@@ -11,21 +12,23 @@
 #include <string.h>
 
 struct conv_body {
-    struct km_buf text; /* head, messages [0 .. messages), and a tail after req_build */
-    size_t kept;        /* bytes before the tail */
-    int messages;       /* in text */
-    size_t *part;       /* [n + 1] offset of message m in req.parts */
+    struct km_buf text; /* the body: head, messages and, after req_build, the tail */
+    size_t tail_at;     /* offset of the tail in text */
+    int messages;       /* messages in text */
+    size_t *part;       /* [n + 1] offset in req.parts of each of the workload's n messages, and the end of the last */
 };
 
 struct req {
     const struct load *load;
     const struct wl_set *set;
-    bool prompts;
-    const char *max_key; /* this endpoint's key of the token limit; NULL: extra_body has it */
-    bool send_min;
-    struct km_buf head, tail, end; /* tail: parameters before the limits; end: after them, with the last brace */
-    struct km_buf parts;           /* every message's JSON */
-    struct conv_body *convs;       /* [set->n] */
+    bool prompts;            /* single prompts, else conversations */
+    const char *max_key;     /* this endpoint's key for max_tokens; NULL: extra_body sets it */
+    bool send_min;           /* min_tokens is sent */
+    struct km_buf head;      /* the opening brace, the model, and the key of the messages */
+    struct km_buf tail;      /* the parameters before the token limits */
+    struct km_buf end;       /* the parameters after the token limits, and the closing brace */
+    struct km_buf parts;     /* the JSON of the workload's messages, one after the other */
+    struct conv_body *convs; /* [set->n] */
 };
 
 /* Appends one parameter, unless extra_body sets it. */
@@ -35,6 +38,7 @@ static void param(struct km_buf *b, const cJSON *extra, const char *key, const c
         km_buf_printf(b, ",\"%s\":%s", key, json);
 }
 
+/* Keys that the client must set itself are errors. */
 static int check_extra(const cJSON *extra, struct km_err *err)
 {
     static const char *const ours[] = {"messages", "prompt", "stream", "n"};
@@ -45,6 +49,7 @@ static int check_extra(const cJSON *extra, struct km_err *err)
     return 0;
 }
 
+/* Checks that every message of the set can be sent with these options. */
 static int check_messages(const struct load *l, const struct wl_set *set, bool prompts, struct km_err *err)
 {
     if (l->endpoint == LOAD_COMPLETIONS && !prompts)
@@ -79,8 +84,8 @@ static void put_message(const struct req *r, struct km_buf *b, const struct wl_m
         km_buf_putc(b, ']');
         return;
     }
-    bool list =
-        r->prompts && r->load->endpoint == LOAD_CHAT; /* `vllm bench serve` sends the content as a list of parts */
+    /* `vllm bench serve` sends the content of a chat message as a list of parts. */
+    bool list = r->prompts && r->load->endpoint == LOAD_CHAT;
     km_buf_puts(b, r->load->endpoint == LOAD_COMPLETIONS ? "\""
                    : list         ? "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\""
                    : m->assistant ? "{\"role\":\"assistant\",\"content\":\""
@@ -221,30 +226,45 @@ void req_rewind(struct req *r)
 {
     for (int c = 0; c < r->set->n; c++) {
         km_buf_clear(&r->convs[c].text);
-        r->convs[c].kept = 0;
+        r->convs[c].tail_at = 0;
         r->convs[c].messages = 0;
     }
 }
 
-/* Appends the next message: prepared JSON, or (json is NULL) an answer with the given text. */
-static void append(struct req *r, struct conv_body *b, const char *json, size_t len, const char *text, size_t text_len)
+/* Removes the tail, and prepares the body for one more message. */
+static void begin_message(struct req *r, struct conv_body *b)
 {
     if (b->text.data)
-        b->text.data[b->kept] = 0;
-    b->text.len = b->kept;
+        b->text.data[b->tail_at] = 0;
+    b->text.len = b->tail_at;
     if (!b->messages)
         km_buf_put(&b->text, r->head.data, r->head.len);
     else
         km_buf_putc(&b->text, ',');
-    if (json)
-        km_buf_put(&b->text, json, len);
-    else {
-        km_buf_puts(&b->text, "{\"role\":\"assistant\",\"content\":\"");
-        km_buf_put_json(&b->text, text, text_len);
-        km_buf_puts(&b->text, "\"}");
-    }
+}
+
+static void end_message(struct conv_body *b)
+{
     b->messages++;
-    b->kept = b->text.len;
+    b->tail_at = b->text.len;
+}
+
+/* Appends message m of the workload. */
+static void append_message(struct req *r, struct conv_body *b, int m)
+{
+    begin_message(r, b);
+    km_buf_put(&b->text, r->parts.data + b->part[m], b->part[m + 1] - b->part[m]);
+    end_message(b);
+}
+
+/* Appends an answer that was received. */
+static void append_answer(struct req *r, struct conv_body *b, const char *text, size_t len)
+{
+    begin_message(r, b);
+    km_buf_puts(&b->text, "{\"role\":\"assistant\",\"content\":\"");
+    km_buf_put_json(&b->text, text, len);
+    km_buf_puts(&b->text, "\"}");
+    end_message(b);
 }
 
 int req_build(struct req *r, int conv, int turn, struct req_body *out, struct km_err *err)
@@ -257,7 +277,7 @@ int req_build(struct req *r, int conv, int turn, struct req_body *out, struct km
     int64_t max = l->limit_max_tokens ? l->limit_max_tokens : wanted;
     int64_t min = l->limit_min_tokens ? l->limit_min_tokens : wanted;
     bool send_max = max > 0 && r->max_key;
-    append(r, b, r->parts.data + b->part[m], b->part[m + 1] - b->part[m], NULL, 0);
+    append_message(r, b, m);
     km_buf_put(&b->text, r->tail.data, r->tail.len);
     if (r->send_min)
         km_buf_printf(&b->text, ",\"min_tokens\":%" PRId64, min);
@@ -275,10 +295,10 @@ int req_answer(struct req *r, int conv, int turn, const char *text, size_t len, 
     struct conv_body *b = &r->convs[conv];
     int m = 2 * turn + 1;
     if (m + 1 >= r->set->convs[conv].n)
-        return 0; /* the last turn: no later body has its answer */
+        return 0; /* the last turn: no later body holds its answer */
     if (r->load->fixed_history)
-        append(r, b, r->parts.data + b->part[m], b->part[m + 1] - b->part[m], NULL, 0);
+        append_message(r, b, m);
     else
-        append(r, b, NULL, 0, text, len);
+        append_answer(r, b, text, len);
     return km_buf_ok(&b->text) ? 0 : km_fail(err, KM_ENOMEM, "no memory for the history of conversation %d", conv);
 }

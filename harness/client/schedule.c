@@ -1,11 +1,11 @@
 /* The closed loop of benchmark_serving_multi_turn.py and the arrivals of `vllm bench serve`.
  *
- * vLLM's clients are processes that take conversations from one queue. Here they are state machines, asked in the order
- * of their numbers, so that the assignment of conversations to clients is no race.
+ * vLLM's simulated clients are processes that race for conversations in one queue. Here they are state machines, which
+ * schedule_next visits in the order of their indices, so that the assignment of conversations is deterministic.
  *
- * One rule differs on purpose. In vLLM, a client whose request times out or loses its connection exits silently, and
- * with early stop that ends the run for all clients; a slow server thus gets less load. Here every failure is handled
- * as vLLM handles a status other than 200: the conversation is dropped and the client continues. */
+ * One rule differs on purpose. In vLLM, a client whose request times out or loses its connection exits silently. With
+ * early stop that ends the run for all clients, so that a slow server gets less load. Here every failure is handled as
+ * vLLM handles a status other than 200: the conversation is dropped and the client continues. */
 #include "harness/client/schedule.h"
 
 #include "base/mem.h"
@@ -14,38 +14,41 @@
 #include <math.h>
 #include <string.h>
 
-enum client_state { IDLE, SENDING, GONE };
+enum client_state { IDLE, BUSY /* it has a request in flight */, EXITED };
 
 struct closed_client {
     enum client_state state;
-    int64_t due_ns; /* earliest send of its next request */
-    int64_t sent;
-    int *active; /* [c.active] a deque of conversations in a ring; its left end is at head */
+    int64_t due_ns; /* planned send time of its next request */
+    int64_t sent;   /* requests sent */
+    int *active;    /* [c.active] ring buffer: a deque of its open conversations, whose left end is at `head` */
     int head, n_active;
-    struct wl_mt rng;
+    struct wl_mt rng; /* of its pauses and its random picks */
 };
 
 struct schedule {
-    bool closed, stop;
-    int in_flight, planned, lost;
-    int64_t free_ns; /* open loop: when a request in flight last ended at the concurrency limit */
+    bool closed; /* closed loop, else open loop */
+    bool stop;   /* no further requests are sent */
+    int in_flight, planned, dropped;
     int64_t begin_ns;
+    int next; /* index of the next conversation in the queue; open loop: of the next prompt */
 
-    const struct wl_set *set;
+    /* Closed loop. */
     struct schedule_closed c;
-    int *queue;    /* [c.n] conversations */
-    int next;      /* index of the next one in the queue; open loop: the next prompt */
+    const struct wl_set *set;
+    int *queue;    /* [c.n] conversations in the order in which clients take them */
     int *used;     /* [set->n] messages used of each conversation */
-    int *finished; /* [c.n] */
+    int *finished; /* [n_finished] conversations, in order of completion; room for c.n */
     int n_finished;
     struct closed_client *clients; /* [c.clients] */
 
+    /* Open loop. */
     struct schedule_open o;
     int64_t *offset; /* [o.n] send times relative to begin_ns */
+    int64_t free_ns; /* when a request last ended while the concurrency limit was reached */
 };
 
-/* Messages of conversation v that will be used. */
-static int64_t limit(const struct schedule *s, int v)
+/* The number of messages of conversation v that the run uses. */
+static int64_t messages_to_use(const struct schedule *s, int v)
 {
     int64_t n = s->set->convs[v].n;
     return s->c.max_turns > 0 && s->c.max_turns < n ? s->c.max_turns : n;
@@ -57,7 +60,7 @@ static int requests_left(const struct schedule *s, int v, int64_t used)
 {
     if (used >= s->set->convs[v].n)
         return 0;
-    int64_t n = (limit(s, v) - used + 1) / 2;
+    int64_t n = (messages_to_use(s, v) - used + 1) / 2;
     return n > 1 ? (int)n : 1;
 }
 
@@ -77,8 +80,8 @@ int schedule_closed_new(struct schedule **out, const struct wl_set *set, const s
     for (int i = 0; ok && i < o->clients; i++) {
         s->clients[i].active = km_calloc((size_t)o->active, sizeof(int));
         ok = s->clients[i].active != NULL;
-        /* A seed per client, as in later versions of vLLM. With one seed for all, the clients pause at the same times.
-         */
+        /* A seed per client, as in later versions of vLLM. With the same seed, all clients would pause for the same
+         * times. */
         wl_mt_seed(&s->clients[i].rng, (uint32_t)(o->seed + (uint64_t)i + 1));
     }
     if (!ok) {
@@ -150,8 +153,8 @@ int schedule_open_new(struct schedule **out, const struct schedule_open *o, stru
     wl_mt_seed(&r, (uint32_t)o->seed);
     for (int i = 0; i < o->n; i++)
         sum[i] = total += gamma_draw(&r, o->burstiness) / (o->rate * o->burstiness);
-    double scale = total > 0 ? o->n / o->rate / total
-                             : 0; /* the last prompt is sent at exactly n/rate, as in `vllm bench serve` */
+    /* As in `vllm bench serve`, the last prompt is sent at exactly n/rate. */
+    double scale = total > 0 ? o->n / o->rate / total : 0;
     for (int i = 0; i < o->n; i++)
         s->offset[i] = llround(sum[i] * scale * 1e9);
     km_free(sum);
@@ -196,8 +199,9 @@ static void push_left(struct schedule *s, struct closed_client *k, int v)
     k->n_active++;
 }
 
-/* Round robin takes the right end of the deque, where new conversations are pushed. An unfinished conversation is
- * pushed at the left end. So the newest conversation is first, and after that they rotate. */
+/* Removes the client's next conversation from its deque. Round robin takes the right end, where new conversations are
+ * pushed; after its answer, an unfinished conversation is pushed at the left end. So the newest conversation is first,
+ * and then they rotate. */
 static int pick_conversation(struct schedule *s, struct closed_client *k)
 {
     int at = s->c.random ? (int)wl_mt_int(&k->rng, 0, k->n_active - 1) : k->n_active - 1;
@@ -208,14 +212,14 @@ static int pick_conversation(struct schedule *s, struct closed_client *k)
     return v;
 }
 
-/* The next request of an idle client, or false and the client's exit. As in vLLM, a client that finds the queue empty
- * exits at once, even if it has unfinished conversations. */
+/* Chooses the next request of an idle client. False: the client exits. As in vLLM, a client that finds the queue empty
+ * when it needs a conversation exits at once, even if it has unfinished ones. */
 static bool next_of_client(struct schedule *s, struct closed_client *k, struct schedule_item *out)
 {
-    bool dry = s->stop || (s->c.quota > 0 && k->sent >= s->c.quota);
-    while (!dry && k->n_active < s->c.active) {
+    bool exits = s->stop || (s->c.quota > 0 && k->sent >= s->c.quota);
+    while (!exits && k->n_active < s->c.active) {
         if (s->next == s->c.n) {
-            dry = true;
+            exits = true;
             break;
         }
         int v = s->queue[s->next++];
@@ -223,8 +227,8 @@ static bool next_of_client(struct schedule *s, struct closed_client *k, struct s
         if (s->used[v] < s->set->convs[v].n)
             push_right(s, k, v);
     }
-    if (dry || !k->n_active) {
-        k->state = GONE;
+    if (exits || !k->n_active) {
+        k->state = EXITED;
         s->stop = s->stop || s->c.early_stop;
         return false;
     }
@@ -233,7 +237,7 @@ static bool next_of_client(struct schedule *s, struct closed_client *k, struct s
         .conv = v, .turn = s->used[v] / 2, .client = (int)(k - s->clients), .due_ns = k->due_ns, .ready_ns = k->due_ns};
     s->used[v]++;
     k->sent++;
-    k->state = SENDING;
+    k->state = BUSY;
     s->in_flight++;
     return true;
 }
@@ -249,7 +253,8 @@ static enum schedule_answer closed_next(struct schedule *s, int64_t now, struct 
         } else if (k->state == IDLE && next_of_client(s, k, out))
             return SCHEDULE_SEND;
     }
-    if (s->stop && waiting) /* a client further on in the loop stopped the run: pausing clients need not wait */
+    if (s->stop &&
+        waiting) /* a client later in the loop has just stopped the run, which ends the pauses of the others */
         return closed_next(s, now, out, wake);
     return s->in_flight || waiting ? SCHEDULE_WAIT : SCHEDULE_END;
 }
@@ -295,8 +300,8 @@ void schedule_done(struct schedule *s, const struct schedule_item *it, bool ok, 
         k->due_ns += llround(wl_mt_exponential(&k->rng, 1 / s->c.rate) * 1e9);
     s->used[v]++;
     if (!ok)
-        s->lost += s->used[v] < limit(s, v) ? requests_left(s, v, s->used[v]) : 0;
-    else if (s->used[v] >= limit(s, v))
+        s->dropped += s->used[v] < messages_to_use(s, v) ? requests_left(s, v, s->used[v]) : 0;
+    else if (s->used[v] >= messages_to_use(s, v))
         s->finished[s->n_finished++] = v;
     else
         push_left(s, k, v);
@@ -307,9 +312,9 @@ int schedule_planned(const struct schedule *s)
     return s->planned;
 }
 
-int schedule_lost(const struct schedule *s)
+int schedule_dropped(const struct schedule *s)
 {
-    return s->lost;
+    return s->dropped;
 }
 
 const int *schedule_finished(const struct schedule *s, int *n)

@@ -17,7 +17,7 @@ struct index {
     size_t n, cap; /* cap is 0 or a power of two, and at least 2 n */
 };
 
-/* The slot of a name: its item, or NULL where its item belongs. cap must not be 0. */
+/* The slot that holds the item of this name, or the free slot where that item belongs. cap must not be 0. */
 static cJSON **index_slot(const struct index *x, const char *name, size_t len)
 {
     size_t i = XXH3_64bits(name, len) & (x->cap - 1);
@@ -54,7 +54,7 @@ static bool ends_with(const char *s, const char *tail)
     return n >= m && !strcmp(s + n - m, tail);
 }
 
-/* Adds one line, which is overwritten. False: no memory. */
+/* Parses one line, which is modified, and adds its value. False: no memory. */
 static bool add_line(cJSON *out, struct index *x, char *line)
 {
     char *name_end = line + strcspn(line, "{ ");

@@ -1,19 +1,19 @@
 /* Splits bytes into lines and lines into events.
  *
- * In the common case, where one read has all of "data: {...}\n\n", nothing is copied: the value stays a pointer into
- * the read. It is copied to `data` only when the read ends before the event does, or when the event has a second line.
- */
+ * In the common case, one read holds all of "data: {...}\n\n", and nothing is copied: the value is borrowed, a pointer
+ * into the bytes of the read. It is copied to `data` only if the event continues after the read, or has a second data
+ * line. */
 #include "harness/client/sse.h"
 
 #include <string.h>
 
-/* The value of the current event, as long as it is in the bytes being fed. */
+/* The value of the current event, while it is a pointer into the bytes of the current sse_feed. */
 struct borrowed {
     const char *p; /* NULL: none */
     size_t n;
 };
 
-static void keep(struct sse *s, struct borrowed *b)
+static void copy_borrowed(struct sse *s, struct borrowed *b)
 {
     if (b->p)
         km_buf_put(&s->data, b->p, b->n);
@@ -34,8 +34,8 @@ static void deliver(struct sse *s, struct borrowed *b, sse_fn fn, void *arg)
     km_buf_clear(&s->data);
 }
 
-/* Handles one line, without its line end. `stable`: the line is in the bytes being fed, and may be borrowed. */
-static void line(struct sse *s, const char *p, size_t n, bool stable, struct borrowed *b, sse_fn fn, void *arg)
+/* Handles one line, without its line end. stable: the line lies in the bytes of sse_feed and may be borrowed. */
+static void handle_line(struct sse *s, const char *p, size_t n, bool stable, struct borrowed *b, sse_fn fn, void *arg)
 {
     if (n == 0) {
         deliver(s, b, fn, arg);
@@ -48,7 +48,7 @@ static void line(struct sse *s, const char *p, size_t n, bool stable, struct bor
         v++;
     size_t len = (size_t)(p + n - v);
     if (s->open) {
-        keep(s, b);
+        copy_borrowed(s, b);
         km_buf_putc(&s->data, '\n');
         km_buf_put(&s->data, v, len);
     } else if (stable)
@@ -79,17 +79,17 @@ void sse_feed(struct sse *s, const char *bytes, size_t n, sse_fn fn, void *arg)
         if (s->line.len) {
             km_buf_put(&s->line, p, (size_t)(stop - p));
             s->failed = s->failed || !km_buf_ok(&s->line);
-            line(s, km_buf_str(&s->line), s->line.len, false, &b, fn, arg);
+            handle_line(s, km_buf_str(&s->line), s->line.len, false, &b, fn, arg);
             km_buf_clear(&s->line);
         } else
-            line(s, p, (size_t)(stop - p), true, &b, fn, arg);
+            handle_line(s, p, (size_t)(stop - p), true, &b, fn, arg);
         p = stop + 1;
         if (cr && p == end)
             s->cr = true;
         else if (cr && *p == '\n')
             p++;
     }
-    keep(s, &b);
+    copy_borrowed(s, &b);
     if (!km_buf_ok(&s->line) || !km_buf_ok(&s->data) || s->line.len > SSE_MAX_EVENT || s->data.len > SSE_MAX_EVENT)
         s->failed = true;
 }
@@ -100,7 +100,7 @@ void sse_end(struct sse *s, sse_fn fn, void *arg)
     if (s->failed)
         return;
     if (s->line.len)
-        line(s, km_buf_str(&s->line), s->line.len, false, &b, fn, arg);
+        handle_line(s, km_buf_str(&s->line), s->line.len, false, &b, fn, arg);
     km_buf_clear(&s->line);
     deliver(s, &b, fn, arg);
 }

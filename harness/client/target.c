@@ -26,15 +26,15 @@ int target_url(const struct target *t, const char *path, struct km_buf *out, str
     return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "no memory for an address");
 }
 
-/* One extra header in libcurl's form. */
-static int extra_header(const char *given, struct km_buf *out, struct km_err *err)
+/* Appends one extra header in libcurl's form. */
+static int put_extra_header(const char *header, struct km_buf *out, struct km_err *err)
 {
-    size_t name = strcspn(given, ":=");
-    if (!name || !given[name] || strpbrk(given, "\r\n"))
-        return km_fail(err, KM_EINVAL, "header \"%.100s\" is neither \"Name: value\" nor Name=value", given);
-    const char *value = given + name + 1;
+    size_t name = strcspn(header, ":=");
+    if (!name || !header[name] || strpbrk(header, "\r\n"))
+        return km_fail(err, KM_EINVAL, "header \"%.100s\" is neither \"Name: value\" nor Name=value", header);
+    const char *value = header + name + 1;
     value += strspn(value, " ");
-    km_buf_put(out, given, name);
+    km_buf_put(out, header, name);
     km_buf_puts(out, *value ? ": " : ";"); /* for libcurl, "Name:" removes a header and "Name;" sends an empty one */
     km_buf_puts(out, value);
     return 0;
@@ -56,7 +56,7 @@ int target_headers(const struct target *t, struct curl_slist **out, struct km_er
                 continue;
             km_buf_printf(&b, "Authorization: Bearer %s", t->api_key);
         } else
-            rc = extra_header(t->headers.v[i - 3], &b, err);
+            rc = put_extra_header(t->headers.v[i - 3], &b, err);
         struct curl_slist *l = rc || !km_buf_ok(&b) ? NULL : curl_slist_append(*out, b.data);
         if (!rc && !l)
             rc = km_fail(err, KM_ENOMEM, "no memory for the request headers");
@@ -80,8 +80,8 @@ static size_t collect(char *p, size_t size, size_t n, void *arg)
     return km_buf_ok(b) ? size * n : 0;
 }
 
-static int call(const struct target *t, const char *path, const char *body, double timeout_s, struct km_buf *out,
-                struct km_err *err)
+static int perform(const struct target *t, const char *path, const char *body, double timeout_s, struct km_buf *out,
+                   struct km_err *err)
 {
     struct km_buf url = {0}, mine = {0};
     struct curl_slist *headers = NULL;
@@ -121,13 +121,13 @@ static int call(const struct target *t, const char *path, const char *body, doub
 
 int target_get(const struct target *target, const char *path, double timeout_s, struct km_buf *out, struct km_err *err)
 {
-    return call(target, path, NULL, timeout_s, out, err);
+    return perform(target, path, NULL, timeout_s, out, err);
 }
 
 int target_post(const struct target *target, const char *path, const char *body, double timeout_s, struct km_buf *out,
                 struct km_err *err)
 {
-    return call(target, path, body ? body : "", timeout_s, out, err);
+    return perform(target, path, body ? body : "", timeout_s, out, err);
 }
 
 int target_wait_ready(const struct target *target, double timeout_s, struct km_err *err)
@@ -201,15 +201,15 @@ int target_model_root(const struct target *target, struct km_buf *out, struct km
         if (!root && id && (!target->model || !strcmp(id, target->model)))
             root = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(m, "root"));
     }
-    bool said = root && *root;
-    if (said)
+    bool found = root && *root;
+    if (found)
         km_buf_puts(out, root);
     cJSON_Delete(v);
     km_buf_free(&body);
     if (status < 0)
         return status;
-    if (!said)
-        return km_fail(err, KM_ENOENT, "GET %s/v1/models names no root of the model", target->url);
+    if (!found)
+        return km_fail(err, KM_ENOENT, "GET %s/v1/models reports no root for the model", target->url);
     return km_buf_ok(out) ? 0 : km_fail(err, KM_ENOMEM, "no memory for the path of a model");
 }
 

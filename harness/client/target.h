@@ -1,13 +1,13 @@
-/* The server under test, and single blocking requests to it. Nothing here is timed.
+/* The server under test, and single blocking requests to it, which are not measured.
  *
- * A `target` says where an OpenAI-compatible server is and what every request to it carries. Its strings are borrowed.
- */
+ * A `target` holds the address of an OpenAI-compatible server and what every request to it carries. Its strings are
+ * borrowed. */
 #ifndef TARGET_H
 #define TARGET_H
 
-#include "base/option.h"
 #include "base/buf.h"
 #include "base/err.h"
+#include "base/option.h"
 
 #include <stddef.h>
 
@@ -24,8 +24,8 @@ int target_get(const struct target *t, const char *path, double timeout_s, struc
 int target_post(const struct target *t, const char *path, const char *body, double timeout_s, struct km_buf *out,
                 struct km_err *err);
 
-/* Waits until GET /health answers 200, or GET /v1/models on a server without /health. KM_ENET after timeout_s; the
- * message has the last response. */
+/* Waits until GET /health returns 200, or GET /v1/models on a server without /health. KM_ENET after timeout_s; the
+ * message quotes the last response. */
 int target_wait_ready(const struct target *t, double timeout_s, struct km_err *err);
 
 /* The model name to send: t->model, or the first model that the server lists. KM_EINVAL when the server lists models
@@ -37,7 +37,8 @@ int target_model_root(const struct target *t, struct km_buf *out, struct km_err 
 /* "version" of GET /version; "" when there is none. */
 void target_version(const struct target *t, char *out, size_t size);
 
-/* What a request made with libcurl needs: the address of a path, and the header list (freed by curl_slist_free_all). */
+/* For a request that the caller makes with libcurl: appends the URL of a path, and builds the list of headers (freed by
+ * curl_slist_free_all). */
 struct curl_slist;
 int target_url(const struct target *t, const char *path, struct km_buf *out, struct km_err *err);
 int target_headers(const struct target *t, struct curl_slist **out, struct km_err *err);

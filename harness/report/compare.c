@@ -19,15 +19,15 @@ const char *compare_verdict_word(enum compare_verdict v)
     return words[v];
 }
 
-/* What the figures of one comparison share. */
+/* The data and the working memory that all figures of a comparison share. */
 struct comparison {
     const struct run_folder *const *a, *const *b; /* [pairs] */
     int pairs;
     const struct compare_opts *o;
     struct compare_match match[HZ_E2E + 1]; /* by kind of figure; HZ_PER_RUN has none */
-    int *weights;                           /* [clusters] how often a draw has the conversation */
-    double *draws;                          /* [o->draws] */
-    double *work;                           /* [2 * pairs] */
+    int *weights;                           /* [clusters] how often a draw contains the conversation */
+    double *draws;                          /* [o->draws] log ratios */
+    double *work;                           /* [2 * pairs] log ratios of the pairs */
 };
 
 /* numpy's linear percentile of a sample in which each point counts as often as its cluster was drawn (w). */
@@ -50,8 +50,8 @@ static double weighted_percentile(const struct compare_point *v, int n, const in
     return low;
 }
 
-/* The logarithm of B over A for one pair: of the percentile q, or of the mean if q is negative. A request counts as
- * often as its conversation was drawn (w). */
+/* log(B / A) of one pair, for the percentile q, or for the mean if q is negative. A request counts as often as its
+ * conversation was drawn (w). */
 static double log_ratio(const struct compare_pair *p, int clusters, const int *w, double q)
 {
     double a = 0, b = 0;
@@ -67,10 +67,10 @@ static double log_ratio(const struct compare_pair *p, int clusters, const int *w
     return a > 0 && b > 0 ? log(b / a) : NAN;
 }
 
-/* The factor by which deviations from a mean of n pairs (or conversations) are stretched, so that the interval gets the
- * width of Student's t: the mean of few varies more than the normal distribution says, and their spread is itself an
- * estimate. */
-static double stretch(int n)
+/* The factor by which deviations from a mean of n pairs (or conversations) are multiplied, so that the interval has the
+ * width of Student's t. A bootstrap of few values is too narrow: it estimates their spread too small, by
+ * sqrt((n - 1) / n), and it does not account for the error of that estimate. */
+static double student_factor(int n)
 {
     static const double t975[] = {12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
                                   2.201,  2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
@@ -82,7 +82,7 @@ static double stretch(int n)
     return t / 1.96 * sqrt((double)n / df);
 }
 
-/* Ratio, interval and p value from the centre and the draws, all on the log scale. Sorts the draws in place. */
+/* Sets ratio, interval and p value from the centre and the draws, which are logarithms. Sorts the draws in place. */
 static void conclude(struct compare_delta *d, double centre, double *draws, int n)
 {
     int low = 0, high = 0;
@@ -97,11 +97,11 @@ static void conclude(struct compare_delta *d, double centre, double *draws, int 
     d->p = fmin(1, 2.0 * ((low < high ? low : high) + 1) / (n + 1));
 }
 
-/* A figure with one value per run: draws pairs. log_ratios: [pairs]. */
+/* Compares a figure with one value per run by drawing pairs. log_ratios: [pairs]. */
 static void resample_runs(struct compare_delta *d, const double *log_ratios, int pairs, const struct compare_opts *o,
                           double *draws)
 {
-    double mean = 0, wide = stretch(pairs);
+    double mean = 0, factor = student_factor(pairs);
     uint64_t rng = o->seed;
     for (int p = 0; p < pairs; p++)
         mean += log_ratios[p] / pairs;
@@ -115,13 +115,13 @@ static void resample_runs(struct compare_delta *d, const double *log_ratios, int
         double sum = 0;
         for (int p = 0; p < pairs; p++)
             sum += log_ratios[km_random_below(&rng, (uint32_t)pairs)];
-        draws[i] = mean + wide * (sum / pairs - mean);
+        draws[i] = mean + factor * (sum / pairs - mean);
     }
     conclude(d, mean, draws, o->draws);
 }
 
-/* One draw of the bootstrap on the log scale: conversations are drawn first, then pairs. observed: [n_pairs] log ratios
- * with every conversation once; drawn: [n_pairs], working memory; mean: of observed. */
+/* One draw of the bootstrap, as a log ratio: conversations are drawn first, then pairs. observed: [n_pairs] log ratios
+ * with every conversation once; mean: their mean; drawn: [n_pairs] working memory. */
 static double draw_ratio(const struct compare_match *m, double q, const double *observed, double mean, double *drawn,
                          int *weights, uint64_t *rng)
 {
@@ -136,10 +136,10 @@ static double draw_ratio(const struct compare_match *m, double q, const double *
         between += observed[k] / m->n_pairs;
         within += (drawn[k] - observed[k]) / m->n_pairs;
     }
-    return mean + stretch(m->n_pairs) * (between - mean) + stretch(m->clusters) * within;
+    return mean + student_factor(m->n_pairs) * (between - mean) + student_factor(m->clusters) * within;
 }
 
-/* A figure over requests. */
+/* Compares a figure over requests by drawing conversations and pairs. */
 static void resample_requests(struct compare_delta *d, const struct compare_match *m, const struct comparison *c)
 {
     double *observed = c->work, *drawn = c->work + m->n_pairs, mean = 0, q = d->metric->q;
@@ -175,19 +175,20 @@ static void resample_requests(struct compare_delta *d, const struct compare_matc
         conclude(d, mean, c->draws, n);
 }
 
-static bool judgeable(const struct compare_delta *d)
+static bool is_judgeable(const struct compare_delta *d)
 {
     return d->metric->min_n > 0 && isfinite(d->p);
 }
 
-/* By how much the runs of the same side differ, as a fraction of the smallest; the larger of both sides. 0: unknown. */
+/* The difference between the smallest and the largest run of a side, as a fraction of the smallest; of both sides the
+ * larger one. 0: unknown. */
 static double run_spread(const struct compare_delta *d)
 {
     double a = d->a_min > 0 ? d->a_max / d->a_min - 1 : 0, b = d->b_min > 0 ? d->b_max / d->b_min - 1 : 0;
     return fmax(a, b);
 }
 
-/* The reason for a verdict without a difference: the smallest change that would have been detected. */
+/* Sets the reason of a verdict without a difference: the smallest change that would have been detected. */
 static void explain_no_difference(struct compare_delta *d, double detectable)
 {
     double spread = run_spread(d);
@@ -200,20 +201,20 @@ static void explain_no_difference(struct compare_delta *d, double detectable)
                  d->verdict == COMPARE_UNDECIDED ? "only a" : "a", 100 * detectable);
 }
 
-/* Holm's correction: the smallest p value is held against 0.05 divided by the number of figures, the next one against
- * 0.05 divided by one less, and so on. After the first one that fails, no other change counts as detected. */
+/* Holm's correction: the smallest p value is compared with 0.05 divided by the number of figures n, the next one with
+ * 0.05 / (n - 1), and so on. After the first p value that is too large, no change counts as detected. */
 void compare_judge(struct compare_delta *const *d, int n, double noise)
 {
     int left = 0;
     bool detected = true;
     for (int i = 0; i < n; i++) {
         d[i]->verdict = COMPARE_NOT_JUDGED;
-        left += judgeable(d[i]);
+        left += is_judgeable(d[i]);
     }
     for (; left > 0; left--) {
         struct compare_delta *x = NULL;
         for (int i = 0; i < n; i++)
-            if (judgeable(d[i]) && d[i]->verdict == COMPARE_NOT_JUDGED && (!x || d[i]->p < x->p))
+            if (is_judgeable(d[i]) && d[i]->verdict == COMPARE_NOT_JUDGED && (!x || d[i]->p < x->p))
                 x = d[i];
         double half_width = sqrt(x->hi / x->lo) - 1;
         detected = detected && x->p <= 0.05 / left;
@@ -234,7 +235,7 @@ static double run_value(const struct hz_metric *m, const struct run_folder *run,
     return hz_metric_value(m, profile == HZ_SEED ? &run->seed : &run->strict);
 }
 
-/* Mean or median over the runs of a side, and the smallest and largest run. v: [n], working memory. */
+/* The mean or the median over the runs of a side; *lo, *hi: the smallest and the largest run. v: [n] working memory. */
 static double side_value(const struct hz_metric *m, const struct run_folder *const *runs, int n,
                          const struct compare_opts *o, double *v, double *lo, double *hi)
 {
@@ -258,7 +259,7 @@ static const char *workload_sha(const struct run_folder *run)
     return sha;
 }
 
-/* Checks that all runs sent the same requests; *unlike says that they did not. A run without a checksum is unlike. */
+/* Checks that all runs sent the same requests. *unlike: they did not, or a run does not state its workload's hash. */
 static int check_workloads(const struct comparison *c, bool *unlike, struct km_err *err)
 {
     const char *first = workload_sha(c->a[0]);
@@ -328,8 +329,8 @@ static void compare_metrics(const struct comparison *c, struct compare_result *o
     }
 }
 
-int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b, int pairs,
-                 const struct compare_opts *o, struct km_err *err)
+int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b,
+                 int pairs, const struct compare_opts *o, struct km_err *err)
 {
     struct comparison c = {.a = a, .b = b, .pairs = pairs, .o = o};
     *out = (struct compare_result){.pairs = pairs};

@@ -1,12 +1,15 @@
 /* Compares two configurations: how much each figure changed, how certain the change is, and a verdict.
  *
  * A side, A or B, is one run or several repeats. Run k of A and run k of B are a pair; they ran next to each other.
- * Ratios are B over A. For figures over requests, the requests of a pair are matched by (conversation, turn), and the
- * 95% confidence interval comes from a hierarchical bootstrap. It draws pairs, then whole conversations, because the
- * turns of a conversation depend on each other. The same conversations are drawn in every pair, because every pair ran
- * the same ones. With few pairs or few conversations, that part of the interval is widened to the width of Student's t.
- * A figure with one value per run, such as tokens per second, rests on the pairs alone and has no interval with one
- * pair. Percentiles are compared only if there are enough requests for an interval of that percentile. */
+ * Ratios are B over A.
+ *
+ * For figures over requests, the requests of a pair are matched by (conversation, turn), and the 95% confidence
+ * interval is from a hierarchical bootstrap. It draws pairs, and whole conversations, because the turns of a
+ * conversation depend on each other. A draw uses the same conversations in every pair, because all pairs ran the same
+ * conversations. With few pairs or few conversations, that part of the interval is widened to the width of Student's t.
+ *
+ * A figure with one value per run, such as tokens per second, is compared by drawing pairs alone, and has no interval
+ * with one pair. Percentiles are compared only if there are enough requests for an interval of that percentile. */
 #ifndef COMPARE_H
 #define COMPARE_H
 
@@ -31,7 +34,7 @@ struct compare_delta {
     double ratio;                      /* B over A on the matched requests; NAN: see why */
     double lo, hi;                     /* 95% confidence interval of the ratio; NAN: see why */
     double p;                          /* two-sided p value of "no difference", from the same draws */
-    int pairs;                         /* that the ratio rests on */
+    int pairs;                         /* pairs of runs from which the ratio is computed */
     int requests, conversations;       /* matched requests of all pairs, and the conversations of these requests */
     enum compare_verdict verdict;
     char why[160]; /* what limits the verdict, or why there is no ratio or interval; else "" */
@@ -41,8 +44,8 @@ struct compare_result {
     int pairs;
     struct compare_delta *deltas; /* [n], in the order of compare_opts.metrics */
     int n;
-    int only_a, only_b; /* requests answered on one side of a pair only; the ratios leave them out */
-    bool unlike;        /* the workloads differ, and compare_opts.force allowed it */
+    int only_a, only_b; /* requests that only A, or only B, of a pair answered; the ratios leave them out */
+    bool unlike;        /* the workloads differ, which compare_opts.force allows */
 };
 
 /* Defaults and ranges are the rows of harness/report/compare_options.c. */
@@ -50,9 +53,9 @@ struct compare_opts {
     enum hz_profile profile;
     bool median;   /* median over the runs of a side; default: the mean */
     bool force;    /* compare runs of different workloads */
-    int draws;     /* of the bootstrap */
-    uint64_t seed; /* of the bootstrap */
-    double noise;  /* an undetected change is UNDECIDED if the interval reaches further than this to each side */
+    int draws;     /* resamples of the bootstrap */
+    uint64_t seed; /* seed of the bootstrap */
+    double noise;  /* without a detected change, the half width of the interval above which the verdict is UNDECIDED */
     const struct hz_metric *const *metrics; /* [n_metrics]; NULL: every figure that has enough requests */
     int n_metrics;
 };
@@ -61,12 +64,12 @@ struct compare_opts compare_defaults(void);
 struct km_option_group compare_option_group(struct compare_opts *o);
 
 /* a, b: [pairs] runs. KM_EINVAL for workloads that differ (by the SHA-256 of what was sent), unless forced. */
-int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b, int pairs,
-                 const struct compare_opts *o, struct km_err *err);
+int compare_runs(struct compare_result *out, const struct run_folder *const *a, const struct run_folder *const *b,
+                 int pairs, const struct compare_opts *o, struct km_err *err);
 void compare_result_free(struct compare_result *c);
 
-/* Sets the verdicts of a family of n deltas, with Holm's correction for having asked n times. compare_runs does it for
- * its own deltas; a table of several rows does it again over the deltas of all rows. */
+/* Sets the verdicts of a family of n deltas, with Holm's correction for n questions. compare_runs calls it for its own
+ * deltas; a table of several rows calls it again for the deltas of all rows. */
 void compare_judge(struct compare_delta *const *d, int n, double noise);
 
 /* Metric | A | B | Change | Ratio | 95% interval | Pairs | Requests | Verdict */
@@ -93,8 +96,8 @@ struct compare_side {
     const struct run_folder **list; /* [n] pointers into runs, as compare_runs takes them */
     int n;
 };
-/* path: a run folder; or a stem whose PATH-1, PATH-2 ... are run folders, as the cells of a suite are; or a folder of
- * run folders, which are taken in the order of their names. */
+/* Reads the runs of a side. path is a run folder; or the stem of repeats, PATH-1, PATH-2 and so on, such as the cells
+ * of a suite; or a folder of run folders, which are read in the order of their names. */
 int compare_side_read(struct compare_side *out, const char *path, struct km_err *err);
 void compare_side_free(struct compare_side *s);
 

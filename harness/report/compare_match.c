@@ -1,4 +1,4 @@
-/* Matches the requests of paired runs: both runs sorted by (conversation, turn), then walked together. */
+/* Matches the requests of paired runs: sorts both runs by (conversation, turn), then merges them. */
 #include "harness/report/compare_match.h"
 
 #include "base/mem.h"
@@ -43,7 +43,8 @@ static struct keyed *sort_requests(const struct hz_trace *t, int *n)
     return k;
 }
 
-/* The conversations of which any run answered a request, sorted: the index of a conversation is its cluster. */
+/* The numbers of the conversations with an answered request in any run, sorted; [*n], to be freed by the caller. The
+ * index of a conversation is its cluster. */
 static int *list_clusters(const struct run_folder *const *a, const struct run_folder *const *b, int pairs, int *n)
 {
     size_t total = 1;
@@ -73,8 +74,9 @@ static void add_request(struct compare_pair *p, double a, double b, int cluster)
     p->sum_b[cluster] += b;
 }
 
-static int match_pair(struct compare_pair *out, const struct run_folder *a, const struct run_folder *b, enum hz_sample what,
-                      enum hz_profile profile, const int *ids, int clusters, int *only_a, int *only_b)
+static int match_pair(struct compare_pair *out, const struct run_folder *a, const struct run_folder *b,
+                      enum hz_sample what, enum hz_profile profile, const int *ids, int clusters, int *only_a,
+                      int *only_b)
 {
     int na, nb, i = 0, j = 0;
     struct keyed *ka = sort_requests(&a->trace, &na), *kb = sort_requests(&b->trace, &nb);

@@ -9,14 +9,14 @@
 #include "harness/run/runfolder.h"
 
 struct compare_point {
-    double v; /* the request's value, such as its TTFT in ms */
-    int cluster;
+    double v;    /* the request's value, such as its TTFT in ms */
+    int cluster; /* the request's conversation */
 };
 
 /* The matched requests of one pair of runs. */
 struct compare_pair {
     struct compare_point *a, *b; /* [n] each, sorted by value */
-    double *sum_a, *sum_b;       /* [clusters] sums of the values */
+    double *sum_a, *sum_b;       /* [clusters] sum of the values of each conversation */
     int n;
 };
 

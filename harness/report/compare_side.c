@@ -1,4 +1,4 @@
-/* The runs of a side: finds the run folders that a path stands for, and reads them. */
+/* Finds the run folders of a side by its path, and reads them. */
 #include "harness/report/compare.h"
 
 #include "base/file.h"
@@ -8,14 +8,7 @@
 #include <dirent.h>
 #include <string.h>
 
-static bool holds_run(const char *dir)
-{
-    char *p = km_path(dir, "run.json");
-    bool there = p && km_file_exists(p);
-    km_free(p);
-    return there;
-}
-
+/* A growing list of paths, owned. */
 struct names {
     char **v;
     int n;
@@ -28,7 +21,8 @@ static void names_free(struct names *l)
     km_free(l->v);
 }
 
-/* Adds path, which the list owns from here on, also after an error. NULL stands for a failed allocation. */
+/* Adds a path. The list becomes its owner, also after an error. path NULL: its allocation failed, which is KM_ENOMEM.
+ */
 static int names_add(struct names *l, char *path, struct km_err *err)
 {
     char **v = path ? km_reallocarray(l->v, (size_t)l->n + 1, sizeof *v) : NULL;
@@ -41,14 +35,14 @@ static int names_add(struct names *l, char *path, struct km_err *err)
     return 0;
 }
 
-/* The run folders PATH-1, PATH-2 ..., up to the first number that has none. */
+/* Lists the run folders PATH-1, PATH-2 ... up to the first number without a run folder. */
 static int find_repeats(const char *path, struct names *l, struct km_err *err)
 {
     for (int k = 1, rc;; k++) {
         struct km_buf b = {0};
         km_buf_printf(&b, "%s-%d", path, k);
         char *p = km_buf_take(&b);
-        if (p && !holds_run(p)) {
+        if (p && !run_folder_exists(p)) {
             km_free(p);
             return 0;
         }
@@ -57,7 +51,7 @@ static int find_repeats(const char *path, struct names *l, struct km_err *err)
     }
 }
 
-/* The run folders inside a folder, sorted by name. */
+/* Lists the run folders inside a folder, sorted by name. */
 static int find_inside(const char *path, struct names *l, struct km_err *err)
 {
     DIR *d = opendir(path);
@@ -68,7 +62,7 @@ static int find_inside(const char *path, struct names *l, struct km_err *err)
                        path, path);
     for (struct dirent *e; !rc && (e = readdir(d));) {
         char *p = e->d_name[0] == '.' ? NULL : km_path(path, e->d_name);
-        if (p && holds_run(p))
+        if (p && run_folder_exists(p))
             rc = names_add(l, p, err);
         else
             km_free(p);
@@ -83,7 +77,7 @@ static int find_inside(const char *path, struct names *l, struct km_err *err)
 
 static int find_runs(const char *path, struct names *l, struct km_err *err)
 {
-    if (holds_run(path))
+    if (run_folder_exists(path))
         return names_add(l, km_strdup(path), err);
     int rc = find_repeats(path, l, err);
     return rc || l->n ? rc : find_inside(path, l, err);

@@ -1,4 +1,4 @@
-/* A comparison as a table and as JSON, and limits on its changes. */
+/* Formats a comparison as a table and as JSON, and checks limits on its changes. */
 #include "harness/report/compare.h"
 
 #include "base/mem.h"
@@ -26,7 +26,7 @@ void compare_put_verdict(struct km_buf *out, const struct compare_delta *d)
         km_buf_printf(out, undetected ? ": %s" : " (%s)", d->why);
 }
 
-/* The cells of a figure that is judged: ratio, interval, pairs, requests, verdict. */
+/* Sets the cells that only a figure with a verdict has: ratio, interval, pairs, requests, verdict. */
 static void set_judgement(struct table_grid *g, int row, const struct compare_delta *d)
 {
     struct km_buf b = {0};
@@ -68,7 +68,7 @@ int compare_result_grid(struct table_grid *g, const struct compare_result *c, co
         km_buf_clear(&t);
         table_put_change(&t, d->a, d->b);
         table_grid_set(g, i + 1, 3, "%s", km_buf_str(&t));
-        if (d->metric->min_n > 0) /* the others explain, but are not better or worse */
+        if (d->metric->min_n > 0) /* the other figures explain, but no direction of theirs is better */
             set_judgement(g, i + 1, d);
     }
     g->oom |= t.oom;

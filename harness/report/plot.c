@@ -1,5 +1,5 @@
-/* Writes the files of a plot and prepares its picture for a page. Labels come from users, so the script has them in
- * single quotes, in which gnuplot expands nothing. */
+/* Writes the files of a plot and prepares its picture for a page. Labels are written by users, so the script has them
+ * in single quotes, in which gnuplot expands nothing. */
 #include "harness/report/plot.h"
 
 #include "base/file.h"
@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* s as a gnuplot string on one line. */
+/* Appends s as a gnuplot string on one line. */
 static void put_quoted(struct km_buf *out, const char *s)
 {
     km_buf_putc(out, '\'');
@@ -32,7 +32,7 @@ static int write_text(struct km_buf *b, const char *path, struct km_err *err)
     return rc;
 }
 
-/* The variables of the plot, then common.gp, then the script itself. */
+/* Writes NAME.gp: the variables of the plot, then common.gp, then the script of this kind of plot. */
 static int write_script(const struct plot *p, const char *path, struct km_err *err)
 {
     const char *common = asset_text("common.gp"), *script = asset_text(p->script), *name = p->name.data;
@@ -58,7 +58,7 @@ static int write_script(const struct plot *p, const char *path, struct km_err *e
     return write_text(&b, path, err);
 }
 
-/* One block of lines per series. */
+/* Writes NAME.dat: one block of lines per series. */
 static int write_data(const struct plot *p, const char *path, struct km_err *err)
 {
     struct km_buf b = {0};
@@ -76,9 +76,9 @@ static int write_data(const struct plot *p, const char *path, struct km_err *err
     return write_text(&b, path, err);
 }
 
-/* Runs `gnuplot ARG` in dir without terminal output. Its exit status: 127 when there is no gnuplot, 126 when it could
- * not be run. */
-static int gnuplot(const char *dir, const char *arg)
+/* Runs `gnuplot ARG` in dir without terminal output. Returns its exit status; 127 if gnuplot is not installed, 126 if
+ * it could not be run. */
+static int run_gnuplot(const char *dir, const char *arg)
 {
     int status = 0;
     pid_t pid = fork();
@@ -100,7 +100,7 @@ static int gnuplot(const char *dir, const char *arg)
 
 bool plot_gnuplot_found(void)
 {
-    return gnuplot(NULL, "--version") == 0;
+    return run_gnuplot(NULL, "--version") == 0;
 }
 
 int plot_write(const struct plot *p, const char *dir, struct km_err *err)
@@ -118,8 +118,8 @@ int plot_write(const struct plot *p, const char *dir, struct km_err *err)
     if (!rc)
         rc = write_script(p, script.data, err);
     if (!rc) {
-        unlink(svg.data); /* so that a picture of earlier data does not stay when gnuplot fails */
-        int status = gnuplot(dir, name.data);
+        unlink(svg.data); /* if gnuplot fails, no picture of earlier data may remain */
+        int status = run_gnuplot(dir, name.data);
         if (status == 127)
             rc =
                 km_fail(err, KM_ENOENT, "gnuplot is not installed; %s and %s are ready for it", script.data, data.data);
@@ -145,8 +145,8 @@ void plot_deinit(struct plot *p)
     p->n = 0;
 }
 
-/* The length of an empty group at s, else 0. gnuplot opens a group for every change of its pen, used or not; most bytes
- * of its files are empty groups. */
+/* The length of the empty group that starts at s; 0 if none starts there. gnuplot opens a group for every change of its
+ * pen, used or not; most bytes of its files are empty groups. */
 static size_t empty_group(const char *s)
 {
     if (strncmp(s, "<g fill=", 8))

@@ -1,4 +1,4 @@
-/* Takes the steps of a report in order. */
+/* Makes a report step by step. */
 #include "harness/report/report.h"
 
 #include "harness/report/report_steps.h"

@@ -55,7 +55,7 @@ int report_no_memory(struct km_err *err)
     return km_fail(err, KM_ENOMEM, "out of memory making a report");
 }
 
-/* A suite of one table with one row, for the folder of a single run. It has no baseline. */
+/* Makes a suite of one table with one row and no baseline, for the folder of a single run. */
 static int suite_of_run(struct report *r, const char *path, struct km_err *err)
 {
     cJSON *run = NULL;
@@ -133,7 +133,7 @@ static int read_entry(const struct report *r, const cJSON *cell, struct cell_ent
     return 0;
 }
 
-/* The index of a run folder in r->runs, where it is added if it is new. */
+/* The index of a run folder in r->runs. Adds the folder if it is new. */
 static int run_index(struct report *r, const char *dir)
 {
     int i = 0;
@@ -144,7 +144,7 @@ static int run_index(struct report *r, const char *dir)
     return i;
 }
 
-/* The reason that suite.json gives for a cell without a run. */
+/* The reason in suite.json why a cell has no run. */
 static const char *why_missing(const struct report *r, const char *dir)
 {
     const cJSON *failed = cJSON_GetObjectItemCaseSensitive(r->suite->json, "failed");
@@ -161,19 +161,17 @@ static const char *why_missing(const struct report *r, const char *dir)
 static void read_run(const struct report *r, struct report_run *run)
 {
     char *path = !strcmp(run->dir, ".") ? km_strdup(r->dir) : km_path(r->dir, run->dir);
-    char *file = path ? km_path(path, "run.json") : NULL;
     struct km_err why = {0};
-    if (file && !km_file_exists(file))
+    if (path && !run_folder_exists(path))
         snprintf(run->why, sizeof run->why, "%.199s", why_missing(r, run->dir));
-    else if (!file || run_folder_read(&run->run, path, &why))
-        snprintf(run->why, sizeof run->why, "%.199s", file ? why.msg : "out of memory");
+    else if (!path || run_folder_read(&run->run, path, &why))
+        snprintf(run->why, sizeof run->why, "%.199s", path ? why.msg : "out of memory");
     else
         run->loaded = true;
-    km_free(file);
     km_free(path);
 }
 
-/* Empty slots for the entries' repeats of each table. */
+/* Makes the slots of each table, all empty, for the largest repeat of its entries. */
 static int make_slots(struct report *r, const struct cell_entry *entries, int n, struct km_err *err)
 {
     for (int i = 0; i < n; i++) {

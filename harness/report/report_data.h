@@ -4,8 +4,8 @@
  * grids, the notes, the headlines and the plots, and write the files. A result folder that holds one run is read as a
  * suite of one table with one row.
  *
- * Invariant: slot[(row * n_arms + arm) * reps + rep] of a table is the index of the run at that place, or -1 when the
- * plan had none there. A run that was planned but cannot be read has loaded == false and says why. */
+ * Invariant: slot[(row * n_arms + arm) * reps + rep] of a table is the index of the run at that place, or -1 if no run
+ * was planned there. A run that was planned but cannot be read has loaded == false, and its reason in `why`. */
 #ifndef REPORT_DATA_H
 #define REPORT_DATA_H
 
@@ -14,7 +14,7 @@
 #include "harness/suite/suite.h"
 
 struct report_run {
-    const char *dir;   /* relative to the result folder; "." for the folder of a single run */
+    const char *dir;       /* relative to the result folder; "." for the folder of a single run */
     struct run_folder run; /* only when loaded */
     bool loaded;
     char why[200]; /* reason when not loaded */
@@ -64,7 +64,7 @@ struct report {
 int report_data_load(struct report *r, const char *dir, struct km_err *err);
 void report_data_free(struct report *r);
 
-/* The run at a place; NULL when it was not planned or not loaded. */
+/* The run at a place; NULL if it was not planned or not loaded. */
 const struct run_folder *report_run_at(const struct report *r, const struct report_table *t, int row, int arm, int rep);
 /* A figure of a run under the suite's profile; NAN without a run. */
 double report_value(const struct report *r, const struct run_folder *run, const struct hz_metric *m);

@@ -1,5 +1,5 @@
-/* Writes report.html: one file that holds everything, with report.css and report.js compiled in. The file stays below
- * 1 MB: the pictures are put in first, and the table of requests takes what is left. */
+/* Writes report.html: one file that needs no other file; report.css and report.js are compiled into the program. The
+ * page is kept below 1 MB: the pictures are added first, and the table of requests is cut at the limit. */
 #include "harness/report/report_steps.h"
 
 #include "base/clock.h"
@@ -12,15 +12,15 @@
 #include <stdio.h>
 #include <string.h>
 
-/* PAGE: bytes of the page at which the table of requests ends; PICTURES: bytes of all pictures together. */
-enum { MAX_REQUESTS = 5000, PAGE = 976000, PICTURES = 750000 };
+/* MAX_PAGE: bytes of the page at which the table of requests ends; MAX_PICTURES: bytes of all pictures together. */
+enum { MAX_REQUESTS = 5000, MAX_PAGE = 976000, MAX_PICTURES = 750000 };
 
-static void text(struct km_buf *b, const char *s)
+static void put_text(struct km_buf *b, const char *s)
 {
     km_buf_put_html(b, s, strlen(s));
 }
 
-/* The beginning of the line after p's, or the end of the text. */
+/* The start of the next line of the text at p, or the end of the text. */
 static const char *next_line(const char *p)
 {
     p += strcspn(p, "\n");
@@ -46,7 +46,7 @@ static void put_notes(struct km_buf *b, const struct report_table *t)
     km_buf_puts(b, "</ul>\n");
 }
 
-/* *spent: bytes of the pictures so far. */
+/* *spent: bytes of all pictures on the page so far. */
 static void put_plots(const struct report *r, const struct report_table *t, size_t *spent, struct km_buf *b)
 {
     char *dir = km_path(r->dir, "plots");
@@ -59,14 +59,14 @@ static void put_plots(const struct report *r, const struct report_table *t, size
         km_buf_puts(b, any ? "" : "<div class=\"plots\">\n");
         any = true;
         km_buf_puts(b, "<figure>");
-        if (!plot_inline(dir, p->name, p->caption, &svg, NULL) && km_buf_ok(&svg) && *spent + svg.len < PICTURES) {
+        if (!plot_inline(dir, p->name, p->caption, &svg, NULL) && km_buf_ok(&svg) && *spent + svg.len < MAX_PICTURES) {
             *spent += svg.len;
             km_buf_put(b, svg.data, svg.len);
         } else {
-            km_buf_printf(b, "<p>This page has no room left for the picture; it is in plots/%s.svg.</p>", p->name);
+            km_buf_printf(b, "<p>The picture would make this page too large; it is in plots/%s.svg.</p>", p->name);
         }
         km_buf_puts(b, "<figcaption>");
-        text(b, p->caption);
+        put_text(b, p->caption);
         km_buf_puts(b, "</figcaption></figure>\n");
         km_buf_free(&svg);
     }
@@ -82,26 +82,26 @@ static bool has_dim_cells(const struct table_grid *g)
     return false;
 }
 
-/* lead: the headline that already stands on top of the page. */
+/* lead: the headline at the top of the page, which is not repeated below its table. */
 static void put_table(const struct report *r, const struct report_table *t, const char *lead, size_t *spent,
                       struct km_buf *b)
 {
     km_buf_printf(b, "<section id=\"%s\"><h2>", t->spec->id);
-    text(b, t->spec->title);
+    put_text(b, t->spec->title);
     km_buf_puts(b, "</h2>\n");
     table_grid_html(&t->grid, b);
     if (has_dim_cells(&t->grid))
         km_buf_puts(b, "<p class=\"when\">A change in grey could not be told apart from noise.</p>\n");
     if (t->headline.len && t->headline.data != lead) {
         km_buf_puts(b, "<p>");
-        text(b, t->headline.data);
+        put_text(b, t->headline.data);
         km_buf_puts(b, "</p>\n");
     }
     put_plots(r, t, spent, b);
     put_notes(b, t);
     if (t->evidence.n_rows > 1) {
         km_buf_puts(b, "<details open class=\"small evidence\"><summary>Evidence</summary>\n<p>");
-        text(b, km_buf_str(&t->evidence_caption));
+        put_text(b, km_buf_str(&t->evidence_caption));
         km_buf_puts(b, "</p>\n");
         table_grid_html(&t->evidence, b);
         km_buf_puts(b, "</details>\n");
@@ -111,7 +111,7 @@ static void put_table(const struct report *r, const struct report_table *t, cons
     km_buf_puts(b, "</details></section>\n");
 }
 
-/* A JSON value as one line. */
+/* Appends a JSON value as one line. */
 static void put_value(struct km_buf *b, const cJSON *v)
 {
     if (cJSON_IsString(v)) {
@@ -125,7 +125,7 @@ static void put_value(struct km_buf *b, const cJSON *v)
     }
 }
 
-/* Appends v, with the objects in it opened: a line "a.b \t value" per value. The key "reasons" is left out. */
+/* Appends the values of v and of the objects in it, one line "a.b \t value" per value, without the key "reasons". */
 static void flatten(const cJSON *v, const char *path, int depth, struct km_buf *out)
 {
     for (const cJSON *e = v ? v->child : NULL; e; e = e->next) {
@@ -147,7 +147,7 @@ static void flatten(const cJSON *v, const char *path, int depth, struct km_buf *
     }
 }
 
-/* The value of a key in flattened text, and its length; NULL when the text does not have the key. */
+/* Finds the value of a key in the text that `flatten` made. *n: its length. NULL if the text does not have the key. */
 static const char *lookup(const char *flat, const char *key, size_t klen, size_t *n)
 {
     for (const char *p = flat; *p; p = next_line(p))
@@ -169,8 +169,8 @@ static void read_env(const struct report *r, const struct report_run *run, struc
     km_buf_free(&path);
 }
 
-/* The runs whose machines are shown: the first pair of the first contrast, or the first run alone (side[1] is NULL). */
-static void pick_runs(const struct report *r, const struct report_run *side[2])
+/* Chooses the runs whose environments are shown: the first pair of the first contrast, or one run (side[1] is NULL). */
+static void choose_runs(const struct report *r, const struct report_run *side[2])
 {
     const struct report_table *t = &r->tables[0];
     side[0] = side[1] = NULL;
@@ -178,8 +178,10 @@ static void pick_runs(const struct report *r, const struct report_run *side[2])
         const struct report_contrast *c = &t->contrasts[0];
         int a = t->slot[(c->base_row * t->spec->n_arms + c->base_arm) * t->reps + k];
         int b = t->slot[(c->row * t->spec->n_arms + c->arm) * t->reps + k];
-        if (a >= 0 && b >= 0 && r->runs[a].loaded && r->runs[b].loaded)
-            side[0] = &r->runs[a], side[1] = &r->runs[b];
+        if (a >= 0 && b >= 0 && r->runs[a].loaded && r->runs[b].loaded) {
+            side[0] = &r->runs[a];
+            side[1] = &r->runs[b];
+        }
     }
     for (int i = 0; i < r->n_runs && !side[0]; i++)
         side[0] = r->runs[i].loaded ? &r->runs[i] : NULL;
@@ -188,7 +190,7 @@ static void pick_runs(const struct report *r, const struct report_run *side[2])
 static void put_environment(const struct report *r, struct km_buf *b)
 {
     const struct report_run *side[2];
-    pick_runs(r, side);
+    choose_runs(r, side);
     struct km_buf a = {0}, other = {0};
     read_env(r, side[0], &a);
     if (side[1])
@@ -196,10 +198,10 @@ static void put_environment(const struct report *r, struct km_buf *b)
     km_buf_puts(b, "<section id=\"environment\"><h2>Environment</h2>\n<p class=\"when\">The machine and the software");
     km_buf_puts(b, side[1] ? " of one run on each side. Lines in which the two differ are shaded.</p>\n" : ".</p>\n");
     km_buf_puts(b, "<div class=\"scroll\"><table class=\"small\"><thead><tr><th></th><th class=\"t\">A: ");
-    text(b, side[0]->dir);
+    put_text(b, side[0]->dir);
     if (side[1]) {
         km_buf_puts(b, "</th><th class=\"t\">B: ");
-        text(b, side[1]->dir);
+        put_text(b, side[1]->dir);
     }
     km_buf_puts(b, "</th></tr></thead><tbody>\n");
     for (const char *p = km_buf_str(&a); *p; p = next_line(p)) {
@@ -223,7 +225,7 @@ static void put_environment(const struct report *r, struct km_buf *b)
     km_buf_free(&other);
 }
 
-/* The health of the load client in each run. The columns are the keys of "health" in the first run. */
+/* Appends the health of the load client in each run. The columns are the keys of "health" in the first run. */
 static void put_health(const struct report *r, struct km_buf *b)
 {
     struct km_buf head = {0}, flat = {0};
@@ -250,13 +252,16 @@ static void put_health(const struct report *r, struct km_buf *b)
     km_buf_puts(b, "</tr></thead><tbody>\n");
     for (int i = 0; i < r->n_runs; i++) {
         km_buf_puts(b, "<tr><th>");
-        text(b, r->runs[i].dir);
+        put_text(b, r->runs[i].dir);
         km_buf_puts(b, "</th>");
         km_buf_clear(&flat);
-        if (r->runs[i].loaded)
+        if (r->runs[i].loaded) {
             flatten(cJSON_GetObjectItemCaseSensitive(r->runs[i].run.json, "health"), "", 0, &flat);
-        else
-            km_buf_puts(b, "<td class=\"warn\">"), text(b, r->runs[i].why), km_buf_puts(b, "</td>");
+        } else {
+            km_buf_puts(b, "<td class=\"warn\">");
+            put_text(b, r->runs[i].why);
+            km_buf_puts(b, "</td>");
+        }
         for (const char *p = km_buf_str(&head); *p && r->runs[i].loaded; p = next_line(p)) {
             size_t n = 0;
             const char *v = lookup(km_buf_str(&flat), p, strcspn(p, "\t"), &n);
@@ -283,22 +288,22 @@ static void put_commands(const struct report *r, struct km_buf *b)
         (void)km_json_str(e, "started", false, &started, NULL);
         (void)km_json_str(e, "command", false, &command, NULL);
         km_buf_puts(b, "# ");
-        text(b, started);
+        put_text(b, started);
         km_buf_puts(b, "\n");
-        text(b, command);
+        put_text(b, command);
         km_buf_puts(b, e->next ? "\n" : "</pre>\n");
     }
     km_buf_printf(b, "<details><summary>The command of each run (%d)</summary>\n<pre>", r->n_runs);
     for (int i = 0; i < r->n_runs; i++) {
         km_buf_puts(b, i ? "\n# " : "# ");
-        text(b, r->runs[i].dir);
+        put_text(b, r->runs[i].dir);
         if (r->runs[i].loaded) {
             km_buf_puts(b, ", ");
-            text(b, report_run_text(&r->runs[i].run, "provenance", "started"));
+            put_text(b, report_run_text(&r->runs[i].run, "provenance", "started"));
             km_buf_puts(b, ", commit ");
-            text(b, report_run_text(&r->runs[i].run, "provenance", "commit"));
+            put_text(b, report_run_text(&r->runs[i].run, "provenance", "commit"));
             km_buf_puts(b, "\n");
-            text(b, report_run_text(&r->runs[i].run, "provenance", "command"));
+            put_text(b, report_run_text(&r->runs[i].run, "provenance", "command"));
         }
     }
     km_buf_puts(b, "</pre></details></section>\n");
@@ -322,7 +327,7 @@ static void put_request(const struct report *r, const struct report_run *run, co
 {
     enum hz_profile p = r->suite->profile;
     km_buf_puts(b, "<tr><td>");
-    text(b, strncmp(run->dir, "cells/", 6) ? run->dir : run->dir + 6);
+    put_text(b, strncmp(run->dir, "cells/", 6) ? run->dir : run->dir + 6);
     km_buf_printf(b, "<td>%d<td>%d", q->conv, q->turn + 1);
     put_ms(b, (double)(q->start_ns - run->run.trace.begin_ns) / 1e6);
     put_ms(b, q->ok ? run_folder_sample(&run->run, q, HZ_TTFT, p) : NAN);
@@ -332,11 +337,11 @@ static void put_request(const struct report *r, const struct report_run *run, co
     put_count(b, q->cached_tokens);
     put_count(b, q->output_tokens >= 0 ? q->output_tokens : q->local_output_tokens);
     km_buf_puts(b, "<td class=t>");
-    text(b, q->ok ? "" : *q->error ? q->error : "failed");
+    put_text(b, q->ok ? "" : *q->error ? q->error : "failed");
     km_buf_puts(b, "\n");
 }
 
-/* The rows and cells of this table have no closing tags, which HTML allows: that halves its size. */
+/* Appends the table of requests. Its rows and cells have no closing tags, which HTML allows, to halve its size. */
 static void put_requests(const struct report *r, struct km_buf *b)
 {
     int total = 0, shown = 0;
@@ -345,7 +350,7 @@ static void put_requests(const struct report *r, struct km_buf *b)
     struct km_buf rows = {0};
     for (int i = 0; i < r->n_runs; i++)
         for (int k = 0;
-             r->runs[i].loaded && k < r->runs[i].run.trace.n && shown < MAX_REQUESTS && b->len + rows.len < PAGE;
+             r->runs[i].loaded && k < r->runs[i].run.trace.n && shown < MAX_REQUESTS && b->len + rows.len < MAX_PAGE;
              k++, shown++)
             put_request(r, &r->runs[i], &r->runs[i].run.trace.recs[k], &rows);
     km_buf_puts(b, "<section><h2>Requests</h2>\n<details><summary>");
@@ -367,13 +372,13 @@ static void put_head(const struct report *r, struct km_buf *b)
 {
     km_buf_puts(b, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
                    "content=\"width=device-width\">\n<title>");
-    text(b, r->suite->title);
+    put_text(b, r->suite->title);
     km_buf_printf(b, "</title>\n<style>\n%s</style></head><body>\n<h1>", asset_text("report.css"));
-    text(b, r->suite->title);
+    put_text(b, r->suite->title);
     km_buf_puts(b, "</h1>\n");
 }
 
-/* What stands above the tables: date, headline, notes of the suite, links. */
+/* Appends the part above the tables: date, headline, notes of the suite, links. */
 static void put_top(const struct report *r, const char *lead, struct km_buf *b)
 {
     char now[32];
@@ -384,12 +389,12 @@ static void put_top(const struct report *r, const char *lead, struct km_buf *b)
     km_buf_printf(b, "<p class=\"when\">kvmark report, made %s from %d run%s</p>\n", now, runs, runs == 1 ? "" : "s");
     if (*lead) {
         km_buf_puts(b, "<p class=\"lead\">");
-        text(b, lead);
+        put_text(b, lead);
         km_buf_puts(b, "</p>\n");
     }
     for (int i = 0; i < r->suite->n_notes; i++) {
         km_buf_puts(b, "<p>");
-        text(b, r->suite->notes[i]);
+        put_text(b, r->suite->notes[i]);
         km_buf_puts(b, "</p>\n");
     }
     if (r->no_gnuplot)
@@ -402,7 +407,7 @@ static void put_top(const struct report *r, const char *lead, struct km_buf *b)
         if (!r->tables[i].reps)
             continue;
         km_buf_printf(b, "<a href=\"#%s\">", r->tables[i].spec->id);
-        text(b, r->tables[i].spec->title);
+        put_text(b, r->tables[i].spec->title);
         km_buf_puts(b, "</a> ");
     }
     km_buf_puts(b, "<a href=\"#environment\">Environment</a> <a href=\"#health\">Health</a> <a "

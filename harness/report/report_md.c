@@ -1,4 +1,4 @@
-/* Writes tables.md: per table the figures, the headline, the notes, the evidence and the tokens. */
+/* Writes tables.md: for each table its figures, headline, notes, evidence and token counts. */
 #include "harness/report/report_steps.h"
 
 #include "base/file.h"
@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-/* The lines of `text` as a list. */
+/* Appends the lines of `text` as a Markdown list. */
 static void put_list(struct km_buf *out, const char *text)
 {
     while (*text) {

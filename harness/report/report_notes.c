@@ -66,7 +66,7 @@ static void fact_token_count(const struct run_folder *run, struct km_buf *out)
                          "tokenizer");
 }
 
-/* The fact of the first run that a row and arm has; false without a run. */
+/* Writes the fact of the first run of a row and arm. False if there is no run. */
 static bool fact_of_place(const struct report *r, const struct report_table *t, int row, int arm, fact_fn fact,
                           struct km_buf *out)
 {
@@ -81,7 +81,7 @@ static bool fact_of_place(const struct report *r, const struct report_table *t, 
     return false;
 }
 
-/* One note when the fact is the same for all rows and arms, else one note for each of them. */
+/* Adds one note if the fact is the same for all rows and arms, else one note for each of them. */
 static void note_fact(const struct report *r, struct report_table *t, fact_fn fact)
 {
     const struct suite_table *s = t->spec;
@@ -109,7 +109,7 @@ static void note_fact(const struct report *r, struct report_table *t, fact_fn fa
     km_buf_free(&text);
 }
 
-/* How the cells, the intervals and the ratios come from the runs. */
+/* Adds the note on how the cells, the intervals and the ratios were computed from the runs. */
 static void note_method(const struct report *r, struct report_table *t)
 {
     int only_a = 0, only_b = 0;
@@ -120,8 +120,10 @@ static void note_method(const struct report *r, struct report_table *t)
             "rows alike.",
             r->suite->median ? "median" : "mean", t->reps);
     else
-        km_buf_puts(&t->notes, "There is one run per row. The 95% confidence intervals cover the spread between "
-                               "conversations, not the spread between runs.");
+        km_buf_printf(&t->notes, "There is one run per row.%s",
+                      t->n_contrasts ? " The 95% confidence intervals cover the spread between conversations, not the "
+                                       "spread between runs."
+                                     : "");
     km_buf_printf(&t->notes, " Figures are computed %s.\n",
                   r->suite->profile == HZ_SEED ? "as vLLM's benchmark scripts compute them (profile seed)"
                                                : "by kvmark's own definitions (profile strict)");
@@ -136,7 +138,7 @@ static void note_method(const struct report *r, struct report_table *t)
                       only_a, only_b);
 }
 
-/* Missing runs and failed requests of one row and arm. */
+/* Warns of missing runs and failed requests of one row and arm. */
 static void warn_of_place(const struct report *r, struct report_table *t, int row, int arm)
 {
     int missing = 0, failed = 0, sent = 0;
@@ -162,7 +164,8 @@ static void warn_of_place(const struct report *r, struct report_table *t, int ro
     }
 }
 
-/* Runs that differ in what they sent or in the program that they ran, and runs whose client was too slow. */
+/* Warns of runs that sent different requests or were made by different builds, and of runs whose client was too slow.
+ */
 static void warn_of_runs(const struct report *r, struct report_table *t)
 {
     const char *sha = NULL, *binary = NULL, *doubt = "";
@@ -213,7 +216,7 @@ static void make_notes(const struct report *r, struct report_table *t)
     warn_of_runs(r, t);
 }
 
-/* The contrast that is best in the first figure of the table. */
+/* The contrast with the best ratio of the first compared figure. */
 static const struct report_contrast *best_contrast(const struct report_table *t)
 {
     const struct report_contrast *best = &t->contrasts[0];

@@ -13,7 +13,7 @@
 
 enum { MAX_POINTS = 250, MAX_TURNS = 1000 };
 
-/* What a table must have for a kind of plot; all of them need answered requests. */
+/* Requirements of a kind of plot on its table. Every kind needs answered requests. */
 enum {
     NEEDS_TURNS = 1,   /* conversations with more than one turn */
     NEEDS_REPEATS = 2, /* more than one run per row */
@@ -41,7 +41,7 @@ struct drawing {
     struct km_buf caption;
 };
 
-/* A growing list of numbers. */
+/* A growing array of numbers. */
 struct values {
     double *v; /* [n] */
     int n, cap;
@@ -83,8 +83,8 @@ static void add_series(struct drawing *d)
     }
 }
 
-/* The values of the requests of a series over all its runs, sorted; of one turn, or of all turns (turn < 0). */
-static void request_values(const struct drawing *d, int series, int turn, struct values *out)
+/* Collects the values of a series' requests over all its runs, sorted: of one turn, or of all turns if turn < 0. */
+static void collect_values(const struct drawing *d, int series, int turn, struct values *out)
 {
     int row, arm;
     place_of(d->t->spec, series, &row, &arm);
@@ -114,7 +114,7 @@ static void fill_cdf(struct drawing *d)
                 "Requests: ");
     for (int s = 0; s < d->plot.n; s++) {
         struct plot_series *series = &d->plot.series[s];
-        request_values(d, s, -1, &v);
+        collect_values(d, s, -1, &v);
         km_buf_printf(&d->caption, "%s%s: %d", s ? ", " : "", km_buf_str(&series->label), v.n);
         int points = v.n < MAX_POINTS ? v.n : MAX_POINTS;
         for (int i = 0; i < points; i++) {
@@ -138,7 +138,7 @@ static void fill_turns(struct drawing *d)
         struct plot_series *series = &d->plot.series[s];
         int first = 0, last = 0;
         for (int turn = 0; turn < d->turns; turn++) {
-            request_values(d, s, turn, &v);
+            collect_values(d, s, turn, &v);
             if (!v.n)
                 continue;
             first = turn ? first : v.n;
@@ -221,7 +221,7 @@ static const struct kind kinds[] = {
     {"bars", "bars.gp", "The rows side by side.", NEEDS_SWEEP, HZ_PER_RUN, fill_bars},
 };
 
-/* The number of turns of the longest conversation; 0 when the table has no request. */
+/* The number of turns of the longest conversation; 0 if the table has no request. */
 static int count_turns(const struct report *r, const struct report_table *t)
 {
     int turns = 0;
@@ -235,7 +235,7 @@ static int count_turns(const struct report *r, const struct report_table *t)
     return turns;
 }
 
-/* Puts a plot on the list of its table, which owns name and caption from here on, also after an error. */
+/* Adds a plot to the list of its table, which becomes the owner of name and caption, also after an error. */
 static int list_plot(struct report_table *t, char *name, char *caption, bool drawn, struct km_err *err)
 {
     struct report_plot *v = name && caption ? km_reallocarray(t->plots, (size_t)t->n_plots + 1, sizeof *v) : NULL;

@@ -13,9 +13,9 @@
 
 enum { MAX_REPEATS = 1000, MAX_METRICS = 32 };
 
-/* A figure of a row and arm over its *n runs: the mean or the median. NAN when one of the runs lacks it. */
-static double over_runs(const struct report *r, const struct report_table *t, const struct hz_metric *m, int row,
-                        int arm, int *n)
+/* The mean or the median of a figure over the *n runs of a row and arm. NAN if one of the runs lacks the figure. */
+static double average_over_runs(const struct report *r, const struct report_table *t, const struct hz_metric *m,
+                                int row, int arm, int *n)
 {
     double v[MAX_REPEATS], sum = 0;
     *n = 0;
@@ -30,7 +30,8 @@ static double over_runs(const struct report *r, const struct report_table *t, co
     return km_percentile(v, *n, 0.5);
 }
 
-/* The figures that are compared: those whose change the table shows; if it shows none, all that can be judged. */
+/* The figures to compare: the figures whose change the table shows, or all figures of the table if it shows no change.
+ * A figure that is neither better nor worse in one direction is left out. Returns their number. */
 static int compared_metrics(const struct suite_table *t, const struct hz_metric **out)
 {
     int n = 0;
@@ -68,7 +69,7 @@ static int compare_contrast(const struct report *r, struct report_table *t, stru
     return pairs ? compare_runs(&c->cmp, a, b, pairs, &o, err) : 0;
 }
 
-/* The verdicts of a table are one family, so that a table with many figures is not more likely to show a change. */
+/* Corrects the verdicts of a table as one family, so that many figures do not make a chance finding more likely. */
 static int judge_table(struct report_table *t, struct km_err *err)
 {
     int n = 0;
@@ -86,7 +87,7 @@ static int judge_table(struct report_table *t, struct km_err *err)
     return 0;
 }
 
-/* Every row against the baseline row. In a table of backends: the second arm of every row against its first. */
+/* Compares every row with the baseline row. In a table of backends: the second arm of every row with the first arm. */
 static int make_contrasts(const struct report *r, struct report_table *t, struct km_err *err)
 {
     const struct suite_table *s = t->spec;
@@ -108,7 +109,7 @@ static int make_contrasts(const struct report *r, struct report_table *t, struct
     return judge_table(t, err);
 }
 
-/* Marks the changes that were not told apart from noise. undecided: [n_rows][cols], all false before. */
+/* Marks the changes that could not be told apart from noise. undecided: [n_rows][cols], all false before. */
 static void mark_undecided(const struct report_table *t, int cols, bool *undecided)
 {
     for (int k = 0; k < t->n_contrasts; k++) {
@@ -139,7 +140,7 @@ static int make_grid(const struct report *r, struct report_table *t, struct km_e
             const struct suite_column *c = &s->cols[arms ? 0 : i];
             col[i] = (struct table_column){arms ? s->arms[i].label : c->title, c->decimals, c->delta, c->gain};
             for (int row = 0; row < s->n_rows; row++)
-                v[row * cols + i] = c->scale * over_runs(r, t, c->metric, row, arms ? i : 0, &ignored);
+                v[row * cols + i] = c->scale * average_over_runs(r, t, c->metric, row, arms ? i : 0, &ignored);
         }
         for (int row = 0; row < s->n_rows; row++)
             labels[row] = s->rows[row].label;
@@ -154,7 +155,7 @@ static int make_grid(const struct report *r, struct report_table *t, struct km_e
     return rc;
 }
 
-/* The decimals of a figure in the table; the figure's own when the table scales it. */
+/* The decimals with which the table shows a figure; the figure's own decimals if the table scales it. */
 static int decimals_of(const struct suite_table *s, const struct hz_metric *m)
 {
     for (int c = 0; c < s->n_cols; c++)
@@ -163,7 +164,7 @@ static int decimals_of(const struct suite_table *s, const struct hz_metric *m)
     return m->decimals;
 }
 
-/* The smallest and the largest of a figure over the runs of one side; one number for one run. */
+/* Sets a cell to the smallest and the largest run of a side, "229..241"; to one number if there is one run. */
 static void set_spread(struct table_grid *g, int row, int col, double lo, double hi, int runs, int decimals)
 {
     struct km_buf b = {0};
@@ -215,8 +216,7 @@ static void put_evidence_caption(struct km_buf *out, const struct suite_table *s
         km_buf_printf(out, "A ratio is the row divided by the baseline (%s)",
                       s->base < 0 ? "none" : s->rows[s->base].label);
     km_buf_puts(out, ", on the requests that both answered. The interval is the 95% confidence interval of the ratio. "
-                     "The verdicts allow "
-                     "for the number of figures in this table (Holm's correction).");
+                     "The verdicts are corrected for the number of figures in this table (Holm).");
 }
 
 static int make_evidence(struct report_table *t, struct km_err *err)
@@ -249,7 +249,7 @@ static int make_evidence(struct report_table *t, struct km_err *err)
     return table_grid_ok(&t->evidence, err);
 }
 
-/* The figures of the token grid after "Runs", and the decimals that it shows. */
+/* The columns of the token grid after the label, and their decimals. */
 static const struct {
     const char *title;
     int decimals;
@@ -268,7 +268,7 @@ static void token_figures(const struct report *r, const struct report_table *t, 
     double mean[KEYS], ok = 0, failed = 0;
     int n = 0;
     for (int i = 0; i < KEYS; i++)
-        mean[i] = over_runs(r, t, hz_metric_find(keys[i], NULL), row, arm, &n);
+        mean[i] = average_over_runs(r, t, hz_metric_find(keys[i], NULL), row, arm, &n);
     for (int k = 0; k < t->reps; k++) {
         const struct run_folder *run = report_run_at(r, t, row, arm, k);
         ok += run ? run->seed.requests_ok : 0;
@@ -318,7 +318,7 @@ int report_make_tables(struct report *r, struct km_err *err)
     int rc = 0;
     for (int i = 0; i < r->suite->n_tables && !rc; i++) {
         struct report_table *t = &r->tables[i];
-        if (!t->reps) /* no run of it was planned */
+        if (!t->reps) /* no run of the table was planned */
             continue;
         if (!(rc = make_contrasts(r, t, err)) && !(rc = make_grid(r, t, err)) && !(rc = make_evidence(t, err)))
             rc = make_tokens(r, t, err);

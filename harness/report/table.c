@@ -1,4 +1,4 @@
-/* Tables of each shape as grids of text, and grids as Markdown, HTML and CSV. */
+/* Makes a grid of text from a table of any shape, and Markdown, HTML and CSV from a grid. */
 #include "harness/report/table.h"
 
 #include "base/mem.h"
@@ -8,8 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Rounds the decimal number that people see, half away from zero. printf would round the binary value, half to even.
- * A double beyond 2^53 has no decimals to round. */
+/* Rounds half away from zero, as if v were the decimal number that people see. printf would round the binary value,
+ * half to even. A double beyond 2^53 has no decimals to round. */
 static double round_to(double v, int decimals)
 {
     double scale = pow(10, decimals), s = v * scale;
@@ -81,7 +81,7 @@ int table_grid_ok(const struct table_grid *g, struct km_err *err)
     return g->oom ? km_fail(err, KM_ENOMEM, "out of memory for a table of %d rows", g->n_rows) : 0;
 }
 
-/* A figure, and its change against the baseline row if the column shows it. */
+/* Sets a cell to a figure, followed by its change against the baseline row if the column shows the change. */
 static void put_cell(struct table_grid *g, const struct table *t, int row, int col, int to_row, int to_col)
 {
     const struct table_column *c = &t->cols[col];
@@ -124,7 +124,7 @@ static int grid_rows(struct table_grid *g, const struct table *t, struct km_err 
     return 0;
 }
 
-/* One line per figure. The column "Change" is shown when exactly two configurations are compared. */
+/* Makes one line per figure. There is a column "Change" if exactly two configurations are compared. */
 static int grid_metrics(struct table_grid *g, const struct table *t, struct km_err *err)
 {
     bool change = t->n_rows == 2 && t->base >= 0;

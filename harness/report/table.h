@@ -1,9 +1,10 @@
 /* Tables as the write-up prints them: figures in, Markdown, HTML or CSV out.
  *
  * A `table` holds figures under titles, one row per configuration, in one of the four shapes of a suite. A `table_grid`
- * holds the same table as text, cell by cell, and belongs to the caller. A change is computed from the figures, never
- * from rounded cells. It has one decimal, always a sign, an ASCII minus, and is rounded half away from zero. A figure
- * that is missing (NAN) is shown as "n/a". */
+ * holds the same table as text, cell by cell. The caller owns both.
+ *
+ * A change is computed from the figures, not from rounded cells. It has one decimal and a sign (an ASCII minus), and is
+ * rounded half away from zero. A missing figure (NAN) is shown as "n/a". */
 #ifndef TABLE_H
 #define TABLE_H
 
@@ -29,19 +30,19 @@ struct table {
     int n_rows;
     int base;              /* index of the baseline row; negative: there is none */
     const double *v;       /* [n_rows][n_cols] figures; NAN: missing */
-    const bool *undecided; /* [n_rows][n_cols] the change was not told apart from noise; NULL: nothing was judged */
+    const bool *undecided; /* [n_rows][n_cols] the change could not be told apart from noise; NULL: no verdicts */
 };
 
 struct table_grid {
     int n_rows, n_cols; /* row 0 holds the titles */
     char **text;        /* [n_rows][n_cols] owned strings; NULL reads as "" */
     bool *dim;          /* [n_rows][n_cols] cells that HTML shows dimmed */
-    bool oom;           /* a cell could not be stored; see table_grid_ok */
+    bool oom;           /* there was no memory for a cell; see table_grid_ok */
 };
 
 int table_grid_new(struct table_grid *g, int n_rows, int n_cols, struct km_err *err);
 void table_grid_set(struct table_grid *g, int row, int col, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
-/* KM_ENOMEM when a cell could not be stored. Callers fill the whole grid, then check once. */
+/* KM_ENOMEM if there was no memory for a cell. Callers fill the whole grid, then check once. */
 int table_grid_ok(const struct table_grid *g, struct km_err *err);
 void table_grid_free(struct table_grid *g);
 

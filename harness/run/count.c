@@ -1,12 +1,12 @@
-/* benchmark_serving_multi_turn.py tokenizes between two requests, inside its closed loop. Here it is done after the
- * run, where it delays no request. */
+/* Counts tokens after the run, where it delays no request. benchmark_serving_multi_turn.py tokenizes between two
+ * requests of a client, inside its closed loop. */
 #include "harness/run/count.h"
 
 #include "base/mem.h"
 
 #include <string.h>
 
-static int count(const struct tok *tok, const char *text, size_t len, int *out, struct km_err *err)
+static int count_text(const struct tok *tok, const char *text, size_t len, int *out, struct km_err *err)
 {
     int64_t n = len ? tok_count(tok, text, len, err) : 0;
     if (n < 0)
@@ -15,27 +15,28 @@ static int count(const struct tok *tok, const char *text, size_t len, int *out, 
     return 0;
 }
 
-static int message_tokens(const struct tok *tok, const struct wl_msg *m, int *out, struct km_err *err)
+static int count_message(const struct tok *tok, const struct wl_msg *m, int *out, struct km_err *err)
 {
     *out = m->n_tokens;
-    return m->n_tokens >= 0 ? 0 : count(tok, m->text, m->len, out, err);
+    return m->n_tokens >= 0 ? 0 : count_text(tok, m->text, m->len, out, err);
 }
 
-/* Record i of the warm-up and the measured phase together. */
+/* Record i of the warm-up's records followed by those of the measured phase. */
 static struct hz_rec *rec_at(struct hz_trace *t, int i)
 {
     return i < t->n_warm ? &t->warm[i] : &t->recs[i - t->n_warm];
 }
 
-/* Counts a request's answer. *answer is the count of its turn, which is part of the later prompts. */
+/* Counts the tokens of a request's answer and of its first event. Also stores the former in *answer, for the prompts of
+ * later turns. */
 static int count_answer(struct hz_rec *r, const struct tok *tok, int *answer, struct km_err *err)
 {
     int rc = 0;
     if (!r->ok || !r->text)
         return 0;
-    rc = count(tok, r->text, r->text_len, &r->local_output_tokens, err);
+    rc = count_text(tok, r->text, r->text_len, &r->local_output_tokens, err);
     if (!rc)
-        rc = count(tok, r->text, r->first_len, &r->local_first_tokens, err);
+        rc = count_text(tok, r->text, r->first_len, &r->local_first_tokens, err);
     *answer = r->local_output_tokens;
     return rc;
 }
@@ -45,7 +46,8 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
 {
     int rc = 0;
     size_t turns = 0;
-    size_t *at = km_calloc((size_t)set->n + 1, sizeof *at); /* index of conversation c's turn 0 in user and answer */
+    size_t *at =
+        km_calloc((size_t)set->n + 1, sizeof *at); /* at[c]: index of conversation c's turn 0 in the next two */
     for (int c = 0; at && c < set->n; c++) {
         at[c] = turns;
         turns += (size_t)set->convs[c].n / 2;
@@ -55,8 +57,8 @@ int hz_trace_count(struct hz_trace *t, const struct wl_set *set, const struct to
         rc = km_fail(err, KM_ENOMEM, "no memory for the token counts of %d requests", t->n);
     for (int c = 0; !rc && tok && c < set->n; c++) {
         for (int m = 0; !rc && m < set->convs[c].n; m++)
-            rc = message_tokens(tok, &set->convs[c].msgs[m],
-                                m % 2 ? &answer[at[c] + (size_t)m / 2] : &user[at[c] + (size_t)m / 2], err);
+            rc = count_message(tok, &set->convs[c].msgs[m],
+                               m % 2 ? &answer[at[c] + (size_t)m / 2] : &user[at[c] + (size_t)m / 2], err);
     }
     /* Answers come before prompts, which contain them. With a fixed history the prompts have the workload's answers. */
     for (int i = 0; !rc && tok && i < t->n_warm + t->n; i++) {

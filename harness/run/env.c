@@ -1,5 +1,5 @@
-/* Everything about the machine that can make two results differ and is cheap to read: files of the kernel, and the
- * libraries' own versions. */
+/* Reads what can make the results of two runs differ: the kernel's files in /proc and /sys, and the versions of the
+ * libraries. */
 #include "harness/run/env.h"
 
 #include <curl/curl.h>
@@ -11,11 +11,11 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-/* The first line of a small file. False: there is no such file, or the line is empty. */
-static bool first_line(const char *path, char *out, size_t size)
+/* Reads the first line of a file. False: there is no such file, or the line is empty. */
+static bool read_first_line(const char *path, char *out, size_t size)
 {
     FILE *f = fopen(path, "r");
-    bool ok = f && fgets(out, (int)size, f) && out[strcspn(out, "\n")] >= 0;
+    bool ok = f && fgets(out, (int)size, f);
     if (f)
         fclose(f);
     if (!ok)
@@ -27,12 +27,12 @@ static bool first_line(const char *path, char *out, size_t size)
 static void add_line(cJSON *to, const char *key, const char *path)
 {
     char line[512];
-    if (first_line(path, line, sizeof line))
+    if (read_first_line(path, line, sizeof line))
         cJSON_AddStringToObject(to, key, line);
 }
 
-/* The value of the first line "key : value" of a /proc file. False: there is none. */
-static bool field(const char *path, const char *key, char *out, size_t size)
+/* Reads the value of the first line "key : value" of a /proc file. False: there is no such line. */
+static bool read_field(const char *path, const char *key, char *out, size_t size)
 {
     char line[4096];
     size_t n = strlen(key);
@@ -58,12 +58,12 @@ static void add_cpu(cJSON *to)
                                          "avx512_vnni", "amx_bf16", "hypervisor"};
     char text[4096], padded[4100], word[32];
     cJSON *cpu = cJSON_AddObjectToObject(to, "cpu");
-    if (field("/proc/cpuinfo", "model name", text, sizeof text))
+    if (read_field("/proc/cpuinfo", "model name", text, sizeof text))
         cJSON_AddStringToObject(cpu, "model", text);
     cJSON_AddNumberToObject(cpu, "online", (double)sysconf(_SC_NPROCESSORS_ONLN));
-    if (field("/proc/cpuinfo", "microcode", text, sizeof text))
+    if (read_field("/proc/cpuinfo", "microcode", text, sizeof text))
         cJSON_AddStringToObject(cpu, "microcode", text);
-    if (field("/proc/cpuinfo", "flags", text, sizeof text)) {
+    if (read_field("/proc/cpuinfo", "flags", text, sizeof text)) {
         cJSON *flags = cJSON_AddArrayToObject(cpu, "flags");
         snprintf(padded, sizeof padded, " %s ", text);
         for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
@@ -82,9 +82,9 @@ static void add_memory(cJSON *to)
 {
     char text[128];
     cJSON *m = cJSON_AddObjectToObject(to, "memory");
-    if (field("/proc/meminfo", "MemTotal", text, sizeof text))
+    if (read_field("/proc/meminfo", "MemTotal", text, sizeof text))
         cJSON_AddNumberToObject(m, "total_bytes", strtod(text, NULL) * 1024);
-    if (field("/proc/meminfo", "MemAvailable", text, sizeof text))
+    if (read_field("/proc/meminfo", "MemAvailable", text, sizeof text))
         cJSON_AddNumberToObject(m, "available_bytes", strtod(text, NULL) * 1024);
     add_line(m, "cgroup_limit", "/sys/fs/cgroup/memory.max");
     add_line(m, "huge_pages", "/sys/kernel/mm/transparent_hugepage/enabled");

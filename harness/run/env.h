@@ -4,8 +4,8 @@
 
 #include "base/json.h"
 
-/* Machine, CPU, memory, kernel, compiler and libraries as a new object (cJSON_Delete). What is not known is left out.
- */
+/* Describes the machine, CPU, memory, kernel, compiler and libraries in a new object (cJSON_Delete). Values that are
+ * not known are left out. */
 cJSON *hz_environment(void);
 
 #endif

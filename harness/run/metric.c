@@ -1,3 +1,4 @@
+/* The table of metrics, the functions that compute the figures, and the searches in the table. */
 #include "harness/run/metric.h"
 
 #include "base/args.h"
@@ -6,9 +7,9 @@
 #include <stddef.h>
 #include <string.h>
 
-/* ---- the value functions ---- */
+/* ---- the functions that compute figures ---- */
 
-/* Sums over the requests that succeeded. The server's counts are used first, the client's own where it has none. */
+/* The sum of a per-request value over the requests that succeeded. */
 static double sum_over(const struct hz_trace *t, double (*of)(const struct hz_rec *))
 {
     double sum = 0;
@@ -17,6 +18,7 @@ static double sum_over(const struct hz_trace *t, double (*of)(const struct hz_re
     return sum;
 }
 
+/* The server's count; the client's if the server reported none; NAN if there is neither. */
 static double prompt_of(const struct hz_rec *r)
 {
     return hz_count_or(r->prompt_tokens, r->local_prompt_tokens);
@@ -55,7 +57,7 @@ static double output_tokens(const struct hz_measured *m)
     return any_ok(m->trace) ? sum_over(m->trace, output_of) : NAN;
 }
 
-/* Servers leave cached_tokens out when it is 0, so one that reports it for any request means 0 for the others. */
+/* Some servers omit cached_tokens when it is 0. So if a server has reported it for any request, a missing one is 0. */
 static double cached_tokens(const struct hz_measured *m)
 {
     const struct hz_trace *t = m->trace;
@@ -65,11 +67,11 @@ static double cached_tokens(const struct hz_measured *m)
     return reported ? sum_over(t, cached_of) : NAN;
 }
 
-/* A share of the server's own prompt tokens; NAN if it did not report them for every request. */
+/* Both counts are the server's. NAN if it did not report prompt_tokens for every request. */
 static double hit_rate(const struct hz_measured *m)
 {
-    double of = sum_over(m->trace, reported_prompt_of);
-    return of > 0 ? cached_tokens(m) / of : NAN;
+    double prompt = sum_over(m->trace, reported_prompt_of);
+    return prompt > 0 ? cached_tokens(m) / prompt : NAN;
 }
 
 static double duration_s(const struct hz_measured *m)
@@ -113,30 +115,31 @@ static double total_tps(const struct hz_measured *m)
     return input_tps(m) + output_tps(m);
 }
 
-/* ---- the rows ---- */
+/* ---- the table ---- */
 
 struct row {
     struct hz_metric m;
-    size_t field; /* offset of the value in struct hz_summary; 0: it is in `more` */
-    /* Computes the figure. NULL: the row is a member of a statistic. */
-    double (*value)(const struct hz_measured *);
-    bool needs_cached;
+    size_t field; /* offset of the value in struct hz_summary; 0: the value is in `more` */
+    double (*value)(const struct hz_measured *); /* computes a figure; NULL: the row is a member of a statistic */
+    bool needs_cached;                           /* the figure needs the server's cached_tokens */
 };
 
 enum better { HIGHER, LOWER, NEITHER };
 
-/* A figure: key, title, name, which direction is better, decimals, and where its value is and comes from:
- * FIELD(x): the field x of struct hz_summary and the function x; CACHED(x) needs the server's cached_tokens;
- * 0, x, false: the function x. */
+/* A figure: key, title, name, which direction is better, decimals, and how its value is computed and stored:
+ * VALUE(x)   computed by the function x, stored in hz_summary.more
+ * FIELD(x)   computed by the function x, stored in the field x of hz_summary, where C code can use it
+ * CACHED(x)  as FIELD, for a figure that needs the server's cached_tokens */
 #define FIGURE(key, title, name, better, decimals, ...)                                                                \
     {                                                                                                                  \
         {key, title, name, better == LOWER, decimals, HZ_PER_RUN, -1, better != NEITHER}, __VA_ARGS__                  \
     }
+#define VALUE(x) 0, x, false
 #define FIELD(x) offsetof(struct hz_summary, x), x, false
 #define CACHED(x) offsetof(struct hz_summary, x), x, true
 
-/* The members of a statistic that are metrics. A two-sided 95% confidence interval of a percentile, by order
- * statistics, exists from 6 (p50), 36 (p90), 72 (p95) and 368 (p99) samples. */
+/* A statistic: a row for each member that is a metric. The last argument of MEMBER is hz_metric.min_n: a two-sided 95%
+ * confidence interval of a percentile, by order statistics, needs 6 (p50), 36 (p90), 72 (p95) or 368 (p99) values. */
 #define MEMBER(stat, tag, sample, member, word, what, q, min_n)                                                        \
     {                                                                                                                  \
         {#stat "." #member, word " " tag " (ms)", what " " tag, true, 2, sample, q, min_n},                            \
@@ -168,32 +171,33 @@ static const struct row rows[] = {
     FIGURE("output_tokens", NULL, "output tokens", NEITHER, 0, FIELD(output_tokens)),
 };
 enum { N_ROWS = sizeof rows / sizeof *rows };
-_Static_assert((int)N_ROWS <= (int)HZ_MAX_METRICS, "every row needs a place in hz_summary.more");
+_Static_assert((int)N_ROWS <= (int)HZ_MAX_METRICS, "hz_summary.more needs an element for each row");
 
-/* Schema kvmark.run.1 fixes the order of these keys. Figures that were added later follow in the order of the rows. */
+/* Schema kvmark.run.1 fixes the order of these keys in run.json. All other figures follow in the order of the rows. */
 static const char *const schema_order[] = {"duration_s",    "request_rate",  "input_tps",   "output_tps",
                                            "total_tps",     "mean_input",    "mean_output", "prompt_tokens",
                                            "output_tokens", "cached_tokens", "hit_rate"};
 enum { N_SCHEMA = sizeof schema_order / sizeof *schema_order };
 
 #define OF_REQUESTS(x) offsetof(struct hz_summary, x), offsetof(struct hz_request, x)
-static const char no_value[] = "no request had two tokens or its count";
+static const char no_value[] = "no request has a known number of output tokens above one";
 static const struct hz_statistic statistics[] = {
     {"ttft_ms", OF_REQUESTS(ttft_ms), no_value},
     {"tpot_ms", OF_REQUESTS(tpot_ms), no_value},
-    {"itl_ms", offsetof(struct hz_summary, itl_ms), HZ_INTERVALS, "no request had two events"},
+    {"itl_ms", offsetof(struct hz_summary, itl_ms), HZ_INTERVALS, "no answer has two events with tokens"},
     {"e2e_ms", OF_REQUESTS(e2e_ms), no_value},
     {"response_ttft_ms", OF_REQUESTS(response_ttft_ms), no_value},
 };
 
-/* ---- by name and by place ---- */
+/* ---- searches ---- */
 
 static const struct row *row_of(const struct hz_metric *m)
 {
     return (const struct row *)((const char *)m - offsetof(struct row, m));
 }
 
-static const struct hz_metric *find(const char *key)
+/* Finds a row, also one that only run.json has. */
+static const struct hz_metric *find_row(const char *key)
 {
     for (int i = 0; i < N_ROWS; i++)
         if (!strcmp(rows[i].m.key, key))
@@ -225,7 +229,8 @@ const struct hz_metric *hz_metric_find(const char *key, struct km_err *err)
     return NULL;
 }
 
-static size_t offset_of(const struct hz_metric *m)
+/* The offset of a metric's value in struct hz_summary. */
+static size_t value_offset(const struct hz_metric *m)
 {
     const struct row *r = row_of(m);
     return r->field ? r->field : offsetof(struct hz_summary, more) + (size_t)(r - rows) * sizeof(double);
@@ -234,7 +239,7 @@ static size_t offset_of(const struct hz_metric *m)
 double hz_metric_value(const struct hz_metric *m, const struct hz_summary *s)
 {
     double v;
-    memcpy(&v, (const char *)s + offset_of(m), sizeof v);
+    memcpy(&v, (const char *)s + value_offset(m), sizeof v);
     return v;
 }
 
@@ -249,7 +254,7 @@ static bool in_schema_order(const char *key)
 const struct hz_metric *hz_figure_at(int i)
 {
     if (i < N_SCHEMA)
-        return find(schema_order[i]);
+        return find_row(schema_order[i]);
     i -= N_SCHEMA;
     for (int k = 0; k < N_ROWS; k++)
         if (rows[k].value && !in_schema_order(rows[k].m.key) && i-- == 0)
@@ -264,7 +269,7 @@ double hz_figure_compute(const struct hz_metric *figure, const struct hz_measure
 
 void hz_figure_set(const struct hz_metric *figure, struct hz_summary *s, double v)
 {
-    memcpy((char *)s + offset_of(figure), &v, sizeof v);
+    memcpy((char *)s + value_offset(figure), &v, sizeof v);
 }
 
 bool hz_figure_needs_cached(const struct hz_metric *figure)

@@ -1,3 +1,4 @@
+/* The definitions of harness/run/summary.h as code: seed_turn, seed_prompt and strict_request, one per list there. */
 #include "harness/run/profile.h"
 
 #include "base/mem.h"
@@ -14,27 +15,32 @@ double hz_count_or(int count, int other)
     return count >= 0 ? count : other >= 0 ? other : NAN;
 }
 
-/* benchmark_serving_multi_turn.py. Latency ends at [DONE]. The first event may hold several tokens; the TTFT is then
- * reduced by the TPOT of all but one of them. A request without a TPOT counts as a TPOT of 0. */
+/* The tokens of the first token event; 0: there is none. */
+static int first_event_tokens(const struct hz_trace *t, const struct hz_rec *r)
+{
+    for (int i = 0; i < r->n_ticks; i++)
+        if (t->ticks[r->tick0 + (size_t)i].tokens > 0)
+            return t->ticks[r->tick0 + (size_t)i].tokens;
+    return 0;
+}
+
+/* benchmark_serving_multi_turn.py. The first token event may hold several tokens; the TTFT is then reduced by the TPOT
+ * of all but one of them. */
 static struct hz_request seed_turn(const struct hz_trace *t, const struct hz_rec *r)
 {
-    double raw = ms(r->first_ns - r->start_ns), latency = ms(r->done_ns - r->start_ns);
+    double to_first = ms(r->first_ns - r->start_ns), latency = ms(r->done_ns - r->start_ns);
     /* An answer that is all reasoning has no content to count, so the server's count replaces it. */
     double out = hz_count_or(r->local_output_tokens > 0 ? r->local_output_tokens : -1, r->output_tokens);
-    double first = r->local_first_tokens;
-    for (int i = 0; first < 0 && i < r->n_ticks; i++)
-        if (t->ticks[r->tick0 + (size_t)i].tokens > 0)
-            first = t->ticks[r->tick0 + (size_t)i].tokens;
-    double tpot = out > 1 && out > first ? (latency - raw) / (out - first) : 0;
-    return (struct hz_request){.ttft_ms = first <= 1 ? raw : fmax(0.1, raw - (first - 1) * tpot),
+    double first = r->local_first_tokens >= 0 ? r->local_first_tokens : first_event_tokens(t, r);
+    double tpot = out > 1 && out > first ? (latency - to_first) / (out - first) : 0;
+    return (struct hz_request){.ttft_ms = first <= 1 ? to_first : fmax(0.1, to_first - (first - 1) * tpot),
                                .tpot_ms = tpot,
                                .e2e_ms = latency,
                                .input = hz_count_or(r->local_prompt_tokens, r->prompt_tokens),
                                .output = out};
 }
 
-/* `vllm bench serve`. The first event with choices ends the TTFT, even if it has only a role. Output tokens are the
- * server's count, input tokens the data set's. An answer that was not streamed has no TPOT. */
+/* `vllm bench serve`. local_prompt_tokens is the data set's count here (harness/run/count.c). */
 static struct hz_request seed_prompt(const struct hz_rec *r)
 {
     double ttft = ms(r->first_any_ns - r->start_ns), latency = ms(r->last_any_ns - r->start_ns);
@@ -46,12 +52,9 @@ static struct hz_request seed_prompt(const struct hz_rec *r)
                                .output = out};
 }
 
-/* strict: from the first event with a token to the last one. The tokens of the first event are not in the TPOT. */
 static struct hz_request strict_request(const struct hz_trace *t, const struct hz_rec *r)
 {
-    double out = hz_count_or(r->output_tokens, r->local_output_tokens), first = 0;
-    for (int i = 0; first == 0 && i < r->n_ticks; i++)
-        first = t->ticks[r->tick0 + (size_t)i].tokens;
+    double out = hz_count_or(r->output_tokens, r->local_output_tokens), first = first_event_tokens(t, r);
     if (first == 1 && r->local_first_tokens > 1)
         first = r->local_first_tokens;
     return (struct hz_request){.ttft_ms = ms(r->first_ns - r->start_ns),
@@ -83,23 +86,28 @@ struct hz_request hz_request_of(const struct hz_trace *t, const struct hz_rec *r
 double hz_profile_duration(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile,
                            const struct hz_request *requests, int n)
 {
-    double first = INFINITY, latest = -INFINITY, end = 0, last = -INFINITY;
+    double first_start = INFINITY, last_start = -INFINITY, end_of_last_start = 0, last_end = -INFINITY;
     if (profile == HZ_SEED && has_bench_serve_rules(kind))
         return (double)(t->end_ns - t->begin_ns) / 1e9;
     for (int i = 0; i < n; i++) {
-        first = fmin(first, requests[i].start_s);
-        last = fmax(last, requests[i].end_s);
-        if (requests[i].start_s > latest) {
-            latest = requests[i].start_s;
-            end = requests[i].end_s;
+        first_start = fmin(first_start, requests[i].start_s);
+        last_end = fmax(last_end, requests[i].end_s);
+        if (requests[i].start_s > last_start) {
+            last_start = requests[i].start_s;
+            end_of_last_start = requests[i].end_s;
         }
     }
-    return n ? (profile == HZ_SEED ? end : last) - first : NAN;
+    return n ? (profile == HZ_SEED ? end_of_last_start : last_end) - first_start : NAN;
+}
+
+bool hz_profile_std_by_n(enum wl_kind kind, enum hz_profile profile)
+{
+    return profile == HZ_SEED && has_bench_serve_rules(kind);
 }
 
 int hz_profile_itl(const struct hz_trace *t, enum hz_profile profile, double **out)
 {
-    bool by_token = profile == HZ_STRICT; /* an event of k tokens is k intervals of a k-th; seed: one interval */
+    bool by_token = profile == HZ_STRICT; /* an event of n tokens is n intervals of a n-th each; seed: one interval */
     size_t n = 0, cap = 0;
     for (int i = 0; i < t->n; i++)
         for (int k = 0; t->recs[i].ok && k < t->recs[i].n_ticks; k++) {
@@ -110,15 +118,15 @@ int hz_profile_itl(const struct hz_trace *t, enum hz_profile profile, double **o
         return -1;
     for (int i = 0; i < t->n; i++) {
         const struct hz_rec *r = &t->recs[i];
-        const struct hz_tick *last = NULL;
+        const struct hz_tick *before = NULL;
         for (int k = 0; r->ok && k < r->n_ticks; k++) {
             const struct hz_tick *now = &t->ticks[r->tick0 + (size_t)k];
             if (by_token && now->tokens <= 0)
                 continue;
-            int times = by_token ? now->tokens : 1;
-            for (int j = 0; last && j < times; j++)
-                (*out)[n++] = ms(now->ns - last->ns) / times;
-            last = now;
+            int intervals = by_token ? now->tokens : 1;
+            for (int j = 0; before && j < intervals; j++)
+                (*out)[n++] = ms(now->ns - before->ns) / intervals;
+            before = now;
         }
     }
     return (int)n;

@@ -1,7 +1,7 @@
-/* Writes and reads a run folder. The trace's two files are in tracefile.[ch], the summaries in summary.[ch].
+/* Writes and reads a run folder. tracefile.[ch] has the trace's two files, summary.[ch] the summaries of run.json.
  *
- * In run.json the order of the keys is fixed. A value that is not known is null, and the "reasons" object beside it
- * says why. */
+ * The order of the keys in run.json is fixed. A value that is not known is null, and the object "reasons" beside it has
+ * the reason. */
 #include "harness/run/runfolder.h"
 
 #include "base/file.h"
@@ -10,16 +10,17 @@
 #include "harness/run/tracefile.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
-static const char schema[] = "kvmark.run.1";
-enum { MAX_FILE = 1 << 30 };
+static const char schema[] = "kvmark.run.1", not_recorded[] = "not recorded";
+enum { MAX_FILE = 1 << 30 }; /* bytes */
 
-/* Beyond these limits the client's own delays are a visible part of the figures, and the run is "doubtful". The limit
- * of the send lag is higher, because N prompts sent at once leave one by one, about 30 us each, and because no latency
- * but the response TTFT includes the lag. */
+/* Beyond these limits the client's own delays may be a visible part of the figures, and the run is "doubtful". The send
+ * lag has a higher limit for two reasons: N prompts that are due at once are sent one after the other, about 30 us
+ * each; and of all latencies only the response TTFT includes the lag. */
 static const double MAX_SEND_LAG_MS = 50, MAX_LOOP_GAP_MS = 10, MIN_KERNEL_STAMPS = 0.9;
 
 static const struct {
@@ -40,7 +41,7 @@ static const struct {
                    {"clock_steps", offsetof(struct hz_health, clock_steps), true}};
 enum { N_HEALTH = sizeof health_keys / sizeof *health_keys };
 
-/* The text; null and the reason when it is empty. */
+/* Adds the text; if it is empty, null and the reason. */
 static void put_text(cJSON *to, const char *key, const char *text, const char *reason)
 {
     if (text && *text) {
@@ -54,9 +55,19 @@ static void put_text(cJSON *to, const char *key, const char *text, const char *r
     cJSON_AddStringToObject(reasons, key, reason);
 }
 
+/* Appends a clause without a full stop, which run.json and reports show. */
+__attribute__((format(printf, 2, 3))) static void add_doubt(cJSON *doubts, const char *fmt, ...)
+{
+    char text[240];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    cJSON_AddItemToArray(doubts, cJSON_CreateString(text));
+}
+
 static void put_health(cJSON *to, const struct hz_health *h)
 {
-    char why[120];
     cJSON *reasons = cJSON_CreateObject(), *doubts = cJSON_CreateArray();
     for (int i = 0; i < N_HEALTH; i++) {
         const void *p = (const char *)h + health_keys[i].at;
@@ -66,52 +77,57 @@ static void put_health(cJSON *to, const struct hz_health *h)
         else {
             cJSON_AddNullToObject(to, health_keys[i].key);
             cJSON_AddStringToObject(reasons, health_keys[i].key,
-                                    h->events ? "the kernel gave no receive stamps" : "nothing was received");
+                                    h->events ? "no event has a kernel receive timestamp" : "no event was received");
         }
     }
-    if (h->send_lag_p99_ms > MAX_SEND_LAG_MS) {
-        snprintf(why, sizeof why, "requests left late: send lag p99 %.1f ms is over %.0f", h->send_lag_p99_ms,
-                 MAX_SEND_LAG_MS);
-        cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
-    }
-    if (h->loop_gap_p99_ms > MAX_LOOP_GAP_MS) {
-        snprintf(why, sizeof why, "the client was starved: loop gap p99 %.1f ms is over %.0f", h->loop_gap_p99_ms,
-                 MAX_LOOP_GAP_MS);
-        cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
-    }
-    if (h->kernel_stamps < MIN_KERNEL_STAMPS) {
-        snprintf(
-            why, sizeof why,
-            "only %.0f%% of the events that waited for the client have kernel stamps; the others include its delay",
-            100 * h->kernel_stamps);
-        cJSON_AddItemToArray(doubts, cJSON_CreateString(why));
-    }
+    if (h->send_lag_p99_ms > MAX_SEND_LAG_MS)
+        add_doubt(doubts, "requests were sent later than planned: the p99 of the send lag is %.1f ms (limit: %.0f ms)",
+                  h->send_lag_p99_ms, MAX_SEND_LAG_MS);
+    if (h->loop_gap_p99_ms > MAX_LOOP_GAP_MS)
+        add_doubt(doubts, "the client's thread was too slow: the p99 of its loop gap is %.1f ms (limit: %.0f ms)",
+                  h->loop_gap_p99_ms, MAX_LOOP_GAP_MS);
+    if (h->kernel_stamps < MIN_KERNEL_STAMPS)
+        add_doubt(doubts,
+                  "only %.0f%% of the events that arrived before the client read them have a kernel timestamp (limit: "
+                  "%.0f%%), and the times of the others include the client's delay",
+                  100 * h->kernel_stamps, 100 * MIN_KERNEL_STAMPS);
     cJSON_AddStringToObject(to, "verdict", cJSON_GetArraySize(doubts) ? "doubtful" : "good");
     cJSON_AddItemToObject(to, "doubts", doubts);
     cJSON_AddItemToObject(to, "reasons", reasons);
 }
 
+static bool is_own_engine(const struct run_info *info)
+{
+    return info->target_kind && !strcmp(info->target_kind, "kvmark");
+}
+
 /* The limits of the run: the options that set one, then the caller's. */
 static void put_limits(cJSON *to, const struct run_info *info)
 {
-    static const char *const keys[] = {"gpu-memory-limit", "gpu-memory-utilization", "num-gpu-blocks-override",
-                                       "max-model-len",    "max-num-seqs",           "max-num-batched-tokens",
-                                       "num-clients",      "max-concurrency",        "request-timeout-sec"};
-    bool own = info->target_kind && !strcmp(info->target_kind, "kvmark");
+    static const struct {
+        const char *key;        /* as in run.json */
+        const char *option;     /* the option that sets the limit */
+        bool of_kvmarks_engine; /* the option has no effect on an external server */
+    } limits[] = {{"gpu_memory_limit", "gpu-memory-limit", true},
+                  {"gpu_memory_utilization", "gpu-memory-utilization", true},
+                  {"num_gpu_blocks_override", "num-gpu-blocks-override", true},
+                  {"max_model_len", "max-model-len", true},
+                  {"max_num_seqs", "max-num-seqs", true},
+                  {"max_num_batched_tokens", "max-num-batched-tokens", true},
+                  {"num_clients", "num-clients", false},
+                  {"max_concurrency", "max-concurrency", false},
+                  {"request_timeout_sec", "request-timeout-sec", false}};
     cJSON *reasons = cJSON_CreateObject();
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
-        const cJSON *v = cJSON_GetObjectItemCaseSensitive(info->options, keys[i]);
-        char name[64];
-        snprintf(name, sizeof name, "%s", keys[i]);
-        for (char *p = name; *p; p++)
-            *p = *p == '-' ? '_' : *p;
-        bool engines = i < 6; /* an option of our engine, which has no effect on another server */
-        bool set = v && (cJSON_IsNumber(v) ? v->valuedouble > 0 : cJSON_IsString(v)) && (own || !engines);
-        if (set)
-            cJSON_AddItemToObject(to, name, cJSON_Duplicate(v, false));
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const cJSON *v = cJSON_GetObjectItemCaseSensitive(info->options, limits[i].option);
+        bool has_effect = is_own_engine(info) || !limits[i].of_kvmarks_engine;
+        if (has_effect && v && (cJSON_IsNumber(v) ? v->valuedouble > 0 : cJSON_IsString(v)))
+            cJSON_AddItemToObject(to, limits[i].key, cJSON_Duplicate(v, false));
         else {
-            cJSON_AddNullToObject(to, name);
-            cJSON_AddStringToObject(reasons, name, engines && !own ? "the server's own affair" : "not set");
+            cJSON_AddNullToObject(to, limits[i].key);
+            cJSON_AddStringToObject(reasons, limits[i].key,
+                                    has_effect ? "the option is not set"
+                                               : "the target is an external server, whose limit is not known");
         }
     }
     for (const cJSON *v = info->limits ? info->limits->child : NULL; v; v = v->next)
@@ -120,61 +136,73 @@ static void put_limits(cJSON *to, const struct run_info *info)
     cJSON_AddItemToObject(to, "reasons", reasons);
 }
 
+static void put_workload(cJSON *to, const struct run_info *info)
+{
+    put_text(to, "name", info->workload, "the workload has no name");
+    put_text(to, "sha256", info->workload_sha256, "the workload was not hashed");
+    cJSON_AddNumberToObject(to, "requests", info->workload_requests);
+    cJSON_AddStringToObject(to, "kind", wl_kind_ops(info->workload_kind)->name);
+    put_text(to, "text", info->workload_text, "workloads of this kind use no source text");
+}
+
+static void put_target(cJSON *to, const struct run_info *info, const struct hz_trace *t)
+{
+    const char *unknown =
+        is_own_engine(info) ? not_recorded : "the target is an external server, which does not report this";
+    put_text(to, "kind", info->target_kind, not_recorded);
+    put_text(to, "device", info->device, unknown);
+    put_text(to, "model", info->model && *info->model ? info->model : t->model, "the server lists no model");
+    put_text(to, "kv", info->kv, unknown);
+    put_text(to, "dtype", info->dtype, unknown);
+    put_text(to, "url", info->target_url, "kvmark started the engine itself for this run");
+    put_text(to, "version", t->server_version, "GET /version of the server returned no version");
+    cJSON_AddBoolToObject(to, "dummy_weights", info->dummy_weights);
+    cJSON_AddBoolToObject(to, "simulated", info->simulated);
+}
+
+static void put_provenance(cJSON *to, const struct run_info *info)
+{
+    put_text(to, "command", info->command, not_recorded);
+    put_text(to, "commit", info->commit, "the program was built outside a git repository");
+    put_text(to, "binary_sha256", info->binary_sha256, "the program file was not hashed");
+    put_text(to, "started", info->started, not_recorded);
+}
+
+/* The members of the trace that neither requests.csv nor tokens.bin has. */
+static void put_trace(cJSON *to, const struct hz_trace *t)
+{
+    cJSON_AddNumberToObject(to, "requests", t->n);
+    cJSON_AddNumberToObject(to, "events", (double)t->n_ticks);
+    cJSON_AddNumberToObject(to, "length_ns", (double)(t->end_ns - t->begin_ns));
+    cJSON_AddNumberToObject(to, "warmup_ns", (double)t->warmup_ns);
+    cJSON_AddNumberToObject(to, "warmup_requests", t->n_warm);
+    cJSON_AddNumberToObject(to, "abandoned", t->abandoned);
+    cJSON_AddNumberToObject(to, "dropped", t->dropped);
+    cJSON_AddBoolToObject(to, "stopped", t->stopped);
+    cJSON_AddBoolToObject(to, "fixed_history", t->fixed_history);
+}
+
 static cJSON *run_json(const struct run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
                        const struct hz_summary *strict)
 {
     cJSON *v = cJSON_CreateObject();
     cJSON_AddStringToObject(v, "schema", schema);
     cJSON_AddStringToObject(v, "profile", "seed");
-
-    cJSON *w = cJSON_AddObjectToObject(v, "workload");
-    put_text(w, "name", info->workload, "the workload has no name");
-    put_text(w, "sha256", info->workload_sha256, "the workload was not hashed");
-    cJSON_AddNumberToObject(w, "requests", info->workload_requests);
-    cJSON_AddStringToObject(w, "kind", wl_kind_ops(info->workload_kind)->name);
-    put_text(w, "text", info->workload_text, "the workload needs no text file");
-
-    cJSON *g = cJSON_AddObjectToObject(v, "target");
-    bool own = info->target_kind && !strcmp(info->target_kind, "kvmark");
-    put_text(g, "kind", info->target_kind, "not said");
-    put_text(g, "device", info->device, own ? "not said" : "another server: its device is not known here");
-    put_text(g, "model", info->model && *info->model ? info->model : t->model, "the server named no model");
-    put_text(g, "kv", info->kv, own ? "not said" : "another server: its cache is not known here");
-    put_text(g, "dtype", info->dtype, own ? "not said" : "another server: its dtype is not known here");
-    put_text(g, "url", info->target_url, "an engine started for this run");
-    put_text(g, "version", t->server_version, "the server has no /version");
-    cJSON_AddBoolToObject(g, "dummy_weights", info->dummy_weights);
-    cJSON_AddBoolToObject(g, "simulated", info->simulated);
-
-    cJSON *p = cJSON_AddObjectToObject(v, "provenance");
-    put_text(p, "command", info->command, "not said");
-    put_text(p, "commit", info->commit, "built outside a repository");
-    put_text(p, "binary_sha256", info->binary_sha256, "the binary was not hashed");
-    put_text(p, "started", info->started, "not said");
-
+    put_workload(cJSON_AddObjectToObject(v, "workload"), info);
+    put_target(cJSON_AddObjectToObject(v, "target"), info, t);
+    put_provenance(cJSON_AddObjectToObject(v, "provenance"), info);
     cJSON_AddItemToObject(v, "summary", hz_summary_json(seed));
     cJSON_AddItemToObject(v, "summary_strict", hz_summary_json(strict));
     put_health(cJSON_AddObjectToObject(v, "health"), &t->health);
     put_limits(cJSON_AddObjectToObject(v, "limits"), info);
-
-    cJSON *r = cJSON_AddObjectToObject(v, "trace");
-    cJSON_AddNumberToObject(r, "requests", t->n);
-    cJSON_AddNumberToObject(r, "events", (double)t->n_ticks);
-    cJSON_AddNumberToObject(r, "length_ns", (double)(t->end_ns - t->begin_ns));
-    cJSON_AddNumberToObject(r, "warmup_ns", (double)t->warmup_ns);
-    cJSON_AddNumberToObject(r, "warmup_requests", t->n_warm);
-    cJSON_AddNumberToObject(r, "abandoned", t->abandoned);
-    cJSON_AddNumberToObject(r, "dropped", t->dropped);
-    cJSON_AddBoolToObject(r, "stopped", t->stopped);
-    cJSON_AddBoolToObject(r, "fixed_history", t->fixed_history);
-
+    put_trace(cJSON_AddObjectToObject(v, "trace"), t);
     cJSON_AddItemToObject(v, "options", info->options ? cJSON_Duplicate(info->options, true) : cJSON_CreateObject());
     if (info->server_metrics)
         cJSON_AddItemToObject(v, "server_metrics", cJSON_Duplicate(info->server_metrics, true));
     else {
         cJSON_AddNullToObject(v, "server_metrics");
         cJSON_AddStringToObject(cJSON_AddObjectToObject(v, "reasons"), "server_metrics",
-                                "the server gave no metrics that are understood");
+                                "GET /metrics of the server returned no metrics");
     }
     return v;
 }
@@ -204,7 +232,7 @@ int run_folder_write(const char *dir, const struct run_info *info, const struct 
     char *path = km_path(dir, "run.json");
     int rc = !path ? km_fail(err, KM_ENOMEM, "no memory for a run's path")
              : km_file_exists(path)
-                 ? km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove it", dir)
+                 ? km_fail(err, KM_EINVAL, "%s already holds a run; choose another folder or remove this one", dir)
                  : km_mkdirs(dir, err);
     km_free(path);
     if (!rc) {
@@ -271,10 +299,10 @@ static int read_trace_facts(const cJSON *v, struct hz_trace *t, struct km_err *e
 static int read_json(struct run_folder *out, struct km_err *err)
 {
     const cJSON *part = NULL;
-    const char *s = NULL;
-    int rc = km_json_str(out->json, "schema", true, &s, err);
-    if (!rc && strcmp(s, schema))
-        rc = km_fail(err, KM_EFORMAT, "its schema is \"%.40s\"; this program reads %s", s, schema);
+    const char *name = NULL;
+    int rc = km_json_str(out->json, "schema", true, &name, err);
+    if (!rc && strcmp(name, schema))
+        rc = km_fail(err, KM_EFORMAT, "\"schema\" is \"%.40s\"; this program reads only %s", name, schema);
     if (!rc && !(rc = km_json_item(out->json, "summary", true, cJSON_Object, &part, err)))
         rc = hz_summary_from_json(part, &out->seed, err);
     if (!rc && !(rc = km_json_item(out->json, "summary_strict", true, cJSON_Object, &part, err)))
@@ -294,15 +322,23 @@ static int read_json(struct run_folder *out, struct km_err *err)
     return rc;
 }
 
+bool run_folder_exists(const char *dir)
+{
+    char *path = km_path(dir, "run.json");
+    bool exists = path && km_file_exists(path);
+    km_free(path);
+    return exists;
+}
+
 int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err)
 {
     struct km_buf b = {0};
     *out = (struct run_folder){.dir = km_strdup(dir)};
     char *path = km_path(dir, "run.json");
-    const char *at = "run.json";
+    const char *file = "run.json"; /* the file being read */
     int rc = out->dir && path ? 0 : km_fail(err, KM_ENOMEM, "no memory for a run");
     if (!rc && !km_file_exists(path)) {
-        rc = km_fail(err, KM_ENOENT, "%s holds no run.json: it is not a run folder, or the run did not end", dir);
+        rc = km_fail(err, KM_ENOENT, "%s has no run.json: it is not a run folder, or the run did not finish", dir);
         km_free(path);
         run_folder_free(out);
         return rc;
@@ -311,19 +347,19 @@ int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err)
         rc = read_json(out, err);
     km_free(path);
     if (!rc) {
-        at = "requests.csv";
-        if (!(rc = get_file(dir, at, &b, err)))
+        file = "requests.csv";
+        if (!(rc = get_file(dir, file, &b, err)))
             rc = tf_csv_read(km_buf_str(&b), b.len, &out->trace, err);
     }
     if (!rc) {
-        at = "tokens.bin";
+        file = "tokens.bin";
         km_buf_clear(&b);
-        if (!(rc = get_file(dir, at, &b, err)))
+        if (!(rc = get_file(dir, file, &b, err)))
             rc = tf_ticks_read(km_buf_str(&b), b.len, &out->trace, err);
     }
     km_buf_free(&b);
     if (rc) {
-        km_context(err, "%s/%s", dir, at);
+        km_context(err, "%s/%s", dir, file);
         run_folder_free(out);
     }
     return rc;

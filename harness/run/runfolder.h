@@ -1,7 +1,7 @@
 /* A run on disk: a folder with run.json (schema "kvmark.run.1"), requests.csv, tokens.bin and env.json.
  *
- * A folder is written once. run.json is written last and by rename, so a folder with a run.json is complete.
- * Comparisons and reports read it back offline. */
+ * A `run_info` describes a run that is to be written; a `run_folder` is a run that was read back, for comparisons and
+ * reports. A folder is written once. run.json is written last and by rename: a folder with a run.json is complete. */
 #ifndef HZ_RUNFOLDER_H
 #define HZ_RUNFOLDER_H
 
@@ -10,40 +10,46 @@
 #include "harness/run/trace.h"
 #include "workloads/workload.h"
 
-/* What is known about a run besides its trace. Everything is borrowed; NULL and "" mean unknown. */
+/* The facts about a run that its trace does not have. Everything is borrowed. NULL and "" mean: not known. */
 struct run_info {
-    const char *workload, *workload_sha256; /* name, and hash of the conversations that it made */
-    const char *workload_text;              /* source of its words */
+    const char *workload;        /* wl_set.name */
+    const char *workload_sha256; /* wl_set.sha256 */
+    const char *workload_text;   /* wl_set.text */
     enum wl_kind workload_kind;
-    int workload_requests;
-    const char *target_kind;                              /* "kvmark" or "external" */
-    const char *target_url, *device, *model, *kv, *dtype; /* kv: the cache layer, "none" */
+    int workload_requests;   /* requests of the whole workload */
+    const char *target_kind; /* "kvmark" or "external" */
+    const char *target_url;  /* NULL: kvmark started the engine itself */
+    const char *device, *model, *dtype;
+    const char *kv; /* the cache layer as --kv-cache names it: "none", "dram=..." */
     bool dummy_weights, simulated;
-    const char *command;         /* argv, quoted for a shell */
-    const char *commit;          /* of the build */
-    const char *binary_sha256;   /* of the program */
-    const char *started;         /* ISO 8601 */
-    const cJSON *options;        /* object: every option of load and engine as resolved */
-    const cJSON *server_metrics; /* object: the server's counters over the run */
+    const char *command;         /* the command line, quoted for a shell */
+    const char *commit;          /* git commit of the build */
+    const char *binary_sha256;   /* SHA-256 of the program file */
+    const char *started;         /* wall-clock time, ISO 8601 */
+    const cJSON *options;        /* object: the resolved values of all load and engine options */
+    const cJSON *server_metrics; /* object: scrape_difference over the run */
     const cJSON *limits;         /* object: limits of the engine that no option sets */
-    const struct wl_set *set;    /* has the conversations' ids for requests.csv */
+    const struct wl_set *set;    /* for the column conversation_id of requests.csv */
 };
 
-/* Creates dir and writes the four files. KM_EINVAL when dir has a run.json already. */
+/* Creates dir and writes the four files. KM_EINVAL: dir already has a run.json. */
 int run_folder_write(const char *dir, const struct run_info *info, const struct hz_trace *t,
                      const struct hz_summary *seed, const struct hz_summary *strict, struct km_err *err);
+/* True if dir holds a run.json. */
+bool run_folder_exists(const char *dir);
 
 struct run_folder {
     char *dir;
-    cJSON *json; /* run.json */
-    struct hz_summary seed, strict;
-    struct hz_trace trace; /* from requests.csv and tokens.bin; without texts, and with begin_ns = TF_BEGIN_NS */
+    cJSON *json;                    /* run.json */
+    struct hz_summary seed, strict; /* as run.json has them, not computed again */
+    struct hz_trace trace;          /* without texts and warm-up; begin_ns is TF_BEGIN_NS (tracefile.h) */
 };
-/* KM_ENOENT: there is no run.json. KM_EFORMAT, KM_EINVAL: a file is damaged or has another schema. */
+/* Reads everything but env.json. KM_ENOENT: there is no run.json. KM_EFORMAT, KM_EINVAL: a file is damaged or has
+ * another schema. */
 int run_folder_read(struct run_folder *out, const char *dir, struct km_err *err);
 void run_folder_free(struct run_folder *r);
 
-/* One request's TTFT, TPOT or E2E in ms under a profile; NAN: it has none. */
+/* The TTFT, TPOT or E2E (`what`) of one request of the run, in ms, under a profile; NAN: the request has none. */
 double run_folder_sample(const struct run_folder *run, const struct hz_rec *r, enum hz_sample what,
                          enum hz_profile profile);
 

@@ -13,7 +13,7 @@ static struct hz_stat *stat_in(struct hz_summary *s, const struct hz_statistic *
     return (struct hz_stat *)((char *)s + which->in_summary);
 }
 
-/* A statistic of one member of the requests. Those that are NAN are left out. */
+/* The statistic of one value of the requests, which is at offset `member` of hz_request. NAN values are left out. */
 static struct hz_stat stat_of_requests(const struct hz_request *requests, int n, size_t member, double *scratch)
 {
     int m = 0;
@@ -28,13 +28,12 @@ static struct hz_stat stat_of_requests(const struct hz_request *requests, int n,
 
 void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile profile, struct hz_summary *out)
 {
-    bool seed = profile == HZ_SEED, bench_serve = wl_kind_ops(kind)->seed_rules == WL_RULES_BENCH_SERVE;
     *out = (struct hz_summary){.profile = profile};
     struct hz_request *requests = km_calloc((size_t)t->n, sizeof *requests);
     double *scratch = km_calloc((size_t)t->n, sizeof *scratch), *itl = NULL;
     int n = 0, n_itl = hz_profile_itl(t, profile, &itl);
-    bool fits = requests && scratch && n_itl >= 0; /* without memory there are no requests, and their figures are NAN */
-    bool counted = false, usage = false;
+    bool fits = requests && scratch && n_itl >= 0; /* false: no memory, so n stays 0 and all figures are NAN */
+    bool counted = false, usage = false;           /* some request has the client's, the server's prompt count */
     for (int i = 0; i < t->n; i++) {
         const struct hz_rec *r = &t->recs[i];
         out->requests_ok += r->ok;
@@ -45,7 +44,7 @@ void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile p
         counted = counted || r->local_prompt_tokens >= 0;
         usage = usage || r->prompt_tokens >= 0;
     }
-    out->by_usage = seed && usage && !counted;
+    out->by_usage = profile == HZ_SEED && usage && !counted;
 
     struct hz_measured measured = {t, requests, n, fits ? hz_profile_duration(t, kind, profile, requests, n) : NAN};
     const struct hz_metric *figure;
@@ -57,7 +56,7 @@ void hz_summarize(const struct hz_trace *t, enum wl_kind kind, enum hz_profile p
         *s = !fits                               ? hz_stat_of(NULL, 0)
              : which->in_request == HZ_INTERVALS ? hz_stat_of(itl, n_itl)
                                                  : stat_of_requests(requests, n, which->in_request, scratch);
-        if (seed && bench_serve) /* `vllm bench serve` has numpy's std, which divides by n */
+        if (hz_profile_std_by_n(kind, profile))
             s->std = s->n == 1 ? 0 : s->std * sqrt((s->n - 1.0) / s->n);
     }
     km_free(requests);
@@ -95,8 +94,9 @@ static void add_stat(cJSON *to, cJSON *reasons, const struct hz_statistic *which
         if (isfinite(x) || s->n == 0)
             continue;
         snprintf(name, sizeof name, "%s.%s", which->key, members[i].key);
-        snprintf(why, sizeof why, "%d samples; %s", s->n,
-                 strcmp(members[i].key, "p99") ? "it needs two" : "a 99th percentile needs 100");
+        bool p99 = !strcmp(members[i].key, "p99");
+        snprintf(why, sizeof why, "%s needs %d values, and there %s %d",
+                 p99 ? "a 99th percentile" : "a standard deviation", p99 ? 100 : 2, s->n == 1 ? "is" : "are", s->n);
         cJSON_AddStringToObject(reasons, name, why);
     }
     if (s->n == 0)
@@ -108,10 +108,10 @@ static const char *why_missing(const struct hz_summary *s, const struct hz_metri
     if (!s->requests_ok)
         return "no request succeeded";
     if (hz_figure_needs_cached(figure) && isnan(s->cached_tokens))
-        return "the server reports no prompt_tokens_details.cached_tokens";
+        return "the server reports no usage.prompt_tokens_details.cached_tokens";
     if (isnan(s->duration_s) || s->duration_s <= 0)
-        return "the run has no length";
-    return "no usage from the server, or not for every request";
+        return "the duration of the run is 0 or not known";
+    return "the token count is not known for every request: the server did not report usage for all of them";
 }
 
 cJSON *hz_summary_json(const struct hz_summary *s)
@@ -133,7 +133,8 @@ cJSON *hz_summary_json(const struct hz_summary *s)
     cJSON_AddBoolToObject(v, "counted_by_usage", s->by_usage);
     if (s->by_usage)
         cJSON_AddStringToObject(reasons, "counted_by_usage",
-                                "no tokenizer here: tokens are the server's own count, chat template included");
+                                "the client has no tokenizer of this model, so the token counts are the server's, "
+                                "which include the chat template");
     cJSON_AddItemToObject(v, "reasons", reasons);
     return v;
 }

@@ -1,10 +1,10 @@
-/* The raw record of a run: what was sent, what arrived, and when.
+/* The raw record of a run: the requests sent, the events received, and their times.
  *
- * A `hz_trace` owns one hz_rec per request, in order of completion, and one hz_tick per streamed event. The load client
- * (harness/client) fills it; harness/run/summary.h computes the figures. Nothing in a trace is averaged.
+ * A `hz_trace` owns one hz_rec per request, in order of completion, and one hz_tick per streamed event with choices.
+ * The load client (harness/client) fills it; harness/run/summary.h computes the figures from it.
  *
- * All times are CLOCK_MONOTONIC nanoseconds; 0 means "never". Invariants: the ticks of a request are consecutive, and
- * times within a request do not go back. */
+ * All times are CLOCK_MONOTONIC nanoseconds; 0 means "never". Invariants: the ticks of a request are consecutive in
+ * `ticks`, and their times do not decrease. */
 #ifndef HZ_TRACE_H
 #define HZ_TRACE_H
 
@@ -16,9 +16,9 @@
 
 /* One streamed event with choices. */
 struct hz_tick {
-    int64_t ns;     /* arrival: the kernel's receive timestamp, or the client's clock where that stamp might be early */
-    int32_t tokens; /* in the event: the length of its token_ids or logprobs, else 1; 0: a role or a finish only */
-    int32_t lag_ns; /* client's clock minus kernel timestamp, the wait for the client; -1: no kernel timestamp */
+    int64_t ns;     /* arrival: kernel timestamp, or the client's clock (harness/client/stamp.h) */
+    int32_t tokens; /* length of the event's token_ids or logprobs, else 1; 0: the event has only a role or a finish */
+    int32_t lag_ns; /* client's clock minus kernel timestamp: the bytes' wait for the client; -1: no kernel timestamp */
 };
 
 /* One request. */
@@ -35,8 +35,8 @@ struct hz_rec {
     int64_t done_ns;      /* [DONE], or the end of the response without it */
 
     int status;      /* HTTP status; 0: no response */
-    bool ok;         /* false: the request failed, and is in no latency */
-    char error[160]; /* why it failed; "" when ok */
+    bool ok;         /* false: the request failed, and no figure includes it */
+    char error[160]; /* reason of the failure; "" if ok */
     char finish[16]; /* finish_reason; "": none */
 
     int asked_tokens; /* max_tokens of the request; -1: not sent */
@@ -51,26 +51,26 @@ struct hz_rec {
     size_t tick0; /* the request's events are trace.ticks[tick0 .. tick0 + n_ticks) */
     int n_ticks;
 
-    char *text;        /* the answer's content, [text_len] and a NUL; NULL once counted, or when the request failed */
+    char *text;        /* [text_len + 1] the answer's content and a NUL; NULL: it failed, or hz_trace_count freed it */
     size_t text_len;   /* bytes */
     size_t first_len;  /* bytes of the text in the first event with a token */
-    uint64_t text_xxh; /* XXH3 of the text with its reasoning, or of the token ids; compares two runs' answers */
+    uint64_t text_xxh; /* XXH3 of reasoning and content, or of the token ids; shows if two runs' answers are equal */
 };
 
-/* The client's own condition during the measured phase: whether the client, and not the server, was measured.
- * A figure without samples is NAN. */
+/* The client's own delays during the measured phase. They show whether the figures measure the client instead of the
+ * server. NAN: there are no samples. */
 struct hz_health {
-    double cpu_s, wall_s;   /* CPU time and wall time of the client's thread */
-    double loop_gap_p99_ms; /* time from the wake-up of the event loop with sockets ready to its next wait, ms */
-    double loop_gap_max_ms;
-    double send_lag_p99_ms;  /* actual minus planned send; the wait for a concurrency limit is not counted */
+    double cpu_s, wall_s;    /* CPU time and wall time of the client's thread */
+    double loop_gap_p99_ms;  /* from the event loop's wake-up with ready sockets to its next epoll_wait */
+    double loop_gap_max_ms;  /* the longest one */
+    double send_lag_p99_ms;  /* start minus planned send, without the wait for a concurrency limit */
     double stamp_lag_p99_ms; /* client's clock minus kernel timestamp, over the events that have one */
-    double kernel_stamps; /* share of events with a kernel timestamp, among those that arrived before the client read */
-    int64_t events;       /* streamed events of every kind */
-    int64_t reads;        /* ready sockets whose timestamp was asked for */
-    int64_t coalesced;    /* token events with the arrival time of an earlier one of their answer: an ITL of 0 */
-    int64_t reconnects;   /* requests that had to open a connection */
-    int64_t clock_steps;  /* jumps of the wall clock; reads after one used the client's clock */
+    double kernel_stamps;    /* share with a kernel timestamp, of the events that arrived before the client read them */
+    int64_t events;          /* streamed events of every kind */
+    int64_t reads;           /* reads of a ready socket, each with a peek at its timestamp */
+    int64_t coalesced;       /* token events with the arrival time of the one before them: an ITL of 0 */
+    int64_t reconnects;      /* requests that had to open a connection */
+    int64_t clock_steps;     /* jumps of the wall clock (harness/client/stamp.h) */
 };
 
 struct hz_trace {
@@ -80,21 +80,21 @@ struct hz_trace {
     size_t n_ticks, cap_ticks;
 
     int64_t begin_ns, end_ns; /* of the measured phase */
-    int64_t warmup_ns;        /* duration of the warm-up before it */
-    struct hz_rec *warm;      /* [n_warm] requests of the warm-up: in no figure, but their answers are in the prompts */
+    int64_t warmup_ns;        /* duration of the warm-up; 0: none */
+    struct hz_rec *warm;      /* [n_warm] requests of the warm-up: in no figure, but later prompts hold their answers */
     int n_warm;
 
-    int abandoned;      /* requests of the workload that were not sent because of early stop */
-    int dropped;        /* later turns of conversations that ended with a failure */
-    bool stopped;       /* the progress callback asked for an early end */
+    int abandoned;      /* requests not sent because of early stop */
+    int dropped;        /* requests not sent because an earlier turn of their conversation failed */
+    bool stopped;       /* the progress callback stopped the run */
     bool fixed_history; /* the prompts hold the workload's answers instead of the model's */
 
     struct hz_health health;
     char model[128];         /* model name in the requests */
-    char server_version[64]; /* from GET /version; "": none */
+    char server_version[64]; /* "version" of GET /version; "": none */
 };
 
-/* Appends a copy of *rec and of its n events. On success rec->text belongs to the trace. KM_ENOMEM. */
+/* Appends a copy of *rec and of its n events. On success the trace owns rec->text. KM_ENOMEM. */
 int hz_trace_append(struct hz_trace *t, const struct hz_rec *rec, const struct hz_tick *ticks, int n,
                     struct km_err *err);
 void hz_trace_free(struct hz_trace *t);

@@ -1,6 +1,6 @@
-/* Reading and writing share one table of columns, so that they cannot differ.
+/* The writer and the reader of requests.csv use the same table of columns, so that they cannot differ.
  *
- * The reader trusts no file: every count is checked against the number of bytes before memory is allocated for it. */
+ * Files may be damaged: every count is checked against the number of bytes before memory is allocated for it. */
 #include "harness/run/tracefile.h"
 
 #include "base/mem.h"
@@ -155,7 +155,8 @@ static bool read_cell(struct csv *s, bool last, struct km_buf *out)
     return true;
 }
 
-static bool number(const struct km_buf *b, int64_t lo, int64_t hi, int64_t *out)
+/* Parses the cell as an integer in [lo, hi]. */
+static bool parse_number(const struct km_buf *b, int64_t lo, int64_t hi, int64_t *out)
 {
     char *end;
     const char *s = km_buf_str(b);
@@ -163,6 +164,7 @@ static bool number(const struct km_buf *b, int64_t lo, int64_t hi, int64_t *out)
     return b->len && end == s + b->len && *out >= lo && *out <= hi;
 }
 
+/* Parses the cell into the field at p. False: it is not a value of this type. */
 static bool parse_cell(const struct km_buf *b, enum column_type type, void *p)
 {
     int64_t v = 0;
@@ -173,12 +175,12 @@ static bool parse_cell(const struct km_buf *b, enum column_type type, void *p)
         return true;
     case INT:
     case COUNT:
-        if (!(empty && type == COUNT) && !number(b, 0, INT32_MAX, &v))
+        if (!(empty && type == COUNT) && !parse_number(b, 0, INT32_MAX, &v))
             return false;
         *(int *)p = empty ? -1 : (int)v;
         return true;
     case TIME:
-        if (!empty && !number(b, -TF_BEGIN_NS + 1, INT64_MAX - TF_BEGIN_NS, &v))
+        if (!empty && !parse_number(b, -TF_BEGIN_NS + 1, INT64_MAX - TF_BEGIN_NS, &v))
             return false;
         *(int64_t *)p = empty ? 0 : v + TF_BEGIN_NS;
         return true;
@@ -186,7 +188,7 @@ static bool parse_cell(const struct km_buf *b, enum column_type type, void *p)
         *(bool *)p = b->len == 1 && b->data[0] == '1';
         return b->len == 1 && (b->data[0] | 1) == '1';
     case SIZE:
-        if (!number(b, 0, INT64_MAX, &v))
+        if (!parse_number(b, 0, INT64_MAX, &v))
             return false;
         *(size_t *)p = (size_t)v;
         return true;
@@ -274,9 +276,9 @@ void tf_ticks_write(const struct hz_trace *t, struct km_buf *out)
     }
     if (!km_buf_ok(out))
         return;
-    uint64_t sum = XXH64(out->data + start, out->len - start, 0);
+    uint64_t checksum = XXH64(out->data + start, out->len - start, 0);
     for (int i = 0; i < 8; i++)
-        km_buf_putc(out, (char)(sum >> 8 * i));
+        km_buf_putc(out, (char)(checksum >> 8 * i));
 }
 
 struct bytes {
@@ -284,7 +286,8 @@ struct bytes {
     bool bad;
 };
 
-static uint64_t varint(struct bytes *b, uint64_t max)
+/* Reads a varint. Sets bad, and returns 0, if it is cut off or more than max. */
+static uint64_t read_varint(struct bytes *b, uint64_t max)
 {
     uint64_t v = 0;
     for (int shift = 0; shift < 64; shift += 7) {
@@ -303,35 +306,38 @@ static uint64_t varint(struct bytes *b, uint64_t max)
 
 int tf_ticks_read(const char *bytes, size_t len, struct hz_trace *t, struct km_err *err)
 {
-    uint64_t sum = 0;
+    uint64_t checksum = 0;
     if (len < sizeof magic + 10 || memcmp(bytes, magic, sizeof magic))
-        return km_fail(err, KM_EFORMAT, "it has %zu bytes and does not start with KVMTOK1", len);
+        return km_fail(err, KM_EFORMAT,
+                       "the file of %zu bytes does not start with KVMTOK1; it is cut off or not a tokens.bin", len);
     for (int i = 0; i < 8; i++)
-        sum |= (uint64_t)(unsigned char)bytes[len - 8 + (size_t)i] << 8 * i;
-    if (sum != XXH64(bytes, len - 8, 0))
-        return km_fail(err, KM_EFORMAT, "its checksum is wrong; the file is damaged or cut off");
+        checksum |= (uint64_t)(unsigned char)bytes[len - 8 + (size_t)i] << 8 * i;
+    if (checksum != XXH64(bytes, len - 8, 0))
+        return km_fail(err, KM_EFORMAT, "the checksum is wrong; the file is damaged or cut off");
     struct bytes b = {(const unsigned char *)bytes + sizeof magic, (const unsigned char *)bytes + len - 8, false};
-    uint64_t n = varint(&b, INT32_MAX), total = varint(&b, len / 3);
+    uint64_t n = read_varint(&b, INT32_MAX), total = read_varint(&b, len / 3);
     if (b.bad || n != (uint64_t)t->n || total != t->n_ticks)
         return km_fail(err, KM_EFORMAT,
-                       "it has %" PRIu64 " requests and %" PRIu64 " events, but requests.csv has %d and %zu", n, total,
-                       t->n, t->n_ticks);
+                       "the file has %" PRIu64 " requests and %" PRIu64 " events, but requests.csv has %d and %zu", n,
+                       total, t->n, t->n_ticks);
     if (!(t->ticks = km_calloc(t->n_ticks, sizeof *t->ticks)))
         return km_fail(err, KM_ENOMEM, "no memory for %zu events", t->n_ticks);
     t->cap_ticks = t->n_ticks;
     for (int i = 0; i < t->n && !b.bad; i++) {
         const struct hz_rec *r = &t->recs[i];
         uint64_t at = (uint64_t)t->begin_ns;
-        if (varint(&b, INT32_MAX) != (uint64_t)r->n_ticks)
+        if (read_varint(&b, INT32_MAX) != (uint64_t)r->n_ticks)
             b.bad = true;
         for (int k = 0; k < r->n_ticks && !b.bad; k++) {
             struct hz_tick *e = &t->ticks[r->tick0 + (size_t)k];
-            uint64_t z = varint(&b, UINT64_MAX);
+            uint64_t z = read_varint(&b, UINT64_MAX);
             at += z >> 1 ^ (0 - (z & 1));
             e->ns = (int64_t)at;
-            e->tokens = (int32_t)varint(&b, INT32_MAX);
-            e->lag_ns = (int32_t)((int64_t)varint(&b, (uint64_t)INT32_MAX + 1) - 1);
+            e->tokens = (int32_t)read_varint(&b, INT32_MAX);
+            e->lag_ns = (int32_t)((int64_t)read_varint(&b, (uint64_t)INT32_MAX + 1) - 1);
         }
     }
-    return b.bad || b.p != b.end ? km_fail(err, KM_EFORMAT, "its event counts differ from those in requests.csv") : 0;
+    return b.bad || b.p != b.end
+               ? km_fail(err, KM_EFORMAT, "the requests' numbers of events differ from those in requests.csv")
+               : 0;
 }

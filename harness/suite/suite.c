@@ -25,8 +25,9 @@ static int no_memory(struct km_err *err)
     return km_fail(err, KM_ENOMEM, "out of memory reading a suite");
 }
 
-/* The suite keeps s, which came from km_malloc, for as long as it lives. NULL (and s freed) without memory. */
-static const char *own(struct suite *suite, char *s)
+/* Adds s, which is from km_malloc, to the strings that the suite owns, and returns it. Frees s and returns NULL if
+ * there is no memory. */
+static const char *own_string(struct suite *suite, char *s)
 {
     const char **v = s ? km_reallocarray(suite->owned.v, (size_t)suite->owned.n + 1, sizeof *v) : NULL;
     if (!v) {
@@ -64,8 +65,8 @@ static int check_id(const char *id, struct km_err *err)
     return km_fail(err, KM_EINVAL, "id \"%s\" cannot name a folder; use a-z, 0-9, dot, dash and underscore", id);
 }
 
-/* The id of a row that has only a label: "With cache (DRAM)" becomes with-cache-dram. */
-static const char *id_of_label(struct suite *s, const char *label)
+/* Makes the id of a row that has only a label: "With cache (DRAM)" becomes with-cache-dram. */
+static const char *make_id(struct suite *s, const char *label)
 {
     struct km_buf b = {0};
     for (; *label && b.len < MAX_ID; label++) {
@@ -78,7 +79,7 @@ static const char *id_of_label(struct suite *s, const char *label)
         b.data[--b.len] = 0;
     if (!b.len)
         km_buf_puts(&b, "x");
-    return own(s, km_buf_take(&b));
+    return own_string(s, km_buf_take(&b));
 }
 
 static int check_option(const cJSON *option, struct km_err *err)
@@ -101,7 +102,7 @@ static int check_option(const cJSON *option, struct km_err *err)
     return 0;
 }
 
-/* The object `key` of obj, as options of `kvmark run`. */
+/* Reads the object `key` of obj, which holds options of `kvmark run`. */
 static int read_options(const cJSON *obj, const char *key, const cJSON **out, struct km_err *err)
 {
     int rc = km_json_item(obj, key, false, cJSON_Object, out, err);
@@ -136,12 +137,12 @@ static int read_row(struct suite *s, const cJSON *obj, struct suite_row *row, st
         (rc = km_json_str(obj, "label", true, &row->label, err)) ||
         (rc = km_json_str(obj, "id", false, &row->id, err)) || (rc = read_options(obj, "flags", &row->options, err)))
         return rc;
-    if (!row->id && !(row->id = id_of_label(s, row->label)))
+    if (!row->id && !(row->id = make_id(s, row->label)))
         return no_memory(err);
     return check_id(row->id, err);
 }
 
-/* The list `key` ("rows" or "arms") of a table. */
+/* Reads the list `key` ("rows" or "arms") of a table. */
 static int read_rows(struct suite *s, const cJSON *obj, const char *key, struct suite_row **out, int *n,
                      struct km_err *err)
 {
@@ -192,7 +193,7 @@ static int read_column(const cJSON *obj, struct suite_column *c, struct km_err *
     return 0;
 }
 
-/* The columns of a table that names none: those of the write-up's table of the same shape. */
+/* The columns of a table without "columns": those of the write-up's table of the same shape. */
 static const struct {
     enum suite_shape shape;
     const char *metric, *title;
@@ -250,7 +251,7 @@ static int read_columns(const cJSON *obj, struct suite_table *t, struct km_err *
     return 0;
 }
 
-/* The baseline row by its label, id or number from 0. Row 0 when the file does not say; none for null. */
+/* Finds the baseline row by its label, its id or its number from 0. Without "baseline" it is row 0; null means none. */
 static int read_baseline(const cJSON *obj, struct suite_table *t, struct km_err *err)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(obj, "baseline");
@@ -286,7 +287,7 @@ static int read_shape(const cJSON *obj, struct suite_table *t, struct km_err *er
     return 0;
 }
 
-/* Two arms for a table of backends. Tables of other shapes have one arm without label and options. */
+/* Reads the two arms of a table of backends. Tables of other shapes get one arm without label and options. */
 static int read_arms(struct suite *s, const cJSON *obj, struct suite_table *t, struct km_err *err)
 {
     if (t->shape != SUITE_BACKENDS) {
@@ -330,7 +331,7 @@ static int read_table(struct suite *s, const cJSON *obj, int64_t pairs, struct s
     return read_notes(obj, &t->notes, &t->n_notes, err);
 }
 
-/* The tables of the suite; `pairs` is the suite's own number, which a table may replace. */
+/* Reads the tables. pairs: the suite's number of repeats, which a table may replace. */
 static int read_tables(struct suite *s, int64_t pairs, struct km_err *err)
 {
     const cJSON *list;
@@ -366,7 +367,7 @@ static int read_suite(struct suite *s, struct km_err *err)
         return rc;
     if (strcmp(schema, "kvmark.suite.1"))
         return km_fail(err, KM_EFORMAT, "\"schema\" is \"%s\"; this program reads kvmark.suite.1", schema);
-    /* The last four keys are what the copy in a result folder has in addition. */
+    /* Only the copy in a result folder has the last four keys. */
     if ((rc = CHECK_KEYS(s->json, err, "schema", "title", "pairs", "average", "profile", "defaults", "tables", "notes",
                          "provenance", "cells", "failed", "set")) ||
         (rc = km_json_str(s->json, "title", false, &s->title, err)) ||

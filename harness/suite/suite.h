@@ -20,10 +20,10 @@
 #include "harness/run/metric.h"
 
 enum suite_shape {
-    SUITE_CONFIGURATIONS, /* one line per row; the change stands in the cell: 9426 (+61.2%) */
-    SUITE_METRICS,        /* one line per column of the suite, one column per row; the change in a column of its own */
+    SUITE_CONFIGURATIONS, /* one line per row; the change follows the figure: 9426 (+61.2%) */
+    SUITE_METRICS,        /* one line per column of the suite, one column per row, and a column of the change */
     SUITE_CHUNKS,         /* like SUITE_CONFIGURATIONS, but the baseline row is not shown */
-    SUITE_BACKENDS        /* one line per row, one column per arm, and how many times smaller the second figure is */
+    SUITE_BACKENDS        /* one line per row, one column per arm, and the first figure divided by the second */
 };
 
 struct suite_column {
@@ -63,7 +63,7 @@ struct suite_table {
 struct suite {
     cJSON *json;          /* the file; most strings of the suite point into it */
     struct km_strs owned; /* strings that are not in the file, such as ids made from labels */
-    char *here;           /* folder of the suite file */
+    char *here;           /* path of the suite file's folder */
     const char *title;
     const cJSON *defaults; /* options of every table, or NULL */
     bool median;           /* a table shows the median over the repeats; false: the mean */
@@ -77,7 +77,7 @@ struct suite {
 /* Reads a suite file, or the suite.json of a result folder. Every key is checked: an unknown key is an error that names
  * the nearest known one. */
 int suite_read(struct suite **out, const char *path, struct km_err *err);
-/* The same from JSON in memory. The suite owns json from here on; it is also deleted after an error. */
+/* Reads a suite from JSON in memory, of which the suite becomes the owner; json is also deleted after an error. */
 int suite_from_json(struct suite **out, cJSON *json, const char *here, struct km_err *err);
 void suite_free(struct suite *s);
 
@@ -118,7 +118,7 @@ struct suite_event {
 
 struct suite_opts {
     const char *dir;     /* the result folder */
-    const char *exe;     /* the kvmark program to run; NULL: this program */
+    const char *exe;     /* path of the kvmark program that runs the cells; NULL: this program */
     const char *nonce;   /* value of {nonce}; NULL: the one in DIR/suite.json, or a new one */
     struct km_strs set;  /* "OPTION=VALUE", the layer between table and row */
     int pairs;           /* replaces the suite's number of repeats; 0: as the suite says */
@@ -128,8 +128,8 @@ struct suite_opts {
     void *arg;
 };
 
-/* The cells in the order in which they run: repeat by repeat, the rows of a table in turn (AB BA BA AB), so that a
- * drift of the machine affects all rows alike. */
+/* Plans the cells in the order in which they run: repeat by repeat, and within a repeat the rows of each table. The
+ * order of the rows changes from repeat to repeat (AB BA BA AB), so that a drift of the machine affects all alike. */
 int suite_plan_make(const struct suite *s, const struct suite_opts *o, struct suite_plan *out, struct km_err *err);
 void suite_plan_free(struct suite_plan *p);
 
@@ -141,8 +141,10 @@ struct suite_result {
 };
 /* Runs the cells that are not done, one after another, each in a child process. The first SIGINT or SIGTERM ends the
  * running cell and the suite; the second one kills the cell. The run.json of an interrupted cell is renamed to
- * run-partial.json, so that the cell is not done. Returns 0 also when cells failed (DIR/suite.json lists them under
- * "failed"); negative when the suite could not be run: KM_EINVAL when DIR holds cells made with other options. */
+ * run-partial.json, so that the cell is not done.
+ *
+ * Returns 0 even if cells failed; DIR/suite.json lists them under "failed". An error means that the suite could not be
+ * run: KM_EINVAL if DIR holds cells that were made with other options. */
 int suite_run(const struct suite *s, const struct suite_opts *o, struct suite_result *res, struct km_err *err);
 
 #endif

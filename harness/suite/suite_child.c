@@ -83,8 +83,8 @@ bool suite_child_read(struct suite_child *ch, void (*on_line)(void *arg, const c
     ssize_t n = read(ch->err, buf, sizeof buf);
     if (n <= 0)
         return n < 0 && (errno == EINTR || errno == EAGAIN);
-    ssize_t kept = write(ch->log, buf, (size_t)n); /* on a full disk the run itself fails when it writes its folder */
-    (void)kept;
+    ssize_t ignored = write(ch->log, buf, (size_t)n); /* on a full disk the run itself fails */
+    (void)ignored;
     split_lines(ch, buf, (size_t)n, on_line, arg);
     return true;
 }

@@ -15,17 +15,17 @@ struct suite_child {
     pid_t pid;
     int err;            /* read end of the pipe; -1: none */
     int log;            /* log file; -1: none */
-    struct km_buf line; /* a line whose end was not read yet */
+    struct km_buf line; /* the current line, whose end was not read yet */
     char last[300];     /* the last complete line: the reason when the child fails */
 };
 
-/* Starts `exe ARGV -o dir` with the signal mask `mask` and the log file at log_path. On error the child holds nothing
- * but what suite_child_deinit releases. */
+/* Starts `exe ARGV -o dir` with the signal mask `mask` and the log file at log_path. The caller calls
+ * suite_child_deinit also after an error. */
 int suite_child_start(struct suite_child *ch, const char *exe, const struct suite_cell *cell, const char *dir,
                       const char *log_path, const sigset_t *mask, struct km_err *err);
 
-/* Reads what the pipe holds, copies it to the log and calls on_line for each line without the prefix "kvmark: ".
- * False when the pipe has ended. */
+/* Reads what the pipe holds and copies it to the log. Calls on_line with each complete line, without a "kvmark: " at
+ * its start. False at the end of the pipe. */
 bool suite_child_read(struct suite_child *ch, void (*on_line)(void *arg, const char *line), void *arg);
 
 /* Closes the files. The process must have been waited for. */

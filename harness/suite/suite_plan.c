@@ -8,21 +8,22 @@
 
 #include <string.h>
 
-enum { MAX_CELLS = 20000, MAX_OPTIONS = 256 };
+enum { MAX_CELLS = 20000, MAX_OPTIONS = 256 }; /* MAX_OPTIONS: of a cell */
 
 static int no_memory(struct km_err *err)
 {
     return km_fail(err, KM_ENOMEM, "out of memory planning a suite");
 }
 
-/* The options of a cell while its layers are merged, in the order in which they were first mentioned. Borrowed. */
+/* The options of a cell while its layers are merged, in the order of their first mention. Keys and values are borrowed
+ * from the JSON of the suite. */
 struct merged {
     const char *key[MAX_OPTIONS];
     const cJSON *value[MAX_OPTIONS]; /* NULL: the option was removed */
     int n;
 };
 
-/* Adds a layer. With keep_removed, an option that an earlier layer removed stays removed. */
+/* Merges a layer into m. keep_removed: an option that an earlier layer removed stays removed. */
 static int merge_layer(struct merged *m, const cJSON *options, bool keep_removed, struct km_err *err)
 {
     for (const cJSON *o = options ? options->child : NULL; o; o = o->next) {
@@ -68,7 +69,7 @@ static void expand(struct km_buf *out, const char *s, const struct placeholders 
     }
 }
 
-/* Appends an argument, which moves out of the buffer. */
+/* Moves the text of the buffer to the end of the cell's arguments. */
 static int push_arg(struct suite_cell *c, struct km_buf *arg, struct km_err *err)
 {
     char **v = km_reallocarray(c->argv, (size_t)c->argc + 2, sizeof *v), *s = km_buf_take(arg);
@@ -90,7 +91,7 @@ static int push_text(struct suite_cell *c, const char *text, struct km_err *err)
     return push_arg(c, &b, err);
 }
 
-/* --key=value; --key for true, --no-key for false, one argument per element of a list. */
+/* Appends an option as --key=value, as --key for true, as --no-key for false, or once per element of a list. */
 static int push_option(struct suite_cell *c, const char *key, const cJSON *v, const struct placeholders *p,
                        struct km_err *err)
 {
@@ -119,8 +120,8 @@ static void cell_deinit(struct suite_cell *c)
     km_free(c->name);
 }
 
-/* Sets the identity of a run: the content of the workload file, the options, the repeat, and the arm, because a cache
- * miss and the hit that follows it may have the same options. */
+/* Sets the key of a cell, which identifies its run. The key covers the content of the workload file, the options, the
+ * repeat, and the arm, because a cache miss and the hit that follows it may have the same options. */
 static int set_key(struct suite_cell *c, const char *workload_sha, int arm, int repeat, struct km_err *err)
 {
     struct km_sha *h;
@@ -147,7 +148,7 @@ static cJSON *parse_value(const char *value)
                                      : cJSON_CreateString(value);
 }
 
-/* The "option=value" strings of --set as a JSON object, which merges like the layers of the suite file. */
+/* Parses the "option=value" strings of --set into a JSON object, which merges like the layers of the suite file. */
 static int parse_set(const struct km_strs *set, cJSON **out, struct km_err *err)
 {
     *out = cJSON_CreateObject();
@@ -209,7 +210,8 @@ static int make_cell(const struct planner *p, const struct suite_place *at, stru
     return c->name ? 0 : no_memory(err);
 }
 
-/* The index of a cell with the key of c, which the plan takes over if it is new, else frees. Negative on error. */
+/* The index of the cell with the key of c. Moves c into the plan if the key is new; frees c otherwise. Negative: error.
+ */
 static int add_cell(struct suite_plan *out, struct suite_cell *c, struct km_err *err)
 {
     int at = 0;
@@ -230,7 +232,7 @@ static int add_cell(struct suite_plan *out, struct suite_cell *c, struct km_err 
     return at;
 }
 
-/* Plans the run of one place. */
+/* Makes the cell of a place, and adds the place to the plan. */
 static int plan_place(const struct planner *p, struct suite_place place, struct km_err *err)
 {
     struct suite_plan *out = p->out;
@@ -250,7 +252,7 @@ static int plan_place(const struct planner *p, struct suite_place place, struct 
     return 0;
 }
 
-/* Plans repeat k of a table. The rows run in the order AB, BA, BA, AB, so that a drift affects them alike. */
+/* Plans repeat k of a table, from 0. The rows run in the order AB, BA, BA, AB, so that a drift affects them alike. */
 static int plan_repeat(const struct planner *p, int table, int k, struct km_err *err)
 {
     const struct suite_table *t = &p->s->tables[table];
@@ -261,6 +263,16 @@ static int plan_repeat(const struct planner *p, int table, int k, struct km_err 
             rc = plan_place(p, (struct suite_place){table, backwards ? t->n_rows - 1 - i : i, arm, k, -1}, err);
     if (rc)
         km_context(err, "table %s", t->id);
+    return rc;
+}
+
+static int refuse_table(const struct suite *s, const char *id, struct km_err *err)
+{
+    struct km_buf ids = {0};
+    for (int i = 0; i < s->n_tables; i++)
+        km_buf_printf(&ids, "%s%s", i ? ", " : "", s->tables[i].id);
+    int rc = km_fail(err, KM_EINVAL, "the suite has no table \"%s\"; its tables are %s", id, km_buf_str(&ids));
+    km_buf_free(&ids);
     return rc;
 }
 
@@ -283,7 +295,7 @@ static int hash_workloads(struct planner *p, struct km_err *err)
         }
         km_hex(&d, p->sha[t]);
     }
-    return found ? 0 : km_fail(err, KM_EINVAL, "the suite has no table \"%s\"", p->o->only);
+    return found ? 0 : refuse_table(p->s, p->o->only, err);
 }
 
 int suite_plan_make(const struct suite *s, const struct suite_opts *o, struct suite_plan *out, struct km_err *err)

@@ -1,12 +1,13 @@
-/* Runs a suite: one child process per cell, and suite.json around the cells.
+/* Runs the cells of a suite, each in a child process, and writes suite.json.
  *
- * A cell is done when its folder holds run.json. Only a run that was left to finish leaves one there, so a suite can be
+ * A cell is done when its folder holds run.json. Only a run that was not interrupted has one, so a suite can be
  * interrupted and resumed at any point. suite.json is written before the first cell and after each cell. */
 #include "harness/suite/suite.h"
 
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "harness/run/runfolder.h"
 #include "harness/suite/suite_child.h"
 
 #include <errno.h>
@@ -37,8 +38,8 @@ struct runner {
     int lock;         /* DIR, locked; -1: none */
     int signals;      /* signalfd for SIGINT and SIGTERM; -1: none */
     sigset_t old_mask;
-    int missing;  /* cells that have to run */
-    int at;       /* the number of the running cell among them, from 1 */
+    int missing;  /* number of cells that were not done when this call began */
+    int at;       /* the running cell is number `at` of the missing cells, from 1 */
     double spent; /* seconds in the cells that ran */
     bool interrupted;
 };
@@ -52,14 +53,6 @@ static const char *text_of(const cJSON *o, const char *key)
 {
     const cJSON *v = cJSON_GetObjectItemCaseSensitive(o, key);
     return cJSON_IsString(v) ? v->valuestring : "";
-}
-
-static bool is_done(const char *dir)
-{
-    char *p = km_path(dir, "run.json");
-    bool done = p && km_file_exists(p);
-    km_free(p);
-    return done;
 }
 
 /* Locks DIR, because two suites that run into one folder would overwrite each other's cells. */
@@ -101,12 +94,11 @@ static int check_resume(const struct runner *r, struct km_err *err)
         for (int i = 0; i < r->plan.n; i++) {
             const char *dir = text_of(c, "dir");
             bool same_cell = !strncmp(dir, "cells/", 6) && !strcmp(dir + 6, r->plan.cells[i].name);
-            if (same_cell && strcmp(text_of(c, "key"), r->plan.cells[i].key) && is_done(r->dirs[i]))
-                return km_fail(
-                    err, KM_EINVAL,
-                    "%s was run with other options or another workload; give -o a new folder, or remove this "
-                    "one",
-                    r->dirs[i]);
+            if (same_cell && strcmp(text_of(c, "key"), r->plan.cells[i].key) && run_folder_exists(r->dirs[i]))
+                return km_fail(err, KM_EINVAL,
+                               "%s was run with other options or another workload; give -o a new folder, or remove "
+                               "this one",
+                               r->dirs[i]);
         }
     return 0;
 }
@@ -116,7 +108,7 @@ static const char *arm_id(const struct suite_table *t, int arm)
     return t->arms[arm].id ? t->arms[arm].id : "";
 }
 
-/* Whether the plan has the place of an entry of "cells". */
+/* True if the plan has the place of an entry of the list "cells". */
 static bool is_planned(const struct runner *r, const cJSON *entry)
 {
     const cJSON *repeat = cJSON_GetObjectItemCaseSensitive(entry, "repeat");
@@ -131,8 +123,8 @@ static bool is_planned(const struct runner *r, const cJSON *entry)
     return false;
 }
 
-/* The list "cells": the plan's places, then those of earlier calls that this plan leaves out (because of --table or
- * fewer pairs) and that stay part of the report. */
+/* The list "cells" of suite.json: the plan's places, then the places of earlier calls that this plan leaves out because
+ * of --table or fewer pairs. The places of earlier calls remain part of the report. */
 static cJSON *cells_json(const struct runner *r)
 {
     cJSON *list = cJSON_CreateArray();
@@ -159,7 +151,7 @@ static cJSON *cells_json(const struct runner *r)
     return list;
 }
 
-/* The nonce, and one session per call: when it started and how it was asked for. */
+/* The object "provenance" of suite.json: the nonce, and the start time and the command line of each call. */
 static cJSON *provenance_json(const struct runner *r)
 {
     cJSON *p = cJSON_CreateObject(), *session = cJSON_CreateObject();
@@ -174,7 +166,7 @@ static cJSON *provenance_json(const struct runner *r)
     return p;
 }
 
-/* Writes DIR/suite.json: the suite as it was read, and what this result folder adds to it. */
+/* Writes DIR/suite.json: the suite as it was read, with the keys that only a result folder has. */
 static int write_suite(const struct runner *r, struct km_err *err)
 {
     static const char *const added[] = {"provenance", "cells", "failed", "set"};
@@ -192,7 +184,7 @@ static int write_suite(const struct runner *r, struct km_err *err)
     return rc;
 }
 
-/* Calls the progress display. The rest of the suite is estimated from the mean duration of the cells that ran. */
+/* Calls the progress display. The remaining time is estimated from the mean duration of the cells that ran. */
 static void emit_event(const struct runner *r, int what, const char *cell, const char *line, double cell_s)
 {
     if (!r->o.on_event)
@@ -222,8 +214,8 @@ static void on_line(void *arg, const char *line)
     emit_event(w->r, SUITE_CELL_OUTPUT, w->cell, line, w->seconds);
 }
 
-/* Whether SIGINT or SIGTERM came since the last call. */
-static bool take_signal(const struct runner *r)
+/* True if SIGINT or SIGTERM has arrived since the last call. */
+static bool read_signal(const struct runner *r)
 {
     struct signalfd_siginfo si;
     return read(r->signals, &si, sizeof si) == sizeof si;
@@ -242,7 +234,7 @@ static int watch_child(struct runner *r, struct suite_child *ch, const char *cel
         w.seconds = (double)(km_now_ns() - begin) / 1e9;
         if (p[0].revents)
             open = suite_child_read(ch, on_line, &w);
-        if (take_signal(r)) {
+        if (read_signal(r)) {
             kill(r->interrupted ? -ch->pid : ch->pid, r->interrupted ? SIGKILL : SIGINT);
             r->interrupted = true;
         }
@@ -250,20 +242,19 @@ static int watch_child(struct runner *r, struct suite_child *ch, const char *cel
         if (waitpid(ch->pid, &status, open ? WNOHANG : 0) == ch->pid)
             break;
     }
-    /* Read what the child wrote just before it ended. A grandchild may keep the pipe open, so do not wait for its end.
-     */
+    /* Read what the child wrote just before it ended. Do not wait for the end of the pipe: a grandchild may hold it. */
     w.seconds = 0;
     fcntl(ch->err, F_SETFL, O_NONBLOCK);
     struct pollfd p = {.fd = ch->err, .events = POLLIN};
     while (open && poll(&p, 1, 0) > 0 && suite_child_read(ch, on_line, &w))
         ;
-    kill(-ch->pid, SIGTERM); /* processes that the run left behind */
+    kill(-ch->pid, SIGTERM); /* ends the processes of the run's group that still exist */
     *seconds = (double)(km_now_ns() - begin) / 1e9;
     r->spent += *seconds;
     return status;
 }
 
-/* DIR/logs/CELL.log, with the / of the cell's name as _. */
+/* The path DIR/logs/CELL.log, in which _ replaces the / of the cell's name. */
 static char *log_path(const char *dir, const char *cell)
 {
     struct km_buf b = {0};
@@ -274,8 +265,8 @@ static char *log_path(const char *dir, const char *cell)
     return km_buf_take(&b);
 }
 
-/* Renames the run.json of an interrupted run: its figures are not those of the whole workload. */
-static void set_aside(const char *dir)
+/* Renames the run.json of an interrupted run, because its figures are not those of the whole workload. */
+static void rename_partial(const char *dir)
 {
     char *from = km_path(dir, "run.json"), *to = km_path(dir, "run-partial.json");
     if (from && to)
@@ -292,15 +283,15 @@ static void add_failed(struct runner *r, const char *cell, const char *why)
     cJSON_AddItemToArray(r->failed, o);
 }
 
-/* Records how the child of a cell ended. False when the cell failed. */
+/* Records how the child of a cell ended: in "failed", and as an event. False if the cell failed. */
 static bool end_cell(struct runner *r, int i, const struct suite_child *ch, int status, double seconds)
 {
     const char *cell = r->plan.cells[i].name;
     int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     struct km_buf why = {0};
     if (r->interrupted)
-        set_aside(r->dirs[i]);
-    bool good = (code == 0 || code == 3) && is_done(r->dirs[i]); /* 3: the run is good but missed a limit */
+        rename_partial(r->dirs[i]);
+    bool good = (code == 0 || code == 3) && run_folder_exists(r->dirs[i]); /* 3: the run is good but missed a limit */
     if (r->interrupted)
         km_buf_puts(&why, "interrupted");
     else if (WIFSIGNALED(status))
@@ -314,7 +305,7 @@ static bool end_cell(struct runner *r, int i, const struct suite_child *ch, int 
     return good;
 }
 
-/* Runs one cell. *good is false when the cell failed; an error is returned only when no cell can be run here. */
+/* Runs one cell. *good is false if the cell failed. Returns an error only if no cell could be run. */
 static int run_cell(struct runner *r, int i, bool *good, struct km_err *err)
 {
     const struct suite_cell *c = &r->plan.cells[i];
@@ -347,8 +338,8 @@ static int find_program(struct runner *r, struct km_err *err)
     return (r->exe = km_strdup(r->o.exe ? r->o.exe : exe)) ? 0 : no_memory(err);
 }
 
-/* The run folders of the plan, and how many cells have to run. */
-static int list_dirs(struct runner *r, struct km_err *err)
+/* Makes the paths of the run folders, and counts the cells that have to run. */
+static int list_run_folders(struct runner *r, struct km_err *err)
 {
     if (!(r->dirs = km_calloc((size_t)r->plan.n + 1, sizeof *r->dirs)))
         return no_memory(err);
@@ -358,7 +349,7 @@ static int list_dirs(struct runner *r, struct km_err *err)
         km_buf_printf(&b, "%s/cells/%s", r->o.dir, c->name);
         if (!(r->dirs[i] = km_buf_take(&b)))
             return no_memory(err);
-        r->missing += !is_done(r->dirs[i]);
+        r->missing += !run_folder_exists(r->dirs[i]);
         if (c->argc > SUITE_MAX_ARGS)
             return km_fail(err, KM_EINVAL, "cell %s has %d arguments; the limit is %d", c->name, c->argc,
                            SUITE_MAX_ARGS);
@@ -366,7 +357,8 @@ static int list_dirs(struct runner *r, struct km_err *err)
     return 0;
 }
 
-/* Everything before the first cell. */
+/* Takes all steps before the first cell: locks DIR, makes the plan, checks it against earlier runs, writes suite.json.
+ */
 static int prepare(struct runner *r, struct km_err *err)
 {
     int rc;
@@ -383,7 +375,7 @@ static int prepare(struct runner *r, struct km_err *err)
     if (!rc)
         rc = km_mkdirs(logs, err);
     if (!rc)
-        rc = list_dirs(r, err);
+        rc = list_run_folders(r, err);
     if (!rc)
         rc = check_resume(r, err);
     if (!rc)
@@ -392,7 +384,7 @@ static int prepare(struct runner *r, struct km_err *err)
     return rc;
 }
 
-/* Runs the missing cells. SIGINT and SIGTERM are blocked meanwhile and read from a file descriptor. */
+/* Runs the missing cells. SIGINT and SIGTERM are blocked while it does, and read from a file descriptor. */
 static int run_cells(struct runner *r, struct suite_result *res, struct km_err *err)
 {
     sigset_t mask;
@@ -406,9 +398,9 @@ static int run_cells(struct runner *r, struct suite_result *res, struct km_err *
         rc = km_fail(err, KM_EIO, "cannot watch for Ctrl-C: %s", strerror(errno));
     for (int i = 0; i < r->plan.n && !rc && !r->interrupted; i++) {
         bool good;
-        if (is_done(r->dirs[i]))
+        if (run_folder_exists(r->dirs[i]))
             continue;
-        if ((r->interrupted = take_signal(r)))
+        if ((r->interrupted = read_signal(r)))
             break;
         r->at++;
         if ((rc = run_cell(r, i, &good, err)))
@@ -418,7 +410,7 @@ static int run_cells(struct runner *r, struct suite_result *res, struct km_err *
         rc = write_suite(r, err);
     }
     for (int i = 0; i < r->plan.n; i++)
-        res->done += is_done(r->dirs[i]);
+        res->done += run_folder_exists(r->dirs[i]);
     res->interrupted = r->interrupted;
     if (r->signals >= 0)
         close(r->signals);

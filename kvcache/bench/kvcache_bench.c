@@ -1,8 +1,8 @@
-/* kvcache_bench: what the cache layer costs by itself, in three KV shapes of real models.
+/* kvcache_bench measures the cache layer without an engine, in the KV shapes of three models.
  *
  * The copier is a memcpy, either in the calling thread (synchronous) or on a thread of its own that stands for a DMA
- * engine (asynchronous). Measured are store, load, checksum, and lookups that hit or miss. Figures are the best of
- * ROUNDS rounds. */
+ * engine (asynchronous). The benchmark times stores, loads, checksums, and lookups that hit or miss. Figures are the
+ * best of ROUNDS rounds. */
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
@@ -31,7 +31,7 @@ struct dma {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t more;
-    struct job job[RING];       /* more jobs than one transfer submits */
+    struct job job[RING];       /* a ring buffer, longer than the number of jobs that one transfer submits */
     uint64_t submitted;
     atomic_ulong done;
     bool stop;
@@ -94,7 +94,7 @@ static void *host_alloc(void *self, size_t size)
     (void)self;
     char *p = km_malloc(size);
     if (p)
-        memset(p, 1, size); /* page faults belong to start-up, not to copies */
+        memset(p, 1, size); /* fault the pages in now, so that copies do not */
     return p;
 }
 
@@ -105,7 +105,7 @@ static void host_free(void *self, void *p, size_t size)
     km_free(p);
 }
 
-/* *v becomes the time since t0 (ns) if that is less; 0: no time yet. */
+/* Sets *v to the time since t0 in ns, if *v is larger or 0 (no time yet). */
 static void keep_best(int64_t *v, int64_t t0)
 {
     int64_t t = km_now_ns() - t0;
@@ -255,7 +255,8 @@ int main(void)
     for (int i = 0; i < N / B; i++)
         table[i] = i;
     printf("%d tokens, chunks of %d, bf16. Store, load and checksum in GB/s; a lookup that hits in ns per token;\n"
-           "a lookup that misses in ns, in a full and in an empty cache. With and without checksums, copies are synchronous.\n"
+           "a lookup that misses in ns, in a full and in an empty cache. With and without checksums, copies are "
+           "synchronous.\n"
            "%-11s %9s %8s %8s %10s %10s %10s %9s\n",
            N, CHUNK, "shape", "checksums", "store", "load", "hit", "miss", "empty", "checksum");
     int rc = 0;

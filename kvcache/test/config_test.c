@@ -23,7 +23,7 @@ static int read_bytes(const char *text, size_t n, struct kvc_config *c, struct k
     return kvc_config_yaml(path, c, w, err);
 }
 
-static void yaml_that_is_good(void **state)
+static void good_files_are_read(void **state)
 {
     (void)state;
     static const struct {
@@ -41,10 +41,10 @@ static void yaml_that_is_good(void **state)
         {"cache_policy: FIFO\nsave_decode_cache: on\n", "dram=5GiB, chunk 256, FIFO, decode kept", ""},
         {"cache_policy: lru\nsave_decode_cache: NO\nsave_unfull_chunk: false\n", "dram=5GiB, chunk 256", ""},
         {"save_unfull_chunk: true\n", "dram=5GiB, chunk 256",
-         "save_unfull_chunk: true has no effect, only whole chunks are kept\n"},
-        {"local_cpu: false\n", "no tier, chunk 256", "local_cpu: false leaves no tier, nothing is cached\n"},
+         "save_unfull_chunk: true has no effect, because only full chunks are stored\n"},
+        {"local_cpu: false\n", "no tier, chunk 256", "local_cpu: false leaves no tier, so nothing is cached\n"},
         {"local_cpu: 0\nmax_local_cpu_size: 0\n", "no tier, chunk 256",
-         "local_cpu: false leaves no tier, nothing is cached\n"},
+         "local_cpu: false leaves no tier, so nothing is cached\n"},
         {"remote_url: \"redis://h:6379\"\nextra_config: {a: [1, {b: 2}]}\nblend_thresholds: [1]\n",
          "dram=5GiB, chunk 256",
          "not supported yet: remote_url\nnot supported yet: extra_config\nnot supported yet: blend_thresholds\n"},
@@ -66,7 +66,7 @@ static void yaml_that_is_good(void **state)
     km_buf_free(&d);
 }
 
-static void yaml_that_is_not(void **state)
+static void bad_files_are_refused(void **state)
 {
     (void)state;
     static const struct {
@@ -136,7 +136,7 @@ static void yaml_that_is_not(void **state)
     km_buf_free(&w);
 }
 
-static void specs(void **state)
+static void specifications_are_read(void **state)
 {
     (void)state;
     struct kvc_config c = kvc_defaults();
@@ -151,15 +151,15 @@ static void specs(void **state)
     assert_int_equal(c.max_local_cpu, GIB / 2);
     assert_int_equal(kvc_config_spec("none", &c, &off, &err), 0);
     assert_true(off);
-    static const char *const bad[][2] = {{"", "no cache tier"},
-                                         {"dram", "no cache tier"},
+    static const char *const bad[][2] = {{"", "not a cache tier"},
+                                         {"dram", "not a cache tier"},
                                          {"dram=", "is not a size"},
                                          {"dram=0", "leaves no memory"},
                                          {"dram=-5GiB", "is not a size"},
-                                         {"dram=5GiB,", "no cache tier"},
+                                         {"dram=5GiB,", "not a cache tier"},
                                          {"dram=5GiB,dram=6GiB", "twice"},
-                                         {"none,dram=5GiB", "no cache tier"},
-                                         {"ram=5GiB", "no cache tier"},
+                                         {"none,dram=5GiB", "not a cache tier"},
+                                         {"ram=5GiB", "not a cache tier"},
                                          {"disk=/tmp:200GiB", "not available in this version"},
                                          {"dram=5GiB,disk=/tmp:1GiB", "not available in this version"},
                                          {"redis://h:1", "not available in this version"},
@@ -174,7 +174,7 @@ static void specs(void **state)
     }
 }
 
-static void no_memory(void **state)
+static void failed_allocations_change_nothing(void **state)
 {
     (void)state;
     static const char text[] = "chunk_size: 64\nremote_url: x\n";
@@ -210,7 +210,11 @@ static int teardown(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(yaml_that_is_good), cmocka_unit_test(yaml_that_is_not),
-                                       cmocka_unit_test(specs), cmocka_unit_test(no_memory)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(good_files_are_read),
+        cmocka_unit_test(bad_files_are_refused),
+        cmocka_unit_test(specifications_are_read),
+        cmocka_unit_test(failed_allocations_change_nothing),
+    };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

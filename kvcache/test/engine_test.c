@@ -16,7 +16,8 @@ enum { B = 16, N_OUT = 3, MAX_PROMPT = 640, MAX_RUN = 32 };
 static struct mdl *model;
 static const char tiny[] = KVM_SOURCE_DIR "/models/qwen3-tiny-lm";
 
-struct ask {
+/* A prompt and what the engine reported about it. */
+struct job {
     int32_t prompt[MAX_PROMPT];
     int n, n_out;
     int32_t out[40];
@@ -31,7 +32,7 @@ static int rnd(int n)
     return (int)((rng >> 33) % (uint64_t)n);
 }
 
-static void make(struct ask *a, int n)
+static void make(struct job *a, int n)
 {
     a->n = n;
     a->n_out = N_OUT;
@@ -70,7 +71,7 @@ static struct kvc *cache(int chunk, int chunks, bool decode, struct kv_port *por
 }
 
 /* Flips one bit of one stored chunk, now and then, while no transfer is open. */
-static void damage(struct kvc *k)
+static void damage_a_chunk(struct kvc *k)
 {
     if (!k || k->n_transfers || !k->chunks.n_ready || rnd(6))
         return;
@@ -80,7 +81,7 @@ static void damage(struct kvc *k)
 }
 
 /* Submits n requests at once and runs the engine until all are finished. */
-static void run(struct eng *e, struct ask *const *a, int n, struct kvc *hurt)
+static void run(struct eng *e, struct job *const *a, int n, struct kvc *damaged)
 {
     struct km_err err = {0};
     struct eng_events ev;
@@ -94,12 +95,12 @@ static void run(struct eng *e, struct ask *const *a, int n, struct kvc *hurt)
             fail_msg("%s", err.msg);
     }
     while (!eng_idle(e)) {
-        if (hurt)
-            damage(hurt);
+        if (damaged)
+            damage_a_chunk(damaged);
         if (eng_step(e, &ev, &err) || eng_check(e, &err))
             fail_msg("%s", err.msg);
         for (int i = 0; i < ev.n; i++) {
-            struct ask *q = ev.v[i].user;
+            struct job *q = ev.v[i].user;
             assert_true(ev.v[i].has_token && q->got < 40);
             q->out[q->got++] = ev.v[i].token.id;
             q->cached = ev.v[i].n_cached;
@@ -111,7 +112,7 @@ static void run(struct eng *e, struct ask *const *a, int n, struct kvc *hurt)
         assert_int_equal(a[i]->got, a[i]->n_out);
 }
 
-static void run1(struct eng *e, struct ask *a)
+static void run_one(struct eng *e, struct job *a)
 {
     run(e, &a, 1, NULL);
 }
@@ -126,23 +127,23 @@ static struct kv_port_stats stats(struct kvc *k, const struct kv_port *p)
     return st;
 }
 
-static void same(const struct ask *a, const struct ask *b)
+static void check_same_answer(const struct job *a, const struct job *b)
 {
     assert_int_equal(a->got, b->got);
     for (int i = 0; i < a->got; i++)
         if (a->out[i] != b->out[i])
-            fail_msg("a prompt of %d tokens (%d cached) goes on with %d at %d, without the cache with %d", b->n,
+            fail_msg("a prompt of %d tokens (%d cached) has %d as output token %d, but %d without the cache", b->n,
                      b->cached, b->out[i], i, a->out[i]);
 }
 
-static int hit_of(int n, int chunk)
+static int expected_hit(int n, int chunk)
 {
-    /* The last token is computed in any case: its logits are needed. */
+    /* The last token is always computed, because its logits are needed. */
     int kept = n / chunk * chunk, most = (n - 1) / B * B;
     return kept < most ? kept : most;
 }
 
-static void every_edge(void **state)
+static void lengths_around_edges(void **state)
 {
     (void)state;
     static const int chunks[] = {32, 64, 256}, edges[] = {16, 32, 64, 80, 128, 256, 512};
@@ -153,22 +154,22 @@ static void every_edge(void **state)
         struct eng *e = engine(&port, 160, false, c ? 2048 : 48); /* prefill in one step, and in several */
         for (int i = 0; i < 7; i++)
             for (int n = edges[i] - 1; n <= edges[i] + 1; n++) {
-                struct ask want, a;
+                struct job want, a;
                 make(&want, n);
                 a = want;
-                run1(plain, &want);
+                run_one(plain, &want);
                 struct kv_port_stats s0 = stats(k, &port), s1, s2;
-                run1(e, &a);
-                same(&want, &a);
+                run_one(e, &a);
+                check_same_answer(&want, &a);
                 assert_int_equal(a.cached, 0);
                 s1 = stats(k, &port);
                 assert_int_equal(s1.stored_tokens - s0.stored_tokens, n / chunks[c] * chunks[c]);
                 assert_int_equal(s1.hit_tokens, s0.hit_tokens);
-                run1(e, &a);
-                same(&want, &a);
+                run_one(e, &a);
+                check_same_answer(&want, &a);
                 s2 = stats(k, &port);
-                assert_int_equal(a.cached, hit_of(n, chunks[c]));
-                assert_int_equal(s2.loaded_tokens - s1.loaded_tokens, hit_of(n, chunks[c]));
+                assert_int_equal(a.cached, expected_hit(n, chunks[c]));
+                assert_int_equal(s2.loaded_tokens - s1.loaded_tokens, expected_hit(n, chunks[c]));
                 assert_int_equal(s2.stored_tokens, s1.stored_tokens);
                 assert_int_equal(s2.failed_loads, 0);
                 assert_int_equal(k->chunks.n_evictable, k->chunks.n_ready);
@@ -181,14 +182,14 @@ static void every_edge(void **state)
 
 /* Conversations that grow, in a pool that holds only some of them. There are hits in the pool, in the cache, in both
  * and in neither, and preemptions. In the last three passes bits of stored chunks flip. */
-static void small_pool(void **state)
+static void a_small_pool_changes_no_answer(void **state)
 {
     (void)state;
     enum { USERS = 6, TURNS = 3 };
     for (int pass = 0; pass < 6; pass++) {
-        bool hurt = pass >= 3;
-        static struct ask a[USERS], want[USERS];
-        struct ask *at[USERS];
+        bool damaged = pass >= 3;
+        static struct job a[USERS], want[USERS];
+        struct job *at[USERS];
         struct kv_port port;
         static const int chunk[] = {32, 64, 256}, chunks[] = {56, 28, 7};
         struct kvc *k = cache(chunk[pass % 3], chunks[pass % 3], pass % 2, &port);
@@ -205,11 +206,11 @@ static void small_pool(void **state)
         for (int t = 0; t < TURNS; t++) {
             for (int u = 0; u < USERS; u++) {
                 want[u] = a[u];
-                run1(plain, &want[u]);
+                run_one(plain, &want[u]);
             }
-            run(e, at, USERS, hurt ? k : NULL);
+            run(e, at, USERS, damaged ? k : NULL);
             for (int u = 0; u < USERS; u++) {
-                same(&want[u], &a[u]);
+                check_same_answer(&want[u], &a[u]);
                 cached += a[u].cached;
                 pool += a[u].cached_pool;
                 preempted += a[u].preempted;
@@ -224,11 +225,11 @@ static void small_pool(void **state)
         eng_stats(e, &es);
         printf("chunk %d%s: %lld of %lld cached tokens from the pool, %lld loaded, %lld loads failed, %d preempted, "
                "%lld evicted\n",
-               k->cfg.chunk_size, hurt ? ", damaged" : "", (long long)pool, (long long)cached,
+               k->cfg.chunk_size, damaged ? ", damaged" : "", (long long)pool, (long long)cached,
                (long long)st.loaded_tokens, (long long)st.failed_loads, preempted, (long long)st.evicted_chunks);
         assert_true(st.loaded_tokens > 0 && st.hit_tokens >= st.loaded_tokens);
         assert_true(cached > pool && preempted > 0);
-        assert_true(hurt ? st.failed_loads > 0 : st.failed_loads == 0);
+        assert_true(damaged ? st.failed_loads > 0 : st.failed_loads == 0);
         assert_int_equal(es.kv.loaded_tokens, st.loaded_tokens);
         assert_int_equal(k->chunks.n_evictable, k->chunks.n_ready); /* no chunk stays pinned */
         eng_close(e);
@@ -237,7 +238,7 @@ static void small_pool(void **state)
     }
 }
 
-static void damage_counts(void **state)
+static void damaged_chunks_are_computed_again(void **state)
 {
     (void)state;
     struct eng *plain = engine(NULL, 160, false, 2048);
@@ -245,22 +246,22 @@ static void damage_counts(void **state)
         struct kv_port port;
         struct kvc *k = cache(64, 16, false, &port);
         struct eng *e = engine(&port, 160, false, 2048);
-        struct ask want, a;
+        struct job want, a;
         make(&want, 260);
         a = want;
-        run1(plain, &want);
-        run1(e, &a);
+        run_one(plain, &want);
+        run_one(e, &a);
         for (int i = 0; i < k->chunks.n; i++)
             if (k->chunks.slot[i].state == KVC_READY && k->chunks.slot[i].position == bad)
                 kvc_dram_at(&k->dram, i)[k->geometry.chunk_bytes / 3] ^= 1;
-        run1(e, &a);
-        same(&want, &a);
+        run_one(e, &a);
+        check_same_answer(&want, &a);
         assert_int_equal(a.cached, bad * 64);
         struct kv_port_stats st = stats(k, &port);
         assert_int_equal(st.failed_loads, 1);
         assert_int_equal(st.loaded_tokens, bad * 64);
-        run1(e, &a); /* the run that found the damage has stored the chunk again */
-        same(&want, &a);
+        run_one(e, &a); /* the run that found the damage has stored the chunk again */
+        check_same_answer(&want, &a);
         assert_int_equal(a.cached, 256);
         assert_int_equal(stats(k, &port).failed_loads, 1);
         eng_close(e);
@@ -287,7 +288,10 @@ static int teardown(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_edge), cmocka_unit_test(small_pool),
-                                       cmocka_unit_test(damage_counts)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lengths_around_edges),
+        cmocka_unit_test(a_small_pool_changes_no_answer),
+        cmocka_unit_test(damaged_chunks_are_computed_again),
+    };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

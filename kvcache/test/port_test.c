@@ -12,7 +12,7 @@ enum { MAX_TOK = 2048, B = FAKE_B };
 
 /* A cache, its port and its pages. KV is computed into the pages of from[] and loaded into the pages of into[]. */
 struct rig {
-    struct fake f;
+    struct fake_pages f;
     struct kvc *k;
     struct kv_port p;
     int32_t tok[MAX_TOK];
@@ -28,7 +28,7 @@ static void rig_tokens(struct rig *r, int salt)
 
 static void rig_make(struct rig *r, int chunk, int slots)
 {
-    fake_open(&r->f);
+    fake_pages_open(&r->f);
     struct kvc_config c = kvc_defaults();
     c.chunk_size = chunk;
     c.max_local_cpu = (int64_t)slots * (chunk / B) * (int64_t)r->f.geom.page_bytes + 100;
@@ -59,7 +59,7 @@ static void rig_free(struct rig *r)
     kvc_free(r->k);
     assert_int_equal(r->f.held, 0);
     assert_int_equal(r->f.in_flight, 0);
-    fake_close(&r->f);
+    fake_pages_close(&r->f);
 }
 
 static int wait_for(struct rig *r, uint64_t ticket, int *good)
@@ -67,29 +67,29 @@ static int wait_for(struct rig *r, uint64_t ticket, int *good)
     int rc;
     for (int i = 0; !(rc = r->p.poll(r->k, ticket, good)); i++)
         assert_true(i < 100000000);
-    assert_int_equal(r->p.poll(r->k, ticket, NULL), KM_EINVAL); /* a finished ticket is forgotten */
+    assert_int_equal(r->p.poll(r->k, ticket, NULL), KM_EINVAL); /* a finished ticket is not valid any more */
     return rc;
 }
 
-/* Computes tokens [0, n) and stores them. 0, or < 0 if the store failed. */
-static int keep(struct rig *r, struct kv_seq *s, const char *salt, int n)
+/* Fills the pages of tokens [0, n) and stores them. 0, or < 0 if the store failed. */
+static int compute_and_store(struct rig *r, struct kv_seq *s, const char *salt, int n)
 {
     uint64_t ticket;
     for (int b = 0; b < n / B; b++)
-        fake_fill(&r->f, r->from[b], salt, r->tok, b);
+        fake_pages_fill(&r->f, r->from[b], salt, r->tok, b);
     int rc = r->p.store(s, r->tok, n, n, r->from, &ticket);
     return ticket ? wait_for(r, ticket, NULL) < 0 ? -1 : 0 : rc;
 }
 
-static int keep_new(struct rig *r, const char *salt, int n)
+static int store_new(struct rig *r, const char *salt, int n)
 {
     struct kv_seq *s = r->p.open(r->k, salt);
-    int rc = keep(r, s, salt, n);
+    int rc = compute_and_store(r, s, salt, n);
     r->p.close(s);
     return rc;
 }
 
-static int hit(struct rig *r, const char *salt, int n)
+static int hit_tokens(struct rig *r, const char *salt, int n)
 {
     struct kv_seq *s = r->p.open(r->k, salt);
     int got = r->p.lookup(s, r->tok, n);
@@ -99,12 +99,12 @@ static int hit(struct rig *r, const char *salt, int n)
 
 /* Loads tokens [from, to) and checks every page: right within the good tokens, untouched outside the range. Returns
  * *good of the load. */
-static int load(struct rig *r, struct kv_seq *s, const char *salt, int from, int to)
+static int load_and_check(struct rig *r, struct kv_seq *s, const char *salt, int from, int to)
 {
     uint64_t ticket;
     int good = -1;
     for (int b = 0; b < MAX_TOK / B; b++)
-        fake_wipe(&r->f, r->into[b]);
+        fake_pages_wipe(&r->f, r->into[b]);
     assert_int_equal(r->p.load(s, from, to, r->into, &ticket, &good), 0);
     if (ticket) {
         int rc = wait_for(r, ticket, &good);
@@ -113,9 +113,9 @@ static int load(struct rig *r, struct kv_seq *s, const char *salt, int from, int
     assert_true(good >= from && good <= to);
     for (int b = 0; b < MAX_TOK / B; b++) {
         if (b >= from / B && b < good / B)
-            assert_true(fake_holds(&r->f, r->into[b], salt, r->tok, b));
+            assert_true(fake_pages_holds(&r->f, r->into[b], salt, r->tok, b));
         else if (b < from / B || b >= to / B)
-            assert_true(fake_wiped(&r->f, r->into[b]));
+            assert_true(fake_pages_wiped(&r->f, r->into[b]));
     }
     return good;
 }
@@ -132,14 +132,14 @@ static void lengths_around_edges(void **state)
                     rig_make(&r, chunks[c], 64);
                     r.f.delay = delay;
                     int whole = n / chunks[c] * chunks[c];
-                    assert_int_equal(hit(&r, NULL, n), 0);
-                    assert_int_equal(keep_new(&r, NULL, n), 0);
+                    assert_int_equal(hit_tokens(&r, NULL, n), 0);
+                    assert_int_equal(store_new(&r, NULL, n), 0);
                     check(&r);
                     assert_int_equal(r.st.stored_tokens, whole);
                     assert_int_equal(r.st.hit_tokens, 0);
                     struct kv_seq *s = r.p.open(r.k, NULL);
                     assert_int_equal(r.p.lookup(s, r.tok, n), whole);
-                    assert_int_equal(load(&r, s, NULL, 0, whole), whole);
+                    assert_int_equal(load_and_check(&r, s, NULL, 0, whole), whole);
                     check(&r);
                     assert_int_equal(r.st.hit_tokens, whole);
                     assert_int_equal(r.st.loaded_tokens, whole);
@@ -152,12 +152,12 @@ static void lengths_around_edges(void **state)
                 }
 }
 
-static void loads_any_blocks(void **state)
+static void any_range_of_blocks_is_loaded(void **state)
 {
     (void)state;
     struct rig r;
     rig_make(&r, 64, 8);
-    assert_int_equal(keep_new(&r, NULL, 192), 0);
+    assert_int_equal(store_new(&r, NULL, 192), 0);
     int n_loads = 0;
     for (int from = 0; from <= 192; from += B)
         for (int to = from; to <= 192; to += B) {
@@ -165,7 +165,7 @@ static void loads_any_blocks(void **state)
             r.f.delay = (from + to) / B % 3;
             assert_int_equal(r.p.lookup(s, r.tok, 200), 192);
             int pages = r.f.n_pages;
-            assert_int_equal(load(&r, s, NULL, from, to), to);
+            assert_int_equal(load_and_check(&r, s, NULL, from, to), to);
             assert_int_equal(r.f.n_pages - pages, (to - from) / B); /* no more pages than were asked for */
             n_loads++;
             uint64_t t;
@@ -199,12 +199,12 @@ static void salts_do_not_share(void **state)
     static const char *const salts[] = {NULL, "", "a", "b", "aa"};
     for (int i = 0; i < 5; i++) {
         for (int j = i; j < 5; j++)
-            assert_int_equal(hit(&r, salts[j], 200), 0);
-        assert_int_equal(keep_new(&r, salts[i], 200), 0);
+            assert_int_equal(hit_tokens(&r, salts[j], 200), 0);
+        assert_int_equal(store_new(&r, salts[i], 200), 0);
         for (int j = 0; j <= i; j++) {
             struct kv_seq *s = r.p.open(r.k, salts[j]);
             assert_int_equal(r.p.lookup(s, r.tok, 200), 192);
-            assert_int_equal(load(&r, s, salts[j], 0, 192), 192);
+            assert_int_equal(load_and_check(&r, s, salts[j], 0, 192), 192);
             r.p.close(s);
         }
     }
@@ -215,11 +215,11 @@ static void salts_do_not_share(void **state)
 }
 
 /* Every field of the identity changes the root key; equal identities give equal roots. */
-static void identities_differ(void **state)
+static void each_field_of_the_identity_changes_the_keys(void **state)
 {
     (void)state;
-    struct fake f;
-    fake_open(&f);
+    struct fake_pages f;
+    fake_pages_open(&f);
     struct kv_geom g[10];
     int chunk[10];
     for (int i = 0; i < 10; i++) {
@@ -247,21 +247,21 @@ static void identities_differ(void **state)
             assert_memory_not_equal(&root[i], &root[j], sizeof root[i]);
         kvc_keys_close(&k);
     }
-    fake_close(&f);
+    fake_pages_close(&f);
 }
 
 /* Tiers and machines share keys, so their definition is fixed. The expected key was computed by another implementation:
  * Python's hashlib over the bytes that keys.c states. */
-static void keys_are_as_stated(void **state)
+static void keys_have_the_defined_bytes(void **state)
 {
     (void)state;
-    struct fake f;
+    struct fake_pages f;
     struct kvc_keys k;
     int32_t ids[128];
     char hex[65];
     for (int i = 0; i < 128; i++)
         ids[i] = i;
-    fake_open(&f);
+    fake_pages_open(&f);
     const struct kvc_geometry shape = {.pool = f.geom, .chunk_size = 64};
     assert_int_equal(kvc_keys_open(&k, &shape, NULL), 0);
     struct km_digest d = kvc_keys_root(&k, "salt");
@@ -270,7 +270,7 @@ static void keys_are_as_stated(void **state)
     km_hex(&d, hex);
     assert_string_equal(hex, "c085b9408d7c170abd6da04d077055e0190148aeaa25a32df91ce86ed8edf3d4");
     kvc_keys_close(&k);
-    fake_close(&f);
+    fake_pages_close(&f);
 }
 
 static void another_shape_is_another_cache(void **state)
@@ -278,16 +278,16 @@ static void another_shape_is_another_cache(void **state)
     (void)state;
     struct rig r;
     rig_make(&r, 64, 8);
-    assert_int_equal(keep_new(&r, NULL, 128), 0);
+    assert_int_equal(store_new(&r, NULL, 128), 0);
     struct kv_seq *old = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(old, r.tok, 128), 128);
     r.p.detach(r.k);
     assert_int_equal(r.f.held, 0);
     r.f.geom.rope_theta = 1e4;
     assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, NULL), 0);
-    assert_int_equal(hit(&r, NULL, 128), 0);
-    assert_int_equal(keep_new(&r, NULL, 128), 0);
-    assert_int_equal(hit(&r, NULL, 128), 128);
+    assert_int_equal(hit_tokens(&r, NULL, 128), 0);
+    assert_int_equal(store_new(&r, NULL, 128), 0);
+    assert_int_equal(hit_tokens(&r, NULL, 128), 128);
     assert_int_equal(r.p.lookup(old, r.tok, 128), 0); /* opened under the previous attachment */
     uint64_t t;
     assert_int_equal(r.p.store(old, r.tok, 128, 128, r.from, &t), 0);
@@ -295,31 +295,31 @@ static void another_shape_is_another_cache(void **state)
     rig_free(&r);
 }
 
-static void collisions_miss(void **state)
+static void equal_keys_of_different_chunks_miss(void **state)
 {
     (void)state;
     struct rig r;
     rig_make(&r, 64, 8);
     r.k->keys.key_bytes = 0; /* now every chunk has the same key */
-    assert_int_equal(keep_new(&r, NULL, 64), 0);
-    assert_int_equal(hit(&r, NULL, 64), 64);
+    assert_int_equal(store_new(&r, NULL, 64), 0);
+    assert_int_equal(hit_tokens(&r, NULL, 64), 64);
     r.tok[63]++;
-    assert_int_equal(hit(&r, NULL, 64), 0);
-    assert_int_equal(keep_new(&r, NULL, 64), 0); /* the chunk that is there is not replaced */
-    assert_int_equal(hit(&r, NULL, 64), 0);
+    assert_int_equal(hit_tokens(&r, NULL, 64), 0);
+    assert_int_equal(store_new(&r, NULL, 64), 0); /* the chunk that is there is not replaced */
+    assert_int_equal(hit_tokens(&r, NULL, 64), 0);
     r.tok[63]--;
     struct kv_seq *s = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(s, r.tok, 64), 64);
-    assert_int_equal(load(&r, s, NULL, 0, 64), 64);
+    assert_int_equal(load_and_check(&r, s, NULL, 0, 64), 64);
     r.p.close(s);
     memcpy(r.tok + 64, r.tok, 64 * sizeof *r.tok); /* the same ids at the next position, also with an equal key */
-    assert_int_equal(hit(&r, NULL, 128), 64);
+    assert_int_equal(hit_tokens(&r, NULL, 128), 64);
     check(&r);
     assert_int_equal(r.st.chunks, 1);
     rig_free(&r);
 }
 
-static void damage_is_found(void **state)
+static void damaged_chunks_are_found(void **state)
 {
     (void)state;
     srand(11);
@@ -327,27 +327,27 @@ static void damage_is_found(void **state)
         struct rig r;
         rig_make(&r, 64, 8);
         r.f.delay = round % 3;
-        assert_int_equal(keep_new(&r, NULL, 320), 0);
+        assert_int_equal(store_new(&r, NULL, 320), 0);
         struct kv_seq *s = r.p.open(r.k, NULL), *other = r.p.open(r.k, NULL);
         assert_int_equal(r.p.lookup(s, r.tok, 320), 320);
         assert_int_equal(r.p.lookup(other, r.tok, 320), 320);
         int bad = rand() % 5, from = rand() % 20 * B, to = from + (1 + rand() % (20 - from / B)) * B;
         size_t bytes = r.k->geometry.chunk_bytes;
         kvc_dram_at(&r.k->dram, s->pin[bad])[(size_t)rand() % bytes] ^= (char)(1 << rand() % 8);
-        bool met = bad >= from / 64 && bad <= (to - 1) / 64;
-        int want = !met ? to : bad * 64 > from ? bad * 64 : from;
-        assert_int_equal(load(&r, s, NULL, from, to), want);
+        bool in_range = bad >= from / 64 && bad <= (to - 1) / 64;
+        int want = !in_range ? to : bad * 64 > from ? bad * 64 : from;
+        assert_int_equal(load_and_check(&r, s, NULL, from, to), want);
         check(&r);
-        assert_int_equal(r.st.failed_loads, met);
+        assert_int_equal(r.st.failed_loads, in_range);
         assert_int_equal(r.st.loaded_tokens, want - from);
-        assert_int_equal(r.st.chunks, 5 - met);
-        if (met) { /* the chunk is dropped for everyone; a sequence that had pinned it is told by its load */
-            assert_int_equal(hit(&r, NULL, 320), bad * 64);
-            assert_int_equal(load(&r, other, NULL, 0, 320), bad * 64);
+        assert_int_equal(r.st.chunks, 5 - in_range);
+        if (in_range) { /* the chunk is dropped from the cache; a load of another sequence that pinned it ends there */
+            assert_int_equal(hit_tokens(&r, NULL, 320), bad * 64);
+            assert_int_equal(load_and_check(&r, other, NULL, 0, 320), bad * 64);
             check(&r);
             assert_int_equal(r.st.failed_loads, 2);
-            assert_int_equal(keep(&r, s, NULL, 320), 0); /* computed again, and stored */
-            assert_int_equal(hit(&r, NULL, 320), 320);
+            assert_int_equal(compute_and_store(&r, s, NULL, 320), 0); /* computed again, and stored */
+            assert_int_equal(hit_tokens(&r, NULL, 320), 320);
         }
         r.p.close(s);
         r.p.close(other);
@@ -355,7 +355,7 @@ static void damage_is_found(void **state)
     }
 }
 
-static void budget_and_order(void **state)
+static void eviction_keeps_budget_and_order(void **state)
 {
     (void)state;
     for (int policy = KVC_LRU; policy <= KVC_FIFO; policy++) {
@@ -364,55 +364,55 @@ static void budget_and_order(void **state)
         r.k->chunks.policy = (enum kvc_policy)policy;
         for (int i = 0; i < 2; i++) {
             rig_tokens(&r, i);
-            assert_int_equal(keep_new(&r, NULL, 192), 0);
+            assert_int_equal(store_new(&r, NULL, 192), 0);
         }
         rig_tokens(&r, 0);
-        assert_int_equal(hit(&r, NULL, 192), 192); /* under LRU, sequence 0 is now the newest */
+        assert_int_equal(hit_tokens(&r, NULL, 192), 192); /* under LRU, sequence 0 is now the newest */
         rig_tokens(&r, 2);
-        assert_int_equal(keep_new(&r, NULL, 192), 0); /* evicts two chunks of another sequence */
+        assert_int_equal(store_new(&r, NULL, 192), 0); /* evicts two chunks of another sequence */
         check(&r);
         assert_int_equal(r.st.chunks, 7);
         assert_int_equal(r.st.bytes, r.st.capacity);
         assert_int_equal(r.st.evicted_chunks, 2);
-        assert_int_equal(hit(&r, NULL, 192), 192);
+        assert_int_equal(hit_tokens(&r, NULL, 192), 192);
         rig_tokens(&r, policy == KVC_LRU ? 1 : 0);
-        assert_int_equal(hit(&r, NULL, 192), 64); /* the tail was evicted, the head was not */
+        assert_int_equal(hit_tokens(&r, NULL, 192), 64); /* the tail was evicted, the head was not */
         rig_tokens(&r, policy == KVC_LRU ? 0 : 1);
-        assert_int_equal(hit(&r, NULL, 192), 192);
+        assert_int_equal(hit_tokens(&r, NULL, 192), 192);
         rig_free(&r);
     }
 }
 
-static void chunked_prefill_keeps_heads(void **state)
+static void a_long_prefill_does_not_evict_its_own_chunks(void **state)
 {
     (void)state;
     struct rig r;
     rig_make(&r, 64, 6);
     struct kv_seq *s = r.p.open(r.k, NULL);
     for (int n = 64; n <= 640; n += 64) /* longer than the cache: its own head must not be evicted */
-        assert_int_equal(keep(&r, s, NULL, n), 0);
+        assert_int_equal(compute_and_store(&r, s, NULL, n), 0);
     r.p.close(s);
-    assert_int_equal(hit(&r, NULL, 640), 384);
+    assert_int_equal(hit_tokens(&r, NULL, 640), 384);
     check(&r);
     assert_int_equal(r.st.evicted_chunks, 0);
     rig_tokens(&r, 1);
-    assert_int_equal(keep_new(&r, NULL, 128), 0);
+    assert_int_equal(store_new(&r, NULL, 128), 0);
     rig_tokens(&r, 0);
-    assert_int_equal(hit(&r, NULL, 640), 256);
+    assert_int_equal(hit_tokens(&r, NULL, 640), 256);
     rig_free(&r);
 }
 
-static void pins_hold(void **state)
+static void pinned_chunks_are_not_evicted(void **state)
 {
     (void)state;
     struct rig r;
     rig_make(&r, 64, 4);
-    assert_int_equal(keep_new(&r, NULL, 192), 0);
+    assert_int_equal(store_new(&r, NULL, 192), 0);
     struct kv_seq *s = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(s, r.tok, 192), 192);
     rig_tokens(&r, 1);
-    assert_int_equal(keep_new(&r, NULL, 192), 0); /* one slot is free, three are pinned */
-    assert_int_equal(hit(&r, NULL, 192), 64);
+    assert_int_equal(store_new(&r, NULL, 192), 0); /* one slot is free, three are pinned */
+    assert_int_equal(hit_tokens(&r, NULL, 192), 64);
     check(&r);
     assert_int_equal(r.st.evicted_chunks, 0);
     assert_int_equal(r.st.stored_tokens, 256);
@@ -420,48 +420,48 @@ static void pins_hold(void **state)
     check(&r);
     assert_int_equal(r.st.chunks, 3);
     rig_tokens(&r, 0);
-    assert_int_equal(load(&r, s, NULL, 64, 192), 192); /* drops the pins */
+    assert_int_equal(load_and_check(&r, s, NULL, 64, 192), 192); /* drops the pins */
     rig_tokens(&r, 1);
-    assert_int_equal(keep_new(&r, NULL, 256), 0);
-    assert_int_equal(hit(&r, NULL, 256), 256);
+    assert_int_equal(store_new(&r, NULL, 256), 0);
+    assert_int_equal(hit_tokens(&r, NULL, 256), 256);
     r.p.close(s);
     assert_int_equal(r.p.reset(r.k), 0);
     check(&r);
     assert_int_equal(r.st.chunks, 0);
     assert_int_equal(r.st.bytes, 0);
-    assert_int_equal(hit(&r, NULL, 256), 0);
+    assert_int_equal(hit_tokens(&r, NULL, 256), 0);
 
     /* A hit that the engine does not load must not stay pinned while the request decodes. */
-    assert_int_equal(keep_new(&r, NULL, 256), 0);
+    assert_int_equal(store_new(&r, NULL, 256), 0);
     s = r.p.open(r.k, NULL);
     struct kv_seq *none = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(s, r.tok, 256), 256);
     assert_int_equal(r.p.lookup(none, r.tok, 256), 256);
-    assert_int_equal(keep(&r, s, NULL, 256), 0);
-    assert_int_equal(load(&r, none, NULL, 256, 256), 256);
+    assert_int_equal(compute_and_store(&r, s, NULL, 256), 0);
+    assert_int_equal(load_and_check(&r, none, NULL, 256, 256), 256);
     assert_int_equal(r.k->chunks.n_evictable, 4);
     r.p.close(s);
     r.p.close(none);
     rig_free(&r);
 }
 
-static void late_copies_publish_late(void **state)
+static void chunks_are_found_only_after_their_copies(void **state)
 {
     (void)state;
     struct rig r;
     rig_make(&r, 64, 8);
     r.f.delay = 3;
-    assert_int_equal(keep_new(&r, "first", 64), 0); /* from now on the cache knows that copies are asynchronous */
+    assert_int_equal(store_new(&r, "first", 64), 0); /* from now on the cache knows that copies are asynchronous */
     r.f.n_copies = r.f.n_pages = 0;
     for (int b = 0; b < 12; b++)
-        fake_fill(&r.f, r.from[b], NULL, r.tok, b);
+        fake_pages_fill(&r.f, r.from[b], NULL, r.tok, b);
     struct kv_seq *a = r.p.open(r.k, NULL), *b = r.p.open(r.k, NULL);
     uint64_t ta, tb;
     assert_int_equal(r.p.store(a, r.tok, 192, 192, r.from, &ta), 0);
     assert_true(ta);
     assert_int_equal(r.f.n_copies, 1); /* one call for all pages */
     assert_int_equal(r.f.n_pages, 12);
-    assert_int_equal(hit(&r, NULL, 192), 0);
+    assert_int_equal(hit_tokens(&r, NULL, 192), 0);
     assert_int_equal(r.p.store(b, r.tok, 192, 192, r.from, &tb), 0); /* all of these chunks are being stored by a */
     assert_int_equal(tb, 0);
     assert_int_equal(r.f.n_copies, 1);
@@ -469,13 +469,13 @@ static void late_copies_publish_late(void **state)
     r.p.close(a); /* the store goes on */
     check(&r);
     assert_int_equal(r.p.poll(r.k, ta, NULL), 0);
-    assert_int_equal(hit(&r, NULL, 192), 0);
+    assert_int_equal(hit_tokens(&r, NULL, 192), 0);
     assert_int_equal(wait_for(&r, ta, NULL), 1);
     assert_int_equal(r.p.lookup(b, r.tok, 192), 192);
     int good;
     uint64_t t;
     for (int i = 0; i < 12; i++)
-        fake_wipe(&r.f, r.into[i]);
+        fake_pages_wipe(&r.f, r.into[i]);
     assert_int_equal(r.p.load(b, 0, 192, r.into, &t, &good), 0);
     assert_true(t);
     r.p.close(b); /* the load goes on, too */
@@ -484,16 +484,16 @@ static void late_copies_publish_late(void **state)
     assert_int_equal(wait_for(&r, t, &good), 1);
     assert_int_equal(good, 192);
     for (int i = 0; i < 12; i++)
-        assert_true(fake_holds(&r.f, r.into[i], NULL, r.tok, i));
+        assert_true(fake_pages_holds(&r.f, r.into[i], NULL, r.tok, i));
     assert_int_equal(r.p.reset(r.k), 0);
     /* A new lookup while a load is open: the load must not drop the new pins. */
-    assert_int_equal(keep_new(&r, NULL, 192), 0);
+    assert_int_equal(store_new(&r, NULL, 192), 0);
     a = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(a, r.tok, 192), 192);
     assert_int_equal(r.p.load(a, 0, 64, r.into, &t, &good), 0);
     assert_int_equal(r.p.lookup(a, r.tok, 192), 192);
     assert_int_equal(wait_for(&r, t, &good), 1);
-    assert_int_equal(load(&r, a, NULL, 64, 192), 192);
+    assert_int_equal(load_and_check(&r, a, NULL, 64, 192), 192);
     assert_int_equal(r.p.poll(r.k, 0, NULL), KM_EINVAL);
     assert_int_equal(r.p.poll(r.k, ~0ull, NULL), KM_EINVAL);
     /* Detaching finishes open tickets. */
@@ -506,7 +506,7 @@ static void late_copies_publish_late(void **state)
 }
 
 /* Each copy fails once, in its call or at its ticket, for stores and for loads. */
-static void failing_copies(void **state)
+static void failed_copies_lose_only_their_chunks(void **state)
 {
     (void)state;
     for (int at_poll = 0; at_poll < 2; at_poll++)
@@ -517,18 +517,18 @@ static void failing_copies(void **state)
                 r.f.delay = delay;
                 *(at_poll ? &r.f.fail_poll : &r.f.fail_copy) = n;
                 struct kv_seq *s = r.p.open(r.k, NULL);
-                bool failed = keep(&r, s, NULL, 256) < 0;
+                bool failed = compute_and_store(&r, s, NULL, 256) < 0;
                 check(&r);
-                int got = hit(&r, NULL, 256);
+                int got = hit_tokens(&r, NULL, 256);
                 assert_int_equal(got, failed ? r.st.stored_tokens : 256);
                 assert_true(!failed || got < 256);
                 r.p.close(s);
                 r.f.fail_copy = r.f.fail_poll = 0;
-                assert_int_equal(keep_new(&r, NULL, 256), 0);
+                assert_int_equal(store_new(&r, NULL, 256), 0);
                 s = r.p.open(r.k, NULL);
                 assert_int_equal(r.p.lookup(s, r.tok, 256), 256);
                 *(at_poll ? &r.f.fail_poll : &r.f.fail_copy) = n;
-                int good = load(&r, s, NULL, 16, 240);
+                int good = load_and_check(&r, s, NULL, 16, 240);
                 check(&r);
                 assert_int_equal(r.st.failed_loads, good < 240);
                 assert_int_equal(r.st.loaded_tokens, good - 16);
@@ -536,13 +536,13 @@ static void failing_copies(void **state)
                     assert_int_equal(good, 16);
                 r.f.fail_copy = r.f.fail_poll = 0;
                 assert_int_equal(r.p.lookup(s, r.tok, 256), 256); /* the chunks are still good after a failed copy */
-                assert_int_equal(load(&r, s, NULL, 0, 256), 256);
+                assert_int_equal(load_and_check(&r, s, NULL, 0, 256), 256);
                 r.p.close(s);
                 rig_free(&r);
             }
 }
 
-static void decode_tokens(void **state)
+static void generated_tokens_are_stored_on_request(void **state)
 {
     (void)state;
     for (int save = 0; save < 2; save++) {
@@ -553,17 +553,17 @@ static void decode_tokens(void **state)
         uint64_t t;
         assert_int_equal(r.p.lookup(s, r.tok, 150), 0);
         for (int b = 0; b < 20; b++)
-            fake_fill(&r.f, r.from[b], NULL, r.tok, b);
+            fake_pages_fill(&r.f, r.from[b], NULL, r.tok, b);
         for (int n = 64; n <= 320; n += 64)
             assert_int_equal(r.p.store(s, r.tok, n, 150, r.from, &t), 0);
         r.p.close(s);
-        assert_int_equal(hit(&r, NULL, 320), save ? 320 : 128);
+        assert_int_equal(hit_tokens(&r, NULL, 320), save ? 320 : 128);
         rig_free(&r);
     }
 }
 
 /* A chunk's key is computed once per sequence, and a miss on an unknown prefix computes one key. */
-static void misses_cost_one_hash(void **state)
+static void a_miss_computes_one_key(void **state)
 {
     (void)state;
     struct rig r;
@@ -571,10 +571,10 @@ static void misses_cost_one_hash(void **state)
     struct kv_seq *s = r.p.open(r.k, NULL);
     assert_int_equal(r.p.lookup(s, r.tok, 640), 0);
     assert_int_equal(s->n_keys, 0); /* an empty cache computes no key */
-    assert_int_equal(keep_new(&r, "other", 64), 0);
+    assert_int_equal(store_new(&r, "other", 64), 0);
     assert_int_equal(r.p.lookup(s, r.tok, 640), 0);
     assert_int_equal(s->n_keys, 1);
-    assert_int_equal(keep(&r, s, NULL, 320), 0);
+    assert_int_equal(compute_and_store(&r, s, NULL, 320), 0);
     assert_int_equal(s->n_keys, 5);
     struct km_digest k4 = s->key[4];
     s->key[0].b[0] ^= 1; /* if it were hashed again, the next keys would differ */
@@ -586,11 +586,11 @@ static void misses_cost_one_hash(void **state)
     rig_free(&r);
 }
 
-static void tier_off(void **state)
+static void without_a_tier_nothing_is_stored(void **state)
 {
     (void)state;
-    struct fake f;
-    fake_open(&f);
+    struct fake_pages f;
+    fake_pages_open(&f);
     struct kvc_config c = kvc_defaults();
     c.local_cpu = false;
     struct kvc *k;
@@ -613,10 +613,10 @@ static void tier_off(void **state)
     assert_int_equal(p.reset(k), 0);
     assert_int_equal(kvc_check(k, NULL), 0);
     kvc_free(k);
-    fake_close(&f);
+    fake_pages_close(&f);
 }
 
-static void attach_refuses(void **state)
+static void attach_refuses_what_does_not_fit(void **state)
 {
     (void)state;
     struct rig r;
@@ -654,7 +654,7 @@ static void attach_refuses(void **state)
     assert_int_equal(r.p.attach(r.k, &g, &r.f.copier, &err), KM_ENOMEM);
     assert_non_null(strstr(err.msg, "available"));
     assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), KM_EINVAL); /* more chunks than an int may count */
-    assert_int_equal(hit(&r, NULL, 64), 0); /* without an engine the cache finds nothing */
+    assert_int_equal(hit_tokens(&r, NULL, 64), 0); /* without an engine the cache finds nothing */
     struct kvc_config c = kvc_defaults();
     c.chunk_size = 0;
     struct kvc *k;
@@ -666,8 +666,8 @@ static void attach_refuses(void **state)
     r.f.copier.host_alloc = NULL; /* a device without host memory of its own: ordinary memory is used */
     r.f.copier.host_free = NULL;
     assert_int_equal(r.p.attach(r.k, &r.f.geom, &r.f.copier, &err), 0);
-    assert_int_equal(keep_new(&r, NULL, 128), 0);
-    assert_int_equal(hit(&r, NULL, 128), 128);
+    assert_int_equal(store_new(&r, NULL, 128), 0);
+    assert_int_equal(hit_tokens(&r, NULL, 128), 128);
     rig_free(&r);
 }
 
@@ -675,8 +675,8 @@ static void attach_refuses(void **state)
 static void budget_over_available_is_refused(void **state)
 {
     (void)state;
-    struct fake f;
-    fake_open(&f);
+    struct fake_pages f;
+    fake_pages_open(&f);
     struct kvc_dram d;
     struct km_err err;
     const int64_t gib = 1 << 30;
@@ -693,14 +693,14 @@ static void budget_over_available_is_refused(void **state)
     assert_int_equal(f.held, 1 << 20);
     kvc_dram_close(&d);
     assert_int_equal(f.held, 0);
-    fake_close(&f);
+    fake_pages_close(&f);
 }
 
 /* Stores and loads with the n-th allocation failing. True if the scenario needed fewer than n allocations. */
 static bool scenario(long n, int delay)
 {
-    struct fake f;
-    fake_open(&f);
+    struct fake_pages f;
+    fake_pages_open(&f);
     f.delay = delay;
     struct kvc_config c = kvc_defaults();
     c.chunk_size = 64;
@@ -721,7 +721,7 @@ static bool scenario(long n, int delay)
         for (int i = 0; i < 16; i++) {
             table[i] = i;
             into[i] = 100 + i;
-            fake_fill(&f, i, "s", tok, i);
+            fake_pages_fill(&f, i, "s", tok, i);
         }
         for (int round = 0; round < 2; round++) {
             struct kv_seq *s = p.open(k, "s");
@@ -737,7 +737,7 @@ static bool scenario(long n, int delay)
                 ;
             assert_true(good <= got);
             for (int i = 0; i < good / 16; i++)
-                assert_true(fake_holds(&f, into[i], "s", tok, i));
+                assert_true(fake_pages_holds(&f, into[i], "s", tok, i));
             rc = p.store(s, tok, 256, 256, table, &t);
             through = through && !rc;
             while (t && !p.poll(k, t, NULL))
@@ -750,11 +750,11 @@ static bool scenario(long n, int delay)
     km_mem_fail_at(0);
     kvc_free(k);
     assert_int_equal(f.held, 0);
-    fake_close(&f);
+    fake_pages_close(&f);
     return through;
 }
 
-static void no_memory_anywhere(void **state)
+static void failed_allocations_lose_nothing(void **state)
 {
     (void)state;
     for (int delay = 0; delay < 2; delay++) {
@@ -772,14 +772,25 @@ static void no_memory_anywhere(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(lengths_around_edges), cmocka_unit_test(loads_any_blocks),
-        cmocka_unit_test(salts_do_not_share), cmocka_unit_test(identities_differ), cmocka_unit_test(keys_are_as_stated),
-        cmocka_unit_test(another_shape_is_another_cache), cmocka_unit_test(collisions_miss),
-        cmocka_unit_test(damage_is_found), cmocka_unit_test(budget_and_order),
-        cmocka_unit_test(chunked_prefill_keeps_heads), cmocka_unit_test(pins_hold),
-        cmocka_unit_test(late_copies_publish_late), cmocka_unit_test(failing_copies),
-        cmocka_unit_test(decode_tokens), cmocka_unit_test(misses_cost_one_hash), cmocka_unit_test(tier_off),
-        cmocka_unit_test(attach_refuses), cmocka_unit_test(budget_over_available_is_refused),
-        cmocka_unit_test(no_memory_anywhere)};
+        cmocka_unit_test(lengths_around_edges),
+        cmocka_unit_test(any_range_of_blocks_is_loaded),
+        cmocka_unit_test(salts_do_not_share),
+        cmocka_unit_test(each_field_of_the_identity_changes_the_keys),
+        cmocka_unit_test(keys_have_the_defined_bytes),
+        cmocka_unit_test(another_shape_is_another_cache),
+        cmocka_unit_test(equal_keys_of_different_chunks_miss),
+        cmocka_unit_test(damaged_chunks_are_found),
+        cmocka_unit_test(eviction_keeps_budget_and_order),
+        cmocka_unit_test(a_long_prefill_does_not_evict_its_own_chunks),
+        cmocka_unit_test(pinned_chunks_are_not_evicted),
+        cmocka_unit_test(chunks_are_found_only_after_their_copies),
+        cmocka_unit_test(failed_copies_lose_only_their_chunks),
+        cmocka_unit_test(generated_tokens_are_stored_on_request),
+        cmocka_unit_test(a_miss_computes_one_key),
+        cmocka_unit_test(without_a_tier_nothing_is_stored),
+        cmocka_unit_test(attach_refuses_what_does_not_fit),
+        cmocka_unit_test(budget_over_available_is_refused),
+        cmocka_unit_test(failed_allocations_lose_nothing),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -22,23 +22,26 @@ static int rnd(int n)
     return (int)km_random_below(&rng, (uint32_t)n);
 }
 
-struct live {
-    struct kv_seq *s;
+/* One open request, and what the reference expects of it. */
+struct request {
+    struct kv_seq *s;          /* NULL: closed */
     const char *salt;
     int32_t tok[TOK];
     int n;                     /* tokens of the prompt */
-    int hit, kept;
+    int hit;                   /* tokens that the last lookup found */
+    int n_offered;             /* reference: leading chunks that were offered to store since the last lookup */
     int pin[CHUNKS], n_pins;   /* reference: ids of the pinned prefixes */
     uint64_t load, store;      /* open tickets */
-    int from, to;
+    int from, to;              /* tokens of the last load */
     int32_t table[TOK / B + 1];
 };
 
-struct world {
-    struct fake f;
+/* The cache under test, its requests, and the reference. */
+struct stress {
+    struct fake_pages f;
     struct kvc *k;
     struct kv_port p;
-    struct live live[SEQS];
+    struct request request[SEQS];
     int id[SLOTS];             /* [n_ids] reference: ids of the stored prefixes, newest first */
     int n_ids;
     int pins[100000];          /* reference: number of pins, by id */
@@ -46,7 +49,7 @@ struct world {
 };
 
 /* A prefix (salt and chunks 0 to `chunk`) as a number: the salt has two values, a chunk has TREE. */
-static int prefix_id(const struct live *l, int chunk)
+static int prefix_id(const struct request *l, int chunk)
 {
     int id = l->salt ? 2 : 1;
     for (int i = 0; i <= chunk; i++)
@@ -54,7 +57,7 @@ static int prefix_id(const struct live *l, int chunk)
     return id;
 }
 
-static int ref_find(const struct world *w, int id)
+static int ref_find(const struct stress *w, int id)
 {
     for (int i = 0; i < w->n_ids; i++)
         if (w->id[i] == id)
@@ -62,13 +65,13 @@ static int ref_find(const struct world *w, int id)
     return -1;
 }
 
-static void ref_remove(struct world *w, int at)
+static void ref_remove(struct stress *w, int at)
 {
     memmove(w->id + at, w->id + at + 1, (size_t)(w->n_ids - at - 1) * sizeof *w->id);
     w->n_ids--;
 }
 
-static void ref_front(struct world *w, int id)
+static void ref_front(struct stress *w, int id)
 {
     int at = ref_find(w, id);
     if (at >= 0)
@@ -78,16 +81,16 @@ static void ref_front(struct world *w, int id)
     w->n_ids++;
 }
 
-static void ref_unpin(struct world *w, struct live *l)
+static void ref_unpin(struct stress *w, struct request *l)
 {
     while (l->n_pins)
         w->pins[l->pin[--l->n_pins]]--;
 }
 
-static int ref_lookup(struct world *w, struct live *l)
+static int ref_lookup(struct stress *w, struct request *l)
 {
     ref_unpin(w, l);
-    l->kept = 0;
+    l->n_offered = 0;
     for (int i = 0; i < l->n / C && ref_find(w, prefix_id(l, i)) >= 0; i++) {
         l->pin[l->n_pins++] = prefix_id(l, i);
         w->pins[l->pin[i]]++;
@@ -97,12 +100,12 @@ static int ref_lookup(struct world *w, struct live *l)
     return l->n_pins * C;
 }
 
-static void ref_store(struct world *w, struct live *l, int n)
+static void ref_store(struct stress *w, struct request *l, int n)
 {
     int whole = n / C, had[CHUNKS], i, filling = 0, fills[CHUNKS] = {0};
     if (n >= l->n_pins * C)
         ref_unpin(w, l);
-    if (whole <= l->kept)
+    if (whole <= l->n_offered)
         return;
     for (i = 0; i < whole; i++) {
         had[i] = ref_find(w, prefix_id(l, i)) >= 0;
@@ -110,7 +113,7 @@ static void ref_store(struct world *w, struct live *l, int n)
             w->pins[prefix_id(l, i)]++;
             continue;
         }
-        if (i < l->kept)
+        if (i < l->n_offered)
             break;
         if (w->n_ids + filling == SLOTS) {
             int victim = w->n_ids - 1;
@@ -129,43 +132,43 @@ static void ref_store(struct world *w, struct live *l, int n)
         if (!fills[j])
             w->pins[prefix_id(l, j)]--;
     }
-    l->kept = i > l->kept ? i : l->kept;
+    l->n_offered = i > l->n_offered ? i : l->n_offered;
 }
 
-static void birth(struct world *w, struct live *l)
+static void open_request(struct stress *w, struct request *l)
 {
     l->salt = rnd(4) ? NULL : "s";
     l->n = 1 + rnd(TOK);
     for (int i = 0; i < TOK; i++)
         l->tok[i] = i % C ? l->tok[i - 1] : rnd(TREE);
-    l->hit = l->kept = l->n_pins = 0;
+    l->hit = l->n_offered = l->n_pins = 0;
     l->s = w->p.open(w->k, l->salt);
     assert_non_null(l->s);
 }
 
-static int pages_of(struct world *w, const struct live *l, int block)
+static int pages_of(struct stress *w, const struct request *l, int block)
 {
-    int base = (int)(l - w->live) * (TOK / B + 1);
+    int base = (int)(l - w->request) * (TOK / B + 1);
     return base + block;
 }
 
-/* Writes the KV of tokens [0, n) to the sequence's pages, from which it stores and to which it loads, as an engine
- * does. / */
-static void compute(struct world *w, struct live *l, int n)
+/* Writes the KV of tokens [0, n) to the request's pages. Stores read these pages and loads write them, as with an
+ * engine. */
+static void compute(struct stress *w, struct request *l, int n)
 {
     for (int b = 0; b < n / B; b++)
-        fake_fill(&w->f, pages_of(w, l, b), l->salt, l->tok, b);
+        fake_pages_fill(&w->f, pages_of(w, l, b), l->salt, l->tok, b);
 }
 
-static void check_good(struct world *w, struct live *l, int good)
+static void check_good(struct stress *w, struct request *l, int good)
 {
     assert_true(good >= l->from && good <= l->to);
     for (int b = l->from / B; b < good / B; b++)
-        if (!fake_holds(&w->f, pages_of(w, l, b), l->salt, l->tok, b))
+        if (!fake_pages_holds(&w->f, pages_of(w, l, b), l->salt, l->tok, b))
             fail_msg("seed %lu: block %d of a load that is good for %d tokens is wrong", seed, b, good);
 }
 
-static void check(struct world *w)
+static void check(struct stress *w)
 {
     struct km_err err = {0};
     struct kv_port_stats st;
@@ -175,10 +178,10 @@ static void check(struct world *w)
     assert_true(st.bytes <= st.capacity && st.capacity <= w->k->cfg.max_local_cpu);
 }
 
-static void world_open(struct world *w)
+static void stress_open(struct stress *w)
 {
     memset(w, 0, sizeof *w);
-    fake_open(&w->f);
+    fake_pages_open(&w->f);
     struct kvc_config c = kvc_defaults();
     c.chunk_size = C;
     c.max_local_cpu = SLOTS * (C / B) * (int64_t)w->f.geom.page_bytes;
@@ -188,31 +191,31 @@ static void world_open(struct world *w)
     assert_int_equal(w->p.attach(w->k, &w->f.geom, &w->f.copier, NULL), 0);
     for (int i = 0; i < SEQS; i++)
         for (int b = 0; b <= TOK / B; b++)
-            w->live[i].table[b] = pages_of(w, &w->live[i], b);
+            w->request[i].table[b] = pages_of(w, &w->request[i], b);
 }
 
-static void world_close(struct world *w)
+static void stress_close(struct stress *w)
 {
     for (int i = 0; i < SEQS; i++)
-        w->p.close(w->live[i].s);
+        w->p.close(w->request[i].s);
     check(w);
     kvc_free(w->k);
     assert_int_equal(w->f.held, 0);
-    fake_close(&w->f);
+    fake_pages_close(&w->f);
 }
 
 static void exact_against_a_list(void **state)
 {
     (void)state;
-    static struct world w;
-    world_open(&w);
+    static struct stress w;
+    stress_open(&w);
     struct kv_port_stats st;
     for (int op = 0; op < 30000; op++) {
-        struct live *l = &w.live[rnd(SEQS)];
+        struct request *l = &w.request[rnd(SEQS)];
         uint64_t t;
         int good;
         if (!l->s)
-            birth(&w, l);
+            open_request(&w, l);
         switch (rnd(8)) {
         case 0:
         case 1:
@@ -228,7 +231,7 @@ static void exact_against_a_list(void **state)
             l->from = rnd(l->n_pins * C / B) * B;
             l->to = l->from + (1 + rnd(l->n_pins * C / B - l->from / B)) * B;
             for (int b = l->from / B; b < l->to / B; b++)
-                fake_wipe(&w.f, pages_of(&w, l, b));
+                fake_pages_wipe(&w.f, pages_of(&w, l, b));
             assert_int_equal(w.p.load(l->s, l->from, l->to, l->table, &t, &good), 0);
             assert_int_equal(t, 0);
             assert_int_equal(good, l->to);
@@ -267,10 +270,10 @@ static void exact_against_a_list(void **state)
     assert_int_equal(st.failed_loads, 0);
     printf("exact: %lld evictions, %lld tokens hit, %lld loaded\n", (long long)w.evicted, (long long)w.hits,
            (long long)w.loads);
-    world_close(&w);
+    stress_close(&w);
 }
 
-static void settle(struct world *w, struct live *l)
+static void poll_tickets(struct stress *w, struct request *l)
 {
     int good = -1, rc;
     if (l->load && (rc = w->p.poll(w->k, l->load, &good))) {
@@ -282,37 +285,37 @@ static void settle(struct world *w, struct live *l)
         l->store = 0;
 }
 
-/* True once there was enough of everything that this test is about. */
-static bool much(struct world *w, int faults)
+/* True once enough loads, failures, evictions and damaged chunks have occurred. */
+static bool saw_enough(struct stress *w, int faults)
 {
     struct kv_port_stats st;
     w->p.stats(w->k, &st);
     return st.loaded_tokens > 10000 && st.failed_loads > 50 && st.evicted_chunks > 500 && faults > 20;
 }
 
-/* A sequence with an open ticket neither computes nor submits another, but it may look up and close. Damaged chunks,
- * failing copies and delays happen in between. */
+/* While a request has an open ticket, it neither computes nor submits another transfer, but it may look up and close.
+ * In between, chunks are damaged, copies fail and copies are delayed. */
 static void late_and_faulty(void **state)
 {
     (void)state;
-    static struct world w;
-    world_open(&w);
+    static struct stress w;
+    stress_open(&w);
     struct kv_port_stats st;
     int faults = 0;
     /* On a slow machine it takes more operations until enough loads are finished. */
-    for (int op = 0; op < 30000 || (op < 600000 && !much(&w, faults)); op++) {
-        struct live *l = &w.live[rnd(SEQS)];
+    for (int op = 0; op < 30000 || (op < 600000 && !saw_enough(&w, faults)); op++) {
+        struct request *l = &w.request[rnd(SEQS)];
         bool busy = l->load || l->store;
         int good;
         w.f.delay = rnd(4);
         if (!rnd(30))
             *(rnd(2) ? &w.f.fail_copy : &w.f.fail_poll) = 1;
         if (!l->s && busy) {
-            settle(&w, l);
+            poll_tickets(&w, l);
             continue;
         }
         if (!l->s)
-            birth(&w, l);
+            open_request(&w, l);
         switch (rnd(9)) {
         case 0:
         case 1:
@@ -326,12 +329,12 @@ static void late_and_faulty(void **state)
             l->from = rnd(l->s->n_pins * C / B) * B;
             l->to = l->s->n_pins * C;
             for (int b = l->from / B; b < l->to / B; b++)
-                fake_wipe(&w.f, pages_of(&w, l, b));
+                fake_pages_wipe(&w.f, pages_of(&w, l, b));
             if (!rnd(20)) {
                 int slot = l->s->pin[rnd(l->s->n_pins)];
                 bool read = false; /* bytes do not change while a checksum thread reads them: DRAM has no such fault */
                 for (int i = 0; i < SEQS; i++)
-                    read |= w.live[i].load != 0;
+                    read |= w.request[i].load != 0;
                 if (!read) {
                     kvc_dram_at(&w.k->dram, slot)[rnd((int)w.k->geometry.chunk_bytes)] ^= 4;
                     faults++;
@@ -349,7 +352,7 @@ static void late_and_faulty(void **state)
         case 6:
             usleep(20); /* lets the checksum threads run */
             for (int i = 0; i < SEQS; i++)
-                settle(&w, &w.live[i]);
+                poll_tickets(&w, &w.request[i]);
             break;
         default:
             if (busy)
@@ -364,22 +367,22 @@ static void late_and_faulty(void **state)
     for (int left = 1; left;) {
         left = 0;
         for (int i = 0; i < SEQS; i++) {
-            settle(&w, &w.live[i]);
-            left |= w.live[i].load || w.live[i].store;
+            poll_tickets(&w, &w.request[i]);
+            left |= w.request[i].load || w.request[i].store;
         }
     }
     w.p.stats(w.k, &st);
     printf("late: %lld tokens loaded, %lld loads failed, %d flips, %lld evicted\n", (long long)st.loaded_tokens,
            (long long)st.failed_loads, faults, (long long)st.evicted_chunks);
-    assert_true(much(&w, faults));
+    assert_true(saw_enough(&w, faults));
     for (int i = 0; i < SEQS; i++) {
-        w.p.close(w.live[i].s);
-        w.live[i].s = NULL;
+        w.p.close(w.request[i].s);
+        w.request[i].s = NULL;
     }
     check(&w);
     for (int i = 0; i < w.k->chunks.n; i++)
         assert_int_equal(w.k->chunks.slot[i].refs, 0);
-    world_close(&w);
+    stress_close(&w);
 }
 
 int main(int argc, char **argv)

@@ -1,4 +1,4 @@
-/* Encodes or decodes the lines of standard input for tokenizer_check.py, which compares them with Hugging Face's:
+/* Encodes or decodes the lines of standard input. tokenizer_check.py compares the results with Hugging Face's.
  *
  *     tokenizer_check TOKENIZER encode        line: a JSON string; prints its token ids as a JSON array
  *     tokenizer_check TOKENIZER encode-plain  the same, with added tokens split like any other text

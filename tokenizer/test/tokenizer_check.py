@@ -96,7 +96,8 @@ class Comparison:
             print(f"    {size:.2f} MB, {sum(map(len, want))} ids; ours {size / max(seconds, 1e-9):.1f} MB/s, "
                   f"theirs {size / their_seconds:.1f} MB/s; longest text {max(map(len, texts))} characters")
         ours, _ = run_ours(self.program, self.path, "decode", want)
-        self.report(f"{name}, decode", texts, [self.theirs.decode(ids, skip_special_tokens=False) for ids in want], ours)
+        theirs = [self.theirs.decode(ids, skip_special_tokens=False) for ids in want]
+        self.report(f"{name}, decode", texts, theirs, ours)
 
     def report(self, name, texts, theirs, ours):
         bad = [i for i, want in enumerate(theirs) if want != ours[i]]
@@ -122,9 +123,10 @@ def main():
     rng = random.Random(a.seed)
     c.run("random Unicode", [random_text(rng, c.special) for _ in range(a.random)])
     mega = 1 << 20
-    for name, unit in (("a", "a"), ("^", "^"), ("space", " "), ("digit", "7"), ("newline", "\n"), ("a and space", "a "),
-                       ("mark", "\u0301"), ("unordered marks", "\u0301\u0327"), ("quote", "'"), ("<", "<"),
-                       ("jamo", "\u1100\u1161\u11a8"), ("abc", "abcdefghijklmnopqrstuvwxyz"), ("CRLF and spaces", "\r\n  ")):
+    units = {"a": "a", "^": "^", "space": " ", "digit": "7", "newline": "\n", "a and space": "a ", "mark": "\u0301",
+             "unordered marks": "\u0301\u0327", "quote": "'", "<": "<", "jamo": "\u1100\u1161\u11a8",
+             "abc": "abcdefghijklmnopqrstuvwxyz", "CRLF and spaces": "\r\n  "}
+    for name, unit in units.items():
         c.run(f"1 MiB of {name}", [unit * (mega // len(unit.encode()))])
     return 1 if c.different else 0
 

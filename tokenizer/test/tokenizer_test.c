@@ -1,5 +1,5 @@
-/* The tokenizer against token ids from Hugging Face tokenizers (golden-*.json), then what such cases cannot show:
- * linear time, files that are refused, failed allocations, threads. */
+/* Compares the tokenizer with token ids from Hugging Face tokenizers (golden-*.json). Further tests: encoding takes
+ * linear time, unsupported files are refused, any allocation may fail, and threads share a tokenizer. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -74,8 +74,7 @@ static void check_case(const struct tok *t, const char *text, const char *nfc, c
     km_free(got.v);
 }
 
-/* Checks every code point, in contexts that affect it. Each block of 4,096 is compared by the SHA-256 of its token ids.
- */
+/* Checks every code point in contexts that affect its token ids, by a SHA-256 of the ids of each block of 4,096. */
 static void check_blocks(const struct tok *t, const cJSON *blocks)
 {
     struct km_sha *sha;
@@ -243,17 +242,23 @@ static void hostile_text_takes_linear_time(void **state)
 static void ill_formed_bytes_are_replaced(void **state)
 {
     (void)state;
-#define R "\xEF\xBF\xBD"
+#define FFFD "\xEF\xBF\xBD" /* U+FFFD as UTF-8 */
     static const struct {
         const char *bytes;
         size_t n;
         const char *text;
-    } t[] = {{"y\x80z", 3, "y" R "z"},   {"\xC0\xAF", 2, R R},
-             {"\xE2\x82", 2, R},         {"\xE2\x82z", 3, R "z"},
-             {"\xF0\x9F\x98", 3, R},     {"\xF0\x9F\xE2\x82\xAC", 5, R "\xE2\x82\xAC"},
-             {"\xED\xA0\x80", 3, R R R}, {"\xF4\x90\x80\x80", 4, R R R R},
-             {"\xF0\x80\x80", 3, R R R}, {"\xE0\x9F\x80", 3, R R R},
-             {"\xFF\xFE", 2, R R},       {"\xC3\xC3\xA9", 3, R "\xC3\xA9"}};
+    } t[] = {{"y\x80z", 3, "y" FFFD "z"},
+             {"\xC0\xAF", 2, FFFD FFFD},
+             {"\xE2\x82", 2, FFFD},
+             {"\xE2\x82z", 3, FFFD "z"},
+             {"\xF0\x9F\x98", 3, FFFD},
+             {"\xF0\x9F\xE2\x82\xAC", 5, FFFD "\xE2\x82\xAC"},
+             {"\xED\xA0\x80", 3, FFFD FFFD FFFD},
+             {"\xF4\x90\x80\x80", 4, FFFD FFFD FFFD FFFD},
+             {"\xF0\x80\x80", 3, FFFD FFFD FFFD},
+             {"\xE0\x9F\x80", 3, FFFD FFFD FFFD},
+             {"\xFF\xFE", 2, FFFD FFFD},
+             {"\xC3\xC3\xA9", 3, FFFD "\xC3\xA9"}};
     struct tok *tok = open_ok(TINY);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct tok_ids a = {0}, b = {0};
@@ -435,7 +440,7 @@ static void errors_name_what_is_unsupported(void **state)
         cJSON_free(text);
         cJSON_Delete(root);
     }
-    /* The token of byte 0 is given another spelling of two bytes. */
+    /* Replaces the spelling of byte 0's token by another one of two bytes. */
     static const char *const names[][2] = {{"zq", "no token for the byte 0x00"},
                                            {"\u00ad", "(id 188) is not spelled in the byte-level alphabet"},
                                            {"\0", "(id 188) is empty"},
@@ -551,17 +556,17 @@ static void every_allocation_may_fail(void **state)
     tok_free(t);
 }
 
-/* What one thread encodes: the whole text. The memo of the vocabulary is still empty. */
-struct share {
+/* One thread's encode of the whole text, by a tokenizer whose memo (bpe.h) is still empty. */
+struct encode_call {
     const struct tok *t;
     const struct km_buf *text;
     struct tok_ids ids;
     int rc;
 };
 
-static void *encode_share(void *arg)
+static void *encode_thread(void *arg)
 {
-    struct share *s = arg;
+    struct encode_call *s = arg;
     s->rc = tok_encode(s->t, s->text->data, s->text->len, true, &s->ids, NULL);
     return NULL;
 }
@@ -573,13 +578,13 @@ static void threads_share_a_vocabulary(void **state)
     struct tok *t = open_ok(TINY), *alone = open_ok(TINY);
     struct km_buf text = {0};
     assert_int_equal(km_file_read(GOLDEN("tiny-lm"), 0, &text, NULL), 0);
-    struct share want = {.t = alone, .text = &text}, s[THREADS];
+    struct encode_call want = {.t = alone, .text = &text}, s[THREADS];
     pthread_t id[THREADS];
-    encode_share(&want);
+    encode_thread(&want);
     assert_int_equal(want.rc, 0);
     for (int i = 0; i < THREADS; i++) {
-        s[i] = (struct share){.t = t, .text = &text};
-        assert_int_equal(pthread_create(&id[i], NULL, encode_share, &s[i]), 0);
+        s[i] = (struct encode_call){.t = t, .text = &text};
+        assert_int_equal(pthread_create(&id[i], NULL, encode_thread, &s[i]), 0);
     }
     for (int i = 0; i < THREADS; i++) {
         pthread_join(id[i], NULL);

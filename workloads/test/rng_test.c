@@ -76,7 +76,7 @@ static void legacy_variates(void **state)
     }
 }
 
-/* Values after each function's call, which show that the function made exactly numpy's draws. */
+/* Calls the functions in turn: each later value is numpy's only if the calls before it made exactly numpy's draws. */
 static void legacy_draws_line_up(void **state)
 {
     (void)state;
@@ -87,7 +87,7 @@ static void legacy_draws_line_up(void **state)
     assert_true(fabs(wl_mt_normal(&r) - -0x1.f031d78eafda2p-2) < 1e-15);
     assert_int_equal(wl_mt_int(&r, 0, 999), 621);
     assert_true(fabs(wl_mt_exponential(&r, 2.5) - 0x1.6aa9d3b3eb650p+2) < 1e-14);
-    assert_true(fabs(wl_mt_normal(&r) - -0x1.539ff14af2ee1p+1) < 1e-14); /* kept since the first */
+    assert_true(fabs(wl_mt_normal(&r) - -0x1.539ff14af2ee1p+1) < 1e-14); /* the second normal of the first pair */
     assert_true(fabs(wl_mt_normal(&r) - 0x1.51e459ae34b4ep-2) < 1e-15);
     assert_int_equal(wl_mt_poisson(&r, 3), 8);
     assert_true(wl_mt_double(&r) == 0x1.d7b1d8b45e9f9p-1);

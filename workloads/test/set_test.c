@@ -62,6 +62,7 @@ static void expect_failure(const char *path, struct wl_gen_opts o, const struct 
     wl_spec_free(s);
 }
 
+/* A small workload that uses every distribution but "constant". */
 static const char MIX[] =
     "{\"filetype\": \"generate_conversations\", \"num_conversations\": 9, \"text_files\": [\"x\"],"
     "\"prompt_input\": {\"num_turns\": {\"distribution\": \"zipf\", \"alpha\": 1.4, \"max\": 9},"
@@ -153,7 +154,8 @@ static void sha256_with_qwen3_and_the_novel(void **state)
 static void messages_of_a_conversation(void **state)
 {
     (void)state;
-    struct wl_set *s = generate(WORKLOADS "generate_multi_turn.json", (struct wl_gen_opts){.text = WL_TEXT_BUILTIN}, tiny);
+    const struct wl_gen_opts opts = {.text = WL_TEXT_BUILTIN};
+    struct wl_set *s = generate(WORKLOADS "generate_multi_turn.json", opts, tiny);
     static const char instruction[] = "Please rewrite the following text and add more content: ";
     assert_string_equal(s->name, "generate_multi_turn");
     assert_int_equal(s->n, 24);
@@ -173,8 +175,8 @@ static void messages_of_a_conversation(void **state)
             if (i % 2)
                 continue;
             assert_non_null(strstr(m->text, tag));
-            assert_int_equal(strstr(m->text, tag) == m->text,
-                             i > 0); /* in the first message, the common prefix precedes the tag */
+            /* In the first message, the common prefix precedes the tag. */
+            assert_int_equal(strstr(m->text, tag) == m->text, i > 0);
             assert_non_null(strstr(m->text, instruction));
         }
         /* The common prefix leaves no tokens for a body in a first message. All first messages begin with it. */

@@ -1,12 +1,12 @@
-/* Connections: clients that disconnect, send slowly, do not read, pipeline, frame their requests ambiguously, or are
- * many. */
+/* Connections of the server over real sockets, with the fake engine: clients that disconnect, send slowly, do not read,
+ * pipeline, or frame their requests ambiguously; many clients at once; and shutdown. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "engine/server/test/test_client.h"
 #include "engine/server/test/fake_engine.h"
 #include "engine/server/test/fake_tokenizer.h"
+#include "engine/server/test/test_client.h"
 #include "engine/server/test/test_server.h"
 
 #include <arpa/inet.h>
@@ -21,7 +21,13 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The status that these bytes are answered with; *closed: the server then closes and sends nothing else. */
+/* Pieces of requests. POST_JSON is a head without its end: headers and an empty line follow. BODY is a valid body, and
+ * SMUGGLED a valid request, which a server must not find in the bytes of another request. */
+#define POST_JSON "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+#define BODY "{\"model\":\"fake-1\",\"prompt\":\"x\"}" /* 31 bytes */
+#define SMUGGLED POST_JSON "Content-Length: 31\r\n\r\n" BODY
+
+/* Sends bytes and returns the status of the answer. *closed: the server then closed and sent nothing else. */
 static int send_raw(const char *bytes, size_t n, bool *closed)
 {
     struct km_buf rest = {0};
@@ -41,7 +47,8 @@ static int send_raw(const char *bytes, size_t n, bool *closed)
 static int open_stream(const char *prompt, int n, int max_tokens)
 {
     char body[300];
-    snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%s\",\"n\":%d,\"max_tokens\":%d,\"stream\":true}", prompt, n, max_tokens);
+    snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%s\",\"n\":%d,\"max_tokens\":%d,\"stream\":true}", prompt, n,
+             max_tokens);
     return cl_start(server.port, COMP, body);
 }
 
@@ -92,8 +99,8 @@ static void *stream_thread(void *arg)
 {
     struct one_of_many *o = arg;
     char body[300], want[400] = "";
-    snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%02d-\xf0\x9f\x8c\x8d.\",\"max_tokens\":%d,\"stream\":true}", o->i,
-             8 * (10 + o->i % 7));
+    snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%02d-\xf0\x9f\x8c\x8d.\",\"max_tokens\":%d,\"stream\":true}",
+             o->i, 8 * (10 + o->i % 7));
     for (int k = 0; k < 10 + o->i % 7; k++)
         sprintf(want + strlen(want), "%02d-\xf0\x9f\x8c\x8d.", o->i);
     struct streamed s;
@@ -127,36 +134,34 @@ static void ambiguous_framing_closes_the_connection(void **state)
     struct srv_opts o = srv_defaults();
     o.max_body = 1000;
     server_start_with(o, fake_tok, false);
-#define J "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-#define B "{\"model\":\"fake-1\",\"prompt\":\"x\"}" /* 31 bytes */
-#define SMUGGLED J "Content-Length: 31\r\n\r\n" B
     static const struct {
         const char *s;
         int status;
     } rows[] = {
-        {J "Content-Length: 31\r\nContent-Length: 31\r\n\r\n" B SMUGGLED, 400},
-        {J "Content-Length: 31\r\nTransfer-Encoding: chunked\r\n\r\n1F\r\n" B "\r\n0\r\n\r\n" SMUGGLED, 400},
-        {J "Content-Length: +31\r\n\r\n" B SMUGGLED, 400},
-        {J "Content-Length: 0x1f\r\n\r\n" B SMUGGLED, 400},
-        {J "Content-Length : 31\r\n\r\n" B SMUGGLED, 400},
-        {J "Transfer-Encoding: gzip\r\n\r\n" B SMUGGLED, 400},
-        {J "Transfer-Encoding: chunked\r\n\r\n1f\n" B "\r\n0\r\n\r\n" SMUGGLED, 400},
-        {J "Transfer-Encoding: chunked\r\n\r\n+1f\r\n" B "\r\n0\r\n\r\n" SMUGGLED, 400},
-        {J "X: a\r\n b\r\nContent-Length: 31\r\n\r\n" B SMUGGLED, 400},
-        {"POST /v1/completions HTTP/1.1\r\nContent-Length: 31\r\n\r\n" B SMUGGLED, 400},
+        {POST_JSON "Content-Length: 31\r\nContent-Length: 31\r\n\r\n" BODY SMUGGLED, 400},
+        {POST_JSON "Content-Length: 31\r\nTransfer-Encoding: chunked\r\n\r\n1F\r\n" BODY "\r\n0\r\n\r\n" SMUGGLED, 400},
+        {POST_JSON "Content-Length: +31\r\n\r\n" BODY SMUGGLED, 400},
+        {POST_JSON "Content-Length: 0x1f\r\n\r\n" BODY SMUGGLED, 400},
+        {POST_JSON "Content-Length : 31\r\n\r\n" BODY SMUGGLED, 400},
+        {POST_JSON "Transfer-Encoding: gzip\r\n\r\n" BODY SMUGGLED, 400},
+        {POST_JSON "Transfer-Encoding: chunked\r\n\r\n1f\n" BODY "\r\n0\r\n\r\n" SMUGGLED, 400},
+        {POST_JSON "Transfer-Encoding: chunked\r\n\r\n+1f\r\n" BODY "\r\n0\r\n\r\n" SMUGGLED, 400},
+        {POST_JSON "X: a\r\n b\r\nContent-Length: 31\r\n\r\n" BODY SMUGGLED, 400},
+        {"POST /v1/completions HTTP/1.1\r\nContent-Length: 31\r\n\r\n" BODY SMUGGLED, 400},
         {"GET /health HTTP/1.1\nHost: h\n\n", 400},
         {"GET /health HTTP/3.0\r\n\r\n", 505},
-        {J "Content-Length: 1001\r\n\r\n", 413},
-        {J "Content-Length: 99999999999999999999\r\n\r\n", 413},
-        {J "Transfer-Encoding: chunked\r\n\r\n3E9\r\n", 413},
-        {J "Expect: later\r\nContent-Length: 31\r\n\r\n" B, 417},
-        {J "Content-Type: text/plain\r\nX\r\n\r\n", 400},
+        {POST_JSON "Content-Length: 1001\r\n\r\n", 413},
+        {POST_JSON "Content-Length: 99999999999999999999\r\n\r\n", 413},
+        {POST_JSON "Transfer-Encoding: chunked\r\n\r\n3E9\r\n", 413},
+        {POST_JSON "Expect: later\r\nContent-Length: 31\r\n\r\n" BODY, 417},
+        {POST_JSON "Content-Type: text/plain\r\nX\r\n\r\n", 400},
         /* Refused before the body: the connection closes, and the body is not read as a request. */
         {"POST /nowhere HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 404},
         {"POST /health HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 405},
         {"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 415},
-        {"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: text/plain\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 415},
-        {J "Content-Encoding: gzip\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 415},
+        {"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: text/plain\r\nContent-Length: 300\r\n\r\n" SMUGGLED,
+         415},
+        {POST_JSON "Content-Encoding: gzip\r\nContent-Length: 300\r\n\r\n" SMUGGLED, 415},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         bool closed;
@@ -165,7 +170,7 @@ static void ambiguous_framing_closes_the_connection(void **state)
             fail_msg("row %zu: %d%s instead of %d", i, got, closed ? "" : " and open", rows[i].status);
     }
     bool closed;
-    assert_int_equal(send_raw(J "\r\n", strlen(J "\r\n"), &closed), 411);
+    assert_int_equal(send_raw(POST_JSON "\r\n", strlen(POST_JSON "\r\n"), &closed), 411);
     struct km_buf big = {0};
     km_buf_puts(&big, "GET /");
     for (int i = 0; i < 70000; i++)
@@ -178,7 +183,7 @@ static void ambiguous_framing_closes_the_connection(void **state)
     assert_int_equal(send_raw(big.data, big.len, &closed), 431);
     km_buf_free(&big);
     assert_int_equal(fake.submitted, 0); /* no smuggled request was run */
-    cl_expect(server.port, COMP, B, 200);
+    cl_expect(server.port, COMP, BODY, 200);
     server_stop();
 }
 
@@ -189,15 +194,20 @@ static void pipelined_requests_are_answered_in_order(void **state)
     struct km_buf all = {0};
     for (int i = 0; i < 100; i++) {
         char body[200];
-        snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%02d\",\"max_tokens\":4%s}", i, i % 3 == 1 ? ",\"stream\":true" : "");
+        snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"%02d\",\"max_tokens\":4%s}", i,
+                 i % 3 == 1 ? ",\"stream\":true" : "");
         if (i % 5 == 4)
             km_buf_puts(&all, "GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n");
         else if (i % 2)
-            km_buf_printf(&all, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-                                "Transfer-Encoding: chunked\r\n\r\n%zx\r\n%s\r\n0\r\n\r\n", strlen(body), body);
+            km_buf_printf(&all,
+                          "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+                          "Transfer-Encoding: chunked\r\n\r\n%zx\r\n%s\r\n0\r\n\r\n",
+                          strlen(body), body);
         else
-            km_buf_printf(&all, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-                                "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
+            km_buf_printf(&all,
+                          "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+                          "Content-Length: %zu\r\n\r\n%s",
+                          strlen(body), body);
     }
     for (size_t step = all.len; step; step = step > 1000 ? 997 : step > 100 ? 61 : 0) {
         int fd = cl_connect(server.port);
@@ -209,7 +219,10 @@ static void pipelined_requests_are_answered_in_order(void **state)
             char want[64];
             assert_true(cl_read(fd, &rest, &a));
             assert_int_equal(a.status, 200);
-            snprintf(want, sizeof want, i % 5 == 4 ? "\"id\":\"fake-1\"" : i % 3 == 1 ? "\"text\":\"%d\"" : "\"text\":\"%02d%02d\"",
+            snprintf(want, sizeof want,
+                     i % 5 == 4   ? "\"id\":\"fake-1\""
+                     : i % 3 == 1 ? "\"text\":\"%d\""
+                                  : "\"text\":\"%02d%02d\"",
                      i % 3 == 1 ? i / 10 : i, i);
             if (!strstr(a.body.data, want))
                 fail_msg("answer %d lacks %s: %s", i, want, a.body.data);
@@ -270,7 +283,7 @@ static void expect_100_continue_never_stalls(void **state)
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char req[500];
-        int n = snprintf(req, sizeof req, J "Expect: 100-continue\r\n%s\r\n", rows[i].head);
+        int n = snprintf(req, sizeof req, POST_JSON "Expect: 100-continue\r\n%s\r\n", rows[i].head);
         int fd = cl_connect(server.port);
         cl_send(fd, req, (size_t)n);
         struct km_buf rest = {0};
@@ -279,7 +292,7 @@ static void expect_100_continue_never_stalls(void **state)
         assert_int_equal(a.status, rows[i].first);
         if (a.status == 100) {
             cl_free(&a);
-            cl_send(fd, B, strlen(B));
+            cl_send(fd, BODY, strlen(BODY));
             assert_true(cl_read(fd, &rest, &a));
         }
         assert_int_equal(a.status, rows[i].last);
@@ -300,17 +313,23 @@ static void an_api_key_is_required(void **state)
         const char *path, *auth;
         int status;
     } rows[] = {
-        {"/v1/models", "Authorization: Bearer sk-right\r\n", 200}, {"/v1/models", "authorization: bearer  sk-right\r\n", 200},
-        {"/v1/models", "Authorization: Bearer sk-righ\r\n", 401},  {"/v1/models", "Authorization: Bearer sk-rightt\r\n", 401},
-        {"/v1/models", "Authorization: Bearer\r\n", 401},          {"/v1/models", "Authorization: sk-right\r\n", 401},
-        {"/v1/models", "Authorization: Basic sk-right\r\n", 401},  {"/v1/models", "", 401},
-        {"/metrics", "", 401},                                     {"/nowhere", "", 401},
+        {"/v1/models", "Authorization: Bearer sk-right\r\n", 200},
+        {"/v1/models", "authorization: bearer  sk-right\r\n", 200},
+        {"/v1/models", "Authorization: Bearer sk-righ\r\n", 401},
+        {"/v1/models", "Authorization: Bearer sk-rightt\r\n", 401},
+        {"/v1/models", "Authorization: Bearer\r\n", 401},
+        {"/v1/models", "Authorization: sk-right\r\n", 401},
+        {"/v1/models", "Authorization: Basic sk-right\r\n", 401},
+        {"/v1/models", "", 401},
+        {"/metrics", "", 401},
+        {"/nowhere", "", 401},
         {"/health", "", 200},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char req[300];
         bool closed;
-        int n = snprintf(req, sizeof req, "GET %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n%s\r\n", rows[i].path, rows[i].auth);
+        int n = snprintf(req, sizeof req, "GET %s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n%s\r\n", rows[i].path,
+                         rows[i].auth);
         assert_int_equal(send_raw(req, (size_t)n, &closed), rows[i].status);
     }
     server_stop();
@@ -339,8 +358,10 @@ static void head_requests_and_http_1_0(void **state)
     fd = cl_connect(server.port);
     const char *body = "{" MODEL ",\"prompt\":\"abc\",\"stream\":true,\"max_tokens\":4}";
     char old[400];
-    int n = snprintf(old, sizeof old, "POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
-                                      "Content-Length: %zu\r\n\r\n%s", strlen(body), body);
+    int n = snprintf(old, sizeof old,
+                     "POST /v1/completions HTTP/1.0\r\nContent-Type: application/json\r\n"
+                     "Content-Length: %zu\r\n\r\n%s",
+                     strlen(body), body);
     cl_send(fd, old, (size_t)n);
     assert_true(cl_read(fd, &rest, &a));
     assert_int_equal(a.status, 200);
@@ -363,8 +384,9 @@ static void slow_clients_are_disconnected(void **state)
     o.read_timeout = 0.4;
     o.idle_timeout = 0.6;
     server_start_with(o, fake_tok, false);
-    /* A head, and a body, of which a byte comes every 100 ms: 408 at the deadline, although bytes still come. */
-    static const char *const starts[] = {"GET /hea", J "Content-Length: 31\r\n\r\n{\"mo"};
+    /* A head, and then a body, of which one byte is sent every 100 ms. At the deadline the answer is 408, although
+     * bytes still arrive. */
+    static const char *const starts[] = {"GET /hea", POST_JSON "Content-Length: 31\r\n\r\n{\"mo"};
     for (int i = 0; i < 2; i++) {
         int fd = cl_connect(server.port);
         int64_t t0 = km_now_ns();
@@ -437,8 +459,8 @@ static void the_server_waits_for_file_descriptors(void **state)
         n++;
     /* The kernel completes the handshakes, but the server cannot accept. It must wait without using the CPU. */
     const char *get = "GET /health HTTP/1.1\r\nHost: h\r\n\r\n";
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)server.port),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)server.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     for (int i = 0; i < 8; i++) {
         assert_int_equal(connect(clients[i], (struct sockaddr *)&to, sizeof to), 0);
         cl_send(clients[i], get, strlen(get));
@@ -541,12 +563,23 @@ static void a_taken_port_is_named(void **state)
 int main(void)
 {
     km_log_level(KM_LOG_ERROR);
-#define T(f) cmocka_unit_test_setup(f, server_setup)
+/* Each test begins with a fake engine in its initial state. */
+#define TEST(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
-        T(a_disconnected_client_is_cancelled), T(concurrent_streams), T(ambiguous_framing_closes_the_connection),
-        T(pipelined_requests_are_answered_in_order), T(pipelining_delays_no_other_client), T(expect_100_continue_never_stalls), T(an_api_key_is_required), T(head_requests_and_http_1_0),
-        T(slow_clients_are_disconnected), T(connections_above_the_limit_wait), T(the_server_waits_for_file_descriptors), T(a_signal_lets_streams_finish),
-        T(a_second_signal_ends_streams), T(a_taken_port_is_named),
+        TEST(a_disconnected_client_is_cancelled),
+        TEST(concurrent_streams),
+        TEST(ambiguous_framing_closes_the_connection),
+        TEST(pipelined_requests_are_answered_in_order),
+        TEST(pipelining_delays_no_other_client),
+        TEST(expect_100_continue_never_stalls),
+        TEST(an_api_key_is_required),
+        TEST(head_requests_and_http_1_0),
+        TEST(slow_clients_are_disconnected),
+        TEST(connections_above_the_limit_wait),
+        TEST(the_server_waits_for_file_descriptors),
+        TEST(a_signal_lets_streams_finish),
+        TEST(a_second_signal_ends_streams),
+        TEST(a_taken_port_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* End to end: HTTP, tokenizer, engine, the CPU backend and a small model. A request gets the same tokens whether it
- * streams or not, runs alone or with others, and is computed or read from the prefix cache. */
+/* End to end: HTTP, tokenizer, engine, the CPU backend and a small model. A request gets the same tokens whether or not
+ * it streams, whether it runs alone or with others, and whether its prompt is computed or found in the prefix cache. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -125,7 +125,9 @@ static void reference_ids_come_back(void **state)
             continue;
         char *list = cJSON_PrintUnformatted(prompt);
         struct km_buf body = {0};
-        km_buf_printf(&body, "{" MODEL ",\"prompt\":%s,\"max_tokens\":%d,\"ignore_eos\":true,\"return_token_ids\":true}", list, n);
+        km_buf_printf(&body,
+                      "{" MODEL ",\"prompt\":%s,\"max_tokens\":%d,\"ignore_eos\":true,\"return_token_ids\":true}", list,
+                      n);
         for (int warm = 0; warm < 2; warm++) {
             cJSON *a = cl_json(port, COMP, body.data, 200);
             const cJSON *got = cJSON_GetObjectItem(cl_choice(a, 0), "token_ids");
@@ -147,15 +149,18 @@ static void reference_ids_come_back(void **state)
 static void the_model_recalls_a_number(void **state)
 {
     (void)state;
-    cJSON *v = cl_json(port, COMP, "{" MODEL ",\"prompt\":\" The secret number of Edmond is 402913. It was a fine day. The secret "
-                                   "number of Edmond is\",\"max_tokens\":12,\"stop\":\".\",\"logprobs\":5}", 200);
+    cJSON *v = cl_json(port, COMP,
+                       "{" MODEL ",\"prompt\":\" The secret number of Edmond is 402913. It was a fine day. The secret "
+                       "number of Edmond is\",\"max_tokens\":12,\"stop\":\".\",\"logprobs\":5}",
+                       200);
     assert_string_equal(text_of(v), " 402913");
     assert_string_equal(cJSON_GetObjectItem(cl_choice(v, 0), "finish_reason")->valuestring, "stop");
     const cJSON *lp = cJSON_GetObjectItem(cl_choice(v, 0), "logprobs");
     int n = cJSON_GetArraySize(cJSON_GetObjectItem(lp, "tokens"));
     assert_int_equal(n, cJSON_GetObjectItem(cJSON_GetObjectItem(v, "usage"), "completion_tokens")->valueint);
     const cJSON *x;
-    cJSON_ArrayForEach(x, cJSON_GetObjectItem(lp, "token_logprobs")) assert_true(x->valuedouble <= 0 && x->valuedouble > -5);
+    cJSON_ArrayForEach(x, cJSON_GetObjectItem(lp, "token_logprobs"))
+        assert_true(x->valuedouble <= 0 && x->valuedouble > -5);
     cJSON_ArrayForEach(x, cJSON_GetObjectItem(lp, "top_logprobs")) assert_int_equal(cJSON_GetArraySize(x), 5);
     cJSON_Delete(v);
 }
@@ -168,12 +173,17 @@ static void streamed_equals_whole(void **state)
     } rows[] = {
         {COMP, "\"prompt\":\"On the 24th of February, 1815, the look-out at\",\"max_tokens\":60"},
         {COMP, "\"prompt\":\"On the 24th of February, 1815,\",\"max_tokens\":60,\"stop\":[\" the\",\"zzz\"]"},
-        {COMP, "\"prompt\":\"\xe4\xb8\x96\xe7\x95\x8c \xf0\x9f\x8c\x8d caf\xc3\xa9 \xe4\xb8\x96\xe7\x95\x8c \xf0\x9f\x8c\x8d "
-               "caf\xc3\xa9 \xe4\xb8\x96\",\"max_tokens\":30,\"temperature\":1.5,\"seed\":3"},
-        {COMP, "\"prompt\":\"Call me\",\"max_tokens\":40,\"temperature\":1.2,\"top_p\":0.9,\"top_k\":50,\"seed\":11,\"presence_penalty\":1"},
+        {COMP,
+         "\"prompt\":\"\xe4\xb8\x96\xe7\x95\x8c \xf0\x9f\x8c\x8d caf\xc3\xa9 \xe4\xb8\x96\xe7\x95\x8c \xf0\x9f\x8c\x8d "
+         "caf\xc3\xa9 \xe4\xb8\x96\",\"max_tokens\":30,\"temperature\":1.5,\"seed\":3"},
+        {COMP,
+         "\"prompt\":\"Call "
+         "me\",\"max_tokens\":40,\"temperature\":1.2,\"top_p\":0.9,\"top_k\":50,\"seed\":11,\"presence_penalty\":1"},
         {COMP, "\"prompt\":\"Call me\",\"max_tokens\":40,\"min_tokens\":40,\"echo\":true"},
-        {CHAT, "\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"Who is Edmond?\"}],\"max_tokens\":30"},
-        {CHAT, "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":30,\"temperature\":2,\"seed\":5,\"n\":2"},
+        {CHAT, "\"messages\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"Who is "
+               "Edmond?\"}],\"max_tokens\":30"},
+        {CHAT,
+         "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":30,\"temperature\":2,\"seed\":5,\"n\":2"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char body[700];
@@ -181,7 +191,8 @@ static void streamed_equals_whole(void **state)
         const char *model = own ? "\"model\":\"qwen3-tiny-lm\"" : MODEL;
         snprintf(body, sizeof body, "{%s,%s}", model, rows[i].body);
         cJSON *v = cl_json(port, rows[i].path, body, 200);
-        snprintf(body, sizeof body, "{%s,%s,\"stream\":true,\"stream_options\":{\"include_usage\":true}}", model, rows[i].body);
+        snprintf(body, sizeof body, "{%s,%s,\"stream\":true,\"stream_options\":{\"include_usage\":true}}", model,
+                 rows[i].body);
         struct streamed s;
         cl_stream(port, rows[i].path, body, &s);
         if (strcmp(text_of(v), km_buf_str(&s.text[0])))
@@ -199,8 +210,9 @@ static void streamed_equals_whole(void **state)
 static void cache_salts_separate_prefixes(void **state)
 {
     (void)state;
-    const char *prompt = "\"prompt\":\"It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of "
-                         "foolishness, it was the epoch of belief\",\"max_tokens\":2";
+    const char *prompt =
+        "\"prompt\":\"It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of "
+        "foolishness, it was the epoch of belief\",\"max_tokens\":2";
     char body[500];
     int want[] = {0, 1, 0, 1, 0};
     const char *salt[] = {"\"a\"", "\"a\"", "\"b\"", "\"b\"", "null"};
@@ -220,14 +232,15 @@ static void cache_salts_separate_prefixes(void **state)
 static void a_disconnected_client_frees_its_pages(void **state)
 {
     (void)state;
-    const char *body = "{" MODEL ",\"prompt\":\"On the 24th of February, 1815, the look-out at Notre-Dame de la Garde signalled the "
-                       "three-master, the Pharaon\",\"n\":4,\"max_tokens\":2000,\"ignore_eos\":true,\"stream\":true}";
+    const char *body =
+        "{" MODEL ",\"prompt\":\"On the 24th of February, 1815, the look-out at Notre-Dame de la Garde signalled the "
+        "three-master, the Pharaon\",\"n\":4,\"max_tokens\":2000,\"ignore_eos\":true,\"stream\":true}";
     for (int i = 0; i < 3; i++) {
         int fd = cl_start(port, COMP, body);
         char buf[4096];
         for (int k = 0; k < 1 + 4 * i; k++)
             assert_true(recv(fd, buf, sizeof buf, 0) > 0);
-        int64_t until = km_now_ns() + 5000000000; /* the first choice may start a step before the others */
+        int64_t until = km_now_ns() + 5000000000; /* choices may start in different steps */
         while (cl_metric(port, "vllm:num_requests_running") != 4 && km_now_ns() < until)
             usleep(1000);
         assert_true(cl_metric(port, "vllm:num_requests_running") == 4);
@@ -237,9 +250,11 @@ static void a_disconnected_client_frees_its_pages(void **state)
         wait_until_idle();
         assert_true(km_now_ns() - t0 < 2000000000);
     }
-    /* The blocks that it had computed are still in the prefix cache. */
-    cJSON *v = cl_json(port, COMP, "{" MODEL ",\"prompt\":\"On the 24th of February, 1815, the look-out at Notre-Dame de la Garde "
-                                   "signalled the three-master, the Pharaon\",\"max_tokens\":1}", 200);
+    /* The blocks of the cancelled request's prompt are still in the prefix cache. */
+    cJSON *v = cl_json(port, COMP,
+                       "{" MODEL ",\"prompt\":\"On the 24th of February, 1815, the look-out at Notre-Dame de la Garde "
+                       "signalled the three-master, the Pharaon\",\"max_tokens\":1}",
+                       200);
     assert_true(cached(v) >= 16);
     cJSON_Delete(v);
 }
@@ -254,8 +269,10 @@ static void *stream_thread(void *arg)
 {
     struct stream_job *o = arg;
     char body[300];
-    snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"Chapter %d. The secret number of Mina is %06d. The secret number of Mina "
-                                "is\",\"max_tokens\":8,\"stop\":\".\",\"stream\":true}", o->i, 100003 * (1 + o->i % 9));
+    snprintf(body, sizeof body,
+             "{" MODEL ",\"prompt\":\"Chapter %d. The secret number of Mina is %06d. The secret number of Mina "
+             "is\",\"max_tokens\":8,\"stop\":\".\",\"stream\":true}",
+             o->i, 100003 * (1 + o->i % 9));
     struct streamed s;
     cl_stream(port, COMP, body, &s);
     if (s.done == 1 && !s.errors)
@@ -316,7 +333,8 @@ static void limits_and_errors(void **state)
     char body[300];
     snprintf(body, sizeof body, "{" MODEL ",\"prompt\":\"x\",\"max_tokens\":%d}", max);
     v = cl_json(port, COMP, body, 400);
-    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "error"), "code")->valuestring, "context_length_exceeded");
+    assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(v, "error"), "code")->valuestring,
+                        "context_length_exceeded");
     cJSON_Delete(v);
     cl_expect(port, COMP, "{" MODEL ",\"prompt\":[4096]}", 400);
     cl_expect(port, COMP, "{" MODEL ",\"prompt\":[-1]}", 400);
@@ -328,16 +346,19 @@ static void limits_and_errors(void **state)
 static void any_allocation_may_fail(void **state)
 {
     (void)state;
-    const char *good = "{" MODEL ",\"prompt\":\" The secret number of Edmond is 402913. The secret number of Edmond is\",\"stop\":"
-                       "\".\",\"max_tokens\":8,\"logprobs\":1%s}";
+    const char *good =
+        "{" MODEL ",\"prompt\":\" The secret number of Edmond is 402913. The secret number of Edmond is\",\"stop\":"
+        "\".\",\"max_tokens\":8,\"logprobs\":1%s}";
     char whole[300], streamed[300], req[600], answer[65536];
     snprintf(whole, sizeof whole, good, "");
     snprintf(streamed, sizeof streamed, good, ",\"stream\":true,\"return_token_ids\":true");
     int failed = 0;
     for (int n = 1; n <= 160; n++) {
         const char *body = n % 2 ? whole : streamed;
-        int len = snprintf(req, sizeof req, "POST /v1/completions HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Type: "
-                                            "application/json\r\nContent-Length: %zu\r\n\r\n%s", strlen(body), body);
+        int len = snprintf(req, sizeof req,
+                           "POST /v1/completions HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Type: "
+                           "application/json\r\nContent-Length: %zu\r\n\r\n%s",
+                           strlen(body), body);
         int fd = cl_connect(port);
         km_mem_fail_at(n); /* the test itself allocates nothing until km_mem_fail_at(0) */
         cl_send(fd, req, (size_t)len);
@@ -351,7 +372,7 @@ static void any_allocation_may_fail(void **state)
         if (k < 0 && errno == EAGAIN)
             fail_msg("allocation %d: no answer, only %s", n, answer);
         if (strncmp(answer, "HTTP/1.1 200", 12) || strstr(answer, "\"error\""))
-            failed++; /* refused, or ended with an error, or closed: no hang and no crash */
+            failed++; /* the request was refused, failed or lost its connection; the server must not hang or crash */
     }
     assert_true(failed > 10);
     wait_until_idle();
@@ -364,10 +385,14 @@ int main(void)
 {
     km_log_level(KM_LOG_ERROR);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reference_ids_come_back), cmocka_unit_test(the_model_recalls_a_number),
-        cmocka_unit_test(streamed_equals_whole),   cmocka_unit_test(cache_salts_separate_prefixes),
-        cmocka_unit_test(a_disconnected_client_frees_its_pages), cmocka_unit_test(concurrent_requests_change_no_answer),
-        cmocka_unit_test(tokenize_and_detokenize_are_inverse),         cmocka_unit_test(limits_and_errors),
+        cmocka_unit_test(reference_ids_come_back),
+        cmocka_unit_test(the_model_recalls_a_number),
+        cmocka_unit_test(streamed_equals_whole),
+        cmocka_unit_test(cache_salts_separate_prefixes),
+        cmocka_unit_test(a_disconnected_client_frees_its_pages),
+        cmocka_unit_test(concurrent_requests_change_no_answer),
+        cmocka_unit_test(tokenize_and_detokenize_are_inverse),
+        cmocka_unit_test(limits_and_errors),
         cmocka_unit_test(any_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, open_server, close_server);

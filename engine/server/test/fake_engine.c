@@ -79,7 +79,7 @@ struct req {
     int64_t arrived;
 };
 
-struct run {
+struct runner {
     pthread_t thread;
     pthread_mutex_t lock;
     bool stop;
@@ -95,7 +95,7 @@ struct run {
     int reset_rc;
 };
 
-static void push_event(struct run *r, const struct eng_event *e)
+static void push_event(struct runner *r, const struct eng_event *e)
 {
     if (r->n_ev == r->cap_ev) {
         r->cap_ev = r->cap_ev ? 2 * r->cap_ev : 256;
@@ -104,19 +104,24 @@ static void push_event(struct run *r, const struct eng_event *e)
     r->ev[r->n_ev++] = *e;
 }
 
-static void remove_request(struct run *r, int i)
+static void remove_request(struct runner *r, int i)
 {
     km_free(r->live[i].prompt);
     r->live[i] = r->live[--r->n];
     fake.live = r->n;
 }
 
-/* One token, or the end, of a request; false if it has ended. */
-static bool step_request(struct run *r, struct req *q)
+/* Generates the next token of a request, or its end. Returns false if the request has ended. */
+static bool step_request(struct runner *r, struct req *q)
 {
-    struct eng_event e = {.id = q->id, .user = q->user, .n_prompt = q->n_prompt, .stop_id = -1,
+    struct eng_event e = {.id = q->id,
+                          .user = q->user,
+                          .n_prompt = q->n_prompt,
+                          .stop_id = -1,
                           .arrived_ns = q->arrived,
-                          .scheduled_ns = q->arrived, .now_ns = km_now_ns(), .n_cached = q->n_prompt / 16 * 16,
+                          .scheduled_ns = q->arrived,
+                          .now_ns = km_now_ns(),
+                          .n_cached = q->n_prompt / 16 * 16,
                           .finish = ENG_RUNNING};
     if (fake.failed || q->dead || (q->fail && q->n_out == 3)) {
         e.finish = ENG_ERROR;
@@ -150,7 +155,7 @@ static bool step_request(struct run *r, struct req *q)
     return e.finish == ENG_RUNNING;
 }
 
-static void do_reset(struct run *r)
+static void do_reset(struct runner *r)
 {
     r->reset = false;
     r->reset_done = true;
@@ -161,7 +166,7 @@ static void do_reset(struct run *r)
 
 static void *run_steps(void *arg)
 {
-    struct run *r = arg;
+    struct runner *r = arg;
     for (;;) {
         usleep((useconds_t)fake.step_us);
         pthread_mutex_lock(&r->lock);
@@ -183,12 +188,12 @@ static void *run_steps(void *arg)
     return NULL;
 }
 
-int run_start(struct run **out, struct eng *e, void (*wake)(void *arg), void *arg, struct km_err *err)
+int runner_start(struct runner **out, struct eng *e, void (*wake)(void *arg), void *arg, struct km_err *err)
 {
     (void)e, (void)err;
-    struct run *r = km_calloc(1, sizeof *r);
+    struct runner *r = km_calloc(1, sizeof *r);
     if (!r)
-        return km_fail(err, KM_ENOMEM, "no memory");
+        return km_fail(err, KM_ENOMEM, "out of memory");
     r->wake = wake;
     r->arg = arg;
     pthread_mutex_init(&r->lock, NULL);
@@ -197,7 +202,7 @@ int run_start(struct run **out, struct eng *e, void (*wake)(void *arg), void *ar
     return 0;
 }
 
-void run_free(struct run *r)
+void runner_free(struct runner *r)
 {
     if (!r)
         return;
@@ -211,7 +216,7 @@ void run_free(struct run *r)
     km_free(r);
 }
 
-int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct km_err *err)
+int runner_submit(struct runner *r, const struct eng_request *q, uint64_t *id, struct km_err *err)
 {
     pthread_mutex_lock(&r->lock);
     int rc = 0;
@@ -221,9 +226,15 @@ int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct 
         rc = km_fail(err, KM_ELIMIT, "%d requests wait, and the queue is full; try again later", r->n);
     } else {
         struct req *n = &r->live[r->n++];
-        *n = (struct req){.id = ++r->next, .user = q->user, .n_prompt = q->n_prompt, .max = q->max_tokens,
-                          .min = q->min_tokens, .ignore_eos = q->ignore_eos, .n_logprobs = q->sampling.n_logprobs,
-                          .n_stop = q->n_stop, .arrived = km_now_ns()};
+        *n = (struct req){.id = ++r->next,
+                          .user = q->user,
+                          .n_prompt = q->n_prompt,
+                          .max = q->max_tokens,
+                          .min = q->min_tokens,
+                          .ignore_eos = q->ignore_eos,
+                          .n_logprobs = q->sampling.n_logprobs,
+                          .n_stop = q->n_stop,
+                          .arrived = km_now_ns()};
         memcpy(n->stop_ids, q->stop_ids, (size_t)q->n_stop * sizeof *q->stop_ids);
         n->prompt = km_malloc((size_t)q->n_prompt * sizeof *n->prompt);
         memcpy(n->prompt, q->prompt, (size_t)q->n_prompt * sizeof *n->prompt);
@@ -243,7 +254,7 @@ int run_submit(struct run *r, const struct eng_request *q, uint64_t *id, struct 
     return rc;
 }
 
-void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
+void runner_cancel(struct runner *r, uint64_t id, enum eng_finish finish)
 {
     pthread_mutex_lock(&r->lock);
     for (int i = 0; i < r->n; i++)
@@ -258,7 +269,7 @@ void run_cancel(struct run *r, uint64_t id, enum eng_finish finish)
     pthread_mutex_unlock(&r->lock);
 }
 
-void run_reset_begin(struct run *r, bool external)
+void runner_reset_begin(struct runner *r, bool external)
 {
     pthread_mutex_lock(&r->lock);
     r->reset = true;
@@ -266,7 +277,7 @@ void run_reset_begin(struct run *r, bool external)
     pthread_mutex_unlock(&r->lock);
 }
 
-bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
+bool runner_reset_ended(struct runner *r, int *rc, struct km_err *err)
 {
     pthread_mutex_lock(&r->lock);
     bool ended = r->reset_done;
@@ -278,7 +289,7 @@ bool run_reset_ended(struct run *r, int *rc, struct km_err *err)
     return ended;
 }
 
-int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
+int runner_collect(struct runner *r, struct eng_events *out, struct km_err *err)
 {
     (void)err;
     pthread_mutex_lock(&r->lock);
@@ -294,14 +305,14 @@ int run_collect(struct run *r, struct eng_events *out, struct km_err *err)
     return 0;
 }
 
-void run_stats(struct run *r, struct eng_stats *out)
+void runner_stats(struct runner *r, struct eng_stats *out)
 {
     pthread_mutex_lock(&r->lock);
     *out = (struct eng_stats){.running = r->n, .pages = 1000, .pages_used = 2 * r->n, .generated_tokens = r->generated};
     pthread_mutex_unlock(&r->lock);
 }
 
-bool run_failed(struct run *r, struct km_err *why)
+bool runner_failed(struct runner *r, struct km_err *why)
 {
     (void)r;
     if (fake.failed)

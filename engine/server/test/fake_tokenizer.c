@@ -1,6 +1,5 @@
 #include "engine/server/test/fake_tokenizer.h"
 
-#include "base/mem.h"
 #include "tokenizer/tokenizer.h"
 
 #include <string.h>
@@ -12,8 +11,8 @@ struct tok {
 static struct tok the_one;
 const struct tok *const fake_tok = &the_one;
 
-static const char *const added[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>",
-                                    "<tool_call>", "</tool_call>", "<tool_response>"};
+static const char *const added[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>",   "<think>",
+                                    "</think>",      "<tool_call>",  "</tool_call>", "<tool_response>"};
 
 int32_t tok_added_id(const struct tok *t, const char *text)
 {
@@ -24,31 +23,23 @@ int32_t tok_added_id(const struct tok *t, const char *text)
     return -1;
 }
 
-static void append_id(struct tok_ids *out, int32_t id)
-{
-    if (out->n == out->cap) {
-        out->cap = out->cap ? 2 * out->cap : 64;
-        out->v = km_reallocarray(out->v, out->cap, sizeof *out->v);
-    }
-    out->v[out->n++] = id;
-}
-
 int tok_encode(const struct tok *t, const char *text, size_t len, bool specials, struct tok_ids *out,
                struct km_err *err)
 {
-    (void)t, (void)err;
-    for (size_t i = 0; i < len;) {
+    (void)t;
+    int rc = 0;
+    for (size_t i = 0; i < len && !rc;) {
         int k = 0;
         while (specials && k < 8 && (len - i < strlen(added[k]) || memcmp(text + i, added[k], strlen(added[k]))))
             k++;
         if (specials && k < 8) {
-            append_id(out, FAKE_SPECIAL + k);
+            rc = tok_ids_push(out, FAKE_SPECIAL + k, err);
             i += strlen(added[k]);
         } else {
-            append_id(out, (unsigned char)text[i++]);
+            rc = tok_ids_push(out, (unsigned char)text[i++], err);
         }
     }
-    return 0;
+    return rc;
 }
 
 const char *tok_bytes(const struct tok *t, int32_t id, size_t *len)

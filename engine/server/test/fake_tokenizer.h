@@ -4,7 +4,7 @@
 
 enum {
     FAKE_SPECIAL = 256, /* the first control token */
-    FAKE_EOS = 258, /* <|im_end|> */
+    FAKE_EOS = 258,     /* <|im_end|> */
     FAKE_TOTAL = 264,
     FAKE_VOCAB = 300 /* of the model; as with Qwen3, larger than the tokenizer's */
 };

@@ -42,7 +42,8 @@ def error_of(kind, call):
     try:
         call()
     except kind as e:
-        check(isinstance(e.body, dict) and set(e.body) >= {"message", "type", "param", "code"}, f"four keys in {e.body}")
+        check(isinstance(e.body, dict) and set(e.body) >= {"message", "type", "param", "code"},
+              f"four keys in {e.body}")
         return e
     raise AssertionError(f"no {kind.__name__}")
 
@@ -54,8 +55,8 @@ def models(c):
 
 
 def completions(c):
-    ask = dict(model=NAME, prompt=" The secret number of Edmond is 402913. The secret number of Edmond is", max_tokens=12,
-               temperature=0, stop=["."])
+    ask = dict(model=NAME, prompt=" The secret number of Edmond is 402913. The secret number of Edmond is",
+               max_tokens=12, temperature=0, stop=["."])
     whole = c.completions.create(**ask)
     check(whole.choices[0].text == " 402913" and whole.choices[0].finish_reason == "stop", f"recall: {whole}")
     check(whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens, "usage adds up")
@@ -92,7 +93,8 @@ def chats(c):
     check(chunks[0].choices[0].delta.role == "assistant", "role first")
     joined = "".join(x.choices[0].delta.content or "" for x in chunks if x.choices)
     check(joined == whole.choices[0].message.content, "chat stream joined")
-    check([x.choices[0].finish_reason for x in chunks if x.choices][-1] == whole.choices[0].finish_reason, "finish reason")
+    finishes = [x.choices[0].finish_reason for x in chunks if x.choices]
+    check(finishes[-1] == whole.choices[0].finish_reason, "finish reason")
     check(chunks[-1].usage.completion_tokens == whole.usage.completion_tokens, "chat usage chunk")
 
     lp = c.chat.completions.create(**ask, logprobs=True, top_logprobs=2).choices[0].logprobs
@@ -127,10 +129,12 @@ def errors(c, url):
 
 
 def disconnects(c):
-    stream = c.completions.create(model=NAME, prompt="Once", max_tokens=1500, stream=True, extra_body={"ignore_eos": True})
+    stream = c.completions.create(model=NAME, prompt="Once", max_tokens=1500, stream=True,
+                                  extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
-    check(c.completions.create(model=NAME, prompt="Once", max_tokens=1).choices[0].text is not None, "the server answers after a client has disconnected")
+    again = c.completions.create(model=NAME, prompt="Once", max_tokens=1)
+    check(again.choices[0].text is not None, "the server answers after a client has disconnected")
 
 
 def main():

@@ -1,11 +1,11 @@
-/* The API over real sockets, with the fake engine and the fake tokenizer: a request's output is its own prompt,
- * repeated. */
+/* The API over real sockets, with the fake engine and the fake tokenizer. The output of a request is its own prompt,
+ * repeated (fake_engine.h). */
 #include "base/test/test.h"
 
 #include "base/log.h"
-#include "engine/server/test/test_client.h"
 #include "engine/server/test/fake_engine.h"
 #include "engine/server/test/fake_tokenizer.h"
+#include "engine/server/test/test_client.h"
 #include "engine/server/test/test_server.h"
 
 #include <stdio.h>
@@ -69,10 +69,11 @@ static void tokenize_and_detokenize(void **state)
 {
     (void)state;
     server_start();
-    cJSON *v = cl_json(server.port, "/tokenize", "{\"prompt\":\"h\xc3\xa9<|im_end|>\",\"return_token_strs\":true}", 200);
-    assert_json(v,
-                "{\"count\":4,\"max_model_len\":4000,\"tokens\":[104,195,169,258],\"token_strs\":[\"h\",\"\xef\xbf\xbd\","
-                "\"\xef\xbf\xbd\",\"<|im_end|>\"]}");
+    cJSON *v =
+        cl_json(server.port, "/tokenize", "{\"prompt\":\"h\xc3\xa9<|im_end|>\",\"return_token_strs\":true}", 200);
+    assert_json(
+        v, "{\"count\":4,\"max_model_len\":4000,\"tokens\":[104,195,169,258],\"token_strs\":[\"h\",\"\xef\xbf\xbd\","
+           "\"\xef\xbf\xbd\",\"<|im_end|>\"]}");
     cJSON_Delete(v);
     v = cl_json(server.port, "/tokenize", "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 200);
     assert_int_equal(num(v, "count"), 20);
@@ -145,7 +146,8 @@ static void completions_and_chats(void **state)
     assert_int_equal(num(cJSON_GetObjectItem(u, "prompt_tokens_details"), "cached_tokens"), 0);
     cJSON_Delete(v);
 
-    v = cl_json(server.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":7}", 200);
+    v = cl_json(server.port, CHAT, "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"max_tokens\":7}",
+                200);
     assert_string_equal(str(v, "object"), "chat.completion");
     const cJSON *m = cJSON_GetObjectItem(cl_choice(v, 0), "message");
     assert_string_equal(str(m, "role"), "assistant");
@@ -155,7 +157,8 @@ static void completions_and_chats(void **state)
     assert_int_equal(num(cJSON_GetObjectItem(u, "prompt_tokens_details"), "cached_tokens"), 16);
     cJSON_Delete(v);
 
-    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":[\"ab\",[99,100]],\"n\":2,\"max_tokens\":3,\"echo\":true}", 200);
+    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":[\"ab\",[99,100]],\"n\":2,\"max_tokens\":3,\"echo\":true}",
+                200);
     static const char *const want[] = {"ababa", "ababa", "cdcdc", "cdcdc"};
     assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(v, "choices")), 4);
     for (int i = 0; i < 4; i++) {
@@ -195,8 +198,8 @@ static void finish_reasons_are_reported(void **state)
     } rows[] = {
         {"\"prompt\":\"abc<|im_end|>\"", "abc", "stop", "null"},
         {"\"prompt\":\"abc<|im_end|>\",\"ignore_eos\":true,\"max_tokens\":6", "abcab", "length", "null"},
-        {"\"prompt\":\"abc<|im_end|>\",\"ignore_eos\":true,\"max_tokens\":6,\"skip_special_tokens\":false", "abc<|im_end|>ab",
-         "length", "null"},
+        {"\"prompt\":\"abc<|im_end|>\",\"ignore_eos\":true,\"max_tokens\":6,\"skip_special_tokens\":false",
+         "abc<|im_end|>ab", "length", "null"},
         {"\"prompt\":\"abc<|im_end|>\",\"min_tokens\":5", "abc abc", "stop", "null"},
         {"\"prompt\":\"abcd\",\"stop_token_ids\":[99]", "ab", "stop", "99"},
         {"\"prompt\":\"abcd\",\"stop_token_ids\":[99],\"include_stop_str_in_output\":true", "abc", "stop", "99"},
@@ -205,13 +208,24 @@ static void finish_reasons_are_reported(void **state)
         {"\"prompt\":\"abcd\",\"stop\":[\"x\",\"da\",\"bcda\"]", "a", "stop", "\"bcda\""},
         {"\"prompt\":\"abcd\",\"stop\":\"ab\",\"min_tokens\":2,\"max_tokens\":20", "abcd", "stop", "\"ab\""},
         {"\"prompt\":\"abcd\",\"stop\":\"dabcx\",\"max_tokens\":9", "abcdabcda", "length", "null"},
-        {"\"prompt\":\"a\xf0\x9f\x8c\x8d\",\"max_tokens\":10", "a\xf0\x9f\x8c\x8d""a\xf0\x9f\x8c\x8d", "length", "null"},
+        {"\"prompt\":\"a\xf0\x9f\x8c\x8d\",\"max_tokens\":10",
+         "a\xf0\x9f\x8c\x8d"
+         "a\xf0\x9f\x8c\x8d",
+         "length", "null"},
         {"\"prompt\":\"a\xf0\x9f\x8c\x8d\",\"max_tokens\":3", "a\xef\xbf\xbd", "length", "null"},
         {"\"prompt\":\"a\xf0\x9f\x8c\x8d!\",\"stop\":\"\xf0\x9f\x8c\x8d\"", "a", "stop", "\"\xf0\x9f\x8c\x8d\""},
-        {"\"prompt\":[255,97,195],\"max_tokens\":6", "\xef\xbf\xbd""a\xef\xbf\xbd\xef\xbf\xbd""a\xef\xbf\xbd", "length", "null"},
+        {"\"prompt\":[255,97,195],\"max_tokens\":6",
+         "\xef\xbf\xbd"
+         "a\xef\xbf\xbd\xef\xbf\xbd"
+         "a\xef\xbf\xbd",
+         "length", "null"},
         {"\"prompt\":\"say \\\"x\\\\y\\\"\\n\\t\\u0001\",\"max_tokens\":12", "say \"x\\y\"\n\t\x01", "length", "null"},
         /* km_json_parse keeps a NUL as C0 80. */
-        {"\"prompt\":\"a\\u0000b\",\"max_tokens\":6", "a\xC0\x80""ba\xC0\x80""b", "length", "null"},
+        {"\"prompt\":\"a\\u0000b\",\"max_tokens\":6",
+         "a\xC0\x80"
+         "ba\xC0\x80"
+         "b",
+         "length", "null"},
         {"\"prompt\":[299,97],\"max_tokens\":4", "aa", "length", "null"}, /* an id without text */
     };
     server_start();
@@ -224,8 +238,9 @@ static void finish_reasons_are_reported(void **state)
         assert_string_equal(str(cl_choice(v, 0), "finish_reason"), rows[i].finish);
         assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "stop_reason"), rows[i].reason);
         cJSON_Delete(v);
-        /* A stream's text, joined, is the same text. */
-        snprintf(body, sizeof body, "{" MODEL ",%s,\"stream\":true,\"stream_options\":{\"include_usage\":true}}", rows[i].body);
+        /* The pieces of a stream, joined, are the same text. */
+        snprintf(body, sizeof body, "{" MODEL ",%s,\"stream\":true,\"stream_options\":{\"include_usage\":true}}",
+                 rows[i].body);
         struct streamed s;
         cl_stream(server.port, COMP, body, &s);
         assert_string_equal(km_buf_str(&s.text[0]), rows[i].text);
@@ -245,8 +260,9 @@ static void chats_stream(void **state)
 {
     (void)state;
     server_start();
-    const char *body = "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"caf\xc3\xa9\"}],\"max_tokens\":11,\"n\":3,"
-                       "\"stream\":true}";
+    const char *body =
+        "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"caf\xc3\xa9\"}],\"max_tokens\":11,\"n\":3,"
+        "\"stream\":true}";
     struct streamed s;
     cl_stream(server.port, CHAT, body, &s);
     assert_int_equal(s.roles, 3);
@@ -258,7 +274,8 @@ static void chats_stream(void **state)
         assert_string_equal(s.finish[i], "length");
     }
     cl_stream_free(&s);
-    body = "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":3,\"stream\":true,\"stream_options\":"
+    body = "{" MODEL
+           ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":3,\"stream\":true,\"stream_options\":"
            "{\"include_usage\":true,\"continuous_usage_stats\":true}}";
     struct answer a;
     cl_request(server.port, CHAT, body, &a);
@@ -281,23 +298,26 @@ static void logprobs_have_openais_shape(void **state)
                 "\"top_logprobs\":[{\"a\":-0.5,\"b\":-2},{\"\xef\xbf\xbd\":-0.5},{\"\xef\xbf\xbd\":-0.5}],"
                 "\"text_offset\":[0,1,2]}");
     cJSON_Delete(v);
-    v = cl_json(server.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":2,\"logprobs\":1,\"return_tokens_as_token_ids\":true}",
+    v = cl_json(server.port, COMP,
+                "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":2,\"logprobs\":1,\"return_tokens_as_token_ids\":true}",
                 200);
     assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "logprobs"),
                 "{\"tokens\":[\"token_id:97\",\"token_id:98\"],\"token_logprobs\":[-0.5,-0.5],\"top_logprobs\":"
                 "[{\"token_id:97\":-0.5},{\"token_id:98\":-0.5}],\"text_offset\":[0,11]}");
     cJSON_Delete(v);
-    const char *chat = "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":2,\"logprobs\":true,"
-                       "\"top_logprobs\":%d%s}";
+    const char *chat =
+        "{" MODEL ",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"max_tokens\":2,\"logprobs\":true,"
+        "\"top_logprobs\":%d%s}";
     char body[512];
     snprintf(body, sizeof body, chat, 2, "");
     v = cl_json(server.port, CHAT, body, 200);
-    assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "logprobs"),
-                "{\"content\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,115,116,97,114,"
-                "116,124,62],\"top_logprobs\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,"
-                "115,116,97,114,116,124,62]},{\"token\":\"<|im_end|>\",\"logprob\":-2,\"bytes\":[60,124,105,109,95,101,"
-                "110,100,124,62]}]},{\"token\":\"u\",\"logprob\":-0.5,\"bytes\":[117],\"top_logprobs\":[{\"token\":\"u\","
-                "\"logprob\":-0.5,\"bytes\":[117]},{\"token\":\"v\",\"logprob\":-2,\"bytes\":[118]}]}],\"refusal\":null}");
+    assert_json(
+        cJSON_GetObjectItem(cl_choice(v, 0), "logprobs"),
+        "{\"content\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,115,116,97,114,"
+        "116,124,62],\"top_logprobs\":[{\"token\":\"<|im_start|>\",\"logprob\":-0.5,\"bytes\":[60,124,105,109,95,"
+        "115,116,97,114,116,124,62]},{\"token\":\"<|im_end|>\",\"logprob\":-2,\"bytes\":[60,124,105,109,95,101,"
+        "110,100,124,62]}]},{\"token\":\"u\",\"logprob\":-0.5,\"bytes\":[117],\"top_logprobs\":[{\"token\":\"u\","
+        "\"logprob\":-0.5,\"bytes\":[117]},{\"token\":\"v\",\"logprob\":-2,\"bytes\":[118]}]}],\"refusal\":null}");
     cJSON_Delete(v);
     snprintf(body, sizeof body, chat, 0, ",\"stream\":true");
     struct answer a;
@@ -310,7 +330,8 @@ static void logprobs_have_openais_shape(void **state)
     assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "token_ids"), "[97,98,97]");
     assert_json(cJSON_GetObjectItem(cl_choice(v, 0), "prompt_token_ids"), "[97,98]");
     cJSON_Delete(v);
-    cl_request(server.port, COMP, "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true,\"stream\":true}", &a);
+    cl_request(server.port, COMP,
+               "{" MODEL ",\"prompt\":\"ab\",\"max_tokens\":3,\"return_token_ids\":true,\"stream\":true}", &a);
     const char *first = strstr(a.body.data, "\"prompt_token_ids\":[97,98]");
     assert_non_null(first);
     assert_null(strstr(first + 5, "prompt_token_ids"));
@@ -323,8 +344,9 @@ static void token_ids_without_a_tokenizer(void **state)
 {
     (void)state;
     server_start_with(srv_defaults(), NULL, false);
-    const char *body = "{" MODEL ",\"prompt\":[5,6],\"max_tokens\":3,\"return_tokens_as_token_ids\":true,\"return_token_ids\":true,"
-                       "\"logprobs\":0%s}";
+    const char *body =
+        "{" MODEL ",\"prompt\":[5,6],\"max_tokens\":3,\"return_tokens_as_token_ids\":true,\"return_token_ids\":true,"
+        "\"logprobs\":0%s}";
     char full[512];
     snprintf(full, sizeof full, body, "");
     cJSON *v = cl_json(server.port, COMP, full, 200);
@@ -346,7 +368,8 @@ static void engine_errors_reach_the_client(void **state)
     server_start();
     cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\"}", 500);
     cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\"}", 500);
-    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\",\"stream\":true}", 500); /* no HTTP head was sent before */
+    cl_expect(server.port, COMP, "{" MODEL ",\"prompt\":\"DEAD\",\"stream\":true}",
+              500); /* no HTTP head was sent before */
     struct streamed s;
     cl_stream(server.port, COMP, "{" MODEL ",\"prompt\":\"FAIL\",\"stream\":true}", &s);
     assert_string_equal(s.text[0].data, "FAI");
@@ -432,8 +455,10 @@ static void metrics_are_prometheus(void **state)
     assert_true(cl_metric(server.port, "kvmark_host_memory_bytes") > 1000);
     cl_request(server.port, "/metrics", NULL, &a);
     assert_non_null(strstr(a.body.data, "kvmark_http_responses_total{code=\"404\"} 1\n"));
-    assert_non_null(strstr(a.body.data, "vllm:request_generation_tokens_bucket{model_name=\"we\\\"ird\\\\name\",le=\"5\"} 1\n"));
-    assert_non_null(strstr(a.body.data, "vllm:request_generation_tokens_bucket{model_name=\"we\\\"ird\\\\name\",le=\"2\"} 0\n"));
+    assert_non_null(
+        strstr(a.body.data, "vllm:request_generation_tokens_bucket{model_name=\"we\\\"ird\\\\name\",le=\"5\"} 1\n"));
+    assert_non_null(
+        strstr(a.body.data, "vllm:request_generation_tokens_bucket{model_name=\"we\\\"ird\\\\name\",le=\"2\"} 0\n"));
     cl_free(&a);
     server_stop();
 }
@@ -441,12 +466,22 @@ static void metrics_are_prometheus(void **state)
 int main(void)
 {
     km_log_level(KM_LOG_ERROR);
-#define T(f) cmocka_unit_test_setup(f, server_setup)
+/* Each test begins with a fake engine in its initial state. */
+#define TEST(f) cmocka_unit_test_setup(f, server_setup)
     const struct CMUnitTest tests[] = {
-        T(health_version_and_models), T(tokenize_and_detokenize), T(reset_prefix_cache), T(resets_do_not_block_other_requests), T(completions_and_chats),
-        T(defaults_of_fields), T(finish_reasons_are_reported), T(chats_stream),
-        T(logprobs_have_openais_shape), T(token_ids_without_a_tokenizer), T(engine_errors_reach_the_client),
-        T(a_full_queue_is_429), T(metrics_are_prometheus),
+        TEST(health_version_and_models),
+        TEST(tokenize_and_detokenize),
+        TEST(reset_prefix_cache),
+        TEST(resets_do_not_block_other_requests),
+        TEST(completions_and_chats),
+        TEST(defaults_of_fields),
+        TEST(finish_reasons_are_reported),
+        TEST(chats_stream),
+        TEST(logprobs_have_openais_shape),
+        TEST(token_ids_without_a_tokenizer),
+        TEST(engine_errors_reach_the_client),
+        TEST(a_full_queue_is_429),
+        TEST(metrics_are_prometheus),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

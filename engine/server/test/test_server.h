@@ -15,8 +15,8 @@ struct test_server {
     struct srv *s;
     pthread_t thread;
     int port;
-    bool signals; /* it handles SIGTERM and SIGINT */
-    int rc;       /* of srv_run */
+    bool signals; /* the server handles SIGTERM and SIGINT */
+    int rc;       /* result of srv_run */
 };
 extern struct test_server server;
 
@@ -25,7 +25,7 @@ void server_start(void);        /* default options, with the fake tokenizer */
 void server_start_with(struct srv_opts o, const struct tok *t, bool signals); /* server_open and server_run */
 void server_open(struct srv_opts o, const struct tok *t); /* clients can connect and send, but get no answer */
 void server_run(bool signals);
-void server_stop(void);         /* the run must have ended with 0 */
+void server_stop(void);                         /* stops and frees the server; srv_run must return 0 */
 void wait_until_equal(atomic_int *v, int want); /* fails after 5 s */
 
 #endif

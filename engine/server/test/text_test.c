@@ -1,20 +1,20 @@
-/* The text of a choice: it does not depend on where tokens end, and nothing is shown that could still be cut. */
+/* The text of a choice. It does not depend on token boundaries, and text that a stop string may cut is not shown. */
 #include "base/test/test.h"
 
-#include "base/mem.h"
+#include "base/random.h"
 #include "engine/server/text.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static uint64_t seed = 1;
-static unsigned rnd(unsigned n)
+static uint64_t random_state = 1;
+
+static unsigned random_below(unsigned n)
 {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (unsigned)(seed >> 33) % n;
+    return km_random_below(&random_state, n);
 }
 
-/* The reference: U+FFFD for what is not UTF-8, on the whole text at once. */
+/* The reference: replaces bytes that are not UTF-8 by U+FFFD, in the whole text at once. */
 static void replace_invalid(const char *s, size_t n, struct km_buf *out)
 {
     for (size_t i = 0; i < n;) {
@@ -67,12 +67,12 @@ static void check_random_pieces(const char *bytes, size_t n, const char *const *
     assert_int_equal(txt_stops_init(&st, stops, n_stops, include, NULL), 0);
     struct txt t;
     txt_init(&t, &st);
-    bool go = true;
-    for (size_t at = 0; go && at < n;) {
-        size_t k = 1 + rnd(5);
+    bool goes_on = true;
+    for (size_t at = 0; goes_on && at < n;) {
+        size_t k = 1 + random_below(5);
         if (k > n - at)
             k = n - at;
-        go = txt_push(&t, bytes + at, k, true);
+        goes_on = txt_push(&t, bytes + at, k, true);
         at += k;
         size_t from, len;
         txt_show(&t, &from, &len);
@@ -102,19 +102,20 @@ static void check_random_pieces(const char *bytes, size_t n, const char *const *
 static void token_boundaries_do_not_change_the_text(void **state)
 {
     (void)state;
-    static const char *const pieces[] = {"a", "b", "ab", "aab", "\n", "é", "世", "🌍", "\xf0", "\x9f", "\xe4\xb8", "\xff",
-                                         "\xc0", "\xed\xa0\x80", "STOP", "ST", "世界", "\xef\xbf\xbd"};
+    static const char *const pieces[] = {"a",    "b",    "ab",   "aab",         "\n",   "é",    "世",
+                                         "🌍",    "\xf0", "\x9f", "\xe4\xb8",    "\xff", "\xc0", "\xed\xa0\x80",
+                                         "STOP", "ST",   "世界", "\xef\xbf\xbd"};
     static const char *const stops[] = {"aab", "ab", "STOP", "世界", "é", "aabaaab", "\n\n", "b", "OPST", "🌍a"};
     for (int i = 0; i < 20000; i++) {
         struct km_buf b = {0};
         km_buf_puts(&b, "");
-        for (unsigned k = rnd(14); k > 0; k--)
-            km_buf_puts(&b, pieces[rnd(sizeof pieces / sizeof *pieces)]);
+        for (unsigned k = random_below(14); k > 0; k--)
+            km_buf_puts(&b, pieces[random_below(sizeof pieces / sizeof *pieces)]);
         const char *use[4];
-        int n = (int)rnd(5);
+        int n = (int)random_below(5);
         for (int k = 0; k < n; k++)
-            use[k] = stops[rnd(sizeof stops / sizeof *stops)];
-        check_random_pieces(b.data, b.len, use, n, rnd(4) == 0);
+            use[k] = stops[random_below(sizeof stops / sizeof *stops)];
+        check_random_pieces(b.data, b.len, use, n, random_below(4) == 0);
         km_buf_free(&b);
     }
 }
@@ -139,10 +140,10 @@ static void no_more_is_held_back_than_needed(void **state)
     push_and_expect(&t, "abcS", "abc");
     push_and_expect(&t, "T", "");
     push_and_expect(&t, "O", "");
-    push_and_expect(&t, "x", "STOx");      /* no longer a prefix of either */
+    push_and_expect(&t, "x", "STOx"); /* no longer a prefix of a stop string */
     push_and_expect(&t, "ySTO", "y");
     push_and_expect(&t, "Q", "STOQ");
-    push_and_expect(&t, "zSSTOX", "zSS");  /* TOX begins inside STO */
+    push_and_expect(&t, "zSSTOX", "zSS"); /* TOX begins inside STO */
     assert_int_equal(t.stopped_by, 1);
     txt_free(&t);
 
@@ -166,7 +167,8 @@ static void no_more_is_held_back_than_needed(void **state)
 static void matching_takes_linear_time(void **state)
 {
     (void)state;
-    /* A text of 100,000 a's and a stop string of 20,000 a's and a b: matching anew from each byte would take seconds. */
+    /* A text of 100,000 a's and a stop string of 20,000 a's and a b. A matcher that began again at each byte would
+     * take seconds. */
     char *stop = malloc(20002), *text = malloc(100000);
     memset(stop, 'a', 20000);
     memcpy(stop + 20000, "b", 2);

@@ -13,7 +13,7 @@ fail() {
     echo "FAILED: $*" >&2
     bad=1
 }
-# expect STATUS WORDS COMMAND...: the exit status, and words on stdout or stderr
+# expect STATUS WORDS COMMAND...: fails unless the command exits with STATUS and prints WORDS on stdout or stderr
 expect() {
     want=$1 words=$2
     shift 2
@@ -22,7 +22,7 @@ expect() {
     [ $got = "$want" ] || { fail "exit $got instead of $want: $*"; sed 's/^/    /' "$dir/out" >&2; }
     grep -qF -e "$words" "$dir/out" || { fail "no \"$words\" from: $*"; sed 's/^/    /' "$dir/out" >&2; }
 }
-# number FILE KEY: the first value of a key in a JSON file that has one a line
+# number FILE KEY: prints the first value of a key in a JSON file with one key per line
 number() {
     sed -n "s/^[[:space:]]*\"$2\":[[:space:]]*\([0-9.e+-]*\),*$/\1/p" "$1" | head -n 1
 }
@@ -72,7 +72,7 @@ expect 0 "| A |" "$kvmark" bench "$dir/suite.json" -o "$dir/s"
 [ -s "$dir/s/tables.md" ] && [ -s "$dir/s/report.html" ] || fail "bench left no tables or no report"
 expect 0 "| B |" "$kvmark" bench "$dir/suite.json" -o "$dir/s" # nothing left to do: only the tables again
 
-# Plans: what serve would take, and serve's own words where it would not start.
+# Plans: the memory that serve would allocate, and the error message of serve where it would not start.
 plan="$kvmark info --plan --model $model --device cpu"
 expect 0 "80 blocks of 16 tokens" $plan --num-gpu-blocks-override 80 --max-model-len 512 --kv-cache dram=64MiB --chunk-size 64
 grep -q "total  *[0-9]" "$dir/out" || fail "a plan without a total"
@@ -116,5 +116,5 @@ mkdir "$dir/man"
 expect 0 "plan" cat "$dir/man/kvmark-info.1"
 expect 0 "kvmark\\-bench (1)" cat "$dir/man/kvmark.1"
 
-[ $bad = 0 ] && echo "the program behaves"
+[ $bad = 0 ] && echo "all checks passed"
 exit $bad

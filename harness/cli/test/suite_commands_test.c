@@ -1,4 +1,4 @@
-/* The subcommands bench, report and compare, from their words to their output and exit status, with this program in
+/* The subcommands bench, report and compare: their output and exit status for a command line. This program takes the
  * place of `kvmark run`. */
 #include "base/test/test.h"
 

@@ -18,7 +18,7 @@
 
 enum { MAX_CONVS = 32, MAX_MSGS = 40 };
 
-/* A workload made by hand, its server and its run. User message m of conversation c is: say "c.m" and a line end. */
+/* A workload, a scripted server and a run. User message m of conversation c is: say "c.m", and a line end. */
 struct bench {
     struct wl_set set;
     struct wl_conv convs[MAX_CONVS];
@@ -32,7 +32,7 @@ struct bench {
     struct km_err err;
 };
 
-static void workload(struct bench *b, const int *lengths, int n, int answer_tokens, enum wl_kind kind)
+static void make_workload(struct bench *b, const int *lengths, int n, int answer_tokens, enum wl_kind kind)
 {
     memset(b, 0, sizeof *b);
     b->set = (struct wl_set){.name = "made by hand", .kind = kind, .convs = b->convs, .n = n};
@@ -52,13 +52,13 @@ static void workload(struct bench *b, const int *lengths, int n, int answer_toke
     b->load = load_defaults();
 }
 
-static void serve(struct bench *b, struct mock_opts o)
+static void start_server(struct bench *b, struct mock_opts o)
 {
     b->mock = mock_start(&o);
     b->target = (struct target){.url = mock_url(b->mock)};
 }
 
-static int run(struct bench *b)
+static int run_load(struct bench *b)
 {
     hz_trace_free(&b->trace);
     int rc = load_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err);
@@ -67,14 +67,14 @@ static int run(struct bench *b)
     return rc;
 }
 
-static void end(struct bench *b)
+static void finish(struct bench *b)
 {
     mock_stop(b->mock);
     hz_trace_free(&b->trace);
 }
 
 /* Checks the text against what the mock answers to a request with that many messages. */
-static void answer_is(const struct hz_rec *r, int tokens, int messages)
+static void expect_answer(const struct hz_rec *r, int tokens, int messages)
 {
     struct km_buf b = {0};
     for (int i = 0; i < tokens; i++)
@@ -85,7 +85,7 @@ static void answer_is(const struct hz_rec *r, int tokens, int messages)
     km_buf_free(&b);
 }
 
-static int token_sum(const struct hz_trace *t, const struct hz_rec *r)
+static int count_tokens(const struct hz_trace *t, const struct hz_rec *r)
 {
     int n = 0;
     for (int i = 0; i < r->n_ticks; i++)
@@ -94,7 +94,7 @@ static int token_sum(const struct hz_trace *t, const struct hz_rec *r)
 }
 
 /* Checks the order of the times of a record. */
-static void in_order(const struct hz_trace *t, const struct hz_rec *r)
+static void expect_times_in_order(const struct hz_trace *t, const struct hz_rec *r)
 {
     assert_true(t->begin_ns <= r->sched_ns && r->sched_ns <= r->start_ns);
     assert_true(r->start_ns < r->header_ns && r->header_ns <= r->first_any_ns);
@@ -108,10 +108,10 @@ static void conversations_with_real_answers(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){6, 4}, 2, 5, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.cached = 64, .ttft_us = 3000, .gap_us = 500});
+    make_workload(&b, (int[]){6, 4}, 2, 5, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.cached = 64, .ttft_us = 3000, .gap_us = 500});
     b.load.early_stop = false;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(b.trace.n, 5);
     assert_string_equal(b.trace.model, "mock");
     assert_string_equal(b.trace.server_version, "mock-1");
@@ -128,14 +128,14 @@ static void conversations_with_real_answers(void **state)
         assert_int_equal(r->prompt_tokens, 101 + 2 * turn[i]);
         assert_int_equal(r->cached_tokens, 64);
         assert_int_equal(r->output_tokens, 5);
-        assert_int_equal(token_sum(&b.trace, r), 5);
+        assert_int_equal(count_tokens(&b.trace, r), 5);
         assert_int_equal(r->n_ticks, 6); /* five tokens and the finish */
         assert_string_equal(r->finish, "length");
-        answer_is(r, 5, r->messages);
-        in_order(&b.trace, r);
+        expect_answer(r, 5, r->messages);
+        expect_times_in_order(&b.trace, r);
         assert_true(r->first_ns - r->start_ns >= 3000000);
-        assert_true(r->last_ns - r->start_ns >=
-                    3000000 + 4 * 500000); /* a delay of the first token moves it towards the second */
+        /* From the start, because a delay of the first token's event brings it closer to the second. */
+        assert_true(r->last_ns - r->start_ns >= 3000000 + 4 * 500000);
         assert_true(r->last_ns - r->first_ns < 5000000000);
     }
     assert_int_equal(b.trace.abandoned, 0);
@@ -165,15 +165,15 @@ static void conversations_with_real_answers(void **state)
     print_message("kernel stamps %.2f, p99 lag %.3f ms, send lag p99 %.3f ms, loop gap p99 %.3f ms\n",
                   b.trace.health.kernel_stamps, b.trace.health.stamp_lag_p99_ms, b.trace.health.send_lag_p99_ms,
                   b.trace.health.loop_gap_p99_ms);
-    end(&b);
+    finish(&b);
 }
 
 static void every_option_in_the_body(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){4}, 1, 5, WL_CONVERSATIONS);
-    serve(&b, (struct mock_opts){.cached = -1});
+    make_workload(&b, (int[]){4}, 1, 5, WL_CONVERSATIONS);
+    start_server(&b, (struct mock_opts){.cached = -1});
     b.target.model = "other";
     b.target.api_key = "secret";
     const char *extra_headers[] = {"X-One: 1", "X-Two=b=c"};
@@ -185,7 +185,7 @@ static void every_option_in_the_body(void **state)
     b.load.fixed_history = true;
     b.load.limit_min_tokens = 2;
     b.load.limit_max_tokens = 7;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), 2);
     assert_string_equal(
@@ -207,7 +207,7 @@ static void every_option_in_the_body(void **state)
 
     b.load.limit_min_tokens = b.load.limit_max_tokens = -1; /* not sent at all */
     b.load.stream = false;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     mock_requests(b.mock, &q);
     assert_null(strstr(q[0].body, "_tokens"));
     assert_null(strstr(q[0].body, "stream"));
@@ -215,21 +215,21 @@ static void every_option_in_the_body(void **state)
     assert_true(r->ok);
     assert_int_equal(r->asked_tokens, -1);
     assert_true(r->first_ns == r->done_ns && r->last_ns == r->done_ns);
-    assert_int_equal(token_sum(&b.trace, r), 8);
-    answer_is(r, 8, 1);
-    end(&b);
+    assert_int_equal(count_tokens(&b.trace, r), 8);
+    expect_answer(r, 8, 1);
+    finish(&b);
 }
 
 static void prompts_as_bench_serve_sends_them(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){2, 2, 2}, 3, 4, WL_RANDOM);
-    serve(&b, (struct mock_opts){.cached = 0});
+    make_workload(&b, (int[]){2, 2, 2}, 3, 4, WL_RANDOM);
+    start_server(&b, (struct mock_opts){.cached = 0});
     const struct mock_request *q;
     b.load.ignore_eos = true;
     b.load.max_concurrency = 1;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 3);
     assert_string_equal(q[0].body,
                         "{\"model\":\"mock\",\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":"
@@ -240,7 +240,7 @@ static void prompts_as_bench_serve_sends_them(void **state)
 
     b.load.endpoint = LOAD_COMPLETIONS;
     b.load.max_num_requests = 2;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 2);
     assert_string_equal(q[1].path, "/v1/completions");
     assert_string_equal(
@@ -253,32 +253,32 @@ static void prompts_as_bench_serve_sends_them(void **state)
 
     b.load.send_token_ids = true;
     b.load.warmup_step = true; /* each prompt is sent once before: four requests, two of them measured */
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(mock_requests(b.mock, &q), 4);
     assert_non_null(strstr(q[0].body, "\"prompt\":[11,22,33],"));
     assert_non_null(strstr(q[0].body, "\"return_token_ids\":true"));
     assert_string_equal(q[0].body, q[2].body);
     assert_int_equal(b.trace.n, 2);
     assert_int_equal(b.trace.n_warm, 2);
-    end(&b);
+    finish(&b);
 
     /* The hash is over the token ids, however they are spread over events. */
     uint64_t seen[2];
     for (int per = 2; per <= 4; per += 2) {
-        workload(&b, (int[]){2}, 1, 4, WL_RANDOM);
-        serve(&b, (struct mock_opts){.per_event = per, .cached = 0});
+        make_workload(&b, (int[]){2}, 1, 4, WL_RANDOM);
+        start_server(&b, (struct mock_opts){.per_event = per, .cached = 0});
         b.load.endpoint = LOAD_COMPLETIONS;
         b.load.send_token_ids = true;
-        assert_int_equal(run(&b), 0);
-        assert_int_equal(token_sum(&b.trace, &b.trace.recs[0]), 4);
+        assert_int_equal(run_load(&b), 0);
+        assert_int_equal(count_tokens(&b.trace, &b.trace.recs[0]), 4);
         seen[per / 4] = b.trace.recs[0].text_xxh;
-        end(&b);
+        finish(&b);
     }
     assert_true(seen[0] == seen[1]);
 }
 
-/* Requests as "client:conversation.turn" in the order of their starts. */
-static void starts(const struct hz_trace *t, struct km_buf *out)
+/* Appends all requests as "client:conversation.turn", in the order of their starts. */
+static void list_starts(const struct hz_trace *t, struct km_buf *out)
 {
     int64_t after = 0;
     for (int i = 0; i < t->n; i++) {
@@ -296,21 +296,21 @@ static void the_closed_loop_over_sockets(void **state)
     (void)state;
     static struct bench b;
     struct km_buf order = {0};
-    workload(&b, (int[]){4, 4, 4}, 3, 2, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.cached = 0});
+    make_workload(&b, (int[]){4, 4, 4}, 3, 2, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.cached = 0});
     b.load.max_active_conversations = 2;
-    assert_int_equal(run(&b), 0);
-    starts(&b.trace, &order);
+    assert_int_equal(run_load(&b), 0);
+    list_starts(&b.trace, &order);
     assert_string_equal(order.data, "0:1.0 0:0.0 0:1.1 0:2.0 0:0.1 ");
     assert_int_equal(b.trace.abandoned, 1);
     km_buf_free(&order);
 
     /* Two clients: the first runs out of work while the second is in one of its 20 turns. That turn is the last one. */
-    end(&b);
-    workload(&b, (int[]){2, 40}, 2, 2, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.cached = 0});
+    finish(&b);
+    make_workload(&b, (int[]){2, 40}, 2, 2, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.cached = 0});
     b.load.num_clients = 2;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     int of[2] = {0, 0};
     for (int i = 0; i < b.trace.n; i++) {
         assert_true(b.trace.recs[i].ok);
@@ -320,20 +320,20 @@ static void the_closed_loop_over_sockets(void **state)
     assert_in_range(of[1], 1, 19); /* how far depends on the machine's load */
     assert_int_equal(b.trace.abandoned, 21 - b.trace.n);
     b.load.early_stop = false;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(b.trace.n, 21);
-    end(&b);
+    finish(&b);
 }
 
 static void a_warm_up_feeds_the_measured_pass(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){4, 2, 6}, 3, 3, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.cached = 0});
+    make_workload(&b, (int[]){4, 2, 6}, 3, 3, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.cached = 0});
     b.load.warmup_step = true;
     b.load.early_stop = false;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(b.trace.n_warm, 3);
     assert_int_equal(b.trace.n, 3); /* 0.1, 2.1, 2.2 */
     assert_true(b.trace.warmup_ns > 0);
@@ -344,10 +344,9 @@ static void a_warm_up_feeds_the_measured_pass(void **state)
     }
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), 6);
-    assert_non_null(
-        strstr(q[3].body,
-               "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2\"}")); /* the answer that the warm-up received */
-    end(&b);
+    /* The history has the answer that the warm-up received. */
+    assert_non_null(strstr(q[3].body, "{\"role\":\"assistant\",\"content\":\" w1.0 w1.1 w1.2\"}"));
+    finish(&b);
 }
 
 static void every_kind_of_failure(void **state)
@@ -356,7 +355,7 @@ static void every_kind_of_failure(void **state)
     static const struct {
         struct mock_opts o;
         const char *why;
-        int tokens; /* seen before the failure */
+        int tokens; /* received before the failure */
     } t[] = {
         {{.mode = MOCK_NO_END, .cached = 0}, "the stream ended without a finish_reason or [DONE] after 6 tokens", 6},
         {{.mode = MOCK_TRUNCATED, .cached = 0}, "connection lost after 3 tokens: ", 3},
@@ -370,14 +369,14 @@ static void every_kind_of_failure(void **state)
     static struct bench b;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct mock_opts o = t[i].o;
-        workload(&b, (int[]){6, 4}, 2, 6, WL_MULTI_TURN);
+        make_workload(&b, (int[]){6, 4}, 2, 6, WL_MULTI_TURN);
         o.from = 1; /* the first request goes well */
-        serve(&b, o);
+        start_server(&b, o);
         if (o.mode == MOCK_SILENT) {
             b.load.timeout_s = 0.15;
             b.load.limit_min_tokens = b.load.limit_max_tokens = -1;
         }
-        assert_int_equal(run(&b), 0);
+        assert_int_equal(run_load(&b), 0);
         /* 0.0 succeeds, 0.1 fails, so 0.2 is dropped. The client continues with 1.0, which fails too, so 1.1 is
          * dropped. */
         assert_int_equal(b.trace.n, 3);
@@ -388,8 +387,8 @@ static void every_kind_of_failure(void **state)
             const struct hz_rec *r = &b.trace.recs[k];
             assert_false(r->ok);
             if (strncmp(r->error, t[i].why, strlen(t[i].why)))
-                fail_msg("said \"%s\", not \"%s\"", r->error, t[i].why);
-            assert_int_equal(token_sum(&b.trace, r), t[i].tokens);
+                fail_msg("the error is \"%s\", not \"%s\"", r->error, t[i].why);
+            assert_int_equal(count_tokens(&b.trace, r), t[i].tokens);
             assert_null(r->text);
         }
         struct hz_summary s;
@@ -397,7 +396,7 @@ static void every_kind_of_failure(void **state)
         assert_int_equal(s.requests_ok, 1);
         assert_int_equal(s.requests_failed, 2);
         assert_int_equal(s.ttft_ms.n, 1);
-        end(&b);
+        finish(&b);
     }
 }
 
@@ -414,20 +413,20 @@ static void shapes_of_good_streams(void **state)
     };
     static struct bench b;
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
-        workload(&b, (int[]){4}, 1, 9, WL_MULTI_TURN);
-        serve(&b, t[i]);
-        assert_int_equal(run(&b), 0);
+        make_workload(&b, (int[]){4}, 1, 9, WL_MULTI_TURN);
+        start_server(&b, t[i]);
+        assert_int_equal(run_load(&b), 0);
         assert_int_equal(b.trace.n, 2);
         for (int k = 0; k < 2; k++) {
             assert_string_equal(b.trace.recs[k].error, "");
-            answer_is(&b.trace.recs[k], 9, b.trace.recs[k].messages);
-            assert_int_equal(token_sum(&b.trace, &b.trace.recs[k]), 9);
+            expect_answer(&b.trace.recs[k], 9, b.trace.recs[k].messages);
+            assert_int_equal(count_tokens(&b.trace, &b.trace.recs[k]), 9);
             assert_int_equal(b.trace.recs[k].output_tokens, 9);
-            in_order(&b.trace, &b.trace.recs[k]);
+            expect_times_in_order(&b.trace, &b.trace.recs[k]);
         }
         assert_int_equal(b.trace.recs[0].n_ticks, 10);
         assert_int_equal(b.trace.health.reconnects, t[i].mode == MOCK_CLOSE ? 1 : 0);
-        end(&b);
+        finish(&b);
     }
 }
 
@@ -435,28 +434,28 @@ static void a_role_is_not_a_token(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){2}, 1, 3, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.mode = MOCK_ROLE_FIRST, .ttft_us = 30000, .cached = 0});
-    assert_int_equal(run(&b), 0);
+    make_workload(&b, (int[]){2}, 1, 3, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.mode = MOCK_ROLE_FIRST, .ttft_us = 30000, .cached = 0});
+    assert_int_equal(run_load(&b), 0);
     const struct hz_rec *r = &b.trace.recs[0];
-    in_order(&b.trace, r);
+    expect_times_in_order(&b.trace, r);
     assert_true(r->first_ns - r->first_any_ns >= 15000000); /* 30 ms apart when sent */
     assert_int_equal(b.trace.ticks[r->tick0].tokens, 0);
     assert_int_equal(r->n_ticks, 5);
-    assert_int_equal(token_sum(&b.trace, r), 3);
-    end(&b);
+    assert_int_equal(count_tokens(&b.trace, r), 3);
+    finish(&b);
 }
 
 static void reasoning_counts_and_stays_out_of_the_history(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){4}, 1, 4, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.mode = MOCK_REASONING, .cached = 0});
-    assert_int_equal(run(&b), 0);
+    make_workload(&b, (int[]){4}, 1, 4, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.mode = MOCK_REASONING, .cached = 0});
+    assert_int_equal(run_load(&b), 0);
     const struct hz_rec *r = &b.trace.recs[0];
     assert_true(r->ok);
-    assert_int_equal(token_sum(&b.trace, r), 4);
+    assert_int_equal(count_tokens(&b.trace, r), 4);
     assert_int_equal(r->first_len, 0);
     assert_string_equal(r->text, " w1.2 w1.3");
     const struct mock_request *q;
@@ -464,28 +463,28 @@ static void reasoning_counts_and_stays_out_of_the_history(void **state)
     assert_non_null(strstr(q[1].body, "{\"role\":\"assistant\",\"content\":\" w1.2 w1.3\"}"));
     /* The hash is over reasoning and content: it does not depend on where the server separates them. */
     uint64_t with = r->text_xxh;
-    end(&b);
-    workload(&b, (int[]){2}, 1, 4, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.cached = 0});
-    assert_int_equal(run(&b), 0);
+    finish(&b);
+    make_workload(&b, (int[]){2}, 1, 4, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.cached = 0});
+    assert_int_equal(run_load(&b), 0);
     assert_true(b.trace.recs[0].text_xxh == with);
-    end(&b);
+    finish(&b);
 }
 
 static void several_tokens_per_event(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){2}, 1, 10, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.per_event = 4, .cached = 0});
-    assert_int_equal(run(&b), 0);
+    make_workload(&b, (int[]){2}, 1, 10, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.per_event = 4, .cached = 0});
+    assert_int_equal(run_load(&b), 0);
     const struct hz_rec *r = &b.trace.recs[0];
     static const int want[] = {4, 4, 2, 0};
     assert_int_equal(r->n_ticks, 4);
     for (int i = 0; i < 4; i++)
         assert_int_equal(b.trace.ticks[r->tick0 + (size_t)i].tokens, want[i]);
     assert_int_equal(r->first_len, strlen(" w1.0 w1.1 w1.2 w1.3"));
-    end(&b);
+    finish(&b);
 }
 
 static void a_response_cut_anywhere(void **state)
@@ -493,14 +492,14 @@ static void a_response_cut_anywhere(void **state)
     (void)state;
     static struct bench b;
     for (int cut = 1; cut < 1400; cut += cut < 200 ? 7 : 13) {
-        workload(&b, (int[]){2}, 1, 5, WL_MULTI_TURN);
-        serve(&b, (struct mock_opts){.split_at = cut, .cached = 1});
-        assert_int_equal(run(&b), 0);
+        make_workload(&b, (int[]){2}, 1, 5, WL_MULTI_TURN);
+        start_server(&b, (struct mock_opts){.split_at = cut, .cached = 1});
+        assert_int_equal(run_load(&b), 0);
         assert_string_equal(b.trace.recs[0].error, "");
-        answer_is(&b.trace.recs[0], 5, 1);
-        assert_int_equal(token_sum(&b.trace, &b.trace.recs[0]), 5);
+        expect_answer(&b.trace.recs[0], 5, 1);
+        assert_int_equal(count_tokens(&b.trace, &b.trace.recs[0]), 5);
         assert_int_equal(b.trace.recs[0].cached_tokens, 1);
-        end(&b);
+        finish(&b);
     }
 }
 
@@ -519,8 +518,8 @@ static void the_server_dies(void **state)
     int lengths[20];
     for (int i = 0; i < 20; i++)
         lengths[i] = 8;
-    workload(&b, lengths, 20, 4, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.ttft_us = 20000, .gap_us = 20000, .cached = 0});
+    make_workload(&b, lengths, 20, 4, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.ttft_us = 20000, .gap_us = 20000, .cached = 0});
     b.load.num_clients = 2;
     assert_int_equal(load_run(&b.target, &b.load, &b.set, kill_after_three, &b, &b.trace, &b.err), 0);
     int ok = 0, refused = 0, lost = 0;
@@ -535,7 +534,7 @@ static void the_server_dies(void **state)
     assert_int_equal(ok + refused + lost, b.trace.n);
     assert_true(refused >= 16);
     assert_int_equal(b.trace.n + b.trace.dropped, 80); /* every request of the workload is accounted for */
-    end(&b);
+    finish(&b);
 }
 
 static bool stop_soon(void *arg, const struct client_progress *p)
@@ -550,8 +549,8 @@ static void progress_and_an_early_end(void **state)
     (void)state;
     static struct bench b;
     int64_t calls = 0;
-    workload(&b, (int[]){12, 12}, 2, 10, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.ttft_us = 10000, .gap_us = 5000, .cached = 0});
+    make_workload(&b, (int[]){12, 12}, 2, 10, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.ttft_us = 10000, .gap_us = 5000, .cached = 0});
     b.load.num_clients = 2;
     assert_int_equal(load_run(&b.target, &b.load, &b.set, stop_soon, &calls, &b.trace, &b.err), 0);
     assert_true(b.trace.stopped);
@@ -559,7 +558,7 @@ static void progress_and_an_early_end(void **state)
     assert_true(b.trace.n < 12 && b.trace.abandoned == 12 - b.trace.n);
     for (int i = 0; i < b.trace.n; i++)
         assert_true(b.trace.recs[i].ok);
-    end(&b);
+    finish(&b);
 }
 
 static void prompts_at_a_rate(void **state)
@@ -569,14 +568,14 @@ static void prompts_at_a_rate(void **state)
     int lengths[20];
     for (int i = 0; i < 20; i++)
         lengths[i] = 2;
-    workload(&b, lengths, 20, 3, WL_RANDOM);
-    serve(&b, (struct mock_opts){.ttft_us = 2000, .cached = 0});
+    make_workload(&b, lengths, 20, 3, WL_RANDOM);
+    start_server(&b, (struct mock_opts){.ttft_us = 2000, .cached = 0});
     b.load.request_rate = 50;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(b.trace.n, 20);
     int64_t last = 0;
     for (int i = 0; i < 20; i++) {
-        in_order(&b.trace, &b.trace.recs[i]);
+        expect_times_in_order(&b.trace, &b.trace.recs[i]);
         assert_true(b.trace.recs[i].start_ns - b.trace.recs[i].sched_ns < 3000000000);
         last = b.trace.recs[i].sched_ns > last ? b.trace.recs[i].sched_ns : last;
     }
@@ -586,7 +585,7 @@ static void prompts_at_a_rate(void **state)
      * send lag. */
     b.load.request_rate = 0;
     b.load.max_concurrency = 4;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     int late = 0;
     for (int i = 0; i < 20; i++) {
         assert_int_equal(b.trace.recs[i].sched_ns, b.trace.begin_ns);
@@ -594,7 +593,7 @@ static void prompts_at_a_rate(void **state)
     }
     assert_true(late >= 12);
     assert_true(b.trace.health.send_lag_p99_ms < 50);
-    end(&b);
+    finish(&b);
 }
 
 static void many_connections_before_the_clock(void **state)
@@ -604,9 +603,9 @@ static void many_connections_before_the_clock(void **state)
     int lengths[MAX_CONVS];
     for (int i = 0; i < MAX_CONVS; i++)
         lengths[i] = 2;
-    workload(&b, lengths, MAX_CONVS, 3, WL_RANDOM);
-    serve(&b, (struct mock_opts){.ttft_us = 20000, .cached = 0});
-    assert_int_equal(run(&b), 0);
+    make_workload(&b, lengths, MAX_CONVS, 3, WL_RANDOM);
+    start_server(&b, (struct mock_opts){.ttft_us = 20000, .cached = 0});
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(b.trace.health.reconnects, 0);
     const struct mock_request *q;
     assert_int_equal(mock_requests(b.mock, &q), MAX_CONVS);
@@ -615,7 +614,7 @@ static void many_connections_before_the_clock(void **state)
         assert_false(seen[q[i].conn]);
         seen[q[i].conn] = true;
     }
-    end(&b);
+    finish(&b);
 }
 
 static void counts_by_the_clients_tokenizer(void **state)
@@ -628,10 +627,10 @@ static void counts_by_the_clients_tokenizer(void **state)
         print_message("skipped: %s\n", err.msg);
         skip();
     }
-    workload(&b, (int[]){6}, 1, 5, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.cached = 0});
+    make_workload(&b, (int[]){6}, 1, 5, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.cached = 0});
     b.load.warmup_step = true;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(hz_trace_count(&b.trace, &b.set, tok, true, &err), 0);
     int answers[3];
     for (int i = 0; i < 3; i++) {
@@ -646,19 +645,19 @@ static void counts_by_the_clients_tokenizer(void **state)
     assert_int_equal(hz_trace_count(&b.trace, &b.set, tok, false, &err), 0);
     assert_null(b.trace.recs[0].text);
     b.load.fixed_history = true;
-    assert_int_equal(run(&b), 0);
+    assert_int_equal(run_load(&b), 0);
     assert_int_equal(hz_trace_count(&b.trace, &b.set, tok, false, &err), 0);
     assert_int_equal(b.trace.recs[1].local_prompt_tokens, 3 + 5 + 3 + 5 + 3);
     tok_free(tok);
-    end(&b);
+    finish(&b);
 }
 
-static void refuses(struct bench *b, int code, const char *part)
+static void expect_error(struct bench *b, int code, const char *part)
 {
     hz_trace_free(&b->trace);
     assert_int_equal(load_run(&b->target, &b->load, &b->set, NULL, NULL, &b->trace, &b->err), code);
     if (!strstr(b->err.msg, part))
-        fail_msg("\"%s\" does not say \"%s\"", b->err.msg, part);
+        fail_msg("the message \"%s\" does not contain \"%s\"", b->err.msg, part);
     b->load = load_defaults();
     b->target = (struct target){.url = mock_url(b->mock)};
 }
@@ -667,35 +666,35 @@ static void bad_options_are_errors(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){4, 4}, 2, 5, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.cached = 0});
+    make_workload(&b, (int[]){4, 4}, 2, 5, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.cached = 0});
     b.load.num_clients = 3;
-    refuses(&b, KM_EINVAL, "--num-clients is 3");
+    expect_error(&b, KM_EINVAL, "--num-clients is 3");
     b.load.max_active_conversations = 5;
-    refuses(&b, KM_EINVAL, "--max-active-conversations is 5");
+    expect_error(&b, KM_EINVAL, "--max-active-conversations is 5");
     b.load.num_clients = 2, b.load.max_num_requests = 1;
-    refuses(&b, KM_EINVAL, "--max-num-requests is 1");
+    expect_error(&b, KM_EINVAL, "--max-num-requests is 1");
     b.load.limit_max_tokens = 5;
-    refuses(&b, KM_EINVAL, "--limit-min-tokens is missing");
+    expect_error(&b, KM_EINVAL, "--limit-min-tokens is missing");
     b.load.endpoint = LOAD_COMPLETIONS;
-    refuses(&b, KM_EINVAL, "chat endpoint");
+    expect_error(&b, KM_EINVAL, "chat endpoint");
     b.target.extra_body = "{\"stream\":false}";
-    refuses(&b, KM_EINVAL, "\"stream\"");
+    expect_error(&b, KM_EINVAL, "\"stream\"");
     b.target.extra_body = "[1]";
-    refuses(&b, KM_EINVAL, "must be a JSON object");
+    expect_error(&b, KM_EINVAL, "must be a JSON object");
     b.target.extra_body = "{";
-    refuses(&b, KM_EFORMAT, "extra body: ");
+    expect_error(&b, KM_EFORMAT, "extra body: ");
     b.target.model = "absent";
-    refuses(&b, KM_EINVAL, "does not serve model absent; it serves mock, other");
+    expect_error(&b, KM_EINVAL, "does not serve model absent; it serves mock, other");
     const char *h[] = {"nonsense"};
     b.target.headers = (struct km_strs){h, 1};
-    refuses(&b, KM_EINVAL, "nonsense");
+    expect_error(&b, KM_EINVAL, "nonsense");
     b.target.url = "127.0.0.1:80";
-    refuses(&b, KM_EINVAL, "not the address");
+    expect_error(&b, KM_EINVAL, "not the address");
     b.target.url = "http://127.0.0.1:1";
-    refuses(&b, KM_ENET, "127.0.0.1");
+    expect_error(&b, KM_ENET, "127.0.0.1");
     b.msgs[0][1].n_tokens = -1;
-    refuses(&b, KM_EINVAL, "not counted");
+    expect_error(&b, KM_EINVAL, "not counted");
     b.target.url = "http://127.0.0.1:1";
     assert_int_equal(target_wait_ready(&b.target, 0.2, &b.err), KM_ENET);
     b.target.url = mock_url(b.mock);
@@ -706,16 +705,16 @@ static void bad_options_are_errors(void **state)
     km_buf_clear(&body);
     assert_int_equal(target_post(&b.target, "/version", "{}", 5, &body, &b.err), 200);
     km_buf_free(&body);
-    end(&b);
+    finish(&b);
 }
 
-/* The root of the named model, or of the first one when none is named. */
+/* The target's model is looked up, or the first one that the server lists if the target names none. */
 static void the_root_of_the_model(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){2}, 1, 3, WL_MULTI_TURN);
-    serve(&b, (struct mock_opts){.cached = 0});
+    make_workload(&b, (int[]){2}, 1, 3, WL_MULTI_TURN);
+    start_server(&b, (struct mock_opts){.cached = 0});
     const char *const asked[] = {NULL, "mock", "other", "absent"};
     for (int i = 0; i < 4; i++) {
         struct km_buf root = {0};
@@ -728,14 +727,14 @@ static void the_root_of_the_model(void **state)
     b.target.url = "http://127.0.0.1:1";
     assert_int_equal(target_model_root(&b.target, &root, &b.err), KM_ENET);
     km_buf_free(&root);
-    end(&b);
+    finish(&b);
 }
 
 static void without_memory_nothing_leaks(void **state)
 {
     (void)state;
     static struct bench b;
-    workload(&b, (int[]){4}, 1, 3, WL_MULTI_TURN);
+    make_workload(&b, (int[]){4}, 1, 3, WL_MULTI_TURN);
     struct km_err err;
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
     bool reached = false;

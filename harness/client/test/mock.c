@@ -68,7 +68,7 @@ static bool send_bytes(struct conn *c, const char *p, size_t n)
     return true;
 }
 
-static void chunk(struct km_buf *out, const char *data, size_t n)
+static void put_chunk(struct km_buf *out, const char *data, size_t n)
 {
     km_buf_printf(out, "%zx\r\n", n);
     km_buf_put(out, data, n);
@@ -84,7 +84,7 @@ struct answer {
     bool chat, gone;
 };
 
-static void put(struct answer *a, const char *bytes, size_t n)
+static void put_bytes(struct answer *a, const char *bytes, size_t n)
 {
     if (a->o->split_at)
         km_buf_put(&a->whole, bytes, n);
@@ -92,31 +92,32 @@ static void put(struct answer *a, const char *bytes, size_t n)
         a->gone = a->gone || !send_bytes(a->c, bytes, n);
 }
 
-static void event(struct answer *a, const char *json)
+static void send_event(struct answer *a, const char *json)
 {
     struct km_buf e = {0}, out = {0};
     const char *nl = a->mode == MOCK_CRLF ? "\r\n" : "\n";
     if (a->mode == MOCK_COMMENTS)
         km_buf_puts(&e, ": ping\n\nevent: x\nid: 1\n");
     km_buf_printf(&e, a->mode == MOCK_COMMENTS ? "data:%s%s%s" : "data: %s%s%s", json, nl, nl);
-    chunk(&out, e.data, e.len);
+    put_chunk(&out, e.data, e.len);
     if (a->o->before)
         a->o->before(a->o->arg);
     struct mock_request *q = a->request;
     must((q->sent = realloc(q->sent, (size_t)(q->n_sent + 1) * sizeof *q->sent)) != NULL);
     q->sent[q->n_sent++] = km_now_ns();
-    put(a, out.data, out.len);
+    put_bytes(a, out.data, out.len);
     km_buf_free(&e);
     km_buf_free(&out);
 }
 
+/* The number after the first `key` in text; `other` if there is none. */
 static long number_after(const char *text, const char *key, long other)
 {
     const char *p = strstr(text, key);
     return p ? strtol(p + strlen(key), NULL, 10) : other;
 }
 
-static int count(const char *text, const char *what)
+static int count_occurrences(const char *text, const char *what)
 {
     int n = 0;
     for (const char *p = text; (p = strstr(p, what)); p += strlen(what))
@@ -124,7 +125,7 @@ static int count(const char *text, const char *what)
     return n;
 }
 
-static void token_event(struct answer *a, int first, int n, int messages, bool reasoning)
+static void send_token_event(struct answer *a, int first, int n, int messages, bool reasoning)
 {
     struct km_buf t = {0}, j = {0};
     for (int i = first; i < first + n; i++)
@@ -141,12 +142,12 @@ static void token_event(struct answer *a, int first, int n, int messages, bool r
         km_buf_puts(&j, "]");
     }
     km_buf_puts(&j, ",\"finish_reason\":null}]}");
-    event(a, j.data);
+    send_event(a, j.data);
     km_buf_free(&t);
     km_buf_free(&j);
 }
 
-static void simple(struct answer *a, const char *status, const char *type, const char *body)
+static void send_response(struct answer *a, const char *status, const char *type, const char *body)
 {
     struct km_buf b = {0};
     km_buf_printf(&b, "HTTP/1.1 %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n\r\n%s", status, type, strlen(body),
@@ -155,7 +156,7 @@ static void simple(struct answer *a, const char *status, const char *type, const
     km_buf_free(&b);
 }
 
-static void whole_answer(struct answer *a, int tokens, int messages, const char *usage)
+static void send_whole_answer(struct answer *a, int tokens, int messages, const char *usage)
 {
     struct km_buf t = {0}, j = {0};
     for (int i = 0; i < tokens; i++)
@@ -165,12 +166,12 @@ static void whole_answer(struct answer *a, int tokens, int messages, const char 
     km_buf_put_json(&j, t.data, t.len);
     km_buf_printf(&j, "\"},\"finish_reason\":\"length\"}],%s}", usage);
     usleep((useconds_t)a->o->ttft_us);
-    simple(a, "200 OK", "application/json", j.data);
+    send_response(a, "200 OK", "application/json", j.data);
     km_buf_free(&t);
     km_buf_free(&j);
 }
 
-static void stream(struct answer *a, int tokens, int messages, const char *usage)
+static void send_stream(struct answer *a, int tokens, int messages, const char *usage)
 {
     const struct mock_opts *o = a->o;
     int per = o->per_event > 0 ? o->per_event : 1;
@@ -179,44 +180,45 @@ static void stream(struct answer *a, int tokens, int messages, const char *usage
             ? "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\nTransfer-Encoding: "
               "chunked\r\n\r\n"
             : "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
-    put(a, head, strlen(head));
+    put_bytes(a, head, strlen(head));
     if (a->mode == MOCK_ROLE_FIRST || a->mode == MOCK_EMPTY)
-        event(a, "{\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_"
-                 "reason\":null}]}");
+        send_event(a, "{\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_"
+                      "reason\":null}]}");
     usleep((useconds_t)o->ttft_us);
     for (int i = 0; a->mode != MOCK_EMPTY && i < tokens && !a->gone && !atomic_load(&a->c->m->stop); i += per) {
         if (i)
             usleep((useconds_t)o->gap_us);
         if (a->mode == MOCK_ERROR_EVENT && i >= tokens / 2) {
-            event(a, "{\"error\":{\"message\":\"the engine fell "
-                     "over\",\"type\":\"server_error\",\"param\":null,\"code\":500}}");
-            event(a, "[DONE]");
-            put(a, "0\r\n\r\n", 5);
+            send_event(a, "{\"error\":{\"message\":\"the engine fell "
+                          "over\",\"type\":\"server_error\",\"param\":null,\"code\":500}}");
+            send_event(a, "[DONE]");
+            put_bytes(a, "0\r\n\r\n", 5);
             return;
         }
         if (a->mode == MOCK_BAD_JSON && i >= tokens / 2) {
-            event(a, "{\"choices\":[{\"delta\":");
+            send_event(a, "{\"choices\":[{\"delta\":");
             continue;
         }
         if (a->mode == MOCK_TRUNCATED && i >= tokens / 2) {
-            put(a, "40\r\ndata: {\"choices\":[{\"del", 27);
+            put_bytes(a, "40\r\ndata: {\"choices\":[{\"del", 27);
             a->gone = true;
             return;
         }
-        token_event(a, i, per < tokens - i ? per : tokens - i, messages, a->mode == MOCK_REASONING && i < tokens / 2);
+        send_token_event(a, i, per < tokens - i ? per : tokens - i, messages,
+                         a->mode == MOCK_REASONING && i < tokens / 2);
     }
     if (a->mode != MOCK_NO_END)
-        event(a, a->chat ? "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}"
-                         : "{\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"length\"}]}");
+        send_event(a, a->chat ? "{\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}"
+                              : "{\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"length\"}]}");
     if (!o->no_usage) {
         struct km_buf j = {0};
         km_buf_printf(&j, "{\"choices\":[],%s}", usage);
-        event(a, j.data);
+        send_event(a, j.data);
         km_buf_free(&j);
     }
     if (a->mode != MOCK_NO_DONE && a->mode != MOCK_NO_END)
-        event(a, "[DONE]");
-    put(a, "0\r\n\r\n", 5);
+        send_event(a, "[DONE]");
+    put_bytes(a, "0\r\n\r\n", 5);
     if (o->split_at && !a->gone) {
         size_t cut = (size_t)o->split_at < a->whole.len ? (size_t)o->split_at : a->whole.len;
         a->gone = !send_bytes(a->c, a->whole.data, cut);
@@ -226,22 +228,23 @@ static void stream(struct answer *a, int tokens, int messages, const char *usage
     a->gone = a->gone || a->mode == MOCK_CLOSE;
 }
 
-/* False: close the connection. */
-static bool answer(struct conn *c, const char *path, const char *headers, const char *body)
+/* Logs a request and answers it. False: the connection must be closed. */
+static bool answer_request(struct conn *c, const char *path, const char *headers, const char *body)
 {
     struct mock *m = c->m;
     struct answer a = {.c = c, .o = &m->o, .chat = strstr(path, "chat") != NULL};
     if (!strcmp(path, "/health"))
-        simple(&a, "200 OK", "text/plain", "");
+        send_response(&a, "200 OK", "text/plain", "");
     else if (!strcmp(path, "/version"))
-        simple(&a, "200 OK", "application/json", "{\"version\":\"mock-1\"}");
+        send_response(&a, "200 OK", "application/json", "{\"version\":\"mock-1\"}");
     else if (!strcmp(path, "/v1/models"))
-        simple(&a, "200 OK", "application/json",
-               "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"root\":\"/models/mock\"},{\"id\":\"other\"}]}");
+        send_response(
+            &a, "200 OK", "application/json",
+            "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"root\":\"/models/mock\"},{\"id\":\"other\"}]}");
     else if (!strcmp(path, "/metrics") && m->o.metrics)
-        simple(&a, "200 OK", "text/plain; version=0.0.4", m->o.metrics);
+        send_response(&a, "200 OK", "text/plain; version=0.0.4", m->o.metrics);
     else if (!strstr(path, "completions"))
-        simple(&a, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
+        send_response(&a, "404 Not Found", "application/json", "{\"detail\":\"Not Found\"}");
     else {
         pthread_mutex_lock(&m->lock);
         must(m->n_requests < MAX_REQUESTS);
@@ -250,7 +253,7 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
         *a.request = (struct mock_request){strdup(path), strdup(body), strdup(headers), c->number, NULL, 0};
         pthread_mutex_unlock(&m->lock);
         a.mode = k < m->o.from ? MOCK_NORMAL : m->o.mode;
-        int messages = count(body, "\"role\":");
+        int messages = count_occurrences(body, "\"role\":");
         long wanted = number_after(body, "\"max_tokens\":", number_after(body, "\"max_completion_tokens\":", 8));
         int tokens = m->o.tokens ? m->o.tokens : (int)wanted;
         char usage[200];
@@ -262,17 +265,17 @@ static bool answer(struct conn *c, const char *path, const char *headers, const 
                           m->o.cached);
         snprintf(usage + n, sizeof usage - (size_t)n, "}");
         if (a.mode == MOCK_HTML)
-            simple(&a, "200 OK", "text/html", "<html><body>Please log in</body></html>");
+            send_response(&a, "200 OK", "text/html", "<html><body>Please log in</body></html>");
         else if (a.mode == MOCK_500)
-            simple(&a, "500 Internal Server Error", "application/json",
-                   "{\"error\":{\"message\":\"no pages left\",\"code\":500}}");
+            send_response(&a, "500 Internal Server Error", "application/json",
+                          "{\"error\":{\"message\":\"no pages left\",\"code\":500}}");
         else if (a.mode == MOCK_SILENT)
             while (!atomic_load(&m->stop) && recv(c->fd, (char[1]){0}, 1, MSG_PEEK | MSG_DONTWAIT) != 0)
                 usleep(2000);
         else if (strstr(body, "\"stream\":true"))
-            stream(&a, tokens, messages, usage);
+            send_stream(&a, tokens, messages, usage);
         else
-            whole_answer(&a, tokens, messages, usage);
+            send_whole_answer(&a, tokens, messages, usage);
     }
     km_buf_free(&a.whole);
     return !a.gone && a.mode != MOCK_SILENT;
@@ -304,7 +307,7 @@ static void *serve(void *arg)
         char *headers = strndup(in.data, head), *text = strndup(in.data + head, body);
         char path[256];
         must(sscanf(headers, "%*s %255s", path) == 1);
-        open = answer(c, path, headers, text);
+        open = answer_request(c, path, headers, text);
         free(headers);
         free(text);
         memmove(in.data, in.data + head + body, in.len - head - body + 1);

@@ -97,7 +97,7 @@ static void no_memory_is_a_failed_stream(void **state)
     sse_free(&s);
 }
 
-static void text_is(struct ev_slice s, const char *want)
+static void expect_text(struct ev_slice s, const char *want)
 {
     struct km_buf b = {0};
     ev_text(s, &b);
@@ -105,7 +105,7 @@ static void text_is(struct ev_slice s, const char *want)
     km_buf_free(&b);
 }
 
-static void scan(const char *text, struct ev *e)
+static void scan_event(const char *text, struct ev *e)
 {
     assert_int_equal(ev_scan(text, strlen(text), e), 0);
 }
@@ -114,49 +114,49 @@ static void what_servers_send(void **state)
 {
     (void)state;
     struct ev e;
-    scan("{\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{\"role\":"
-         "\"assistant\",\"content\":\"\"},"
-         "\"logprobs\":null,\"finish_reason\":null}]}",
-         &e);
+    scan_event("{\"id\":\"c\",\"object\":\"chat.completion.chunk\",\"choices\":[{\"index\":0,\"delta\":{\"role\":"
+               "\"assistant\",\"content\":\"\"},"
+               "\"logprobs\":null,\"finish_reason\":null}]}",
+               &e);
     assert_true(e.choices);
     assert_int_equal(e.content.n, 0);
     assert_null(e.finish.p);
     assert_false(e.failed);
     assert_int_equal(e.listed, -1);
 
-    scan("{\"choices\":[{\"delta\":{\"content\":\"a\\u00e9\\ud83d\\ude00\\n\\\"\\/"
-         "\\ud800x\"},\"finish_reason\":\"stop\"}]}",
-         &e);
-    text_is(e.content, "a\xC3\xA9\xF0\x9F\x98\x80\n\"/\xEF\xBF\xBDx");
-    text_is(e.finish, "stop");
+    scan_event("{\"choices\":[{\"delta\":{\"content\":\"a\\u00e9\\ud83d\\ude00\\n\\\"\\/"
+               "\\ud800x\"},\"finish_reason\":\"stop\"}]}",
+               &e);
+    expect_text(e.content, "a\xC3\xA9\xF0\x9F\x98\x80\n\"/\xEF\xBF\xBDx");
+    expect_text(e.finish, "stop");
 
-    scan("{\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\",\"content\":null}}],\"usage\":null}", &e);
-    text_is(e.reasoning, "hm");
+    scan_event("{\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\",\"content\":null}}],\"usage\":null}", &e);
+    expect_text(e.reasoning, "hm");
     assert_null(e.content.p);
     assert_int_equal(e.prompt_tokens, -1);
 
-    scan("{\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0}]}}]}", &e);
+    scan_event("{\"choices\":[{\"delta\":{\"tool_calls\":[{\"index\":0}]}}]}", &e);
     assert_true(e.tool_calls);
 
-    scan("{\"choices\":[],\"usage\":{\"prompt_tokens\":12,\"total_tokens\":15,\"completion_tokens\":3,"
-         "\"prompt_tokens_details\":{\"audio\":null,\"cached_tokens\":8}}}",
-         &e);
+    scan_event("{\"choices\":[],\"usage\":{\"prompt_tokens\":12,\"total_tokens\":15,\"completion_tokens\":3,"
+               "\"prompt_tokens_details\":{\"audio\":null,\"cached_tokens\":8}}}",
+               &e);
     assert_false(e.choices);
     assert_int_equal(e.prompt_tokens, 12);
     assert_int_equal(e.output_tokens, 3);
     assert_int_equal(e.cached_tokens, 8);
 
-    scan("{\"choices\":[{\"text\":\" b\",\"logprobs\":{\"tokens\":[\" "
-         "b\",\"c\"],\"top_logprobs\":[{}]},\"token_ids\":[1,2,3]}],"
-         "\"usage\":{\"prompt_tokens\":1,\"prompt_tokens_details\":null}}",
-         &e);
-    text_is(e.content, " b");
+    scan_event("{\"choices\":[{\"text\":\" b\",\"logprobs\":{\"tokens\":[\" "
+               "b\",\"c\"],\"top_logprobs\":[{}]},\"token_ids\":[1,2,3]}],"
+               "\"usage\":{\"prompt_tokens\":1,\"prompt_tokens_details\":null}}",
+               &e);
+    expect_text(e.content, " b");
     assert_int_equal(e.listed, 3);
     assert_int_equal(e.cached_tokens, -1);
 
-    scan("{\"choices\":[{\"logprobs\":{\"content\":[{\"token\":\"a\"},{\"token\":\"b\"}]},\"delta\":{\"content\":"
-         "\"ab\"}}]}",
-         &e);
+    scan_event("{\"choices\":[{\"logprobs\":{\"content\":[{\"token\":\"a\"},{\"token\":\"b\"}]},\"delta\":{\"content\":"
+               "\"ab\"}}]}",
+               &e);
     assert_int_equal(e.listed, 2);
 }
 
@@ -164,18 +164,18 @@ static void errors_in_each_dialect(void **state)
 {
     (void)state;
     struct ev e;
-    scan("{\"error\":{\"message\":\"out of \\\"pages\\\"\",\"type\":\"x\",\"param\":null,\"code\":500}}", &e);
+    scan_event("{\"error\":{\"message\":\"out of \\\"pages\\\"\",\"type\":\"x\",\"param\":null,\"code\":500}}", &e);
     assert_true(e.failed);
-    text_is(e.message, "out of \"pages\"");
-    scan("{\"object\":\"error\",\"message\":\"no model\"}", &e);
+    expect_text(e.message, "out of \"pages\"");
+    scan_event("{\"object\":\"error\",\"message\":\"no model\"}", &e);
     assert_true(e.failed);
-    text_is(e.message, "no model");
-    scan("{\"error\":\"plain\"}", &e);
+    expect_text(e.message, "no model");
+    scan_event("{\"error\":\"plain\"}", &e);
     assert_true(e.failed);
-    text_is(e.message, "plain");
-    scan("{\"detail\":\"Not Found\"}", &e);
-    text_is(e.message, "Not Found");
-    scan("{\"error\":null,\"choices\":[]}", &e);
+    expect_text(e.message, "plain");
+    scan_event("{\"detail\":\"Not Found\"}", &e);
+    expect_text(e.message, "Not Found");
+    scan_event("{\"error\":null,\"choices\":[]}", &e);
     assert_false(e.failed);
 }
 

@@ -9,9 +9,10 @@
 #include <math.h>
 #include <string.h>
 
-/* A workload of which only the lengths of the conversations are known. */
 static struct wl_conv convs[64];
-static struct wl_set lengths(const int *n, int count)
+
+/* A set whose conversations have n[i] messages, and no texts. */
+static struct wl_set make_set(const int *n, int count)
 {
     for (int i = 0; i < count; i++)
         convs[i] = (struct wl_conv){.n = n[i]};
@@ -67,7 +68,7 @@ static void play(struct schedule *s, struct play *p, int64_t service)
     fail_msg("the schedule does not end");
 }
 
-static struct schedule *closed(const struct wl_set *set, struct schedule_closed o)
+static struct schedule *new_closed(const struct wl_set *set, struct schedule_closed o)
 {
     struct schedule *s;
     struct km_err err;
@@ -76,13 +77,14 @@ static struct schedule *closed(const struct wl_set *set, struct schedule_closed 
     return s;
 }
 
-static void order_is(const struct wl_set *set, struct schedule_closed o, int fail_conv, int fail_turn, const char *want)
+static void expect_order(const struct wl_set *set, struct schedule_closed o, int fail_conv, int fail_turn,
+                         const char *want)
 {
     struct play p = {.fail_conv = fail_conv, .fail_turn = fail_turn, .now = 1000};
-    struct schedule *s = closed(set, o);
+    struct schedule *s = new_closed(set, o);
     play(s, &p, 10);
     assert_string_equal(km_buf_str(&p.log), want);
-    assert_true(schedule_planned(s) - p.sent - schedule_lost(s) >= 0);
+    assert_true(schedule_planned(s) - p.sent - schedule_dropped(s) >= 0);
     km_buf_free(&p.log);
     schedule_free(s);
 }
@@ -90,54 +92,56 @@ static void order_is(const struct wl_set *set, struct schedule_closed o, int fai
 static void clients_share_one_queue(void **state)
 {
     (void)state;
-    struct wl_set set = lengths((int[]){4, 6, 2}, 3);
-    /* Client 0 finishes conversation 0 and takes 2. When that ends the queue is empty, and the run ends for both. */
-    order_is(&set, (struct schedule_closed){.clients = 2, .active = 1, .early_stop = true}, -1, -1,
-             "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 ");
-    set = lengths((int[]){4, 8, 2}, 3);
-    order_is(&set, (struct schedule_closed){.clients = 2, .active = 1, .early_stop = true}, -1, -1,
-             "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 "); /* 1.3 is abandoned; 1.2 was in flight and ends */
-    order_is(&set, (struct schedule_closed){.clients = 2, .active = 1}, -1, -1,
-             "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 1:1.3 ");
+    struct wl_set set = make_set((int[]){4, 6, 2}, 3);
+    /* Client 0 finishes conversation 0 and takes 2. When 2 ends, the queue is empty, and the run ends for both. */
+    expect_order(&set, (struct schedule_closed){.clients = 2, .active = 1, .early_stop = true}, -1, -1,
+                 "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 ");
+    set = make_set((int[]){4, 8, 2}, 3);
+    expect_order(&set, (struct schedule_closed){.clients = 2, .active = 1, .early_stop = true}, -1, -1,
+                 "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 "); /* 1.2 is in flight at the end of the run and is
+                                                             completed; 1.3 is not sent */
+    expect_order(&set, (struct schedule_closed){.clients = 2, .active = 1}, -1, -1,
+                 "0:0.0 1:1.0 0:0.1 1:1.1 0:2.0 1:1.2 1:1.3 ");
 }
 
 static void round_robin_starts_with_the_newest(void **state)
 {
     (void)state;
-    struct wl_set set = lengths((int[]){4, 4, 4}, 3);
-    /* 0 and 1 rotate, the newest first. 2 joins at the right. The client finds the queue empty and exits; 2 is
-     * unfinished. */
-    order_is(&set, (struct schedule_closed){.clients = 1, .active = 2, .early_stop = true}, -1, -1,
-             "0:1.0 0:0.0 0:1.1 0:2.0 0:0.1 ");
-    set = lengths((int[]){6, 6, 6, 6}, 4);
-    order_is(&set, (struct schedule_closed){.clients = 1, .active = 4, .n = 4}, -1, -1,
-             "0:3.0 0:2.0 0:1.0 0:0.0 0:3.1 0:2.1 0:1.1 0:0.1 0:3.2 ");
+    struct wl_set set = make_set((int[]){4, 4, 4}, 3);
+    /* Conversations 0 and 1 alternate, the newer one first. 2 joins at the right end. Then the client needs another
+     * conversation, finds the queue empty and exits, while 2 is unfinished. */
+    expect_order(&set, (struct schedule_closed){.clients = 1, .active = 2, .early_stop = true}, -1, -1,
+                 "0:1.0 0:0.0 0:1.1 0:2.0 0:0.1 ");
+    set = make_set((int[]){6, 6, 6, 6}, 4);
+    expect_order(&set, (struct schedule_closed){.clients = 1, .active = 4, .n = 4}, -1, -1,
+                 "0:3.0 0:2.0 0:1.0 0:0.0 0:3.1 0:2.1 0:1.1 0:0.1 0:3.2 ");
 }
 
 static void turns_quotas_and_warm_history(void **state)
 {
     (void)state;
-    struct wl_set set = lengths((int[]){6, 6}, 2);
-    order_is(&set, (struct schedule_closed){.clients = 1, .active = 1, .max_turns = 3}, -1, -1,
-             "0:0.0 0:0.1 0:1.0 0:1.1 ");
-    order_is(&set, (struct schedule_closed){.clients = 1, .active = 1, .max_turns = 1}, -1, -1, "0:0.0 0:1.0 ");
-    order_is(&set, (struct schedule_closed){.clients = 1, .active = 1, .quota = 4}, -1, -1, "0:0.0 0:0.1 0:0.2 0:1.0 ");
-    set = lengths((int[]){6, 2, 4}, 3);
+    struct wl_set set = make_set((int[]){6, 6}, 2);
+    expect_order(&set, (struct schedule_closed){.clients = 1, .active = 1, .max_turns = 3}, -1, -1,
+                 "0:0.0 0:0.1 0:1.0 0:1.1 ");
+    expect_order(&set, (struct schedule_closed){.clients = 1, .active = 1, .max_turns = 1}, -1, -1, "0:0.0 0:1.0 ");
+    expect_order(&set, (struct schedule_closed){.clients = 1, .active = 1, .quota = 4}, -1, -1,
+                 "0:0.0 0:0.1 0:0.2 0:1.0 ");
+    set = make_set((int[]){6, 2, 4}, 3);
     /* After a warm-up: in its order, from the second turn. Conversations without a second turn are skipped. */
-    order_is(&set, (struct schedule_closed){.order = (int[]){2, 1, 0}, .clients = 1, .active = 1, .first_turn = 1}, -1,
-             -1, "0:2.1 0:0.1 0:0.2 ");
+    expect_order(&set, (struct schedule_closed){.order = (int[]){2, 1, 0}, .clients = 1, .active = 1, .first_turn = 1},
+                 -1, -1, "0:2.1 0:0.1 0:0.2 ");
 }
 
 static void a_failure_drops_its_conversation(void **state)
 {
     (void)state;
-    struct wl_set set = lengths((int[]){6, 4}, 2);
+    struct wl_set set = make_set((int[]){6, 4}, 2);
     struct play p = {.fail_conv = 0, .fail_turn = 0, .now = 5};
-    struct schedule *s = closed(&set, (struct schedule_closed){.clients = 1, .active = 1, .early_stop = true});
+    struct schedule *s = new_closed(&set, (struct schedule_closed){.clients = 1, .active = 1, .early_stop = true});
     assert_int_equal(schedule_planned(s), 5);
     play(s, &p, 10);
     assert_string_equal(p.log.data, "0:0.0 0:1.0 0:1.1 ");
-    assert_int_equal(schedule_lost(s), 2);
+    assert_int_equal(schedule_dropped(s), 2);
     int n;
     assert_int_equal(schedule_finished(s, &n)[0], 1);
     assert_int_equal(n, 1);
@@ -150,9 +154,9 @@ static void the_write_up_run_is_cut_short(void **state)
     (void)state;
     static const int turns[] = {16, 18, 12, 16, 16, 16, 14, 16, 18, 14, 16, 18,
                                 12, 12, 16, 14, 14, 18, 18, 12, 14, 18, 14, 18};
-    struct wl_set set = lengths(turns, 24);
+    struct wl_set set = make_set(turns, 24);
     struct play p = {.fail_conv = -1, .now = 1};
-    struct schedule *s = closed(&set, (struct schedule_closed){.clients = 10, .active = 1, .early_stop = true});
+    struct schedule *s = new_closed(&set, (struct schedule_closed){.clients = 10, .active = 1, .early_stop = true});
     assert_int_equal(schedule_planned(s), 185);
     play(s, &p, 10);
     int n;
@@ -169,8 +173,8 @@ static void the_write_up_run_is_cut_short(void **state)
 static void pauses_are_each_clients_own(void **state)
 {
     (void)state;
-    struct wl_set set = lengths((int[]){4, 4}, 2);
-    struct schedule *s = closed(&set, (struct schedule_closed){.clients = 2, .active = 1, .rate = 2, .seed = 40});
+    struct wl_set set = make_set((int[]){4, 4}, 2);
+    struct schedule *s = new_closed(&set, (struct schedule_closed){.clients = 2, .active = 1, .rate = 2, .seed = 40});
     struct schedule_item a, b, c;
     int64_t wake;
     schedule_begin(s, 0);
@@ -261,7 +265,7 @@ static void a_cap_holds_prompts_back(void **state)
 static void no_memory_at_any_point(void **state)
 {
     (void)state;
-    struct wl_set set = lengths((int[]){4, 4}, 2);
+    struct wl_set set = make_set((int[]){4, 4}, 2);
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
     struct km_err err;
     struct schedule *s;

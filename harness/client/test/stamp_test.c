@@ -1,9 +1,10 @@
 /* Arrival times against the send times of the server, on the same machine: no event is recorded before it was sent,
  * however the client is delayed.
  *
- * The linker replaces three functions by wrappers in this file (--wrap). curl_multi_socket_action: between the client's
- * look at a socket and libcurl's read. getsockopt: the kernel's counters of a connection. km_wall_ns: the wall clock,
- * in which the kernel stamps. */
+ * The linker replaces three functions by wrappers in this file (--wrap):
+ * - curl_multi_socket_action runs between stamp_peek and libcurl's read, so its wrapper lets more bytes arrive then.
+ * - getsockopt returns the kernel's counters of a connection, which the wrapper changes.
+ * - km_wall_ns returns the wall clock, in which the kernel stamps; the wrapper makes it jump. */
 #include "base/test/test.h"
 
 #include "base/clock.h"
@@ -31,10 +32,10 @@ enum { CONVS = 16, TURNS = 2, TAIL = 3 /* events after the tokens: finish, usage
 
 enum how {
     ONE_BY_ONE,    /* each event is read before the next one is sent */
-    BEFORE_READ,   /* every other time, one more event arrives between the look and the read */
+    BEFORE_READ,   /* every other time, one more event arrives between the peek and the read */
     AFTER_COUNTS,  /* as BEFORE_READ, and one more after each time the counters are read */
-    BETWEEN_READS, /* every other time, one more event arrives, and libcurl reads twice after one look */
-    QUEUED         /* the socket's queue fills up before the next look */
+    BETWEEN_READS, /* every other time, one more event arrives, and libcurl reads twice after one peek */
+    QUEUED         /* the socket's queue fills up before the next peek */
 };
 
 static struct bench {
@@ -48,8 +49,8 @@ static struct bench {
     int events;              /* events of the streams that are sent one by one */
     atomic_int allowed;      /* how many of them the server may send */
     int actions;             /* calls of libcurl for a socket with bytes in its queue */
-    bool add_event;          /* an event has to arrive during the current call */
-    int most_queued;         /* longest queue before a look, bytes */
+    bool add_event;          /* one more event must arrive during the current call */
+    int most_queued;         /* longest queue before a peek, bytes */
     int out_of_order_at;     /* the action before which the counter reports a segment out of order; 0: none */
     int64_t out_of_order_ns; /* when that was; 0: not yet */
     bool old_kernel;         /* the kernel has no such counters */
@@ -61,8 +62,8 @@ static struct bench {
 
 /* ---- the server's next event ---- */
 
-/* Waits for allow_next. After 50 ms it continues by itself: libcurl may have read from a timer, without a call of the
- * wrapper. */
+/* Blocks the server until allow_next, but for 50 ms at most: libcurl may have read when one of its timers expired,
+ * without a call of the wrapper. */
 static void wait_for_go(void *arg)
 {
     struct timespec until;
@@ -84,7 +85,7 @@ static bool allow_next(void)
     return true;
 }
 
-static int queued(int fd)
+static int queued_bytes(int fd)
 {
     int n = 0;
     ioctl(fd, FIONREAD, &n);
@@ -94,10 +95,10 @@ static int queued(int fd)
 /* Lets the server send its next event, and waits until it is in the queue of fd. False: there is none left. */
 static bool send_next(int fd)
 {
-    int was = queued(fd);
+    int was = queued_bytes(fd);
     if (!allow_next())
         return false;
-    while (queued(fd) <= was)
+    while (queued_bytes(fd) <= was)
         usleep(100);
     return true;
 }
@@ -112,7 +113,7 @@ int __wrap_getsockopt(int fd, int level, int name, void *value, socklen_t *n);
 CURLMcode __wrap_curl_multi_socket_action(CURLM *m, curl_socket_t fd, int ev, int *running)
 {
     const struct mock_request *q;
-    if (fd == CURL_SOCKET_TIMEOUT || !queued(fd) || !mock_requests(b.mock, &q))
+    if (fd == CURL_SOCKET_TIMEOUT || !queued_bytes(fd) || !mock_requests(b.mock, &q))
         return __real_curl_multi_socket_action(m, fd, ev, running);
     b.add_event = b.actions++ % 2 == 0;
     if (b.actions == b.out_of_order_at)
@@ -123,9 +124,9 @@ CURLMcode __wrap_curl_multi_socket_action(CURLM *m, curl_socket_t fd, int ev, in
     if (b.add_event && b.how == BETWEEN_READS && send_next(fd))
         rc = __real_curl_multi_socket_action(m, fd, ev, running);
     b.add_event = false;
-    for (int was = -1; b.how == QUEUED && was < queued(fd); usleep(1000))
-        was = queued(fd);
-    b.most_queued = queued(fd) > b.most_queued ? queued(fd) : b.most_queued;
+    for (int was = -1; b.how == QUEUED && was < queued_bytes(fd); usleep(1000))
+        was = queued_bytes(fd);
+    b.most_queued = queued_bytes(fd) > b.most_queued ? queued_bytes(fd) : b.most_queued;
     allow_next();
     return rc;
 }
@@ -149,16 +150,16 @@ int64_t __wrap_km_wall_ns(void);
 
 int64_t __wrap_km_wall_ns(void)
 {
-    int look = ++b.walls;
+    int reading = ++b.walls;
     int64_t wall = __real_km_wall_ns();
-    if (b.slow_wall && look >= b.slow_wall && look % 4 == 0)
+    if (b.slow_wall && reading >= b.slow_wall && reading % 4 == 0)
         usleep(1000);
-    return wall + (b.jump_wall && look >= b.jump_wall ? 1000000000 : 0);
+    return wall + (b.jump_wall && reading >= b.jump_wall ? 1000000000 : 0);
 }
 
 /* ---- runs ---- */
 
-static void workload(int convs, int turns, int tokens)
+static void make_workload(int convs, int turns, int tokens)
 {
     memset(&b, 0, sizeof b);
     b.set = (struct wl_set){.name = "made by hand", .kind = WL_MULTI_TURN, .convs = b.convs, .n = convs};
@@ -173,7 +174,7 @@ static void workload(int convs, int turns, int tokens)
     sem_init(&b.go, 0, 0);
 }
 
-static void run(const struct mock_opts *o, int clients)
+static void run_load(const struct mock_opts *o, int clients)
 {
     struct km_err err;
     struct load load = load_defaults();
@@ -188,14 +189,14 @@ static void run(const struct mock_opts *o, int clients)
     assert_int_equal(b.trace.n, b.set.n_requests);
 }
 
-static void end(void)
+static void finish(void)
 {
     mock_stop(b.mock);
     hz_trace_free(&b.trace);
     sem_destroy(&b.go);
 }
 
-static const struct hz_tick *ticks(const struct hz_rec *r)
+static const struct hz_tick *ticks_of(const struct hz_rec *r)
 {
     return b.trace.ticks + r->tick0;
 }
@@ -212,9 +213,9 @@ static const struct mock_request *request_of(const struct hz_rec *r)
 }
 
 /* The number of events of r that are recorded before the server sent them. Fails if their times go back. */
-static int early(const struct hz_rec *r)
+static int count_early(const struct hz_rec *r)
 {
-    const struct hz_tick *t = ticks(r);
+    const struct hz_tick *t = ticks_of(r);
     const struct mock_request *q = request_of(r);
     assert_string_equal(r->error, "");
     assert_int_equal(q->n_sent, r->n_ticks + TAIL - 1); /* the finish is a tick, usage and [DONE] are not */
@@ -229,11 +230,11 @@ static int early(const struct hz_rec *r)
     return n;
 }
 
-static int early_of_all(void)
+static int count_all_early(void)
 {
     int n = 0;
     for (int i = 0; i < b.trace.n; i++)
-        n += early(&b.trace.recs[i]);
+        n += count_early(&b.trace.recs[i]);
     return n;
 }
 
@@ -242,11 +243,11 @@ static void play(enum how how, int turns, int tokens)
 {
     b.how = how;
     b.events = turns * (tokens + TAIL);
-    run(&(struct mock_opts){.cached = 0, .before = wait_for_go}, 1);
+    run_load(&(struct mock_opts){.cached = 0, .before = wait_for_go}, 1);
 }
 
-/* True if this kernel stamps what arrives over loopback, and has the counters; found out without the client. The kernel
- * starts to stamp a moment after the first socket asks for it. */
+/* True if this kernel has the counters and stamps segments that arrive over loopback. The client's code is not used.
+ * The kernel starts to stamp a moment after the first socket asks for it, so up to 100 bytes are tried. */
 static bool kernel_can(void)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -278,11 +279,11 @@ static bool kernel_can(void)
 static void an_idle_client_has_kernel_timestamps(void **state)
 {
     (void)state;
-    workload(1, 1, 40);
+    make_workload(1, 1, 40);
     play(ONE_BY_ONE, 1, 40);
-    assert_int_equal(early_of_all(), 0);
+    assert_int_equal(count_all_early(), 0);
     double share = b.trace.health.kernel_stamps;
-    end();
+    finish();
     if (!kernel_can()) {
         print_message("skipped: this kernel has no receive timestamps or no received-byte counter\n");
         skip();
@@ -290,22 +291,22 @@ static void an_idle_client_has_kernel_timestamps(void **state)
     assert_true(share > 0.9);
 }
 
-static void bytes_after_the_look_are_not_early(void **state)
+static void bytes_after_the_peek_are_not_early(void **state)
 {
     (void)state;
     static const enum how how[] = {BEFORE_READ, AFTER_COUNTS, BETWEEN_READS};
     for (int i = 0; i < 3; i++) {
-        workload(1, 1, 40);
+        make_workload(1, 1, 40);
         play(how[i], 1, 40);
-        assert_int_equal(early_of_all(), 0);
-        int met = 0;
+        assert_int_equal(count_all_early(), 0);
+        int during_read = 0; /* events with the client's clock */
         for (int k = 0; k < 40; k++)
-            met += ticks(&b.trace.recs[0])[k].lag_ns < 0;
-        assert_true(met > 0);
-        double share =
-            b.trace.health.kernel_stamps; /* of the events that did not arrive during a read; NAN: there are none */
+            during_read += ticks_of(&b.trace.recs[0])[k].lag_ns < 0;
+        assert_true(during_read > 0);
+        /* Of the events that did not arrive during a read; NAN: there are none. */
+        double share = b.trace.health.kernel_stamps;
         assert_false(share > 0 && share <= 0.9);
-        end();
+        finish();
     }
 }
 
@@ -313,10 +314,10 @@ static void a_queue_longer_than_the_peek(void **state)
 {
     (void)state;
     enum { TOKENS = 240000, PER_EVENT = 1000 };
-    workload(1, 1, TOKENS);
+    make_workload(1, 1, TOKENS);
     b.how = QUEUED;
-    run(&(struct mock_opts){.per_event = PER_EVENT, .cached = 0}, 1);
-    assert_int_equal(early_of_all(), 0);
+    run_load(&(struct mock_opts){.per_event = PER_EVENT, .cached = 0}, 1);
+    assert_int_equal(count_all_early(), 0);
     const struct hz_rec *r = &b.trace.recs[0];
     struct km_buf want = {0};
     for (int i = 0; i < TOKENS; i++)
@@ -324,73 +325,73 @@ static void a_queue_longer_than_the_peek(void **state)
     assert_int_equal(r->n_ticks, TOKENS / PER_EVENT + 1);
     assert_int_equal(r->text_len, want.len);
     assert_memory_equal(r->text, want.data, want.len);
-    print_message("up to %d bytes in the queue before a look, kernel stamps %.2f\n", b.most_queued,
+    print_message("up to %d bytes in the queue before a peek, kernel stamps %.2f\n", b.most_queued,
                   b.trace.health.kernel_stamps);
     km_buf_free(&want);
-    end();
+    finish();
 }
 
 static void segments_out_of_order(void **state)
 {
     (void)state;
     enum { TOKENS = 20 };
-    workload(1, 2, TOKENS);
+    make_workload(1, 2, TOKENS);
     b.out_of_order_at = TOKENS / 2;
     play(ONE_BY_ONE, 2, TOKENS);
-    assert_int_equal(early_of_all(), 0);
-    const struct hz_tick *t = ticks(&b.trace.recs[0]), *u = ticks(&b.trace.recs[1]);
+    assert_int_equal(count_all_early(), 0);
+    const struct hz_tick *t = ticks_of(&b.trace.recs[0]), *u = ticks_of(&b.trace.recs[1]);
     int stamped = 0, stamped_again = 0;
     for (int i = 0; i < TOKENS; i++) {
-        assert_true(t[i].ns < b.out_of_order_ns ||
-                    t[i].lag_ns < 0); /* until the end of that answer there are no kernel timestamps */
+        /* From then until the end of the answer there are no kernel timestamps. */
+        assert_true(t[i].ns < b.out_of_order_ns || t[i].lag_ns < 0);
         stamped += t[i].lag_ns >= 0;
         stamped_again += u[i].lag_ns >= 0;
     }
     assert_true(t[TOKENS - 1].ns > b.out_of_order_ns);
     assert_true(!stamped || stamped_again); /* the next answer has them again, on a kernel that stamps */
-    end();
+    finish();
 }
 
 static void a_kernel_without_the_counters(void **state)
 {
     (void)state;
-    workload(1, 1, 20);
+    make_workload(1, 1, 20);
     b.old_kernel = true;
     play(ONE_BY_ONE, 1, 20);
-    assert_int_equal(early_of_all(), 0);
+    assert_int_equal(count_all_early(), 0);
     assert_true(b.trace.health.kernel_stamps == 0);
-    end();
+    finish();
 }
 
-/* A clock reading that was interrupted is no jump of the wall clock. The next reading is compared with the one before.
- */
+/* A clock reading that was interrupted is not a jump of the wall clock: the next reading is compared with the last good
+ * one. */
 static void an_interrupted_clock_reading(void **state)
 {
     (void)state;
-    workload(1, 1, 40);
+    make_workload(1, 1, 40);
     b.slow_wall = 20;
     play(ONE_BY_ONE, 1, 40);
-    assert_int_equal(early_of_all(), 0);
+    assert_int_equal(count_all_early(), 0);
     assert_true(b.walls > 40);
     assert_int_equal(b.trace.health.clock_steps, 0);
-    const struct hz_tick *t = ticks(&b.trace.recs[0]);
+    const struct hz_tick *t = ticks_of(&b.trace.recs[0]);
     int stamped = 0;
     for (int i = 0; i < 40; i++)
         stamped += t[i].lag_ns >= 0;
     assert_true(b.trace.health.kernel_stamps == 0 || (stamped > 20 && stamped < 40));
-    end();
+    finish();
 }
 
 static void a_wall_clock_that_jumps(void **state)
 {
     (void)state;
-    workload(1, 1, 40);
+    make_workload(1, 1, 40);
     b.jump_wall = 30;
     play(ONE_BY_ONE, 1, 40);
-    assert_int_equal(early_of_all(), 0);
+    assert_int_equal(count_all_early(), 0);
     assert_true(b.walls > 40);
     assert_int_equal(b.trace.health.clock_steps, 1);
-    end();
+    finish();
 }
 
 static atomic_bool busy_stop;
@@ -408,7 +409,7 @@ static void a_client_that_shares_its_cpu(void **state)
     enum { BUSY = 4 };
     pthread_t t[BUSY];
     cpu_set_t were, one;
-    workload(CONVS, 1, 1000);
+    make_workload(CONVS, 1, 1000);
     const struct mock_opts o = {.cached = 0, .gap_us = 300};
     b.mock = mock_start(&o); /* before this thread is pinned, so that the server's threads are not */
     assert_int_equal(sched_getaffinity(0, sizeof were, &were), 0);
@@ -421,15 +422,15 @@ static void a_client_that_shares_its_cpu(void **state)
     atomic_store(&busy_stop, false);
     for (int i = 0; i < BUSY; i++)
         assert_int_equal(pthread_create(&t[i], NULL, busy, NULL), 0);
-    run(&o, CONVS);
+    run_load(&o, CONVS);
     atomic_store(&busy_stop, true);
     for (int i = 0; i < BUSY; i++)
         pthread_join(t[i], NULL);
     assert_int_equal(sched_setaffinity(0, sizeof were, &were), 0);
     print_message("%.1f s, kernel stamps %.2f, p99 lag %.1f ms\n", b.trace.health.wall_s, b.trace.health.kernel_stamps,
                   b.trace.health.stamp_lag_p99_ms);
-    assert_int_equal(early_of_all(), 0);
-    end();
+    assert_int_equal(count_all_early(), 0);
+    finish();
 }
 
 static void times_within_an_answer_do_not_go_back(void **state)
@@ -466,7 +467,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_idle_client_has_kernel_timestamps),
-        cmocka_unit_test(bytes_after_the_look_are_not_early),
+        cmocka_unit_test(bytes_after_the_peek_are_not_early),
         cmocka_unit_test(a_queue_longer_than_the_peek),
         cmocka_unit_test(segments_out_of_order),
         cmocka_unit_test(a_kernel_without_the_counters),

@@ -1,4 +1,4 @@
-/* Reports of suites that were run with this program in place of `kvmark run`, and of single runs. */
+/* Reports of suites and of single runs. This program takes the place of `kvmark run`. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -155,7 +155,7 @@ static void other_shapes(void **state)
     suite_free(s);
 }
 
-/* A suite.json in the scratch folder. In the text, ' stands for the quotes of JSON. */
+/* Writes suite.json into the scratch folder. The text has ' in place of JSON's ". */
 static void write_result_suite(const char *text)
 {
     scratch_write_suite(text);

@@ -1,4 +1,4 @@
-/* Every formula against numbers worked out by hand, and a run folder that is written and read back. */
+/* Every definition of summary.h against values computed by hand, and a run folder that is written and read back. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -16,7 +16,7 @@
 
 enum { MS = 1000000 };
 
-static void near(double got, double want)
+static void expect_near(double got, double want)
 {
     if (!(fabs(got - want) <= 1e-9 * fmax(1, fabs(want))))
         fail_msg("%.12g is not %.12g", got, want);
@@ -27,14 +27,14 @@ static struct hz_rec recs[200];
 static struct hz_tick ticks[2000];
 static struct hz_trace trace;
 
-static void fresh(void)
+static void reset_trace(void)
 {
     memset(recs, 0, sizeof recs);
     trace = (struct hz_trace){.recs = recs, .ticks = ticks, .begin_ns = 5000LL * MS, .end_ns = 5000LL * MS};
 }
 
 /* Adds a request that succeeds: planned send, send, n events at t[] with k[] tokens, and [DONE]. */
-static struct hz_rec *add(double sched, double start, const double *t, const int *k, int n, double done)
+static struct hz_rec *add_request(double sched, double start, const double *t, const int *k, int n, double done)
 {
     struct hz_rec *r = &recs[trace.n++];
     const int64_t base = trace.begin_ns;
@@ -69,7 +69,8 @@ static struct hz_rec *add(double sched, double start, const double *t, const int
     return r;
 }
 
-static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_prompt, int local_out, int local_first)
+static void set_counts(struct hz_rec *r, int prompt, int cached, int out, int local_prompt, int local_out,
+                       int local_first)
 {
     r->prompt_tokens = prompt;
     r->cached_tokens = cached;
@@ -81,17 +82,17 @@ static void counts(struct hz_rec *r, int prompt, int cached, int out, int local_
 
 /* Three requests that succeed and one that fails. A: role at 90, tokens at 110 (3 of them), 140 and 170, finish at 175,
  * [DONE] at 180. B starts last and ends before A. C has one token. */
-static void three(void)
+static void make_trace(void)
 {
-    fresh();
-    struct hz_rec *a = add(0, 10, (double[]){90, 110, 140, 170, 175}, (int[]){0, 1, 1, 1, 0}, 5, 180);
-    counts(a, 120, 64, 5, 100, 5, 3);
-    struct hz_rec *b = add(20, 21, (double[]){41, 61}, (int[]){1, 1}, 2, 71);
-    counts(b, 60, -1, 2, 50, 2, 1);
-    struct hz_rec *c = add(5, 5, (double[]){15}, (int[]){1}, 1, 25);
-    counts(c, 20, 0, 1, 10, 1, 1);
-    struct hz_rec *f = add(6, 6, (double[]){16}, (int[]){1}, 1, 26);
-    counts(f, 999, 999, 9, 9, 9, 9);
+    reset_trace();
+    struct hz_rec *a = add_request(0, 10, (double[]){90, 110, 140, 170, 175}, (int[]){0, 1, 1, 1, 0}, 5, 180);
+    set_counts(a, 120, 64, 5, 100, 5, 3);
+    struct hz_rec *b = add_request(20, 21, (double[]){41, 61}, (int[]){1, 1}, 2, 71);
+    set_counts(b, 60, -1, 2, 50, 2, 1);
+    struct hz_rec *c = add_request(5, 5, (double[]){15}, (int[]){1}, 1, 25);
+    set_counts(c, 20, 0, 1, 10, 1, 1);
+    struct hz_rec *f = add_request(6, 6, (double[]){16}, (int[]){1}, 1, 26);
+    set_counts(f, 999, 999, 9, 9, 9, 9);
     f->ok = false;
     snprintf(f->error, sizeof f->error, "HTTP 500: a \"bad\" day,\nsaid it");
     f->status = 500;
@@ -104,35 +105,36 @@ static void seed_conversations(void **state)
 {
     (void)state;
     struct hz_summary s;
-    three();
+    make_trace();
     hz_summarize(&trace, WL_MULTI_TURN, HZ_SEED, &s);
     assert_int_equal(s.requests_ok, 3);
     assert_int_equal(s.requests_failed, 1);
     /* A: raw 100, latency 170, tpot 70/(5-3) = 35, ttft 100 - 2*35 = 30. B: raw 20, latency 50, tpot 30, ttft 20.
      * C: one token, tpot 0 and averaged in, ttft 10. */
-    near(s.ttft_ms.mean, (30 + 20 + 10) / 3.0);
-    near(s.tpot_ms.mean, (35 + 30 + 0) / 3.0);
+    expect_near(s.ttft_ms.mean, (30 + 20 + 10) / 3.0);
+    expect_near(s.tpot_ms.mean, (35 + 30 + 0) / 3.0);
     assert_int_equal(s.tpot_ms.n, 3);
-    near(s.e2e_ms.mean, (170 + 50 + 20) / 3.0);
-    near(s.ttft_ms.std, 10); /* the sample's standard deviation */
-    near(s.ttft_ms.p50, 20);
-    near(s.ttft_ms.p90, 28); /* rank 0.9 * 2 */
+    expect_near(s.e2e_ms.mean, (170 + 50 + 20) / 3.0);
+    expect_near(s.ttft_ms.std, 10); /* the sample's standard deviation */
+    expect_near(s.ttft_ms.p50, 20);
+    expect_near(s.ttft_ms.p90, 28); /* rank 0.9 * 2 */
     assert_true(isnan(s.ttft_ms.p99));
     /* B starts last, at 21, and takes 50; C starts first, at 5: 66 ms, though A ends at 180. */
-    near(s.duration_s, 0.066);
-    near(s.request_rate, 3 / 0.066);
-    near(s.mean_input, 160 / 3.0);
-    near(s.input_tps, 3 / 0.066 * 160 / 3.0);
-    near(s.output_tps, 3 / 0.066 * 8 / 3.0);
-    near(s.total_tps, s.input_tps + s.output_tps);
-    near(s.response_ttft_ms.mean, (30 + 10 + 20 + 1 + 10) / 3.0);
-    near(s.prompt_tokens, 200);
-    near(s.cached_tokens, 64); /* B has no cached_tokens: 0, because the server reports them for other requests */
-    near(s.hit_rate, 64 / 200.0);
+    expect_near(s.duration_s, 0.066);
+    expect_near(s.request_rate, 3 / 0.066);
+    expect_near(s.mean_input, 160 / 3.0);
+    expect_near(s.input_tps, 3 / 0.066 * 160 / 3.0);
+    expect_near(s.output_tps, 3 / 0.066 * 8 / 3.0);
+    expect_near(s.total_tps, s.input_tps + s.output_tps);
+    expect_near(s.response_ttft_ms.mean, (30 + 10 + 20 + 1 + 10) / 3.0);
+    expect_near(s.prompt_tokens, 200);
+    expect_near(s.cached_tokens,
+                64); /* B has no cached_tokens: 0, because the server reports them for other requests */
+    expect_near(s.hit_rate, 64 / 200.0);
     assert_false(s.by_usage);
     /* A first event with many tokens never makes the TTFT negative. */
     recs[0].local_first_tokens = 4;
-    near(hz_request_of(&trace, &recs[0], WL_MULTI_TURN, HZ_SEED).ttft_ms, 0.1);
+    expect_near(hz_request_of(&trace, &recs[0], WL_MULTI_TURN, HZ_SEED).ttft_ms, 0.1);
     assert_true(isnan(hz_request_of(&trace, &recs[3], WL_MULTI_TURN, HZ_SEED).ttft_ms));
 }
 
@@ -140,22 +142,22 @@ static void seed_prompts(void **state)
 {
     (void)state;
     struct hz_summary s;
-    three();
+    make_trace();
     hz_summarize(&trace, WL_RANDOM, HZ_SEED, &s);
     /* TTFT to the first event with choices: A 80, B 20, C 10. Latency to the last event: A 166, B 41, C 11. */
-    near(s.ttft_ms.mean, (80 + 20 + 10) / 3.0);
-    near(s.e2e_ms.mean, (166 + 41 + 11) / 3.0);
-    near(s.tpot_ms.mean, (86 / 4.0 + 21 / 1.0) / 2); /* C has one token, and so no TPOT */
+    expect_near(s.ttft_ms.mean, (80 + 20 + 10) / 3.0);
+    expect_near(s.e2e_ms.mean, (166 + 41 + 11) / 3.0);
+    expect_near(s.tpot_ms.mean, (86 / 4.0 + 21 / 1.0) / 2); /* C has one token, and so no TPOT */
     assert_int_equal(s.tpot_ms.n, 2);
     /* Gaps: A 20 30 30 5, B 20. */
     assert_int_equal(s.itl_ms.n, 5);
-    near(s.itl_ms.mean, 21);
-    near(s.itl_ms.std, sqrt((1 + 81 + 81 + 256 + 1) / 5.0)); /* the population's standard deviation */
-    near(s.duration_s, 0.180);
-    near(s.request_rate, 3 / 0.180);
-    near(s.input_tps, 160 / 0.180);
-    near(s.output_tps, 8 / 0.180);
-    near(s.total_tps, 168 / 0.180);
+    expect_near(s.itl_ms.mean, 21);
+    expect_near(s.itl_ms.std, sqrt((1 + 81 + 81 + 256 + 1) / 5.0)); /* the population's standard deviation */
+    expect_near(s.duration_s, 0.180);
+    expect_near(s.request_rate, 3 / 0.180);
+    expect_near(s.input_tps, 160 / 0.180);
+    expect_near(s.output_tps, 8 / 0.180);
+    expect_near(s.total_tps, 168 / 0.180);
     recs[0].last_any_ns = recs[0].first_any_ns; /* not streamed */
     assert_true(isnan(hz_request_of(&trace, &recs[0], WL_RANDOM, HZ_SEED).tpot_ms));
 }
@@ -164,23 +166,23 @@ static void strict_figures(void **state)
 {
     (void)state;
     struct hz_summary s;
-    three();
+    make_trace();
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, &s);
-    near(s.ttft_ms.mean, (100 + 20 + 10) / 3.0);
-    near(s.e2e_ms.mean, (160 + 40 + 10) / 3.0);
-    near(s.tpot_ms.mean, (60 / 2.0 + 20 / 1.0) / 2); /* A: three of five came with the first event */
+    expect_near(s.ttft_ms.mean, (100 + 20 + 10) / 3.0);
+    expect_near(s.e2e_ms.mean, (160 + 40 + 10) / 3.0);
+    expect_near(s.tpot_ms.mean, (60 / 2.0 + 20 / 1.0) / 2); /* A: three of five came with the first event */
     assert_int_equal(s.tpot_ms.n, 2);
-    near(s.itl_ms.mean, (30 + 30 + 20) / 3.0);
-    near(s.duration_s, (170 - 5) / 1e3);
-    near(s.input_tps, 200 / 0.165);
-    near(s.output_tps, 8 / 0.165);
-    near(s.response_ttft_ms.max, 110);
+    expect_near(s.itl_ms.mean, (30 + 30 + 20) / 3.0);
+    expect_near(s.duration_s, (170 - 5) / 1e3);
+    expect_near(s.input_tps, 200 / 0.165);
+    expect_near(s.output_tps, 8 / 0.165);
+    expect_near(s.response_ttft_ms.max, 110);
     /* An event of k tokens is k equal intervals. */
     ticks[2].tokens = 3;
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, &s);
     assert_int_equal(s.itl_ms.n, 5);
-    near(s.itl_ms.mean, (10 + 10 + 10 + 30 + 20) / 5.0);
-    near(s.itl_ms.p50, 10);
+    expect_near(s.itl_ms.mean, (10 + 10 + 10 + 30 + 20) / 5.0);
+    expect_near(s.itl_ms.p50, 10);
 }
 
 static void missing_figures(void **state)
@@ -188,25 +190,27 @@ static void missing_figures(void **state)
     (void)state;
     struct hz_summary s, back;
     struct km_err err;
-    three();
+    make_trace();
     for (int i = 0; i < 3; i++)
-        counts(&recs[i], i == 1 ? -1 : 10, -1, 4, -1, -1, -1);
+        set_counts(&recs[i], i == 1 ? -1 : 10, -1, 4, -1, -1, -1);
     hz_summarize(&trace, WL_MULTI_TURN, HZ_SEED, &s);
     assert_true(s.by_usage);
     assert_true(isnan(s.input_tps) && isnan(s.cached_tokens) && isnan(s.hit_rate) && isnan(s.prompt_tokens));
-    near(s.mean_output, 4);
+    expect_near(s.mean_output, 4);
     cJSON *v = hz_summary_json(&s);
     const cJSON *why = cJSON_GetObjectItem(v, "reasons");
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(v, "input_tps")));
-    assert_string_equal(cJSON_GetObjectItem(why, "input_tps")->valuestring,
-                        "no usage from the server, or not for every request");
+    assert_string_equal(
+        cJSON_GetObjectItem(why, "input_tps")->valuestring,
+        "the token count is not known for every request: the server did not report usage for all of them");
     assert_string_equal(cJSON_GetObjectItem(why, "hit_rate")->valuestring,
-                        "the server reports no prompt_tokens_details.cached_tokens");
-    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring, "3 samples; a 99th percentile needs 100");
+                        "the server reports no usage.prompt_tokens_details.cached_tokens");
+    assert_string_equal(cJSON_GetObjectItem(why, "ttft_ms.p99")->valuestring,
+                        "a 99th percentile needs 100 values, and there are 3");
     assert_non_null(cJSON_GetObjectItem(why, "counted_by_usage"));
     cJSON_Delete(v);
 
-    fresh();
+    reset_trace();
     hz_summarize(&trace, WL_RANDOM, HZ_STRICT, &s);
     assert_true(isnan(s.duration_s) && isnan(s.ttft_ms.mean) && isnan(s.output_tps) && isnan(s.prompt_tokens));
     v = hz_summary_json(&s);
@@ -223,9 +227,9 @@ static void percentiles_as_numpy(void **state)
 {
     (void)state;
     double v[101];
-    near(km_percentile((double[]){1, 2, 3, 4}, 4, 0.5), 2.5);
-    near(km_percentile((double[]){1, 2, 3, 4}, 4, 1), 4);
-    near(km_percentile((double[]){7}, 1, 0.99), 7);
+    expect_near(km_percentile((double[]){1, 2, 3, 4}, 4, 0.5), 2.5);
+    expect_near(km_percentile((double[]){1, 2, 3, 4}, 4, 1), 4);
+    expect_near(km_percentile((double[]){7}, 1, 0.99), 7);
     for (int i = 0; i < 101; i++)
         v[i] = 100 - i;
     struct hz_stat s = hz_stat_of(v, 99);
@@ -233,12 +237,12 @@ static void percentiles_as_numpy(void **state)
     for (int i = 0; i < 101; i++)
         v[i] = 100 - i;
     s = hz_stat_of(v, 101);
-    near(s.p99, 99);
-    near(s.p90, 90);
-    near(s.p95, 95);
-    near(s.min, 0);
-    near(s.max, 100);
-    near(s.std, sqrt(858.5)); /* of 0..100: n(n+1)/12 */
+    expect_near(s.p99, 99);
+    expect_near(s.p90, 90);
+    expect_near(s.p95, 95);
+    expect_near(s.min, 0);
+    expect_near(s.max, 100);
+    expect_near(s.std, sqrt(858.5)); /* of 0..100: n(n+1)/12 */
     s = hz_stat_of(v, 1);
     assert_true(isnan(s.std));
 }
@@ -266,7 +270,7 @@ static int drop_dir(void **state)
     return system(cmd);
 }
 
-static void summaries_are_equal(const struct hz_summary *a, const struct hz_summary *b)
+static void expect_equal_summaries(const struct hz_summary *a, const struct hz_summary *b)
 {
     cJSON *x = hz_summary_json(a), *y = hz_summary_json(b);
     char *s = cJSON_Print(x), *t = cJSON_Print(y);
@@ -309,7 +313,7 @@ static void a_run_is_written_and_read_back(void **state)
     struct hz_summary seed, strict, again;
     struct run_folder r;
     struct km_err err;
-    three();
+    make_trace();
     trace.abandoned = 7;
     trace.dropped = 2;
     trace.warmup_ns = 12345;
@@ -329,13 +333,13 @@ static void a_run_is_written_and_read_back(void **state)
     if (run_folder_read(&r, sub, &err))
         fail_msg("%s", err.msg);
 
-    summaries_are_equal(&r.seed, &seed);
-    summaries_are_equal(&r.strict, &strict);
+    expect_equal_summaries(&r.seed, &seed);
+    expect_equal_summaries(&r.strict, &strict);
     hz_summarize(&r.trace, WL_MULTI_TURN, HZ_SEED, &again);
-    summaries_are_equal(&again, &seed);
+    expect_equal_summaries(&again, &seed);
     hz_summarize(&r.trace, WL_RANDOM, HZ_SEED, &again);
     hz_summarize(&trace, WL_RANDOM, HZ_SEED, &seed);
-    summaries_are_equal(&again, &seed);
+    expect_equal_summaries(&again, &seed);
     assert_int_equal(r.trace.n, trace.n);
     assert_int_equal(r.trace.n_ticks, trace.n_ticks);
     int64_t shift = trace.begin_ns - r.trace.begin_ns;
@@ -353,10 +357,10 @@ static void a_run_is_written_and_read_back(void **state)
         assert_int_equal(ticks[i].lag_ns, r.trace.ticks[i].lag_ns);
     }
     assert_true(r.trace.abandoned == 7 && r.trace.dropped == 2 && r.trace.warmup_ns == 12345);
-    near(r.trace.health.loop_gap_p99_ms, 0.25);
+    expect_near(r.trace.health.loop_gap_p99_ms, 0.25);
     assert_true(isnan(r.trace.health.kernel_stamps) && r.trace.health.coalesced == 1);
 
-    /* The keys that the design promises. */
+    /* The keys that every run.json has. */
     static const char *const keys[] = {"schema",  "profile",        "workload", "target", "provenance",
                                        "summary", "summary_strict", "health",   "limits"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
@@ -374,7 +378,7 @@ static void a_run_is_written_and_read_back(void **state)
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(p, "commit")));
     assert_non_null(cJSON_GetObjectItem(cJSON_GetObjectItem(p, "reasons"), "commit"));
     const cJSON *l = cJSON_GetObjectItem(r.json, "limits");
-    near(cJSON_GetObjectItem(l, "gpu_memory_limit")->valuedouble, 25769803776.0);
+    expect_near(cJSON_GetObjectItem(l, "gpu_memory_limit")->valuedouble, 25769803776.0);
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(l, "max_num_seqs")));
     assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring, "good");
     run_folder_free(&r);
@@ -407,7 +411,7 @@ static void damaged_folders_are_errors(void **state)
     struct km_buf b = {0};
     char path[128];
     assert_int_equal(run_folder_read(&r, dir, &err), KM_ENOENT);
-    three();
+    make_trace();
     assert_int_equal(write_run(&seed, &strict, &err), 0);
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
 
@@ -442,7 +446,7 @@ static void reading_without_memory(void **state)
     struct hz_summary seed, strict;
     struct run_folder r;
     struct km_err err;
-    three();
+    make_trace();
     assert_int_equal(write_run(&seed, &strict, &err), 0);
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
     bool reached = false;

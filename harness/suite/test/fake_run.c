@@ -127,23 +127,23 @@ int fake_run(int argc, char **argv)
     hz_summarize(&t, WL_MULTI_TURN, HZ_SEED, &seed);
     hz_summarize(&t, WL_MULTI_TURN, HZ_STRICT, &strict);
     struct run_info info = {.workload = "fake",
-                               .workload_sha256 = "feed",
-                               .workload_text = "built-in text",
-                               .workload_kind = WL_MULTI_TURN,
-                               .workload_requests = t.n,
-                               .target_kind = "kvmark",
-                               .target_url = "",
-                               .device = f.device,
-                               .model = "fake-model",
-                               .kv = f.kv,
-                               .dtype = "float32",
-                               .dummy_weights = true,
-                               .simulated = !strncmp(f.device, "sim:", 4),
-                               .command = "kvmark run fake",
-                               .commit = "abc",
-                               .binary_sha256 = "b1",
-                               .started = started,
-                               .options = options};
+                            .workload_sha256 = "feed",
+                            .workload_text = "built-in text",
+                            .workload_kind = WL_MULTI_TURN,
+                            .workload_requests = t.n,
+                            .target_kind = "kvmark",
+                            .target_url = "",
+                            .device = f.device,
+                            .model = "fake-model",
+                            .kv = f.kv,
+                            .dtype = "float32",
+                            .dummy_weights = true,
+                            .simulated = !strncmp(f.device, "sim:", 4),
+                            .command = "kvmark run fake",
+                            .commit = "abc",
+                            .binary_sha256 = "b1",
+                            .started = started,
+                            .options = options};
     int rc = run_folder_write(f.dir, &info, &t, &seed, &strict, &err);
     if (rc)
         fprintf(stderr, "kvmark: error: %s\n", err.msg);

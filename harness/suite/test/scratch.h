@@ -1,5 +1,5 @@
-/* A scratch folder for one test, with a suite file in it. Set-up and tear-down are for cmocka; a path, a suite or
- * options from here are for the folder of the running test. */
+/* A scratch folder in /tmp for one test, and the suite files in it. cmocka calls set-up and tear-down around each test;
+ * all other functions are about the folder of the running test. */
 #ifndef SCRATCH_H
 #define SCRATCH_H
 
@@ -20,12 +20,12 @@ void scratch_assert_holds(const char *name, const char *text);
 /* How often `what` occurs in text. */
 int scratch_count(const char *text, const char *what);
 
-/* Writes s.json, and w.json as its workload. In the text, ' stands for the quotes of JSON. */
+/* Writes the suite file s.json and its workload w.json. The text has ' in place of JSON's ". */
 void scratch_write_suite(const char *text);
-/* The same, read; fails the test if it cannot be read. */
+/* Writes the files as scratch_write_suite does, and reads the suite. Fails the test if the suite cannot be read. */
 struct suite *scratch_suite(const char *text);
 
-/* Options that run into the folder out/ with this test program as the program to run; see fake_run.h. */
+/* Options of a suite that writes into the folder out/ and runs this test program (fake_run.h). */
 struct suite_opts scratch_opts(void);
 
 /* The rows of a table: without and with a cache layer. */
@@ -33,7 +33,7 @@ struct suite_opts scratch_opts(void);
     "'rows':[{'label':'Without','flags':{'kv-cache':'none'}},"                                                         \
     "{'label':'With','flags':{'kv-cache':'dram=1GiB','chunk-size':256}}]"
 
-/* A suite of one table, 5k, with these rows and two repeats. */
+/* A suite of the table 5k with SCRATCH_TWO_ROWS and two repeats. */
 extern const char scratch_basic_suite[];
 
 #endif

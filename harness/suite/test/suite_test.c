@@ -1,4 +1,4 @@
-/* Suites: reading the file, planning the cells and running them, with this program in place of `kvmark run`. */
+/* Suites: reading the file, planning the cells and running them. This program takes the place of `kvmark run`. */
 #include "base/test/test.h"
 
 #include "base/file.h"
@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
-/* A suite with an error is refused, and the message names the thing. */
+/* A suite with an error is refused, and the message names the key or the value that is wrong. */
 static void bad_suites(void **state)
 {
     (void)state;
@@ -238,8 +238,8 @@ static void interrupted(void **state)
 static void our_suites(void **state)
 {
     (void)state;
-    static const char *const names[] = {"quick", "paper"};
-    for (int i = 0; i < 2; i++) {
+    static const char *const names[] = {"quick", "gpu", "paper"};
+    for (int i = 0; i < 3; i++) {
         char path[512];
         struct suite *s = NULL;
         struct suite_plan p;
