@@ -101,40 +101,53 @@ void check_gate_up_sm90(bool small)
 
 /* ---- speed ---- */
 
-/* Times each implementation in single launches, in turn and with weights that no cache holds. Then times as many
- * launches back to back as three prefills have, which is long enough for the GPU's power limit to matter. */
-void time_gate_up_sm90()
-{
-    enum { FUSED, GEMM_AND_SWIGLU, GEMM, IMPLEMENTATIONS };
-    enum { COPIES = 3, ROUNDS = 11, LONG_ROUNDS = 3, BACK_TO_BACK = 36 * 3, MAX_M = 8192 };
-    static const char *const names[IMPLEMENTATIONS] = {"gate_up_sm90", "cuBLASLt and SwiGLU", "cuBLASLt GEMM alone"};
+enum { FUSED, GEMM_AND_SWIGLU, GEMM, IMPLEMENTATIONS };
+static const char *const names[IMPLEMENTATIONS] = {"gate_up_sm90", "cuBLASLt and SwiGLU", "cuBLASLt GEMM alone"};
+
+/* Operands of the implementations at the shapes of Qwen3-8B. There are COPIES of the weights, so that no cache holds
+ * the weights of the next launch. */
+struct gate_up_timing {
+    enum { COPIES = 3, MAX_M = 8192 };
     cu_dims m = dims_of(4096, 12288);
-    m.max_tokens = MAX_M;
     struct cu_lt *lt = nullptr;
-    struct km_err err;
-    if (!cu_gate_up_sm90_usable(m))
-        return;
-    int rc = cu_lt_open(&lt, &err);
-    size_t one = (size_t)2 * m.F * m.D;
-    bf16 *w = random_numbers(COPIES * one, 0.02f), *h = random_numbers((size_t)MAX_M * m.D, 1), *gu, *act;
-    CUDA_OK(cudaMalloc(&gu, (size_t)MAX_M * 2 * m.F * sizeof(bf16)));
-    CUDA_OK(cudaMalloc(&act, (size_t)MAX_M * m.F * sizeof(bf16)));
+    bf16 *w, *h, *gu, *act;
+    size_t w_elems = (size_t)2 * m.F * m.D; /* of one copy */
     cu_gate_up_plan plans[COPIES];
-    for (int i = 0; i < COPIES && !rc; i++)
-        rc = cu_gate_up_sm90_plan(&plans[i], m, h, w + i * one, &err);
     cudaEvent_t t0, t1;
-    CUDA_OK(cudaEventCreate(&t0));
-    CUDA_OK(cudaEventCreate(&t1));
-    int turn = 0;
-    auto timed = [&](int which, int M, int times) {
+    int n_launches = 0, rc;
+    struct km_err err;
+
+    gate_up_timing()
+    {
+        m.max_tokens = MAX_M;
+        rc = cu_lt_open(&lt, &err);
+        w = random_numbers(COPIES * w_elems, 0.02f), h = random_numbers((size_t)MAX_M * m.D, 1);
+        CUDA_OK(cudaMalloc(&gu, (size_t)MAX_M * 2 * m.F * sizeof(bf16)));
+        CUDA_OK(cudaMalloc(&act, (size_t)MAX_M * m.F * sizeof(bf16)));
+        for (int i = 0; i < COPIES && !rc; i++)
+            rc = cu_gate_up_sm90_plan(&plans[i], m, h, w + i * w_elems, &err);
+        CUDA_OK(cudaEventCreate(&t0));
+        CUDA_OK(cudaEventCreate(&t1));
+    }
+    ~gate_up_timing()
+    {
+        cudaEventDestroy(t0);
+        cudaEventDestroy(t1);
+        for (bf16 *p : {w, h, gu, act})
+            cudaFree(p);
+        cu_lt_close(lt);
+    }
+    /* Milliseconds of one of n launches back to back. */
+    float launch_ms(int which, int M, int n)
+    {
         float ms;
         CUDA_OK(cudaEventRecord(t0));
-        for (int i = 0; i < times && !rc; i++) {
-            int copy = turn++ % COPIES;
+        for (int i = 0; i < n && !rc; i++) {
+            int copy = n_launches++ % COPIES;
             if (which == FUSED)
                 cu_gate_up_sm90(m, plans[copy], M, act, 0);
             else
-                rc = cu_lt_gemm(lt, h, w + copy * one, M, 2 * m.F, m.D, false, gu, false, 0, &err);
+                rc = cu_lt_gemm(lt, h, w + copy * w_elems, M, 2 * m.F, m.D, false, gu, false, 0, &err);
             if (which == GEMM_AND_SWIGLU)
                 cu_swiglu(m, gu, M, act, 0);
         }
@@ -142,36 +155,43 @@ void time_gate_up_sm90()
         CUDA_OK(cudaEventSynchronize(t1));
         CUDA_OK(cudaGetLastError());
         CUDA_OK(cudaEventElapsedTime(&ms, t0, t1));
-        return ms / (float)times;
-    };
-    for (int M : {(int)CU_GATE_UP_SM90_MIN, 1024, 2048, 4096, 5000, (int)MAX_M}) {
-        float single[IMPLEMENTATIONS][ROUNDS], many[IMPLEMENTATIONS][LONG_ROUNDS];
-        for (int r = -1; r < ROUNDS; r++) /* round -1 is the warm-up: kernels are loaded, algorithms chosen */
+        return ms / (float)n;
+    }
+    /* The median of `rounds` measurements of each implementation, which take turns. */
+    void medians(int M, int n, int rounds, float (&out)[IMPLEMENTATIONS])
+    {
+        enum { MAX_ROUNDS = 11 };
+        float ms[IMPLEMENTATIONS][MAX_ROUNDS];
+        for (int r = 0; r < rounds; r++)
             for (int which = 0; which < IMPLEMENTATIONS; which++)
-                single[which][r < 0 ? 0 : r] = timed(which, M, 1);
-        for (int r = 0; r < LONG_ROUNDS; r++)
-            for (int which = 0; which < IMPLEMENTATIONS; which++)
-                many[which][r] = timed(which, M, BACK_TO_BACK);
-        if (rc)
-            break;
+                ms[which][r] = launch_ms(which, M, n);
         for (int which = 0; which < IMPLEMENTATIONS; which++) {
-            qsort(single[which], ROUNDS, sizeof(float), by_value);
-            qsort(many[which], LONG_ROUNDS, sizeof(float), by_value);
-        }
-        for (int which = 0; which < IMPLEMENTATIONS; which++) {
-            float single_ms = single[which][ROUNDS / 2], many_ms = many[which][LONG_ROUNDS / 2];
-            double flops = 2.0 * M * 2 * m.F * m.D;
-            printf("gate and up, M %4d, %-19s single launch %8.1f us, %4.0f TFLOP/s; back to back %8.1f us, %4.0f "
-                   "TFLOP/s; gate_up_sm90 takes %.3f of this time\n",
-                   M, names[which], single_ms * 1e3, flops / single_ms / 1e9, many_ms * 1e3, flops / many_ms / 1e9,
-                   many[FUSED][LONG_ROUNDS / 2] / many_ms);
+            qsort(ms[which], (size_t)rounds, sizeof(float), by_value);
+            out[which] = ms[which][rounds / 2];
         }
     }
-    if (rc)
-        report_failure(err.msg);
-    cudaEventDestroy(t0);
-    cudaEventDestroy(t1);
-    for (bf16 *p : {w, h, gu, act})
-        cudaFree(p);
-    cu_lt_close(lt);
+};
+
+/* Times each implementation in single launches, and in as many launches back to back as three prefills have, which is
+ * long enough for the GPU's power limit to matter. */
+void time_gate_up_sm90()
+{
+    enum { BACK_TO_BACK = 36 * 3 };
+    if (!cu_gate_up_sm90_usable(dims_of(4096, 12288)))
+        return;
+    gate_up_timing t;
+    for (int M : {(int)CU_GATE_UP_SM90_MIN, 1024, 2048, 4096, 5000, (int)gate_up_timing::MAX_M}) {
+        float single[IMPLEMENTATIONS], many[IMPLEMENTATIONS];
+        double flops = 2.0 * M * 2 * t.m.F * t.m.D;
+        t.medians(M, 1, 1, single); /* the warm-up: kernels are loaded, algorithms chosen */
+        t.medians(M, 1, 11, single);
+        t.medians(M, BACK_TO_BACK, 3, many);
+        for (int i = 0; i < IMPLEMENTATIONS && !t.rc; i++)
+            printf("gate and up, M %4d, %-19s single launch %8.1f us, %4.0f TFLOP/s; back to back %8.1f us, %4.0f "
+                   "TFLOP/s; gate_up_sm90 takes %.3f of this time\n",
+                   M, names[i], single[i] * 1e3, flops / single[i] / 1e9, many[i] * 1e3, flops / many[i] / 1e9,
+                   many[FUSED] / many[i]);
+    }
+    if (t.rc)
+        report_failure(t.err.msg);
 }

@@ -336,83 +336,106 @@ template <typename F> static float back_to_back_ms(F call, int n)
     return time_ms([&] { call(turn++); }, n);
 }
 
-/* Times each GEMM of Qwen3-8B with weights that no cache holds, and several launches back to back as in a decode step.
- */
-void time_small_m_sm90()
-{
-    enum { COPIES = 8, WIDEST = 12288, BACK_TO_BACK = 24 };
-    static const struct {
-        const char *name;
-        int rows, K;
-        cu_epilogue epilogue;
-    } gemms[] = {{"qkv", 6144, 4096, CU_EPILOGUE_BF16},
-                 {"o", 4096, 4096, CU_EPILOGUE_ADD},
-                 {"gate and up", 24576, 4096, CU_EPILOGUE_SWIGLU},
-                 {"down", 4096, 12288, CU_EPILOGUE_ADD},
-                 {"head", 151936, 4096, CU_EPILOGUE_F32}};
-    static const int Ms[] = {1, 8, 16, 24, 64, CU_SMALL_M_SM90_MAX};
+struct gemm_shape {
+    const char *name;
+    int rows, K; /* of w */
+    cu_epilogue epilogue;
+};
+
+/* Operands of all timed GEMMs. Each GEMM has up to COPIES copies of its weights in w, so that no cache holds the
+ * weights of the next launch. */
+struct small_m_timing {
+    enum { COPIES = 8, MAX_K = 12288, MAX_ROWS = 151936 };
+    size_t w_elems = (size_t)COPIES * 24576 * 4096;
     cu_dims m = gpu_dims();
     struct cu_lt *lt = nullptr;
-    struct km_err err;
-    if (!cu_small_m_sm90_usable(m, 16, 64))
-        return;
-    int rc = cu_lt_open(&lt, &err);
-    size_t most = (size_t)COPIES * 24576 * 4096;
-    bf16 *w = random_numbers(most, 0.02f), *x = random_numbers((size_t)CU_SMALL_M_SM90_MAX * WIDEST, 1), *act;
+    bf16 *w, *x, *act;
     float *y;
-    CUDA_OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90_MAX * 151936 * sizeof(float)));
-    CUDA_OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90_MAX * WIDEST * sizeof(bf16)));
-    workspace ws(4096);
-    for (auto &p : gemms) {
-        int copies = (int)(most / ((size_t)p.rows * p.K));
-        copies = copies > COPIES ? COPIES : copies;
+    workspace ws;
+    int rc;
+    struct km_err err;
+
+    small_m_timing() : ws(4096)
+    {
+        rc = cu_lt_open(&lt, &err);
+        w = random_numbers(w_elems, 0.02f), x = random_numbers((size_t)CU_SMALL_M_SM90_MAX * MAX_K, 1);
+        CUDA_OK(cudaMalloc(&y, (size_t)CU_SMALL_M_SM90_MAX * MAX_ROWS * sizeof(float)));
+        CUDA_OK(cudaMalloc(&act, (size_t)CU_SMALL_M_SM90_MAX * MAX_K * sizeof(bf16)));
+    }
+    ~small_m_timing()
+    {
+        for (void *p : {(void *)w, (void *)x, (void *)y, (void *)act})
+            cudaFree(p);
+        cu_lt_close(lt);
+    }
+    /* Runs a GEMM without small_m_sm90.cu: by small_m.cu for its values of M, else by cuBLASLt. */
+    void run_other(const gemm_shape &s, const bf16 *weights, int M)
+    {
+        bool small_m = M <= CU_SMALL_M_MAX, swiglu = s.epilogue == CU_EPILOGUE_SWIGLU,
+             f32 = s.epilogue == CU_EPILOGUE_F32, add = s.epilogue == CU_EPILOGUE_ADD;
+        m.F = s.rows / 2;
+        if (small_m && swiglu)
+            cu_small_m_swiglu(x, x, 1e-6f, weights, M, m.F, s.K, act, 0);
+        else if (small_m && f32)
+            cu_small_m_logits(x, weights, M, s.rows, s.K, y, 0);
+        else if (small_m)
+            cu_small_m(x, weights, M, s.rows, s.K, add, act, 0);
+        else
+            rc = rc ? rc : cu_lt_gemm(lt, x, weights, M, s.rows, s.K, add, y, f32, 0, &err);
+        if (!small_m && swiglu)
+            cu_swiglu(m, reinterpret_cast<bf16 *>(y), M, act, 0);
+    }
+    /* Times a GEMM with and without small_m_sm90.cu, in n launches back to back, and prints the times. */
+    void time_gemm(const gemm_shape &s, const int *Ms, int n_Ms, int n)
+    {
+        size_t one = (size_t)s.rows * s.K;
+        int copies = w_elems / one < COPIES ? (int)(w_elems / one) : (int)COPIES;
+        bool f32 = s.epilogue == CU_EPILOGUE_F32;
         cu_small_m_weights maps[COPIES];
         cu_small_m_rows rows;
-        bool swiglu = p.epilogue == CU_EPILOGUE_SWIGLU, f32 = p.epilogue == CU_EPILOGUE_F32,
-             add = p.epilogue == CU_EPILOGUE_ADD;
         for (int i = 0; i < copies && !rc; i++)
-            rc = cu_small_m_sm90_weights(&maps[i], w + (size_t)i * p.rows * p.K, p.rows, p.K, p.epilogue, &err);
-        rc = rc ? rc : cu_small_m_sm90_rows(&rows, x, CU_SMALL_M_SM90_MAX, p.K, &err);
-        for (int M : Ms) {
-            bool small_m = M <= CU_SMALL_M_MAX;
-            int n = f32 ? 4 : BACK_TO_BACK;
-            m.F = p.rows / 2;
-            float theirs_ms = back_to_back_ms(
-                [&](int i) {
-                    const bf16 *wi = w + (size_t)(i % copies) * p.rows * p.K;
-                    if (small_m && swiglu)
-                        cu_small_m_swiglu(x, x, 1e-6f, wi, M, m.F, p.K, act, 0);
-                    else if (small_m && f32)
-                        cu_small_m_logits(x, wi, M, p.rows, p.K, y, 0);
-                    else if (small_m)
-                        cu_small_m(x, wi, M, p.rows, p.K, add, act, 0);
-                    else
-                        rc = rc ? rc : cu_lt_gemm(lt, x, wi, M, p.rows, p.K, add, y, f32, 0, &err);
-                    if (!small_m && swiglu)
-                        cu_swiglu(m, reinterpret_cast<bf16 *>(y), M, act, 0);
-                },
-                n);
-            float ours_ms = back_to_back_ms(
+            rc = cu_small_m_sm90_weights(&maps[i], w + (size_t)i * one, s.rows, s.K, s.epilogue, &err);
+        rc = rc ? rc : cu_small_m_sm90_rows(&rows, x, CU_SMALL_M_SM90_MAX, s.K, &err);
+        for (int k = 0; k < n_Ms && !rc; k++) {
+            int M = Ms[k];
+            const char *other = M <= CU_SMALL_M_MAX                ? "small_m"
+                                : s.epilogue == CU_EPILOGUE_SWIGLU ? "cuBLASLt and SwiGLU"
+                                                                   : "cuBLASLt";
+            float other_ms = back_to_back_ms([&](int i) { run_other(s, w + (size_t)(i % copies) * one, M); }, n);
+            float sm90_ms = back_to_back_ms(
                 [&](int i) {
                     cu_small_m_job job = {&maps[i % copies], &rows, f32 ? (void *)y : (void *)act, nullptr, false};
                     cu_small_m_sm90(ws.r, job, M, nullptr, 0);
                 },
                 n);
-            double bytes = 2.0 * p.rows * p.K;
+            double bytes = 2.0 * (double)one;
             printf("%-11s M %3d: %-19s %7.1f us, %.2f TB/s; small_m_sm90 %7.1f us, %.2f TB/s, %.3f of the time\n",
-                   p.name, M,
-                   small_m  ? "small_m"
-                   : swiglu ? "cuBLASLt and SwiGLU"
-                            : "cuBLASLt",
-                   theirs_ms * 1e3, bytes / theirs_ms / 1e9, ours_ms * 1e3, bytes / ours_ms / 1e9, ours_ms / theirs_ms);
+                   s.name, M, other, other_ms * 1e3, bytes / other_ms / 1e9, sm90_ms * 1e3, bytes / sm90_ms / 1e9,
+                   sm90_ms / other_ms);
         }
     }
-    if (rc)
-        report_failure(err.msg);
-    for (void *p : {(void *)w, (void *)x, (void *)y, (void *)act})
-        cudaFree(p);
-    cu_lt_close(lt);
+};
 
+/* Times each GEMM of Qwen3-8B alone, and the four GEMMs of a layer, in several launches back to back as in a decode
+ * step. */
+void time_small_m_sm90()
+{
+    enum { BACK_TO_BACK = 24, N_M = 6 };
+    static const int Ms[N_M] = {1, 8, 16, 24, 64, CU_SMALL_M_SM90_MAX};
+    static const gemm_shape shapes[] = {{"qkv", 6144, 4096, CU_EPILOGUE_BF16},
+                                        {"o", 4096, 4096, CU_EPILOGUE_ADD},
+                                        {"gate and up", 24576, 4096, CU_EPILOGUE_SWIGLU},
+                                        {"down", 4096, small_m_timing::MAX_K, CU_EPILOGUE_ADD},
+                                        {"head", small_m_timing::MAX_ROWS, 4096, CU_EPILOGUE_F32}};
+    if (!cu_small_m_sm90_usable(gpu_dims(), 16, 64))
+        return;
+    {
+        small_m_timing t;
+        for (auto &s : shapes)
+            t.time_gemm(s, Ms, N_M, s.epilogue == CU_EPILOGUE_F32 ? 4 : BACK_TO_BACK);
+        if (t.rc)
+            report_failure(t.err.msg);
+    }
     layer l(4096, 4096, 12288, 6144, true);
     for (int M : Ms) {
         float ms = back_to_back_ms([&](int) { l.run(M); }, BACK_TO_BACK / 2);
