@@ -1,8 +1,7 @@
 /* Shared by the whole CUDA backend: the model's dimensions, the error rule, and the kernel launcher.
  *
- * The backend is C with templates: no containers, no exceptions. A function that takes a stream only enqueues work on
- * it. If it returns void, it does not report failed launches: CUDA keeps the error, and the backend checks for it once
- * per step (cudaGetLastError).
+ * The backend is C with templates: no containers, no exceptions. Functions that only launch kernels return void: CUDA
+ * keeps the error of a failed launch, and the backend checks for it once per step (cudaGetLastError).
  *
  * Letters in shapes are those of engine/model.h, and T tokens, R requests and S sampled rows of a step. M, N and K are
  * the sizes of a GEMM y[M][N] = x[M][K] w[N][K]^T. Hopper is compute capability 9.0, sm_90a to the compiler. */

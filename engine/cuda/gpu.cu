@@ -149,7 +149,7 @@ template <typename F> static int time_runs(const bench &b, F run, double *second
         float ms;
         CU_TRY(cudaEventElapsedTime(&ms, b.t0, b.t1));
         int at = i;
-        for (; at > 0 && v[at - 1] > ms; at--) /* v is kept sorted */
+        for (; at > 0 && v[at - 1] > ms; at--) /* insertion sort */
             v[at] = v[at - 1];
         if (i >= 0)
             v[at] = ms;

@@ -414,7 +414,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     if (split.n_splits == 1)
         return;
 
-    __syncthreads(); /* thread 0's count releases the writes of the whole block, and acquires those of the others */
+    __syncthreads(); /* the atomic add below publishes the partials of the whole block, and makes all others visible */
     int *finished = &part.finished[(size_t)split.req * G + head];
     if (tid == 0)
         last = atom_add_acq_rel(finished, 1) == split.n_splits - 1;
