@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <math.h>
 
-static const struct km_option rows[] = {
+static const struct km_option load_rows[] = {
     {.name = "num-clients", .letter = 'p', KM_FIELD(struct load, num_clients), .arg = "N", .fallback = "1", .lo = 1,
      .hi = 65536, .help = "concurrent clients; each has one request in flight"},
     {.name = "max-active-conversations", .letter = 'k', KM_FIELD(struct load, max_active_conversations), .arg = "N",
@@ -52,7 +52,7 @@ static const struct km_option rows[] = {
 
 struct km_option_group load_option_group(struct load *l)
 {
-    return KM_OPTION_GROUP("Load", rows, l);
+    return KM_OPTION_GROUP("Load", load_rows, l);
 }
 
 struct load load_defaults(void)
