@@ -4,8 +4,9 @@ out = 'multi-turn-ttft-cdf.svg'
 n = 2
 array label[2] = ['Without KV cache layer', 'With KV cache layer (DRAM)']
 
-# Shared by every plot. Colours are Okabe and Ito's, safe for the colour-blind; the first row of a table is always
-# the first one. The grey of lines and text becomes the page's own colour where a plot is put into one.
+# Shared by all plots. The script of a plot sets before this: dat and out (names of its files), n (number of series) and
+# label (array of their names). The colours are those of Okabe and Ito, which colour-blind readers can tell apart. The
+# colour `ink` of lines and text becomes the colour of the page when the picture is put into report.html.
 set terminal svg size 720,400 dynamic noenhanced font 'sans-serif,13'
 array colour[7] = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7F7F7F']
 ink = '#333333'
@@ -18,7 +19,8 @@ set xlabel textcolor rgb ink
 set ylabel textcolor rgb ink
 set key above left horizontal reverse Left textcolor rgb ink noautotitle
 
-# How many requests had their first token by then. Blocks of the data: a row each; columns: milliseconds, share.
+# Cumulative distribution of TTFT: the share of requests whose first token had arrived by that time.
+# Data: a block per row; columns: TTFT in ms, share of requests.
 set logscale x
 set xlabel 'time to first token (ms), logarithmic' textcolor rgb ink
 set ylabel 'share of requests' textcolor rgb ink
