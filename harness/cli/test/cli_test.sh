@@ -97,7 +97,7 @@ if grep -q "this build has no CUDA" "$dir/out"; then
 elif grep -q "to plan without a" "$dir/out"; then
     expect 1 "--gpu-memory-limit 24GiB" "$kvmark" info --plan qwen3-8b --device cuda
     expect 0 "Context      40960 tokens" "$kvmark" info --plan qwen3-8b --device cuda --gpu-memory-limit 24GiB
-    expect 1 "no room for KV: 12.00 GiB" "$kvmark" info --plan qwen3-8b --device cuda --gpu-memory-limit 12GiB
+    expect 1 "no memory for the KV pool: the limit is 12 GiB" "$kvmark" info --plan qwen3-8b --device cuda --gpu-memory-limit 12GiB
 fi
 
 expect 2 'did you mean "serve"' "$kvmark" serv
