@@ -17,7 +17,7 @@
 #include <string.h>
 
 struct run_opts {
-    struct load load;
+    struct load_opts load;
     struct wl_gen_opts workload;
     struct serve_opts serve; /* the engine without --url; model, tokenizer, API key and seed also with it */
     struct target target;    /* from the command line: url is NULL without --url; `serve` has model and API key */
@@ -94,7 +94,7 @@ static void quote_command(const struct cmd_call *call, struct km_buf *out)
 }
 
 /* The number of tokens of the longest prompt with its answer, without the tokens that the chat template adds. */
-static int longest_request(const struct wl_set *set, const struct load *l)
+static int longest_request(const struct wl_set *set, const struct load_opts *l)
 {
     int longest = 0;
     for (int c = 0; c < set->n; c++) {
@@ -112,7 +112,7 @@ static int longest_request(const struct wl_set *set, const struct load *l)
 }
 
 /* Refuses a workload with a request that is longer than the context that the server states. */
-static int check_context(const struct target *target, const struct wl_set *set, const struct load *l,
+static int check_context(const struct target *target, const struct wl_set *set, const struct load_opts *l,
                          struct km_err *err)
 {
     struct km_buf body = {0};

@@ -24,7 +24,7 @@ struct client_opts {
     bool prompts;                /* the default time-out is that of prompts, not of conversations */
     bool completions;            /* the requests go to the completions endpoint: decides hz_rec.last_any_ns */
     bool by_ids;                 /* hash the answer's token ids instead of its text */
-    double timeout_s;            /* as in struct load */
+    double timeout_s;            /* as in struct load_opts */
 };
 int client_new(struct client **out, const struct client_opts *o, struct km_err *err);
 void client_free(struct client *c);

@@ -16,7 +16,7 @@
 enum { MAX_PACED_CONNECTIONS = 64 };
 
 /* Checks the options that depend on the size of the set. The limits are those of vLLM's clients. */
-static int check_with_set(const struct load *l, const struct wl_set *set, struct km_err *err)
+static int check_with_set(const struct load_opts *l, const struct wl_set *set, struct km_err *err)
 {
     if (set->n < 1)
         return km_fail(err, KM_EINVAL, "workload %s has no conversations and no prompts; check its file", set->name);
@@ -42,7 +42,7 @@ static int check_with_set(const struct load *l, const struct wl_set *set, struct
 
 /* order: [n] conversations, NULL: all in the set's order. warmup: the schedule of the warm-up. warmed: the schedule of
  * a measured phase after a warm-up. */
-static int new_closed_loop(struct schedule **out, const struct load *l, const struct wl_set *set, const int *order,
+static int new_closed_loop(struct schedule **out, const struct load_opts *l, const struct wl_set *set, const int *order,
                            int n, bool warmup, bool warmed, struct km_err *err)
 {
     int64_t active = l->max_active_conversations ? l->max_active_conversations : l->num_clients;
@@ -60,12 +60,12 @@ static int new_closed_loop(struct schedule **out, const struct load *l, const st
     return schedule_closed_new(out, set, &o, err);
 }
 
-static int prompt_count(const struct load *l, const struct wl_set *set)
+static int prompt_count(const struct load_opts *l, const struct wl_set *set)
 {
     return l->max_num_requests > 0 && l->max_num_requests < set->n ? (int)l->max_num_requests : set->n;
 }
 
-static int new_open_loop(struct schedule **out, const struct load *l, const struct wl_set *set, bool warmup,
+static int new_open_loop(struct schedule **out, const struct load_opts *l, const struct wl_set *set, bool warmup,
                          struct km_err *err)
 {
     struct schedule_open o = {.n = prompt_count(l, set),
@@ -77,7 +77,7 @@ static int new_open_loop(struct schedule **out, const struct load *l, const stru
 }
 
 /* Connections to open before the clock starts. */
-static int connection_count(const struct load *l, const struct wl_set *set)
+static int connection_count(const struct load_opts *l, const struct wl_set *set)
 {
     if (!wl_kind_ops(set->kind)->open_loop)
         return (int)l->num_clients;
@@ -90,8 +90,8 @@ static int connection_count(const struct load *l, const struct wl_set *set)
 
 /* Runs the warm-up. It sends the first turn of each conversation, or each prompt once. The measured phase continues the
  * conversations in the order in which their first turns ended, with the answers received. *s: the schedule. */
-static int warm_up(struct client *c, struct req *r, const struct load *l, const struct wl_set *set, struct schedule **s,
-                   struct hz_trace *t, struct km_err *err)
+static int warm_up(struct client *c, struct req *r, const struct load_opts *l, const struct wl_set *set,
+                   struct schedule **s, struct hz_trace *t, struct km_err *err)
 {
     struct hz_trace pass = {0};
     bool open = wl_kind_ops(set->kind)->open_loop;
@@ -116,7 +116,7 @@ static int warm_up(struct client *c, struct req *r, const struct load *l, const 
     return rc;
 }
 
-int load_run(const struct target *target, const struct load *load, const struct wl_set *set,
+int load_run(const struct target *target, const struct load_opts *load, const struct wl_set *set,
              client_progress_fn progress, void *arg, struct hz_trace *out, struct km_err *err)
 {
     struct req *r = NULL;

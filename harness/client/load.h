@@ -16,7 +16,7 @@
 /* Runs the warm-up, if load asks for one, and the measured phase. Requests that fail are records in *out and not
  * errors. An error means that nothing was measured: the server cannot be reached, or the whole warm-up failed
  * (KM_ENET), or the model is unknown or options are invalid (KM_EINVAL). *out is empty then. */
-int load_run(const struct target *target, const struct load *load, const struct wl_set *set,
+int load_run(const struct target *target, const struct load_opts *load, const struct wl_set *set,
              client_progress_fn progress, void *arg, struct hz_trace *out, struct km_err *err);
 
 #endif

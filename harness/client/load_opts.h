@@ -14,7 +14,7 @@
 enum load_endpoint { LOAD_CHAT, LOAD_COMPLETIONS };
 enum load_thinking { LOAD_THINKING_AUTO, LOAD_THINKING_ON, LOAD_THINKING_OFF };
 
-struct load {
+struct load_opts {
     /* Closed loop: each client has one request in flight. */
     int64_t num_clients;              /* default 1 */
     int64_t max_active_conversations; /* open conversations, divided among the clients, rounded down; 0: num_clients */
@@ -43,11 +43,11 @@ struct load {
     enum load_thinking thinking; /* chat_template_kwargs.enable_thinking; auto: not sent */
     const char *cache_salt;      /* NULL: none */
 };
-struct load load_defaults(void);
+struct load_opts load_defaults(void);
 
 /* The options as a table for command lines, without the seed, which other parts of a run share. */
-struct km_option_group load_option_group(struct load *l);
+struct km_option_group load_option_group(struct load_opts *l);
 /* Checks what does not depend on the workload: ranges, and options that need or exclude each other. */
-int load_check(const struct load *l, struct km_err *err);
+int load_check(const struct load_opts *l, struct km_err *err);
 
 #endif

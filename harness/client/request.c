@@ -19,7 +19,7 @@ struct conv_body {
 };
 
 struct req {
-    const struct load *load;
+    const struct load_opts *load;
     const struct wl_set *set;
     bool prompts;            /* single prompts, else conversations */
     const char *max_key;     /* this endpoint's key for max_tokens; NULL: extra_body sets it */
@@ -50,7 +50,7 @@ static int check_extra(const cJSON *extra, struct km_err *err)
 }
 
 /* Checks that every message of the set can be sent with these options. */
-static int check_messages(const struct load *l, const struct wl_set *set, bool prompts, struct km_err *err)
+static int check_messages(const struct load_opts *l, const struct wl_set *set, bool prompts, struct km_err *err)
 {
     if (l->endpoint == LOAD_COMPLETIONS && !prompts)
         return km_fail(err, KM_EINVAL,
@@ -97,7 +97,7 @@ static void put_message(const struct req *r, struct km_buf *b, const struct wl_m
 /* Writes head, tail and end with the keys in the order of vLLM's clients. */
 static void put_parameters(struct req *r, const cJSON *extra, const char *model)
 {
-    const struct load *l = r->load;
+    const struct load_opts *l = r->load;
     bool chat = l->endpoint == LOAD_CHAT;
     km_buf_putc(&r->head, '{');
     if (!cJSON_GetObjectItemCaseSensitive(extra, "model")) {
@@ -153,7 +153,7 @@ static void put_parameters(struct req *r, const cJSON *extra, const char *model)
     km_buf_free(&salt);
 }
 
-int req_new(struct req **out, const struct load *load, const char *extra_body, const char *model,
+int req_new(struct req **out, const struct load_opts *load, const char *extra_body, const char *model,
             const struct wl_set *set, struct km_err *err)
 {
     *out = NULL;
@@ -269,7 +269,7 @@ static void append_answer(struct req *r, struct conv_body *b, const char *text, 
 
 int req_build(struct req *r, int conv, int turn, struct req_body *out, struct km_err *err)
 {
-    const struct load *l = r->load;
+    const struct load_opts *l = r->load;
     const struct wl_conv *v = &r->set->convs[conv];
     struct conv_body *b = &r->convs[conv];
     int m = 2 * turn;

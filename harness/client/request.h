@@ -15,7 +15,7 @@ struct req;
 /* Escapes every message of the set. load and set are borrowed and must outlive the req. extra_body: a JSON object that
  * is merged into each body, or NULL. KM_EINVAL: the options do not suit the set, or extra_body has a key that the
  * client itself must set. */
-int req_new(struct req **out, const struct load *load, const char *extra_body, const char *model,
+int req_new(struct req **out, const struct load_opts *load, const char *extra_body, const char *model,
             const struct wl_set *set, struct km_err *err);
 void req_free(struct req *r);
 

@@ -27,7 +27,7 @@ struct bench {
     int32_t ids[3];
     struct mock *mock;
     struct target target;
-    struct load load;
+    struct load_opts load;
     struct hz_trace trace;
     struct km_err err;
 };

@@ -177,7 +177,7 @@ static void make_workload(int convs, int turns, int tokens)
 static void run_load(const struct mock_opts *o, int clients)
 {
     struct km_err err;
-    struct load load = load_defaults();
+    struct load_opts load = load_defaults();
     load.num_clients = clients;
     load.early_stop = false;
     if (!b.mock)
