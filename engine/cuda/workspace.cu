@@ -67,9 +67,9 @@ int cu_workspace_add_pool(struct cu_workspace *ws, const cu_dims &m, const struc
     ws->n_pages = o->n_pages ? o->n_pages : (int)(fit < INT32_MAX / m.B ? fit : INT32_MAX / m.B);
     if (ws->n_pages < 1 || ws->n_pages > fit)
         return km_fail(err, KM_ELIMIT,
-                       "no memory for the KV pool: the limit is %s, weights, workspace and reserve take %s, and the rest "
-                       "does not hold %d page%s of %s; raise --gpu-memory-utilization or --gpu-memory-limit, or lower "
-                       "--max-num-batched-tokens",
+                       "no memory for the KV pool: the limit is %s, weights, workspace and reserve take %s, and the "
+                       "rest does not hold %d page%s of %s; raise --gpu-memory-utilization or --gpu-memory-limit, or "
+                       "lower --max-num-batched-tokens",
                        km_size_text((int64_t)limit).s, km_size_text((int64_t)used).s, o->n_pages ? o->n_pages : 1,
                        o->n_pages > 1 ? "s" : "", km_size_text((int64_t)page).s);
     add(ws, "KV pool and a spare page", KM_MEM_DEVICE, &ws->pool, (size_t)(ws->n_pages + 1) * m.page_elems);

@@ -4,7 +4,7 @@
 #include "engine/rates.h"
 #include "harness/cli/cmd.h"
 #include "harness/cli/memory_plan.h"
-#include "harness/cli/probe.h"
+#include "harness/cli/machine_limits.h"
 #include "harness/cli/serve.h"
 #include "harness/run/env.h"
 
@@ -115,7 +115,7 @@ static bool add_gpu(cJSON *all, const struct backend *be)
     return true;
 }
 
-static int run_probes(bool json)
+static int run_measurements(bool json)
 {
     cJSON *all = cJSON_CreateObject();
     cJSON_AddItemToObject(all, "machine", hz_environment());
@@ -129,20 +129,20 @@ static int run_probes(bool json)
             measurable = be;
     }
     cJSON *limits = cJSON_AddObjectToObject(all, "limits");
-    for (int i = 0; i < n_probes; i++) {
-        double v = probe_median(&probes[i]);
+    for (int i = 0; i < n_machine_limits; i++) {
+        double v = machine_limit_measure(&machine_limits[i]);
         if (v < 0)
-            cJSON_AddNullToObject(limits, probes[i].key);
+            cJSON_AddNullToObject(limits, machine_limits[i].key);
         else
-            cJSON_AddNumberToObject(limits, probes[i].key, v);
+            cJSON_AddNumberToObject(limits, machine_limits[i].key, v);
     }
     bool gpu = measurable && add_gpu(all, measurable);
     print(all, json);
-    for (int i = 0; !json && i < n_probes; i++)
-        printf("  # %s: %s, in %s, median of %d\n", probes[i].key, probes[i].what, probes[i].unit, PROBE_REPEATS);
+    for (int i = 0; !json && i < n_machine_limits; i++)
+        printf("  # %s: %s, in %s, median of %d\n", machine_limits[i].key, machine_limits[i].what, machine_limits[i].unit, MACHINE_LIMIT_REPEATS);
     for (int i = 0; !json && gpu && i < N_GPU_RATES; i++)
         printf("  # %s: %s, in %s, median of %d\n", gpu_rates[i].key, gpu_rates[i].what, gpu_rates[i].unit,
-               PROBE_REPEATS);
+               MACHINE_LIMIT_REPEATS);
     cJSON_Delete(all);
     return CMD_OK;
 }
@@ -164,7 +164,7 @@ static int run(const struct cmd_call *call)
                      "the options of serve belong to info --plan; without --plan, info takes only --json");
     if (rc)
         return cmd_error(&err, CMD_USAGE);
-    return o->plan ? run_plan(o) : run_probes(o->json);
+    return o->plan ? run_plan(o) : run_measurements(o->json);
 }
 
 const struct cmd cmd_info = {

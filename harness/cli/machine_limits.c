@@ -1,5 +1,5 @@
-/* The probes: arithmetic, memory, loopback and disk. */
-#include "harness/cli/probe.h"
+/* Measures the limits: arithmetic, memory, loopback and disk. */
+#include "harness/cli/machine_limits.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -22,7 +22,7 @@ static double seconds_since(int64_t t0)
 }
 
 /* GFLOP/s of the CPU backend: one prefill step of a small preset, counted by the model's arithmetic. */
-static double probe_prefill(void)
+static double measure_prefill(void)
 {
     enum { T = 1024, BLOCK = 16 };
     struct be_opts o = {
@@ -65,7 +65,7 @@ static double probe_prefill(void)
 
 /* GB/s of memcpy on one thread, over buffers far larger than the CPU's caches. Counts the bytes copied, that is half of
  * the bytes read and written. */
-static double probe_memcpy(void)
+static double measure_memcpy(void)
 {
     size_t size = 256 * (size_t)MIB;
     char *a = km_malloc(size), *b = km_malloc(size);
@@ -83,7 +83,7 @@ static double probe_memcpy(void)
 }
 
 /* GB/s of writing a new file in the working directory, fsync included. */
-static double probe_disk(void)
+static double measure_disk(void)
 {
     char name[] = "kvmark-info-XXXXXX";
     int fd = mkostemp(name, O_CLOEXEC);
@@ -132,7 +132,7 @@ static int connect_loopback(int fd[2])
 }
 
 /* GB/s through one TCP connection on loopback, one thread at each end. */
-static double probe_loopback(void)
+static double measure_loopback(void)
 {
     int fd[2];
     char *block = km_calloc(1, MIB);
@@ -153,20 +153,20 @@ static double probe_loopback(void)
     return rate;
 }
 
-const struct probe probes[] = {
-    {"cpu_prefill_gflops", "prefill on the CPU backend, 1,024 tokens of qwen3-tiny, float32", "GFLOP/s", probe_prefill},
-    {"memcpy_gbps", "memcpy, one thread", "GB/s", probe_memcpy},
-    {"loopback_gbps", "TCP on loopback, one connection", "GB/s", probe_loopback},
-    {"disk_write_gbps", "writing a file in this folder, with fsync", "GB/s", probe_disk},
+const struct machine_limit machine_limits[] = {
+    {"cpu_prefill_gflops", "prefill on the CPU backend, 1,024 tokens of qwen3-tiny, float32", "GFLOP/s", measure_prefill},
+    {"memcpy_gbps", "memcpy, one thread", "GB/s", measure_memcpy},
+    {"loopback_gbps", "TCP on loopback, one connection", "GB/s", measure_loopback},
+    {"disk_write_gbps", "writing a file in this folder, with fsync", "GB/s", measure_disk},
 };
-const int n_probes = sizeof probes / sizeof *probes;
+const int n_machine_limits = sizeof machine_limits / sizeof *machine_limits;
 
-double probe_median(const struct probe *p)
+double machine_limit_measure(const struct machine_limit *limit)
 {
-    double v[PROBE_REPEATS];
-    for (int i = 0; i < PROBE_REPEATS; i++)
-        if ((v[i] = p->measure()) < 0)
+    double v[MACHINE_LIMIT_REPEATS];
+    for (int i = 0; i < MACHINE_LIMIT_REPEATS; i++)
+        if ((v[i] = limit->measure()) < 0)
             return -1;
-    km_sort_doubles(v, PROBE_REPEATS);
-    return km_percentile(v, PROBE_REPEATS, 0.5);
+    km_sort_doubles(v, MACHINE_LIMIT_REPEATS);
+    return km_percentile(v, MACHINE_LIMIT_REPEATS, 0.5);
 }
