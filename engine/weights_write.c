@@ -8,6 +8,7 @@
 #include "base/buf.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/machine.h"
 #include "base/mem.h"
 
 #include <errno.h>
@@ -322,7 +323,7 @@ int wts_write(const struct mdl *m, const char *dir, int64_t shard_bytes, int n_t
     pthread_mutex_init(&w->lock, NULL);
     memset(w->fd, 0xff, sizeof w->fd);
     if (n_threads < 1)
-        n_threads = (int)sysconf(_SC_NPROCESSORS_ONLN);
+        n_threads = km_usable_cores();
     rc = assign_shards(w, shard_bytes > 0 ? shard_bytes : (int64_t)4 << 30, err);
     if (!rc)
         rc = write_all(w, n_threads < MAX_THREADS ? n_threads : MAX_THREADS, err);

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/sort.h"
 #include "engine/engine.h"
 
 #include <cuda_profiler_api.h>
@@ -56,12 +57,6 @@ static void add_sample(struct figure *f, double v)
         f->v[f->n++] = v;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double d = *(const double *)a - *(const double *)b;
-    return (d > 0) - (d < 0);
-}
-
 /* The quantile q of the samples, which are sorted; NaN without samples. */
 static double quantile(const struct figure *f, double q)
 {
@@ -73,7 +68,7 @@ static cJSON *rows; /* the rows of OUT.json */
 /* Prints a row of the table and adds it to `rows`. goal: upper limit of the median; 0: there is none. */
 static void add_row(const char *key, const char *what, struct figure *f, double goal)
 {
-    qsort(f->v, (size_t)f->n, sizeof *f->v, by_value);
+    km_sort_doubles(f->v, (size_t)f->n);
     printf("| %s | %.3f | %.3f to %.3f | %d | ", what, quantile(f, 0.5), quantile(f, 0.1), quantile(f, 0.9), f->n);
     if (goal > 0)
         printf("%g | %s |\n", goal, quantile(f, 0.5) <= goal ? "met" : "missed");
