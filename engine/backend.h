@@ -4,9 +4,10 @@
  * the KV pool. The engine assigns pages to requests. The unit of the interface is a whole step, not an operator, so
  * that the CUDA backend can fuse kernels and capture graphs, while the CPU backend loops over layers.
  *
- * All calls come from the engine's thread. Order: steps run in the order of submission. A copy submitted after a step
- * sees the KV that this step writes, and overwrites no page before the step has read it. A step submitted after `poll`
- * reported a copy complete sees the copied KV. */
+ * All calls come from the engine's thread, except copy, poll, host_register, host_unregister and now, which one other
+ * thread may call at the same time if `threads` is set. Steps run in the order of submission. A copy with the fence
+ * `after` starts when that step has ended, and sees the KV that this step and the steps before it write. A step
+ * submitted after `poll` reported a copy complete sees the copied KV. */
 #ifndef ENG_BACKEND_H
 #define ENG_BACKEND_H
 
@@ -48,6 +49,8 @@ struct backend {
     /* Async scheduling: the backend accepts step N + 1 while step N runs. In step N + 1 a token of -(k + 1) stands for
      * the id that step N samples for its sample k. The engine waits for steps in the order of submission. */
     bool async_sched;
+    bool threads;       /* one other thread may call copy, poll, host_register, host_unregister and now */
+    bool no_payload;    /* a simulated device: copies move no bytes */
 
     /* 0 if this machine has a device that the backend can use; else KM_EDEVICE and the reason. The calling process can
      * still fork afterwards. NULL: always usable. */
@@ -71,13 +74,13 @@ struct backend {
      * engine then discards the row in both steps, and submits it again in a step that no other step follows early. */
     int (*wait)(struct be *b, uint64_t ticket, struct smp_result *out, struct km_err *err);
 
-    /* Submits n copies between pages and host memory under one ticket; ticket 0: already complete. */
-    int (*copy)(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);
-    int (*poll)(struct be *b, uint64_t ticket); /* 1: complete, 0: pending, < 0: failed */
-    /* Host memory that the device copies fastest, such as pinned memory. NULL: ordinary memory is as fast. */
-    void *(*host_alloc)(struct be *b, size_t size);
-    void (*host_free)(struct be *b, void *p, size_t size);
-
+    /* Copies between pages and host memory, as in struct kv_copier. */
+    int (*copy)(struct be *b, enum kv_dir dir, struct kv_copy *c, int n, uint64_t after, uint64_t *ticket,
+                struct km_err *err);
+    int (*poll)(struct be *b, uint64_t ticket);
+    /* NULL: ordinary memory is as fast. */
+    int (*host_register)(struct be *b, void *p, size_t size, struct km_err *err);
+    void (*host_unregister)(struct be *b, void *p, size_t size);
     /* The time in ns; NULL: km_now_ns. A backend that simulates a device has its own clock. The clock must advance when
      * `poll` is called repeatedly with no step in between, because the engine then only waits for a copy. */
     int64_t (*now)(struct be *b);

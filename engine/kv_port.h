@@ -2,20 +2,20 @@
  *
  * `struct kv_port` is a table of functions that a cache layer (below: the cache) implements and the engine calls. The
  * engine owns the KV pool, its pages and the block tables. The cache owns host memory, keys and chunks. A `kv_seq` is
- * the cache's record of one request, from its first lookup to its end: the request's salt, the keys computed so far,
- * and the chunks that the last lookup pinned. A pinned chunk is not evicted.
+ * the cache's record of one request, from its arrival to its end: the request's salt, the keys computed so far, and the
+ * chunks that the last lookup pinned. A pinned chunk is not evicted.
  *
  * A block is block_size tokens; its KV is stored in one page of the pool. A chunk is chunk_size tokens, a whole number
  * of blocks, and is the unit that the cache stores. Positions count tokens from the start of the sequence.
  *
  * Rules:
- * - A lookup is a hint. A load reports how many tokens have verified KV in the pages, and the engine computes the KV of
+ * - A lookup is a hint. A load reports which tokens have verified KV in the pages, and the engine computes the KV of
  *   the others. A cache can therefore save time, but never change an answer.
- * - Between attach and detach no call blocks on I/O. load and store return a ticket, and the engine polls the ticket
- *   until it is finished. Every ticket finishes, whatever fails. Until then the ticket's pages stay allocated and the
- *   engine does not write to them. It reads a page that a load fills only after the load has reported the page's tokens
- *   as good.
- * - Calls never overlap: all of them come from the thread that runs the engine.
+ * - No call between attach and detach blocks on I/O or on a copy. Loads and stores are operations with a ticket. They
+ *   advance without the engine, which polls the ticket. Every ticket finishes, whatever fails. Until then the pages
+ *   that the operation owns stay allocated, and the engine does not write to them.
+ * - Calls never overlap: all of them come from the thread that runs the engine. The copier's functions may be called
+ *   by one other thread at the same time (kv_copier.threads).
  * - If the port is NULL, the engine runs without a cache. That costs one branch per request and per step. */
 #ifndef ENG_KV_PORT_H
 #define ENG_KV_PORT_H
@@ -24,6 +24,7 @@
 #include "base/err.h"
 #include "base/hash.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -31,7 +32,7 @@
  * [layer][K, V][kv head][token][head_dim]. All members but n_pages are part of a chunk's identity: a cache never loads
  * KV that was stored under another geometry or model. */
 struct kv_geom {
-    int n_layers, n_kv_heads, head_dim;
+    int n_layers, n_kv_heads, head_dim; /* head_dim elements are a multiple of 8 bytes */
     int block_size;           /* tokens of a block, and so of a page */
     enum km_dtype dtype;      /* of every element */
     int layout;               /* number of the order within a page: 1 is the order above, another order has another */
@@ -39,87 +40,142 @@ struct kv_geom {
     int n_pages;              /* pages of the pool */
     double rope_theta;
     struct km_digest model;   /* fingerprint of the weights (mdl_fingerprint) */
+    char numerics[24];        /* names the kernels that compute KV, such as "cpu-avx2" or "cuda-sm90": two that may
+                                 round differently have different names */
 };
 
 /* One page of a copy between the KV pool and host memory. */
 struct kv_copy {
     int32_t page;             /* in the pool, [0, n_pages) */
-    void *host;               /* [page_bytes] */
+    int32_t n_tokens;         /* leading tokens of the page that are valid, 1 to block_size; all bytes are copied */
+    void *host;               /* [page_bytes]; not used if the copier has no payload */
+    uint64_t seed;            /* of the page's checksum (base/page_sum.h) */
+    uint64_t sum;             /* the checksum of the page in the pool, set when poll reports the copy complete. It is
+                                 computed before a copy to the host, and after a copy to the page */
 };
 enum kv_dir { KV_TO_HOST /* D2H: a store */, KV_TO_PAGE /* H2D: a load */ };
+enum { KV_COPY_MOST = 256 }; /* most pages of one call of copy */
 
-/* The backend's copy functions, which the cache may call between attach and detach. engine/backend.h states how copies
- * are ordered with steps: a copy to the host sees the KV of every step that was submitted before it. */
+/* The backend's copy functions, which the cache may call between attach and detach. Copies in the two directions do not
+ * wait for each other; copies in one direction run in the order of submission. */
 struct kv_copier {
     void *self;
-    /* Submits the copy of n pages. The caller keeps c[n] and the host memory valid until the ticket is finished. Ticket
-     * 0: the copy is complete already. < 0: the copy failed and has no ticket; its destination may be overwritten in
-     * part. */
-    int (*copy)(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err);
-    int (*poll)(void *self, uint64_t ticket);     /* 1 complete, 0 pending, < 0 failed */
-    /* Allocate and free host memory that the device copies fastest (pinned memory on a GPU). host_alloc NULL: the
-     * device has no such memory, and the cache uses ordinary memory. */
-    void *(*host_alloc)(void *self, size_t size);
-    void (*host_free)(void *self, void *p, size_t size);
+    /* Submits the copy of n pages, at most KV_COPY_MOST. `after` is a fence: the copies start when the step with this
+     * ticket has ended (0: at once). The caller keeps c[n] and the host memory valid until the ticket is finished.
+     * KM_ELIMIT: too many copies are in flight; nothing was submitted, try again after a poll. Any other value < 0: the
+     * copies failed, and none of them is in flight; their destination may be overwritten in part. Never blocks. */
+    int (*copy)(void *self, enum kv_dir dir, struct kv_copy *c, int n, uint64_t after, uint64_t *ticket,
+                struct km_err *err);
+    /* 1: complete, and c[n].sum is set; 0: pending; < 0: failed. After 1 and < 0 the ticket must not be polled again.
+     * Tickets may be polled in any order. */
+    int (*poll)(void *self, uint64_t ticket);
+    /* Makes the host memory [size] at p, a multiple of the machine's page size, as fast for copies as the device can
+     * (pins it). Without registration copies work, too, but may be slow. May be called by any thread. A failed
+     * registration must not be undone. NULL: the device has no such registration. */
+    int (*host_register)(void *self, void *p, size_t size, struct km_err *err);
+    void (*host_unregister)(void *self, void *p, size_t size);
+    int64_t (*now)(void *self); /* the backend's clock, in ns */
+    bool threads; /* copy, poll and now may be called by one thread while the engine's thread runs steps. False: only
+                     from within calls of the port, which a backend with its own clock needs */
+    bool payload; /* false: the backend simulates a device. Copies move no bytes and have sum 0 */
 };
 
 struct kv_seq;
 
+/* What a finished operation did. */
+struct kv_result {
+    int good_from, good_to;   /* of a load: tokens [good_from, good_to) have verified KV in their pages. Both are equal
+                                 if nothing was loaded. The engine computes the tokens before and after them */
+};
+
+/* Counters and gauges. The members are sums over all tiers; the rows belong to one tier each. */
+enum { KV_STAT_ROWS = 64 };
+struct kv_stat_row {
+    const char *tier;         /* such as "dram" or "disk"; a string literal */
+    const char *name;         /* such as "hit_tokens"; a string literal, [a-z_] */
+    const char *help;         /* one sentence, for /metrics; a string literal */
+    bool gauge;               /* false: a counter, which never falls */
+    double value;
+};
 struct kv_port_stats {
-    int64_t lookups;                   /* calls of lookup */
-    int64_t lookup_tokens, hit_tokens; /* sums of the tokens that lookups asked for, and that they found */
+    int64_t lookups;                   /* lookups that gave an answer */
+    int64_t lookup_tokens, hit_tokens; /* sums over these lookups: tokens that the KV pool did not have, and tokens
+                                          that the cache found among them */
     int64_t loaded_tokens;             /* tokens that loads have verified in pages */
     int64_t stored_tokens;             /* tokens of chunks whose store succeeded, so that lookups find them */
-    int64_t failed_loads;              /* loads that verified fewer tokens than they were asked for */
-    int64_t evicted_chunks;            /* chunks dropped to store others */
-    int64_t chunks, bytes, capacity;   /* now: chunks that lookups find, host bytes in use, host bytes in all */
+    int64_t failed_loads;              /* loads that met bytes which were missing, wrong or late */
+    int64_t corrupt_chunks;            /* chunks dropped because a checksum did not match */
+    int64_t evicted_chunks;            /* chunks dropped from host memory to store others */
+    int64_t chunks, bytes, capacity;   /* now: chunks in host memory, host bytes in use, host bytes in all */
     int64_t load_ns, store_ns;         /* ns from the call to the end of the ticket, summed over loads or stores */
+    int n_rows;
+    struct kv_stat_row rows[KV_STAT_ROWS];
 };
+
+enum { KV_NOT_YET = -100 }; /* lookup: ask again later */
 
 struct kv_port {
     void *self;
     int chunk_size; /* tokens of a chunk; a multiple of the engine's block size */
 
-    /* Binds the cache to an engine's pool and allocates the cache's memory. The cache copies *geom and *copier. Fails
-     * if the chunk size does not fit the geometry, or the memory is not available. */
+    /* Binds the cache to an engine's pool. The cache copies *geom and *copier, and returns before its memory is
+     * allocated: it allocates in the background, and stores chunks as memory becomes available. Fails if the chunk size
+     * does not fit the geometry, or more memory is asked for than the machine has. */
     int (*attach)(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err);
-    /* Frees the cache's memory. Every sequence is closed and every ticket is finished. */
+    /* Unbinds the cache. Every sequence is closed and every ticket is finished. Returns within two seconds, even if a
+     * tier does not answer. */
     void (*detach)(void *self);
 
-    /* Opens a sequence for a request. The salt (NULL: none, which differs from "") enters the root of the key chain, so
-     * requests with different salts share nothing. Returns NULL if there is no memory; the engine then computes the
-     * request without the cache. */
-    struct kv_seq *(*open)(void *self, const char *salt);
+    /* Opens a sequence for a request that has just arrived. tokens[0, n) is the prompt, and is read during the call
+     * only: a cache whose lookups need time starts them here. The salt (NULL: none, which differs from "") enters the
+     * root of the key chain, so requests with different salts share nothing. Returns NULL if there is no memory; the
+     * engine then computes the request without the cache. */
+    struct kv_seq *(*open)(void *self, const char *salt, const int32_t *tokens, int n);
 
     /* Returns the length of the longest prefix of tokens[0, n) that the cache can load, 0 for none, and pins its
-     * chunks. The pins last until a load of this sequence is finished or a store offers all the pinned tokens, and at
-     * most until the next lookup (after a preemption) or close. tokens is read during the call only. */
-    int (*lookup)(struct kv_seq *s, const int32_t *tokens, int n);
+     * chunks. The length may be any number of tokens: the last chunk may be a partial one. KV_NOT_YET: the answer is
+     * not known yet, and nothing is pinned. `have`: leading tokens that the KV pool has already, for the statistics.
+     * The pins last until a load of this sequence is finished or a store offers all the pinned tokens, and at most
+     * until the next lookup (after a preemption) or close. tokens is read during the call only. */
+    int (*lookup)(struct kv_seq *s, const int32_t *tokens, int n, int have);
 
-    /* Submits the load of tokens [from, to) into their pages; both are multiples of the block size and within the last
-     * lookup. block_table[i] is the page of tokens [i * block_size, (i + 1) * block_size); the table does not change
-     * until the ticket is finished. Ticket 0: the load is finished already, and *good is set as poll sets it. < 0: no
-     * token was loaded, and *good is `from`.
-     * If `from` equals `to`, the engine needs no token of the lookup: nothing is loaded, and the pins are dropped. */
-    int (*load)(struct kv_seq *s, int from, int to, const int32_t *block_table, uint64_t *ticket, int *good);
+    /* The estimated time, in ns, until a load of tokens [from, to) of the last lookup would be finished if it were
+     * submitted now. It includes the loads before it. */
+    int64_t (*load_ns)(struct kv_seq *s, int from, int to);
 
-    /* Offers tokens [0, n), whose KV is in their pages. The cache stores the full chunks among them that it does not
-     * hold yet, and may decline any of them. The first n_prompt tokens are the request's prompt and the others were
-     * generated. tokens is read during the call only; block_table is as in load. Ticket 0: nothing is in flight. < 0:
-     * the store failed and has no ticket; the engine goes on. */
+    /* Submits the load of tokens [from, to) into their pages, from the last one to the first. `from` is a multiple of
+     * the block size; `to` is not more than the last lookup returned, and may end within a page, of which all bytes are
+     * then written. block_table[i] is the page of tokens [i * block_size, (i + 1) * block_size); the table is copied.
+     * `after`: a fence, the ticket of the last submitted step, because steps in flight may still use the pages. < 0:
+     * nothing is in flight and no token was loaded.
+     * If `from` equals `to`, the engine needs no token of the lookup: nothing is loaded, the pins are dropped, and
+     * *ticket is 0. */
+    int (*load)(struct kv_seq *s, int from, int to, const int32_t *block_table, uint64_t after, uint64_t *ticket);
+
+    /* Tells an open load to copy no token before `upto`, and returns the first token that the load still owns: a
+     * multiple of the block size, at least `upto` unless copies of earlier tokens have started. The pages of the tokens
+     * before it are the engine's again at once; no copy writes to them. The load finishes when the copies of the
+     * others have ended. `upto` 0 changes nothing and only asks. */
+    int (*cut)(void *self, uint64_t ticket, int upto);
+
+    /* Offers tokens [0, n), whose KV is in their pages. The cache stores the chunks among them that it does not hold
+     * yet, and may decline any of them. The first n_prompt tokens are the request's prompt and the others were
+     * generated. tokens and block_table are read during the call only. `after`: the ticket of the last step that wrote
+     * to the pages. *from: the operation reads only pages of tokens [*from, n), and only until the ticket is finished,
+     * which is when their copies have ended. Ticket 0: it reads none. < 0: the store failed and has no ticket; the
+     * engine goes on. */
     int (*store)(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, const int32_t *block_table,
-                 uint64_t *ticket);
+                 uint64_t after, uint64_t *ticket, int *from);
 
-    /* Returns 0 while the ticket is pending. It is finished when poll returns 1 (complete) or < 0 (failed), and must
-     * not be polled again. For a finished load, *good is the end of the verified tokens: tokens [from, *good) have
-     * their KV in the pages. It is at least `from`, and less than `to` if the load failed. good may be NULL for a
-     * store. */
-    int (*poll)(void *self, uint64_t ticket, int *good);
+    /* Returns 0 while the ticket is pending. It is finished when poll returns 1, and must not be polled again; *out
+     * says what it did (NULL for a store). */
+    int (*poll)(void *self, uint64_t ticket, struct kv_result *out);
 
     /* Drops the pins and frees the sequence. Its open tickets remain valid. */
     void (*close)(struct kv_seq *s);
 
-    /* Drops every chunk that is neither pinned nor part of an open ticket. Returns < 0 if any chunk remains. */
+    /* Drops every chunk, in all tiers, that is neither pinned nor part of an operation. Returns 0; 1 if a tier has not
+     * done so yet: call again later; < 0 if chunks remain because they are in use. */
     int (*reset)(void *self);
     void (*stats)(void *self, struct kv_port_stats *out);
 };

@@ -1,22 +1,22 @@
-/* The chunk store: which chunks the DRAM tier holds, in which slot, and which chunk is evicted next.
+/* The chunk index: which chunks host memory holds, in which slot, and which chunk is evicted next.
  *
- * A slot describes one chunk: its key, its token ids, its position in the sequence, its checksum and a reference count.
- * The chunk's bytes are in the DRAM tier's slot of the same number. A slot is in one of four states:
+ * An entry describes one chunk: its key, its position in the sequence, its valid tokens and a reference count. The
+ * chunk's header (with its token ids and checksums) and its payload are in the pool's slot of the same number. A slot
+ * is in one of four states:
  *   FREE     on the free list
- *   FILLING  reserved for a chunk whose bytes are still being copied. It is in the index, so that no other store copies
+ *   FILLING  reserved for a chunk whose bytes are still being copied. It is in the index, so that nobody else copies
  *            the same chunk, but a lookup treats it as a miss.
  *   READY    in the index and on the order list; evictable while it has no references
- *   DROPPED  found damaged while it had references. It is in neither the index nor the order list, and becomes FREE
- *            when it loses its last reference.
+ *   DROPPED  removed while it had references. It is in neither the index nor the order list, and becomes FREE when it
+ *            loses its last reference.
  *
- * Invariant: a slot with references is not reused. All memory is allocated when the chunk store opens, so no later call
- * can run out of memory. */
+ * Invariant: a slot with references is not reused. All memory is allocated when the index opens, so no later call can
+ * run out of memory. The index has no lock of its own: struct kvc's lock protects it. */
 #ifndef KVC_CHUNKS_H
 #define KVC_CHUNKS_H
 
 #include "base/err.h"
 #include "base/hash.h"
-#include "kvcache/geometry.h"
 #include "kvcache/kvcache.h"
 
 #include <stdbool.h>
@@ -24,44 +24,45 @@
 
 enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DROPPED };
 
-struct kvc_slot {
+struct kvc_chunk {
     struct km_digest key;
-    uint64_t checksum;     /* of the chunk's bytes; valid when READY */
     int32_t position;      /* number of chunks before this one in its sequence */
-    int32_t refs;          /* pins of sequences, and open transfers that need the chunk */
+    int32_t n_tokens;      /* valid tokens */
+    int32_t refs;          /* pins of sequences, and operations that need the slot */
     int32_t newer, older;  /* READY: neighbours on the order list, -1 at its ends. FREE: older is the next free slot */
     enum kvc_state state;
 };
 
 struct kvc_chunks {
-    struct kvc_slot *slot; /* [n] */
-    int32_t *ids;          /* [n][chunk_size] token ids */
+    struct kvc_chunk *chunk; /* [n], by slot */
     int32_t *index;        /* [mask + 1] slot or -1: a hash table with linear probing by the key's first bytes */
     uint32_t mask;
-    const struct kvc_geometry *geometry; /* borrowed: chunk_size */
-    int n;                 /* slots */
+    int n;                 /* slots when the pool has its full size */
+    int n_usable;          /* slots that kvc_chunks_grow has added */
     enum kvc_policy policy;
     int32_t newest, oldest; /* ends of the order list; the oldest is evicted first; -1: the list is empty */
     int32_t free;           /* head of the free list; -1: the list is empty */
-    int n_free, n_filling, n_ready, n_dropped; /* slots by state */
+    int n_free, n_filling, n_ready, n_dropped; /* usable slots by state */
     int n_evictable;       /* READY slots without references */
     int64_t evicted;       /* chunks evicted so far */
 };
 
-/* n: number of slots, as in the DRAM tier. Borrows g. */
-int kvc_chunks_open(struct kvc_chunks *s, int n, const struct kvc_geometry *g, enum kvc_policy policy,
-                    struct km_err *err);
+/* n: number of slots of the pool. None is usable yet. */
+int kvc_chunks_open(struct kvc_chunks *s, int n, enum kvc_policy policy, struct km_err *err);
 void kvc_chunks_close(struct kvc_chunks *s);
+/* Adds slots [n_usable, usable) to the free list. */
+void kvc_chunks_grow(struct kvc_chunks *s, int usable);
 
 /* The slot with this key, FILLING or READY, or -1. */
 int kvc_chunks_find(const struct kvc_chunks *s, const struct km_digest *key);
-/* True if the slot's chunk has these token ids [chunk_size] at this position: an equal key alone is not trusted. */
-bool kvc_chunks_match(const struct kvc_chunks *s, int slot, const int32_t *ids, int position);
+/* Finds keys[0, n) until one is neither FILLING nor READY, and returns their number. slots[i] is the slot of key i. It
+ * prefetches, so that the time per key depends little on the number of chunks. */
+int kvc_chunks_find_leading(const struct kvc_chunks *s, const struct km_digest *keys, int n, int32_t *slots);
 
-/* Reserves a slot (FILLING) for a chunk whose key is not in the store. Evicts a chunk if no slot is free. Returns -1 if
- * every chunk is referenced or being filled. */
-int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, const int32_t *ids, int position);
-void kvc_chunks_publish(struct kvc_chunks *s, int slot, uint64_t checksum); /* FILLING to READY, as the newest */
+/* Reserves a slot (FILLING, without references) for a chunk whose key is not in the index. Evicts a chunk if no slot is
+ * free. Returns -1 if every chunk is referenced or being filled. */
+int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, int position, int n_tokens);
+void kvc_chunks_publish(struct kvc_chunks *s, int slot); /* FILLING to READY, as the newest */
 void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY to FREE, or to DROPPED while referenced */
 void kvc_chunks_ref(struct kvc_chunks *s, int slot);
 void kvc_chunks_unref(struct kvc_chunks *s, int slot);

@@ -1,7 +1,7 @@
 /* The shape of a chunk: the geometry of the engine's KV pool, and how many of its pages make a chunk.
  *
  * kvc_geometry_init makes and checks a `kvc_geometry` when an engine attaches, and nothing else does. The cache (struct
- * kvc) owns it. Keys, chunk store, DRAM tier and transfers borrow a pointer to it and check nothing again. */
+ * kvc) owns it. Keys, chunk store, host memory, tiers and operations borrow a pointer to it and check nothing again. */
 #ifndef KVC_GEOMETRY_H
 #define KVC_GEOMETRY_H
 
@@ -11,14 +11,18 @@
 #include <stddef.h>
 
 struct kvc_geometry {
-    struct kv_geom pool; /* as the engine's backend published it */
-    int chunk_size;      /* tokens of a chunk */
-    int chunk_pages;     /* pages of a chunk: chunk_size / pool.block_size */
-    size_t chunk_bytes;  /* chunk_pages * pool.page_bytes */
+    struct kv_geom pool;  /* as the engine's backend published it */
+    int chunk_size;       /* tokens of a chunk */
+    int chunk_pages;      /* pages of a chunk: chunk_size / pool.block_size */
+    size_t payload_bytes; /* bytes of a whole chunk's payload: chunk_pages * pool.page_bytes */
+    size_t header_bytes;  /* bytes of a header (header.h) */
+    uint32_t token_words; /* 64-bit words of a token's row of head_dim elements (base/page_sum.h) */
+    bool payload;         /* false: the device is simulated, so there are no payload bytes anywhere */
 };
 
 /* KM_EINVAL if the pool's shape is impossible, if page_bytes is not what the shape needs, or if chunk_size (at least 1)
- * is not a multiple of the block size. */
-int kvc_geometry_init(struct kvc_geometry *g, const struct kv_geom *pool, int chunk_size, struct km_err *err);
+ * is not a multiple of the block size. payload: as in struct kv_copier. */
+int kvc_geometry_init(struct kvc_geometry *g, const struct kv_geom *pool, int chunk_size, bool payload,
+                      struct km_err *err);
 
 #endif

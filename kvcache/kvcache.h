@@ -1,17 +1,19 @@
-/* The KV-cache layer: chunks of KV, stored by key in host memory outside the engine's KV pool.
+/* The KV-cache layer: chunks of KV, stored by key outside the engine's KV pool.
  *
- * A `kvc` is one cache, for one engine. It owns the key chain, the index of chunks and the tier that holds their bytes
- * within a budget. The engine uses a cache through its port (engine/kv_port.h); the cache knows no CUDA, HTTP or model.
+ * A `kvc` is one store of chunks: the key chain, host memory with its index, and the tiers below it. Several engines of
+ * one process may share a store; each uses it through a port of its own (engine/kv_port.h), behind which a `kvc_view`
+ * (view.h) keeps what belongs to one engine. The layer knows no CUDA, HTTP or model.
  *
- * A chunk's key is SHA-256 over the model's fingerprint, dtype, layout, shape, RoPE, chunk size and salt, chained over
- * the tokens. The cache also stores a chunk's token ids and a checksum of its bytes. A lookup compares the ids and a
- * load verifies the checksum, before the engine uses the KV. */
+ * A chunk's key is SHA-256 over the model's fingerprint, dtype, layout, shape, RoPE, numerics, chunk size and salt,
+ * chained over the tokens. A chunk's header has its token ids and a checksum of each page. A lookup compares the ids,
+ * and a load verifies the checksum of every page where it lands, before the engine uses the KV. */
 #ifndef KVC_KVCACHE_H
 #define KVC_KVCACHE_H
 
 #include "base/buf.h"
 #include "base/err.h"
 #include "engine/kv_port.h"
+#include "kvcache/tier.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -22,34 +24,43 @@ enum kvc_policy { KVC_LRU, KVC_FIFO };
 
 struct kvc_config {
     int chunk_size;         /* tokens of a chunk; a multiple of the engine's block size. Default 256 */
-    bool local_cpu;         /* use the DRAM tier. Default true */
-    int64_t max_local_cpu;  /* bytes of the DRAM tier. Default 5 GiB */
+    bool local_cpu;         /* keep chunks in host memory (the DRAM tier). False: it is used for staging only.
+                               Default true */
+    int64_t max_local_cpu;  /* bytes of host memory. Default 5 GiB */
     bool save_decode;       /* also store chunks that contain generated tokens. Default false */
+    bool save_unfull;       /* also store the partial last chunk of a prompt. Default false */
     enum kvc_policy policy; /* default KVC_LRU */
+    int64_t throttle;       /* bytes per second of all loads from host memory; 0: no limit. For experiments that ask
+                               what a slower link would save */
+    int n_tiers;            /* tiers below host memory, in the order in which a lookup asks them */
+    struct kvc_tier_config tier[KVC_TIERS_MOST];
 };
 
 struct kvc_config kvc_defaults(void);
 /* Reads LMCache's YAML file into *c. Members whose key is not in the file do not change. A key that LMCache knows and
  * this version does not serve adds a line to *warnings. An unknown key is an error that names the nearest known one. */
 int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warnings, struct km_err *err);
-/* Reads a one-line specification: "none" sets *off; otherwise a list of tiers, such as "dram=50GiB", changes *c. */
+/* Reads a one-line specification: "none" sets *off; otherwise a list of tiers, such as "dram=50GiB,disk=/data:200GiB",
+ * changes *c. Without a dram= element, host memory is used for staging only. */
 int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km_err *err);
-/* Appends a description for results and logs, such as "dram=5GiB, chunk 256". */
+/* Appends a description for results and logs, such as "dram=5GiB, disk=/data/kv:200GiB, chunk 256". */
 void kvc_describe(const struct kvc_config *c, struct km_buf *out);
 
 struct kvc;
 
 /* Allocates no chunk memory yet: that happens when an engine attaches. */
 int kvc_open(struct kvc **out, const struct kvc_config *c, struct km_err *err);
+/* Every engine that has a port of k must be closed. */
 void kvc_free(struct kvc *k);
-/* The port for eng_open. It borrows k, which must outlive the engine. */
-void kvc_port(struct kvc *k, struct kv_port *out);
+/* Makes a port for one engine. k owns what is behind the port, and must outlive the engine. */
+int kvc_port(struct kvc *k, struct kv_port *out, struct km_err *err);
 
-/* Time spent on checksums so far, in ns, summed over all threads. */
-int64_t kvc_checksum_ns(const struct kvc *k);
+/* Waits until host memory has its final size and no chunk is on its way to a tier, at most `seconds`: true if so. For
+ * benchmarks and tests. */
+bool kvc_settle(struct kvc *k, double seconds);
 
 /* Checks index, order list, reference counts, tickets and budget, for tests: 0, or KM_EINVAL and the first broken
  * invariant. */
-int kvc_check(const struct kvc *k, struct km_err *err);
+int kvc_check(struct kvc *k, struct km_err *err);
 
 #endif

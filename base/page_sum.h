@@ -1,0 +1,49 @@
+/* The checksum of one page of KV: 64 bits, the same from C on the host and from a CUDA kernel.
+ *
+ * The checksum is km_mix64 of a sum over the page's 64-bit words. Each word is first xored with a value that depends on
+ * the seed and on the word's index, and then passed through a bijection. A change of one word therefore always changes
+ * the checksum, and any other change goes unnoticed with a probability of about 2^-64. Because the terms are added, any
+ * number of threads can compute parts of the sum in any order. Words are read in the machine's byte order
+ * (little-endian on all supported machines).
+ *
+ * A page holds block_size tokens, but only the first n_tokens of them may be valid. The words of the other tokens do
+ * not count, because the engine may write them while the checksum is computed. In a page the token changes every
+ * `token_words` words and starts again at 0 after block_size tokens (layout 1 of struct kv_geom). */
+#ifndef KM_PAGE_SUM_H
+#define KM_PAGE_SUM_H
+
+#include "base/random.h"
+
+#include <stddef.h>
+
+/* The term of word i. */
+KM_HOST_DEVICE uint64_t km_page_sum_term(uint64_t word, uint64_t seed, uint64_t i)
+{
+    uint64_t x = (word ^ (seed + (i + 1) * KM_GOLDEN64)) * 0xBF58476D1CE4E5B9u;
+    return (x ^ x >> 32) * 0x94D049BB133111EBu;
+}
+
+/* True if word i belongs to one of the first n_tokens tokens of the page. */
+KM_HOST_DEVICE int km_page_sum_counts(uint64_t i, uint32_t token_words, uint32_t block_size, uint32_t n_tokens)
+{
+    return i / token_words % block_size < n_tokens;
+}
+
+/* The checksum, from the sum of the terms. */
+KM_HOST_DEVICE uint64_t km_page_sum_end(uint64_t sum)
+{
+    return km_mix64(sum);
+}
+
+/* The seed of page `index` of a chunk whose key starts with the 8 bytes key_word: pages that change places within a
+ * chunk, or between chunks, do not pass. */
+KM_HOST_DEVICE uint64_t km_page_sum_seed(uint64_t key_word, uint32_t index)
+{
+    return km_random_at(key_word, (uint64_t)index + 1);
+}
+
+/* The checksum of a page in host memory. page: [n_words] words, 8-byte aligned. n_tokens: 1 to block_size. */
+uint64_t km_page_sum(const uint64_t *page, size_t n_words, uint32_t token_words, uint32_t block_size,
+                     uint32_t n_tokens, uint64_t seed);
+
+#endif
