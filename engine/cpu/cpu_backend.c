@@ -135,8 +135,7 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
                           .block_size = o->block_size,
                           .dtype = o->dtype,
                           .layout = LAYOUT,
-                          .rope_theta = (double)c->rope_theta,
-                          .model = mdl_fingerprint(m)};
+                          .rope_theta = (double)c->rope_theta};
     snprintf(g->numerics, sizeof g->numerics, "cpu-%s", kernels->numerics);
     g->page_bytes = (size_t)g->n_layers * 2 * (size_t)g->n_kv_heads * (size_t)g->block_size * (size_t)g->head_dim *
                     km_dtype_size(g->dtype);
