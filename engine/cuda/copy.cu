@@ -14,8 +14,8 @@ extern "C" {
 
 /* ---- the kernel ---- */
 
-enum { THREADS = 256, LOADS = 8, ROUNDS = 4 };  /* threads of a block; loads in flight per thread, done ROUNDS times */
-enum { TILE = THREADS * LOADS * ROUNDS };       /* 16-byte pieces of a tile: 128 KiB */
+enum { THREADS = 256, LOADS = 8, ROUNDS = 4 }; /* threads of a block; loads in flight per thread, done ROUNDS times */
+enum { TILE = THREADS * LOADS * ROUNDS };      /* 16-byte pieces of a tile: 128 KiB */
 
 /* The pages of one call. They are a parameter of the kernel, because a read of pinned memory would wait for the copies
  * that the bus is busy with. */
@@ -147,8 +147,7 @@ static cudaError_t enqueue_copies(const cu_copier *c, enum kv_dir dir, const cu_
     size_t first = 0; /* the attributes are for all copies from the first on */
     cudaStream_t s = c->lane[dir].copy_stream;
 #if CUDART_VERSION >= 13000
-    return cudaMemcpyBatchAsync(const_cast<const void **>(reinterpret_cast<const void *const *>(dst)), src, size, k,
-                                &how, &first, 1, s);
+    return cudaMemcpyBatchAsync(dst, src, size, k, &how, &first, 1, s);
 #else
     size_t failed;
     return cudaMemcpyBatchAsync(dst, const_cast<void **>(src), size, k, &how, &first, 1, &failed, s);
@@ -239,8 +238,8 @@ int cu_host_register(void *p, size_t size, struct km_err *err)
     cudaGetLastError(); /* clears the error, because the caller continues without registration */
     if (rc == cudaErrorHostMemoryAlreadyRegistered)
         return 0;
-    return km_fail(err, KM_EDEVICE, "cannot register %s of host memory with the GPU: %s",
-                   km_size_text((int64_t)size).s, cudaGetErrorString(rc));
+    return km_fail(err, KM_EDEVICE, "cannot register %s of host memory with the GPU: %s", km_size_text((int64_t)size).s,
+                   cudaGetErrorString(rc));
 }
 
 void cu_host_unregister(void *p)
@@ -266,6 +265,7 @@ int cu_copier_open(cu_copier *c, const cu_dims &m, bf16 *pool, int n_pages, cons
                    struct km_err *err)
 {
     int lowest, highest, rc = 0;
+    cudaFuncAttributes kernel;
     memset(c, 0, sizeof *c);
     c->pool = pool;
     c->n_pages = n_pages;
@@ -273,6 +273,8 @@ int cu_copier_open(cu_copier *c, const cu_dims &m, bf16 *pool, int n_pages, cons
     c->page_bytes = m.page_elems * sizeof(bf16);
     c->token_shift = __builtin_ctz((unsigned)m.d * sizeof(bf16) / sizeof(ulonglong2));
     c->mem = mem;
+    CU_TRY(
+        cudaFuncGetAttributes(&kernel, sum_kernel)); /* loads the kernel now: its first launch would wait for steps */
     /* The blocks of a long step must not keep the checksums waiting: the copies behind them would wait, too. */
     CU_TRY(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
     for (int dir = 0; dir < 2 && !rc; dir++)

@@ -2,8 +2,8 @@
  *
  * Each direction has two streams: one for the copies and one for the checksums (base/page_sum.h). The checksums of one
  * call are therefore computed while the copy engine works on another call. A load (H2D) is checked after its copy, and
- * a store (D2H) before it. A call is one batch of copies and one kernel, and has a ticket. Up to CU_COPY_TICKETS tickets
- * of one direction can be open.
+ * a store (D2H) before it. A call is one batch of copies and one kernel, and has a ticket. Up to CU_COPY_TICKETS
+ * tickets of one direction can be open.
  *
  * Nothing here blocks, except after a CUDA call has failed. One thread may use the copier while another one submits
  * steps: the copier shares only CUDA events with the steps. */

@@ -24,7 +24,8 @@ extern "C" {
 #include <stdio.h>
 #include <string.h>
 
-namespace {
+namespace
+{
 
 /* Events of steps. Two would do for the steps in flight. With more of them, a copy that another thread submits rarely
  * waits for a later step than its fence. */
@@ -372,20 +373,10 @@ static void cuda_stats(struct be *b, struct be_stats *out)
 }
 
 /* In the order of the members of struct backend: C++17 has no designated initialisers. */
-extern "C" const struct backend be_cuda = {"cuda",
-                                           true, /* async_sched */
-                                           true, /* threads */
-                                           false, /* no_payload */
-                                           cu_probe,
-                                           cu_measure,
-                                           cu_plan,
-                                           cuda_open,
-                                           cuda_close,
-                                           cuda_step,
-                                           cuda_wait,
-                                           cuda_copy,
-                                           cuda_poll,
-                                           cuda_host_register,
-                                           cuda_host_unregister,
-                                           nullptr, /* now */
-                                           cuda_stats};
+extern "C" const struct backend be_cuda = {
+    "cuda",    true, /* async_sched */
+    true,            /* threads */
+    false,           /* no_payload */
+    cu_probe,  cu_measure, cu_plan,   cuda_open,          cuda_close,           cuda_step,
+    cuda_wait, cuda_copy,  cuda_poll, cuda_host_register, cuda_host_unregister, nullptr, /* now */
+    cuda_stats};
