@@ -55,7 +55,8 @@ struct kvc_tier_plan {
     int64_t capacity;   /* most bytes of headers and payloads that the tier keeps; 0: without a limit, or not known */
 };
 
-/* One of LMCache's YAML keys. `set` parses the value and writes to the tier's config. */
+/* One of LMCache's YAML keys. `set` parses the value and writes to the tier's config. It returns 1 and changes nothing if
+ * the value is for another tier that serves the same key, such as another scheme of remote_url. */
 struct kvc_tier_key {
     const char *key;
     int (*set)(void *config, const char *key, const char *value, struct km_err *err);
