@@ -4,6 +4,7 @@
 
 #include "base/file.h"
 #include "kvcache/kvcache.h"
+#include "kvcache/pool.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -265,6 +266,39 @@ static void a_limit_of_the_loads_is_described(void **state)
     km_buf_free(&d);
 }
 
+static void memory_is_planned(void **state)
+{
+    (void)state;
+    struct kv_geom geom = {.n_layers = 4, .n_kv_heads = 2, .head_dim = 64, .block_size = 16, .dtype = KM_F32,
+                           .layout = 1, .rope_theta = 1e6, .n_pages = 100};
+    geom.page_bytes = 4 * 2 * 2 * 16 * 64 * 4;
+    struct kvc_config c = kvc_defaults();
+    struct kvc_plan p;
+    struct km_err err;
+    bool off;
+    assert_int_equal(kvc_config_spec("dram=64MiB,shelf=/kv:1", &c, &off, &err), 0);
+    assert_int_equal(kvc_plan(&c, &geom, &p, &err), 0);
+    assert_int_equal(p.payload_bytes, 16 * geom.page_bytes);
+    int64_t slot = (int64_t)(p.payload_bytes + p.header_bytes);
+    assert_true(p.slots * slot <= 64 << 20 && (p.slots + 1) * slot > 64 << 20);
+    assert_true(p.index_bytes >= p.slots * (int64_t)sizeof(struct km_digest));
+    assert_int_equal(p.tier[0].capacity, GIB);
+    assert_int_equal(p.tier[0].host_bytes, GIB / slot * 64);
+    /* As many slots as the pool would have. */
+    struct kvc_geometry g;
+    struct kvc_pool *pool;
+    assert_int_equal(kvc_geometry_init(&g, &geom, c.chunk_size, true, &err), 0);
+    assert_int_equal(kvc_pool_open(&pool, &g, c.max_local_cpu, INT64_MAX, KVC_SLAB, &err), 0);
+    assert_int_equal(p.slots, kvc_pool_slots(pool));
+    kvc_pool_close(pool);
+
+    c.max_local_cpu = slot - 1;
+    assert_int_equal(kvc_plan(&c, &geom, &p, &err), KM_EINVAL);
+    assert_non_null(strstr(err.msg, "one chunk of 256 tokens"));
+    c.chunk_size = 100;
+    assert_int_equal(kvc_plan(&c, &geom, &p, &err), KM_EINVAL);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -285,6 +319,7 @@ int main(void)
         cmocka_unit_test(bad_files_are_refused),
         cmocka_unit_test(specifications_reach_the_tiers),
         cmocka_unit_test(a_limit_of_the_loads_is_described),
+        cmocka_unit_test(memory_is_planned),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
