@@ -7,6 +7,7 @@
 #include "base/args.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "kvcache/geometry.h"
 #include "kvcache/kvcache.h"
 
 #include <errno.h>
@@ -18,7 +19,6 @@
 #include <yaml.h>
 
 #define GIB ((int64_t)1 << 30)
-#define MAX_CHUNK 1048576          /* tokens; no model's context is longer */
 #define MAX_GIB 1048576
 #define MAX_FILE ((size_t)1 << 20) /* bytes */
 #define MAX_BRACKETS 1000          /* libyaml takes time that grows with the square of the nesting */
@@ -117,11 +117,11 @@ static int set_chunk_size(const struct setting *s)
     int rc = read_number(s, &n);
     if (rc)
         return rc;
-    if (n < 1 || n > MAX_CHUNK || n != floor(n))
+    if (n < 1 || n > KVC_CHUNK_MOST || n != floor(n))
         return km_fail(s->err, KM_EINVAL,
                        "%s is %.80s; it must be a whole number of tokens from 1 to %d, and a multiple of the engine's "
                        "block size (256 is usual)",
-                       s->key, s->value, MAX_CHUNK);
+                       s->key, s->value, KVC_CHUNK_MOST);
     s->c->chunk_size = (int)n;
     return 0;
 }

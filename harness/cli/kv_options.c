@@ -24,7 +24,7 @@ static const struct km_option rows[] = {
      KM_FIELD(struct kvo_opts, chunk_size),
      .arg = "N",
      .lo = 1,
-     .hi = 1 << 20,
+     .hi = KVC_CHUNK_MOST,
      .help = "tokens of a chunk, a multiple of --block-size (default: 256, or what --kv-config says)"},
     {.name = "kv-throttle",
      KM_FIELD(struct kvo_opts, throttle),
