@@ -102,20 +102,21 @@ static int64_t cache_bytes(const struct kvc_plan *p, int n_tiers)
     return n;
 }
 
-/* Compares the host memory of the engine and the cache layer with what is available. The cache layer itself makes this
- * check when it is attached to the engine. But a backend on the host has not touched its KV pool by then, and memory
- * that was not touched counts as available. Other backends keep only buffers in host memory. */
-static int check_host_memory(const struct backend *be, const struct plan *mem, const struct kvo_choice *kv,
-                             const struct kvc_plan *cache, int64_t available, struct km_err *err)
+/* Compares the host memory that the engine and the cache layer will take with what is available. engine: 0 for a
+ * backend whose device has memory of its own. The cache layer makes this check, too, when it is attached to the engine.
+ * But a backend on the host has not touched its KV pool by then, and memory that was not touched counts as available. */
+static int check_host_memory(int64_t engine, int64_t layer, int64_t available, struct km_err *err)
 {
-    bool on_host = mem->limited == KM_MEM_HOST && !be->no_payload;
-    int64_t engine = plan_total(mem, KM_MEM_HOST), layer = cache_bytes(cache, kv->config.n_tiers);
-    if (!kv->on || !on_host || engine + layer <= available)
+    if (engine + layer <= available)
         return 0;
+    char both[64] = "";
+    if (engine)
+        snprintf(both, sizeof both, "the engine takes %s of memory and ", km_size_text(engine).s);
     return km_fail(err, KM_ELIMIT,
-                   "the engine takes %s of memory and the cache layer %s, but only %s are available to this process; "
-                   "give the cache layer less (--kv-cache, or max_local_cpu_size), or the engine (--gpu-memory-limit)",
-                   km_size_text(engine).s, km_size_text(layer).s, km_size_text(available).s);
+                   "%sthe cache layer takes %s%s, but only %s are available to this process; give the cache layer less "
+                   "(--kv-cache, or max_local_cpu_size)%s",
+                   both, km_size_text(layer).s, engine ? "" : " of memory", km_size_text(available).s,
+                   engine ? ", or the engine (--gpu-memory-limit)" : "");
 }
 
 int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct km_err *err)
@@ -145,28 +146,33 @@ int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct k
         if (out->kv.on)
             rc = kvc_plan(&out->kv.config, &out->mem.geom, &out->cache, err);
     }
-    if (!rc)
-        rc = check_host_memory(be, &out->mem, &out->kv, &out->cache, out->available, err);
+    if (!rc && out->kv.on && out->mem.limited == KM_MEM_HOST && !be->no_payload)
+        rc = check_host_memory(plan_total(&out->mem, KM_MEM_HOST), cache_bytes(&out->cache, out->kv.config.n_tiers),
+                               out->available, err);
     out->fits = !rc;
     mdl_free(m);
     return rc;
 }
 
-/* Makes the check of check_host_memory for an engine that is about to be opened. A backend with a probe has a device
- * with memory of its own, and is not planned, because that takes time. */
+/* Makes the check of check_host_memory before the engine is opened. A backend with a probe has a device with memory of
+ * its own, and is not planned, because that takes time. */
 static int check_before_open(const struct serve_opts *o, const struct backend *be, const struct mdl *m,
                              const struct kvo_choice *kv, struct km_err *err)
 {
-    if (!kv->on || be->probe)
-        return 0;
     struct plan mem;
     struct kvc_plan cache;
     struct eng_opts copy = o->engine;
     int64_t available = km_available_memory("");
+    if (!kv->on || be->no_payload)
+        return 0;
+    if (be->probe)
+        return check_host_memory(0, kv->config.max_local_cpu, available, err);
     int rc = eng_plan(&mem, &copy, m, be, err);
     if (!rc)
         rc = kvc_plan(&kv->config, &mem.geom, &cache, err);
-    return rc ? rc : check_host_memory(be, &mem, kv, &cache, available, err);
+    return rc ? rc
+              : check_host_memory(plan_total(&mem, KM_MEM_HOST), cache_bytes(&cache, kv->config.n_tiers), available,
+                                  err);
 }
 
 /* The objects of a serving process, in the order in which they are opened. */
