@@ -9,11 +9,24 @@
 
 _Static_assert(sizeof(struct kvc_chunk) == 64, "an entry is one cache line");
 
+/* Entries of the hash table for n slots, less 1: a power of two less 1. */
+static uint32_t index_mask(int n)
+{
+    uint32_t mask = 1;
+    while (mask + 1 < 2 * (uint32_t)n)
+        mask = 2 * mask + 1;
+    return mask;
+}
+
+int64_t kvc_chunks_bytes(int n)
+{
+    return n * (int64_t)sizeof(struct kvc_chunk) + ((int64_t)index_mask(n) + 1) * (int64_t)sizeof(int32_t);
+}
+
 int kvc_chunks_open(struct kvc_chunks *s, int n, enum kvc_policy policy, struct km_err *err)
 {
-    *s = (struct kvc_chunks){.n = n, .policy = policy, .newest = -1, .oldest = -1, .free = -1, .mask = 1};
-    while (s->mask + 1 < 2 * (uint32_t)n)
-        s->mask = 2 * s->mask + 1;
+    *s = (struct kvc_chunks){.n = n, .policy = policy, .newest = -1, .oldest = -1, .free = -1,
+                             .mask = index_mask(n)};
     const size_t chunk_bytes = (size_t)n * sizeof *s->chunk, index_bytes = ((size_t)s->mask + 1) * sizeof *s->index;
     s->chunk = km_aligned(_Alignof(struct kvc_chunk), chunk_bytes);
     s->index = km_aligned(_Alignof(struct kvc_chunk), index_bytes);

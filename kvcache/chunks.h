@@ -50,6 +50,7 @@ struct kvc_chunks {
 /* n: number of slots of the pool. None is usable yet. */
 int kvc_chunks_open(struct kvc_chunks *s, int n, enum kvc_policy policy, struct km_err *err);
 void kvc_chunks_close(struct kvc_chunks *s);
+int64_t kvc_chunks_bytes(int n); /* memory of an index for n slots, for plans */
 /* Adds slots [n_usable, usable) to the free list. */
 void kvc_chunks_grow(struct kvc_chunks *s, int usable);
 

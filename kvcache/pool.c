@@ -64,6 +64,17 @@ static size_t round_up(size_t n, size_t unit)
     return (n + unit - 1) / unit * unit;
 }
 
+/* Bytes between the payloads of a slab. */
+static size_t payload_stride(const struct kvc_geometry *g)
+{
+    return round_up(g->payload_bytes, 64);
+}
+
+size_t kvc_pool_slot_bytes(const struct kvc_geometry *g)
+{
+    return g->header_bytes + payload_stride(g);
+}
+
 /* Slots of slab i. */
 static int slab_slots(const struct kvc_pool *p, int i)
 {
@@ -94,7 +105,7 @@ int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t b
                   size_t slab_bytes, struct km_err *err)
 {
     *out = NULL;
-    const size_t stride = round_up(g->payload_bytes, 64), slot_bytes = g->header_bytes + stride;
+    const size_t stride = payload_stride(g), slot_bytes = kvc_pool_slot_bytes(g);
     const int64_t n = budget / (int64_t)slot_bytes;
     int rc = check_budget(n, slot_bytes, budget, g->payload ? budget : n * (int64_t)g->header_bytes, available, err);
     if (rc)

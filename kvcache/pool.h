@@ -30,6 +30,9 @@ int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t b
                   size_t slab_bytes, struct km_err *err);
 void kvc_pool_close(struct kvc_pool *p);
 
+/* Bytes of one slot: header and payload, with what their alignment adds. For plans. */
+size_t kvc_pool_slot_bytes(const struct kvc_geometry *g);
+
 /* An engine attached: slabs are registered with its device, those that exist and those that follow. If several engines
  * share the pool, each new slab is registered once. The registrations end with the last kvc_pool_detach, through the
  * copier of that call. */
