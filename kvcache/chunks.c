@@ -6,8 +6,22 @@
 #include "base/mem.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 _Static_assert(sizeof(struct kvc_chunk) == 64, "an entry is one cache line");
+
+/* Memory for a table: on huge pages if it is large, because lookups read it at random places and would otherwise wait
+ * for page tables as well. */
+static void *alloc_table(size_t bytes)
+{
+    const size_t huge = (size_t)2 << 20;
+    if (bytes < huge)
+        return km_aligned(_Alignof(struct kvc_chunk), bytes);
+    void *p = km_aligned(huge, bytes);
+    if (p)
+        madvise(p, bytes, MADV_HUGEPAGE); /* a hint */
+    return p;
+}
 
 int kvc_chunks_open(struct kvc_chunks *s, int n, enum kvc_policy policy, struct km_err *err)
 {
@@ -15,8 +29,8 @@ int kvc_chunks_open(struct kvc_chunks *s, int n, enum kvc_policy policy, struct 
     while (s->mask + 1 < 2 * (uint32_t)n)
         s->mask = 2 * s->mask + 1;
     const size_t chunk_bytes = (size_t)n * sizeof *s->chunk, index_bytes = ((size_t)s->mask + 1) * sizeof *s->index;
-    s->chunk = km_aligned(_Alignof(struct kvc_chunk), chunk_bytes);
-    s->index = km_aligned(_Alignof(struct kvc_chunk), index_bytes);
+    s->chunk = alloc_table(chunk_bytes);
+    s->index = alloc_table(index_bytes);
     if (!s->chunk || !s->index) {
         kvc_chunks_close(s);
         return km_fail(err, KM_ENOMEM,
@@ -109,7 +123,7 @@ int kvc_chunks_find(const struct kvc_chunks *s, const struct km_digest *key)
  * the index names, then compare the keys. Each stage runs AHEAD keys before the next one. */
 int kvc_chunks_find_leading(const struct kvc_chunks *s, const struct km_digest *keys, int n, int32_t *slots)
 {
-    enum { AHEAD = 8 };
+    enum { AHEAD = 16 };
     if (!s->n)
         return 0;
     for (int i = -2 * AHEAD; i < n; i++) {
