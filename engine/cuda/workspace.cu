@@ -48,6 +48,8 @@ void cu_workspace_list(struct cu_workspace *ws, const cu_dims &m)
     add(ws, "sampled ids, pinned", KM_MEM_PINNED, &ws->sampled_host, 2 * R);
     add(ws, "logits of one row", KM_MEM_PINNED, &ws->logits_host, V);
     add(ws, "reference sampler's workspace", KM_MEM_HOST, &ws->sample_scratch, V);
+    add(ws, "page checksums, partial", KM_MEM_DEVICE, &ws->copy.partial, 2 * KV_COPY_MOST);
+    add(ws, "page checksums, pinned", KM_MEM_PINNED, &ws->copy.sums, 2 * CU_COPY_TICKETS * KV_COPY_MOST);
     add(ws, "decoding requests", KM_MEM_HOST, &ws->decoding, R);
 }
 

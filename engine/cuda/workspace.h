@@ -7,6 +7,7 @@
 #ifndef CU_WORKSPACE_H
 #define CU_WORKSPACE_H
 
+#include "engine/cuda/copy.h"
 #include "engine/cuda/gpu.h"
 
 extern "C" {
@@ -45,6 +46,7 @@ struct cu_workspace {
     int32_t *sampled_ids;                /* [max_reqs] ids that the last step sampled */
     int32_t *sampled_host;               /* pinned [2][max_reqs], sampled ids of the two steps in flight */
     float *logits_host, *sample_scratch; /* [V] each, for a row that the reference sampler samples */
+    struct cu_copy_memory copy;          /* the copier's */
     bf16 *pool;                          /* [n_pages + 1] pages; padding rows store their KV in the last page */
     int n_pages;
     cu_workspace_buffer buffers[CU_WORKSPACE_BUFFERS]; /* [n_buffers] */

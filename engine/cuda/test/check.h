@@ -182,6 +182,9 @@ template <typename F> static float time_ms(F call, int inner)
 void check_attention(bool small);
 void time_attention();
 
+/* copy_check.cu: copy.h. */
+void check_copies(bool small);
+
 /* gate_up_check.cu: gemm/gate_up_sm90.cu. Only Hopper has the kernel; on other GPUs both functions return at once. */
 void check_gate_up_sm90(bool small);
 void time_gate_up_sm90();

@@ -9,6 +9,7 @@
  *   small      checks every path of every kernel of this backend on the smallest inputs, for compute-sanitizer
  *   time       times all kernels
  *   attention  times attention
+ *   copies     checks copy.h
  *   gate_up    checks and times gemm/gate_up_sm90.cu
  *   small_m    checks and times gemm/small_m_sm90.cu */
 #include "engine/cuda/gemm/gemm_lt.h"
@@ -399,6 +400,7 @@ static void check_all(bool small)
     check_gate_up_sm90(small);
     check_small_m_sm90(small);
     check_attention(small);
+    check_copies(small);
 }
 
 static void time_all()
@@ -419,6 +421,7 @@ static const struct {
              {"small", check_all, true, nullptr},
              {"time", nullptr, false, time_all},
              {"attention", nullptr, false, time_attention},
+             {"copies", check_copies, false, nullptr},
              {"gate_up", check_gate_up_sm90, false, time_gate_up_sm90},
              {"small_m", check_small_m_sm90, false, time_small_m_sm90}};
 
@@ -437,6 +440,6 @@ int main(int argc, char **argv)
             mode.time();
         return failures != 0;
     }
-    fprintf(stderr, "usage: kernels_check [all|check|small|time|attention|gate_up|small_m] [SEED]\n");
+    fprintf(stderr, "usage: kernels_check [all|check|small|time|attention|copies|gate_up|small_m] [SEED]\n");
     return 2;
 }
