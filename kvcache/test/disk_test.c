@@ -1072,6 +1072,18 @@ static void configurations_are_read(void **state)
     }
 }
 
+static void the_plan_states_memory_and_capacity(void **state)
+{
+    (void)state;
+    struct kvc_geometry g;
+    struct kvc_tier_plan p = {0};
+    struct disk_config c = {.size = (int64_t)1 << 40};
+    shape(&g, 36, 1024, 16, 16);
+    ops->plan(&c, &g, &p);
+    assert_true(p.capacity == c.size);
+    assert_true(p.host_bytes > c.size / file_bytes(&g) * 64 && p.host_bytes < 4 << 20);
+}
+
 static void impossible_folders_are_errors(void **state)
 {
     (void)state;
@@ -1113,6 +1125,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(the_index_keeps_its_invariants),
         TEST(configurations_are_read),
+        TEST(the_plan_states_memory_and_capacity),
         TEST(impossible_folders_are_errors),
         TEST(a_full_disk_fails_cleanly),
         TEST(failed_writes_pause_the_writing),

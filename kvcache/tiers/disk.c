@@ -119,12 +119,24 @@ static int start(struct kvc_tier *t, struct km_err *err)
     return 0;
 }
 
+/* Bytes of a whole chunk's file. */
+static int64_t chunk_bytes(const struct kvc_geometry *g)
+{
+    return (int64_t)(g->header_bytes + (g->payload_bytes + DISK_BLOCK - 1) / DISK_BLOCK * DISK_BLOCK);
+}
+
+static void disk_plan(const void *config, const struct kvc_geometry *g, struct kvc_tier_plan *out)
+{
+    const struct disk_config *c = config;
+    out->capacity = c->size;
+    out->host_bytes = disk_index_memory(c->size / chunk_bytes(g));
+}
+
 /* Prepares everything but the threads. */
 static int prepare(struct kvc_tier *t, const struct kvc_geometry *g, struct km_err *err)
 {
     const char *dir = t->cfg.dir;
-    const int64_t chunk =
-        (int64_t)(g->header_bytes + (g->payload_bytes + DISK_BLOCK - 1) / DISK_BLOCK * DISK_BLOCK);
+    const int64_t chunk = chunk_bytes(g);
     if (!g->payload)
         return km_fail(err, KM_EINVAL, "disk=%.200s: a simulated device has no KV to store; use dram= only", dir);
     if (t->cfg.size < chunk)
@@ -277,6 +289,7 @@ const struct kvc_tier_ops kvc_tier_disk = {
     .parse = disk_config_parse,
     .enabled = disk_config_enabled,
     .describe = disk_config_describe,
+    .plan = disk_plan,
     .open = disk_open,
     .close = disk_close,
     .lookup = disk_lookup,

@@ -199,6 +199,14 @@ int32_t disk_index_oldest(const struct disk_index *x)
     return x->n_heap ? x->heap[0] : -1;
 }
 
+int64_t disk_index_memory(int64_t n)
+{
+    int64_t cap = FIRST_CAP;
+    while (cap < n)
+        cap *= 2;
+    return cap * (int64_t)(sizeof(struct disk_entry) + 2 * sizeof(int32_t)); /* entries, heap and buckets */
+}
+
 const char *disk_index_check(const struct disk_index *x)
 {
     int used = 0, heaped = 0, own = 0;

@@ -64,6 +64,8 @@ void disk_index_set(struct disk_index *x, int32_t i, enum disk_state state, int6
 /* Dooms every READY entry of the folder. */
 void disk_index_doom_folder(struct disk_index *x, int folder);
 int32_t disk_index_oldest(const struct disk_index *x); /* the heap's top, or -1 */
+/* Host memory of an index of n entries, in bytes. */
+int64_t disk_index_memory(int64_t n);
 static inline int64_t disk_entry_bytes(const struct disk_entry *e)
 {
     return (int64_t)e->blocks * 4096;
