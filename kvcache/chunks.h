@@ -25,7 +25,7 @@
 enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DROPPED };
 
 struct kvc_chunk {
-    struct km_digest key;
+    _Alignas(64) struct km_digest key; /* an entry is one cache line */
     int32_t position;      /* number of chunks before this one in its sequence */
     int32_t n_tokens;      /* valid tokens */
     int32_t refs;          /* pins of sequences, and operations that need the slot */

@@ -14,10 +14,12 @@
 #include "kvcache/geometry.h"
 #include "kvcache/header.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define KVC_SLAB ((size_t)256 << 20) /* usual size of a slab in bytes; a slab of one slot may be larger */
+enum { KVC_POOL_ENGINES = 16 };      /* most engines that are attached at a time */
 
 struct kvc_pool; /* opaque */
 
