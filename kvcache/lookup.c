@@ -276,7 +276,7 @@ int kvc_seq_lookup(struct kv_seq *s, const int32_t *tokens, int n, int have)
         settle(s, 0, 0, n, have);
         return 0;
     }
-    int tail, chunks;
+    int tail, chunks = 0;
     ask_all(s, tokens, n, &tail);
     if (k->cfg.n_tiers)
         pin_all(s, tokens, whole);
