@@ -267,14 +267,13 @@ void kvc_stats(struct kvc *k, struct kv_port_stats *out)
     pthread_mutex_lock(&k->lock);
     kvc_grow(k);
     const struct kvc_chunks *c = &k->chunks;
-    const int64_t slot = k->active ? (int64_t)(k->geometry.payload_bytes + k->geometry.header_bytes) : 0;
     out->corrupt_chunks = k->corrupt_chunks;
     out->n_rows = 0;
     if (k->active) {
         out->evicted_chunks = c->evicted;
         out->chunks = c->n_ready;
-        out->bytes = (int64_t)(c->n_filling + c->n_ready + c->n_dropped) * slot;
-        out->capacity = (int64_t)c->n_usable * slot;
+        out->capacity = kvc_pool_bytes(k->pool);
+        out->bytes = c->n_usable ? out->capacity / c->n_usable * (c->n_usable - c->n_free) : 0;
         add_row(out, "dram", "hit_tokens", "Tokens that lookups found in host memory.", false,
                 (double)k->dram_hit_tokens);
         add_row(out, "dram", "chunks", "Chunks in host memory.", true, (double)out->chunks);
