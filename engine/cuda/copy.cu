@@ -116,41 +116,30 @@ static cudaError_t enqueue_sums(const cu_copier *c, enum kv_dir dir, const cu_co
 
 /* ---- copies ---- */
 
-/* Number of pages from p[0] on that are contiguous both in the pool and on the host: they become one copy. */
-static int contiguous_pages(const struct kv_copy *p, int n, size_t page_bytes)
-{
-    int run = 1;
-    while (run < n && p[run].page == p[0].page + run &&
-           static_cast<char *>(p[run].host) == static_cast<char *>(p[0].host) + (size_t)run * page_bytes)
-        run++;
-    return run;
-}
-
-/* Enqueues the copies of a call's pages as one batch. */
+/* Enqueues the copies of a call's pages as one batch. Contiguous pages are not merged: a copy must not reach across two
+ * registrations of host memory, which may be neighbours. */
 static cudaError_t enqueue_copies(const cu_copier *c, enum kv_dir dir, const cu_copy_call *call)
 {
     void *dst[KV_COPY_MOST];
     const void *src[KV_COPY_MOST];
-    size_t size[KV_COPY_MOST], k = 0;
-    for (int i = 0, run; i < call->n; i += run) {
-        const struct kv_copy *p = call->pages + i;
-        char *page = reinterpret_cast<char *>(c->pool) + (size_t)p->page * c->page_bytes;
-        run = contiguous_pages(p, call->n - i, c->page_bytes);
-        dst[k] = dir == KV_TO_HOST ? p->host : page;
-        src[k] = dir == KV_TO_HOST ? page : p->host;
-        size[k++] = (size_t)run * c->page_bytes;
+    size_t size[KV_COPY_MOST], first = 0, n = (size_t)call->n; /* first: the attributes are for all copies from it on */
+    for (size_t i = 0; i < n; i++) {
+        void *host = call->pages[i].host,
+             *page = c->pool + (size_t)call->pages[i].page * (c->page_bytes / sizeof(bf16));
+        dst[i] = dir == KV_TO_HOST ? host : page;
+        src[i] = dir == KV_TO_HOST ? page : host;
+        size[i] = c->page_bytes;
     }
     cudaMemcpyAttributes how = {};
     /* The source of a store is a page that kernels write: it must be read in stream order. The source of a load does
      * not change until the ticket is finished. */
     how.srcAccessOrder = dir == KV_TO_HOST ? cudaMemcpySrcAccessOrderStream : cudaMemcpySrcAccessOrderAny;
-    size_t first = 0; /* the attributes are for all copies from the first on */
-    cudaStream_t s = c->lane[dir].copy_stream;
 #if CUDART_VERSION >= 13000
-    return cudaMemcpyBatchAsync(dst, src, size, k, &how, &first, 1, s);
+    return cudaMemcpyBatchAsync(dst, src, size, n, &how, &first, 1, c->lane[dir].copy_stream);
 #else
     size_t failed;
-    return cudaMemcpyBatchAsync(dst, const_cast<void **>(src), size, k, &how, &first, 1, &failed, s);
+    return cudaMemcpyBatchAsync(dst, const_cast<void **>(src), size, n, &how, &first, 1, &failed,
+                                c->lane[dir].copy_stream);
 #endif
 }
 

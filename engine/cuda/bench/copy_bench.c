@@ -31,10 +31,12 @@ struct cpb {
     const struct backend *backend;
     struct be *b;
     struct kv_geom g;
-    char *host; /* [host_bytes], pages to load and then pages to store; registered */
+    char *host; /* [host_bytes], pages to load and then pages to store; registered slab by slab. No page lies in two
+                   slabs, because a copy must not reach across two registrations */
     size_t host_bytes;
-    char *spare; /* [SLAB], touched and not registered */
-    char *raw;   /* device memory [LOAD_PAGES * page_bytes], for CPB_RAW_LOADS */
+    int slab_pages; /* pages of a slab */
+    char *spare;    /* [SLAB], touched and not registered */
+    char *raw;      /* device memory [LOAD_PAGES * page_bytes], for CPB_RAW_LOADS */
     cudaStream_t raw_stream;
     cudaEvent_t raw_done[CPB_IN_FLIGHT];
 
@@ -76,7 +78,8 @@ int cpb_open(struct cpb **out, const struct backend *backend, struct be *b, cons
         return km_fail(err, KM_ENOMEM, "out of memory");
     *out = c;
     c->backend = backend, c->b = b, c->g = *g;
-    c->host_bytes = (LOAD_PAGES + STORE_PAGES) * g->page_bytes / SLAB * SLAB + SLAB;
+    c->slab_pages = (int)(SLAB / g->page_bytes);
+    c->host_bytes = ((LOAD_PAGES + STORE_PAGES) / (size_t)c->slab_pages + 1) * SLAB;
     if (g->n_pages < LOAD_PAGES + STORE_PAGES)
         return km_fail(err, KM_ELIMIT, "the pool has %d pages; the copy bench needs %d", g->n_pages,
                        LOAD_PAGES + STORE_PAGES);
@@ -136,10 +139,11 @@ static struct kv_copy flow_page(const struct flow *f, int i)
     const struct cpb *c = f->c;
     bool load = f->dir == KV_TO_PAGE;
     int n = load ? LOAD_PAGES : STORE_PAGES, first = c->g.n_pages - LOAD_PAGES - (load ? 0 : STORE_PAGES);
-    size_t at = (size_t)(i + (load ? 0 : LOAD_PAGES)) * c->g.page_bytes;
+    int at = i + (load ? 0 : LOAD_PAGES);
     return (struct kv_copy){.page = first + (int)((int64_t)i * 7 % n),
                             .n_tokens = c->g.block_size,
-                            .host = c->host + at,
+                            .host = c->host + (size_t)(at / c->slab_pages) * SLAB +
+                                    (size_t)(at % c->slab_pages) * c->g.page_bytes,
                             .seed = (uint64_t)i};
 }
 
