@@ -191,7 +191,9 @@ static int open_engine(struct eng *e, struct km_err *err)
     con_init(&e->con, e->port, &e->sched, e->max_blocks);
     e->copier = (struct kv_copier){e, copier_copy, copier_poll, e->backend->host_alloc ? copier_alloc : NULL,
                                    copier_free};
-    rc = e->port->attach(e->port->self, &e->geom, &e->copier, err);
+    rc = mdl_fingerprint(e->m, &e->geom.model, err);
+    if (!rc)
+        rc = e->port->attach(e->port->self, &e->geom, &e->copier, err);
     e->attached = !rc;
     return rc;
 }

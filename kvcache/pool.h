@@ -14,10 +14,12 @@
 #include "kvcache/geometry.h"
 #include "kvcache/header.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define KVC_SLAB ((size_t)256 << 20) /* usual size of a slab in bytes; a slab of one slot may be larger */
+enum { KVC_POOL_ENGINES = 16 };      /* most engines that are attached at a time */
 
 struct kvc_pool; /* opaque */
 
@@ -27,6 +29,9 @@ struct kvc_pool; /* opaque */
 int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t budget, int64_t available,
                   size_t slab_bytes, struct km_err *err);
 void kvc_pool_close(struct kvc_pool *p);
+
+/* Bytes of one slot: header and payload, with what their alignment adds. For plans. */
+size_t kvc_pool_slot_bytes(const struct kvc_geometry *g);
 
 /* An engine attached: slabs are registered with its device, those that exist and those that follow. If several engines
  * share the pool, each new slab is registered once. The registrations end with the last kvc_pool_detach, through the

@@ -1,5 +1,5 @@
 /* The kernels of kernels.h, written with the vector operations of vec.h. Compiled once per instruction set;
- * KERNELS_TABLE names the table. */
+ * KERNELS_TABLE, KERNELS_NAME and KERNELS_NUMERICS name the table. */
 #include "engine/cpu/kernels.h"
 
 #include "base/dtype.h"
@@ -249,6 +249,7 @@ static void attend(struct attn_rows *r, int d, int at, const float *kt, const fl
 
 const struct kernels KERNELS_TABLE = {
     .name = KERNELS_NAME,
+    .numerics = KERNELS_NUMERICS,
     .nr = NR,
     .mr = MR,
     .gemm_f32 = gemm_f32,

@@ -32,6 +32,8 @@ struct attn_rows {
 
 struct kernels {
     const char *name;
+    const char *numerics; /* names the rounding, such as "avx2": tables that may round differently have different names,
+                             and a change of the arithmetic needs a new one (kv_geom.numerics) */
     int nr, mr; /* columns of a panel; rows of a GEMM's register tile */
 
     /* c[m][nr] = a[m][k] * panel[k][nr]; with add, c += ... */
