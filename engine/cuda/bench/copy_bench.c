@@ -18,7 +18,8 @@
 #include <unistd.h>
 
 enum { LOAD_PAGES = 1310, STORE_PAGES = 640 }; /* the first number is 2.95 GiB, 20,960 tokens of qwen3-8b */
-#define SLAB ((size_t)256 << 20)               /* bytes that are registered at once */
+#define SLAB ((size_t)256 << 20)               /* bytes of a slab of host memory */
+#define SPARE ((size_t)32 << 20)               /* bytes that CPB_REGISTER registers */
 
 const char *const cpb_traffic_names[CPB_TRAFFICS] = {"",
                                                      ", with raw H2D copies",
@@ -35,7 +36,7 @@ struct cpb {
                    slabs, because a copy must not reach across two registrations */
     size_t host_bytes;
     int slab_pages; /* pages of a slab */
-    char *spare;    /* [SLAB], touched and not registered */
+    char *spare;    /* [SPARE], touched and not registered */
     char *raw;      /* device memory [LOAD_PAGES * page_bytes], for CPB_RAW_LOADS */
     cudaStream_t raw_stream;
     cudaEvent_t raw_done[CPB_IN_FLIGHT];
@@ -84,9 +85,9 @@ int cpb_open(struct cpb **out, const struct backend *backend, struct be *b, cons
         return km_fail(err, KM_ELIMIT, "the pool has %d pages; the copy bench needs %d", g->n_pages,
                        LOAD_PAGES + STORE_PAGES);
     c->host = map_host(c->host_bytes);
-    c->spare = map_host(SLAB);
+    c->spare = map_host(SPARE);
     if (!c->host || !c->spare)
-        return km_fail(err, KM_ENOMEM, "out of memory: the copy bench needs %zu bytes", c->host_bytes + SLAB);
+        return km_fail(err, KM_ENOMEM, "out of memory: the copy bench needs %zu bytes", c->host_bytes + SPARE);
     int rc = cuda_check(cudaMalloc((void **)&c->raw, LOAD_PAGES * g->page_bytes), "cudaMalloc", err);
     rc =
         rc ? rc : cuda_check(cudaStreamCreateWithFlags(&c->raw_stream, cudaStreamNonBlocking), "cudaStreamCreate", err);
@@ -110,7 +111,7 @@ void cpb_close(struct cpb *c)
     if (c->host)
         munmap(c->host, c->host_bytes);
     if (c->spare)
-        munmap(c->spare, SLAB);
+        munmap(c->spare, SPARE);
     km_free(c);
 }
 
@@ -326,10 +327,10 @@ static int make_registrations(struct cpb *c, int64_t *bytes)
 {
     int rc = 0;
     while (!rc && !atomic_load(&c->stop)) {
-        rc = c->backend->host_register(c->b, c->spare, SLAB, &c->err);
+        rc = c->backend->host_register(c->b, c->spare, SPARE, &c->err);
         if (!rc)
-            c->backend->host_unregister(c->b, c->spare, SLAB);
-        *bytes += SLAB;
+            c->backend->host_unregister(c->b, c->spare, SPARE);
+        *bytes += SPARE;
     }
     return rc;
 }
