@@ -12,6 +12,7 @@
  * log-probabilities is within the tolerance. Two results that are both computed in bf16 may differ by 1.5 TOLERANCE. */
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/page_sum.h"
 #include "engine/engine.h"
 #include "engine/rates.h"
 #include "engine/test/backend_rig.h"
@@ -317,8 +318,18 @@ static void check_batch(struct rig *r, const int32_t *ids, int n, double toleran
            n, largest);
 }
 
+/* Number of copies whose checksum is that of their page in host memory. */
+static int count_good_sums(const struct rig *r, const struct kv_copy *c, int n)
+{
+    int good = 0;
+    for (int i = 0; i < n; i++)
+        good += c[i].sum == km_page_sum(c[i].host, r->g.page_bytes / 8, (uint32_t)r->g.head_dim / 4,
+                                        (uint32_t)r->g.block_size, (uint32_t)c[i].n_tokens, c[i].seed);
+    return good;
+}
+
 /* Copies a sequence's KV to the host, overwrites its pages with NaN, and copies the KV back to other pages. The next
- * step must have the same bits. */
+ * step must have the same bits, and the checksums of both copies must be those of the host. */
 static void check_copies(struct rig *r, const int32_t *ids)
 {
     enum { N = 333 };
@@ -326,26 +337,43 @@ static void check_copies(struct rig *r, const int32_t *ids)
     struct smp_result first = {0}, second = {0}, third = {0};
     struct smp_params greedy = rig_greedy();
     struct km_err err;
+    uint64_t ticket;
     exit_on_error(rig_seq_open(r, &a, N + 2, &err), &err);
     exit_on_error(rig_seq_open(r, &b, N + 2, &err), &err);
-    size_t size = (size_t)a.blocks * r->g.page_bytes;
-    char *host = r->backend->host_alloc(r->b, size), *nan = km_malloc(size);
+    int n = a.blocks, good[2];
+    size_t page = r->g.page_bytes, size = ((size_t)n * page + 4095) / 4096 * 4096;
+    char *host = aligned_alloc(4096, size), *nan = km_malloc((size_t)n * page);
+    struct kv_copy *c = km_calloc((size_t)n, sizeof *c);
+    exit_on_error(r->backend->host_register(r->b, host, size, &err), &err);
     exit_on_error(rig_prefill(r, &a, ids, N, N, &first, &err), &err);
-    exit_on_error(rig_copy(r, &a, KV_TO_HOST, host, &err), &err);
+    for (int i = 0; i < n; i++)
+        c[i] = (struct kv_copy){.page = a.table[i],
+                                .n_tokens = i + 1 < n ? r->g.block_size : (N - 1) % r->g.block_size + 1,
+                                .host = host + (size_t)i * page,
+                                .seed = km_page_sum_seed(SEED, (uint32_t)i)};
+    exit_on_error(rig_copy_pages(r, KV_TO_HOST, c, n, &err), &err);
+    good[0] = count_good_sums(r, c, n);
     exit_on_error(rig_step(r, &(struct rig_part){&a, &first.id, 1, &greedy}, 1, &second, &err), &err);
-    memset(nan, 0xFF, size);
+    memset(nan, 0xFF, (size_t)n * page);
     exit_on_error(rig_copy(r, &a, KV_TO_PAGE, nan, &err), &err);
-    exit_on_error(rig_copy(r, &b, KV_TO_PAGE, host, &err), &err);
+    for (int i = 0; i < n; i++)
+        c[i].page = b.table[i], c[i].sum = 0;
+    exit_on_error(rig_copy_pages(r, KV_TO_PAGE, c, n, &err), &err);
+    good[1] = count_good_sums(r, c, n);
     b.n_done = N;
     exit_on_error(rig_step(r, &(struct rig_part){&b, &first.id, 1, &greedy}, 1, &third, &err), &err);
-    report(second.id == third.id && !memcmp(second.top_logprob, third.top_logprob, sizeof second.top_logprob),
-           "%d pages copied to the host and back to other pages: the next step has the same bits", a.blocks);
-    struct kv_copy wrong = {r->g.n_pages, host};
-    uint64_t ticket;
-    report(r->backend->copy(r->b, KV_TO_HOST, &wrong, 1, &ticket, &err) == KM_EINVAL,
+    report(second.id == third.id && !memcmp(second.top_logprob, third.top_logprob, sizeof second.top_logprob) &&
+               good[0] == n && good[1] == n,
+           "%d pages copied to the host and back to other pages: the next step has the same bits, %d and %d checksums "
+           "are right",
+           n, good[0], good[1]);
+    c[0].page = r->g.n_pages;
+    report(r->backend->copy(r->b, KV_TO_HOST, c, 1, 0, &ticket, &err) == KM_EINVAL,
            "a copy of a page outside the pool is refused: \"%s\"", err.msg);
-    r->backend->host_free(r->b, host, size);
+    r->backend->host_unregister(r->b, host, size);
+    free(host);
     km_free(nan);
+    km_free(c);
     rig_seq_close(&a);
     rig_seq_close(&b);
 }
