@@ -100,8 +100,8 @@ struct eng_stats {
                                             in computed_tokens */
     int64_t prefix_queries, prefix_hits; /* prompt tokens looked up and found in the pool */
     int64_t preemptions, finished[5];    /* finished: by enum eng_finish */
-    struct kv_port_stats kv;             /* zeros without a cache layer */
     struct be_stats be;
+    struct kv_port_stats kv;             /* zeros without a cache layer; the last member (eng_step_stats) */
 };
 
 struct eng;
@@ -125,8 +125,9 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err);
 /* True if no request is alive, no step in flight and no transfer open: a step would do nothing. */
 bool eng_idle(const struct eng *e);
 
-/* Evicts all cached pages, and with `external` also the cache layer's chunks. Waits at most ten seconds for the
- * transfers of requests that ended. KM_ELIMIT: requests or transfers use pages or chunks. */
+/* Evicts all cached pages, and with `external` also the cache layer's chunks. Never blocks. 1: not done yet, because
+ * transfers of requests that ended are open, or a tier needs time; call it again. KM_ELIMIT: requests use pages or
+ * chunks. */
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err);
 void eng_stats(const struct eng *e, struct eng_stats *out);
 const struct eng_opts *eng_options(const struct eng *e); /* resolved: no member has its 0 or auto value */
