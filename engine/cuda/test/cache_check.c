@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "base/page_sum.h"
 #include "engine/cuda/test/judge.h"
+#include "engine/planner.h"
 #include "kvcache/kvcache.h"
 
 #include <cuda_runtime_api.h>
