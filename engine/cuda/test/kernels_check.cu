@@ -4,13 +4,15 @@
  *
  *   kernels_check [MODE] [SEED]      exit status 1: a kernel is wrong; 2: wrong arguments
  *
- *   all        checks all kernels, then times them (the default)
- *   check      checks all kernels
- *   small      checks every path of every kernel of this backend on the smallest inputs, for compute-sanitizer
- *   time       times all kernels
- *   attention  times attention
- *   gate_up    checks and times gemm/gate_up_sm90.cu
- *   small_m    checks and times gemm/small_m_sm90.cu */
+ *   all          checks all kernels, then times them (the default)
+ *   check        checks all kernels
+ *   small        checks every path of every kernel of this backend on the smallest inputs, for compute-sanitizer
+ *   time         times all kernels
+ *   attention    times attention
+ *   tails        checks and times the attention of tails (attn/attn.h)
+ *   small_tails  the part of `small` that is about tails
+ *   gate_up      checks and times gemm/gate_up_sm90.cu
+ *   small_m      checks and times gemm/small_m_sm90.cu */
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/gemm/small_m.h"
 #include "engine/cuda/step/fused.h"
@@ -419,6 +421,8 @@ static const struct {
              {"small", check_all, true, nullptr},
              {"time", nullptr, false, time_all},
              {"attention", nullptr, false, time_attention},
+             {"tails", check_tails, false, time_tails},
+             {"small_tails", check_tails, true, nullptr},
              {"gate_up", check_gate_up_sm90, false, time_gate_up_sm90},
              {"small_m", check_small_m_sm90, false, time_small_m_sm90}};
 
@@ -437,6 +441,6 @@ int main(int argc, char **argv)
             mode.time();
         return failures != 0;
     }
-    fprintf(stderr, "usage: kernels_check [all|check|small|time|attention|gate_up|small_m] [SEED]\n");
+    fprintf(stderr, "usage: kernels_check [all|check|small|time|attention|tails|small_tails|gate_up|small_m] [SEED]\n");
     return 2;
 }
