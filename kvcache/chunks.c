@@ -6,6 +6,7 @@
 #include "base/mem.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 _Static_assert(sizeof(struct kvc_chunk) == 64, "an entry is one cache line");
 
@@ -23,13 +24,26 @@ int64_t kvc_chunks_bytes(int n)
     return n * (int64_t)sizeof(struct kvc_chunk) + ((int64_t)index_mask(n) + 1) * (int64_t)sizeof(int32_t);
 }
 
+/* Memory for a table: on huge pages if it is large, because lookups read it at random places and would otherwise wait
+ * for page tables as well. */
+static void *alloc_table(size_t bytes)
+{
+    const size_t huge = (size_t)2 << 20;
+    if (bytes < huge)
+        return km_aligned(_Alignof(struct kvc_chunk), bytes);
+    void *p = km_aligned(huge, bytes);
+    if (p)
+        madvise(p, bytes, MADV_HUGEPAGE); /* a hint */
+    return p;
+}
+
 int kvc_chunks_open(struct kvc_chunks *s, int n, enum kvc_policy policy, struct km_err *err)
 {
     *s = (struct kvc_chunks){.n = n, .policy = policy, .newest = -1, .oldest = -1, .free = -1,
                              .mask = index_mask(n)};
     const size_t chunk_bytes = (size_t)n * sizeof *s->chunk, index_bytes = ((size_t)s->mask + 1) * sizeof *s->index;
-    s->chunk = km_aligned(_Alignof(struct kvc_chunk), chunk_bytes);
-    s->index = km_aligned(_Alignof(struct kvc_chunk), index_bytes);
+    s->chunk = alloc_table(chunk_bytes);
+    s->index = alloc_table(index_bytes);
     if (!s->chunk || !s->index) {
         kvc_chunks_close(s);
         return km_fail(err, KM_ENOMEM,
@@ -122,7 +136,7 @@ int kvc_chunks_find(const struct kvc_chunks *s, const struct km_digest *key)
  * the index names, then compare the keys. Each stage runs AHEAD keys before the next one. */
 int kvc_chunks_find_leading(const struct kvc_chunks *s, const struct km_digest *keys, int n, int32_t *slots)
 {
-    enum { AHEAD = 8 };
+    enum { AHEAD = 16 };
     if (!s->n)
         return 0;
     for (int i = -2 * AHEAD; i < n; i++) {

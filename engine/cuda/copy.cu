@@ -11,6 +11,7 @@ extern "C" {
 }
 
 #include <string.h>
+#include <unistd.h>
 
 /* ---- the kernel ---- */
 
@@ -114,44 +115,95 @@ static cudaError_t enqueue_sums(const cu_copier *c, enum kv_dir dir, const cu_co
     return cudaGetLastError();
 }
 
-/* ---- copies ---- */
+/* ---- registration ---- */
 
-/* Number of pages from p[0] on that are contiguous both in the pool and on the host: they become one copy. */
-static int contiguous_pages(const struct kv_copy *p, int n, size_t page_bytes)
+/* Host memory is registered in pieces that end at multiples of REGISTRATION bytes. While cudaHostRegister runs, no
+ * other thread can launch a kernel: a piece takes about 1 ms. PAUSE_US after each piece let the thread of the steps go
+ * first.
+ */
+enum { REGISTRATION = 32 << 20, PAUSE_US = 1000 };
+
+/* Bytes from p until the next place where a registration may end, at most `size`. */
+static size_t until_boundary(const void *p, size_t size)
 {
-    int run = 1;
-    while (run < n && p[run].page == p[0].page + run &&
-           static_cast<char *>(p[run].host) == static_cast<char *>(p[0].host) + (size_t)run * page_bytes)
-        run++;
-    return run;
+    size_t n = REGISTRATION - reinterpret_cast<uintptr_t>(p) % REGISTRATION;
+    return n < size ? n : size;
 }
 
-/* Enqueues the copies of a call's pages as one batch. */
-static cudaError_t enqueue_copies(const cu_copier *c, enum kv_dir dir, const cu_copy_call *call)
+int cu_host_register(void *p, size_t size, struct km_err *err)
 {
-    void *dst[KV_COPY_MOST];
-    const void *src[KV_COPY_MOST];
-    size_t size[KV_COPY_MOST], k = 0;
-    for (int i = 0, run; i < call->n; i += run) {
-        const struct kv_copy *p = call->pages + i;
-        char *page = reinterpret_cast<char *>(c->pool) + (size_t)p->page * c->page_bytes;
-        run = contiguous_pages(p, call->n - i, c->page_bytes);
-        dst[k] = dir == KV_TO_HOST ? p->host : page;
-        src[k] = dir == KV_TO_HOST ? page : p->host;
-        size[k++] = (size_t)run * c->page_bytes;
+    char *start = static_cast<char *>(p);
+    for (size_t at = 0, n; at < size; at += n) {
+        n = until_boundary(start + at, size - at);
+        cudaError_t rc = cudaHostRegister(start + at, n, cudaHostRegisterPortable);
+        if (rc != cudaSuccess)
+            cudaGetLastError(); /* clears the error, because the caller continues without registration */
+        if (rc != cudaSuccess && rc != cudaErrorHostMemoryAlreadyRegistered) {
+            cu_host_unregister(p, at);
+            return km_fail(err, KM_EDEVICE, "cannot register %s of host memory with the GPU: %s",
+                           km_size_text((int64_t)size).s, cudaGetErrorString(rc));
+        }
+        usleep(PAUSE_US);
     }
+    return 0;
+}
+
+void cu_host_unregister(void *p, size_t size)
+{
+    char *start = static_cast<char *>(p);
+    for (size_t at = 0, n; at < size; at += n) {
+        n = until_boundary(start + at, size - at);
+        if (cudaHostUnregister(start + at) != cudaSuccess)
+            cudaGetLastError();
+    }
+}
+
+/* ---- copies ---- */
+
+/* A batch of copies, each from src[i] to dst[i]. */
+struct copy_batch {
+    void *dst[2 * KV_COPY_MOST];
+    const void *src[2 * KV_COPY_MOST];
+    size_t size[2 * KV_COPY_MOST], n;
+};
+
+static cudaError_t enqueue_batch(copy_batch *b, enum kv_dir dir, cudaStream_t s)
+{
+    size_t first = 0; /* the attributes are for all copies from the first on */
     cudaMemcpyAttributes how = {};
     /* The source of a store is a page that kernels write: it must be read in stream order. The source of a load does
      * not change until the ticket is finished. */
     how.srcAccessOrder = dir == KV_TO_HOST ? cudaMemcpySrcAccessOrderStream : cudaMemcpySrcAccessOrderAny;
-    size_t first = 0; /* the attributes are for all copies from the first on */
-    cudaStream_t s = c->lane[dir].copy_stream;
 #if CUDART_VERSION >= 13000
-    return cudaMemcpyBatchAsync(dst, src, size, k, &how, &first, 1, s);
+    return cudaMemcpyBatchAsync(b->dst, b->src, b->size, b->n, &how, &first, 1, s);
 #else
     size_t failed;
-    return cudaMemcpyBatchAsync(dst, const_cast<void **>(src), size, k, &how, &first, 1, &failed, s);
+    return cudaMemcpyBatchAsync(b->dst, const_cast<void **>(b->src), b->size, b->n, &how, &first, 1, &failed, s);
 #endif
+}
+
+/* Enqueues the copies of a call's pages. A copy must not reach across two registrations of host memory, so pages are
+ * cut where one may end, and neighbours are not merged. One batch is enough unless pages are larger than REGISTRATION.
+ */
+static cudaError_t enqueue_copies(const cu_copier *c, enum kv_dir dir, const cu_copy_call *call)
+{
+    copy_batch b;
+    cudaError_t rc = cudaSuccess;
+    b.n = 0;
+    for (int i = 0; i < call->n && rc == cudaSuccess; i++) {
+        char *host = static_cast<char *>(call->pages[i].host);
+        char *page = reinterpret_cast<char *>(c->pool) + (size_t)call->pages[i].page * c->page_bytes;
+        for (size_t at = 0; at < c->page_bytes && rc == cudaSuccess; at += b.size[b.n++]) {
+            if (b.n == 2 * KV_COPY_MOST) {
+                rc = enqueue_batch(&b, dir, c->lane[dir].copy_stream);
+                b.n = 0;
+            }
+            b.dst[b.n] = dir == KV_TO_HOST ? host + at : page + at;
+            b.src[b.n] = dir == KV_TO_HOST ? page + at : host + at;
+            b.size[b.n] = until_boundary(host + at, c->page_bytes - at);
+        }
+    }
+    return rc == cudaSuccess ? enqueue_batch(&b, dir, c->lane[dir].copy_stream) : rc;
 }
 
 static int check_pages(const cu_copier *c, const struct kv_copy *p, int n, struct km_err *err)
@@ -226,26 +278,6 @@ int cu_copy_poll(cu_copier *c, uint64_t ticket)
         call->pages[i].sum = sums[i];
     call->pages = nullptr;
     return rc == cudaSuccess ? 1 : KM_EDEVICE;
-}
-
-/* ---- registration ---- */
-
-int cu_host_register(void *p, size_t size, struct km_err *err)
-{
-    cudaError_t rc = cudaHostRegister(p, size, cudaHostRegisterPortable);
-    if (rc == cudaSuccess)
-        return 0;
-    cudaGetLastError(); /* clears the error, because the caller continues without registration */
-    if (rc == cudaErrorHostMemoryAlreadyRegistered)
-        return 0;
-    return km_fail(err, KM_EDEVICE, "cannot register %s of host memory with the GPU: %s", km_size_text((int64_t)size).s,
-                   cudaGetErrorString(rc));
-}
-
-void cu_host_unregister(void *p)
-{
-    if (cudaHostUnregister(p) != cudaSuccess)
-        cudaGetLastError();
 }
 
 /* ---- open and close ---- */

@@ -262,9 +262,9 @@ static int cuda_host_register(struct be *, void *p, size_t size, struct km_err *
     return cu_host_register(p, size, err);
 }
 
-static void cuda_host_unregister(struct be *, void *p, size_t)
+static void cuda_host_unregister(struct be *, void *p, size_t size)
 {
-    cu_host_unregister(p);
+    cu_host_unregister(p, size);
 }
 
 /* ---- open and close ---- */

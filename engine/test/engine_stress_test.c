@@ -1,5 +1,6 @@
 /* Random requests, cancellations and resets, with random options, priorities and salts, with preemption, with and
- * without async scheduling, and with a cache layer that is slow, loses chunks and loads too few tokens. All
+ * without async scheduling, and with a cache layer that is slow, loses chunks and loads too few tokens, in the middle,
+ * at the front or at the end, and whose copies fail. All
  * invariants hold after every step, and every answer equals that of fake_answer. The seed is printed, and the program
  * takes it as its argument to repeat a run. */
 #include "base/test/test.h"
@@ -54,12 +55,19 @@ static void one_run(int round, long steps)
     p.slow = below(3) * below(5);
     p.lossy = below(3) * 20;
     p.short_at = below(3) ? -1 : below(4);
-    p.fail = below(2);
+    p.bad_chunk = below(2) ? -1 : below(6);
     p.keep_nothing = below(8) == 0;
+    p.keep_partial = below(2);
+    p.not_yet = below(3) ? 0 : below(4);
+    p.vague = below(2) * 30;
+    p.depth = 1 + below(FAKE_DEPTH);
     p.rng = fake_random(&rng);
     fake_rig_open_on(&g, &o, port ? &p : NULL, below(2) ? &be_fake_async : &be_fake);
     g.m.host_sampled = below(3) ? 0 : below(30);
     g.m.copy_polls = below(2) * below(5);
+    g.m.copy_fails = below(3) ? 0 : 20;
+    g.m.copy_limit = below(3) ? 0 : 1 + below(3);
+    g.m.rng = fake_random(&rng);
     int longest = eng_options(g.e)->max_model_len, live = 0, done = 0, cancelled = 0, resets = 0;
     if (longest > 300)
         longest = 300;
@@ -97,8 +105,8 @@ static void one_run(int round, long steps)
     struct eng_stats st;
     eng_stats(g.e, &st);
     print_message("round %2d: %3d requests, %2d cancelled, %4lld of %4lld async steps, %4lld preemptions, "
-                  "%5lld pool hits, %3d loads, %d resets\n", round, done, cancelled, (long long)st.async_steps,
-                  (long long)st.steps, (long long)st.preemptions, (long long)st.prefix_hits, p.loads, resets);
+                  "%5lld pool hits, %3d loads, %2d intervals, %d resets\n", round, done, cancelled, (long long)st.async_steps,
+                  (long long)st.steps, (long long)st.preemptions, (long long)st.prefix_hits, p.loads, p.intervals, resets);
     fake_rig_close(&g);
     fake_port_free(&p);
 }

@@ -18,7 +18,8 @@
 #include <unistd.h>
 
 enum { LOAD_PAGES = 1310, STORE_PAGES = 640 }; /* the first number is 2.95 GiB, 20,960 tokens of qwen3-8b */
-#define SLAB ((size_t)256 << 20)               /* bytes that are registered at once */
+#define SLAB ((size_t)256 << 20)               /* bytes of a slab of host memory */
+#define SPARE ((size_t)32 << 20)               /* bytes that CPB_REGISTER registers */
 
 const char *const cpb_traffic_names[CPB_TRAFFICS] = {"",
                                                      ", with raw H2D copies",
@@ -31,10 +32,12 @@ struct cpb {
     const struct backend *backend;
     struct be *b;
     struct kv_geom g;
-    char *host; /* [host_bytes], pages to load and then pages to store; registered */
+    char *host; /* [host_bytes], pages to load and then pages to store; registered slab by slab. No page lies in two
+                   slabs, because a copy must not reach across two registrations */
     size_t host_bytes;
-    char *spare; /* [SLAB], touched and not registered */
-    char *raw;   /* device memory [LOAD_PAGES * page_bytes], for CPB_RAW_LOADS */
+    int slab_pages; /* pages of a slab */
+    char *spare;    /* [SPARE], touched and not registered */
+    char *raw;      /* device memory [LOAD_PAGES * page_bytes], for CPB_RAW_LOADS */
     cudaStream_t raw_stream;
     cudaEvent_t raw_done[CPB_IN_FLIGHT];
 
@@ -76,14 +79,15 @@ int cpb_open(struct cpb **out, const struct backend *backend, struct be *b, cons
         return km_fail(err, KM_ENOMEM, "out of memory");
     *out = c;
     c->backend = backend, c->b = b, c->g = *g;
-    c->host_bytes = (LOAD_PAGES + STORE_PAGES) * g->page_bytes / SLAB * SLAB + SLAB;
+    c->slab_pages = (int)(SLAB / g->page_bytes);
+    c->host_bytes = ((LOAD_PAGES + STORE_PAGES) / (size_t)c->slab_pages + 1) * SLAB;
     if (g->n_pages < LOAD_PAGES + STORE_PAGES)
         return km_fail(err, KM_ELIMIT, "the pool has %d pages; the copy bench needs %d", g->n_pages,
                        LOAD_PAGES + STORE_PAGES);
     c->host = map_host(c->host_bytes);
-    c->spare = map_host(SLAB);
+    c->spare = map_host(SPARE);
     if (!c->host || !c->spare)
-        return km_fail(err, KM_ENOMEM, "out of memory: the copy bench needs %zu bytes", c->host_bytes + SLAB);
+        return km_fail(err, KM_ENOMEM, "out of memory: the copy bench needs %zu bytes", c->host_bytes + SPARE);
     int rc = cuda_check(cudaMalloc((void **)&c->raw, LOAD_PAGES * g->page_bytes), "cudaMalloc", err);
     rc =
         rc ? rc : cuda_check(cudaStreamCreateWithFlags(&c->raw_stream, cudaStreamNonBlocking), "cudaStreamCreate", err);
@@ -107,7 +111,7 @@ void cpb_close(struct cpb *c)
     if (c->host)
         munmap(c->host, c->host_bytes);
     if (c->spare)
-        munmap(c->spare, SLAB);
+        munmap(c->spare, SPARE);
     km_free(c);
 }
 
@@ -136,10 +140,11 @@ static struct kv_copy flow_page(const struct flow *f, int i)
     const struct cpb *c = f->c;
     bool load = f->dir == KV_TO_PAGE;
     int n = load ? LOAD_PAGES : STORE_PAGES, first = c->g.n_pages - LOAD_PAGES - (load ? 0 : STORE_PAGES);
-    size_t at = (size_t)(i + (load ? 0 : LOAD_PAGES)) * c->g.page_bytes;
+    int at = i + (load ? 0 : LOAD_PAGES);
     return (struct kv_copy){.page = first + (int)((int64_t)i * 7 % n),
                             .n_tokens = c->g.block_size,
-                            .host = c->host + at,
+                            .host = c->host + (size_t)(at / c->slab_pages) * SLAB +
+                                    (size_t)(at % c->slab_pages) * c->g.page_bytes,
                             .seed = (uint64_t)i};
 }
 
@@ -322,10 +327,10 @@ static int make_registrations(struct cpb *c, int64_t *bytes)
 {
     int rc = 0;
     while (!rc && !atomic_load(&c->stop)) {
-        rc = c->backend->host_register(c->b, c->spare, SLAB, &c->err);
+        rc = c->backend->host_register(c->b, c->spare, SPARE, &c->err);
         if (!rc)
-            c->backend->host_unregister(c->b, c->spare, SLAB);
-        *bytes += SLAB;
+            c->backend->host_unregister(c->b, c->spare, SPARE);
+        *bytes += SPARE;
     }
     return rc;
 }

@@ -9,7 +9,7 @@
 
 #include "engine/backend.h"
 
-enum { CPB_CALL = 14, CPB_IN_FLIGHT = 3 }; /* 14 pages of qwen3-8b are 31.5 MiB */
+enum { CPB_CALL = 14, CPB_IN_FLIGHT = 5 }; /* 14 pages of qwen3-8b are 31.5 MiB */
 
 enum cpb_traffic {
     CPB_NONE,
@@ -17,7 +17,7 @@ enum cpb_traffic {
     CPB_LOADS,
     CPB_STORES,
     CPB_BOTH,
-    CPB_REGISTER, /* registers and unregisters 256 MiB again and again */
+    CPB_REGISTER, /* registers and unregisters 32 MiB again and again */
     CPB_TRAFFICS
 };
 extern const char *const cpb_traffic_names[CPB_TRAFFICS];

@@ -236,7 +236,7 @@ static void check_tickets()
 
 static void check_refusals()
 {
-    comparison result("copies, refusals and registration");
+    comparison result("copies, refusals");
     copy_case k(2, 2, 16, 64, 8);
     struct km_err err;
     uint64_t ticket;
@@ -247,13 +247,26 @@ static void check_refusals()
     k.choose_pages(8);
     for (int n : {0, KV_COPY_MOST + 1})
         result.check(cu_copy_submit(&k.c, KV_TO_HOST, k.pages, n, nullptr, &ticket, &err) == KM_EINVAL);
-    void *p = aligned_alloc(4096, 1 << 20);
-    result.check(!cu_host_register(p, 1 << 20, &err));
-    result.check(!cu_host_register(p, 1 << 20, &err));
-    cu_host_unregister(p);
     result.check(cu_host_register(nullptr, 4096, &err) < 0);
     result.check(cudaGetLastError() == cudaSuccess);
-    free(p);
+}
+
+/* Copies pages that lie across the boundaries of registrations, and next to them. */
+static void check_registration()
+{
+    comparison result("copies, registration");
+    copy_case k(3, 8, 16, 128, 200);
+    struct km_err err;
+    size_t size = (k.bytes() + 4095) / 4096 * 4096;
+    uint64_t *own = k.host;
+    k.host = static_cast<uint64_t *>(aligned_alloc(4096, size)); /* 37.5 MiB: at least one boundary */
+    for (int i = 0; i < 2; i++)
+        result.check(!cu_host_register(k.host, size, &err));
+    check_round(k, 200, &result);
+    cu_host_unregister(k.host, size);
+    check_round(k, 200, &result); /* works without registration, too */
+    free(k.host);
+    k.host = own;
 }
 
 void check_copies(bool small)
@@ -267,5 +280,6 @@ void check_copies(bool small)
     check_shape(36, 8, 16, 128, 64);
     check_shape(28, 8, 16, 128, 256);
     check_fences();
+    check_registration();
     check_refusals();
 }
