@@ -2,7 +2,6 @@
 #include "kvcache/kvcache.h"
 
 #include "base/clock.h"
-#include "base/machine.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
 #include "kvcache/op.h"
@@ -61,7 +60,7 @@ static void close_store(struct kvc *k)
 /* Opens pool, index and tiers for k->geometry. */
 static int open_parts(struct kvc *k, struct km_err *err)
 {
-    int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, km_available_memory(""), k->slab_bytes, err);
+    int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, "", k->slab_bytes, err);
     if (!rc)
         rc = kvc_chunks_open(&k->chunks, kvc_pool_slots(k->pool), k->cfg.policy, err);
     if (rc)
