@@ -284,8 +284,8 @@ bool kvc_load_done(struct kvc_op *op)
     if (op->n_flying || op->next > op->floor / v->kvc->geometry.pool.block_size)
         return false;
     trim(op);
-    if (op->floor >= op->good_to)
-        op->floor = op->good_to = op->from;
+    if (op->good_to < op->floor)
+        op->good_to = op->floor; /* nothing was loaded */
     v->stats.loaded_tokens += op->good_to - op->floor;
     v->stats.failed_loads += op->failed;
     v->stats.load_ns += v->now - op->start_ns;

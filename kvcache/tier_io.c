@@ -296,7 +296,7 @@ static bool start_puts(struct kvc *k, struct kvc_tier_io *t)
 {
     bool any = false;
     const int most = t->quota < KVC_PUTS ? t->quota : KVC_PUTS;
-    while (t->n_queue && t->n_puts < most && t->clear == KVC_CLEAR_NONE) {
+    while (t->n_queue && t->n_puts < most && t->clear != KVC_CLEAR_ASKED) {
         int first = 0;
         for (int i = 1; i < t->n_queue; i++)
             if (t->queue[i].position < t->queue[first].position)
