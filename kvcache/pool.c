@@ -286,7 +286,7 @@ static int unregistered(const struct kvc_pool *p)
 static void publish(struct kvc_pool *p)
 {
     const int i = p->ready;
-    if (registers(p) && !p->slab[i].registered)
+    if (registers(p))
         register_slab(p, i);
     p->ready++;
     atomic_store_explicit(&p->usable, i * p->per_slab + slab_slots(p, i), memory_order_release);
