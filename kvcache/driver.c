@@ -115,7 +115,7 @@ static bool ops_drive(struct kvc_view *v)
     bool any = false;
     for (struct kvc_op *op = v->ops, *next; op; op = next) {
         next = op->next_op;
-        any |= op->kind == KVC_LOAD ? kvc_load_advance(op, v->now) : kvc_store_advance(op);
+        any |= op->kind == KVC_LOAD ? kvc_load_advance(op) : kvc_store_advance(op);
         if (op->kind == KVC_LOAD ? kvc_load_done(op) : kvc_store_done(op)) {
             kvc_op_finish(op);
             any = true;
@@ -153,10 +153,11 @@ static bool pass(struct kvc *k)
     pthread_mutex_unlock(&k->lock);
     const int64_t now = kvc_now(k);
     pthread_mutex_lock(&k->lock);
+    k->now = now;
     kvc_grow(k);
     for (struct kvc_view *v = k->views; v; v = v->next)
         any |= kvc_view_drive(v);
-    any |= kvc_tiers_drive(k, now);
+    any |= kvc_tiers_drive(k);
     return any || k->dirty;
 }
 

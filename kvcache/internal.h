@@ -42,7 +42,8 @@ struct kvc {
 
     pthread_t thread;
     bool running, stop;            /* the transfer thread exists; it is to end */
-    bool dirty;                    /* there is new work since the current pass over all views and tiers began */
+    int64_t now;                   /* kvc_now when the current pass over all views and tiers began */
+    bool dirty;                    /* there is new work since the current pass began */
     bool driving;                  /* somebody is driving the operations */
     bool resetting;                /* a reset has asked the tiers to drop their chunks */
     int64_t throttle_free, throttle_at; /* cfg.throttle: the link is free from this time on; the next piece may start at

@@ -163,7 +163,7 @@ static bool take_ready(struct kvc_op *op, int part, int slot)
 }
 
 /* Looks after a part that waits. Sets *fetching if its chunk is on its way. True if something changed. */
-static bool resolve(struct kvc_op *op, int part, int64_t now, bool *fetching)
+static bool resolve(struct kvc_op *op, int part, bool *fetching)
 {
     struct kvc *k = op->view->kvc;
     struct kvc_part *p = &op->part[part];
@@ -181,7 +181,7 @@ static bool resolve(struct kvc_op *op, int part, int64_t now, bool *fetching)
     if (!p->tried && p->tier >= 0) {
         if (n_staged(op) >= KVC_GETS)
             return false;
-        got = kvc_tier_get(k, p->tier, &p->key, op->first_chunk + part, kvc_op_ids(op, part), p->n_tokens, now);
+        got = kvc_tier_get(k, p->tier, &p->key, op->first_chunk + part, kvc_op_ids(op, part), p->n_tokens);
     }
     if (got == KVC_GET_STARTED) {
         p->tried = *fetching = true;
@@ -193,7 +193,7 @@ static bool resolve(struct kvc_op *op, int part, int64_t now, bool *fetching)
     return true;
 }
 
-bool kvc_load_advance(struct kvc_op *op, int64_t now)
+bool kvc_load_advance(struct kvc_op *op)
 {
     const int pages = op->view->kvc->geometry.chunk_pages;
     bool any = false, fetching = false;
@@ -203,7 +203,7 @@ bool kvc_load_advance(struct kvc_op *op, int64_t now)
         if (op->part[i].state == KVC_HOST && (op->first_chunk + i) * pages < op->next)
             fetching = true; /* it will be copied, and free a slot then */
         if (op->part[i].state == KVC_WAIT && from < to)
-            any |= resolve(op, i, now, &fetching);
+            any |= resolve(op, i, &fetching);
     }
     trim(op);
     return any;
@@ -284,8 +284,8 @@ bool kvc_load_done(struct kvc_op *op)
     if (op->n_flying || op->next > op->floor / v->kvc->geometry.pool.block_size)
         return false;
     trim(op);
-    if (op->floor >= op->good_to)
-        op->floor = op->good_to = op->from;
+    if (op->good_to < op->floor)
+        op->good_to = op->floor; /* nothing was loaded */
     v->stats.loaded_tokens += op->good_to - op->floor;
     v->stats.failed_loads += op->failed;
     v->stats.load_ns += v->now - op->start_ns;

@@ -209,8 +209,10 @@ static int find(struct kv_seq *s, int whole, int end)
     while (i < end) {
         int n = s->found[i].slot >= 0;
         bool wait = false;
-        for (int t = 0; t < k->cfg.n_tiers && !n; t++)
+        for (int t = 0; t < k->cfg.n_tiers && !n; t++) {
             n = ask_tier(s, t, i, whole, now, &wait);
+            n = t && n ? 1 : n; /* the tiers before t come first for the next chunk, too */
+        }
         if (!n)
             return wait ? KV_NOT_YET : i;
         i += n;

@@ -85,7 +85,7 @@ int kvc_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, cons
 int kvc_load_cut(struct kvc_op *op, int upto);
 
 /* Makes progress that needs no copy: chunks that have arrived, fetches, chunks that failed. True if any. */
-bool kvc_load_advance(struct kvc_op *op, int64_t now);
+bool kvc_load_advance(struct kvc_op *op);
 bool kvc_store_advance(struct kvc_op *op);
 /* Fills p with the pages that are to be copied next; false: none now. */
 bool kvc_load_build(struct kvc_op *op, struct kvc_piece *p);

@@ -67,15 +67,14 @@ static int64_t deadline(int64_t now, size_t bytes)
 
 /* A new operation on the list of the tier; NULL without memory. */
 static struct kvc_tio *tio_new(struct kvc *k, struct kvc_tier_io *t, enum kvc_io_kind kind, const struct km_digest *key,
-                               int slot, int n_ids, int64_t now)
+                               int slot, int n_ids)
 {
     struct kvc_tio *o = km_calloc(1, sizeof *o + (size_t)n_ids * sizeof *o->ids);
     if (!o)
         return NULL;
     o->io = (struct kvc_io){.kind = kind, .key = *key, .user = o};
     o->slot = slot;
-    o->start = now;
-    o->deadline = deadline(now, k->geometry.payload_bytes);
+    o->deadline = deadline(k->now, k->geometry.payload_bytes);
     if (slot >= 0) {
         o->io.header = kvc_pool_header(k->pool, slot);
         o->io.payload = kvc_pool_payload(k->pool, slot);
@@ -89,7 +88,7 @@ static struct kvc_tio *tio_new(struct kvc *k, struct kvc_tier_io *t, enum kvc_io
 }
 
 enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, const int32_t *ids,
-                          int n_tokens, int64_t now)
+                          int n_tokens)
 {
     struct kvc_tier_io *t = &k->tier[tier];
     if (kvc_tier_stuck(t))
@@ -99,7 +98,7 @@ enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, 
     const int slot = kvc_chunks_insert(&k->chunks, key, position, n_tokens);
     if (slot < 0)
         return KVC_GET_NO_SLOT;
-    struct kvc_tio *o = tio_new(k, t, KVC_GET, key, slot, n_tokens, now);
+    struct kvc_tio *o = tio_new(k, t, KVC_GET, key, slot, n_tokens);
     if (!o) {
         kvc_chunks_drop(&k->chunks, slot);
         return KVC_GET_FAILED;
@@ -109,7 +108,7 @@ enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, 
     o->n_tokens = n_tokens;
     memcpy(o->ids, ids, (size_t)n_tokens * sizeof *ids);
     t->n_gets++;
-    kvc_rate_begin(&t->get_rate, now, false);
+    kvc_rate_begin(&t->get_rate, k->now, false);
     return KVC_GET_STARTED;
 }
 
@@ -117,7 +116,7 @@ void kvc_tier_remove(struct kvc *k, int tier, const struct km_digest *key)
 {
     struct kvc_tier_io *t = &k->tier[tier];
     if (!kvc_tier_stuck(t)) /* without memory the chunk stays, and the next load finds the damage again */
-        tio_new(k, t, KVC_REMOVE, key, -1, 0, 0);
+        tio_new(k, t, KVC_REMOVE, key, -1, 0);
 }
 
 static void unqueue(struct kvc_tier_io *t, int i)
@@ -194,7 +193,7 @@ void kvc_tier_forget(struct kvc *k, struct kv_seq *s)
 static void end_ask(struct kvc_tier_io *t, const struct kvc_io *io)
 {
     struct kvc_ask *a = io->user;
-    if (a->seq) {
+    if (a->seq && !a->late) {
         const size_t chunk = (size_t)a->first + (size_t)(io - a->io);
         uint8_t *answer = a->tail ? &a->seq->tail_answer[a->tier]
                                   : &a->seq->answer[chunk * KVC_TIERS_MOST + (size_t)a->tier];
@@ -202,6 +201,7 @@ static void end_ask(struct kvc_tier_io *t, const struct kvc_io *io)
     }
     if (--a->n_left)
         return;
+    t->n_late -= a->late;
     *(a->prev ? &a->prev->next : &t->asks) = a->next;
     if (a->next)
         a->next->prev = a->prev;
@@ -222,18 +222,18 @@ static bool accept(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
     return kvc_header_match(h, o->ids, o->n_tokens, o->position);
 }
 
-static void end_get(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o, int64_t now)
+static void end_get(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
 {
     t->n_gets--;
     if (!accept(k, t, o)) {
         t->failures++;
-        kvc_rate_end(&t->get_rate, now, -1);
+        kvc_rate_end(&t->get_rate, k->now, -1);
         kvc_chunks_drop(&k->chunks, o->slot);
         return;
     }
     t->gets++;
     t->get_bytes += (int64_t)o->io.payload_bytes;
-    kvc_rate_end(&t->get_rate, now, (int64_t)k->geometry.payload_bytes);
+    kvc_rate_end(&t->get_rate, k->now, (int64_t)k->geometry.payload_bytes);
     kvc_chunks_publish(&k->chunks, o->slot);
     kvc_chunks_ref(&k->chunks, o->slot);
     kvc_loads_wake(k, o->slot);
@@ -241,14 +241,14 @@ static void end_get(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o, int
 }
 
 /* The tier has returned a GET, PUT or REMOVE. */
-static void end_tio(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o, int64_t now)
+static void end_tio(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
 {
     if (o->late) {
         t->n_late--;
         if (o->slot >= 0)
             kvc_unref(k, o->slot);
     } else if (o->io.kind == KVC_GET)
-        end_get(k, t, o, now);
+        end_get(k, t, o);
     else if (o->io.kind == KVC_PUT) {
         t->n_puts--;
         t->failures += o->io.rc != 0;
@@ -263,35 +263,40 @@ static void end_tio(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o, int
 }
 
 /* Gives up what is late. A GET's slot leaves the index, and its reference keeps it from being used again. */
-static bool expire(struct kvc *k, struct kvc_tier_io *t, int64_t now)
+static bool expire(struct kvc *k, struct kvc_tier_io *t)
 {
     bool any = false;
     for (struct kvc_tio *o = t->tios; o; o = o->next) {
-        if (o->late || o->io.kind == KVC_REMOVE || now <= o->deadline)
+        if (o->late || k->now <= o->deadline)
             continue;
         any = o->late = true;
         t->late++;
         t->n_late++;
-        if (o->io.kind == KVC_PUT) {
-            t->n_puts--;
+        t->n_puts -= o->io.kind == KVC_PUT;
+        if (o->io.kind != KVC_GET)
             continue;
-        }
         t->n_gets--;
-        kvc_rate_end(&t->get_rate, now, -1);
+        kvc_rate_end(&t->get_rate, k->now, -1);
         kvc_chunks_ref(&k->chunks, o->slot);
         kvc_chunks_drop(&k->chunks, o->slot);
     }
+    for (struct kvc_ask *a = t->asks; a; a = a->next)
+        if (!a->late && k->now > a->deadline) {
+            any = a->late = true;
+            t->late += a->n_left;
+            t->n_late++;
+        }
     if (kvc_tier_stuck(t))
         drop_queue(k, t);
     return any;
 }
 
 /* Starts PUTs of queued chunks that the tier lacks, the first chunks of sequences first. */
-static bool start_puts(struct kvc *k, struct kvc_tier_io *t, int64_t now)
+static bool start_puts(struct kvc *k, struct kvc_tier_io *t)
 {
     bool any = false;
     const int most = t->quota < KVC_PUTS ? t->quota : KVC_PUTS;
-    while (t->n_queue && t->n_puts < most && t->clear == KVC_CLEAR_NONE) {
+    while (t->n_queue && t->n_puts < most && t->clear != KVC_CLEAR_ASKED) {
         int first = 0;
         for (int i = 1; i < t->n_queue; i++)
             if (t->queue[i].position < t->queue[first].position)
@@ -310,7 +315,7 @@ static bool start_puts(struct kvc *k, struct kvc_tier_io *t, int64_t now)
         /* The chunk may have been dropped meanwhile because a load has found it damaged. */
         struct kvc_tio *o = has || k->chunks.chunk[slot].state != KVC_READY
                                 ? NULL
-                                : tio_new(k, t, KVC_PUT, &key, slot, 0, now);
+                                : tio_new(k, t, KVC_PUT, &key, slot, 0);
         if (!o) {
             kvc_unref(k, slot);
             continue;
@@ -342,7 +347,7 @@ static bool submit(struct kvc *k, struct kvc_tier_io *t)
     return any;
 }
 
-static bool collect(struct kvc *k, struct kvc_tier_io *t, int64_t now)
+static bool collect(struct kvc *k, struct kvc_tier_io *t)
 {
     if (!t->tios && !t->asks)
         return false;
@@ -355,7 +360,7 @@ static bool collect(struct kvc *k, struct kvc_tier_io *t, int64_t now)
         if (io->kind == KVC_EXISTS)
             end_ask(t, io);
         else
-            end_tio(k, t, io->user, now);
+            end_tio(k, t, io->user);
     }
     return any;
 }
@@ -376,15 +381,15 @@ static bool clear(struct kvc *k, struct kvc_tier_io *t)
     return true;
 }
 
-bool kvc_tiers_drive(struct kvc *k, int64_t now)
+bool kvc_tiers_drive(struct kvc *k)
 {
     bool any = false;
     for (int i = 0; i < k->cfg.n_tiers && k->active; i++) {
         struct kvc_tier_io *t = &k->tier[i];
-        any |= start_puts(k, t, now);
+        any |= start_puts(k, t);
         any |= submit(k, t);
-        any |= collect(k, t, now);
-        any |= expire(k, t, now);
+        any |= collect(k, t);
+        any |= expire(k, t);
         any |= clear(k, t);
     }
     return any;
@@ -395,10 +400,11 @@ int kvc_tiers_open_ios(const struct kvc *k)
     int n = 0;
     for (int i = 0; i < k->cfg.n_tiers && k->active; i++) {
         const struct kvc_tier_io *t = &k->tier[i];
-        n += t->n_queue + t->n_gets + t->n_puts + (t->checking >= 0) + (t->pending != NULL) + (t->asks != NULL) +
-             (t->clear == KVC_CLEAR_ASKED || t->clear == KVC_CLEAR_RUNS);
+        n += t->n_queue + (t->checking >= 0) + (t->clear == KVC_CLEAR_ASKED || t->clear == KVC_CLEAR_RUNS);
         for (const struct kvc_tio *o = t->tios; o; o = o->next)
-            n += o->io.kind == KVC_REMOVE;
+            n += !o->late;
+        for (const struct kvc_ask *a = t->asks; a; a = a->next)
+            n += !a->late;
     }
     return n;
 }

@@ -32,7 +32,7 @@ struct kvc_tio {
     struct kvc_tio *prev, *next; /* list of the tier's operations that it has not returned */
     int32_t slot;                /* -1: none, of a REMOVE */
     int32_t position, n_tokens;  /* GET: of the chunk that is expected */
-    int64_t start, deadline;
+    int64_t deadline;
     bool late;
     int32_t ids[];               /* GET: [n_tokens] */
 };
@@ -43,6 +43,7 @@ struct kvc_ask {
     struct kv_seq *seq;          /* NULL: closed */
     int tier, first, n, n_left;
     int64_t deadline;
+    bool late;
     bool tail;                   /* the last one asks for the partial last chunk */
     struct kvc_io io[];          /* [n] */
 };
@@ -59,7 +60,8 @@ struct kvc_tier_io {
     struct kvc_io *pending, **pending_end; /* operations that the transfer thread is to submit, in order */
     struct kvc_put queue[KVC_PUT_QUEUE];   /* chunks to be PUT; each has a reference to its slot */
     int n_queue, quota;          /* most chunks queued and in PUTs */
-    int n_gets, n_puts, n_late;  /* operations in flight, without and with those that are late */
+    int n_gets, n_puts;          /* GETs and PUTs in flight that are not late */
+    int n_late;                  /* operations and lists of questions that are late */
     int32_t checking;            /* slot of the chunk whose PUT starts unless the tier has it; -1: none */
     enum { KVC_CLEAR_NONE, KVC_CLEAR_ASKED, KVC_CLEAR_RUNS, KVC_CLEAR_DONE, KVC_CLEAR_FAILED } clear;
     struct kvc_rate get_rate;
@@ -75,7 +77,7 @@ bool kvc_tier_stuck(const struct kvc_tier_io *t);
 enum kvc_get { KVC_GET_STARTED, KVC_GET_LATER, KVC_GET_NO_SLOT, KVC_GET_FAILED };
 /* Starts to fetch a chunk that is not in the index. LATER: too many GETs are in flight. */
 enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, const int32_t *ids,
-                          int n_tokens, int64_t now);
+                          int n_tokens);
 /* Offers a READY chunk to every tier. */
 void kvc_tier_put(struct kvc *k, int slot);
 void kvc_tier_remove(struct kvc *k, int tier, const struct km_digest *key);
@@ -88,7 +90,7 @@ void kvc_tier_forget(struct kvc *k, struct kv_seq *s);
 
 /* Submits and polls, finds what is late, starts PUTs; true if something changed. Called by who drives the operations,
  * with the lock, which it releases around calls of a tier. */
-bool kvc_tiers_drive(struct kvc *k, int64_t now);
+bool kvc_tiers_drive(struct kvc *k);
 /* The number of operations, questions and queued chunks of all tiers, without those that are late. */
 int kvc_tiers_open_ios(const struct kvc *k);
 int kvc_tiers_late(const struct kvc *k);

@@ -168,7 +168,8 @@ static int port_poll(void *self, uint64_t ticket, struct kv_result *out)
             at = &(*at)->next_op;
         *at = op->next_op;
         if (out)
-            *out = (struct kv_result){op->floor, op->good_to};
+            *out = op->floor < op->good_to ? (struct kv_result){op->floor, op->good_to}
+                                           : (struct kv_result){op->from, op->from};
     }
     pthread_mutex_unlock(&k->lock);
     if (rc == 1)

@@ -87,9 +87,9 @@ static int do_put(struct fake_tier *t, const struct kvc_io *io)
 
 static int do_get(struct fake_tier *t, struct kvc_io *io)
 {
-    const struct fake_tier_chunk *c = find(t, &io->key);
-    for (int i = 0; t->swap && i < FAKE_TIER_CHUNKS; i++)
-        if (t->chunk[i].bytes && &t->chunk[i] != c)
+    const struct fake_tier_chunk *own = find(t, &io->key), *c = t->swap ? NULL : own;
+    for (int i = 0; !c && t->swap && i < FAKE_TIER_CHUNKS; i++)
+        if (t->chunk[i].bytes && &t->chunk[i] != own)
             c = &t->chunk[i];
     if (!c || t->lose)
         return KM_ENOENT;
