@@ -17,7 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { LOAD_PAGES = 1310, STORE_PAGES = 640 }; /* the first number is 2.95 GiB, 20,960 tokens of qwen3-8b */
+enum { LOAD_PAGES = 1310, STORE_PAGES = 640 }; /* the first number is 3.09 GB, 20,960 tokens of qwen3-8b */
 #define SLAB ((size_t)256 << 20)               /* bytes of a slab of host memory */
 #define SPARE ((size_t)2 << 30)                /* bytes that CPB_REGISTER registers, in pieces of PIECE */
 #define PIECE ((size_t)32 << 20)
