@@ -145,19 +145,24 @@ bool kvc_view_drive(struct kvc_view *v)
     return any;
 }
 
-/* One pass over all views and tiers, with the lock. */
-static bool pass(struct kvc *k)
+/* One pass, with the lock: over one view (NULL: none), or over all views on the transfer thread, and over the tiers. */
+static bool pass(struct kvc *k, const struct kvc_view *one, bool all)
 {
     bool any = false;
     k->dirty = false;
     pthread_mutex_unlock(&k->lock);
-    const int64_t now = kvc_now(k);
+    const int64_t now = all || one ? kvc_now(one) : 0;
     pthread_mutex_lock(&k->lock);
-    k->now = now;
+    k->now = now > k->now ? now : k->now;
     kvc_grow(k);
     for (struct kvc_view *v = k->views; v; v = v->next)
-        any |= kvc_view_drive(v);
-    any |= kvc_tiers_drive(k);
+        if (all || v == one)
+            any |= kvc_view_drive(v);
+    if (!k->driving) {
+        k->driving = true;
+        any |= kvc_tiers_drive(k);
+        k->driving = false;
+    }
     return any || k->dirty;
 }
 
@@ -183,7 +188,7 @@ static void *run(void *arg)
     prctl(PR_SET_TIMERSLACK, 1000UL);
     pthread_mutex_lock(&k->lock);
     while (!k->stop) {
-        if (pass(k))
+        if (pass(k, NULL, true))
             continue;
         const int64_t ns = k->stop ? 0 : nap(k);
         if (ns < 0)
@@ -231,14 +236,10 @@ void kvc_driver_wake(struct kvc *k)
         pthread_cond_signal(&k->work);
 }
 
-void kvc_drive(struct kvc *k)
+void kvc_drive(struct kvc *k, const struct kvc_view *v)
 {
     pthread_mutex_lock(&k->lock);
-    if (k->active && !k->threaded && !k->driving) {
-        k->driving = true;
-        while (pass(k))
-            ;
-        k->driving = false;
-    }
+    while (k->active && !k->threaded && pass(k, v, false))
+        ;
     pthread_mutex_unlock(&k->lock);
 }

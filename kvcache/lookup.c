@@ -51,7 +51,7 @@ static void ask_all(struct kv_seq *s, const int32_t *tokens, int n, int *tail)
     const struct km_digest tail_key = *tail ? kvc_seq_tail_key(s, whole, tokens, *tail) : (struct km_digest){{0}};
     if (!asks(k))
         return;
-    const int64_t now = kvc_now(k);
+    const int64_t now = kvc_now(s->view);
     pthread_mutex_lock(&k->lock);
     if (*tail && (s->tail_tokens != n || memcmp(&s->tail_key, &tail_key, sizeof tail_key))) {
         s->tail_tokens = n;
@@ -204,7 +204,7 @@ static int ask_tier(struct kv_seq *s, int t, int chunk, int whole, int64_t now, 
 static int find(struct kv_seq *s, int whole, int end)
 {
     struct kvc *k = s->view->kvc;
-    const int64_t now = kvc_now(k);
+    const int64_t now = kvc_now(s->view);
     int i = 0;
     while (i < end) {
         int n = s->found[i].slot >= 0;
@@ -266,7 +266,7 @@ static void settle(struct kv_seq *s, int n, int found_tokens, int total, int hav
 int kvc_seq_lookup(struct kv_seq *s, const int32_t *tokens, int n, int have)
 {
     struct kvc *k = s->view->kvc;
-    kvc_drive(k);
+    kvc_drive(k, s->view);
     pthread_mutex_lock(&k->lock);
     kvc_seq_unpin(s);
     s->n_offered = s->tail_offered = 0;

@@ -55,7 +55,7 @@ static bool drain(struct kvc_view *v)
             return false;
         if (!k->threaded) {
             pthread_mutex_unlock(&k->lock);
-            kvc_drive(k);
+            kvc_drive(k, v);
             usleep(20);
             pthread_mutex_lock(&k->lock);
             continue;
@@ -158,7 +158,7 @@ static int port_poll(void *self, uint64_t ticket, struct kv_result *out)
     struct kvc_view *v = self;
     struct kvc *k = v->kvc;
     bool done;
-    kvc_drive(k);
+    kvc_drive(k, v);
     pthread_mutex_lock(&k->lock);
     struct kvc_op *op = kvc_op_find(v, ticket, &done);
     int rc = !op ? KM_EINVAL : done;
@@ -180,7 +180,7 @@ static int port_poll(void *self, uint64_t ticket, struct kv_result *out)
 static int port_reset(void *self)
 {
     struct kvc_view *v = self;
-    return kvc_reset(v->kvc);
+    return kvc_reset(v);
 }
 
 static void port_stats(void *self, struct kv_port_stats *out)

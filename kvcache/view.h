@@ -64,6 +64,6 @@ bool kvc_view_drive(struct kvc_view *v);
 /* kvcache.c: opens the store for this geometry, or checks that the store is open for it. */
 int kvc_join(struct kvc *k, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err);
 void kvc_stats(struct kvc *k, struct kv_port_stats *out);
-int kvc_reset(struct kvc *k);
+int kvc_reset(struct kvc_view *v);
 
 #endif
