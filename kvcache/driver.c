@@ -18,19 +18,20 @@ static struct kvc_piece *lane_at(struct kvc_lane *lane, int i)
     return &lane->piece[(lane->head + i) % KVC_PIECES];
 }
 
-/* Calls the copier without the lock. False: the view has detached meanwhile, so the piece is not the caller's any more. */
+/* Polls or submits a piece and reads the copier's clock, without the lock. p NULL: reads the clock only. False: the view
+ * has detached meanwhile, so nothing of it is the caller's any more. */
 static bool call(struct kvc_view *v, struct kvc_piece *p, enum kv_dir dir, int *rc)
 {
     struct kvc *k = v->kvc;
     const uint32_t epoch = v->epoch;
-    const uint64_t after = p->op->after;
+    const uint64_t after = p ? p->op->after : 0;
+    const struct kv_copier c = v->copier;
     v->calling = true;
     pthread_mutex_unlock(&k->lock);
-    int got = p->submitted ? v->copier.poll(v->copier.self, p->ticket)
-                           : v->copier.copy(v->copier.self, dir, p->copy, p->n, after, &p->ticket, NULL);
-    const int64_t now = kvc_view_now(v);
+    if (p)
+        *rc = p->submitted ? c.poll(c.self, p->ticket) : c.copy(c.self, dir, p->copy, p->n, after, &p->ticket, NULL);
+    const int64_t now = c.now ? c.now(c.self) : km_now_ns();
     pthread_mutex_lock(&k->lock);
-    *rc = got;
     if (epoch != v->epoch)
         return false;
     v->calling = false;
@@ -82,7 +83,7 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
     struct kvc_lane *lane = &v->lane[dir];
     bool any = false;
     int rc;
-    while (lane->n && lane_at(lane, 0)->submitted) { /* copies of one direction run in the order of submission */
+    while (lane->n && !v->lost && lane_at(lane, 0)->submitted) { /* copies of one direction run in the order of submission */
         struct kvc_piece *p = lane_at(lane, 0);
         if (!call(v, p, dir, &rc))
             return true;
@@ -91,7 +92,7 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         retire(v, dir, p, rc);
         any = true;
     }
-    for (;;) {
+    while (!v->lost) {
         const bool waiting = lane->n && !lane_at(lane, lane->n - 1)->submitted;
         if (!waiting && (lane->n == KVC_PIECES || !build(v, dir)))
             return any;
@@ -99,7 +100,7 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         if (!call(v, p, dir, &rc))
             return true;
         if (rc == KM_ELIMIT)
-            return any;
+            break;
         any = true;
         if (rc < 0) {
             retire(v, dir, p, rc);
@@ -108,6 +109,7 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         kvc_rate_begin(&lane->rate, v->now, p->op->after != 0);
         p->submitted = true;
     }
+    return any;
 }
 
 static bool ops_drive(struct kvc_view *v)
@@ -126,16 +128,11 @@ static bool ops_drive(struct kvc_view *v)
 
 bool kvc_view_drive(struct kvc_view *v)
 {
-    struct kvc *k = v->kvc;
-    if (!v->attached || (!v->ops && !v->lane[0].n && !v->lane[1].n))
+    if (!v->attached || v->lost || (!v->ops && !v->lane[0].n && !v->lane[1].n))
         return false;
     const uint32_t epoch = v->epoch;
-    pthread_mutex_unlock(&k->lock);
-    const int64_t now = kvc_view_now(v);
-    pthread_mutex_lock(&k->lock);
-    if (epoch != v->epoch)
+    if (!call(v, NULL, KV_TO_PAGE, NULL))
         return true;
-    v->now = now;
     bool any = !v->closing && ops_drive(v);
     any |= lane_drive(v, KV_TO_PAGE);
     if (epoch == v->epoch)
@@ -171,7 +168,7 @@ static int64_t nap(const struct kvc *k)
 {
     bool ops = false;
     for (const struct kvc_view *v = k->views; v; v = v->next) {
-        if (v->attached && (v->lane[0].n || v->lane[1].n))
+        if (v->attached && !v->lost && (v->lane[0].n || v->lane[1].n))
             return 20000;
         ops |= v->attached && v->ops;
     }

@@ -23,6 +23,7 @@ struct kvc_view;
 
 struct kvc {
     struct kvc_config cfg;         /* constant */
+    pthread_mutex_t doors;         /* held by an attach and by a detach, from beginning to end; taken before `lock` */
     pthread_mutex_t lock;
     pthread_cond_t work;           /* signalled when the transfer thread has something new to do */
     pthread_cond_t passed;         /* broadcast when a call of a copier has returned, and when the thread has ended */

@@ -125,6 +125,7 @@ static void init_locks(struct kvc *k)
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_mutex_init(&k->doors, NULL);
     pthread_mutex_init(&k->lock, NULL);
     pthread_cond_init(&k->work, &attr);
     pthread_cond_init(&k->passed, &attr);
@@ -181,6 +182,7 @@ void kvc_free(struct kvc *k)
     pthread_cond_destroy(&k->work);
     pthread_cond_destroy(&k->passed);
     pthread_mutex_destroy(&k->lock);
+    pthread_mutex_destroy(&k->doors);
     km_free(k);
 }
 

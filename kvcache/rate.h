@@ -12,7 +12,9 @@ struct kvc_rate {
     int n;              /* transfers in flight */
 };
 
-enum { KVC_RATE_WEIGHT = 16 << 20 }; /* a sample of so many bytes counts as much as all before it */
+enum { KVC_RATE_WEIGHT = 16 << 20 };  /* a sample of so many bytes counts as much as all before it */
+#define KVC_HOST_RATE 20e9 /* bytes per second of copies, until some are measured */
+#define KVC_TIER_RATE 1e9  /* bytes per second of a tier, until some are measured */
 
 /* A transfer starts. waits: it may have to wait for a fence first. */
 static inline void kvc_rate_begin(struct kvc_rate *r, int64_t now, bool waits)

@@ -15,7 +15,7 @@ int kvc_tiers_open(struct kvc *k, struct km_err *err)
         *t = (struct kvc_tier_io){.ops = k->cfg.tier[i].ops,
                                   .checking = -1,
                                   .quota = share < 1 ? 1 : share > KVC_PUT_QUEUE ? KVC_PUT_QUEUE : share,
-                                  .get_rate.bytes_per_s = 1e9};
+                                  .get_rate.bytes_per_s = KVC_TIER_RATE};
         t->pending_end = &t->pending;
         int rc = t->ops->open(&t->tier, k->cfg.tier[i].config, &k->geometry, &k->keys.fingerprint, err);
         if (rc) {

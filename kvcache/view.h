@@ -39,6 +39,7 @@ struct kvc_view {
     struct kvc_view *next;
     bool attached;
     bool closing;             /* detach waits for the copies in flight; nothing new starts */
+    bool lost;                /* detach waits no longer: the copier is not called any more */
     bool calling;             /* who drives the operations is in a call of the copier */
     uint32_t epoch;           /* counts attachments and detachments */
     struct kv_copier copier;  /* constant while attached */

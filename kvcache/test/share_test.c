@@ -62,7 +62,7 @@ static void two_engines_share_a_store(void **state)
         struct kv_seq *s = b.p.open(b.p.self, "c", b.tok, 640);
         assert_int_equal(b.p.store(s, b.tok, 320, 320, b.from, 9, &t, &from), 0);
         a.p.detach(a.p.self);
-        b.f.step = 9;
+        rig_end_step(&b, 9);
         rig_wait(&b, t);
         b.p.close(s);
         assert_int_equal(rig_hit(&b, "c", 320), 320);
