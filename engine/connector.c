@@ -5,20 +5,23 @@
 #include "base/min.h"
 
 #include <limits.h>
+#include <math.h>
 #include <string.h>
 
 struct con_ticket {
     struct con_ticket *next;
     uint64_t ticket;        /* the ticket of the port */
     bool load;              /* else it is a store */
+    struct pln_load plan;   /* of a load */
     struct seq *loading;    /* the request that waits for this load; NULL for a store, or if the request ended */
     int hold_from, hold_to; /* blocks whose pages this ticket holds */
     int32_t pages[];        /* [max_blocks] copy of the block table, of which the first hold_to entries are set */
 };
 
-void con_init(struct connector *c, const struct kv_port *port, struct sch *sched, int max_blocks)
+void con_init(struct connector *c, const struct kv_port *port, struct sch *sched, const struct pln *planner,
+              int max_blocks)
 {
-    *c = (struct connector){.port = port, .sched = sched, .max_blocks = max_blocks};
+    *c = (struct connector){.port = port, .sched = sched, .planner = planner, .max_blocks = max_blocks};
 }
 
 static void free_tickets(struct con_ticket *t)
@@ -69,12 +72,14 @@ static void open_ticket(struct connector *c, struct con_ticket *t)
     c->n_open++;
 }
 
-/* Tells an open load to copy no token before `upto`, and releases the pages that it no longer owns. */
-static void cut_load(struct connector *c, struct con_ticket *t, int upto)
+/* Tells an open load to copy no token before `upto`, and releases the pages that it no longer owns. Returns the first
+ * token that it owns. */
+static int cut_load(struct connector *c, struct con_ticket *t, int upto)
 {
     int owned = c->port->cut(c->port->self, t->ticket, upto), block = km_min(owned / c->sched->block_size, t->hold_to);
     for (; t->hold_from < block; t->hold_from++)
         pg_release(c->sched->pages, t->pages[t->hold_from]);
+    return t->hold_from * c->sched->block_size;
 }
 
 /* n tokens, rounded down to whole chunks. */
@@ -101,11 +106,12 @@ void con_close_seq(struct connector *c, struct seq *q)
     q->kv = NULL;
 }
 
-int con_lookup(struct connector *c, struct seq *q)
+int con_plan(struct connector *c, struct seq *q, int *from, int *to)
 {
     const struct kv_port *p = c->port;
     int block = c->sched->block_size, most = q->n_tokens - 1; /* the last token is computed, for its logits */
-    if (!q->kv || q->n_computed >= most / block * block)
+    *from = *to = q->n_computed;
+    if (!q->kv || q->n_computed >= most / block * block || c->planner->mode == PLN_COMPUTE)
         return 0;
     if (q->n_external < 0) {
         int n = p->lookup(q->kv, q->tokens, q->n_tokens, q->n_computed);
@@ -114,8 +120,12 @@ int con_lookup(struct connector *c, struct seq *q)
         q->n_external = km_max(n, 0);
     }
     /* Less than a block is not worth a load, because the step that computes the last token computes it as fast. */
-    int to = km_min(q->n_external, most);
-    return to - q->n_computed >= block ? to : 0;
+    most = km_min(q->n_external, most);
+    if (most - q->n_computed >= block) {
+        *to = most;
+        *from = pln_load_from(c->planner, p, q->kv, q->n_computed, most, q->n_tokens);
+    }
+    return 0;
 }
 
 /* Offers q's first n tokens, whose KV is computed. */
@@ -144,22 +154,31 @@ static void finish_load(struct connector *c, struct seq *q, int from, int to)
         q->n_offered = km_max(q->n_offered, full_chunks(c, to));
 }
 
-void con_load(struct connector *c, struct seq *q)
+/* q was admitted without a load. */
+static void skip_load(struct connector *c, struct seq *q)
+{
+    uint64_t none;
+    if (q->n_external > 0) /* an empty load drops what the lookup pinned */
+        c->port->load(q->kv, q->n_computed, q->n_computed, NULL, 0, &none);
+    if (q->n_external >= 0 && q->n_external < q->n_offered)
+        offer(c, q, q->n_offered);
+}
+
+void con_load(struct connector *c, struct seq *q, int64_t now)
 {
     if (!q->kv)
         return;
     q->n_offered = full_chunks(c, q->n_computed);
     if (q->state != SEQ_LOADING) {
-        uint64_t none;
-        if (q->n_external > 0) /* an empty load drops what the lookup pinned */
-            c->port->load(q->kv, q->n_computed, q->n_computed, NULL, 0, &none);
-        if (q->n_external >= 0 && q->n_external < q->n_offered)
-            offer(c, q, q->n_offered);
+        skip_load(c, q);
         return;
     }
     struct con_ticket *t = new_ticket(c, q, q->load_from, q->load_to);
-    if (t && c->port->load(q->kv, q->load_from, q->load_to, t->pages, c->submitted, &t->ticket) < 0)
-        t->ticket = 0;
+    if (t) {
+        t->plan = pln_load_begin(c->planner, c->port, q->kv, q->load_from, q->load_to, now);
+        if (c->port->load(q->kv, q->load_from, q->load_to, t->pages, c->submitted, &t->ticket) < 0)
+            t->ticket = 0;
+    }
     if (t && t->ticket) {
         t->load = true;
         t->loading = q;
@@ -170,6 +189,69 @@ void con_load(struct connector *c, struct seq *q)
         recycle_ticket(c, t);
     finish_load(c, q, 0, 0);
     sch_schedule_loaded(c->sched, q);
+}
+
+/* The engine computes what the load still owns. The load goes on by itself, in pages of its own. */
+static void give_up(struct connector *c, struct con_ticket *t)
+{
+    struct seq *q = t->loading;
+    if (!sch_abandon_load(c->sched, q))
+        return;
+    t->loading = NULL;
+    cut_load(c, t, INT_MAX);
+    c->abandoned_loads++;
+    sch_schedule_loaded(c->sched, q);
+}
+
+/* Schedules rows for one loading request. */
+static void schedule_front(struct connector *c, struct con_ticket *t, const struct pln_step *step, int64_t now)
+{
+    struct seq *q = t->loading;
+    int x = q->n_computed;
+    struct pln_front front = pln_front(c->planner, &t->plan, x, q->load_from, step, now);
+    if (front.cut > q->load_from) {
+        q->load_from = cut_load(c, t, front.cut);
+        if (q->load_from >= q->load_to) { /* it owns nothing any more */
+            t->loading = NULL;
+            finish_load(c, q, 0, 0);
+            sch_schedule_loaded(c->sched, q);
+            return;
+        }
+    }
+    int rows = km_min(front.n_rows, q->load_from - x);
+    if (rows > 0) {
+        sch_schedule_front(c->sched, q, rows);
+        c->overlapped_rows += rows;
+    } else if (x == q->load_from && pln_gives_up(c->planner, &t->plan, x, now)) {
+        give_up(c, t);
+    }
+}
+
+/* The time until the first load ends that is not `except` and whose request waits for nothing else. */
+static double first_end_ns(const struct connector *c, const struct con_ticket *except, int64_t now)
+{
+    double first = INFINITY;
+    for (const struct con_ticket *t = c->open; t; t = t->next) {
+        const struct seq *q = t->loading;
+        if (q && t != except && q->n_computed + q->n_rows >= q->load_from)
+            first = fmin(first, pln_left_ns(&t->plan, q->load_from, now));
+    }
+    return first;
+}
+
+void con_schedule_fronts(struct connector *c, int64_t now)
+{
+    if (c->planner->mode != PLN_AUTO || !c->sched->loading.n)
+        return;
+    bool prefill = false;
+    for (const struct seq *q = c->sched->running.head; q; q = q->next)
+        prefill |= q->n_rows > 1;
+    for (struct con_ticket *t = c->open; t && c->sched->budget; t = t->next)
+        if (t->loading && !t->loading->n_rows) {
+            struct pln_step step = {c->sched->max_tokens - c->sched->budget, c->sched->budget, prefill,
+                                    first_end_ns(c, t, now)};
+            schedule_front(c, t, &step, now);
+        }
 }
 
 void con_store(struct connector *c, struct seq *q)

@@ -10,6 +10,7 @@
 #define CON_CONNECTOR_H
 
 #include "engine/kv_port.h"
+#include "engine/planner.h"
 #include "engine/sched.h"
 
 struct con_ticket;
@@ -17,14 +18,17 @@ struct con_ticket;
 struct connector {
     const struct kv_port *port;
     struct sch *sched;
+    const struct pln *planner;
     int max_blocks;               /* most blocks of one request */
     uint64_t submitted, retired;  /* tickets of the steps that were submitted and retired last, as fences; 0: none */
     struct con_ticket *open;      /* oldest first */
     struct con_ticket *spare;     /* finished tickets, kept for reuse */
     int n_open;
+    int64_t abandoned_loads, overlapped_rows; /* as in struct eng_stats */
 };
 
-void con_init(struct connector *c, const struct kv_port *port, struct sch *sched, int max_blocks);
+void con_init(struct connector *c, const struct kv_port *port, struct sch *sched, const struct pln *planner,
+              int max_blocks);
 void con_deinit(struct connector *c); /* the port is detached: the tickets that are still open are dropped */
 
 /* q has arrived: the cache layer may start to look for its prompt. */
@@ -32,13 +36,16 @@ void con_open_seq(struct connector *c, struct seq *q);
 /* q is about to be freed. Its open tickets go on without it, and its load is cut. */
 void con_close_seq(struct connector *c, struct seq *q);
 
-/* The end of the tokens that a load for q, a request from sch_next_waiting, can fill; 0: there is nothing to load.
- * KV_NOT_YET: the cache layer does not know yet. Asks the cache layer once per admission, and only if it could have
- * more tokens than the pool. */
-int con_lookup(struct connector *c, struct seq *q);
+/* Decides which tokens [*from, *to) of q, a request from sch_next_waiting, are to be loaded; equal: none. KV_NOT_YET:
+ * the cache layer does not know yet what it has. Asks the cache layer once per admission, and only if it could have more
+ * tokens than the pool. */
+int con_plan(struct connector *c, struct seq *q, int *from, int *to);
 /* After sch_admit: starts the load if q needs one, else drops what the lookup pinned. Offers the pool's chunks that the
  * lookup did not find. */
-void con_load(struct connector *c, struct seq *q);
+void con_load(struct connector *c, struct seq *q, int64_t now);
+/* After sch_begin_step: schedules rows of the loading requests, for tokens before those that their loads fill, and gives
+ * up loads that are far too late. */
+void con_schedule_fronts(struct connector *c, int64_t now);
 /* After sch_retire_rows: offers the chunks that were completed since the last call to the cache layer, and once the
  * whole prompt. */
 void con_store(struct connector *c, struct seq *q);

@@ -12,6 +12,7 @@
 #include "base/min.h"
 #include "engine/connector.h"
 #include "engine/engine_internal.h"
+#include "engine/planner.h"
 #include "engine/step.h"
 
 #include <limits.h>
@@ -29,6 +30,7 @@ struct eng {
     struct kv_geom geom;
     struct sch sched;
     struct connector con;          /* unused without a port */
+    struct pln planner;            /* unused without a port */
 
     _Atomic uint64_t last_id;
     struct seq **by_id;            /* [by_id_mask + 1] hash table of the requests, with chaining (seq.chain) */
@@ -200,7 +202,9 @@ static int open_engine(struct eng *e, struct km_err *err)
     e->sched.max_tokens = e->o.max_num_batched_tokens;
     if (!e->port)
         return 0;
-    con_init(&e->con, e->port, &e->sched, e->max_blocks);
+    pln_init(&e->planner, (enum pln_mode)e->o.kv_planner, e->o.block_size, e->port->chunk_size,
+             e->o.max_num_batched_tokens);
+    con_init(&e->con, e->port, &e->sched, &e->planner, e->max_blocks);
     rc = mdl_fingerprint(e->m, &e->geom.model, err);
     if (rc)
         return rc;
@@ -384,19 +388,24 @@ static struct eng_event *add_event(struct eng *e, const struct seq *q, enum eng_
 static void admit(struct eng *e)
 {
     int64_t at = now(e);
+    if (e->port)
+        con_schedule_fronts(&e->con, at); /* before the requests that arrived later */
     for (struct seq *q; (q = sch_next_waiting(&e->sched));) {
-        int from = q->n_computed, to = e->port ? con_lookup(&e->con, q) : 0;
-        if (to == KV_NOT_YET) {
+        int from = 0, to = 0;
+        if (e->port && con_plan(&e->con, q, &from, &to) == KV_NOT_YET) {
             sch_pass_over(&e->sched, q);
             continue;
         }
         if (sch_admit(&e->sched, q, from, to) == ADMIT_FULL)
-            return;
+            break;
         if (q->scheduled_ns < 0)
             q->scheduled_ns = at;
         if (e->port)
-            con_load(&e->con, q);
+            con_load(&e->con, q, at);
     }
+    /* again, for the loads that have just begun */
+    if (e->port)
+        con_schedule_fronts(&e->con, at);
 }
 
 /* Schedules a step and submits it to the backend, if it has rows. */
@@ -497,8 +506,11 @@ static int retire_step(struct eng *e, struct km_err *err)
     if (rc)
         return rc;
     int64_t at = now(e);
+    int64_t took = at - started_ns(e, s);
     if (s->is_async_decode)
-        step_times_add(&e->times, s, at - started_ns(e, s));
+        step_times_add(&e->times, s, took);
+    if (e->port)
+        pln_add_step(&e->planner, s->batch.n_tokens, took);
     e->last_retired_ns = at;
     e->counters.steps++;
     apply_results(e, s);
@@ -595,6 +607,8 @@ void eng_step_stats(const struct eng *e, struct eng_stats *out)
     out->prefix_queries = e->sched.prefix_queries;
     out->prefix_hits = e->sched.prefix_hits;
     out->preemptions = e->sched.preemptions;
+    out->abandoned_loads = e->con.abandoned_loads;
+    out->overlapped_rows = e->con.overlapped_rows;
     e->backend->stats(e->be, &out->be);
 }
 

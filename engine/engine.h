@@ -35,6 +35,7 @@ struct eng_opts {
     int dtype;                  /* of weights and KV: an enum km_dtype, or ENG_DTYPE_AUTO: float32 for a float32
                                    checkpoint, else bfloat16 */
     int n_threads;              /* CPU threads; 0: one per core */
+    int kv_planner;             /* what is loaded and what is computed: an enum pln_mode */
     int max_waiting;            /* most requests that may wait; eng_submit refuses more */
 };
 enum { ENG_DTYPE_AUTO = -1 };
@@ -100,6 +101,8 @@ struct eng_stats {
                                             in computed_tokens */
     int64_t prefix_queries, prefix_hits; /* prompt tokens looked up and found in the pool */
     int64_t preemptions, finished[5];    /* finished: by enum eng_finish */
+    int64_t overlapped_rows;             /* rows that were computed for requests whose load was open */
+    int64_t abandoned_loads;             /* loads that were given up because they were late */
     struct be_stats be;
     struct kv_port_stats kv;             /* zeros without a cache layer; the last member (eng_step_stats) */
 };

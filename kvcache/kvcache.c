@@ -2,7 +2,6 @@
 #include "kvcache/kvcache.h"
 
 #include "base/clock.h"
-#include "base/machine.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
 #include "kvcache/op.h"
@@ -58,7 +57,7 @@ static void close_store(struct kvc *k)
 /* Opens pool, index and tiers for k->geometry. */
 static int open_parts(struct kvc *k, struct km_err *err)
 {
-    int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, km_available_memory(""), k->slab_bytes, err);
+    int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, "", k->slab_bytes, err);
     if (!rc)
         rc = kvc_chunks_open(&k->chunks, kvc_pool_slots(k->pool), k->cfg.policy, err);
     if (rc)
@@ -274,12 +273,13 @@ void kvc_stats(struct kvc *k, struct kv_port_stats *out)
         out->chunks = c->n_ready;
         out->capacity = kvc_pool_bytes(k->pool);
         out->bytes = c->n_usable ? out->capacity / c->n_usable * (c->n_usable - c->n_free) : 0;
-        add_row(out, "dram", "hit_tokens", "Tokens that lookups found in host memory.", false,
+        add_row(out, "dram", "hit_tokens", "Tokens that lookups found in this tier.", false,
                 (double)k->dram_hit_tokens);
-        add_row(out, "dram", "chunks", "Chunks in host memory.", true, (double)out->chunks);
-        add_row(out, "dram", "bytes", "Host memory in use by chunks.", true, (double)out->bytes);
-        add_row(out, "dram", "capacity", "Host memory that can hold chunks now.", true, (double)out->capacity);
-        add_row(out, "dram", "evicted", "Chunks evicted from host memory.", false, (double)c->evicted);
+        add_row(out, "dram", "chunks", "Chunks in this tier.", true, (double)out->chunks);
+        add_row(out, "dram", "bytes", "Bytes in use in this tier.", true, (double)out->bytes);
+        add_row(out, "dram", "capacity_bytes", "Most bytes that this tier can use now.", true, (double)out->capacity);
+        add_row(out, "dram", "evicted_chunks", "Chunks removed from this tier to make room.", false,
+                (double)c->evicted);
         add_row(out, "dram", "growing", "1 while more host memory is being allocated.", true,
                 kvc_pool_growing(k->pool));
         for (int i = 0; i < k->cfg.n_tiers; i++)

@@ -261,7 +261,7 @@ static bool collect(struct fake_port *p, struct fake_ticket *t, int64_t now)
 }
 
 /* Submits the ticket's next piece. False: there is none, or enough are in flight. */
-static bool start(struct fake_port *p, struct fake_ticket *t, int64_t now)
+static bool start(struct fake_port *p, struct fake_ticket *t)
 {
     int C = p->port.chunk_size;
     if (t->n_pieces >= p->depth)
@@ -277,7 +277,7 @@ static bool start(struct fake_port *p, struct fake_ticket *t, int64_t now)
         return true;
     }
     int bound = load_bound(p, t);
-    if (t->stopped || t->next <= bound || (p->rate > 0 && p->link_free > now))
+    if (t->stopped || t->next <= bound)
         return false;
     int from = km_max((t->next - 1) / C * C, bound);
     struct fake_piece *e = add_piece(p, t, t->chunks[from / C], from, t->next);
@@ -302,7 +302,7 @@ static void advance(struct fake_port *p)
         struct fake_ticket *t = p->tickets[i];
         if (p->rate > 0 && t->load && !link)
             continue;
-        while ((t->n_pieces && collect(p, t, now)) || start(p, t, now))
+        while ((t->n_pieces && collect(p, t, now)) || start(p, t))
             ;
         link &= !(t->load && unfinished(p, t));
     }

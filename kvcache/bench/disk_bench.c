@@ -97,9 +97,20 @@ static int move(struct kvc_tier *t, const struct bench_opts *o, enum kvc_io_kind
     return failed;
 }
 
-static int measure(const struct bench_opts *o, const struct kvc_geometry *g, struct km_err *err)
+/* Opens the tier and prints how long that took. */
+static int open_tier(struct kvc_tier **t, const struct disk_config *c, const struct kvc_geometry *g,
+                     struct km_err *err)
 {
     const struct km_digest fp = {{0xBE}};
+    const int64_t start = km_now_ns();
+    int rc = kvc_tier_disk.open(t, c, g, &fp, err);
+    if (!rc)
+        printf("open  %8.3f s with %d chunks\n", (double)(km_now_ns() - start) * 1e-9, (*t)->index.used);
+    return rc;
+}
+
+static int measure(const struct bench_opts *o, const struct kvc_geometry *g, struct km_err *err)
+{
     struct disk_config c = {
         .size = (int64_t)(o->chunks + 100) * 2 * (int64_t)(g->payload_bytes + g->header_bytes),
         .no_uring = o->no_uring,
@@ -107,7 +118,7 @@ static int measure(const struct bench_opts *o, const struct kvc_geometry *g, str
     };
     snprintf(c.dir, sizeof c.dir, "%s", o->dir);
     struct kvc_tier *t;
-    int rc = kvc_tier_disk.open(&t, &c, g, &fp, err);
+    int rc = open_tier(&t, &c, g, err);
     if (rc)
         return rc;
     printf("%s, %s; %d chunks of %s, %d in progress\n", t->uring ? "io_uring" : "threads",
@@ -124,18 +135,19 @@ static int measure(const struct bench_opts *o, const struct kvc_geometry *g, str
         printf("%-5s %8.3f GB/s  %8.0f chunks/s  %d failed\n", steps[i].name, bytes / s * 1e-9, o->chunks / s, failed);
     }
     kvc_tier_disk.close(t);
-    int64_t start = km_now_ns();
-    rc = kvc_tier_disk.open(&t, &c, g, &fp, err);
+    rc = open_tier(&t, &c, g, err);
     if (rc)
         return rc;
-    printf("open  %8.3f s with %d chunks\n", (double)(km_now_ns() - start) * 1e-9, o->chunks);
+    const int64_t start = km_now_ns();
+    const int removed = t->index.used;
     kvc_tier_disk.clear(t, err);
     for (int left = 1; left;) { /* close waits less than a second for the deletions */
-        usleep(100000);
+        usleep(10000);
         pthread_mutex_lock(&t->lock);
         left = t->index.used;
         pthread_mutex_unlock(&t->lock);
     }
+    printf("clear %8.3f s with %d chunks\n", (double)(km_now_ns() - start) * 1e-9, removed);
     kvc_tier_disk.close(t);
     return rc;
 }

@@ -16,13 +16,20 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <linux/userfaultfd.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -511,7 +518,7 @@ static void set_file(const char *path, const void *data, size_t n)
 static void bad_files_are_misses(void **state)
 {
     (void)state;
-    enum { KINDS = 9 };
+    enum { KINDS = 10 };
     struct kvc_geometry g;
     struct slot s;
     struct km_buf whole = {0}, foreign = {0};
@@ -542,6 +549,7 @@ static void bad_files_are_misses(void **state)
             case 6: whole.data[40] ^= 1; set_file(path, whole.data, whole.len); judged_by_header = true; break;
             case 7: assert_int_equal(unlink(path), 0); assert_int_equal(symlink("/etc/passwd", path), 0); break;
             case 8: assert_int_equal(unlink(path), 0); break;
+            case 9: assert_int_equal(unlink(path), 0); assert_int_equal(mkfifo(path, 0600), 0); break;
             }
             int rc = get(t, &s, &g, 1);
             if (kind == 8)
@@ -943,6 +951,74 @@ static void close_is_quick(void **state)
         slot_close(&s[i]);
 }
 
+/* Makes io_uring_setup fail, as container runtimes do. */
+static int forbid_uring(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog filter = {sizeof code / sizeof *code, code};
+    struct kvc_geometry g;
+    struct slot s;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter))
+        return 77;
+    shape(&g, 1, 64, 16, 4);
+    slot_open(&s, &g, true);
+    struct kvc_tier *t = tier_open(&g, 1 << 20, false, false);
+    CHECK(row(t, "io_uring") == 0);
+    CHECK(put(t, &s, &g, 1, g.chunk_size) == 0);
+    CHECK(get(t, &s, &g, 1) == 0 && slot_holds(&s, &g, 1, g.chunk_size));
+    tier_close(t);
+    return 0;
+}
+
+static void forbidden_io_uring_is_replaced_by_threads(void **state)
+{
+    (void)state;
+    in_child(forbid_uring);
+}
+
+/* A read hangs in the kernel, as on a disk that does not answer: its buffer is memory whose page faults nobody
+ * resolves. */
+static void close_leaves_a_hanging_read(void **state)
+{
+    (void)state;
+    struct kvc_geometry g;
+    struct slot s;
+    shape(&g, 1, 64, 16, 4);
+    slot_open(&s, &g, true);
+    int fault = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+    struct uffdio_api api = {.api = UFFD_API};
+    char *hole = mmap(NULL, g.payload_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct uffdio_register area = {.range = {(uintptr_t)hole, g.payload_bytes}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+    struct uffdio_zeropage fill = {.range = area.range};
+    if (fault < 0 || ioctl(fault, UFFDIO_API, &api) || ioctl(fault, UFFDIO_REGISTER, &area))
+        skip(); /* not allowed here */
+    for (int mode = 0; mode < 2; mode++) {
+        const int64_t before = km_mem_stats(KM_MEM_HOST).current;
+        struct kvc_tier *t = tier_open(&g, 1 << 20, mode, false);
+        assert_int_equal(put(t, &s, &g, 1, g.chunk_size), 0);
+        struct kvc_io io = {.kind = KVC_GET, .key = key_of(1), .header = s.header, .payload = hole,
+                            .payload_bytes = g.payload_bytes}, *list = &io;
+        ops->submit(t, &list, 1);
+        usleep(50000);
+        const int64_t start = km_now_ns();
+        assert_false(ops->close(t));
+        assert_true(km_now_ns() - start < 1000000000);
+        assert_int_equal(ioctl(fault, UFFDIO_ZEROPAGE, &fill), 0); /* the disk answers */
+        for (int i = 0; i < 10000 && km_mem_stats(KM_MEM_HOST).current != before; i++)
+            usleep(1000);
+        assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before); /* the thread has freed the tier */
+        madvise(hole, g.payload_bytes, MADV_DONTNEED);
+    }
+    close(fault);
+    munmap(hole, g.payload_bytes);
+    slot_close(&s);
+}
+
 static void failed_allocations_are_errors(void **state)
 {
     (void)state;
@@ -1128,6 +1204,7 @@ int main(void)
         TEST(the_plan_states_memory_and_capacity),
         TEST(impossible_folders_are_errors),
         TEST(a_full_disk_fails_cleanly),
+        TEST(forbidden_io_uring_is_replaced_by_threads),
         TEST(failed_writes_pause_the_writing),
         TEST(chunks_come_back),
         TEST(about_describes_the_geometry),
@@ -1144,6 +1221,7 @@ int main(void)
         TEST(processes_share_a_folder),
         TEST(a_scan_finds_what_others_did),
         TEST(close_is_quick),
+        TEST(close_leaves_a_hanging_read),
         TEST(failed_allocations_are_errors),
     };
     return cmocka_run_group_tests(tests, make_root, remove_root);

@@ -80,16 +80,28 @@ void disk_name_temporary(const struct km_digest *key, uint64_t n, char out[DISK_
              (unsigned long long)n);
 }
 
-int disk_file_open(const char *root, const struct km_digest *fingerprint, const struct km_digest *key)
+int disk_file_open(const char *root, const struct km_digest *fingerprint, const struct km_digest *key, bool direct,
+                   int64_t *bytes)
 {
     char name[DISK_NAME];
+    struct stat st;
     int dir = disk_dir_open(root, fingerprint, key, false);
     if (dir < 0)
         return dir;
     disk_name_final(key, name);
-    int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC), why = errno;
+    /* O_NONBLOCK, because somebody may have put a FIFO in the place of the file. */
+    int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC), why = errno;
     close(dir);
-    return fd < 0 ? -why : fd;
+    if (fd < 0)
+        return -why;
+    if (fstat(fd, &st) || !S_ISREG(st.st_mode)) {
+        close(fd);
+        return -EBADMSG;
+    }
+    *bytes = st.st_size;
+    if (!direct || fcntl(fd, F_SETFL, O_DIRECT))
+        fcntl(fd, F_SETFL, 0);
+    return fd;
 }
 
 int disk_file_remove(const char *root, const struct km_digest *fingerprint, const struct km_digest *key)

@@ -25,8 +25,10 @@ int disk_dir_open(const char *root, const struct km_digest *fingerprint, const s
 void disk_name_final(const struct km_digest *key, char out[DISK_NAME]);
 /* n: a number that this process uses once. */
 void disk_name_temporary(const struct km_digest *key, uint64_t n, char out[DISK_NAME]);
-/* Opens a chunk for reading: a file descriptor, or -errno. */
-int disk_file_open(const char *root, const struct km_digest *fingerprint, const struct km_digest *key);
+/* Opens a chunk for reading: a file descriptor, or -errno (-EBADMSG: it is not a regular file). *bytes: its size.
+ * direct: with O_DIRECT if the file system allows it. */
+int disk_file_open(const char *root, const struct km_digest *fingerprint, const struct km_digest *key,
+                   bool direct, int64_t *bytes);
 /* Deletes a chunk: 0, or -errno (-ENOENT: it was gone). */
 int disk_file_remove(const char *root, const struct km_digest *fingerprint, const struct km_digest *key);
 

@@ -62,6 +62,9 @@ static enum outcome plan_put(struct kvc_tier *t, struct kvc_io *io, struct job *
     struct disk_index *x = &t->index;
     int32_t i = disk_index_find(x, DISK_OWN, &io->key);
     const int state = i < 0 ? DISK_UNUSED : x->entry[i].state;
+    const int64_t age = DISK_AGE_NS * ((const struct kvc_header *)io->header)->position;
+    if (state == DISK_READY)
+        disk_index_set(x, i, DISK_READY, disk_stamp(t, 1) - age);
     if (state == DISK_READY || state == DISK_WRITING)
         return disk_finish(t, io, 0), PLAN_FINISHED;
     if (km_now_ns() < t->paused_until || size > t->cfg.size) {
@@ -78,7 +81,7 @@ static enum outcome plan_put(struct kvc_tier *t, struct kvc_io *io, struct job *
     }
     if (x->bytes + size > t->cfg.size)
         return PLAN_LATER; /* something can be evicted, or is being written and can be evicted then */
-    j->stamp = disk_stamp(t, 1) - DISK_AGE_NS * ((const struct kvc_header *)io->header)->position;
+    j->stamp = disk_stamp(t, 1) - age;
     j->entry = disk_index_add(x, DISK_OWN, &io->key, size, DISK_WRITING, 0);
     if (j->entry < 0)
         return disk_finish(t, io, KM_ENOMEM), PLAN_FINISHED;
@@ -104,20 +107,17 @@ static void choose_direct(struct kvc_tier *t, struct job *j)
 
 static int start_get(struct kvc_tier *t, struct job *j)
 {
-    struct stat st;
-    j->fd = disk_file_open(t->cfg.dir, &t->fingerprint, &j->io->key);
+    int64_t bytes;
+    j->payload = j->io->payload_bytes;
+    choose_direct(t, j);
+    j->fd = disk_file_open(t->cfg.dir, &t->fingerprint, &j->io->key, j->direct, &bytes);
     if (j->fd < 0)
         return j->fd;
-    if (fstat(j->fd, &st))
-        return -errno;
-    const int64_t stored = st.st_size - (int64_t)t->header_bytes; /* the payload with its padding */
-    if (!S_ISREG(st.st_mode) || st.st_size % DISK_BLOCK || stored < 0 ||
-        stored >= (int64_t)j->io->payload_bytes + DISK_BLOCK)
+    const int64_t stored = bytes - (int64_t)t->header_bytes; /* the payload with its padding */
+    if (bytes % DISK_BLOCK || stored < 0 || stored >= (int64_t)j->payload + DISK_BLOCK)
         return -EBADMSG;
-    j->payload = (size_t)stored < j->io->payload_bytes ? (size_t)stored : j->io->payload_bytes;
-    choose_direct(t, j);
-    if (j->direct && fcntl(j->fd, F_SETFL, O_DIRECT))
-        j->direct = false;
+    if ((size_t)stored < j->payload)
+        j->payload = (size_t)stored;
     const struct timespec used[2] = {{0, UTIME_OMIT}, {j->stamp / 1000000000, j->stamp % 1000000000}};
     futimens(j->fd, used); /* the order of eviction after a restart; a failure does no harm */
     return 0;
@@ -148,7 +148,7 @@ static int start_put(struct kvc_tier *t, struct job *j)
 /* True if the error says that the file is gone or bad. Others, such as a lack of file descriptors, do not. */
 static bool blames_file(int rc)
 {
-    return rc == -ENOENT || rc == -EBADMSG || rc == -ENODATA || rc == -EIO || rc == -ELOOP;
+    return rc == -ENOENT || rc == -EBADMSG || rc == -ENODATA || rc == -EIO || rc == -ELOOP || rc == -ENXIO;
 }
 
 /* The length of the payload without its padding, as the header states it. Any other statement than one that fits the

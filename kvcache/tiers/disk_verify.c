@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* Reads n bytes at offset `at`. */
@@ -44,20 +43,17 @@ static int check_pages(int fd, struct kvc_header *h, const struct kvc_geometry *
     return 0;
 }
 
-static int check_file(int fd, const struct km_digest *fingerprint, const struct km_digest *key,
+static int check_file(int fd, int64_t bytes, const struct km_digest *fingerprint, const struct km_digest *key,
                       const struct kvc_geometry *g, char *room, struct km_err *err)
 {
     struct kvc_header *h = (struct kvc_header *)room;
-    struct stat st;
-    if (fstat(fd, &st))
-        return km_fail(err, KM_EIO, "the file cannot be read: %s", strerror(errno));
     int rc = read_all(fd, h, g->header_bytes, 0, err);
     if (!rc)
         rc = kvc_header_check(h, g, fingerprint, key, (size_t)h->payload_bytes, err);
     const size_t whole =
         rc ? 0 : (g->header_bytes + h->payload_bytes + KVC_HEADER_BLOCK - 1) / KVC_HEADER_BLOCK * KVC_HEADER_BLOCK;
-    if (!rc && (size_t)st.st_size != whole)
-        rc = km_fail(err, KM_EFORMAT, "the file has %lld bytes instead of %zu", (long long)st.st_size, whole);
+    if (!rc && (size_t)bytes != whole)
+        rc = km_fail(err, KM_EFORMAT, "the file has %lld bytes instead of %zu", (long long)bytes, whole);
     return rc ? rc : check_pages(fd, h, g, (uint64_t *)(room + g->header_bytes), err);
 }
 
@@ -67,9 +63,13 @@ int disk_verify(const char *root, const struct km_digest *fingerprint, const str
     char *room = km_aligned(KVC_HEADER_BLOCK, g->header_bytes + g->pool.page_bytes);
     if (!room)
         return km_fail(err, KM_ENOMEM, "out of memory");
-    int fd = disk_file_open(root, fingerprint, key);
-    int rc = fd < 0 ? km_fail(err, fd == -ENOENT ? KM_ENOENT : KM_EIO, "the file cannot be opened: %s", strerror(-fd))
-                    : check_file(fd, fingerprint, key, g, room, err);
+    int64_t bytes;
+    int fd = disk_file_open(root, fingerprint, key, false, &bytes), rc;
+    if (fd == -EBADMSG || fd == -ELOOP)
+        rc = km_fail(err, KM_EFORMAT, "it is not a regular file");
+    else
+        rc = fd < 0 ? km_fail(err, fd == -ENOENT ? KM_ENOENT : KM_EIO, "the file cannot be opened: %s", strerror(-fd))
+                    : check_file(fd, bytes, fingerprint, key, g, room, err);
     if (fd >= 0)
         close(fd);
     km_free(room);
