@@ -97,6 +97,11 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         if (!waiting && (lane->n == KVC_PIECES || !build(v, dir)))
             return any;
         struct kvc_piece *p = lane_at(lane, lane->n - 1);
+        if (v->closing) { /* the copier has no room for it, and it need not be awaited */
+            retire(v, dir, p, KM_ECANCEL);
+            any = true;
+            continue;
+        }
         if (!call(v, p, dir, &rc))
             return true;
         if (rc == KM_ELIMIT)
