@@ -46,8 +46,7 @@ static void retire(struct kvc_view *v, enum kv_dir dir, struct kvc_piece *p, int
     struct kvc_lane *lane = &v->lane[dir];
     struct kvc_op *op = p->op;
     if (p->submitted)
-        kvc_rate_end(&lane->rate, v->now,
-                     rc < 0 ? -1 : (int64_t)p->n * (int64_t)v->kvc->geometry.pool.page_bytes);
+        kvc_rate_end(&lane->rate, rc < 0 ? -1 : (int64_t)p->n * (int64_t)v->kvc->geometry.pool.page_bytes);
     op->n_flying--;
     if (dir == KV_TO_PAGE)
         kvc_load_retire(op, p, rc);
@@ -92,6 +91,7 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         retire(v, dir, p, rc);
         any = true;
     }
+    kvc_rate_sample(&lane->rate, v->now);
     while (!v->lost) {
         const bool waiting = lane->n && !lane_at(lane, lane->n - 1)->submitted;
         if (!waiting && (lane->n == KVC_PIECES || !build(v, dir)))

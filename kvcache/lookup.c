@@ -10,6 +10,7 @@
 #include "kvcache/sequence.h"
 #include "kvcache/view.h"
 
+#include <math.h>
 #include <string.h>
 
 static bool asks(const struct kvc *k)
@@ -345,13 +346,11 @@ int64_t kvc_seq_load_ns(struct kv_seq *s, int from, int to)
     for (int i = from / C; i < s->n_found && i * C < to; i++)
         if (s->found[i].tier >= 0)
             tier[s->found[i].tier] += k->geometry.chunk_pages * page;
-    double rate = v->lane[KV_TO_PAGE].rate.bytes_per_s;
-    if (k->cfg.throttle && rate > (double)k->cfg.throttle)
-        rate = (double)k->cfg.throttle;
-    double ns = copies * 1e9 / rate; /* fetches and copies overlap: the slowest of them counts */
+    double ns = kvc_rate_ns(&v->lane[KV_TO_PAGE].rate, copies); /* copies and fetches overlap: the slowest counts */
+    if (k->cfg.throttle)
+        ns = fmax(ns, copies * 1e9 / (double)k->cfg.throttle);
     for (int t = 0; t < k->cfg.n_tiers; t++)
-        if (tier[t] * 1e9 / k->tier[t].get_rate.bytes_per_s > ns)
-            ns = tier[t] * 1e9 / k->tier[t].get_rate.bytes_per_s;
+        ns = fmax(ns, kvc_rate_ns(&k->tier[t].get_rate, tier[t]));
     pthread_mutex_unlock(&k->lock);
     return (int64_t)ns;
 }

@@ -32,7 +32,8 @@ static int attach(struct kvc_view *v, const struct kv_geom *geom, const struct k
         kvc_keys_close(&v->keys);
         return km_fail(err, KM_ENOMEM, "out of memory for the cache layer's copies");
     }
-    lane[KV_TO_PAGE].rate.bytes_per_s = lane[KV_TO_HOST].rate.bytes_per_s = KVC_HOST_RATE;
+    for (int dir = 0; dir < 2; dir++)
+        kvc_rate_init(&lane[dir].rate, KVC_HOST_RATE);
     pthread_mutex_lock(&k->lock);
     v->lane = lane;
     v->copier = *copier;

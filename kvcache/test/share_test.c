@@ -318,7 +318,8 @@ static void estimates_follow_measured_rates(void **state)
     struct kvc_view *v = r.p.self;
     for (int i = 0; i < 3000; i++) {
         kvc_rate_begin(&v->lane[KV_TO_PAGE].rate, 1 + i * 10000000000, false);
-        kvc_rate_end(&v->lane[KV_TO_PAGE].rate, 1 + i * 10000000000 + 1000000000, 1000000);
+        kvc_rate_end(&v->lane[KV_TO_PAGE].rate, 1000000);
+        kvc_rate_sample(&v->lane[KV_TO_PAGE].rate, 1 + i * 10000000000 + 1000000000);
     }
     const int64_t slow = r.p.load_ns(s, 0, 640);
     assert_true(slow > 20e6 && slow < 21e6);
