@@ -36,16 +36,15 @@ enum { CU_TAIL_KEYS = 128 }; /* tokens of a key tile: splits are whole key tiles
 /* True if a request is processed as a tail: prefill tiles of its rows would not fill the GPU, and its KV is long enough
  * to be split. Depends on the request alone. */
 bool cu_attn_is_tail(const cu_dims &m, int q_len, int kv_len);
-int cu_attn_tail_rows(const cu_dims &m);                    /* query tokens of a tail's tile */
-int cu_attn_tail_tiles_max(const cu_dims &m, int T, int R); /* most tiles of a step of T tokens of R requests */
-int cu_attn_tail_splits_max(const cu_dims &m, int T, int R);
-/* Plans the tails reqs[n]: writes tail_tiles and tail_splits, and adds their counts to `counts`. q_start, kv_len and
+int cu_attn_tail_rows(const cu_dims &m);               /* query tokens of a tail's tile */
+int cu_attn_tails_max(const cu_dims &m, int T, int R); /* most entries of `tails` in a step of T tokens of R requests */
+/* Plans the tails reqs[n]: writes `tails` of the host arrays, and sets the tails' counts. q_start, kv_len and
  * table_start of the host arrays must be filled. The number of splits depends on all tails of the step, but not on its
  * other requests. */
 void cu_attn_tails(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n, cu_step_counts *counts);
 
-/* The partial results of splits. A cell is one split of one tile and one KV head. Only the cells of tiles with several
- * splits exist. */
+/* The partial results of splits. A cell is one split of one tile and one KV head, which is one job. The jobs whose tile
+ * has several splits come first, and only they have cells: cell i belongs to job i. */
 struct cu_tail_partials {
     float *o;   /* [cells][CU_TILE_Q][d] unnormalised output */
     float2 *ml; /* [cells][CU_TILE_Q] maximum (base 2) and sum of the softmax */

@@ -8,7 +8,6 @@
 size_t cu_step_layout(const cu_dims &m, int T, int R, char *base, cu_step_arrays *out)
 {
     size_t at = 0, t = (size_t)T, r = (size_t)R, tiles = t / 2 + 1; /* a request with tiles has at least two rows */
-    size_t tail_tiles = (size_t)cu_attn_tail_tiles_max(m, T, R), tail_splits = (size_t)cu_attn_tail_splits_max(m, T, R);
     auto next = [&](size_t n) {
         int32_t *p = reinterpret_cast<int32_t *>(base + at);
         at += (n * sizeof(int32_t) + 63) / 64 * 64;
@@ -25,8 +24,8 @@ size_t cu_step_layout(const cu_dims &m, int T, int R, char *base, cu_step_arrays
     out->tile_row = next(tiles);
     out->splits =
         reinterpret_cast<cu_split *>(next((size_t)cu_attn_splits_max(m, R) * (sizeof(cu_split) / sizeof(int32_t))));
-    out->tail_tiles = reinterpret_cast<cu_tail_tile *>(next(tail_tiles * (sizeof(cu_tail_tile) / sizeof(int32_t))));
-    out->tail_splits = next(tail_splits);
+    out->tails =
+        reinterpret_cast<cu_tail *>(next((size_t)cu_attn_tails_max(m, T, R) * (sizeof(cu_tail) / sizeof(int32_t))));
     out->sample_row = next(r);
     out->sampling = reinterpret_cast<cu_sampling *>(next(r * (sizeof(cu_sampling) / sizeof(int32_t))));
     out->ban_start = next(r + 1);
