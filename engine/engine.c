@@ -205,6 +205,9 @@ static int open_engine(struct eng *e, struct km_err *err)
     pln_init(&e->planner, (enum pln_mode)e->o.kv_planner, e->o.block_size, e->port->chunk_size,
              e->o.max_num_batched_tokens);
     con_init(&e->con, e->port, &e->sched, &e->planner, e->max_blocks);
+    rc = mdl_fingerprint(e->m, &e->geom.model, err);
+    if (rc)
+        return rc;
     struct kv_copier copier = copier_of(e);
     rc = e->port->attach(e->port->self, &e->geom, &copier, err);
     e->attached = !rc;

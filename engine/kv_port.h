@@ -28,7 +28,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Geometry of the KV pool, published by the backend. A page holds K and V of one block for all layers, in the order
+/* Geometry of the KV pool, published by the backend; the engine adds `model` before it attaches a cache. A page holds K and V of one block for all layers, in the order
  * [layer][K, V][kv head][token][head_dim]. All members but n_pages are part of a chunk's identity: a cache never loads
  * KV that was stored under another geometry or model. */
 struct kv_geom {
@@ -39,7 +39,7 @@ struct kv_geom {
     size_t page_bytes;        /* n_layers * 2 * n_kv_heads * block_size * head_dim * sizeof(dtype) */
     int n_pages;              /* pages of the pool */
     double rope_theta;
-    struct km_digest model;   /* fingerprint of the weights (mdl_fingerprint) */
+    struct km_digest model;   /* fingerprint of the weights (mdl_fingerprint); 0 until a cache is attached */
     char numerics[24];        /* names the kernels that compute KV, such as "cpu-avx2" or "cuda-sm90": two that may
                                  round differently have different names */
 };

@@ -2,14 +2,24 @@
 #include "engine/model.h"
 
 #include "base/file.h"
+#include "base/machine.h"
 #include "base/mem.h"
 #include "engine/config.h"
 #include "engine/dummy.h"
+#include "engine/fingerprint.h"
 #include "engine/safetensors.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+
+/* The fingerprint, which the first call of mdl_fingerprint computes. */
+struct identity {
+    pthread_mutex_t lock;
+    bool known;
+    struct km_digest fingerprint;
+};
 
 struct mdl {
     struct mdl_config c;
@@ -18,7 +28,7 @@ struct mdl {
     uint64_t seed;
     struct st *files;                 /* NULL with dummy weights */
     const struct st_tensor **tensors; /* [n_layers][MDL_TENSORS]; those that are not per layer are in row 0 */
-    struct km_digest fingerprint;
+    struct identity *identity;
 };
 
 static const char *const names[MDL_TENSORS] = {
@@ -158,33 +168,11 @@ static int bind_all(struct mdl *m, struct km_err *err)
     return rc;
 }
 
-/* Tensors of up to SAMPLE bytes enter the fingerprint whole. Of larger ones PIECES pieces enter, spread evenly from the
- * first byte to the last. */
-enum { SAMPLE = 65536, PIECES = 16 };
-
-static int hash_tensor(const struct mdl *m, struct km_sha *h, const struct st_tensor *t, uint8_t *buf,
-                       struct km_err *err)
-{
-    uint64_t size = t->end - t->begin;
-    const size_t piece = SAMPLE / PIECES;
-    int n = size <= SAMPLE ? 1 : PIECES, rc = 0;
-    km_sha_add(h, t->name, strlen(t->name) + 1);
-    km_sha_add(h, t->dtype, strlen(t->dtype) + 1);
-    km_sha_add(h, t->dims, sizeof *t->dims * (size_t)t->n_dims);
-    for (int i = 0; i < n && !rc; i++) {
-        size_t len = n == 1 ? (size_t)size : piece;
-        uint64_t off = n == 1 ? 0 : (size - piece) / (PIECES - 1) * (uint64_t)i;
-        rc = st_read(m->files, t, off, len, buf, err);
-        if (!rc)
-            km_sha_add(h, buf, len);
-    }
-    return rc;
-}
-
-static int make_fingerprint(struct mdl *m, struct km_err *err)
+/* Computes the fingerprint: the config, then either the seed of dummy weights or all bytes of the files. */
+static int make_fingerprint(const struct mdl *m, struct km_digest *out, struct km_err *err)
 {
     const struct mdl_config *c = &m->c;
-    const int32_t shape[] = {1 /* version */, c->n_layers, c->hidden, c->n_heads, c->n_kv_heads,
+    const int32_t shape[] = {2 /* version */, c->n_layers, c->hidden, c->n_heads, c->n_kv_heads,
                              c->head_dim,     c->ffn,      c->vocab,  c->tied,    m->dummy};
     const float reals[] = {c->rope_theta, c->rms_eps};
     struct km_sha *h;
@@ -194,19 +182,35 @@ static int make_fingerprint(struct mdl *m, struct km_err *err)
     km_sha_begin(h);
     km_sha_add(h, shape, sizeof shape);
     km_sha_add(h, reals, sizeof reals);
-    if (m->dummy) {
+    if (m->dummy)
         km_sha_add(h, &m->seed, sizeof m->seed);
-    } else {
-        uint8_t *buf = km_malloc(SAMPLE);
-        rc = buf ? 0 : km_fail(err, KM_ENOMEM, "no memory to read the weights of %s for its fingerprint", m->name);
-        for (int i = 0; i < c->n_layers * MDL_TENSORS && !rc; i++)
-            if (m->tensors[i])
-                rc = hash_tensor(m, h, m->tensors[i], buf, err);
-        km_free(buf);
-    }
-    m->fingerprint = km_sha_end(h);
+    else
+        rc = fpr_add_weights(h, m->files, km_usable_cores(), err);
+    *out = km_sha_end(h);
     km_sha_free(h);
+    if (rc)
+        km_context(err, "the fingerprint of model %s", m->name);
     return rc;
+}
+
+int mdl_fingerprint(const struct mdl *m, struct km_digest *out, struct km_err *err)
+{
+    struct identity *id = m->identity;
+    pthread_mutex_lock(&id->lock);
+    int rc = id->known ? 0 : make_fingerprint(m, &id->fingerprint, err);
+    id->known = !rc;
+    if (!rc)
+        *out = id->fingerprint;
+    pthread_mutex_unlock(&id->lock);
+    return rc;
+}
+
+bool mdl_fingerprint_known(const struct mdl *m)
+{
+    pthread_mutex_lock(&m->identity->lock);
+    bool known = m->dummy || m->identity->known;
+    pthread_mutex_unlock(&m->identity->lock);
+    return known;
 }
 
 static int open_folder(struct mdl *m, const char *dir, struct km_err *err)
@@ -234,9 +238,15 @@ int mdl_open(struct mdl **out, const char *name, bool dummy, uint64_t seed, stru
 {
     const struct mdl_config *preset = mdl_preset(name);
     struct mdl *m = km_calloc(1, sizeof *m);
+    struct identity *identity = km_calloc(1, sizeof *identity);
     int rc = 0;
-    if (!m)
+    if (!m || !identity) {
+        km_free(m);
+        km_free(identity);
         return km_fail(err, KM_ENOMEM, "no memory for model %s", name);
+    }
+    pthread_mutex_init(&identity->lock, NULL);
+    m->identity = identity;
     m->dummy = dummy || preset;
     m->seed = seed;
     if (preset) {
@@ -252,8 +262,6 @@ int mdl_open(struct mdl **out, const char *name, bool dummy, uint64_t seed, stru
         rc = km_fail(err, KM_ENOENT, "there is no model \"%.200s\": give a folder with config.json, or one of %s", name,
                      list);
     }
-    if (!rc)
-        rc = make_fingerprint(m, err);
     if (rc) {
         mdl_free(m);
         return rc;
@@ -270,6 +278,8 @@ void mdl_free(struct mdl *m)
     km_free(m->tensors);
     km_free(m->name);
     km_free(m->dir);
+    pthread_mutex_destroy(&m->identity->lock);
+    km_free(m->identity);
     km_free(m);
 }
 
@@ -296,11 +306,6 @@ uint64_t mdl_seed(const struct mdl *m)
 bool mdl_is_dummy(const struct mdl *m)
 {
     return m->dummy;
-}
-
-struct km_digest mdl_fingerprint(const struct mdl *m)
-{
-    return m->fingerprint;
 }
 
 float mdl_dummy_scale(const struct mdl_config *c, enum mdl_tensor t)

@@ -1,6 +1,6 @@
 /* A Qwen3 model: its config and its tensors.
  *
- * `struct mdl` owns the open files and does not change after mdl_open. mdl_read returns rows of a tensor in the type
+ * `struct mdl` owns the open files. Its config and tensors do not change after mdl_open. mdl_read returns rows of a tensor in the type
  * that a backend needs, from safetensors files (bf16, f16 or f32, one file or shards) or made from the seed of a model
  * with dummy weights. Shapes are checked against the config before any weight is read.
  *
@@ -80,9 +80,12 @@ float mdl_dummy_scale(const struct mdl_config *c, enum mdl_tensor t);
  * compute them. */
 void mdl_inv_freq(const struct mdl_config *c, float *out);
 
-/* SHA-256 over the config and the identity of the weights: the tensor table, the bytes of small tensors and a fixed
- * sample of large ones. It enters the root of every key of a cache layer, so that no two models share KV. */
-struct km_digest mdl_fingerprint(const struct mdl *m);
+/* SHA-256 over the config and the weights: all bytes of all tensors (engine/fingerprint.h), or the seed of dummy
+ * weights. It enters the root of every key of a cache layer, so that no two models share KV. The first call reads the
+ * weights with all cores; later calls return the result at once. A run without a cache layer needs no fingerprint, and
+ * does not pay for one. Thread-safe. KM_EIO if a file cannot be read; KM_ENOMEM. */
+int mdl_fingerprint(const struct mdl *m, struct km_digest *out, struct km_err *err);
+bool mdl_fingerprint_known(const struct mdl *m); /* true if mdl_fingerprint would return at once */
 
 /* The names of the presets, NULL-terminated. */
 const char *const *mdl_presets(void);

@@ -14,19 +14,26 @@
 #include "kvcache/geometry.h"
 #include "kvcache/header.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #define KVC_SLAB ((size_t)256 << 20) /* usual size of a slab in bytes; a slab of one slot may be larger */
+enum { KVC_POOL_ENGINES = 16 };      /* most engines that are attached at a time */
 
 struct kvc_pool; /* opaque */
 
-/* budget: most bytes of all payloads and headers. available: bytes that this process can allocate
- * (km_available_memory); a larger budget fails with KM_ENOMEM before anything is allocated, and a budget that is
- * smaller than one slot with KM_EINVAL. slab_bytes: KVC_SLAB, or less in tests. Borrows g until close. */
-int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t budget, int64_t available,
+/* budget: most bytes of all payloads and headers. root: where the machine states its memory, "" but in tests
+ * (km_available_memory). A budget above the available memory fails with KM_ENOMEM before anything is allocated, and a
+ * budget that is smaller than one slot with KM_EINVAL. The available memory is looked up again before each slab: growth
+ * ends while as much as a slab is left, because the kernel would stop the process when it touches more than there is.
+ * slab_bytes: KVC_SLAB, or less in tests. Borrows g and root until close. */
+int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t budget, const char *root,
                   size_t slab_bytes, struct km_err *err);
 void kvc_pool_close(struct kvc_pool *p);
+
+/* Bytes of one slot: header and payload, with what their alignment adds. For plans. */
+size_t kvc_pool_slot_bytes(const struct kvc_geometry *g);
 
 /* An engine attached: slabs are registered with its device, those that exist and those that follow. If several engines
  * share the pool, each new slab is registered once. The registrations end with the last kvc_pool_detach, through the

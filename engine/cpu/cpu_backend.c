@@ -1,13 +1,16 @@
 /* The CPU backend: opens weights, workspace and KV pool within a memory limit, checks batches, and runs them. A step is
- * complete when `step` returns. `wait` only copies the step's results, which are stored for the last two steps. */
+ * complete when `step` returns. `wait` only copies the step's results, which are stored for the last two steps. A copy
+ * is complete when `copy` returns. */
 #include "engine/backend.h"
 
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/machine.h"
 #include "base/mem.h"
+#include "base/page_sum.h"
 #include "engine/cpu/forward.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -24,6 +27,7 @@ struct be {
     struct smp_result *results[2]; /* [max_tokens] each; step i uses results[i % 2] */
     int n_results[2];
     uint64_t steps;
+    _Atomic uint64_t copies; /* calls of be_copy so far; the ticket of the last one */
     uint8_t *marks; /* [max_tokens] scratch memory of check_batch: 1 for a row that is sampled */
     struct be_stats st;
 };
@@ -59,6 +63,9 @@ static int check_opts(const struct be_opts *o, const struct mdl_config *c, struc
     if (o->dtype != KM_F32 && o->dtype != KM_BF16)
         return km_fail(err, KM_EINVAL, "the CPU backend computes with float32 or bfloat16 weights, not %s",
                        km_dtype_name(o->dtype));
+    if ((size_t)c->head_dim * km_dtype_size(o->dtype) % sizeof(uint64_t)) /* struct kv_geom and base/page_sum.h */
+        return km_fail(err, KM_EINVAL, "head_dim %d in %s is not a multiple of 8 bytes; use --dtype float32",
+                       c->head_dim, km_dtype_name(o->dtype));
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].v < rows[i].lo || rows[i].v > rows[i].hi)
             return km_fail(err, KM_EINVAL, "%s is %lld; it must be between %lld and %lld", rows[i].name,
@@ -128,8 +135,8 @@ static int be_plan(struct plan *out, const struct be_opts *o, const struct mdl *
                           .block_size = o->block_size,
                           .dtype = o->dtype,
                           .layout = LAYOUT,
-                          .rope_theta = (double)c->rope_theta,
-                          .model = mdl_fingerprint(m)};
+                          .rope_theta = (double)c->rope_theta};
+    snprintf(g->numerics, sizeof g->numerics, "cpu-%s", kernels->numerics);
     g->page_bytes = (size_t)g->n_layers * 2 * (size_t)g->n_kv_heads * (size_t)g->block_size * (size_t)g->head_dim *
                     km_dtype_size(g->dtype);
     const int64_t available = km_available_memory("");
@@ -275,55 +282,49 @@ static int be_wait(struct be *b, uint64_t ticket, struct smp_result *out, struct
     return 0;
 }
 
-/* One call of be_copy, for the threads. */
-struct copy_call {
-    const struct be *b;
-    enum kv_dir dir;
-    const struct kv_copy *c;
-};
-
-static void copy_one(void *ctx, int task, int thread)
+static int check_copies(const struct be *b, const struct kv_copy *c, int n, struct km_err *err)
 {
-    const struct copy_call *j = ctx;
-    const size_t n = j->b->kv.g.page_bytes;
-    char *page = j->b->kv.pages + (size_t)j->c[task].page * n;
-    (void)thread;
-    if (j->dir == KV_TO_HOST)
-        memcpy(j->c[task].host, page, n);
-    else
-        memcpy(page, j->c[task].host, n);
-}
-
-static int be_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket, struct km_err *err)
-{
+    const int n_pages = b->kv.g.n_pages, B = b->kv.g.block_size;
+    if (n < 1 || n > KV_COPY_MOST)
+        return km_fail(err, KM_EINVAL, "a copy of %d pages; one call copies 1 to %d", n, KV_COPY_MOST);
     for (int i = 0; i < n; i++)
-        if (c[i].page < 0 || c[i].page >= b->kv.g.n_pages || !c[i].host)
+        if (c[i].page < 0 || c[i].page >= n_pages || c[i].n_tokens < 1 || c[i].n_tokens > B || !c[i].host)
             return km_fail(err, KM_EINVAL,
-                           "copy %d is of page %d; the pool has %d pages, and the copy needs host memory", i, c[i].page,
-                           b->kv.g.n_pages);
-    struct copy_call j = {.b = b, .dir = dir, .c = c};
-    thread_pool_run(b->threads, n, copy_one, &j);
-    *ticket = 0;
+                           "copy %d is of %d tokens of page %d; the pool has %d pages of %d tokens, and the copy needs "
+                           "host memory",
+                           i, c[i].n_tokens, c[i].page, n_pages, B);
     return 0;
 }
 
+/* Copies and computes the checksums on the calling thread, which may be another one than the engine's: the thread pool
+ * belongs to the step that may be running. There is nothing to wait for, because the step with the ticket `after` ended
+ * within be_step. */
+static int be_copy(struct be *b, enum kv_dir dir, struct kv_copy *c, int n, uint64_t after, uint64_t *ticket,
+                   struct km_err *err)
+{
+    const struct kv_geom *g = &b->kv.g;
+    const uint32_t token_words = (uint32_t)((size_t)g->head_dim * km_dtype_size(g->dtype) / sizeof(uint64_t));
+    (void)after;
+    int rc = check_copies(b, c, n, err);
+    if (rc)
+        return rc;
+    for (int i = 0; i < n; i++) {
+        char *page = b->kv.pages + (size_t)c[i].page * g->page_bytes;
+        if (dir == KV_TO_PAGE)
+            memcpy(page, c[i].host, g->page_bytes);
+        c[i].sum = km_page_sum((const uint64_t *)page, g->page_bytes / sizeof(uint64_t), token_words,
+                               (uint32_t)g->block_size, (uint32_t)c[i].n_tokens, c[i].seed);
+        if (dir == KV_TO_HOST)
+            memcpy(c[i].host, page, g->page_bytes);
+    }
+    *ticket = atomic_fetch_add(&b->copies, 1) + 1;
+    return 0;
+}
+
+/* Every copy is complete when be_copy returns. */
 static int be_poll(struct be *b, uint64_t ticket)
 {
-    (void)b;
-    return ticket == 0 ? 1 : KM_EINVAL;
-}
-
-static void *be_host_alloc(struct be *b, size_t size)
-{
-    (void)b;
-    return km_aligned(64, size);
-}
-
-static void be_host_free(struct be *b, void *p, size_t size)
-{
-    (void)b;
-    (void)size;
-    km_free(p);
+    return ticket > 0 && ticket <= atomic_load(&b->copies) ? 1 : KM_EINVAL;
 }
 
 static void be_stats_get(struct be *b, struct be_stats *out)
@@ -333,6 +334,7 @@ static void be_stats_get(struct be *b, struct be_stats *out)
 
 const struct backend be_cpu = {
     .name = "cpu",
+    .threads = true,
     .plan = be_plan,
     .open = be_open,
     .close = be_close,
@@ -340,7 +342,5 @@ const struct backend be_cpu = {
     .wait = be_wait,
     .copy = be_copy,
     .poll = be_poll,
-    .host_alloc = be_host_alloc,
-    .host_free = be_host_free,
     .stats = be_stats_get,
 };

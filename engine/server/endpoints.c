@@ -64,9 +64,8 @@ static void get_version(struct endpoints *p, struct http_conn *c, struct hp *r)
     struct eng_stats st;
     runner_stats(p->runner, &st);
     const struct mdl *m = eng_model(p->eng);
-    struct km_digest d = mdl_fingerprint(m);
+    struct km_digest d;
     char hex[65];
-    km_hex(&d, hex);
     km_buf_putc(&b, '{');
     put_field(&b, "version", KVMARK_VERSION);
     put_field(&b, "server", "kvmark");
@@ -74,7 +73,10 @@ static void get_version(struct endpoints *p, struct http_conn *c, struct hp *r)
     put_field(&b, "device_name", st.be.device);
     put_field(&b, "kv", p->kv);
     put_field(&b, "model", mdl_name(m));
-    put_field(&b, "fingerprint", hex);
+    if (mdl_fingerprint_known(m) && !mdl_fingerprint(m, &d, NULL)) {
+        km_hex(&d, hex);
+        put_field(&b, "fingerprint", hex);
+    }
     put_field(&b, "dtype", km_dtype_name(eng_options(p->eng)->dtype));
     const struct eng_opts *o = eng_options(p->eng);
     km_buf_printf(&b,

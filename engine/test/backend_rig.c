@@ -12,28 +12,32 @@ struct smp_params rig_greedy(void)
     return p;
 }
 
-static int wait_for_copy(struct rig *r, uint64_t ticket, struct km_err *err)
+int rig_copy_pages(struct rig *r, enum kv_dir dir, struct kv_copy *c, int n, struct km_err *err)
 {
-    int done;
-    while (!(done = r->backend->poll(r->b, ticket)))
-        ;
-    return done < 0 ? km_fail(err, done, "a copy between pages and host memory failed") : 0;
+    for (int i = 0; i < n; i += KV_COPY_MOST) {
+        uint64_t ticket;
+        int rc = r->backend->copy(r->b, dir, c + i, n - i < KV_COPY_MOST ? n - i : KV_COPY_MOST, 0, &ticket, err);
+        if (rc)
+            return rc;
+        while (!(rc = r->backend->poll(r->b, ticket)))
+            ;
+        if (rc < 0)
+            return km_fail(err, rc, "a copy between pages and host memory failed");
+    }
+    return 0;
 }
 
 static int fill_with_nan(struct rig *r, struct km_err *err)
 {
     char *nan = km_malloc(r->g.page_bytes);
     struct kv_copy *all = km_calloc((size_t)r->g.n_pages, sizeof *all);
-    uint64_t ticket;
     int rc = nan && all ? 0 : km_fail(err, KM_ENOMEM, "out of memory");
     for (int i = 0; !rc && i < r->g.n_pages; i++)
-        all[i] = (struct kv_copy){i, nan};
+        all[i] = (struct kv_copy){.page = i, .n_tokens = r->g.block_size, .host = nan};
     if (!rc) {
         memset(nan, 0xFF, r->g.page_bytes);
-        rc = r->backend->copy(r->b, KV_TO_PAGE, all, r->g.n_pages, &ticket, err);
+        rc = rig_copy_pages(r, KV_TO_PAGE, all, r->g.n_pages, err);
     }
-    if (!rc)
-        rc = wait_for_copy(r, ticket, err);
     km_free(nan);
     km_free(all);
     return rc;
@@ -146,14 +150,14 @@ int rig_prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, 
 int rig_copy(struct rig *r, const struct rig_seq *s, enum kv_dir dir, char *host, struct km_err *err)
 {
     struct kv_copy *c = km_calloc((size_t)s->blocks, sizeof *c);
-    uint64_t ticket;
     if (!c)
         return km_fail(err, KM_ENOMEM, "out of memory");
     for (int i = 0; i < s->blocks; i++)
-        c[i] = (struct kv_copy){s->table[i], host + (size_t)i * r->g.page_bytes};
-    int rc = r->backend->copy(r->b, dir, c, s->blocks, &ticket, err);
+        c[i] = (struct kv_copy){
+            .page = s->table[i], .n_tokens = r->g.block_size, .host = host + (size_t)i * r->g.page_bytes};
+    int rc = rig_copy_pages(r, dir, c, s->blocks, err);
     km_free(c);
-    return rc ? rc : wait_for_copy(r, ticket, err);
+    return rc;
 }
 
 bool rig_same(const struct smp_result *a, const struct smp_result *b)

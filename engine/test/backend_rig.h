@@ -45,6 +45,8 @@ int rig_step(struct rig *r, const struct rig_part *parts, int n, struct smp_resu
 /* Computes tokens[n] in steps of at most `chunk` tokens, and samples the last one greedily. */
 int rig_prefill(struct rig *r, struct rig_seq *s, const int32_t *tokens, int n, int chunk, struct smp_result *out,
                 struct km_err *err);
+/* Copies c[n], any number of pages, and waits; sets c[].sum. */
+int rig_copy_pages(struct rig *r, enum kv_dir dir, struct kv_copy *c, int n, struct km_err *err);
 /* Copies all pages of the sequence to host[blocks * page_bytes], or back. */
 int rig_copy(struct rig *r, const struct rig_seq *s, enum kv_dir dir, char *host, struct km_err *err);
 

@@ -6,6 +6,7 @@
 #include "engine/safetensors.h"
 #include "engine/test/fixture.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -25,6 +26,15 @@ static const struct mdl_config small = {.n_layers = 2,
                                         .rope_theta = 10000,
                                         .rms_eps = 1e-6f,
                                         .tied = false};
+
+static struct km_digest fingerprint(const struct mdl *m)
+{
+    struct km_digest d;
+    struct km_err err = {0};
+    if (mdl_fingerprint(m, &d, &err))
+        fail_msg("%s", err.msg);
+    return d;
+}
 
 /* Asserts that every tensor of both models, read as `as`, has the same bytes. */
 static void assert_same_weights(const struct mdl *a, const struct mdl *b, enum km_dtype as)
@@ -66,8 +76,8 @@ static void stored_types_and_shards_read_alike(void **state)
                     assert_same_weights(ref, m, KM_F32);
                     assert_same_weights(ref, m, KM_BF16);
                 }
-                struct km_digest a = mdl_fingerprint(ref), b = mdl_fingerprint(m);
-                /* sharding does not change the fingerprint */
+                struct km_digest a = fingerprint(ref), b = fingerprint(m);
+                /* neither the folder's name nor sharding changes the fingerprint */
                 assert_int_equal(memcmp(&a, &b, sizeof a) == 0, type == KM_BF16);
                 mdl_free(m);
                 fx_remove(dir);
@@ -480,7 +490,8 @@ static void dummies_depend_on_seed_and_place_alone(void **state)
     assert_int_equal(mdl_read(a, MDL_Q, 1, 17, 1, KM_F32, part, NULL), 0);
     assert_true(part[5] ==
                 km_bf16_to_f32(km_f32_to_bf16(dmy_value(dmy_key(5, MDL_Q, 1), 17 * D + 5, 0.02f / 37837.2f))));
-    struct km_digest x = mdl_fingerprint(a), y = mdl_fingerprint(b), z = mdl_fingerprint(other);
+    struct km_digest x = fingerprint(a), y = fingerprint(b), z = fingerprint(other);
+    assert_true(mdl_fingerprint_known(a)); /* nothing needs to be read */
     assert_memory_equal(&x, &y, sizeof x);
     assert_memory_not_equal(&x, &z, sizeof x);
     struct km_err err = {0};
@@ -527,28 +538,109 @@ static void reading_is_thread_safe(void **state)
     mdl_free(m);
 }
 
-static void one_weight_changes_the_fingerprint(void **state)
+/* Opens the folder, and frees the model again. */
+static struct km_digest fingerprint_of(const char *dir, bool dummy)
+{
+    struct mdl *m;
+    struct km_err err = {0};
+    if (mdl_open(&m, dir, dummy, 0, &err))
+        fail_msg("%s", err.msg);
+    struct km_digest d = fingerprint(m);
+    mdl_free(m);
+    return d;
+}
+
+static bool same_digest(struct km_digest a, struct km_digest b)
+{
+    return !memcmp(&a, &b, sizeof a);
+}
+
+/* Adds `by` to the byte at offset `at` of a file. */
+static void change_byte(const char *path, uint64_t at, uint8_t by)
+{
+    uint8_t byte;
+    int fd = open(path, O_RDWR);
+    assert_int_equal(pread(fd, &byte, 1, (off_t)at), 1);
+    byte = (uint8_t)(byte + by);
+    assert_int_equal(pwrite(fd, &byte, 1, (off_t)at), 1);
+    close(fd);
+}
+
+/* Each byte of a small checkpoint, and bytes at the edges of pieces and tensors of one with several pieces. */
+static void every_byte_of_the_weights_enters_the_fingerprint(void **state)
 {
     (void)state;
-    char dir[64];
+    char dir[64], path[96];
+    for (int large = 0; large < 2; large++) {
+        struct mdl_config c = small;
+        c.hidden = large ? 1000 : c.hidden;
+        c.vocab = large ? 4001 : c.vocab;
+        fx_dir(dir);
+        fx_model(dir, &c, KM_BF16, 1, 1);
+        snprintf(path, sizeof path, "%s/model.safetensors", dir);
+        const struct km_digest want = fingerprint_of(dir, false);
+        struct stat sb;
+        uint64_t header;
+        int fd = open(path, O_RDONLY);
+        assert_int_equal(fstat(fd, &sb), 0);
+        assert_int_equal(pread(fd, &header, 8, 0), 8);
+        close(fd);
+        const uint64_t data = 8 + header, size = (uint64_t)sb.st_size - data;
+        for (uint64_t i = 0; i < (large ? 256 : size); i++) {
+            /* In the large checkpoint: around 16 multiples of 1 MiB, and at offsets spread over the file. */
+            uint64_t at = !large ? i : i < 128 ? ((i / 8 + 1) << 20) + i % 8 - 4 : size / 128 * (i - 128);
+            change_byte(path, data + at % size, 1);
+            if (same_digest(fingerprint_of(dir, false), want))
+                fail_msg("byte %llu of %llu does not enter the fingerprint", (unsigned long long)at,
+                         (unsigned long long)size);
+            change_byte(path, data + at % size, 255);
+        }
+        assert_true(same_digest(fingerprint_of(dir, false), want));
+        assert_false(same_digest(fingerprint_of(dir, true), want)); /* dummy weights need no files */
+        fx_remove(dir);
+    }
+}
+
+static void *take_fingerprint(void *arg)
+{
+    struct km_digest *d = malloc(sizeof *d);
+    *d = fingerprint(arg);
+    return d;
+}
+
+static void the_fingerprint_is_taken_once_and_when_needed(void **state)
+{
+    (void)state;
+    char dir[64], path[96];
     struct mdl *m;
-    struct km_buf b = {0};
+    struct km_err err = {0};
+    struct km_digest d, *got;
+    pthread_t t[4];
     fx_dir(dir);
     fx_model(dir, &small, KM_BF16, 1, 1);
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    const struct km_digest want = fingerprint_of(dir, false);
     assert_int_equal(mdl_open(&m, dir, false, 0, NULL), 0);
-    struct km_digest before = mdl_fingerprint(m), after;
+    assert_false(mdl_fingerprint_known(m));
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&t[i], NULL, take_fingerprint, m), 0);
+    for (int i = 0; i < 4; i++) {
+        pthread_join(t[i], (void **)&got);
+        assert_true(same_digest(*got, want));
+        free(got);
+    }
+    assert_true(mdl_fingerprint_known(m));
+    assert_int_equal(truncate(path, 4000), 0);
+    assert_true(same_digest(fingerprint(m), want)); /* the files are not read again */
     mdl_free(m);
-    fx_read(dir, "model.safetensors", &b);
-    b.data[b.len - 1] ^= 1;
-    fx_write(dir, "model.safetensors", b.data, b.len);
+
+    fx_model(dir, &small, KM_BF16, 1, 1);
     assert_int_equal(mdl_open(&m, dir, false, 0, NULL), 0);
-    after = mdl_fingerprint(m);
-    assert_memory_not_equal(&before, &after, sizeof before);
+    assert_int_equal(truncate(path, 4000), 0);
+    assert_int_equal(mdl_fingerprint(m, &d, &err), KM_EIO);
+    assert_non_null(strstr(err.msg, path));
+    assert_false(mdl_fingerprint_known(m));
     mdl_free(m);
-    assert_int_equal(mdl_open(&m, dir, true, 0, NULL), 0); /* --load-format dummy on a folder */
-    assert_true(mdl_is_dummy(m) && mdl_dir(m));
-    mdl_free(m);
-    km_buf_free(&b);
     fx_remove(dir);
 }
 
@@ -564,12 +656,14 @@ static void every_failed_allocation_is_survived(void **state)
         struct km_err err = {0};
         assert_true(n < 5000);
         km_mem_fail_at(n);
+        struct km_digest d;
         int rc = mdl_open(&m, dir, false, 0, &err);
+        if (!rc)
+            rc = mdl_fingerprint(m, &d, &err);
         km_mem_fail_at(0);
-        if (!rc) {
-            mdl_free(m);
+        mdl_free(m);
+        if (!rc)
             break;
-        }
         assert_int_equal(rc, KM_ENOMEM);
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
     }
@@ -590,7 +684,8 @@ int main(void)
         cmocka_unit_test(presets_are_qwen3),
         cmocka_unit_test(dummies_depend_on_seed_and_place_alone),
         cmocka_unit_test(reading_is_thread_safe),
-        cmocka_unit_test(one_weight_changes_the_fingerprint),
+        cmocka_unit_test(every_byte_of_the_weights_enters_the_fingerprint),
+        cmocka_unit_test(the_fingerprint_is_taken_once_and_when_needed),
         cmocka_unit_test(every_failed_allocation_is_survived),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -270,7 +270,8 @@ static void fill_pages(struct bench *x)
             ((uint16_t *)page)[i] = km_f32_to_bf16(v);
     }
     for (int p = 0; p < x->g.n_pages; p++)
-        if (be_cpu.copy(x->be, KV_TO_PAGE, &(struct kv_copy){p, page}, 1, &ticket, &err))
+        if (be_cpu.copy(x->be, KV_TO_PAGE,
+                        &(struct kv_copy){.page = p, .n_tokens = x->g.block_size, .host = page}, 1, 0, &ticket, &err))
             die(&err);
     km_free(page);
 }
