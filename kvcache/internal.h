@@ -23,6 +23,7 @@ struct kvc_view;
 
 struct kvc {
     struct kvc_config cfg;         /* constant */
+    pthread_mutex_t doors;         /* held by an attach and by a detach, from beginning to end; taken before `lock` */
     pthread_mutex_t lock;
     pthread_cond_t work;           /* signalled when the transfer thread has something new to do */
     pthread_cond_t passed;         /* broadcast when a call of a copier has returned, and when the thread has ended */
@@ -42,9 +43,9 @@ struct kvc {
 
     pthread_t thread;
     bool running, stop;            /* the transfer thread exists; it is to end */
-    int64_t now;                   /* kvc_now when the current pass over all views and tiers began */
+    int64_t now;                   /* kvc_now when the current pass over views and tiers began; never falls */
     bool dirty;                    /* there is new work since the current pass began */
-    bool driving;                  /* somebody is driving the operations */
+    bool driving;                  /* somebody is driving the tiers */
     bool resetting;                /* a reset has asked the tiers to drop their chunks */
     int64_t throttle_free, throttle_at; /* cfg.throttle: the link is free from this time on; the next piece may start at
                                            this time, 0: no piece is waiting */
@@ -54,8 +55,9 @@ struct kvc {
     size_t slab_bytes;             /* set by tests: KVC_SLAB, or less */
 };
 
-/* The store's clock in ns, for deadlines: the monotonic clock, or that of a simulated device. Not under the lock. */
-int64_t kvc_now(struct kvc *k);
+/* The store's clock in ns, for deadlines: the monotonic clock, or that of a view's simulated device. Not under the
+ * lock. */
+int64_t kvc_now(const struct kvc_view *v);
 /* Makes slots usable whose memory the pool has allocated meanwhile. */
 void kvc_grow(struct kvc *k);
 /* Drops a reference to a chunk. Without local_cpu, a chunk without references leaves host memory. */
@@ -67,6 +69,8 @@ void kvc_drop_corrupt(struct kvc *k, int slot, int tier);
 int kvc_driver_start(struct kvc *k, struct km_err *err);
 bool kvc_driver_stop(struct kvc *k); /* false: the thread is in a call that does not return */
 void kvc_driver_wake(struct kvc *k);  /* there is new work; the lock is held */
-void kvc_drive(struct kvc *k);        /* advances all operations if no thread does. Not under the lock */
+/* Advances the operations of a view and the tiers, if no thread does: called by the view's engine. v NULL: the tiers.
+ * Not under the lock. */
+void kvc_drive(struct kvc *k, const struct kvc_view *v);
 
 #endif

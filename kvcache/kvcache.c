@@ -2,7 +2,6 @@
 #include "kvcache/kvcache.h"
 
 #include "base/clock.h"
-#include "base/machine.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
 #include "kvcache/op.h"
@@ -12,12 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
-int64_t kvc_now(struct kvc *k)
+int64_t kvc_now(const struct kvc_view *v)
 {
-    for (const struct kvc_view *v = k->views; v && !k->threaded; v = v->next)
-        if (v->attached)
-            return kvc_view_now(v);
-    return km_now_ns();
+    return v && !v->kvc->threaded ? kvc_view_now(v) : km_now_ns();
 }
 
 void kvc_grow(struct kvc *k)
@@ -61,7 +57,7 @@ static void close_store(struct kvc *k)
 /* Opens pool, index and tiers for k->geometry. */
 static int open_parts(struct kvc *k, struct km_err *err)
 {
-    int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, km_available_memory(""), k->slab_bytes, err);
+    int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, "", k->slab_bytes, err);
     if (!rc)
         rc = kvc_chunks_open(&k->chunks, kvc_pool_slots(k->pool), k->cfg.policy, err);
     if (rc)
@@ -128,6 +124,7 @@ static void init_locks(struct kvc *k)
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_mutex_init(&k->doors, NULL);
     pthread_mutex_init(&k->lock, NULL);
     pthread_cond_init(&k->work, &attr);
     pthread_cond_init(&k->passed, &attr);
@@ -184,6 +181,7 @@ void kvc_free(struct kvc *k)
     pthread_cond_destroy(&k->work);
     pthread_cond_destroy(&k->passed);
     pthread_mutex_destroy(&k->lock);
+    pthread_mutex_destroy(&k->doors);
     km_free(k);
 }
 
@@ -191,7 +189,7 @@ bool kvc_settle(struct kvc *k, double seconds)
 {
     const int64_t until = km_now_ns() + (int64_t)(seconds * 1e9);
     for (;;) {
-        kvc_drive(k);
+        kvc_drive(k, NULL);
         pthread_mutex_lock(&k->lock);
         bool busy = k->active && (kvc_pool_growing(k->pool) || kvc_tiers_open_ios(k));
         kvc_grow(k);
@@ -223,9 +221,10 @@ static int reset_tiers(struct kvc *k)
     return rc;
 }
 
-int kvc_reset(struct kvc *k)
+int kvc_reset(struct kvc_view *v)
 {
-    kvc_drive(k);
+    struct kvc *k = v->kvc;
+    kvc_drive(k, v);
     int rc = 0;
     pthread_mutex_lock(&k->lock);
     if (k->active) {
@@ -274,12 +273,13 @@ void kvc_stats(struct kvc *k, struct kv_port_stats *out)
         out->chunks = c->n_ready;
         out->capacity = kvc_pool_bytes(k->pool);
         out->bytes = c->n_usable ? out->capacity / c->n_usable * (c->n_usable - c->n_free) : 0;
-        add_row(out, "dram", "hit_tokens", "Tokens that lookups found in host memory.", false,
+        add_row(out, "dram", "hit_tokens", "Tokens that lookups found in this tier.", false,
                 (double)k->dram_hit_tokens);
-        add_row(out, "dram", "chunks", "Chunks in host memory.", true, (double)out->chunks);
-        add_row(out, "dram", "bytes", "Host memory in use by chunks.", true, (double)out->bytes);
-        add_row(out, "dram", "capacity", "Host memory that can hold chunks now.", true, (double)out->capacity);
-        add_row(out, "dram", "evicted", "Chunks evicted from host memory.", false, (double)c->evicted);
+        add_row(out, "dram", "chunks", "Chunks in this tier.", true, (double)out->chunks);
+        add_row(out, "dram", "bytes", "Bytes in use in this tier.", true, (double)out->bytes);
+        add_row(out, "dram", "capacity_bytes", "Most bytes that this tier can use now.", true, (double)out->capacity);
+        add_row(out, "dram", "evicted_chunks", "Chunks removed from this tier to make room.", false,
+                (double)c->evicted);
         add_row(out, "dram", "growing", "1 while more host memory is being allocated.", true,
                 kvc_pool_growing(k->pool));
         for (int i = 0; i < k->cfg.n_tiers; i++)

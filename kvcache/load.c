@@ -117,7 +117,7 @@ int kvc_load(struct kv_seq *s, int from, int to, const int32_t *block_table, uin
     *ticket = kvc_op_start(op);
     kvc_driver_wake(k);
     pthread_mutex_unlock(&k->lock);
-    kvc_drive(k);
+    kvc_drive(k, v);
     return 0;
 }
 
@@ -284,8 +284,8 @@ bool kvc_load_done(struct kvc_op *op)
     if (op->n_flying || op->next > op->floor / v->kvc->geometry.pool.block_size)
         return false;
     trim(op);
-    if (op->floor >= op->good_to)
-        op->floor = op->good_to = op->from;
+    if (op->good_to < op->floor)
+        op->good_to = op->floor; /* nothing was loaded */
     v->stats.loaded_tokens += op->good_to - op->floor;
     v->stats.failed_loads += op->failed;
     v->stats.load_ns += v->now - op->start_ns;

@@ -10,6 +10,7 @@
 #include "kvcache/sequence.h"
 #include "kvcache/view.h"
 
+#include <math.h>
 #include <string.h>
 
 static bool asks(const struct kvc *k)
@@ -51,7 +52,7 @@ static void ask_all(struct kv_seq *s, const int32_t *tokens, int n, int *tail)
     const struct km_digest tail_key = *tail ? kvc_seq_tail_key(s, whole, tokens, *tail) : (struct km_digest){{0}};
     if (!asks(k))
         return;
-    const int64_t now = kvc_now(k);
+    const int64_t now = kvc_now(s->view);
     pthread_mutex_lock(&k->lock);
     if (*tail && (s->tail_tokens != n || memcmp(&s->tail_key, &tail_key, sizeof tail_key))) {
         s->tail_tokens = n;
@@ -204,7 +205,7 @@ static int ask_tier(struct kv_seq *s, int t, int chunk, int whole, int64_t now, 
 static int find(struct kv_seq *s, int whole, int end)
 {
     struct kvc *k = s->view->kvc;
-    const int64_t now = kvc_now(k);
+    const int64_t now = kvc_now(s->view);
     int i = 0;
     while (i < end) {
         int n = s->found[i].slot >= 0;
@@ -266,7 +267,7 @@ static void settle(struct kv_seq *s, int n, int found_tokens, int total, int hav
 int kvc_seq_lookup(struct kv_seq *s, const int32_t *tokens, int n, int have)
 {
     struct kvc *k = s->view->kvc;
-    kvc_drive(k);
+    kvc_drive(k, s->view);
     pthread_mutex_lock(&k->lock);
     kvc_seq_unpin(s);
     s->n_offered = s->tail_offered = 0;
@@ -345,13 +346,11 @@ int64_t kvc_seq_load_ns(struct kv_seq *s, int from, int to)
     for (int i = from / C; i < s->n_found && i * C < to; i++)
         if (s->found[i].tier >= 0)
             tier[s->found[i].tier] += k->geometry.chunk_pages * page;
-    double rate = v->lane[KV_TO_PAGE].rate.bytes_per_s;
-    if (k->cfg.throttle && rate > (double)k->cfg.throttle)
-        rate = (double)k->cfg.throttle;
-    double ns = copies * 1e9 / rate; /* fetches and copies overlap: the slowest of them counts */
+    double ns = kvc_rate_ns(&v->lane[KV_TO_PAGE].rate, copies); /* copies and fetches overlap: the slowest counts */
+    if (k->cfg.throttle)
+        ns = fmax(ns, copies * 1e9 / (double)k->cfg.throttle);
     for (int t = 0; t < k->cfg.n_tiers; t++)
-        if (tier[t] * 1e9 / k->tier[t].get_rate.bytes_per_s > ns)
-            ns = tier[t] * 1e9 / k->tier[t].get_rate.bytes_per_s;
+        ns = fmax(ns, kvc_rate_ns(&k->tier[t].get_rate, tier[t]));
     pthread_mutex_unlock(&k->lock);
     return (int64_t)ns;
 }

@@ -1,7 +1,10 @@
 /* Two kinds of threads grow the pool. Touching threads map slabs and touch them piece by piece, each thread the next
- * piece of the same slab, so that slabs become complete in order and memory is taken only a little ahead. The keeper, one
- * thread, takes complete slabs in order, registers them with the device and makes their slots usable. It stays for the
- * pool's life, because an engine that attaches later needs the registrations again.
+ * piece of the same slab, so that slabs become complete in order and memory is taken only a little ahead. The keeper,
+ * one thread, takes complete slabs in order, registers them with the device and makes their slots usable. It stays for
+ * the pool's life, because an engine that attaches later needs the registrations again.
+ *
+ * Memory is touched by writes. MADV_POPULATE_WRITE would keep the lock of the address space for a whole piece, and a
+ * thread that maps memory meanwhile would wait for about 10 ms.
  *
  * One lock protects all members that change, except `usable`, which is atomic. It is not held while memory is touched
  * or registered. A slab is mapped once; its address never changes, and is read without the lock for usable slots. */
@@ -33,6 +36,7 @@ struct slab {
 
 struct kvc_pool {
     const struct kvc_geometry *g;
+    const char *root;      /* for km_available_memory */
     size_t payload_stride; /* bytes between payloads of a slab; 0: no payload */
     size_t slot_bytes;     /* header and payload; of a simulated device, the bytes that the payload would have */
     int n_slots, per_slab, n_slabs;
@@ -101,13 +105,14 @@ static int check_budget(int64_t n, size_t slot_bytes, int64_t budget, int64_t ne
     return 0;
 }
 
-int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t budget, int64_t available,
+int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t budget, const char *root,
                   size_t slab_bytes, struct km_err *err)
 {
     *out = NULL;
     const size_t stride = payload_stride(g), slot_bytes = kvc_pool_slot_bytes(g);
     const int64_t n = budget / (int64_t)slot_bytes;
-    int rc = check_budget(n, slot_bytes, budget, g->payload ? budget : n * (int64_t)g->header_bytes, available, err);
+    int rc = check_budget(n, slot_bytes, budget, g->payload ? budget : n * (int64_t)g->header_bytes,
+                          km_available_memory(root), err);
     if (rc)
         return rc;
     struct kvc_pool *p = km_calloc(1, sizeof *p);
@@ -120,6 +125,7 @@ int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t b
         return km_fail(err, KM_ENOMEM, "out of memory for the table of %d slabs of host memory", n_slabs);
     }
     p->g = g;
+    p->root = root;
     p->payload_stride = g->payload ? stride : 0;
     p->slot_bytes = slot_bytes;
     p->n_slots = (int)n;
@@ -135,7 +141,7 @@ int kvc_pool_open(struct kvc_pool **out, const struct kvc_geometry *g, int64_t b
 }
 
 /* Maps a slab at a multiple of HUGE_PAGE; NULL if the kernel refuses. */
-static char *map_slab(size_t bytes)
+static char *map(size_t bytes)
 {
     const size_t extra = bytes < HUGE_PAGE ? 0 : HUGE_PAGE;
     char *p = mmap(NULL, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -156,6 +162,25 @@ static char *map_slab(size_t bytes)
     madvise(p, bytes, MADV_DONTFORK);
     km_mem_note(KM_MEM_HOST, (int64_t)bytes);
     return p;
+}
+
+/* Maps slab i, or says why not. Another slab's memory must remain for the rest of the process. */
+static int map_slab(struct kvc_pool *p, int i, struct km_err *err)
+{
+    struct slab *s = &p->slab[i];
+    const int64_t available = km_available_memory(p->root);
+    if (available < (int64_t)(s->bytes + p->slab[0].bytes))
+        return km_fail(err, KM_ENOMEM,
+                       "host memory for chunks ends at %s, because only %s of memory are left to this process; lower "
+                       "max_local_cpu_size, or free memory",
+                       km_size_text((int64_t)i * p->per_slab * (int64_t)p->slot_bytes).s, km_size_text(available).s);
+    s->base = map(s->bytes);
+    if (!s->base)
+        return km_fail(err, KM_ENOMEM,
+                       "host memory for chunks ends at %s, because the kernel refused to map more (mmap); lower "
+                       "max_local_cpu_size",
+                       km_size_text((int64_t)i * p->per_slab * (int64_t)p->slot_bytes).s);
+    return 0;
 }
 
 static void unmap_slab(struct slab *s)
@@ -186,11 +211,9 @@ static int take_piece(struct kvc_pool *p, size_t *at, size_t *n)
         return -1;
     const int i = p->next;
     struct slab *s = &p->slab[i];
-    if (!s->base && !(s->base = map_slab(s->bytes))) {
-        struct km_err e;
-        km_fail(&e, KM_ENOMEM, "the machine gave %s of host memory for chunks and refused more; the cache uses these",
-                km_size_text((int64_t)i * p->per_slab * (int64_t)p->slot_bytes).s);
-        give_up(p, i, &e);
+    struct km_err err;
+    if (!s->base && map_slab(p, i, &err)) {
+        give_up(p, i, &err);
         return -1;
     }
     *at = p->next_at;
@@ -266,7 +289,7 @@ static int unregistered(const struct kvc_pool *p)
 static void publish(struct kvc_pool *p)
 {
     const int i = p->ready;
-    if (registers(p) && !p->slab[i].registered)
+    if (registers(p))
         register_slab(p, i);
     p->ready++;
     atomic_store_explicit(&p->usable, i * p->per_slab + slab_slots(p, i), memory_order_release);
@@ -347,10 +370,7 @@ static void grow_simulated(struct kvc_pool *p)
 {
     struct km_err err;
     for (int i = 0; i < p->target; i++) {
-        p->slab[i].base = map_slab(p->slab[i].bytes);
-        if (!p->slab[i].base) {
-            km_fail(&err, KM_ENOMEM, "the machine refused memory for the headers of %d chunks",
-                    slab_slots(p, i));
+        if (map_slab(p, i, &err)) {
             give_up(p, i, &err);
             break;
         }

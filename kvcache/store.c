@@ -138,7 +138,7 @@ int kvc_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, cons
     if (nothing)
         kvc_op_free(op);
     else
-        kvc_drive(k);
+        kvc_drive(k, s->view);
     return 0;
 }
 

@@ -192,13 +192,8 @@ static void write_out(const struct attn *at, const struct job *job, int head, in
         out[c] = sum[c] / l;
 }
 
-/* Pointers to K and V of the tokens of one tile. */
-struct tile {
-    const void *k[KV_TILE], *v[KV_TILE];
-};
-
 /* Finds the tile of tokens [from, from + KV_TILE). Tokens that the request does not have are zeros. */
-static void find_tile(const struct attn *at, int req, int head, int from, struct tile *t)
+static void find_tile(const struct attn *at, int req, int head, int from, struct kv_tile *t)
 {
     const struct batch *b = at->b;
     const int B = at->kv->g.block_size, n = b->kv_len[req] - from;
@@ -237,7 +232,7 @@ static void start_rows(const struct attn *at, const struct job *job, int head, s
 
 /* Computes one split of a job's rows. tiles: the current and the next tile, by tile number modulo 2; the split's first
  * tile has been found. */
-static void run_split(const struct attn *at, const struct job *job, int head, int split, struct tile tiles[2],
+static void run_split(const struct attn *at, const struct job *job, int head, int split, struct kv_tile tiles[2],
                       struct scratch *s)
 {
     const int d = at->c->head_dim, dp = at->dp, n = job->n_q * at->group;
@@ -251,12 +246,16 @@ static void run_split(const struct attn *at, const struct job *job, int head, in
     memset(s->l, 0, (size_t)n * KERNELS_MAX_VL * sizeof(float));
     memset(s->o, 0, (size_t)n * (size_t)dp * sizeof(float));
     for (int from = split * KV_SPLIT; from < end; from += KV_TILE) {
-        const struct tile *now = &tiles[from / KV_TILE % 2];
-        struct tile *next = &tiles[(from / KV_TILE + 1) % 2];
+        const struct kv_tile *now = &tiles[from / KV_TILE % 2];
+        struct kv_tile *next = &tiles[(from / KV_TILE + 1) % 2];
         find_tile(at, job->req, head, from + KV_TILE, next);
-        at->k->pack_k(now->k, next->k, bf16, d, s->kt);
-        at->k->pack_v(now->v, next->v, bf16, d, dp, s->v);
-        at->k->attend(&rows, d, from, s->kt, s->v);
+        if (n <= at->k->mr) {
+            at->k->attend_in_place(&rows, d, from, now, next, bf16);
+        } else {
+            at->k->pack_k(now, next, bf16, d, s->kt);
+            at->k->pack_v(now, next, bf16, d, dp, s->v);
+            at->k->attend(&rows, d, from, s->kt, s->v);
+        }
     }
 }
 
@@ -285,7 +284,7 @@ static void run_job(void *ctx, int task, int thread)
     const int head = task % at->c->n_kv_heads;
     const struct job *job = &at->jobs[task / at->c->n_kv_heads];
     struct scratch *s = &at->scratch[thread];
-    struct tile tiles[2];
+    struct kv_tile tiles[2];
     start_rows(at, job, head, s);
     find_tile(at, job->req, head, job->split0 * KV_SPLIT, &tiles[job->split0 * KV_SPLIT / KV_TILE % 2]);
     for (int split = job->split0; split < job->split1; split++) {

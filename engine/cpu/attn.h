@@ -4,8 +4,11 @@
  * head (GQA). A job processes the request's KV in tiles of KV_TILE tokens. The KV is divided into splits of 512 tokens
  * at fixed positions. Each split has a softmax of its own, and the partials of the splits are merged in order.
  *
+ * A job with few rows, such as a decoded token of one request, reads K and V where they lie. A job with many rows first
+ * packs each tile into panels, once for all rows.
+ *
  * A job processes all splits of its query rows. If that gives too few jobs for the threads, every split is a job of its
- * own, and the partials are merged when all jobs are done. The arithmetic and its order are the same in both cases, and
+ * own, and the partials are merged when all jobs are done. The arithmetic and its order are the same in all cases, and
  * so are the bits. */
 #ifndef CPU_ATTN_H
 #define CPU_ATTN_H

@@ -30,6 +30,11 @@ struct attn_rows {
     float *o;           /* [n][dp] running sum of probabilities times values, not yet divided by l */
 };
 
+/* The rows of K and V of a tile's tokens: head_dim elements each, f32 or bf16. */
+struct kv_tile {
+    const void *k[KV_TILE], *v[KV_TILE];
+};
+
 struct kernels {
     const char *name;
     const char *numerics; /* names the rounding, such as "avx2": tables that may round differently have different names,
@@ -49,12 +54,16 @@ struct kernels {
     /* h = silu(gate) * up */
     void (*silu_mul)(float *h, const float *gate, const float *up, int n); /* n a multiple of nr */
 
-    /* Pack a tile of K or V into panels. rows[KV_TILE] point to d elements each, f32 or bf16.
-     * kt: [KV_TILE / nr][d][nr]; v: [dp / nr][KV_TILE][nr], zero beyond d.
-     * next: the rows of the next tile, which are prefetched: the hardware prefetcher cannot, as pages are scattered. */
-    void (*pack_k)(const void *const *rows, const void *const *next, bool bf16, int d, float *kt);
-    void (*pack_v)(const void *const *rows, const void *const *next, bool bf16, int d, int dp, float *v);
-    /* Adds the tile whose first token is `at` to the rows' state. */
+    /* Attention over one tile: adds the tile `now`, whose first token is `at`, to the rows' state. There are two ways,
+     * whose results have the same bits. Both prefetch `next`, the tile that follows: the hardware prefetcher cannot, as
+     * pages are scattered.
+     * For n <= mr rows, which read K and V where they lie: */
+    void (*attend_in_place)(struct attn_rows *r, int d, int at, const struct kv_tile *now, const struct kv_tile *next,
+                            bool bf16);
+    /* For any number of rows: K and V are packed into panels, once for all rows.
+     * kt: [KV_TILE / nr][d][nr]; v: [dp / nr][KV_TILE][nr], zero beyond d. */
+    void (*pack_k)(const struct kv_tile *now, const struct kv_tile *next, bool bf16, int d, float *kt);
+    void (*pack_v)(const struct kv_tile *now, const struct kv_tile *next, bool bf16, int d, int dp, float *v);
     void (*attend)(struct attn_rows *r, int d, int at, const float *kt, const float *v);
 };
 

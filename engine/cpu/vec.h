@@ -33,6 +33,14 @@ V_INLINE vf v_load_bf16(const uint16_t *p)
     __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
 }
+V_INLINE vf v_low_bf16(vf pairs)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs), 16));
+}
+V_INLINE vf v_high_bf16(vf pairs)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(-65536)));
+}
 V_INLINE vf v_fma(vf a, vf b, vf c)
 {
     return _mm512_fmadd_ps(a, b, c);
@@ -112,6 +120,14 @@ V_INLINE vf v_load_bf16(const uint16_t *p)
     __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
 }
+V_INLINE vf v_low_bf16(vf pairs)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs), 16));
+}
+V_INLINE vf v_high_bf16(vf pairs)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(pairs), _mm256_set1_epi32(-65536)));
+}
 V_INLINE vf v_fma(vf a, vf b, vf c)
 {
     return _mm256_fmadd_ps(a, b, c);
@@ -189,6 +205,14 @@ V_INLINE vf v_set(float x)
 V_INLINE vf v_load_bf16(const uint16_t *p)
 {
     return (vf)((vu){p[0], p[1], p[2], p[3]} << 16);
+}
+V_INLINE vf v_low_bf16(vf pairs)
+{
+    return (vf)((vu)pairs << 16);
+}
+V_INLINE vf v_high_bf16(vf pairs)
+{
+    return (vf)((vu)pairs & 0xFFFF0000u);
 }
 V_INLINE vf v_fma(vf a, vf b, vf c)
 {

@@ -67,8 +67,23 @@ static char *host_arrays(const struct be *b, int buf)
     return b->ws.host_arrays + (size_t)buf * b->ws.arrays_bytes;
 }
 
+/* Enqueues the attention of a layer. n: counts of the step. */
+static void enqueue_attention(const struct be *b, const cu_step_arrays &in, const cu_step_counts &n, int layer)
+{
+    const cu_workspace &ws = b->ws;
+    cudaStream_t s = b->step_stream;
+    if (n.n_splits)
+        cu_attn_decode(b->m, ws.qkv, in, n.n_splits, layer, ws.pool, ws.o, ws.attn_workspace, s);
+    if (n.n_tiles && b->prefill_sm90)
+        cu_attn_prefill_sm90(b->m, b->prefill, in, n.n_tiles, layer, ws.o, s);
+    else if (n.n_tiles)
+        cu_attn_prefill(b->m, ws.qkv, in, n.n_tiles, layer, ws.pool, ws.o, s);
+    if (n.n_tail_splits)
+        cu_attn_tails_sm90(b->m, b->prefill, in, n, layer, ws.tail_workspace, ws.o, s);
+}
+
 /* Enqueues the kernels of a step of T tokens of R requests. Its arrays are in pinned buffer buf. S rows are sampled. */
-static int enqueue_step(struct be *b, int buf, int T, int R, int n_splits, int n_tiles, int S, struct km_err *err)
+static int enqueue_step(struct be *b, int buf, int T, int R, const cu_step_counts &n, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
     const cu_workspace &ws = b->ws;
@@ -79,12 +94,7 @@ static int enqueue_step(struct be *b, int buf, int T, int R, int n_splits, int n
     cu_embed(m, b->weights.embed, ws.inv_freq, in, ws.sampled_ids, T, ws.x, ws.angles, s);
     rc = cu_gemm_run(b->gemms, CU_GEMM_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
-        if (n_splits)
-            cu_attn_decode(m, ws.qkv, in, n_splits, l, ws.pool, ws.o, ws.attn_workspace, s);
-        if (n_tiles && b->prefill_sm90)
-            cu_attn_prefill_sm90(m, b->prefill, in, n_tiles, l, ws.o, s);
-        else if (n_tiles)
-            cu_attn_prefill(m, ws.qkv, in, n_tiles, l, ws.pool, ws.o, s);
+        enqueue_attention(b, in, n, l);
         rc = cu_gemm_chain(b->gemms, l, T, in, s, err);
     }
     if (!rc && S) {
@@ -107,7 +117,9 @@ static int enqueue_padding(void *self, int buf, int reqs, struct km_err *err)
     cu_step_layout(b->m, reqs, reqs, host_arrays(b, buf), &host);
     cu_step_clear(host);
     cu_step_pad(b->m, host, 0, 0, reqs, b->ws.n_pages);
-    return enqueue_step(b, buf, reqs, reqs, cu_attn_splits_max(b->m, reqs), 0, reqs, err);
+    cu_step_counts n = {};
+    n.n_splits = cu_attn_splits_max(b->m, reqs);
+    return enqueue_step(b, buf, reqs, reqs, n, reqs, err);
 }
 
 /* ---- steps ---- */
@@ -152,11 +164,11 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     int T = g ? g->reqs : in->n_tokens, R = g ? g->reqs : in->n_reqs;
     cu_step_arrays host;
     cu_step_layout(b->m, T, R, host_arrays(b, buf), &host);
-    cu_step_fill(b->m, in, host, b->ws.decoding, &n);
+    cu_step_fill(b->m, in, host, b->ws.requests, &n);
     if (g) {
         cu_step_pad(b->m, host, n.n_decodes, n.n_splits, R, b->ws.n_pages);
         CU_TRY(cudaGraphLaunch(g->exec[buf], b->step_stream));
-    } else if ((rc = enqueue_step(b, buf, T, R, n.n_splits, n.n_tiles, in->n_samples, err)))
+    } else if ((rc = enqueue_step(b, buf, T, R, n, in->n_samples, err)))
         return rc;
     step_slot *f = &b->in_flight[buf];
     *ticket = b->n_steps + 1;

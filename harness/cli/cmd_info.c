@@ -144,7 +144,8 @@ static int run_measurements(bool json)
     bool gpu = measurable && add_gpu(all, measurable);
     print(all, json);
     for (int i = 0; !json && i < n_machine_limits; i++)
-        printf("  # %s: %s, in %s, median of %d\n", machine_limits[i].key, machine_limits[i].what, machine_limits[i].unit, MACHINE_LIMIT_REPEATS);
+        printf("  # %s: %s, in %s, median of %d\n", machine_limits[i].key, machine_limits[i].what,
+               machine_limits[i].unit, MACHINE_LIMIT_REPEATS);
     for (int i = 0; !json && gpu && i < N_GPU_RATES; i++)
         printf("  # %s: %s, in %s, median of %d\n", gpu_rates[i].key, gpu_rates[i].what, gpu_rates[i].unit,
                MACHINE_LIMIT_REPEATS);

@@ -151,7 +151,7 @@ static void print_cache(const struct serve_plan *p, FILE *to)
             fprintf(to, "             %lld chunks, %lld tokens, in the %s tier\n", (long long)most,
                     (long long)most * c->chunk_size, c->tier[i].ops->name);
         }
-    fprintf(to, "             serve compares the memory with what is free, then starts, and takes it in the background\n");
+    fprintf(to, "             serve compares this with the free memory, starts, and takes it in the background\n");
     if (total > p->available)
         fprintf(to, "             this is more than this machine has free now: serve would refuse it here\n");
 }

@@ -104,7 +104,8 @@ static int64_t cache_bytes(const struct kvc_plan *p, int n_tiers)
 
 /* Compares the host memory that the engine and the cache layer will take with what is available. engine: 0 for a
  * backend whose device has memory of its own. The cache layer makes this check, too, when it is attached to the engine.
- * But a backend on the host has not touched its KV pool by then, and memory that was not touched counts as available. */
+ * But a backend on the host has not touched its KV pool by then, and memory that was not touched counts as
+ * available. */
 static int check_host_memory(int64_t engine, int64_t layer, int64_t available, struct km_err *err)
 {
     if (engine + layer <= available)

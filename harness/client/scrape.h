@@ -20,7 +20,8 @@ cJSON *scrape_parse(const char *text, size_t len);
  * empty object if there are none. */
 cJSON *scrape_tiers(const char *text, size_t len);
 /* Returns after - before for counters (names that end in _total, _sum or _count), and the value in `after` for gauges.
- * Objects among the members are subtracted member by member. before may be NULL. NULL: `after` is NULL, or there is no memory. */
+ * Objects among the members are subtracted member by member. before may be NULL. NULL: `after` is NULL, or there is no
+ * memory. */
 cJSON *scrape_difference(const cJSON *before, const cJSON *after);
 
 #endif

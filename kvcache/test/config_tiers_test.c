@@ -288,7 +288,7 @@ static void memory_is_planned(void **state)
     struct kvc_geometry g;
     struct kvc_pool *pool;
     assert_int_equal(kvc_geometry_init(&g, &geom, c.chunk_size, true, &err), 0);
-    assert_int_equal(kvc_pool_open(&pool, &g, c.max_local_cpu, INT64_MAX, KVC_SLAB, &err), 0);
+    assert_int_equal(kvc_pool_open(&pool, &g, c.max_local_cpu, "/nowhere", KVC_SLAB, &err), 0);
     assert_int_equal(p.slots, kvc_pool_slots(pool));
     kvc_pool_close(pool);
 

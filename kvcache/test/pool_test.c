@@ -12,9 +12,48 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <time.h>
 
 enum { SLOT = 4096 + 8192, SLAB = 3 * SLOT, MOST = 64 }; /* a slot's header and payload; 3 slots in a slab */
+
+#define NO_LIMIT "/nowhere" /* a machine that states no limit of memory */
+static char root[] = "/tmp/pool_test.XXXXXX";
+
+/* A machine with so many bytes, whole KiB, of available memory; it can be changed at any time. */
+static const char *machine(int64_t available)
+{
+    char path[64], now[64];
+    snprintf(now, sizeof now, "%s/proc/meminfo.new", root);
+    snprintf(path, sizeof path, "%s/proc/meminfo", root);
+    FILE *f = fopen(now, "w");
+    if (f) {
+        fprintf(f, "MemTotal: 1 kB\nMemAvailable: %lld kB\n", (long long)available / 1024);
+        fclose(f);
+    }
+    rename(now, path);
+    return root;
+}
+
+static int make_root(void **state)
+{
+    char path[64];
+    (void)state;
+    if (!mkdtemp(root))
+        return -1;
+    snprintf(path, sizeof path, "%s/proc", root);
+    return mkdir(path, 0700);
+}
+
+static int remove_root(void **state)
+{
+    char path[64];
+    (void)state;
+    snprintf(path, sizeof path, "%s/proc/meminfo", root);
+    unlink(path);
+    snprintf(path, sizeof path, "%s/proc", root);
+    return rmdir(path) || rmdir(root);
+}
 
 struct device;
 
@@ -35,6 +74,7 @@ struct device {
     } slab[MOST];          /* [n] registered now */
     int n, calls, releases; /* registrations now, calls of host_register and of host_unregister so far */
     int fail_at;           /* the call that fails (1: the first); 0: none */
+    int short_at;          /* the call after which the machine has no more memory; 0: none */
     int sleep_ms;          /* time of each registration */
     atomic_bool hold;      /* registrations wait while it is set */
     atomic_int in_call, faults;
@@ -58,6 +98,8 @@ static int host_register(void *self, void *p, size_t size, struct km_err *err)
     while (atomic_load(&d->hold))
         sleep_ms(1);
     pthread_mutex_lock(&d->lock);
+    if (d->calls + 1 == d->short_at)
+        machine(2 * SLAB - 1024);
     int rc = ++d->calls == d->fail_at ? km_fail(err, KM_EDEVICE, "the fake device has no more") : 0;
     bool fault = !e->attached || (uintptr_t)p % 4096 || !size || size % 4096 || d->n == MOST;
     for (int i = 0; i < d->n; i++)
@@ -128,7 +170,7 @@ static void rig_open(struct rig *r, int n)
 {
     *r = (struct rig){.g = shape(true), .host = km_mem_stats(KM_MEM_HOST).current,
                       .pinned = km_mem_stats(KM_MEM_PINNED).current};
-    assert_int_equal(kvc_pool_open(&r->p, &r->g, (int64_t)n * SLOT + SLOT - 1, INT64_MAX, SLAB, NULL), 0);
+    assert_int_equal(kvc_pool_open(&r->p, &r->g, (int64_t)n * SLOT + SLOT - 1, NO_LIMIT, SLAB, NULL), 0);
     assert_int_equal(kvc_pool_slots(r->p), n);
 }
 
@@ -204,16 +246,16 @@ static void budgets_are_checked_first(void **state)
     struct kvc_pool *p;
     struct km_err err;
     const int64_t before = km_mem_stats(KM_MEM_HOST).current;
-    assert_int_equal(kvc_pool_open(&p, &g, SLOT - 1, INT64_MAX, SLAB, &err), KM_EINVAL);
+    assert_int_equal(kvc_pool_open(&p, &g, SLOT - 1, NO_LIMIT, SLAB, &err), KM_EINVAL);
     assert_non_null(strstr(err.msg, "max_local_cpu_size"));
-    assert_int_equal(kvc_pool_open(&p, &g, 0, INT64_MAX, SLAB, &err), KM_EINVAL);
-    assert_int_equal(kvc_pool_open(&p, &g, -1, INT64_MAX, SLAB, &err), KM_EINVAL);
-    assert_int_equal(kvc_pool_open(&p, &g, INT64_MAX, INT64_MAX, SLAB, &err), KM_EINVAL); /* too many slots */
-    assert_int_equal(kvc_pool_open(&p, &g, 10 * SLOT, 10 * SLOT - 1, SLAB, &err), KM_ENOMEM);
+    assert_int_equal(kvc_pool_open(&p, &g, 0, NO_LIMIT, SLAB, &err), KM_EINVAL);
+    assert_int_equal(kvc_pool_open(&p, &g, -1, NO_LIMIT, SLAB, &err), KM_EINVAL);
+    assert_int_equal(kvc_pool_open(&p, &g, INT64_MAX, NO_LIMIT, SLAB, &err), KM_EINVAL); /* too many slots */
+    assert_int_equal(kvc_pool_open(&p, &g, 10 * SLOT, machine(10 * SLOT - 1024), SLAB, &err), KM_ENOMEM);
     assert_non_null(strstr(err.msg, "available"));
     assert_null(p);
     assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
-    assert_int_equal(kvc_pool_open(&p, &g, 10 * SLOT, 10 * SLOT, SLAB, &err), 0);
+    assert_int_equal(kvc_pool_open(&p, &g, 10 * SLOT, machine(10 * SLOT), SLAB, &err), 0);
     assert_int_equal(kvc_pool_slots(p), 10);
     assert_int_equal(kvc_pool_usable(p), 0); /* it grows when an engine is attached */
     assert_true(kvc_pool_growing(p));
@@ -326,6 +368,8 @@ static void a_refused_registration_ends_growth(void **state)
         assert_int_equal(d.calls, k);
         assert_int_equal(registered(&d), k - 1);
         assert_int_equal(pinned(&r), (k - 1) * SLAB);
+        /* What was touched ahead is given back: the rest is the refused slab and the pool's own tables. */
+        assert_in_range(km_mem_stats(KM_MEM_HOST).current - r.host, SLAB, 2 * SLAB - 1);
         for (int i = 0; i < 3 * k; i++)
             fill(&r, i);
         detach(&r, &d.engine[0]);
@@ -362,7 +406,7 @@ static void a_refused_mapping_ends_growth(void **state)
     assert_int_equal(fscanf(f, "%ld", &pages), 1);
     fclose(f);
     device_open(&d);
-    assert_int_equal(kvc_pool_open(&r.p, &r.g, (int64_t)16 << 30, INT64_MAX, BIG, NULL), 0);
+    assert_int_equal(kvc_pool_open(&r.p, &r.g, (int64_t)16 << 30, NO_LIMIT, BIG, NULL), 0);
     getrlimit(RLIMIT_AS, &old);
     low = old;
     low.rlim_cur = (rlim_t)pages * 4096 + 7 * (rlim_t)BIG; /* some of it is for the threads' stacks */
@@ -380,6 +424,33 @@ static void a_refused_mapping_ends_growth(void **state)
     detach(&r, &d.engine[0]);
     assert_int_equal(d.faults, 0);
     rig_close(&r);
+}
+
+/* The machine's memory goes to somebody else while the pool grows. */
+static void growth_leaves_memory_to_others(void **state)
+{
+    (void)state;
+    for (int k = 0; k <= 6; k += 2) {
+        struct rig r = {.g = shape(true), .host = km_mem_stats(KM_MEM_HOST).current,
+                        .pinned = km_mem_stats(KM_MEM_PINNED).current};
+        struct device d;
+        struct km_err err = {0};
+        device_open(&d);
+        assert_int_equal(kvc_pool_open(&r.p, &r.g, 30 * SLOT, machine(30 * SLOT), SLAB, NULL), 0);
+        d.short_at = k;
+        machine(k ? 30 * SLOT : 2 * SLAB - 1024);
+        attach(&r, &d.engine[0]);
+        assert_int_equal(kvc_pool_wait(r.p, &err), KM_ENOMEM);
+        assert_non_null(strstr(err.msg, "only"));
+        const int usable = kvc_pool_usable(r.p);
+        assert_in_range(usable, 3 * k, 3 * k + 9); /* a few slabs are touched ahead of their registration */
+        assert_int_equal(registered(&d), usable / 3);
+        for (int i = 0; i < usable; i++)
+            fill(&r, i);
+        detach(&r, &d.engine[0]);
+        assert_int_equal(d.faults, 0);
+        rig_close(&r);
+    }
 }
 
 static void chunks_stay_when_engines_change(void **state)
@@ -472,7 +543,7 @@ static void closing_is_quick(void **state)
                         .pinned = km_mem_stats(KM_MEM_PINNED).current};
         struct device d;
         device_open(&d);
-        assert_int_equal(kvc_pool_open(&r.p, &r.g, (int64_t)64 << 30, INT64_MAX, KVC_SLAB, NULL), 0);
+        assert_int_equal(kvc_pool_open(&r.p, &r.g, (int64_t)64 << 30, NO_LIMIT, KVC_SLAB, NULL), 0);
         attach(&r, &d.engine[0]);
         sleep_ms(round);
         const int64_t t0 = km_now_ns();
@@ -531,8 +602,8 @@ static void a_simulated_device_has_headers_only(void **state)
                     .pinned = km_mem_stats(KM_MEM_PINNED).current};
     const struct kv_copier plain = {.payload = false};
     const int64_t budget = 1000 * SLOT; /* the payloads count, although there are none */
-    assert_int_equal(kvc_pool_open(&r.p, &r.g, budget, 1000 * 4096 - 1, SLAB, NULL), KM_ENOMEM);
-    assert_int_equal(kvc_pool_open(&r.p, &r.g, budget, 1000 * 4096, SLAB, NULL), 0);
+    assert_int_equal(kvc_pool_open(&r.p, &r.g, budget, machine(1000 * 4096 - 1024), SLAB, NULL), KM_ENOMEM);
+    assert_int_equal(kvc_pool_open(&r.p, &r.g, budget, machine(1000 * 4096 + 400 * 4096), SLAB, NULL), 0);
     assert_int_equal(kvc_pool_slots(r.p), 1000);
     kvc_pool_attach(r.p, &plain);
     assert_int_equal(kvc_pool_usable(r.p), 1000); /* at once: results do not depend on the wall clock */
@@ -559,7 +630,7 @@ static void failed_allocations_are_errors(void **state)
     for (;; failures++) {
         struct kvc_pool *p;
         km_mem_fail_at(failures + 1);
-        const int rc = kvc_pool_open(&p, &g, 100 * SLOT, INT64_MAX, SLAB, NULL);
+        const int rc = kvc_pool_open(&p, &g, 100 * SLOT, NO_LIMIT, SLAB, NULL);
         km_mem_fail_at(0);
         kvc_pool_close(p);
         assert_int_equal(km_mem_stats(KM_MEM_HOST).current, before);
@@ -580,6 +651,7 @@ int main(void)
         cmocka_unit_test(little_memory_is_taken_ahead),
         cmocka_unit_test(a_refused_registration_ends_growth),
         cmocka_unit_test(a_refused_mapping_ends_growth),
+        cmocka_unit_test(growth_leaves_memory_to_others),
         cmocka_unit_test(chunks_stay_when_engines_change),
         cmocka_unit_test(shared_slabs_are_registered_once),
         cmocka_unit_test(an_engine_may_leave_while_the_pool_grows),
@@ -589,5 +661,5 @@ int main(void)
         cmocka_unit_test(a_simulated_device_has_headers_only),
         cmocka_unit_test(failed_allocations_are_errors),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, make_root, remove_root);
 }

@@ -353,10 +353,7 @@ static void many_copies_never_block(void **state)
             assert_int_equal(r.p.store(s[i], r.tok, 48, 48, r.from, 3, &t[i], &from), 0);
             assert_true(t[i]);
         }
-        pthread_mutex_lock(&r.f.lock);
-        assert_int_equal(r.f.in_flight <= 1, 1);
-        r.f.step = 3;
-        pthread_mutex_unlock(&r.f.lock);
+        rig_end_step(&r, 3);
         for (int i = 0; i < 80; i++) {
             rig_wait(&r, t[i]);
             r.p.close(s[i]);

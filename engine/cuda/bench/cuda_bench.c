@@ -4,6 +4,8 @@
  *   cuda_bench [MODEL] [OUT.json]   all measurements; MODEL is qwen3-8b by default
  *   cuda_bench MODEL small_m        only steps of few rows: prefill of 128 tokens, decodes with batch 1, 64 and 256
  *   cuda_bench MODEL copies         the copier, and the steps' durations while it copies (copy_bench.h)
+ *   cuda_bench MODEL tail           only steps that compute the last rows of long prompts, after a hit in the prefix
+ *                                   cache
  *   cuda_bench MODEL profile        a prefill of 5,000 tokens and a decode step with batch 64, for a profiler
  *
  * Prints a Markdown table with median, 10th and 90th percentile over repeats, and the goal if there is one. The host
@@ -64,12 +66,11 @@ static int32_t *random_prompt(int n, int vocab, uint32_t seed)
     return p;
 }
 
-/* Submits a request of n prompt tokens and n_out output tokens. temperature 0: greedy. */
-static void submit(struct eng *e, int n, int n_out, double temperature, uint32_t seed)
+/* Submits a request with the prompt p[n] and n_out output tokens. temperature 0: greedy. Frees p. */
+static void submit_prompt(struct eng *e, int32_t *p, int n, int n_out, double temperature, uint32_t seed)
 {
     struct km_err err;
     uint64_t id;
-    int32_t *p = random_prompt(n, mdl_config(eng_model(e))->vocab, seed);
     struct eng_request q = {
         .prompt = p, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = smp_defaults()};
     q.sampling.temperature = temperature;
@@ -78,6 +79,12 @@ static void submit(struct eng *e, int n, int n_out, double temperature, uint32_t
     q.sampling.seed = seed;
     fig_exit_on_error(eng_submit(e, &q, &id, &err), &err);
     km_free(p);
+}
+
+/* Submits a request of n random prompt tokens. */
+static void submit(struct eng *e, int n, int n_out, double temperature, uint32_t seed)
+{
+    submit_prompt(e, random_prompt(n, mdl_config(eng_model(e))->vocab, seed), n, n_out, temperature, seed);
 }
 
 /* Runs steps until no request is left. */
@@ -207,6 +214,65 @@ static void measure_copies(struct eng *e)
     cpb_close(c);
 }
 
+/* Submits a request whose first n tokens are those of prefix `which`, and whose last `rows` tokens depend on `seed`. */
+static void submit_tail(struct eng *e, int which, int n, int rows, uint32_t seed)
+{
+    int vocab = mdl_config(eng_model(e))->vocab;
+    int32_t *p = random_prompt(n + rows, vocab, (uint32_t)(31 * which + 5)), *end = random_prompt(rows, vocab, seed);
+    memcpy(p + n, end, sizeof *p * (size_t)rows);
+    km_free(end);
+    submit_prompt(e, p, n + rows, 1, 0, seed);
+}
+
+/* Measures the milliseconds of a step that computes the last `rows` rows of `batch` requests. The n tokens before them
+ * are in the prefix cache; n is a multiple of the block size. */
+static void measure_tail(struct eng *e, int batch, int n, int rows, double goal)
+{
+    enum { REPEATS = 11 };
+    struct figure step = {0}, all = {0};
+    char key[64], what[96];
+    for (int i = -1; i < REPEATS; i++) { /* the first run is a warm-up */
+        struct eng_stats before, after;
+        for (int k = 0; k < batch; k++)
+            submit_tail(e, k, n, rows, (uint32_t)(100000 * rows + 10000 * batch + 1000 * k + i + 1));
+        eng_stats(e, &before);
+        int64_t t0 = km_now_ns();
+        run_to_idle(e);
+        int64_t t = km_now_ns() - t0;
+        eng_stats(e, &after);
+        if (after.computed_tokens - before.computed_tokens != (int64_t)batch * rows ||
+            after.steps != before.steps + 1) {
+            fprintf(stderr, "cuda_bench: %d tails of %d rows took %lld steps and %lld rows; expected one step\n", batch,
+                    rows, (long long)(after.steps - before.steps),
+                    (long long)(after.computed_tokens - before.computed_tokens));
+            exit(1);
+        }
+        if (i < 0)
+            continue;
+        fig_add(&step, (double)(after.be.busy_ns - before.be.busy_ns) / 1e6);
+        fig_add(&all, (double)t / 1e6);
+    }
+    snprintf(key, sizeof key, "tail_%dx%d_%d_ms", batch, rows, n);
+    snprintf(what, sizeof what, "%d x %d rows after %d tokens, ms a step", batch, rows, n);
+    fig_row(key, what, &step, goal);
+    snprintf(key, sizeof key, "tail_%dx%d_%d_first_token_ms", batch, rows, n);
+    snprintf(what, sizeof what, "time to first token of these requests, ms");
+    fig_row(key, what, &all, 0);
+}
+
+static void measure_tails(struct eng *e, bool goals)
+{
+    for (int batch = 1; batch <= 8; batch += 7)
+        for (int n = 4992; n <= 20000; n += 20000 - 4992) {
+            static const int rows[] = {1, 16, 32, 64, 128, 255};
+            for (int k = 0; k < batch; k++)
+                submit_tail(e, k, n, 1, 0);
+            run_to_idle(e);
+            for (int i = 0; i < 6; i++)
+                measure_tail(e, batch, n, rows[i], goals && batch == 1 && n == 20000 && rows[i] == 32 ? 6.7 : 0);
+        }
+}
+
 /* goals: print the speed goals, which are for qwen3-8b. */
 static void measure_all(struct eng *e, bool goals)
 {
@@ -221,8 +287,8 @@ static void measure_all(struct eng *e, bool goals)
     measure_decode(e, 64, 0.6, 0, 0);
 }
 
-/* copies: leaves memory for copy_bench.c. */
-static struct eng *open_engine(const struct mdl *m, bool copies)
+/* copies: leaves memory for copy_bench.c. tail: the prefix cache is on. */
+static struct eng *open_engine(const struct mdl *m, bool copies, bool tail)
 {
     static struct backend timed; /* the engine keeps a pointer to it */
     struct eng_opts o = eng_defaults();
@@ -234,7 +300,7 @@ static struct eng *open_engine(const struct mdl *m, bool copies)
     o.max_num_batched_tokens = MAX_BATCHED_TOKENS;
     o.max_num_seqs = MAX_SEQS;
     o.dtype = KM_BF16;
-    o.prefix_caching = false;
+    o.prefix_caching = tail;
     o.memory_utilization = copies ? 0.8 : o.memory_utilization;
     fig_exit_on_error(eng_open(&e, &o, m, &timed, NULL, &err), &err);
     return e;
@@ -257,13 +323,14 @@ int main(int argc, char **argv)
     int64_t t0 = km_now_ns();
     const char *model = argc > 1 ? argv[1] : "qwen3-8b", *out = argc > 2 ? argv[2] : NULL;
     bool goals = !strcmp(model, "qwen3-8b"), small_m = out && !strcmp(out, "small_m"),
-         copies = out && !strcmp(out, "copies"), profile = out && !strcmp(out, "profile");
+         copies = out && !strcmp(out, "copies"), tail = out && !strcmp(out, "tail"),
+         profile = out && !strcmp(out, "profile");
     struct km_err err;
     struct mdl *m;
     struct figure start = {0};
     struct eng_stats st;
     fig_exit_on_error(mdl_open(&m, model, false, 1, &err), &err);
-    struct eng *e = open_engine(m, copies);
+    struct eng *e = open_engine(m, copies, tail);
     double opened = (double)(km_now_ns() - t0) / 1e9;
     submit(e, 128, 1, 0, 1);
     run_to_idle(e);
@@ -279,6 +346,8 @@ int main(int argc, char **argv)
         measure_small_m(e);
     } else if (copies) {
         measure_copies(e);
+    } else if (tail) {
+        measure_tails(e, goals);
     } else {
         fig_row("start_s", "program start to first token, s", &start, goals ? 20 : 0);
         measure_all(e, goals);

@@ -51,12 +51,21 @@ for k in ready_s complete '"dram"'; do
     grep -q "$k" "$dir/b/run.json" || fail "no $k in run.json of a run with the layer"
 done
 
+# A disk tier serves a later process: c stores, and d finds the chunks of c's prompts.
+disk="--kv-cache disk=$dir/kv:64MiB --chunk-size 64"
+expect 0 "12 ok, 0 failed" "$kvmark" run "$dir/small.json" $common $disk -o "$dir/c"
+expect 0 "12 ok, 0 failed" "$kvmark" run "$dir/small.json" $common $disk -o "$dir/d"
+found=$(sed -n '/"disk"/,$p' "$dir/d/run.json" | sed -n 's/.*"hit_tokens":[[:space:]]*\([0-9]*\).*/\1/p' | head -n 1)
+[ "${found:-0}" -gt 1000 ] || fail "the disk tier gave ${found:-no} tokens to a second run"
+
 # conversation, turn and the answer's hash, in order
-for r in a b; do
+for r in a b c d; do
     awk -F, 'NR > 1 { print $2 "," $4 "," $28 }' "$dir/$r/requests.csv" | sort >"$dir/$r.answers"
 done
 [ "$(wc -l <"$dir/a.answers")" = 12 ] || fail "not 12 answers"
-cmp -s "$dir/a.answers" "$dir/b.answers" || fail "the cache layer changed an answer"
+for r in b c d; do
+    cmp -s "$dir/a.answers" "$dir/$r.answers" || fail "the cache layer changed an answer of run $r"
+done
 loaded=$(number "$dir/b/run.json" kvmark_cache_loaded_tokens_total)
 [ "${loaded:-0}" -gt 0 ] || fail "the cache layer loaded nothing (\"$loaded\"), so equal answers prove nothing"
 [ -z "$(number "$dir/a/run.json" kvmark_cache_loaded_tokens_total | grep -v '^0$')" ] || fail "the run without a layer loaded from one"
