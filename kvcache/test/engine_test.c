@@ -283,6 +283,44 @@ static void damaged_chunks_are_computed_again(void **state)
     eng_close(plain);
 }
 
+/* One engine prefills, another one goes on from its KV, with a store between them. With save_unfull the second engine
+ * computes only the last token of the prompt. */
+static void one_engine_goes_on_where_another_ended(void **state)
+{
+    (void)state;
+    static const int n[] = {15, 16, 17, 255, 256, 257, 300, 511, 512, 513};
+    struct kv_port first, second;
+    struct kvc *k = cache(256, 30, false, &first);
+    k->cfg.save_unfull = true;
+    assert_int_equal(kvc_port(k, &second, NULL), 0);
+    struct eng *plain = engine(NULL, 160, false, 2048, PLN_LOAD);
+    struct eng *a = engine(&first, 160, false, 2048, PLN_LOAD), *b = engine(&second, 160, false, 2048, PLN_LOAD);
+    assert_true(kvc_settle(k, 10));
+    int64_t loaded = 0;
+    for (int i = 0; i < 10; i++) {
+        struct job want, one, two;
+        make(&want, n[i]);
+        one = two = want;
+        run_one(plain, &want);
+        one.n_out = 1;
+        run_one(a, &one);
+        assert_int_equal(one.out[0], want.out[0]);
+        stats(k, &first); /* the stores have ended */
+        run_one(b, &two);
+        check_same_answer(&want, &two);
+        const int cached = n[i] - 1 < B ? 0 : n[i] - 1; /* less than a block is not worth a load */
+        assert_int_equal(two.cached, cached);
+        loaded += cached;
+        assert_int_equal(stats(k, &second).loaded_tokens, loaded);
+    }
+    assert_int_equal(stats(k, &first).hit_tokens, 0);
+    assert_true(stats(k, &second).hit_tokens >= loaded);
+    eng_close(a);
+    eng_close(b);
+    eng_close(plain);
+    kvc_free(k);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -305,6 +343,7 @@ int main(void)
         cmocka_unit_test(lengths_around_edges),
         cmocka_unit_test(a_small_pool_changes_no_answer),
         cmocka_unit_test(damaged_chunks_are_computed_again),
+        cmocka_unit_test(one_engine_goes_on_where_another_ended),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
