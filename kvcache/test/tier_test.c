@@ -462,6 +462,36 @@ static void a_second_tier(void **state)
     }
 }
 
+/* The real disk tier behind the port. */
+static void chunks_come_back_from_a_disk(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/kvc_tier_test_XXXXXX", spec[64], command[64];
+    assert_non_null(mkdtemp(dir));
+    snprintf(spec, sizeof spec, "disk=%s:64MiB", dir);
+    for (int threads = 0; threads < 2; threads++)
+        for (int unfull = 0; unfull < 2; unfull++) {
+            struct rig r;
+            const int want = unfull ? 650 : 640;
+            over_full_tier(&r, (struct rig_opts){.chunk = 64, .slots = 24, .threads = threads, .save_unfull = unfull,
+                                                 .spec = spec}, 650);
+            r.f.poll_ns = 100; /* the disk has the machine's clock */
+            assert_range(rig_load_all(&r, NULL, 650), 0, want);
+            rig_check(&r);
+            assert_int_equal(rig_row(&r, "disk", "hit_tokens"), want);
+            assert_int_equal(rig_row(&r, "disk", "gets"), 10 + unfull);
+            assert_int_equal(r.st.failed_loads, 0);
+            int rc;
+            while ((rc = r.p.reset(r.p.self)) == 1)
+                usleep(100);
+            assert_int_equal(rc, 0);
+            assert_int_equal(rig_hit(&r, NULL, 650), 0);
+            rig_free(&r);
+        }
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -479,6 +509,7 @@ int main(void)
         cmocka_unit_test(a_reset_clears_all_tiers),
         cmocka_unit_test(no_slot_is_a_miss),
         cmocka_unit_test(a_second_tier),
+        cmocka_unit_test(chunks_come_back_from_a_disk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
