@@ -1,10 +1,12 @@
 /* The checksum of one page of KV: 64 bits, the same from C on the host and from a CUDA kernel.
  *
  * The checksum is km_mix64 of a sum over the page's 64-bit words. Each word is first xored with a value that depends on
- * the seed and on the word's index, and then passed through a bijection. A change of one word therefore always changes
- * the checksum, and any other change goes unnoticed with a probability of about 2^-64. Because the terms are added, any
- * number of threads can compute parts of the sum in any order. Words are read in the machine's byte order
- * (little-endian on all supported machines).
+ * the seed and on the word's index, and then passed through the bijection km_mix64. A change of one word therefore
+ * always changes the checksum. Random changes of several words go unnoticed with a probability of 2^-64, and regular
+ * ones, such as the same bit of many words, with less than 2^-40. The bijection must end with its shift: if it ended
+ * with a multiplication, two words whose top bits change would cancel each other in half of the cases. Because the
+ * terms are added, any number of threads can compute parts of the sum in any order. Words are read in the machine's
+ * byte order (little-endian on all supported machines).
  *
  * A page holds block_size tokens, but only the first n_tokens of them may be valid. The words of the other tokens do
  * not count, because the engine may write them while the checksum is computed. In a page the token changes every
@@ -19,8 +21,7 @@
 /* The term of word i. */
 KM_HOST_DEVICE uint64_t km_page_sum_term(uint64_t word, uint64_t seed, uint64_t i)
 {
-    uint64_t x = (word ^ (seed + (i + 1) * KM_GOLDEN64)) * 0xBF58476D1CE4E5B9u;
-    return (x ^ x >> 32) * 0x94D049BB133111EBu;
+    return km_mix64(word ^ (seed + (i + 1) * KM_GOLDEN64));
 }
 
 /* True if word i belongs to one of the first n_tokens tokens of the page. */

@@ -9,8 +9,10 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/min.h"
 #include "engine/connector.h"
 #include "engine/engine_internal.h"
+#include "engine/planner.h"
 #include "engine/step.h"
 
 #include <limits.h>
@@ -26,9 +28,9 @@ struct eng {
     const struct kv_port *port;    /* NULL: no cache layer */
     bool attached;                 /* port->attach has succeeded */
     struct kv_geom geom;
-    struct kv_copier copier;
     struct sch sched;
     struct connector con;          /* unused without a port */
+    struct pln planner;            /* unused without a port */
 
     _Atomic uint64_t last_id;
     struct seq **by_id;            /* [by_id_mask + 1] hash table of the requests, with chaining (seq.chain) */
@@ -53,11 +55,11 @@ static int64_t now(const struct eng *e)
 }
 
 /* The backend's copy functions, in the form that the port expects. */
-static int copier_copy(void *self, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+static int copier_copy(void *self, enum kv_dir dir, struct kv_copy *c, int n, uint64_t after, uint64_t *ticket,
                        struct km_err *err)
 {
     struct eng *e = self;
-    return e->backend->copy(e->be, dir, c, n, ticket, err);
+    return e->backend->copy(e->be, dir, c, n, after, ticket, err);
 }
 
 static int copier_poll(void *self, uint64_t ticket)
@@ -66,22 +68,34 @@ static int copier_poll(void *self, uint64_t ticket)
     return e->backend->poll(e->be, ticket);
 }
 
-static void *copier_alloc(void *self, size_t size)
+static int copier_register(void *self, void *p, size_t size, struct km_err *err)
 {
     struct eng *e = self;
-    return e->backend->host_alloc(e->be, size);
+    return e->backend->host_register(e->be, p, size, err);
 }
 
-static void copier_free(void *self, void *p, size_t size)
+static void copier_unregister(void *self, void *p, size_t size)
 {
     struct eng *e = self;
-    if (e->backend->host_free)
-        e->backend->host_free(e->be, p, size);
+    e->backend->host_unregister(e->be, p, size);
 }
 
-static int min_int(int a, int b)
+static int64_t copier_now(void *self)
 {
-    return a < b ? a : b;
+    return now(self);
+}
+
+static struct kv_copier copier_of(struct eng *e)
+{
+    bool registers = e->backend->host_register != NULL;
+    return (struct kv_copier){.self = e,
+                              .copy = copier_copy,
+                              .poll = copier_poll,
+                              .host_register = registers ? copier_register : NULL,
+                              .host_unregister = registers ? copier_unregister : NULL,
+                              .now = copier_now,
+                              .threads = e->backend->threads,
+                              .payload = !e->backend->no_payload};
 }
 
 /* Resolves max_model_len and num_blocks against the KV pool that the backend has. */
@@ -97,7 +111,7 @@ static int resolve_lengths(struct eng_opts *o, const struct kv_geom *g, const st
                        "--max-model-len, or raise the memory limit",
                        o->max_model_len, (long long)capacity, g->n_pages, o->block_size);
     if (!o->max_model_len)
-        o->max_model_len = min_int(c->max_pos, (int)capacity);
+        o->max_model_len = km_min(c->max_pos, (int)capacity);
     if (o->max_model_len < 2)
         return km_fail(err, KM_ELIMIT,
                        "max_model_len is %d, but the prompt and the output need at least one token each",
@@ -133,10 +147,10 @@ static struct be_opts backend_options(struct eng_opts *o, const struct mdl_confi
     if (o->dtype == ENG_DTYPE_AUTO)
         o->dtype = c->dtype == KM_F32 ? KM_F32 : KM_BF16;
     /* More requests cannot run at once, because each one has at least one row per step. */
-    o->max_num_seqs = min_int(o->max_num_seqs, o->max_num_batched_tokens);
+    o->max_num_seqs = km_min(o->max_num_seqs, o->max_num_batched_tokens);
     int longest = o->max_model_len ? o->max_model_len : c->max_pos;
     if (!o->max_model_len && o->num_blocks)
-        longest = min_int(longest, o->num_blocks * o->block_size);
+        longest = km_min(longest, o->num_blocks * o->block_size);
     return (struct be_opts){.dtype = (enum km_dtype)o->dtype,
                             .block_size = o->block_size,
                             .n_pages = o->num_blocks,
@@ -188,12 +202,14 @@ static int open_engine(struct eng *e, struct km_err *err)
     e->sched.max_tokens = e->o.max_num_batched_tokens;
     if (!e->port)
         return 0;
-    con_init(&e->con, e->port, &e->sched, e->max_blocks);
-    e->copier = (struct kv_copier){e, copier_copy, copier_poll, e->backend->host_alloc ? copier_alloc : NULL,
-                                   copier_free};
+    pln_init(&e->planner, (enum pln_mode)e->o.kv_planner, e->o.block_size, e->port->chunk_size,
+             e->o.max_num_batched_tokens);
+    con_init(&e->con, e->port, &e->sched, &e->planner, e->max_blocks);
     rc = mdl_fingerprint(e->m, &e->geom.model, err);
-    if (!rc)
-        rc = e->port->attach(e->port->self, &e->geom, &e->copier, err);
+    if (rc)
+        return rc;
+    struct kv_copier copier = copier_of(e);
+    rc = e->port->attach(e->port->self, &e->geom, &copier, err);
     e->attached = !rc;
     return rc;
 }
@@ -250,9 +266,17 @@ static void end_all(struct eng *e, struct seq_list *l)
         end_seq(e, l->head, ENG_ABORT);
 }
 
-static void sleep_briefly(void)
+/* Gives the open transfers two seconds to finish, so that the cache layer keeps what is being stored. After that the
+ * cache layer ends them itself. */
+static void detach(struct eng *e)
 {
-    nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+    for (int64_t until = km_now_ns() + 2 * (int64_t)1000000000; e->con.n_open && km_now_ns() < until;) {
+        con_poll(&e->con);
+        if (e->con.n_open)
+            nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+    }
+    e->port->detach(e->port->self);
+    con_deinit(&e->con);
 }
 
 /* Waits for the oldest step in flight. The step is then no longer in flight, and its results are in e->results. */
@@ -260,6 +284,7 @@ static int wait_oldest(struct eng *e, struct km_err *err)
 {
     struct step *s = &e->steps[e->oldest];
     int rc = e->backend->wait(e->be, s->ticket, e->results, err);
+    e->con.retired = s->ticket;
     e->oldest ^= e->backend->async_sched;
     e->n_in_flight--;
     /* A request in this list ended before a newer step was submitted, so only the step that just finished had its
@@ -280,12 +305,8 @@ void eng_close(struct eng *e)
     end_all(e, &e->sched.running);
     end_all(e, &e->sched.loading);
     end_all(e, &e->sched.waiting);
-    if (e->attached) {
-        for (; e->con.n_open; sleep_briefly()) /* the port guarantees that every ticket ends */
-            con_poll(&e->con);
-        e->port->detach(e->port->self);
-        con_deinit(&e->con);
-    }
+    if (e->attached)
+        detach(e);
     if (e->be)
         e->backend->close(e->be);
     pg_free(e->sched.pages);
@@ -316,6 +337,8 @@ void eng_enqueue(struct eng *e, struct seq *q)
     struct seq **at = &e->by_id[q->id & e->by_id_mask];
     q->chain = *at;
     *at = q;
+    if (e->port)
+        con_open_seq(&e->con, q);
     sch_add(&e->sched, q);
 }
 
@@ -365,15 +388,24 @@ static struct eng_event *add_event(struct eng *e, const struct seq *q, enum eng_
 static void admit(struct eng *e)
 {
     int64_t at = now(e);
+    if (e->port)
+        con_schedule_fronts(&e->con, at); /* before the requests that arrived later */
     for (struct seq *q; (q = sch_next_waiting(&e->sched));) {
-        int external = e->port ? con_lookup(&e->con, q) : 0;
-        if (sch_admit(&e->sched, q, external) == ADMIT_FULL)
-            return;
+        int from = 0, to = 0;
+        if (e->port && con_plan(&e->con, q, &from, &to) == KV_NOT_YET) {
+            sch_pass_over(&e->sched, q);
+            continue;
+        }
+        if (sch_admit(&e->sched, q, from, to) == ADMIT_FULL)
+            break;
         if (q->scheduled_ns < 0)
             q->scheduled_ns = at;
         if (e->port)
-            con_load(&e->con, q);
+            con_load(&e->con, q, at);
     }
+    /* again, for the loads that have just begun */
+    if (e->port)
+        con_schedule_fronts(&e->con, at);
 }
 
 /* Schedules a step and submits it to the backend, if it has rows. */
@@ -389,6 +421,7 @@ static int submit_step(struct eng *e, struct km_err *err)
     int rc = e->backend->step(e->be, &s->batch, &s->ticket, err);
     if (rc)
         return rc;
+    e->con.submitted = s->ticket;
     e->counters.async_steps += e->n_in_flight;
     e->n_in_flight++;
     return 0;
@@ -473,8 +506,11 @@ static int retire_step(struct eng *e, struct km_err *err)
     if (rc)
         return rc;
     int64_t at = now(e);
+    int64_t took = at - started_ns(e, s);
     if (s->is_async_decode)
-        step_times_add(&e->times, s, at - started_ns(e, s));
+        step_times_add(&e->times, s, took);
+    if (e->port)
+        pln_add_step(&e->planner, s->batch.n_tokens, took);
     e->last_retired_ns = at;
     e->counters.steps++;
     apply_results(e, s);
@@ -541,29 +577,27 @@ bool eng_idle(const struct eng *e)
 
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err)
 {
-    /* If no request is alive, only transfers of ended requests hold pages, and they finish without any other call. */
-    for (int64_t until = km_now_ns() + 10 * (int64_t)1000000000; e->con.n_open; sleep_briefly()) {
+    if (e->port && e->con.n_open)
         con_poll(&e->con);
-        if (sch_n_requests(&e->sched) || km_now_ns() > until)
-            break;
-    }
     struct pg_counts c = pg_counts(e->sched.pages);
-    int used = c.pages - c.free - c.lru;
+    int used = c.pages - c.free - c.lru, requests = sch_n_requests(&e->sched);
+    if (e->con.n_open && !requests)
+        return 1; /* the transfers of requests that ended finish by themselves */
     if (used)
         return km_fail(err, KM_ELIMIT,
-                       "%d requests and %d transfers use %d blocks: reset the cache when they have ended",
-                       sch_n_requests(&e->sched), e->con.n_open, used);
+                       "%d requests and %d transfers use %d blocks: reset the cache when they have ended", requests,
+                       e->con.n_open, used);
     sch_evict_cached(&e->sched);
-    if (external && e->port && e->port->reset(e->port->self) < 0)
-        return km_fail(err, KM_ELIMIT,
-                       "the cache layer could not drop the chunks that are in use: reset the cache again later");
-    return 0;
+    int rc = external && e->port ? e->port->reset(e->port->self) : 0;
+    return rc < 0 ? km_fail(err, KM_ELIMIT,
+                            "the cache layer could not drop the chunks that are in use: reset the cache again later")
+                  : rc;
 }
 
-void eng_stats(const struct eng *e, struct eng_stats *out)
+void eng_step_stats(const struct eng *e, struct eng_stats *out)
 {
     struct pg_counts c = pg_counts(e->sched.pages);
-    *out = e->counters;
+    memcpy(out, &e->counters, offsetof(struct eng_stats, kv));
     out->running = e->sched.running.n;
     out->waiting = e->sched.waiting.n;
     out->loading = e->sched.loading.n;
@@ -573,9 +607,23 @@ void eng_stats(const struct eng *e, struct eng_stats *out)
     out->prefix_queries = e->sched.prefix_queries;
     out->prefix_hits = e->sched.prefix_hits;
     out->preemptions = e->sched.preemptions;
-    if (e->port)
-        e->port->stats(e->port->self, &out->kv);
+    out->abandoned_loads = e->con.abandoned_loads;
+    out->overlapped_rows = e->con.overlapped_rows;
     e->backend->stats(e->be, &out->be);
+}
+
+void eng_port_stats(const struct eng *e, struct kv_port_stats *out)
+{
+    if (e->port)
+        e->port->stats(e->port->self, out);
+    else
+        *out = (struct kv_port_stats){0};
+}
+
+void eng_stats(const struct eng *e, struct eng_stats *out)
+{
+    eng_step_stats(e, out);
+    eng_port_stats(e, &out->kv);
 }
 
 const struct eng_opts *eng_options(const struct eng *e)
@@ -599,13 +647,15 @@ static int check_in_flight(const struct eng *e, struct km_err *err)
     const struct step *s = &e->steps[e->oldest];
     if (e->n_in_flight > 1)
         return km_fail(err, KM_EINVAL, "%d steps are in flight between calls", e->n_in_flight);
-    for (const struct seq *q = e->sched.running.head; q; q = q->next) {
-        bool in = e->n_in_flight && q->batch_index < s->batch.n_reqs && s->req_ids[q->batch_index] == q->id;
-        int rows = in ? s->batch.q_start[q->batch_index + 1] - s->batch.q_start[q->batch_index] : 0;
-        if (q->n_rows_before || q->n_rows != rows)
-            return km_fail(err, KM_EINVAL, "request %llu records %d and %d rows in flight, but the step has %d",
-                           (unsigned long long)q->id, q->n_rows_before, q->n_rows, rows);
-    }
+    const struct seq_list *const lists[] = {&e->sched.running, &e->sched.loading};
+    for (int i = 0; i < 2; i++)
+        for (const struct seq *q = lists[i]->head; q; q = q->next) {
+            bool in = e->n_in_flight && q->batch_index < s->batch.n_reqs && s->req_ids[q->batch_index] == q->id;
+            int rows = in ? s->batch.q_start[q->batch_index + 1] - s->batch.q_start[q->batch_index] : 0;
+            if (q->n_rows_before || q->n_rows != rows)
+                return km_fail(err, KM_EINVAL, "request %llu records %d and %d rows in flight, but the step has %d",
+                               (unsigned long long)q->id, q->n_rows_before, q->n_rows, rows);
+        }
     return 0;
 }
 

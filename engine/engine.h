@@ -35,6 +35,7 @@ struct eng_opts {
     int dtype;                  /* of weights and KV: an enum km_dtype, or ENG_DTYPE_AUTO: float32 for a float32
                                    checkpoint, else bfloat16 */
     int n_threads;              /* CPU threads; 0: one per core */
+    int kv_planner;             /* what is loaded and what is computed: an enum pln_mode */
     int max_waiting;            /* most requests that may wait; eng_submit refuses more */
 };
 enum { ENG_DTYPE_AUTO = -1 };
@@ -100,8 +101,10 @@ struct eng_stats {
                                             in computed_tokens */
     int64_t prefix_queries, prefix_hits; /* prompt tokens looked up and found in the pool */
     int64_t preemptions, finished[5];    /* finished: by enum eng_finish */
-    struct kv_port_stats kv;             /* zeros without a cache layer */
+    int64_t overlapped_rows;             /* rows that were computed for requests whose load was open */
+    int64_t abandoned_loads;             /* loads that were given up because they were late */
     struct be_stats be;
+    struct kv_port_stats kv;             /* zeros without a cache layer; the last member (eng_step_stats) */
 };
 
 struct eng;
@@ -125,8 +128,9 @@ int eng_step(struct eng *e, struct eng_events *out, struct km_err *err);
 /* True if no request is alive, no step in flight and no transfer open: a step would do nothing. */
 bool eng_idle(const struct eng *e);
 
-/* Evicts all cached pages, and with `external` also the cache layer's chunks. Waits at most ten seconds for the
- * transfers of requests that ended. KM_ELIMIT: requests or transfers use pages or chunks. */
+/* Evicts all cached pages, and with `external` also the cache layer's chunks. Never blocks. 1: not done yet, because
+ * transfers of requests that ended are open, or a tier needs time; call it again. KM_ELIMIT: requests use pages or
+ * chunks. */
 int eng_reset_cache(struct eng *e, bool external, struct km_err *err);
 void eng_stats(const struct eng *e, struct eng_stats *out);
 const struct eng_opts *eng_options(const struct eng *e); /* resolved: no member has its 0 or auto value */

@@ -14,8 +14,8 @@
  * - No call between attach and detach blocks on I/O or on a copy. Loads and stores are operations with a ticket. They
  *   advance without the engine, which polls the ticket. Every ticket finishes, whatever fails. Until then the pages
  *   that the operation owns stay allocated, and the engine does not write to them.
- * - Calls never overlap: all of them come from the thread that runs the engine. The copier's functions may be called
- *   by one other thread at the same time (kv_copier.threads).
+ * - Calls never overlap: all of them come from the thread that runs the engine. Only `stats` may be called by any
+ *   thread at any time. The copier's functions may be called by one other thread at the same time (kv_copier.threads).
  * - If the port is NULL, the engine runs without a cache. That costs one branch per request and per step. */
 #ifndef ENG_KV_PORT_H
 #define ENG_KV_PORT_H
@@ -162,8 +162,8 @@ struct kv_port {
      * yet, and may decline any of them. The first n_prompt tokens are the request's prompt and the others were
      * generated. tokens and block_table are read during the call only. `after`: the ticket of the last step that wrote
      * to the pages. *from: the operation reads only pages of tokens [*from, n), and only until the ticket is finished,
-     * which is when their copies have ended. Ticket 0: it reads none. < 0: the store failed and has no ticket; the
-     * engine goes on. */
+     * which is when their copies have ended. If n is within a page, the engine may meanwhile write the page's other
+     * tokens. Ticket 0: it reads none. < 0: the store failed and has no ticket; the engine goes on. */
     int (*store)(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, const int32_t *block_table,
                  uint64_t after, uint64_t *ticket, int *from);
 

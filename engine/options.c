@@ -1,6 +1,7 @@
 /* The engine's options: a table with one row per field of `struct eng_opts`, and the limits that depend on the
  * model. */
 #include "engine/engine_internal.h"
+#include "engine/planner.h"
 
 #include <limits.h>
 
@@ -66,6 +67,12 @@ static const struct km_option rows[] = {
      KM_FIELD(struct eng_opts, prefix_caching),
      .fallback = "true",
      .help = "reuse KV blocks that are still in the pool"},
+    {.name = "kv-planner",
+     KM_FIELD_CHOICE(struct eng_opts, kv_planner),
+     .values = "load|compute|auto",
+     .fallback = "auto",
+     .lo = PLN_LOAD,
+     .help = "KV that the cache layer has: load it, compute it again, or auto: both from opposite ends, until they meet"},
     {.name = "max-waiting",
      KM_FIELD(struct eng_opts, max_waiting),
      .fallback = "4096",

@@ -1,6 +1,6 @@
 /* One thread and one mutex. Requests and cancellations go in, events come out.
  *
- * The thread holds the mutex except while it steps or sleeps. While a step is in flight the thread sleeps until shortly
+ * The thread holds the mutex except while it calls the engine or sleeps. While a step is in flight the thread sleeps until shortly
  * before the estimated end of that step, so that requests which arrive in the meantime are part of the next step.
  *
  * runner_submit validates and copies a request on the caller's thread, into the object that the engine uses. The
@@ -20,6 +20,10 @@
 /* Time before the estimated end of the step in flight at which the next step is scheduled. It is several times the time
  * that waking up, scheduling and submitting take. Requests that arrive later miss the next step. */
 enum { HEAD_START_NS = 300000 };
+/* Time to sleep when only the cache layer can make progress. */
+enum { NAP_NS = 50000 };
+/* A reset fails if it has not succeeded after this time. */
+enum { RESET_SECONDS = 10 };
 
 struct cancel {
     uint64_t id;
@@ -43,6 +47,7 @@ struct runner {
     struct cancel *cancels;         /* [n_cancels], with capacity for all requests that can be alive */
     int n_cancels, cap_cancels;
     bool reset, reset_external;     /* a reset was begun and is not done; external: of the cache layer, too */
+    int64_t reset_until_ns;         /* when it fails */
     bool reset_done;                /* a reset was done and runner_reset_ended has not returned it yet */
     int reset_rc;
     struct km_err reset_err;
@@ -89,31 +94,51 @@ static void reserve_events(struct runner *r, int n)
     }
 }
 
-/* Passes everything that was queued to the engine: first requests, then cancellations, then a reset. Returns true if
- * there was a reset. The lock is held. */
-static bool drain_queues(struct runner *r)
+/* Passes everything that was queued to the engine: first requests, then cancellations. The lock is held on entry and
+ * exit. It is released while a request is enqueued, because the cache layer then hashes its prompt. A request is queued
+ * before its cancellations, so when the queue of requests is empty, the engine knows every request that the
+ * cancellations name. */
+static void drain_queues(struct runner *r)
 {
-    bool reset = r->reset;
     for (struct seq *q; (q = r->first);) {
         r->first = q->next;
+        if (!q->next)
+            r->last = NULL;
         q->next = NULL;
+        r->n_queued--;
+        r->n_waiting++;
+        pthread_mutex_unlock(&r->lock);
         eng_enqueue(r->e, q);
+        pthread_mutex_lock(&r->lock);
     }
-    r->last = NULL;
-    r->n_waiting += r->n_queued;
-    r->n_queued = 0;
     for (int i = 0; i < r->n_cancels; i++)
         eng_cancel(r->e, r->cancels[i].id, r->cancels[i].finish);
     r->n_cancels = 0;
-    if (r->reset) {
-        r->reset_rc = eng_reset_cache(r->e, r->reset_external, &r->reset_err);
-        r->reset = false;
-        r->reset_done = true;
-    }
-    eng_stats(r->e, &r->stats);
+    eng_step_stats(r->e, &r->stats);
     r->n_waiting = r->stats.waiting;
     pthread_cond_broadcast(&r->done);
-    return reset;
+}
+
+/* Tries the reset once, without the lock. Returns true if it has ended. */
+static bool try_reset(struct runner *r)
+{
+    int64_t until = r->reset_until_ns;
+    bool external = r->reset_external;
+    struct km_err err = {0};
+    pthread_mutex_unlock(&r->lock);
+    int rc = eng_reset_cache(r->e, external, &err);
+    if (rc > 0 && km_now_ns() > until)
+        rc = km_fail(&err, KM_ELIMIT, "the cache layer's transfers did not end within %d seconds: reset the cache "
+                     "again later", RESET_SECONDS);
+    pthread_mutex_lock(&r->lock);
+    if (rc > 0)
+        return false;
+    r->reset_rc = rc;
+    r->reset_err = err;
+    r->reset = false;
+    r->reset_done = true;
+    eng_step_stats(r->e, &r->stats);
+    return true;
 }
 
 /* ns until the next step should be scheduled; 0 or less: now. The lock is held. */
@@ -135,7 +160,7 @@ static void step(struct runner *r)
         r->failed = true;
         r->why = err;
     }
-    eng_stats(r->e, &r->stats);
+    eng_step_stats(r->e, &r->stats);
     r->n_waiting = r->stats.waiting;
     r->busy_until_ns = ev.busy_until_ns;
     if (ev.n) {
@@ -147,8 +172,8 @@ static void step(struct runner *r)
     }
     if (wake_owner)
         call_wake(r);
-    else if (ev.stalled && !r->first && !r->n_cancels && !r->reset && !r->stop)
-        sleep_for(r, 50000); /* only transfers can make progress: leave the processor to them */
+    else if (ev.stalled && !r->first && !r->n_cancels && !r->stop)
+        sleep_for(r, NAP_NS); /* only transfers can make progress: leave the processor to them */
 }
 
 static void *thread_main(void *arg)
@@ -156,12 +181,19 @@ static void *thread_main(void *arg)
     struct runner *r = arg;
     pthread_mutex_lock(&r->lock);
     while (!r->stop) {
-        if ((r->first || r->n_cancels || r->reset) && drain_queues(r)) {
+        /* Each `continue` is there because the lock was released, so the queues and `stop` may have changed. */
+        if (r->first || r->n_cancels) {
+            drain_queues(r);
+            continue;
+        }
+        if (r->reset && try_reset(r)) {
             call_wake(r);
-            continue; /* call_wake released the lock, so more work may be queued */
+            continue;
         }
         int64_t left = ns_to_next_step(r);
-        if (eng_idle(r->e))
+        if (eng_idle(r->e) && r->reset)
+            sleep_for(r, NAP_NS); /* a tier needs time for the reset */
+        else if (eng_idle(r->e))
             pthread_cond_wait(&r->work, &r->lock);
         else if (left > 0)
             sleep_for(r, (long)left);
@@ -197,7 +229,7 @@ int runner_start(struct runner **out, struct eng *e, void (*wake)(void *arg), vo
     r->e = e;
     r->wake = wake;
     r->arg = arg;
-    eng_stats(e, &r->stats);
+    eng_step_stats(e, &r->stats);
     r->n_waiting = r->stats.waiting;
     if (init_sync(r) || pthread_create(&r->thread, NULL, thread_main, r)) {
         km_free(r->cancels);
@@ -274,6 +306,7 @@ void runner_reset_begin(struct runner *r, bool external)
     pthread_mutex_lock(&r->lock);
     r->reset = true;
     r->reset_external = external;
+    r->reset_until_ns = km_now_ns() + RESET_SECONDS * (int64_t)1000000000;
     r->reset_done = false;
     pthread_cond_signal(&r->work);
     pthread_mutex_unlock(&r->lock);
@@ -320,8 +353,9 @@ int runner_collect(struct runner *r, struct eng_events *out, struct km_err *err)
 void runner_stats(struct runner *r, struct eng_stats *out)
 {
     pthread_mutex_lock(&r->lock);
-    *out = r->stats;
+    memcpy(out, &r->stats, offsetof(struct eng_stats, kv));
     pthread_mutex_unlock(&r->lock);
+    eng_port_stats(r->e, &out->kv);
 }
 
 bool runner_failed(struct runner *r, struct km_err *why)

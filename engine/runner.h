@@ -19,8 +19,8 @@ void runner_free(struct runner *r); /* waits for the current step and ends the t
 int runner_submit(struct runner *r, const struct eng_request *q, uint64_t *id, struct km_err *err);
 /* Cancels a request before the next step. Events that exist already can still be collected. */
 void runner_cancel(struct runner *r, uint64_t id, enum eng_finish finish);
-/* Begins a reset: the runner's thread calls eng_reset_cache before the next step, and `wake` after it. Begin the next
- * reset only after runner_reset_ended has returned true. */
+/* Begins a reset: the runner's thread calls eng_reset_cache between steps until it has succeeded or failed, for at most
+ * ten seconds, and then calls `wake`. Begin the next reset only after runner_reset_ended has returned true. */
 void runner_reset_begin(struct runner *r, bool external);
 /* True once, after the reset has ended: *rc and *err are what eng_reset_cache returned. */
 bool runner_reset_ended(struct runner *r, int *rc, struct km_err *err);
@@ -28,7 +28,7 @@ bool runner_reset_ended(struct runner *r, int *rc, struct km_err *err);
 /* Moves the events since the last call, oldest first, to `out`. The caller owns out->v, which grows as needed and is
  * freed with km_free. KM_ENOMEM: the events remain for the next call. */
 int runner_collect(struct runner *r, struct eng_events *out, struct km_err *err);
-void runner_stats(struct runner *r, struct eng_stats *out); /* as of the last step */
+void runner_stats(struct runner *r, struct eng_stats *out); /* as of the last step; those of the cache layer: now */
 /* True if the device failed; all requests have then ended. *why is the reason. */
 bool runner_failed(struct runner *r, struct km_err *why);
 

@@ -2,6 +2,7 @@
 #include "engine/sched.h"
 
 #include "base/mem.h"
+#include "base/min.h"
 
 static void insert_after(struct seq_list *l, struct seq *at, struct seq *q)
 {
@@ -48,19 +49,23 @@ void sch_add(struct sch *s, struct seq *q)
     enqueue(s, q);
 }
 
+static int32_t allocate_page(struct sch *s)
+{
+    int32_t page = pg_alloc(s->pages);
+    if (s->prefix)
+        px_forget(s->prefix, page);
+    pg_set_keyed(s->pages, page, false);
+    return page;
+}
+
 /* Allocates all pages that q still needs for n tokens. False: the pool has too few, and none was allocated. */
 static bool allocate_pages(struct sch *s, struct seq *q, int n)
 {
     int need = (n + s->block_size - 1) / s->block_size - q->n_pages;
     if (need > pg_available(s->pages))
         return false;
-    for (; need > 0; need--) {
-        int32_t page = pg_alloc(s->pages);
-        if (s->prefix)
-            px_forget(s->prefix, page);
-        pg_set_keyed(s->pages, page, false);
-        q->pages[q->n_pages++] = page;
-    }
+    for (; need > 0; need--)
+        q->pages[q->n_pages++] = allocate_page(s);
     return true;
 }
 
@@ -70,6 +75,7 @@ static void free_pages(struct sch *s, struct seq *q)
     while (q->n_pages)
         pg_unref(s->pages, q->pages[--q->n_pages]);
     q->n_computed = q->n_published = 0;
+    q->load_from = q->load_to = 0;
 }
 
 static void preempt(struct sch *s, struct seq *q)
@@ -94,11 +100,6 @@ static struct seq *last_in_order(const struct sch *s)
     return last;
 }
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* True if the decode in flight, in which q has n_rows rows, samples q's last token. */
 static bool samples_last_token(const struct seq *q, int n_rows)
 {
@@ -114,7 +115,7 @@ bool sch_can_schedule_async(const struct sch *s)
                 return false;
             continue;
         }
-        int upto = q->n_computed + q->n_rows + min_int(q->n_tokens - q->n_computed, s->max_tokens);
+        int upto = q->n_computed + q->n_rows + km_min(seq_rows_end(q) - q->n_computed, s->max_tokens);
         int more = (upto + s->block_size - 1) / s->block_size - q->n_pages;
         need += more > 0 ? more : 0;
     }
@@ -129,13 +130,13 @@ static bool schedule_running(struct sch *s, struct seq *q)
         return true;
     /* If a row is in flight, n_tokens and n_computed will both be one higher when this step runs, so their difference
      * is the same. */
-    int from = q->n_computed + q->n_rows_before, want = min_int(q->n_tokens - q->n_computed, s->budget);
+    int from = q->n_computed + q->n_rows_before, want = km_min(seq_rows_end(q) - q->n_computed, s->budget);
     while (!allocate_pages(s, q, from + want)) {
         struct seq *last = last_in_order(s);
         if (pg_counts(s->pages).transfer_only || (last == q && s->loading.n)) {
             /* Use all available pages. The transfers will free more pages, so no request is preempted. */
             int n_fit = (q->n_pages + pg_available(s->pages)) * s->block_size - from;
-            want = min_int(want, n_fit);
+            want = km_min(want, n_fit);
         } else if (last == q) {
             return false;
         } else {
@@ -151,6 +152,7 @@ void sch_begin_step(struct sch *s)
 {
     s->budget = s->max_tokens;
     s->closed = false;
+    s->passed = NULL;
     for (struct seq *q = s->running.head; q; q = q->next) {
         q->n_rows_before = q->n_rows; /* 0 if no step is in flight */
         q->n_rows = 0;
@@ -179,7 +181,7 @@ static void compute_keys(struct sch *s, struct seq *q, int n)
 
 struct seq *sch_next_waiting(struct sch *s)
 {
-    struct seq *q = s->waiting.head;
+    struct seq *q = s->passed ? s->passed->next : s->waiting.head;
     if (!q || s->closed || !s->budget || s->running.n + s->loading.n >= s->max_seqs || !pg_available(s->pages))
         return NULL;
     if (!s->prefix)
@@ -195,13 +197,19 @@ struct seq *sch_next_waiting(struct sch *s)
     return q;
 }
 
-enum sch_admission sch_admit(struct sch *s, struct seq *q, int n_external)
+void sch_pass_over(struct sch *s, struct seq *q)
 {
-    int hit = q->n_computed, most = (q->n_tokens - 1) / s->block_size * s->block_size;
-    int to = min_int(n_external, most) / s->block_size * s->block_size;
-    bool load = to > hit;
-    int now = min_int(q->n_tokens - hit, s->budget);
-    if (!allocate_pages(s, q, load ? to : hit + now)) {
+    free_pages(s, q);
+    s->passed = q;
+}
+
+enum sch_admission sch_admit(struct sch *s, struct seq *q, int from, int to)
+{
+    bool load = from < to;
+    int hit = q->n_computed, now = km_min(q->n_tokens - hit, s->budget);
+    /* A loading request has pages for the step after the load, too. Otherwise it might preempt itself as soon as its
+     * load has ended. */
+    if (!allocate_pages(s, q, load ? km_min(q->n_tokens, to + s->max_tokens) : hit + now)) {
         free_pages(s, q);
         s->closed = true;
         return ADMIT_FULL;
@@ -216,13 +224,19 @@ enum sch_admission sch_admit(struct sch *s, struct seq *q, int n_external)
     q->state = load ? SEQ_LOADING : SEQ_RUNNING;
     insert_after(list_of(s, q), list_of(s, q)->tail, q);
     if (load) {
-        q->load_from = hit;
+        q->load_from = from;
         q->load_to = to;
         return ADMIT_LOAD;
     }
     q->n_rows = now;
     s->budget -= now;
     return ADMIT_RUN;
+}
+
+void sch_schedule_front(struct sch *s, struct seq *q, int n_rows)
+{
+    q->n_rows = n_rows; /* their pages were allocated at the admission */
+    s->budget -= n_rows;
 }
 
 /* Adds q's full, computed pages to the prefix index. */
@@ -237,25 +251,56 @@ static void publish_full_pages(struct sch *s, struct seq *q)
             pg_set_keyed(s->pages, q->pages[q->n_published], true);
 }
 
-void sch_load_done(struct sch *s, struct seq *q, int good)
+/* If all tokens before q's loaded interval are computed, its tokens count as computed, too. */
+static void join_loaded(struct seq *q)
 {
-    good = good / s->block_size * s->block_size;
-    q->n_computed = good < q->load_from ? q->load_from : min_int(good, q->load_to);
+    if (q->state != SEQ_RUNNING || q->load_from >= q->load_to || q->n_computed < q->load_from)
+        return;
     if (!q->n_preempted)
-        q->n_cached = q->n_computed;
-    publish_full_pages(s, q);
+        q->n_cached += q->load_to - q->load_from;
+    q->n_computed = q->load_to;
+    q->load_from = q->load_to = 0;
+}
+
+void sch_load_done(struct sch *s, struct seq *q, int from, int to)
+{
+    q->load_from = km_max(from, q->load_from);
+    q->load_to = km_min(to, q->load_to);
+    if (q->load_from >= q->load_to)
+        q->load_from = q->load_to = 0;
+    /* The request was admitted when its load began. Requests that came later must not use up the token budget before
+     * it. */
+    struct seq *at = s->running.tail;
+    while (at && seq_before(q, at))
+        at = at->prev;
     unlink_seq(&s->loading, q);
     q->state = SEQ_RUNNING;
-    insert_after(&s->running, s->running.tail, q);
+    insert_after(&s->running, at, q);
+    join_loaded(q);
+    publish_full_pages(s, q);
 }
 
 void sch_schedule_loaded(struct sch *s, struct seq *q)
 {
-    int now = min_int(q->n_tokens - q->n_computed, s->budget);
+    int now = km_min(seq_rows_end(q) - q->n_computed, s->budget);
     if (!allocate_pages(s, q, q->n_computed + now))
         return;
     q->n_rows = now;
     s->budget -= now;
+}
+
+bool sch_abandon_load(struct sch *s, struct seq *q)
+{
+    int from = q->load_from / s->block_size, to = (q->load_to + s->block_size - 1) / s->block_size;
+    if (to - from > pg_available(s->pages))
+        return false;
+    for (int i = from; i < to; i++) {
+        int32_t held = q->pages[i];
+        q->pages[i] = allocate_page(s);
+        pg_unref(s->pages, held);
+    }
+    sch_load_done(s, q, 0, 0);
+    return true;
 }
 
 void sch_retire_rows(struct sch *s, struct seq *q)
@@ -263,6 +308,7 @@ void sch_retire_rows(struct sch *s, struct seq *q)
     int *rows = q->n_rows_before ? &q->n_rows_before : &q->n_rows;
     q->n_computed += *rows;
     *rows = 0;
+    join_loaded(q);
     publish_full_pages(s, q);
 }
 
@@ -286,6 +332,25 @@ void sch_evict_cached(struct sch *s)
     }
 }
 
+/* Checks the loaded interval: it lies between the tokens that are computed or in flight and the last token, only a
+ * loading request must have one, and a running request has tokens to compute before it. */
+static int check_loaded(const struct sch *s, const struct seq *q, struct km_err *err)
+{
+    bool has = q->load_from < q->load_to, loading = q->state == SEQ_LOADING;
+    int upto = q->n_computed + q->n_rows + q->n_rows_before;
+    bool good = has ? q->state != SEQ_WAITING && upto <= q->load_from && q->load_to < q->n_tokens &&
+                          q->load_to <= q->n_pages * s->block_size && (loading || q->n_computed < q->load_from) &&
+                          (!loading || q->load_from % s->block_size == 0)
+                    : !loading && !q->load_from && !q->load_to;
+    if (!good)
+        return km_fail(err, KM_EINVAL,
+                       "request %llu of state %d has the loaded interval [%d, %d), with %d of %d tokens computed or in "
+                       "flight, in %d pages of %d tokens",
+                       (unsigned long long)q->id, q->state, q->load_from, q->load_to, upto, q->n_tokens, q->n_pages,
+                       s->block_size);
+    return 0;
+}
+
 /* Checks each request of one list. Adds to refs[page] the references of the list's requests, and to own[page] those of
  * them whose content is not fully computed. */
 static int check_list(const struct sch *s, const struct seq_list *l, enum seq_state state, int *refs, int *own,
@@ -301,13 +366,15 @@ static int check_list(const struct sch *s, const struct seq_list *l, enum seq_st
                            q->state);
         if (state == SEQ_WAITING && prev && seq_before(q, prev))
             return km_fail(err, KM_EINVAL, "request %llu waits after a request of a later position in the order", id);
-        if (state != SEQ_RUNNING && q->n_rows + q->n_rows_before)
-            return km_fail(err, KM_EINVAL, "request %llu of state %d has rows in a step", id, state);
+        if (state == SEQ_WAITING && q->n_rows + q->n_rows_before)
+            return km_fail(err, KM_EINVAL, "request %llu waits but has rows in a step", id);
         if (state == SEQ_WAITING && (q->n_pages || q->n_computed))
             return km_fail(err, KM_EINVAL, "request %llu waits but has %d pages", id, q->n_pages);
         if (q->n_computed >= q->n_tokens || q->n_computed > q->n_pages * block || q->n_pages > q->cap_pages)
             return km_fail(err, KM_EINVAL, "request %llu has %d of %d tokens computed in %d pages of %d tokens", id,
                            q->n_computed, q->n_tokens, q->n_pages, block);
+        if (check_loaded(s, q, err))
+            return KM_EINVAL;
         for (int i = 0; i < q->n_pages; i++) {
             int32_t page = q->pages[i];
             if (page < 0 || page >= pg_counts(s->pages).pages)

@@ -4,8 +4,9 @@
  * the device nor the cache layer. The engine calls it in each step like this:
  *
  *     sch_begin_step                   schedules running requests, in the order of admission
+ *     sch_schedule_front               schedules tokens of loading requests that the load does not fill
  *     sch_next_waiting, sch_admit ...  admits waiting requests by priority and arrival, until one does not fit
- *     [the step runs n_rows rows of every running request]
+ *     [the step runs n_rows rows of every running and loading request]
  *     sch_retire_rows, sch_remove      records progress, and removes requests that ended
  *
  * Async scheduling: if the step in flight is a decode in which every row is sampled, and sch_can_schedule_async agrees,
@@ -19,7 +20,8 @@
  * every request ends, because every request fits into an empty pool.
  *
  * One rule differs from vLLM. While pages are held by transfers to the cache layer alone, a request that needs pages
- * waits for them instead of preempting another one, because these pages become free without any scheduling.
+ * waits for them instead of preempting another one, because these pages become free without any scheduling. Loading
+ * requests are never preempted.
  *
  * Invariant: a page with tokens below n_computed may be shared and is never written; a request's other pages belong to
  * this request alone. Rows in flight write only to the latter. A page can therefore be assigned again as soon as it is
@@ -45,6 +47,8 @@ struct sch {
     struct seq_list waiting, loading, running;
     int budget;          /* rows that this step may still schedule */
     bool closed;         /* no more admissions in this step */
+    struct seq *passed;  /* the last waiting request that this step passed over; NULL: none. Valid from sch_begin_step
+                            to the end of the admissions */
     uint64_t n_arrivals;
     int64_t preemptions;
     int64_t prefix_queries, prefix_hits; /* tokens looked up and found in the pool, at first admissions */
@@ -62,17 +66,28 @@ void sch_begin_step(struct sch *s);
 /* The waiting request to admit next; NULL if none can be admitted in this step. The longest prefix of its tokens that
  * the pool holds is already assigned to it, n_computed tokens long. sch_admit must follow. */
 struct seq *sch_next_waiting(struct sch *s);
+/* Instead of sch_admit: q keeps its place, loses the pages that sch_next_waiting assigned, and is not admitted in this
+ * step. sch_next_waiting returns the request behind it. */
+void sch_pass_over(struct sch *s, struct seq *q);
 enum sch_admission {
-    ADMIT_FULL, /* the pages do not suffice: the request remains at the head of the list, and admission ends */
+    ADMIT_FULL, /* the pages do not suffice: the request remains in its place, and admission ends */
     ADMIT_RUN,  /* running, with n_rows rows in this step */
-    ADMIT_LOAD  /* loading: it has pages for tokens [load_from, load_to), which the cache layer must fill */
+    ADMIT_LOAD  /* loading: it has pages for tokens [load_from, load_to), which the cache layer must fill, and for the
+                   rows of the step after the load */
 };
-/* n_external: tokens from the start of the sequence that the cache layer can load, 0 for none. */
-enum sch_admission sch_admit(struct sch *s, struct seq *q, int n_external);
-/* The load of q ended, and tokens [0, good) are correct. q is running, and gets rows in the next step. */
-void sch_load_done(struct sch *s, struct seq *q, int good);
+/* The cache layer is to load tokens [from, to): from is a multiple of the block size and at least n_computed, to is
+ * less than n_tokens. Nothing is loaded if from equals to. */
+enum sch_admission sch_admit(struct sch *s, struct seq *q, int from, int to);
+/* Schedules n_rows rows of the loading request q, at most the budget, which end at or before load_from. */
+void sch_schedule_front(struct sch *s, struct seq *q, int n_rows);
+/* The load of q ended, and has filled tokens [from, to) of the loaded interval; equal: none. q is running, and gets
+ * rows in the next step. */
+void sch_load_done(struct sch *s, struct seq *q, int from, int to);
 /* After sch_load_done within an admission: schedules rows of q in this step. */
 void sch_schedule_loaded(struct sch *s, struct seq *q);
+/* The engine will compute the tokens of q's load, which goes on. The load keeps its pages by its holds, and q gets other
+ * pages for these tokens. q has no rows in flight. False, and nothing changed: the pool has too few pages. */
+bool sch_abandon_load(struct sch *s, struct seq *q);
 
 /* q's rows in the oldest step in flight are computed. Pages that they filled can be found by their prefix. */
 void sch_retire_rows(struct sch *s, struct seq *q);

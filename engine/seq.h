@@ -6,7 +6,11 @@
  *
  * Invariant: between steps, tokens [0, n_computed) have their KV in the pages, and n_computed < n_tokens, because the
  * KV of the last token is always still to be computed. Rows in flight change neither number until their step is
- * retired. A preempted request keeps its generated tokens, and their KV is computed again like that of a prompt. */
+ * retired. A preempted request keeps its generated tokens, and their KV is computed again like that of a prompt.
+ *
+ * The loaded interval [load_from, load_to) lies behind n_computed. While the request is loading, an open load owns the
+ * pages of these tokens. While it is running, their KV has been loaded and verified; when the tokens before load_from
+ * are computed, n_computed becomes load_to. The interval ends before the last token. */
 #ifndef SEQ_SEQ_H
 #define SEQ_SEQ_H
 
@@ -43,9 +47,9 @@ struct seq {
     bool by_host;            /* the host sampled the last token, because the device could not */
 
     struct kv_seq *kv;       /* the cache layer's handle; NULL without a cache layer */
-    int n_external;          /* tokens that the cache layer can load; -1: no lookup yet for the next admission */
-    int n_offered;           /* tokens that were offered to the cache layer, a multiple of the chunk size */
-    int load_from, load_to;  /* tokens that the open load fills */
+    int n_external;          /* tokens that the cache layer can load; -1: no answer yet for the next admission */
+    int n_offered;           /* tokens that were offered to the cache layer, or need not be */
+    int load_from, load_to;  /* the loaded interval; equal: there is none */
 
     int n_cached, n_cached_pool, n_preempted; /* as in struct eng_event */
     int64_t arrived_ns, scheduled_ns;
@@ -61,6 +65,12 @@ void seq_free(struct seq *q);
 static inline int seq_output(const struct seq *q)
 {
     return q->n_tokens - q->n_prompt;
+}
+
+/* The end of the tokens that can be computed next: the loaded interval, or the end of the sequence. */
+static inline int seq_rows_end(const struct seq *q)
+{
+    return q->load_from < q->load_to ? q->load_from : q->n_tokens;
 }
 
 /* True if waiting request a is admitted before waiting request b. */

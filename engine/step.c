@@ -90,9 +90,11 @@ void step_fill(struct step *s, const struct sch *sched)
     s->batch.n_tokens = s->batch.n_reqs = s->batch.n_samples = 0;
     s->kv_tokens = 0;
     s->is_async_decode = true;
-    for (struct seq *q = sched->running.head; q; q = q->next)
-        if (q->n_rows)
-            add_request(s, q);
+    const struct seq_list *const lists[] = {&sched->running, &sched->loading};
+    for (int i = 0; i < 2; i++)
+        for (struct seq *q = lists[i]->head; q; q = q->next)
+            if (q->n_rows)
+                add_request(s, q);
 }
 
 void step_times_add(struct step_times *t, const struct step *s, int64_t ns)

@@ -37,8 +37,8 @@ struct step {
 int step_init(struct step *s, int max_tokens, int max_reqs, int max_blocks, int block_size, struct km_err *err);
 void step_deinit(struct step *s);
 
-/* Fills the arrays with the scheduled rows of the running requests, in the order of the running list. batch.n_tokens is
- * 0 if there are none. */
+/* Fills the arrays with the scheduled rows of the running and the loading requests, in the order of these lists.
+ * batch.n_tokens is 0 if there are none. */
 void step_fill(struct step *s, const struct sch *sched);
 
 /* The last two decode steps, newest first. */

@@ -25,7 +25,7 @@
 enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DROPPED };
 
 struct kvc_chunk {
-    struct km_digest key;
+    _Alignas(64) struct km_digest key; /* an entry is one cache line */
     int32_t position;      /* number of chunks before this one in its sequence */
     int32_t n_tokens;      /* valid tokens */
     int32_t refs;          /* pins of sequences, and operations that need the slot */
@@ -50,6 +50,7 @@ struct kvc_chunks {
 /* n: number of slots of the pool. None is usable yet. */
 int kvc_chunks_open(struct kvc_chunks *s, int n, enum kvc_policy policy, struct km_err *err);
 void kvc_chunks_close(struct kvc_chunks *s);
+int64_t kvc_chunks_bytes(int n); /* memory of an index for n slots, for plans */
 /* Adds slots [n_usable, usable) to the free list. */
 void kvc_chunks_grow(struct kvc_chunks *s, int usable);
 

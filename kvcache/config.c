@@ -1,14 +1,17 @@
 /* Reading the configuration of a cache: LMCache's YAML file, or a one-line specification of tiers.
  *
- * Every YAML key is in one of two tables: `served` has the keys that this version serves, with their setters, and
- * `known` the other keys of LMCache. A file made for LMCache is therefore read as it is, and a misspelt key is an error
- * instead of a silent default. Values are scalars; quotes around them make no difference, as in LMCache. */
+ * A YAML key is looked up in three places: `served` has the keys of the layer itself with their setters, each
+ * registered tier has a table of its own keys (tier.h), and `known` has LMCache's keys. A key that is only in `known`
+ * gives a warning. A file made for LMCache is therefore read as it is, and a misspelt key is an error instead of a
+ * silent default. Values are scalars; quotes around them make no difference, as in LMCache. */
 #include "base/args.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "kvcache/geometry.h"
 #include "kvcache/kvcache.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,14 +19,17 @@
 #include <yaml.h>
 
 #define GIB ((int64_t)1 << 30)
-#define MAX_CHUNK 1048576          /* tokens; no model's context is longer */
 #define MAX_GIB 1048576
 #define MAX_FILE ((size_t)1 << 20) /* bytes */
 #define MAX_BRACKETS 1000          /* libyaml takes time that grows with the square of the nesting */
 #define MAX_KEYS 1000
+#define MAX_TIER_KEYS 64           /* considered as corrections of a misspelt key */
 #define SIZE(a) ((int)(sizeof(a) / sizeof *(a)))
 
-/* Keys of old and new versions of LMCache that this version does not serve. A trailing * matches any ending. */
+static const char dram_scheme[] = "dram="; /* host memory, which is not a tier behind tier.h */
+
+/* Keys of old and new versions of LMCache that the layer itself does not serve. A tier may serve some of them. A
+ * trailing * matches any ending. */
 static const char *const known[] = {
     "local_cpu_use_hugepages", "reserve_local_cpu_size", "local_disk", "local_disk_path_sharding",
     "max_local_disk_size", "remote_url", "remote_serde", "cost_aware_half_life_seconds", "cost_aware_ewma_alpha",
@@ -79,8 +85,7 @@ static bool is_null(const char *v)
 /* One "key: value" line of a served key; the value is not null. */
 struct setting {
     const char *key, *value;
-    struct kvc_config *c;    /* gets the value */
-    struct km_buf *warnings;
+    struct kvc_config *c; /* gets the value */
     struct km_err *err;
 };
 
@@ -112,11 +117,11 @@ static int set_chunk_size(const struct setting *s)
     int rc = read_number(s, &n);
     if (rc)
         return rc;
-    if (n < 1 || n > MAX_CHUNK || n != floor(n))
+    if (n < 1 || n > KVC_CHUNK_MOST || n != floor(n))
         return km_fail(s->err, KM_EINVAL,
                        "%s is %.80s; it must be a whole number of tokens from 1 to %d, and a multiple of the engine's "
                        "block size (256 is usual)",
-                       s->key, s->value, MAX_CHUNK);
+                       s->key, s->value, KVC_CHUNK_MOST);
     s->c->chunk_size = (int)n;
     return 0;
 }
@@ -154,11 +159,7 @@ static int set_save_decode(const struct setting *s)
 
 static int set_save_unfull(const struct setting *s)
 {
-    bool yes = false;
-    int rc = read_bool(s, &yes);
-    if (!rc && yes)
-        km_buf_printf(s->warnings, "%s: true has no effect, because only full chunks are stored\n", s->key);
-    return rc;
+    return read_bool(s, &s->c->save_unfull);
 }
 
 static const struct {
@@ -171,11 +172,17 @@ static const struct {
 
 static int unknown_key(const char *key, struct km_err *err)
 {
-    const char *all[SIZE(served) + SIZE(known)];
+    const char *all[SIZE(served) + SIZE(known) + MAX_TIER_KEYS];
+    const struct kvc_tier_ops *t;
+    int n = 0;
     for (int i = 0; i < SIZE(served); i++)
-        all[i] = served[i].key;
-    memcpy(all + SIZE(served), known, sizeof known);
-    const char *near = km_nearest(key, all, SIZE(all));
+        all[n++] = served[i].key;
+    for (int i = 0; i < SIZE(known); i++)
+        all[n++] = known[i];
+    for (int i = 0; (t = kvc_tier_at(i)); i++)
+        for (int k = 0; k < t->n_keys && n < SIZE(all); k++)
+            all[n++] = t->keys[k].key;
+    const char *near = km_nearest(key, all, n);
     return near ? km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; did you mean \"%s\"?", key, near)
                 : km_fail(err, KM_EINVAL, "unknown key \"%.80s\"; LMCache has no such key: remove it", key);
 }
@@ -184,10 +191,50 @@ static int unknown_key(const char *key, struct km_err *err)
 struct doc {
     const char *path;
     yaml_document_t yaml;
+    struct kvc_tier_config tier[KVC_TIERS_MOST]; /* [n_tiers] of the registry, whether or not the file enables them */
+    int n_tiers;
     struct km_buf *warnings;
 };
 
-/* Reads one "key: value" of the file. A null value changes nothing, as in LMCache. */
+/* Sets *value to the text of a served key's value; NULL for a null value, which changes nothing, as in LMCache. */
+static int read_value(const char *key, const yaml_node_t *v, const char **value, struct km_err *err)
+{
+    if (v->type != YAML_SCALAR_NODE || strlen((const char *)v->data.scalar.value) != v->data.scalar.length)
+        return km_fail(err, KM_EINVAL, "%s is a %s; it must be one plain value", key,
+                       v->type == YAML_SEQUENCE_NODE  ? "list"
+                       : v->type == YAML_MAPPING_NODE ? "mapping"
+                                                      : "text with a NUL character");
+    *value = (const char *)v->data.scalar.value;
+    if (is_null(*value))
+        *value = NULL;
+    return 0;
+}
+
+/* Passes the value to every tier that serves the key. Sets *found to true if there is one. */
+static int set_tier_key(struct doc *d, const char *key, const yaml_node_t *v, bool *found, struct km_err *err)
+{
+    bool taken = false;
+    for (int i = 0; i < d->n_tiers; i++) {
+        struct kvc_tier_config *t = &d->tier[i];
+        for (int k = 0; k < t->ops->n_keys; k++) {
+            if (strcmp(key, t->ops->keys[k].key))
+                continue;
+            *found = true;
+            const char *value;
+            int rc = read_value(key, v, &value, err);
+            if (!rc && value)
+                rc = t->ops->keys[k].set(t->config, key, value, err);
+            if (rc < 0)
+                return rc;
+            taken |= rc == 0;
+        }
+    }
+    if (*found && !taken)
+        km_buf_printf(d->warnings, "not supported yet: this value of %s\n", key);
+    return 0;
+}
+
+/* Reads one "key: value" of the file. */
 static int read_pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config *c, struct km_err *err)
 {
     yaml_node_t *k = yaml_document_get_node(&d->yaml, p->key), *v = yaml_document_get_node(&d->yaml, p->value);
@@ -199,14 +246,15 @@ static int read_pair(struct doc *d, const yaml_node_pair_t *p, struct kvc_config
     for (int i = 0; i < SIZE(served); i++) {
         if (strcmp(key, served[i].key))
             continue;
-        if (v->type != YAML_SCALAR_NODE || strlen((const char *)v->data.scalar.value) != v->data.scalar.length)
-            return km_fail(err, KM_EINVAL, "%s is a %s; it must be one plain value", key,
-                           v->type == YAML_SEQUENCE_NODE  ? "list"
-                           : v->type == YAML_MAPPING_NODE ? "mapping"
-                                                          : "text with a NUL character");
-        const struct setting one = {key, (const char *)v->data.scalar.value, c, d->warnings, err};
-        return is_null(one.value) ? 0 : served[i].set(&one);
+        const char *value;
+        int rc = read_value(key, v, &value, err);
+        const struct setting one = {key, value, c, err};
+        return rc || !value ? rc : served[i].set(&one);
     }
+    bool found = false;
+    int rc = set_tier_key(d, key, v, &found, err);
+    if (rc || found)
+        return rc;
     if (!is_known(key))
         return unknown_key(key, err);
     km_buf_printf(d->warnings, "not supported yet: %s\n", key);
@@ -273,11 +321,33 @@ static int refuse_second_document(const char *path, yaml_parser_t *p, struct km_
     return rc;
 }
 
+static void init_tier(struct kvc_tier_config *t, const struct kvc_tier_ops *ops)
+{
+    memset(t, 0, sizeof *t);
+    t->ops = ops;
+    ops->defaults(t->config);
+}
+
+/* Adds the tier to c if its config describes one. Sets *on to whether it does. */
+static int add_tier(struct kvc_config *c, const struct kvc_tier_config *t, bool *on, struct km_err *err)
+{
+    *on = false;
+    int rc = t->ops->enabled(t->config, on, err);
+    if (!rc && *on && c->n_tiers == KVC_TIERS_MOST)
+        rc = km_fail(err, KM_EINVAL, "there are more than %d cache tiers; leave one out", KVC_TIERS_MOST);
+    if (!rc && *on)
+        c->tier[c->n_tiers++] = *t;
+    return rc;
+}
+
 static int read_yaml(const char *path, const struct km_buf *text, struct kvc_config *c, struct km_buf *warnings,
                      struct km_err *err)
 {
     yaml_parser_t p;
     struct doc d = {.path = path, .warnings = warnings};
+    const struct kvc_tier_ops *ops;
+    while (d.n_tiers < KVC_TIERS_MOST && (ops = kvc_tier_at(d.n_tiers)))
+        init_tier(&d.tier[d.n_tiers++], ops);
     if (!yaml_parser_initialize(&p))
         return km_fail(err, KM_ENOMEM, "%s: out of memory", path);
     yaml_parser_set_input_string(&p, (const unsigned char *)km_buf_str(text), text->len);
@@ -292,6 +362,12 @@ static int read_yaml(const char *path, const struct km_buf *text, struct kvc_con
             rc = refuse_second_document(path, &p, err);
     }
     yaml_parser_delete(&p);
+    c->n_tiers = 0;
+    for (int i = 0; !rc && i < d.n_tiers; i++) {
+        bool on;
+        if ((rc = add_tier(c, &d.tier[i], &on, err)))
+            km_context(err, "%s", path);
+    }
     return rc;
 }
 
@@ -314,7 +390,12 @@ int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warni
         return km_fail(err, KM_EINVAL,
                        "%s: max_local_cpu_size is 0; set it to the GiB of the DRAM tier, or set local_cpu: false",
                        path);
-    if (!out.local_cpu)
+    if (out.n_tiers && out.max_local_cpu < 1)
+        return km_fail(err, KM_EINVAL,
+                       "%s: max_local_cpu_size is 0; also without local_cpu, chunks of the %s tier pass through host "
+                       "memory: set it to the GiB to use for that",
+                       path, out.tier[0].ops->name);
+    if (!kvc_config_on(&out))
         km_buf_puts(warnings, "local_cpu: false leaves no tier, so nothing is cached\n");
     if (!km_buf_ok(warnings))
         return km_fail(err, KM_ENOMEM, "%s: out of memory", path);
@@ -322,46 +403,68 @@ int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warni
     return 0;
 }
 
-/* Reads one element of the specification. *had_dram: an earlier element was dram=. */
-static int read_tier(const char *item, bool *had_dram, struct kvc_config *c, struct km_err *err)
+/* Reads the size of the element dram=. */
+static int read_dram(const char *item, struct kvc_config *c, struct km_err *err)
 {
-    static const char *const planned[] = {"disk=", "redis://", "redis-sentinel://", "redis-cluster://", "valkey://",
-                                          "lm://", "mooncakestore://", "mooncake://", "fs://", "s3://",
-                                          "infinistore://"};
-    for (int i = 0; i < SIZE(planned); i++)
-        if (!strncasecmp(item, planned[i], strlen(planned[i])))
-            return km_fail(err, KM_EINVAL, "\"%.200s\" is not available in this version; use dram=SIZE", item);
-    if (strncmp(item, "dram=", 5))
-        return km_fail(err, KM_EINVAL, "\"%.200s\" is not a cache tier; write \"none\" or for example \"dram=50GiB\"",
-                       item);
-    if (*had_dram)
+    if (c->local_cpu)
         return km_fail(err, KM_EINVAL, "dram= occurs twice; give one size");
     int64_t size;
-    int rc = km_parse_size(item + 5, &size, err);
+    int rc = km_parse_size(item + strlen(dram_scheme), &size, err);
     if (rc)
-        return km_context(err, "dram="), rc;
+        return km_context(err, "%s", dram_scheme), rc;
     if (size < 1)
         return km_fail(err, KM_EINVAL, "\"%.200s\" leaves no memory; give a larger size, or \"none\" for no cache",
                        item);
-    *had_dram = c->local_cpu = true;
+    c->local_cpu = true;
     c->max_local_cpu = size;
     return 0;
+}
+
+/* Reads one element of the specification, and adds what it describes. */
+static int read_element(const char *item, struct kvc_config *c, struct km_err *err)
+{
+    if (!strncmp(item, dram_scheme, strlen(dram_scheme)))
+        return read_dram(item, c, err);
+    const struct kvc_tier_ops *ops;
+    int i = 0;
+    while ((ops = kvc_tier_at(i)) && strncmp(item, ops->scheme, strlen(ops->scheme)))
+        i++;
+    if (!ops) {
+        struct km_buf forms = {0};
+        kvc_config_usage(&forms);
+        int rc = km_fail(err, KM_EINVAL, "\"%.200s\" is not a cache tier; write \"none\", or a list of: %s", item,
+                         km_buf_str(&forms));
+        km_buf_free(&forms);
+        return rc;
+    }
+    for (i = 0; i < c->n_tiers; i++)
+        if (c->tier[i].ops == ops)
+            return km_fail(err, KM_EINVAL, "%s occurs twice; give one %s tier", ops->scheme, ops->name);
+    struct kvc_tier_config t;
+    bool on = false;
+    init_tier(&t, ops);
+    int rc = ops->parse(t.config, item + strlen(ops->scheme), err);
+    if (!rc)
+        rc = add_tier(c, &t, &on, err);
+    if (!rc && !on)
+        rc = km_fail(err, KM_EINVAL, "\"%.200s\" describes no tier; write %s", item, ops->usage);
+    return rc;
 }
 
 int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km_err *err)
 {
     struct kvc_config out = *c;
-    bool had_dram = false;
     int rc = 0;
-    *off = false;
-    if (!strcmp(spec, "none")) {
-        *off = true;
+    *off = !strcmp(spec, "none");
+    if (*off)
         return 0;
-    }
+    out.local_cpu = false;
+    out.max_local_cpu = KVC_STAGING;
+    out.n_tiers = 0;
     for (const char *p = spec; !rc; p++) {
         size_t n = strcspn(p, ",");
         char *item = km_strndup(p, n);
-        rc = item ? read_tier(item, &had_dram, &out, err) : km_fail(err, KM_ENOMEM, "out of memory");
+        rc = item ? read_element(item, &out, err) : km_fail(err, KM_ENOMEM, "out of memory");
         km_free(item);
         p += n;
         if (!*p)
@@ -373,16 +476,52 @@ int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km
     return 0;
 }
 
+void kvc_config_usage(struct km_buf *out)
+{
+    const struct kvc_tier_ops *t;
+    km_buf_printf(out, "%sSIZE", dram_scheme);
+    for (int i = 0; (t = kvc_tier_at(i)); i++)
+        km_buf_printf(out, ", %s", t->usage);
+}
+
+/* Appends a whole number of the largest unit that divides n: "50GiB" with base 1024, "5GB" with base 1000. */
+static void put_bytes(struct km_buf *out, int64_t n, int base)
+{
+    static const char letters[] = "KMG";
+    int u = 0;
+    while (u < 3 && n && n % base == 0)
+        n /= base, u++;
+    km_buf_printf(out, "%" PRId64, n);
+    if (u)
+        km_buf_printf(out, "%c%s", letters[u - 1], base == 1024 ? "i" : "");
+    km_buf_putc(out, 'B');
+}
+
 void kvc_describe(const struct kvc_config *c, struct km_buf *out)
 {
-    static const char *const unit[] = {"B", "KiB", "MiB", "GiB"};
-    int64_t size = c->max_local_cpu;
-    int u = 0;
-    while (u < 3 && size && size % 1024 == 0)
-        size /= 1024, u++;
-    if (c->local_cpu)
-        km_buf_printf(out, "dram=%lld%s, chunk %d", (long long)size, unit[u], c->chunk_size);
-    else
-        km_buf_printf(out, "no tier, chunk %d", c->chunk_size);
-    km_buf_printf(out, "%s%s", c->policy == KVC_FIFO ? ", FIFO" : "", c->save_decode ? ", decode kept" : "");
+    char text[512];
+    if (!kvc_config_on(c))
+        km_buf_puts(out, "no tier, ");
+    if (c->local_cpu) {
+        km_buf_puts(out, dram_scheme);
+        put_bytes(out, c->max_local_cpu, 1024);
+        km_buf_puts(out, ", ");
+    }
+    for (int i = 0; i < c->n_tiers; i++) {
+        *text = 0;
+        c->tier[i].ops->describe(c->tier[i].config, text, sizeof text);
+        km_buf_printf(out, "%s, ", text);
+    }
+    if (c->n_tiers && !c->local_cpu) {
+        km_buf_puts(out, "staging ");
+        put_bytes(out, c->max_local_cpu, 1024);
+        km_buf_puts(out, ", ");
+    }
+    km_buf_printf(out, "chunk %d%s%s%s", c->chunk_size, c->policy == KVC_FIFO ? ", FIFO" : "",
+                  c->save_decode ? ", decode kept" : "", c->save_unfull ? ", partial chunks kept" : "");
+    if (c->throttle) {
+        km_buf_puts(out, ", loads at most ");
+        put_bytes(out, c->throttle, c->throttle % 1000 ? 1024 : 1000);
+        km_buf_puts(out, "/s");
+    }
 }

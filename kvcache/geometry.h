@@ -8,7 +8,11 @@
 #include "base/err.h"
 #include "engine/kv_port.h"
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+enum { KVC_CHUNK_MOST = 1 << 20 }; /* most tokens of a chunk */
 
 struct kvc_geometry {
     struct kv_geom pool;  /* as the engine's backend published it */
@@ -20,8 +24,9 @@ struct kvc_geometry {
     bool payload;         /* false: the device is simulated, so there are no payload bytes anywhere */
 };
 
-/* KM_EINVAL if the pool's shape is impossible, if page_bytes is not what the shape needs, or if chunk_size (at least 1)
- * is not a multiple of the block size. payload: as in struct kv_copier. */
+/* KM_EINVAL if the pool's shape is impossible, if page_bytes is not what the shape needs, if a token's row is not a
+ * multiple of 8 bytes, or if chunk_size is not a multiple of the block size from 1 to KVC_CHUNK_MOST. payload: as in
+ * struct kv_copier. */
 int kvc_geometry_init(struct kvc_geometry *g, const struct kv_geom *pool, int chunk_size, bool payload,
                       struct km_err *err);
 

@@ -23,13 +23,13 @@ enum kvc_codec { KVC_RAW = 0 }; /* how the payload is encoded; a reader refuses 
 struct kvc_header {
     uint64_t magic;
     uint32_t version, codec;      /* codec: enum kvc_codec */
-    struct km_digest fingerprint; /* identity of the KV: the root of the key chain without a salt */
+    struct km_digest fingerprint; /* identity of the KV (struct kvc_keys) */
     struct km_digest key;
     uint32_t position;            /* number of chunks before this one in its sequence */
     uint32_t n_tokens;            /* valid tokens: chunk_size, or less in a partial last chunk */
     uint32_t n_pages;             /* pages of the payload: n_tokens / block_size, rounded up */
     uint32_t header_bytes;        /* of the whole header */
-    uint64_t payload_bytes;       /* as stored */
+    uint64_t payload_bytes;       /* as stored; a raw payload has n_pages pages, or 0 bytes on a simulated device */
     uint64_t checksum;            /* XXH3-64 of the whole header with this field 0 */
     uint64_t body[];              /* [n_pages] checksums, then int32_t [n_tokens] ids, then zeros */
 };

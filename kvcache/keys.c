@@ -34,8 +34,11 @@ int kvc_keys_open(struct kvc_keys *k, const struct kvc_geometry *g, struct km_er
     add_u64(k->sha, (uint64_t)pool->n_kv_heads);
     add_u64(k->sha, (uint64_t)pool->head_dim);
     add_u64(k->sha, theta);
+    const size_t n_numerics = strnlen(pool->numerics, sizeof pool->numerics);
+    add_u64(k->sha, n_numerics); /* kernels that round differently share no chunks */
+    km_sha_add(k->sha, pool->numerics, n_numerics);
     add_u64(k->sha, (uint64_t)g->chunk_size);
-    k->base = km_sha_end(k->sha);
+    k->fingerprint = km_sha_end(k->sha);
     return 0;
 }
 
@@ -48,21 +51,21 @@ void kvc_keys_close(struct kvc_keys *k)
 struct km_digest kvc_keys_root(struct kvc_keys *k, const char *salt)
 {
     km_sha_begin(k->sha);
-    km_sha_add(k->sha, k->base.b, sizeof k->base.b);
+    km_sha_add(k->sha, k->fingerprint.b, sizeof k->fingerprint.b);
     km_sha_add(k->sha, salt ? "s" : "-", 1);
     if (salt)
         km_sha_add(k->sha, salt, strlen(salt));
     return km_sha_end(k->sha);
 }
 
-struct km_digest kvc_keys_next(struct kvc_keys *k, const struct km_digest *parent, const int32_t *ids)
+struct km_digest kvc_keys_next(struct kvc_keys *k, const struct km_digest *parent, const int32_t *ids, int n)
 {
     km_sha_begin(k->sha);
     km_sha_add(k->sha, parent->b, sizeof parent->b);
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    km_sha_add(k->sha, ids, (size_t)k->geometry->chunk_size * sizeof *ids);
+    km_sha_add(k->sha, ids, (size_t)n * sizeof *ids);
 #else
-    for (int i = 0; i < k->geometry->chunk_size; i++) {
+    for (int i = 0; i < n; i++) {
         uint32_t v = __builtin_bswap32((uint32_t)ids[i]);
         km_sha_add(k->sha, &v, sizeof v);
     }

@@ -1,230 +1,141 @@
-/* The functions of the engine's port: sequences, lookups, and the choice of what to load and to store.
- *
- * Two decisions keep the cache simple. All state changes on the engine's thread, inside a call of the port; checksum
- * threads only read bytes. And a store inserts the chunks of its sequence in order and stops at the first one that it
- * cannot insert, because a lookup stops at the first chunk that it misses and would not find the chunks after it. */
+/* The store: opening, sharing among engines, reset, statistics and checks. */
 #include "kvcache/kvcache.h"
 
-#include "base/machine.h"
+#include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
-#include "kvcache/transfer.h"
+#include "kvcache/op.h"
+#include "kvcache/sequence.h"
+#include "kvcache/view.h"
 
 #include <string.h>
+#include <unistd.h>
 
-static struct kv_seq *port_open(void *self, const char *salt)
+int64_t kvc_now(const struct kvc_view *v)
 {
-    struct kvc *k = self;
-    struct kv_seq *s = km_calloc(1, sizeof *s);
-    if (!s)
-        return NULL;
-    s->kvc = k;
-    s->detached = !k->attached;
-    if (k->active)
-        s->root = kvc_keys_root(&k->keys, salt);
-    s->next = k->seqs;
-    if (s->next)
-        s->next->prev = s;
-    k->seqs = s;
-    return s;
+    return v && !v->kvc->threaded ? kvc_view_now(v) : km_now_ns();
 }
 
-static void port_close(struct kv_seq *s)
+void kvc_grow(struct kvc *k)
 {
-    if (!s)
-        return;
-    struct kvc *k = s->kvc;
-    kvc_transfer_forget_seq(s);
-    kvc_seq_unpin(s);
-    *(s->prev ? &s->prev->next : &k->seqs) = s->next;
-    if (s->next)
-        s->next->prev = s->prev;
-    km_free(s->key);
-    km_free(s->pin);
-    km_free(s);
+    if (k->active && k->chunks.n_usable < k->chunks.n)
+        kvc_chunks_grow(&k->chunks, kvc_pool_usable(k->pool));
 }
 
-static int port_lookup(struct kv_seq *s, const int32_t *tokens, int n)
+void kvc_unref(struct kvc *k, int slot)
 {
-    struct kvc *k = s->kvc;
-    k->stats.lookups++;
-    k->stats.lookup_tokens += n > 0 ? n : 0;
-    kvc_transfer_forget_seq(s);
-    kvc_seq_unpin(s);
-    s->n_offered = 0;
-    if (s->detached || !k->active || !k->chunks.n_ready)
-        return 0;
-    const int C = k->geometry.chunk_size, whole = n / C;
-    if (whole < 1 || !kvc_seq_reserve(s, whole))
-        return 0;
-    for (int i = 0; i < whole; i++) {
-        int slot = kvc_chunks_find(&k->chunks, kvc_seq_key(s, i, tokens));
-        if (slot < 0 || k->chunks.slot[slot].state != KVC_READY ||
-            !kvc_chunks_match(&k->chunks, slot, tokens + (size_t)i * (size_t)C, i))
-            break;
-        kvc_chunks_ref(&k->chunks, slot);
-        s->pin[s->n_pins++] = slot;
-    }
-    for (int i = s->n_pins - 1; i >= 0; i--) /* the first chunk becomes the newest and is evicted last */
-        kvc_chunks_touch(&k->chunks, s->pin[i]);
-    k->stats.hit_tokens += (int64_t)s->n_pins * C;
-    return s->n_pins * C;
+    kvc_chunks_unref(&k->chunks, slot);
+    const struct kvc_chunk *c = &k->chunks.chunk[slot];
+    if (!k->cfg.local_cpu && c->state == KVC_READY && !c->refs)
+        kvc_chunks_drop(&k->chunks, slot);
 }
 
-static int port_load(struct kv_seq *s, int from, int to, const int32_t *block_table, uint64_t *ticket, int *good)
+void kvc_drop_corrupt(struct kvc *k, int slot, int tier)
 {
-    struct kvc *k = s->kvc;
-    const int B = k->geometry.pool.block_size, C = k->geometry.chunk_size;
-    *ticket = 0;
-    *good = from;
-    if (from < 0 || from > to || to > s->n_pins * C || (to && (from % B || to % B)))
-        return KM_EINVAL;
-    if (from == to) {
-        kvc_seq_unpin(s);
-        return 0;
-    }
-    int first = from / C, last = (to - 1) / C;
-    struct kvc_transfer *t = kvc_transfer_new(s, KV_TO_PAGE, last - first + 1, (to - from) / B);
-    if (!t)
-        return KM_ENOMEM;
-    for (int i = first; i <= last; i++) {
-        int lo = i * C > from ? i * C : from, hi = (i + 1) * C < to ? (i + 1) * C : to;
-        kvc_transfer_add(t, s->pin[i], i * C, (lo - i * C) / B, (hi - lo) / B, block_table + lo / B);
-    }
-    kvc_transfer_start(t, from, to, ticket, good); /* the engine learns of a failure from *good */
-    return 0;
+    struct kvc_chunk *c = &k->chunks.chunk[slot];
+    if (c->state != KVC_READY)
+        return; /* another load has dropped it already */
+    k->corrupt_chunks++;
+    if (tier >= 0)
+        kvc_tier_remove(k, tier, &c->key);
+    kvc_chunks_drop(&k->chunks, slot);
 }
 
-static int port_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, const int32_t *block_table,
-                      uint64_t *ticket)
+static void close_store(struct kvc *k)
 {
-    struct kvc *k = s->kvc;
-    *ticket = 0;
-    /* All pinned tokens are in the pages, so the engine will not load them. */
-    if (n >= s->n_pins * k->geometry.chunk_size)
-        kvc_seq_unpin(s);
-    if (s->detached || !k->active)
-        return 0;
-    if (!k->cfg.save_decode && n > n_prompt)
-        n = n_prompt;
-    const int C = k->geometry.chunk_size, per_chunk = k->geometry.chunk_pages, whole = n / C;
-    if (whole <= s->n_offered)
-        return 0;
-    struct kvc_transfer *t = NULL;
-    if (kvc_seq_reserve(s, whole))
-        t = kvc_transfer_new(s, KV_TO_HOST, whole, (whole - s->n_offered) * per_chunk);
-    if (!t)
-        return KM_ENOMEM;
-    int i;
-    for (i = 0; i < whole; i++) {
-        const struct km_digest *key = kvc_seq_key(s, i, tokens);
-        const int32_t *ids = tokens + (size_t)i * (size_t)C;
-        int slot = kvc_chunks_find(&k->chunks, key);
-        if (slot >= 0) {
-            if (!kvc_chunks_match(&k->chunks, slot, ids, i))
-                break; /* another chunk has this key: a lookup would stop here */
-            if (k->chunks.slot[slot].state == KVC_READY)
-                kvc_transfer_add(t, slot, i * C, 0, 0, NULL);
-            continue;
-        }
-        if (i < s->n_offered) /* evicted after it was offered: storing it again would only evict others */
-            break;
-        slot = kvc_chunks_insert(&k->chunks, key, ids, i);
-        if (slot < 0)
-            break;
-        kvc_transfer_add(t, slot, i * C, 0, per_chunk, block_table + (size_t)i * (size_t)per_chunk);
-    }
-    s->n_offered = i > s->n_offered ? i : s->n_offered;
-    return kvc_transfer_start(t, 0, i * C, ticket, NULL);
-}
-
-static int port_poll(void *self, uint64_t ticket, int *good)
-{
-    return kvc_transfer_poll(self, ticket, good);
-}
-
-static int port_reset(void *self)
-{
-    struct kvc *k = self;
-    return kvc_chunks_clear(&k->chunks) ? KM_ELIMIT : 0;
-}
-
-static void port_stats(void *self, struct kv_port_stats *out)
-{
-    const struct kvc *k = self;
-    const int64_t chunk = (int64_t)k->geometry.chunk_bytes;
-    *out = k->stats;
-    out->evicted_chunks = k->chunks.evicted;
-    out->chunks = k->chunks.n_ready;
-    out->bytes = (int64_t)(k->chunks.n - k->chunks.n_free) * chunk;
-    out->capacity = (int64_t)k->chunks.n * chunk;
-}
-
-static void close_parts(struct kvc *k)
-{
+    kvc_tiers_close(k);
     kvc_chunks_close(&k->chunks);
-    kvc_dram_close(&k->dram);
+    kvc_pool_close(k->pool);
     kvc_keys_close(&k->keys);
-    k->attached = k->active = k->async_copies = false;
+    km_free(k->lost);
+    k->pool = NULL;
+    k->lost = NULL;
+    k->open = k->active = k->resetting = false;
+    k->throttle_at = k->throttle_free = 0;
 }
 
+/* Opens pool, index and tiers for k->geometry. */
 static int open_parts(struct kvc *k, struct km_err *err)
 {
-    const struct kvc_geometry *g = &k->geometry;
-    int rc = kvc_keys_open(&k->keys, g, err);
+    int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, "", k->slab_bytes, err);
     if (!rc)
-        rc = kvc_dram_open(&k->dram, g, &k->copier, k->cfg.max_local_cpu, km_available_memory(""), k->slab_bytes, err);
-    if (!rc)
-        rc = kvc_chunks_open(&k->chunks, k->dram.n_slots, g, k->cfg.policy, err);
-    if (rc) {
-        close_parts(k);
-        return rc;
-    }
-    kvc_checksum_pool_open(&k->checksums);
-    k->active = true;
-    return 0;
-}
-
-static int port_attach(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err)
-{
-    struct kvc *k = self;
-    if (k->attached)
-        return km_fail(err, KM_EINVAL, "this cache is attached to an engine already; open one cache for each engine");
-    int rc = kvc_geometry_init(&k->geometry, geom, k->cfg.chunk_size, err);
+        rc = kvc_chunks_open(&k->chunks, kvc_pool_slots(k->pool), k->cfg.policy, err);
     if (rc)
         return rc;
-    k->copier = *copier;
-    if (k->cfg.local_cpu)
+    k->lost = km_calloc((size_t)k->chunks.n, sizeof *k->lost);
+    if (!k->lost)
+        return km_fail(err, KM_ENOMEM, "out of memory for the cache layer's index");
+    rc = kvc_tiers_open(k, err);
+    if (rc)
+        return rc;
+    k->active = true;
+    return k->threaded ? kvc_driver_start(k, err) : 0;
+}
+
+static int open_store(struct kvc *k, const struct kvc_geometry *g, bool threaded, struct km_err *err)
+{
+    k->geometry = *g;
+    k->threaded = threaded;
+    int rc = kvc_keys_open(&k->keys, &k->geometry, err);
+    if (!rc && (k->cfg.local_cpu || k->cfg.n_tiers))
         rc = open_parts(k, err);
-    k->attached = !rc;
+    if (rc)
+        close_store(k);
+    else
+        k->open = true;
     return rc;
 }
 
-static void port_detach(void *self)
+static bool shared(const struct kvc *k)
 {
-    struct kvc *k = self;
-    if (!k->attached)
-        return;
-    bool drained = kvc_transfer_drain(k);
-    for (struct kv_seq *s = k->seqs; s; s = s->next) {
-        kvc_seq_unpin(s);
-        s->detached = true;
-    }
-    if (k->active)
-        kvc_checksum_pool_close(&k->checksums);
-    if (!drained) { /* copies may still write to the slabs, so their memory must not be freed: it leaks */
-        k->dram = (struct kvc_dram){0};
-        memset(k->transfers, 0, (size_t)k->cap_transfers * sizeof *k->transfers);
-        k->n_transfers = 0;
-    }
-    close_parts(k);
+    for (const struct kvc_view *v = k->views; v; v = v->next)
+        if (v->attached)
+            return true;
+    return false;
+}
+
+int kvc_join(struct kvc *k, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err)
+{
+    struct kvc_geometry g;
+    struct kvc_keys keys;
+    int rc = kvc_geometry_init(&g, geom, k->cfg.chunk_size, copier->payload, err);
+    if (!rc)
+        rc = kvc_keys_open(&keys, &g, err);
+    if (rc)
+        return rc;
+    const bool same = k->open && !memcmp(&keys.fingerprint, &k->keys.fingerprint, sizeof keys.fingerprint) &&
+                      g.payload == k->geometry.payload && copier->threads == k->threaded;
+    kvc_keys_close(&keys);
+    if (same)
+        return 0;
+    if (shared(k))
+        return km_fail(err, KM_EINVAL, "this store is in use by an engine whose model, KV shape or device differs; "
+                                       "open a store of its own for this engine");
+    if (k->open && !kvc_driver_stop(k))
+        return km_fail(err, KM_EDEVICE, "a copy or a tier of the cache layer does not come to an end; restart the "
+                                        "server");
+    if (k->open)
+        close_store(k);
+    return open_store(k, &g, copier->threads, err);
+}
+
+static void init_locks(struct kvc *k)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_mutex_init(&k->doors, NULL);
+    pthread_mutex_init(&k->lock, NULL);
+    pthread_cond_init(&k->work, &attr);
+    pthread_cond_init(&k->passed, &attr);
+    pthread_condattr_destroy(&attr);
 }
 
 int kvc_open(struct kvc **out, const struct kvc_config *c, struct km_err *err)
 {
     if (c->chunk_size < 1)
         return km_fail(err, KM_EINVAL, "chunk_size is %d; it must be 1 or more (256 is usual)", c->chunk_size);
-    if (c->local_cpu && c->max_local_cpu < 1)
+    if ((c->local_cpu || c->n_tiers) && c->max_local_cpu < 1)
         return km_fail(err, KM_EINVAL, "max_local_cpu_size is %lld bytes; set it to at least the size of one chunk",
                        (long long)c->max_local_cpu);
     struct kvc *k = km_calloc(1, sizeof *k);
@@ -232,8 +143,23 @@ int kvc_open(struct kvc **out, const struct kvc_config *c, struct km_err *err)
         return km_fail(err, KM_ENOMEM, "out of memory for the cache layer");
     k->cfg = *c;
     k->slab_bytes = KVC_SLAB;
-    kvc_chunks_close(&k->chunks); /* an empty store until an engine attaches */
+    init_locks(k);
     *out = k;
+    return 0;
+}
+
+int kvc_port(struct kvc *k, struct kv_port *out, struct km_err *err)
+{
+    struct kvc_view *v = km_calloc(1, sizeof *v);
+    if (!v)
+        return km_fail(err, KM_ENOMEM, "out of memory for an engine's view of the cache layer");
+    v->kvc = k;
+    v->ops_end = &v->ops;
+    pthread_mutex_lock(&k->lock);
+    v->next = k->views;
+    k->views = v;
+    pthread_mutex_unlock(&k->lock);
+    kvc_view_port(v, out);
     return 0;
 }
 
@@ -241,53 +167,176 @@ void kvc_free(struct kvc *k)
 {
     if (!k)
         return;
-    port_detach(k);
-    while (k->seqs)
-        port_close(k->seqs);
-    km_free(k->transfers);
+    for (struct kvc_view *v = k->views; v; v = v->next)
+        kvc_view_detach(v);
+    if (!kvc_driver_stop(k))
+        return; /* the thread is in a call that does not return; it may use anything of the store, which leaks */
+    while (k->views) {
+        struct kvc_view *v = k->views;
+        k->views = v->next;
+        kvc_view_free(v);
+    }
+    if (k->open)
+        close_store(k);
+    pthread_cond_destroy(&k->work);
+    pthread_cond_destroy(&k->passed);
+    pthread_mutex_destroy(&k->lock);
+    pthread_mutex_destroy(&k->doors);
     km_free(k);
 }
 
-void kvc_port(struct kvc *k, struct kv_port *out)
+bool kvc_settle(struct kvc *k, double seconds)
 {
-    *out = (struct kv_port){.self = k,
-                            .chunk_size = k->cfg.chunk_size,
-                            .attach = port_attach,
-                            .detach = port_detach,
-                            .open = port_open,
-                            .lookup = port_lookup,
-                            .load = port_load,
-                            .store = port_store,
-                            .poll = port_poll,
-                            .close = port_close,
-                            .reset = port_reset,
-                            .stats = port_stats};
+    const int64_t until = km_now_ns() + (int64_t)(seconds * 1e9);
+    for (;;) {
+        kvc_drive(k, NULL);
+        pthread_mutex_lock(&k->lock);
+        bool busy = k->active && (kvc_pool_growing(k->pool) || kvc_tiers_open_ios(k));
+        kvc_grow(k);
+        pthread_mutex_unlock(&k->lock);
+        if (!busy)
+            return true;
+        if (km_now_ns() > until)
+            return false;
+        usleep(200);
+    }
 }
 
-int64_t kvc_checksum_ns(const struct kvc *k)
+/* Asks every tier to drop its chunks: 1 while one of them has not done so, 0, or < 0 if one has failed. */
+static int reset_tiers(struct kvc *k)
 {
-    return k->checksum_ns;
+    int rc = 0;
+    for (int i = 0; i < k->cfg.n_tiers; i++) {
+        struct kvc_tier_io *t = &k->tier[i];
+        if (!k->resetting)
+            t->clear = KVC_CLEAR_ASKED;
+        if (t->clear == KVC_CLEAR_ASKED || t->clear == KVC_CLEAR_RUNS)
+            rc = 1;
+        else if (t->clear == KVC_CLEAR_FAILED && !rc)
+            rc = KM_EIO;
+    }
+    k->resetting = rc == 1;
+    for (int i = 0; i < k->cfg.n_tiers && !k->resetting; i++)
+        k->tier[i].clear = KVC_CLEAR_NONE;
+    return rc;
 }
 
-int kvc_check(const struct kvc *k, struct km_err *err)
+int kvc_reset(struct kvc_view *v)
 {
-    int32_t *refs = km_calloc((size_t)k->chunks.n, sizeof *refs);
-    if (!refs)
-        return km_fail(err, KM_ENOMEM, "out of memory for the reference counts of %d slots", k->chunks.n);
-    for (const struct kv_seq *s = k->seqs; s; s = s->next)
-        for (int i = 0; i < s->n_pins; i++)
-            refs[s->pin[i]]++;
-    kvc_transfer_count_refs(k, refs);
-    int rc = kvc_chunks_check(&k->chunks, refs, err);
-    km_free(refs);
-    int open = 0;
-    for (int i = 0; i < k->cap_transfers; i++)
-        open += k->transfers[i] != NULL;
-    if (!rc && open != k->n_transfers)
-        return km_fail(err, KM_EINVAL, "%d tickets are open, but %d are counted", open, k->n_transfers);
-    int64_t budget = k->active ? k->cfg.max_local_cpu : 0;
-    if (!rc && (int64_t)k->chunks.n * (int64_t)k->geometry.chunk_bytes > budget)
-        return km_fail(err, KM_EINVAL, "%d slots of %zu bytes exceed the budget of %lld bytes", k->chunks.n,
-                       k->geometry.chunk_bytes, (long long)budget);
+    struct kvc *k = v->kvc;
+    kvc_drive(k, v);
+    int rc = 0;
+    pthread_mutex_lock(&k->lock);
+    if (k->active) {
+        rc = reset_tiers(k);
+        kvc_chunks_clear(&k->chunks);
+        if (!rc && k->chunks.n_ready + k->chunks.n_filling)
+            rc = KM_ELIMIT;
+        kvc_driver_wake(k);
+    }
+    pthread_mutex_unlock(&k->lock);
+    return rc;
+}
+
+static void add_row(struct kv_port_stats *out, const char *tier, const char *name, const char *help, bool gauge,
+                    double value)
+{
+    if (out->n_rows < KV_STAT_ROWS)
+        out->rows[out->n_rows++] = (struct kv_stat_row){tier, name, help, gauge, value};
+}
+
+static void tier_rows(struct kv_port_stats *out, const struct kvc_tier_io *t)
+{
+    const char *n = t->ops->name;
+    add_row(out, n, "hit_tokens", "Tokens that lookups found in this tier.", false, (double)t->hit_tokens);
+    add_row(out, n, "gets", "Chunks fetched from this tier.", false, (double)t->gets);
+    add_row(out, n, "get_bytes", "Bytes fetched from this tier.", false, (double)t->get_bytes);
+    add_row(out, n, "puts", "Chunks stored in this tier.", false, (double)t->puts);
+    add_row(out, n, "put_bytes", "Bytes stored in this tier.", false, (double)t->put_bytes);
+    add_row(out, n, "failures", "Chunks that this tier failed to deliver or to store.", false, (double)t->failures);
+    add_row(out, n, "late", "Operations that missed their deadline.", false, (double)t->late);
+    add_row(out, n, "dropped_puts", "Chunks that were not stored because too many were queued.", false,
+            (double)t->dropped_puts);
+    add_row(out, n, "queued_puts", "Chunks that wait to be stored in this tier, or are being stored.", true,
+            (double)(t->n_queue + t->n_puts));
+}
+
+void kvc_stats(struct kvc *k, struct kv_port_stats *out)
+{
+    pthread_mutex_lock(&k->lock);
+    kvc_grow(k);
+    const struct kvc_chunks *c = &k->chunks;
+    out->corrupt_chunks = k->corrupt_chunks;
+    out->n_rows = 0;
+    if (k->active) {
+        out->evicted_chunks = c->evicted;
+        out->chunks = c->n_ready;
+        out->capacity = kvc_pool_bytes(k->pool);
+        out->bytes = c->n_usable ? out->capacity / c->n_usable * (c->n_usable - c->n_free) : 0;
+        add_row(out, "dram", "hit_tokens", "Tokens that lookups found in this tier.", false,
+                (double)k->dram_hit_tokens);
+        add_row(out, "dram", "chunks", "Chunks in this tier.", true, (double)out->chunks);
+        add_row(out, "dram", "bytes", "Bytes in use in this tier.", true, (double)out->bytes);
+        add_row(out, "dram", "capacity_bytes", "Most bytes that this tier can use now.", true, (double)out->capacity);
+        add_row(out, "dram", "evicted_chunks", "Chunks removed from this tier to make room.", false,
+                (double)c->evicted);
+        add_row(out, "dram", "growing", "1 while more host memory is being allocated.", true,
+                kvc_pool_growing(k->pool));
+        for (int i = 0; i < k->cfg.n_tiers; i++)
+            tier_rows(out, &k->tier[i]);
+    }
+    const bool active = k->active;
+    pthread_mutex_unlock(&k->lock);
+    for (int i = 0; i < k->cfg.n_tiers && active; i++) { /* tiers close only when no engine is attached */
+        const struct kvc_tier_io *t = &k->tier[i];
+        const int first = out->n_rows,
+                  n = t->ops->stats ? t->ops->stats(t->tier, out->rows + first, KV_STAT_ROWS - first) : 0;
+        for (int j = 0; j < n; j++)
+            out->rows[first + j].tier = t->ops->name;
+        out->n_rows += n;
+    }
+}
+
+/* Counts the references that sequences, operations and tiers hold. */
+static void count_refs(const struct kvc *k, int32_t *refs)
+{
+    memcpy(refs, k->lost, (size_t)k->chunks.n * sizeof *refs);
+    kvc_tiers_count_refs(k, refs);
+    for (const struct kvc_view *v = k->views; v; v = v->next) {
+        for (const struct kv_seq *s = v->seqs; s; s = s->next)
+            for (int i = 0; i < s->n_found; i++)
+                if (s->found[i].slot >= 0)
+                    refs[s->found[i].slot]++;
+        for (const struct kvc_op *op = v->ops; op; op = op->next_op)
+            kvc_op_count_refs(op, refs);
+    }
+}
+
+int kvc_check(struct kvc *k, struct km_err *err)
+{
+    pthread_mutex_lock(&k->lock);
+    int rc = 0, n = k->chunks.n;
+    if (k->active) {
+        int32_t *refs = km_calloc((size_t)n, sizeof *refs);
+        if (refs) {
+            count_refs(k, refs);
+            rc = kvc_chunks_check(&k->chunks, refs, err);
+        } else
+            rc = km_fail(err, KM_ENOMEM, "out of memory for the reference counts of %d slots", n);
+        km_free(refs);
+        const int64_t bytes = (int64_t)n * (int64_t)(k->geometry.payload_bytes + k->geometry.header_bytes);
+        if (!rc && bytes > k->cfg.max_local_cpu)
+            rc = km_fail(err, KM_EINVAL, "%d slots of %zu bytes exceed the budget of %lld bytes", n,
+                         k->geometry.payload_bytes + k->geometry.header_bytes, (long long)k->cfg.max_local_cpu);
+    }
+    for (const struct kvc_view *v = k->views; v; v = v->next) {
+        int flying = 0;
+        for (const struct kvc_op *op = v->ops; op; op = op->next_op)
+            flying += op->n_flying;
+        if (!rc && v->lane && flying != v->lane[0].n + v->lane[1].n)
+            rc = km_fail(err, KM_EINVAL, "%d pieces are in flight, but operations count %d",
+                         v->lane[0].n + v->lane[1].n, flying);
+    }
+    pthread_mutex_unlock(&k->lock);
     return rc;
 }

@@ -41,10 +41,29 @@ struct kvc_config kvc_defaults(void);
  * this version does not serve adds a line to *warnings. An unknown key is an error that names the nearest known one. */
 int kvc_config_yaml(const char *path, struct kvc_config *c, struct km_buf *warnings, struct km_err *err);
 /* Reads a one-line specification: "none" sets *off; otherwise a list of tiers, such as "dram=50GiB,disk=/data:200GiB",
- * changes *c. Without a dram= element, host memory is used for staging only. */
+ * changes *c. Without a dram= element, KVC_STAGING bytes of host memory are used, for staging only. */
 int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km_err *err);
+#define KVC_STAGING ((int64_t)2 << 30)
+/* Appends the forms that an element of the specification may have, such as "dram=SIZE, disk=DIR:SIZE". */
+void kvc_config_usage(struct km_buf *out);
+/* True if the layer would keep chunks anywhere. */
+static inline bool kvc_config_on(const struct kvc_config *c)
+{
+    return c->local_cpu || c->n_tiers;
+}
 /* Appends a description for results and logs, such as "dram=5GiB, disk=/data/kv:200GiB, chunk 256". */
 void kvc_describe(const struct kvc_config *c, struct km_buf *out);
+
+/* The memory that the layer takes for an engine with a KV pool of this geometry. */
+struct kvc_plan {
+    size_t payload_bytes, header_bytes;        /* of one whole chunk */
+    int slots;                                 /* chunks that host memory has room for */
+    int64_t index_bytes;                       /* host memory of the chunk index */
+    struct kvc_tier_plan tier[KVC_TIERS_MOST]; /* [c->n_tiers] */
+};
+/* Plans without allocating. KM_EINVAL: the chunk size does not fit the geometry, or not one chunk fits in host
+ * memory. */
+int kvc_plan(const struct kvc_config *c, const struct kv_geom *geom, struct kvc_plan *out, struct km_err *err);
 
 struct kvc;
 

@@ -48,9 +48,15 @@ struct kvc_io {
 
 struct kvc_tier;
 struct kv_stat_row;
-struct plan;
 
-/* One of LMCache's YAML keys. `set` parses the value and writes to the tier's config. */
+/* What an open tier takes, for memory plans. */
+struct kvc_tier_plan {
+    int64_t host_bytes; /* host memory beside the layer's own, such as the index of a disk */
+    int64_t capacity;   /* most bytes of headers and payloads that the tier keeps; 0: without a limit, or not known */
+};
+
+/* One of LMCache's YAML keys. `set` parses the value and writes to the tier's config. It returns 1 and changes nothing
+ * if the value is for another tier that serves the same key, such as another scheme of remote_url. */
 struct kvc_tier_key {
     const char *key;
     int (*set)(void *config, const char *key, const char *value, struct km_err *err);
@@ -70,6 +76,8 @@ struct kvc_tier_ops {
     int (*enabled)(const void *config, bool *on, struct km_err *err);
     /* Appends a description for results and logs, such as "disk=/data/kv:200GiB", without passwords. */
     void (*describe)(const void *config, char *out, size_t size);
+    /* Fills *out, which is 0, for chunks of this geometry; opens nothing. NULL: the tier has nothing to state. */
+    void (*plan)(const void *config, const struct kvc_geometry *g, struct kvc_tier_plan *out);
 
     /* Opens the tier for chunks of this geometry, whose identity is `fingerprint`: chunks stored under another
      * fingerprint are never found. Borrows g until close. May take time (reading an index), but not wait for a server

@@ -9,8 +9,8 @@
 #   MODEL      the model that is timed (default: qwen3-8b)
 #   HF_MODEL   the model that is compared with transformers (default: qwen3-1.7b), "" for none. Its weights are written
 #              to TMPDIR: 16 GB for qwen3-8b.
-#   PARTS      the parts to run (default: all parts but sanitizer and sizes):
-#              kernels golden engine hf speed http yardsticks sanitizer sizes
+#   PARTS      the parts to run (default: all parts but copies, sanitizer and sizes):
+#              kernels golden engine cache hf speed copies http yardsticks sanitizer sizes
 #   DEVICE     device of the parts hf and http (default: cuda). DEVICE=cpu PARTS=http MODEL=qwen3-tiny runs the script
 #              without a GPU.
 set -u
@@ -19,7 +19,7 @@ bin=${1:?usage: gpu_check.sh BIN_DIR [OUT_DIR]}
 out=${2:-gpu-check}
 model=${MODEL-qwen3-8b}
 hf_model=${HF_MODEL-qwen3-1.7b}
-parts=${PARTS-kernels golden engine hf speed http yardsticks}
+parts=${PARTS-kernels golden engine cache hf speed http yardsticks}
 device=${DEVICE-cuda}
 libs="$bin/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 mkdir -p "$out" || exit 1
@@ -172,10 +172,15 @@ if wants engine; then
     run_part engine-tiny-lm run_program engine_check self "$here/models/qwen3-tiny-lm"
     run_part engine-0.6b run_program engine_check self qwen3-0.6b
 fi
+if wants cache; then
+    run_part cache-tiny-lm run_program engine_check cache "$here/models/qwen3-tiny-lm"
+    run_part cache-0.6b run_program engine_check cache qwen3-0.6b
+fi
 if wants hf && [ -n "$hf_model" ]; then
     if [ -n "$have_torch" ]; then check_hf; else echo "== hf: skipped, PyTorch and transformers are not installed"; fi
 fi
 wants speed && run_part speed run_program cuda_bench "$model" "$out/speed.json"
+wants copies && run_part copies run_program cuda_bench "$model" copies
 wants sizes && run_part sizes check_sizes
 wants http && check_http
 if wants yardsticks; then

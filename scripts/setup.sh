@@ -4,7 +4,7 @@
 set -eu
 
 packages="build-essential cmake pkg-config libcjson-dev libcurl4-openssl-dev libevent-dev libssl-dev libxxhash-dev
-libutf8proc-dev libopenblas-dev libyaml-dev libcmocka-dev gnuplot-nox"
+libutf8proc-dev libopenblas-dev liburing-dev libyaml-dev libcmocka-dev gnuplot-nox"
 
 if ! command -v dpkg-query >/dev/null 2>&1; then
     echo "setup: dpkg-query is missing, so this is not Debian or Ubuntu; install the equivalents of:" $packages >&2

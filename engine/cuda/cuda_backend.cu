@@ -1,4 +1,4 @@
-/* The CUDA backend (engine/backend.h): a stream for steps, a stream for copies, and CUDA graphs for decode steps.
+/* The CUDA backend (engine/backend.h): a stream for steps, CUDA graphs for decode steps, and the copier (copy.h).
  *
  * A step consists of kernels only. Its first kernel reads the step's arrays from pinned memory, and its last kernel
  * writes the sampled ids to pinned memory. A step in which every request has one query token and is sampled replays a
@@ -9,6 +9,7 @@
  * memory exists once, because the stream runs the steps in order. The logits on the device are therefore those of the
  * step that was submitted last. */
 #include "engine/cuda/attn/attn.h"
+#include "engine/cuda/copy.h"
 #include "engine/cuda/gemm/gemm.h"
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/plan.h"
@@ -23,16 +24,17 @@ extern "C" {
 #include <stdio.h>
 #include <string.h>
 
-namespace {
+namespace
+{
 
-enum { COPY_EVENTS = 64 }; /* events for copies; a copy waits until the copy that used its event before has ended */
-enum { COPY_BATCH = 256 }; /* most contiguous ranges in one call of cudaMemcpyBatchAsync */
+/* Events of steps. Two would do for the steps in flight. With more of them, a copy that another thread submits rarely
+ * waits for a later step than its fence. */
+enum { STEP_EVENTS = 8 };
 
 /* A step in flight. */
 struct step_slot {
     const struct batch *in; /* its batch; NULL: the slot is free */
     int64_t submitted_ns;   /* km_now_ns at its submission */
-    cudaEvent_t done;       /* completes when the step's kernels have ended */
 };
 
 } // namespace
@@ -47,10 +49,12 @@ struct be {
     cu_prefill_plan prefill; /* used if prefill_sm90 */
     cu_graphs graphs;
 
-    cudaStream_t step_stream, copy_stream;
-    uint64_t n_steps, n_copies;         /* submitted so far; tickets are numbered from 1 */
+    cudaStream_t step_stream;
+    uint64_t n_steps, n_ended;          /* steps submitted, and known to have ended. Written by the engine's thread,
+                                           and read by the thread that copies: atomic. Tickets are numbered from 1 */
     step_slot in_flight[2];             /* step n uses [n % 2] */
-    cudaEvent_t copy_done[COPY_EVENTS]; /* copy n uses [(n - 1) % COPY_EVENTS] */
+    cudaEvent_t step_done[STEP_EVENTS]; /* step n uses [n % STEP_EVENTS]; completes when its kernels have ended */
+    cu_copier copier;
 
     int64_t last_retired_ns; /* km_now_ns when the last step was retired */
     struct be_stats stats;
@@ -63,8 +67,23 @@ static char *host_arrays(const struct be *b, int buf)
     return b->ws.host_arrays + (size_t)buf * b->ws.arrays_bytes;
 }
 
+/* Enqueues the attention of a layer. n: counts of the step. */
+static void enqueue_attention(const struct be *b, const cu_step_arrays &in, const cu_step_counts &n, int layer)
+{
+    const cu_workspace &ws = b->ws;
+    cudaStream_t s = b->step_stream;
+    if (n.n_splits)
+        cu_attn_decode(b->m, ws.qkv, in, n.n_splits, layer, ws.pool, ws.o, ws.attn_workspace, s);
+    if (n.n_tiles && b->prefill_sm90)
+        cu_attn_prefill_sm90(b->m, b->prefill, in, n.n_tiles, layer, ws.o, s);
+    else if (n.n_tiles)
+        cu_attn_prefill(b->m, ws.qkv, in, n.n_tiles, layer, ws.pool, ws.o, s);
+    if (n.n_tail_splits)
+        cu_attn_tails_sm90(b->m, b->prefill, in, n, layer, ws.tail_workspace, ws.o, s);
+}
+
 /* Enqueues the kernels of a step of T tokens of R requests. Its arrays are in pinned buffer buf. S rows are sampled. */
-static int enqueue_step(struct be *b, int buf, int T, int R, int n_splits, int n_tiles, int S, struct km_err *err)
+static int enqueue_step(struct be *b, int buf, int T, int R, const cu_step_counts &n, int S, struct km_err *err)
 {
     const cu_dims &m = b->m;
     const cu_workspace &ws = b->ws;
@@ -75,12 +94,7 @@ static int enqueue_step(struct be *b, int buf, int T, int R, int n_splits, int n
     cu_embed(m, b->weights.embed, ws.inv_freq, in, ws.sampled_ids, T, ws.x, ws.angles, s);
     rc = cu_gemm_run(b->gemms, CU_GEMM_QKV, 0, T, in, s, err);
     for (int l = 0; l < m.L && !rc; l++) {
-        if (n_splits)
-            cu_attn_decode(m, ws.qkv, in, n_splits, l, ws.pool, ws.o, ws.attn_workspace, s);
-        if (n_tiles && b->prefill_sm90)
-            cu_attn_prefill_sm90(m, b->prefill, in, n_tiles, l, ws.o, s);
-        else if (n_tiles)
-            cu_attn_prefill(m, ws.qkv, in, n_tiles, l, ws.pool, ws.o, s);
+        enqueue_attention(b, in, n, l);
         rc = cu_gemm_chain(b->gemms, l, T, in, s, err);
     }
     if (!rc && S) {
@@ -103,7 +117,9 @@ static int enqueue_padding(void *self, int buf, int reqs, struct km_err *err)
     cu_step_layout(b->m, reqs, reqs, host_arrays(b, buf), &host);
     cu_step_clear(host);
     cu_step_pad(b->m, host, 0, 0, reqs, b->ws.n_pages);
-    return enqueue_step(b, buf, reqs, reqs, cu_attn_splits_max(b->m, reqs), 0, reqs, err);
+    cu_step_counts n = {};
+    n.n_splits = cu_attn_splits_max(b->m, reqs);
+    return enqueue_step(b, buf, reqs, reqs, n, reqs, err);
 }
 
 /* ---- steps ---- */
@@ -148,17 +164,18 @@ static int cuda_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     int T = g ? g->reqs : in->n_tokens, R = g ? g->reqs : in->n_reqs;
     cu_step_arrays host;
     cu_step_layout(b->m, T, R, host_arrays(b, buf), &host);
-    cu_step_fill(b->m, in, host, b->ws.decoding, &n);
+    cu_step_fill(b->m, in, host, b->ws.requests, &n);
     if (g) {
         cu_step_pad(b->m, host, n.n_decodes, n.n_splits, R, b->ws.n_pages);
         CU_TRY(cudaGraphLaunch(g->exec[buf], b->step_stream));
-    } else if ((rc = enqueue_step(b, buf, T, R, n.n_splits, n.n_tiles, in->n_samples, err)))
+    } else if ((rc = enqueue_step(b, buf, T, R, n, in->n_samples, err)))
         return rc;
     step_slot *f = &b->in_flight[buf];
-    CU_TRY(cudaEventRecord(f->done, b->step_stream));
+    *ticket = b->n_steps + 1;
+    CU_TRY(cudaEventRecord(b->step_done[*ticket % STEP_EVENTS], b->step_stream));
     f->in = in;
     f->submitted_ns = now;
-    *ticket = ++b->n_steps;
+    __atomic_store_n(&b->n_steps, *ticket, __ATOMIC_RELEASE); /* after the event was recorded */
     return 0;
 }
 
@@ -198,7 +215,8 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
     if (!in || !ticket || (!last_submitted && ticket + 1 != b->n_steps))
         return km_fail(err, KM_EINVAL, "step %llu is not in flight", (unsigned long long)ticket);
     f->in = nullptr;
-    CU_TRY(cudaEventSynchronize(f->done));
+    CU_TRY(cudaEventSynchronize(b->step_done[ticket % STEP_EVENTS]));
+    __atomic_store_n(&b->n_ended, ticket, __ATOMIC_RELEASE);
     const int32_t *ids = b->ws.sampled_host + buf * b->m.max_reqs;
     for (int i = 0; i < in->n_samples; i++) {
         bool sampled = device_samples(&in->samples[i]) && ids[i] >= 0;
@@ -222,93 +240,43 @@ static int cuda_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
     return 0;
 }
 
-/* ---- copies ---- */
+/* ---- copies, which one other thread may submit and poll ---- */
 
-/* Enqueues n copies of size[i] bytes from src[i] to dst[i]. */
-static cudaError_t enqueue_copies(struct be *b, enum kv_dir dir, void *const *dst, const void *const *src,
-                                  const size_t *size, size_t n)
+/* Sets *fence to the event that completes when step `after` has ended, or to NULL if it is known to have ended. Another
+ * thread may submit steps meanwhile: if it uses the event again, the copy waits for a later step, which is correct. */
+static int find_fence(const struct be *b, uint64_t after, cudaEvent_t *fence, struct km_err *err)
 {
-    cudaMemcpyAttributes how = {};
-    /* The source of a store (D2H) is a page that kernels in the stream still write: it must be read in stream order.
-     * The source of a load (H2D) does not change after the call. */
-    how.srcAccessOrder = dir == KV_TO_HOST ? cudaMemcpySrcAccessOrderStream : cudaMemcpySrcAccessOrderAny;
-    size_t first = 0; /* the attributes are for all copies from the first on */
-#if CUDART_VERSION >= 13000
-    return cudaMemcpyBatchAsync(const_cast<const void **>(reinterpret_cast<const void *const *>(dst)),
-                                const_cast<const void **>(src), const_cast<size_t *>(size), n, &how, &first, 1,
-                                b->copy_stream);
-#else
-    size_t failed;
-    return cudaMemcpyBatchAsync(const_cast<void **>(dst), const_cast<void **>(src), const_cast<size_t *>(size), n, &how,
-                                &first, 1, &failed, b->copy_stream);
-#endif
+    uint64_t n_steps = __atomic_load_n(&b->n_steps, __ATOMIC_ACQUIRE);
+    *fence = nullptr;
+    if (after > n_steps)
+        return km_fail(err, KM_EINVAL, "a copy waits for step %llu, but only %llu steps were submitted",
+                       (unsigned long long)after, (unsigned long long)n_steps);
+    if (after > __atomic_load_n(&b->n_ended, __ATOMIC_ACQUIRE))
+        *fence = b->step_done[after % STEP_EVENTS];
+    return 0;
 }
 
-/* Number of copies from c[0] on whose pages are contiguous both in the pool and on the host: they become one copy. */
-static int contiguous_pages(const struct kv_copy *c, int n, size_t page_bytes)
-{
-    int run = 1;
-    while (run < n && c[run].page == c[0].page + run &&
-           static_cast<char *>(c[run].host) == static_cast<char *>(c[0].host) + (size_t)run * page_bytes)
-        run++;
-    return run;
-}
-
-static int cuda_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+static int cuda_copy(struct be *b, enum kv_dir dir, struct kv_copy *c, int n, uint64_t after, uint64_t *ticket,
                      struct km_err *err)
 {
-    size_t page_bytes = b->m.page_elems * sizeof(bf16);
-    for (int i = 0; i < n; i++)
-        if (c[i].page < 0 || c[i].page >= b->ws.n_pages)
-            return km_fail(err, KM_EINVAL, "page %d of a copy is outside the pool of %d pages", c[i].page,
-                           b->ws.n_pages);
-    if (b->n_steps) /* the steps in flight may still write or read these pages */
-        CU_TRY(cudaStreamWaitEvent(b->copy_stream, b->in_flight[b->n_steps % 2].done, 0));
-    for (int i = 0; i < n;) {
-        void *dst[COPY_BATCH];
-        const void *src[COPY_BATCH];
-        size_t size[COPY_BATCH], k = 0;
-        while (i < n && k < COPY_BATCH) {
-            int run = contiguous_pages(c + i, n - i, page_bytes);
-            void *device = b->ws.pool + (size_t)c[i].page * b->m.page_elems;
-            dst[k] = dir == KV_TO_HOST ? c[i].host : device;
-            src[k] = dir == KV_TO_HOST ? device : c[i].host;
-            size[k++] = (size_t)run * page_bytes;
-            i += run;
-        }
-        CU_TRY(enqueue_copies(b, dir, dst, src, size, k));
-    }
-    cudaEvent_t e = b->copy_done[b->n_copies % COPY_EVENTS];
-    if (b->n_copies >= COPY_EVENTS) /* the copy that used this event before must have ended */
-        CU_TRY(cudaEventSynchronize(e));
-    CU_TRY(cudaEventRecord(e, b->copy_stream));
-    *ticket = ++b->n_copies;
-    return 0;
+    cudaEvent_t fence;
+    int rc = find_fence(b, after, &fence, err);
+    return rc ? rc : cu_copy_submit(&b->copier, dir, c, n, fence, ticket, err);
 }
 
 static int cuda_poll(struct be *b, uint64_t ticket)
 {
-    if (!ticket || ticket + COPY_EVENTS <= b->n_copies)
-        return 1;
-    cudaError_t rc = cudaEventQuery(b->copy_done[(ticket - 1) % COPY_EVENTS]);
-    return rc == cudaSuccess ? 1 : rc == cudaErrorNotReady ? 0 : KM_EDEVICE;
+    return cu_copy_poll(&b->copier, ticket);
 }
 
-static void *cuda_host_alloc(struct be *, size_t size)
+static int cuda_host_register(struct be *, void *p, size_t size, struct km_err *err)
 {
-    void *p;
-    if (cudaHostAlloc(&p, size, cudaHostAllocDefault) != cudaSuccess) {
-        cudaGetLastError(); /* clears the error, because the caller continues without the memory */
-        return nullptr;
-    }
-    km_mem_note(KM_MEM_PINNED, (int64_t)size);
-    return p;
+    return cu_host_register(p, size, err);
 }
 
-static void cuda_host_free(struct be *, void *p, size_t size)
+static void cuda_host_unregister(struct be *, void *p, size_t size)
 {
-    if (p && cudaFreeHost(p) == cudaSuccess)
-        km_mem_note(KM_MEM_PINNED, -(int64_t)size);
+    cu_host_unregister(p, size);
 }
 
 /* ---- open and close ---- */
@@ -319,19 +287,15 @@ static void cuda_close(struct be *b)
         return;
     cudaDeviceSynchronize();
     cu_graphs_free(&b->graphs);
+    cu_copier_close(&b->copier);
     cu_workspace_free(&b->ws);
     cu_gemms_close(b->gemms);
     cu_weights_free(&b->weights);
-    for (cudaEvent_t e : b->copy_done)
+    for (cudaEvent_t e : b->step_done)
         if (e)
             cudaEventDestroy(e);
-    for (const step_slot &f : b->in_flight)
-        if (f.done)
-            cudaEventDestroy(f.done);
     if (b->step_stream)
         cudaStreamDestroy(b->step_stream);
-    if (b->copy_stream)
-        cudaStreamDestroy(b->copy_stream);
     km_free(b);
 }
 
@@ -387,13 +351,11 @@ static int open_parts(struct be *b, const struct be_opts *o, const struct mdl *m
     snprintf(b->stats.device, sizeof b->stats.device, "%.60s, %.0f GiB", gpu.name, (double)gpu.total / (1 << 30));
     b->mdl = m;
     CU_TRY(cudaStreamCreateWithFlags(&b->step_stream, cudaStreamNonBlocking));
-    CU_TRY(cudaStreamCreateWithFlags(&b->copy_stream, cudaStreamNonBlocking));
-    for (step_slot &f : b->in_flight)
-        CU_TRY(cudaEventCreateWithFlags(&f.done, cudaEventDisableTiming));
-    for (cudaEvent_t &e : b->copy_done)
+    for (cudaEvent_t &e : b->step_done)
         CU_TRY(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
     rc = cu_weights_load(&b->weights, m, err);
     rc = rc ? rc : alloc_workspace(b, o, err);
+    rc = rc ? rc : cu_copier_open(&b->copier, b->m, b->ws.pool, b->ws.n_pages, b->ws.copy, err);
     rc = rc ? rc : plan_prefill(b, err);
     rc = rc ? rc : cu_gemms_open(&b->gemms, b->m, &b->weights, &b->ws, b->step_stream, err);
     rc = rc ? rc : capture_graphs(b, err);
@@ -425,5 +387,8 @@ static void cuda_stats(struct be *b, struct be_stats *out)
 /* In the order of the members of struct backend: C++17 has no designated initialisers. */
 extern "C" const struct backend be_cuda = {
     "cuda",    true, /* async_sched */
-    cu_probe,  cu_measure, cu_plan,         cuda_open,      cuda_close,        cuda_step, cuda_wait,
-    cuda_copy, cuda_poll,  cuda_host_alloc, cuda_host_free, nullptr /* now */, cuda_stats};
+    true,            /* threads */
+    false,           /* no_payload */
+    cu_probe,  cu_measure, cu_plan,   cuda_open,          cuda_close,           cuda_step,
+    cuda_wait, cuda_copy,  cuda_poll, cuda_host_register, cuda_host_unregister, nullptr, /* now */
+    cuda_stats};

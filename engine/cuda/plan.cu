@@ -65,6 +65,7 @@ struct kv_geom cu_geom(const cu_dims &d, const struct mdl *m, int n_pages)
     g.page_bytes = d.page_elems * sizeof(bf16);
     g.n_pages = n_pages;
     g.rope_theta = mdl_config(m)->rope_theta;
+    snprintf(g.numerics, sizeof g.numerics, "cuda-sm%d", d.arch); /* each generation has kernels of its own */
     return g;
 }
 

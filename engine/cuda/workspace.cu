@@ -38,6 +38,8 @@ void cu_workspace_list(struct cu_workspace *ws, const cu_dims &m)
     add(ws, "rotary frequencies", KM_MEM_DEVICE, &ws->inv_freq, (size_t)m.d / 2);
     add(ws, "rotary angles", KM_MEM_DEVICE, &ws->angles, T * (size_t)m.d / 2);
     add(ws, "attention workspace", KM_MEM_DEVICE, &ws->attn_workspace, cu_attn_decode_workspace(m));
+    if (cu_attn_prefill_sm90_usable(m))
+        add(ws, "partials of tails", KM_MEM_DEVICE, &ws->tail_workspace, cu_attn_tail_workspace(m));
     add(ws, "sums of squares for norms", KM_MEM_DEVICE, &ws->squares, (D + 63) / 64 * CU_SMALL_M_SM90_MAX);
     add(ws, "attention job counters", KM_MEM_DEVICE, &ws->job_counters, 2);
     add(ws, "sampling workspace", KM_MEM_DEVICE, &ws->sample_workspace, cu_sample_workspace(m.max_reqs));
@@ -48,7 +50,9 @@ void cu_workspace_list(struct cu_workspace *ws, const cu_dims &m)
     add(ws, "sampled ids, pinned", KM_MEM_PINNED, &ws->sampled_host, 2 * R);
     add(ws, "logits of one row", KM_MEM_PINNED, &ws->logits_host, V);
     add(ws, "reference sampler's workspace", KM_MEM_HOST, &ws->sample_scratch, V);
-    add(ws, "decoding requests", KM_MEM_HOST, &ws->decoding, R);
+    add(ws, "page checksums, partial", KM_MEM_DEVICE, &ws->copy.partial, 2 * KV_COPY_MOST);
+    add(ws, "page checksums, pinned", KM_MEM_PINNED, &ws->copy.sums, 2 * CU_COPY_TICKETS * KV_COPY_MOST);
+    add(ws, "indices of requests", KM_MEM_HOST, &ws->requests, R);
 }
 
 int64_t cu_memory_limit(const struct be_opts *o, const cu_gpu *gpu)

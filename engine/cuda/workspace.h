@@ -7,6 +7,7 @@
 #ifndef CU_WORKSPACE_H
 #define CU_WORKSPACE_H
 
+#include "engine/cuda/copy.h"
 #include "engine/cuda/gpu.h"
 
 extern "C" {
@@ -35,16 +36,18 @@ struct cu_workspace {
     float *inv_freq;                     /* [d / 2] rotary frequencies */
     float2 *angles;                      /* [max_tokens][d / 2] cosine and sine of the rotary angles */
     char *attn_workspace;                /* cu_attn_decode_workspace bytes */
+    char *tail_workspace;                /* cu_attn_tail_workspace bytes */
     char *sample_workspace;              /* cu_sample_workspace bytes */
     float *squares;                      /* as in cu_small_m_workspace */
     int32_t *job_counters;               /* [2] as in cu_prefill_plan */
     char *arrays;                        /* the arrays of the step that runs; cu_fetch waits for the previous step */
     char *host_arrays;                   /* pinned [2][arrays_bytes], one for each of the two steps in flight */
     size_t arrays_bytes;                 /* bytes of the largest step's arrays */
-    int32_t *decoding;                   /* [max_reqs] scratch memory of cu_step_fill */
+    int32_t *requests;                   /* [max_reqs] scratch memory of cu_step_fill */
     int32_t *sampled_ids;                /* [max_reqs] ids that the last step sampled */
     int32_t *sampled_host;               /* pinned [2][max_reqs], sampled ids of the two steps in flight */
     float *logits_host, *sample_scratch; /* [V] each, for a row that the reference sampler samples */
+    struct cu_copy_memory copy;          /* the copier's */
     bf16 *pool;                          /* [n_pages + 1] pages; padding rows store their KV in the last page */
     int n_pages;
     cu_workspace_buffer buffers[CU_WORKSPACE_BUFFERS]; /* [n_buffers] */

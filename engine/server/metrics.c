@@ -1,10 +1,12 @@
 /* Two kinds of tables: `hists` lists the histograms, and the functions put_*_values list counters and gauges, a row for
- * each metric with its name, type, help text and value. */
+ * each metric with its name, type, help text and value. The metrics of single tiers come from the cache layer's own
+ * rows. Their names differ from those of the layer's totals, so that a sum over labels counts nothing twice. */
 #include "engine/server/metrics.h"
 
 #include "base/mem.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Upper edges of buckets. They are vLLM's, so that dashboards and queries written for vLLM work unchanged. */
@@ -153,24 +155,29 @@ static void put_engine_values(struct km_buf *b, const struct eng_stats *s, const
 static void put_cache_values(struct km_buf *b, const struct kv_port_stats *kv, const char *model)
 {
     const struct value values[] = {
-        {"vllm:external_prefix_cache_queries_total", COUNTER, "Prompt tokens looked up in the cache layer.",
+        {"vllm:external_prefix_cache_queries_total", COUNTER,
+         "Prompt tokens that the KV pool did not have, and that were looked up in the cache layer.",
          (double)kv->lookup_tokens},
         {"vllm:external_prefix_cache_hits_total", COUNTER, "Prompt tokens found in the cache layer.",
          (double)kv->hit_tokens},
-        {"kvmark_cache_lookups_total", COUNTER, "Lookups in the cache layer.", (double)kv->lookups},
-        {"kvmark_cache_lookup_tokens_total", COUNTER, "Tokens looked up in the cache layer.",
+        {"kvmark_cache_lookups_total", COUNTER, "Lookups that the cache layer answered.", (double)kv->lookups},
+        {"kvmark_cache_lookup_tokens_total", COUNTER,
+         "Tokens that the KV pool did not have, and that were looked up in the cache layer.",
          (double)kv->lookup_tokens},
-        {"kvmark_cache_hit_tokens_total", COUNTER, "Tokens that lookups found in the cache layer.",
+        {"kvmark_cache_hit_tokens_total", COUNTER, "Tokens among them that were found in the cache layer.",
          (double)kv->hit_tokens},
         {"kvmark_cache_loaded_tokens_total", COUNTER, "Tokens loaded from the cache layer.", (double)kv->loaded_tokens},
         {"kvmark_cache_stored_tokens_total", COUNTER, "Tokens stored in the cache layer.", (double)kv->stored_tokens},
         {"kvmark_cache_failed_loads_total", COUNTER,
-         "Loads from the cache layer that failed. Their tokens were recomputed.", (double)kv->failed_loads},
-        {"kvmark_cache_evicted_chunks_total", COUNTER, "Chunks evicted from the cache layer.",
-         (double)kv->evicted_chunks},
-        {"kvmark_cache_chunks", GAUGE, "Chunks in the cache layer.", (double)kv->chunks},
-        {"kvmark_cache_bytes", GAUGE, "Size of the chunks in the cache layer, in bytes.", (double)kv->bytes},
-        {"kvmark_cache_capacity_bytes", GAUGE, "Capacity of the cache layer, in bytes.", (double)kv->capacity},
+         "Loads that met missing, wrong or late bytes. The tokens that they did not load were computed.",
+         (double)kv->failed_loads},
+        {"kvmark_cache_corrupt_chunks_total", COUNTER,
+         "Chunks that the cache layer dropped because a checksum did not match.", (double)kv->corrupt_chunks},
+        {"kvmark_cache_evicted_chunks_total", COUNTER,
+         "Chunks that the cache layer evicted from host memory to store others.", (double)kv->evicted_chunks},
+        {"kvmark_cache_chunks", GAUGE, "Chunks that the cache layer has in host memory.", (double)kv->chunks},
+        {"kvmark_cache_bytes", GAUGE, "Host memory of the cache layer that is in use, in bytes.", (double)kv->bytes},
+        {"kvmark_cache_capacity_bytes", GAUGE, "Host memory of the cache layer, in bytes.", (double)kv->capacity},
         {"kvmark_cache_load_seconds_total", COUNTER,
          "Total seconds of loads from the cache layer, each from the call to its completion.",
          (double)kv->load_ns / 1e9},
@@ -179,6 +186,26 @@ static void put_cache_values(struct km_buf *b, const struct kv_port_stats *kv, c
          (double)kv->store_ns / 1e9},
     };
     put_values(b, values, sizeof values / sizeof *values, model);
+}
+
+/* The cache layer's rows for single tiers: a family per name, with a sample for each tier that has the name. */
+static void put_tier_values(struct km_buf *b, const struct kv_port_stats *kv, const char *model)
+{
+    for (int i = 0; i < kv->n_rows; i++) {
+        const struct kv_stat_row *first = &kv->rows[i];
+        int before = 0;
+        while (before < i && strcmp(kv->rows[before].name, first->name))
+            before++;
+        if (before < i)
+            continue;
+        char name[96];
+        snprintf(name, sizeof name, "kvmark_cache_tier_%.60s%s", first->name, first->gauge ? "" : "_total");
+        put_head(b, name, first->help, first->gauge ? "gauge" : "counter");
+        for (int k = i; k < kv->n_rows; k++)
+            if (!strcmp(kv->rows[k].name, first->name))
+                km_buf_printf(b, "%s{model_name=\"%s\",tier=\"%s\"} %.15g\n", name, model, kv->rows[k].tier,
+                              kv->rows[k].value);
+    }
 }
 
 /* Memory, and the device's work. */
@@ -255,6 +282,7 @@ void met_write(const struct met *m, const struct met_facts *f, struct km_buf *ou
     const char *model = km_buf_str(&label);
     put_engine_values(out, &f->stats, model);
     put_cache_values(out, &f->stats.kv, model);
+    put_tier_values(out, &f->stats.kv, model);
     put_device_values(out, &f->stats.be, model);
     put_finished(out, &f->stats, model);
     put_config(out, f, model);

@@ -402,7 +402,7 @@ enum { JOBS = 60 };
 struct traffic {
     struct eng_opts o;
     bool port;
-    int chunk, slow, lossy, short_at, fail, copy_polls, host_sampled;
+    int chunk, slow, lossy, short_at, copy_polls, host_sampled;
     uint64_t port_rng;
     struct job jobs[JOBS]; /* before they are submitted */
     int submit_at[JOBS], cancel_at[JOBS]; /* step numbers; cancel_at 0: never */
@@ -423,7 +423,6 @@ static void make_traffic(struct traffic *s)
     s->slow = below(3) * below(5);
     s->lossy = below(3) * 20;
     s->short_at = below(3) ? -1 : below(4);
-    s->fail = below(2);
     s->copy_polls = below(2) * below(5);
     s->host_sampled = below(3) ? 0 : below(2) ? 3 : 40;
     s->port_rng = fake_random(&rng);
@@ -458,7 +457,6 @@ static struct eng_stats run_traffic(const struct traffic *s, const struct backen
     p.slow = s->slow;
     p.lossy = s->lossy;
     p.short_at = s->short_at;
-    p.fail = s->fail;
     p.rng = s->port_rng;
     fake_rig_open_on(&g, &s->o, s->port ? &p : NULL, backend);
     g.m.copy_polls = s->copy_polls;

@@ -2,6 +2,7 @@
 #include "fake_backend.h"
 
 #include "base/clock.h"
+#include "base/page_sum.h"
 #include "base/random.h"
 
 #include <stdio.h>
@@ -33,6 +34,8 @@ struct be {
     uint64_t ticket;
     struct fake_copy *copies; /* [n_copies] */
     int n_copies;
+    long *step_of;   /* [n_step_of] number of the step with this ticket; 0: the ticket is a copy's */
+    uint64_t n_step_of;
 };
 
 uint64_t fake_random(uint64_t *state)
@@ -112,6 +115,14 @@ const struct mdl_config *mdl_config(const struct mdl *m)
     return &m->c;
 }
 
+int mdl_fingerprint(const struct mdl *m, struct km_digest *out, struct km_err *err)
+{
+    (void)m;
+    (void)err;
+    *out = (struct km_digest){{1}};
+    return 0;
+}
+
 static int open_one(struct be **out, const struct be_opts *o, const struct mdl *m, struct kv_geom *geom,
                     bool async_sched, struct km_err *err)
 {
@@ -157,12 +168,11 @@ static int async_open(struct be **out, const struct be_opts *o, const struct mdl
 
 static void fake_close(struct be *b)
 {
-    for (int i = 0; i < b->n_copies; i++)
-        free(b->copies[i].c);
     if (b->n_copies || b->m->in_flight)
         snprintf(b->m->complaint, sizeof b->m->complaint, "closed with %d copies and %ld steps open", b->n_copies,
                  b->m->in_flight);
     free(b->copies);
+    free(b->step_of);
     free(b->pool);
     free(b->written);
     for (int i = 0; i < STEPS; i++) {
@@ -200,6 +210,33 @@ static void sample(struct be *b, struct fake_step *s, int at, uint64_t fold)
                                              mix2(fold, (uint64_t)s->number) % 100 < (uint64_t)b->m->host_sampled);
 }
 
+/* Copies whose fence is step `number` start. Nothing else may use the pages that they fill from now on. */
+static void start_copies(struct be *b, long number)
+{
+    size_t size = (size_t)b->o.block_size * sizeof *b->pool;
+    for (int k = 0; k < b->n_copies; k++) {
+        struct fake_copy *t = &b->copies[k];
+        if (t->started || t->after_step > number)
+            continue;
+        t->started = true;
+        for (int i = 0; i < t->n && t->dir == KV_TO_PAGE; i++)
+            memset(b->pool + (size_t)t->c[i].page * (size_t)b->o.block_size, 0x5A, size);
+    }
+}
+
+/* Complains if a step behind the fence of an open copy writes to a page that the copy reads or fills. A step may write
+ * tokens of a page that is being stored if they are not among its valid ones. */
+static void check_open_copies(struct be *b, long step, int slot)
+{
+    int B = b->o.block_size;
+    for (int k = 0; k < b->n_copies; k++) {
+        const struct fake_copy *t = &b->copies[k];
+        for (int i = 0; i < t->n && step > t->after_step; i++)
+            if (t->c[i].page == slot / B && (t->dir == KV_TO_PAGE || slot % B < t->c[i].n_tokens))
+                complain(b, step, "a write to a page of an open copy", t->dir, slot);
+    }
+}
+
 static void run_request(struct be *b, struct fake_step *s, int r, int *sampled)
 {
     const struct batch *in = s->in;
@@ -227,6 +264,7 @@ static void run_request(struct be *b, struct fake_step *s, int r, int *sampled)
         if (b->written[slot] == s->number)
             complain(b, s->number, "a slot written twice in one step", r, i);
         b->written[slot] = s->number;
+        check_open_copies(b, s->number, slot);
         b->pool[slot] = kv_of(token_of(b, s, r, i), pos, fold);
         fold = mix2(fold, b->pool[slot]);
     }
@@ -237,9 +275,9 @@ static void run_request(struct be *b, struct fake_step *s, int r, int *sampled)
 /* Runs the submitted steps up to step `number`, in order. */
 static void run_until(struct be *b, long number)
 {
-    for (long n = number - 1; n <= number; n++) {
+    for (long n = number > 1 ? number - 1 : 1; n <= number; n++) {
         struct fake_step *s = &b->step[n % STEPS];
-        if (n < 1 || s->number != n || s->ran)
+        if (s->number != n || s->ran)
             continue;
         int sampled = 0;
         for (int r = 0; r < s->in->n_reqs; r++)
@@ -247,7 +285,20 @@ static void run_until(struct be *b, long number)
         if (sampled != s->in->n_samples)
             complain(b, n, "a sampled row that is not the last of a request", 0, sampled);
         s->ran = true;
+        start_copies(b, n);
     }
+}
+
+/* A ticket for a step, or for a copy (number 0). */
+static uint64_t new_ticket(struct be *b, long number)
+{
+    uint64_t ticket = ++b->ticket;
+    if (ticket >= b->n_step_of) {
+        b->n_step_of = 2 * ticket + 64;
+        b->step_of = realloc(b->step_of, b->n_step_of * sizeof *b->step_of);
+    }
+    b->step_of[ticket] = number;
+    return ticket;
 }
 
 static int failure(const struct be *b, struct km_err *err)
@@ -258,7 +309,8 @@ static int failure(const struct be *b, struct km_err *err)
 static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, struct km_err *err)
 {
     long number = ++b->m->steps;
-    b->m->clock += 1000;
+    int64_t took = b->m->row_ns || b->m->floor_ns ? (int64_t)(b->m->row_ns * in->n_tokens) : 1000;
+    b->m->clock += took > b->m->floor_ns ? took : b->m->floor_ns;
     if (b->m->fail_at == number && !b->m->fail_in_wait)
         return failure(b, err);
     struct fake_step *s = &b->step[number % STEPS];
@@ -274,7 +326,7 @@ static int fake_step(struct be *b, const struct batch *in, uint64_t *ticket, str
     s->ends = (before > began ? before : began) + b->m->step_us * (int64_t)1000;
     s->ran = false;
     s->in_flight = true;
-    *ticket = s->ticket = ++b->ticket;
+    *ticket = s->ticket = new_ticket(b, number);
     b->m->in_flight++;
     b->m->rows += in->n_tokens;
     if (in->n_tokens > in->n_reqs)
@@ -308,37 +360,46 @@ static int fake_wait(struct be *b, uint64_t ticket, struct smp_result *out, stru
     return b->m->fail_at == s->number && b->m->fail_in_wait ? failure(b, err) : 0;
 }
 
-static void move_bytes(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n)
+static void move_bytes(struct be *b, struct fake_copy *t)
 {
-    size_t size = (size_t)b->o.block_size * sizeof *b->pool;
-    for (int i = 0; i < n; i++) {
-        uint64_t *page = b->pool + (size_t)c[i].page * (size_t)b->o.block_size;
-        if (dir == KV_TO_HOST)
-            memcpy(c[i].host, page, size);
-        else
-            memcpy(page, c[i].host, size);
+    uint32_t B = (uint32_t)b->o.block_size;
+    for (int i = 0; i < t->n; i++) {
+        struct kv_copy *c = &t->c[i];
+        uint64_t *page = b->pool + (size_t)c->page * B;
+        memcpy(t->dir == KV_TO_HOST ? c->host : page, t->dir == KV_TO_HOST ? page : c->host, B * sizeof *page);
+        c->sum = km_page_sum(page, B, 1, B, (uint32_t)c->n_tokens, c->seed);
     }
 }
 
-static int fake_copy(struct be *b, enum kv_dir dir, const struct kv_copy *c, int n, uint64_t *ticket,
+static bool copy_fails(struct be *b)
+{
+    return b->m->copy_fails && km_random_next(&b->m->rng) % 200 < (uint64_t)b->m->copy_fails;
+}
+
+static int fake_copy(struct be *b, enum kv_dir dir, struct kv_copy *c, int n, uint64_t after, uint64_t *ticket,
                      struct km_err *err)
 {
-    (void)err;
-    *ticket = 0;
-    if (!b->m->copy_polls) {
-        run_until(b, b->m->steps);
-        move_bytes(b, dir, c, n);
-        return 0;
+    if (b->m->copy_limit && b->n_copies >= b->m->copy_limit)
+        return km_fail(err, KM_ELIMIT, "%d copies are in flight", b->n_copies);
+    long step = after && after <= b->ticket ? b->step_of[after] : 0;
+    if (n < 1 || n > KV_COPY_MOST || (after && !step))
+        complain(b, b->m->steps, "a copy with a bad size or fence", n, (int)after);
+    for (int i = 0; i < n; i++)
+        if (c[i].page < 0 || c[i].page >= b->n_pages || c[i].n_tokens < 1 || c[i].n_tokens > b->o.block_size)
+            complain(b, b->m->steps, "a copy with a bad page", dir, c[i].page);
+    if (copy_fails(b)) {
+        run_until(b, step);
+        for (int i = 0; i < n / 2 && dir == KV_TO_PAGE; i++)
+            memset(b->pool + (size_t)c[i].page * (size_t)b->o.block_size, 0x5A, sizeof *b->pool);
+        return km_fail(err, KM_EIO, "the copy failed");
     }
-    if (dir == KV_TO_PAGE)
-        for (int i = 0; i < n; i++)
-            memset(b->pool + (size_t)c[i].page * (size_t)b->o.block_size, 0x5A,
-                   (size_t)b->o.block_size * sizeof *b->pool);
-    *ticket = ++b->ticket;
     b->copies = realloc(b->copies, (size_t)(b->n_copies + 1) * sizeof *b->copies);
-    struct fake_copy *t = &b->copies[b->n_copies++];
-    *t = (struct fake_copy){*ticket, dir, malloc((size_t)n * sizeof *c), n, b->m->copy_polls, b->m->steps};
-    memcpy(t->c, c, (size_t)n * sizeof *c);
+    *ticket = new_ticket(b, 0);
+    b->copies[b->n_copies++] = (struct fake_copy){*ticket, dir, c, n, b->m->copy_polls, step, false};
+    long ran = b->m->steps;
+    while (ran > 0 && b->step[ran % STEPS].number == ran && !b->step[ran % STEPS].ran)
+        ran--;
+    start_copies(b, ran);
     return 0;
 }
 
@@ -351,10 +412,11 @@ static int fake_poll(struct be *b, uint64_t ticket)
         if (--t->polls > 0)
             return 0;
         run_until(b, t->after_step);
-        move_bytes(b, t->dir, t->c, t->n);
-        free(t->c);
+        bool fails = copy_fails(b);
+        if (!fails)
+            move_bytes(b, t);
         *t = b->copies[--b->n_copies];
-        return 1;
+        return fails ? KM_EIO : 1;
     }
     complain(b, b->m->steps, "a poll of an unknown ticket", 0, 0);
     return KM_EINVAL;

@@ -2,8 +2,9 @@
  *
  * The "KV" of a token is a hash of the token, its position and the KV of all tokens before it, which is read through
  * the block table. A sampled id is a hash of all of that and of the sampling row. A wrong page, slot or position, or
- * stale KV, changes the sampled ids, and fake_answer computes the right ones. A copy moves its bytes only when its
- * ticket is reported complete; until then the pages that it fills hold garbage.
+ * stale KV, changes the sampled ids, and fake_answer computes the right ones. A copy starts as soon as its fence allows
+ * and moves its bytes only when its ticket is reported complete; in between the pages that it fills hold garbage. A step
+ * behind the fence that writes to a page of an open copy is a mistake.
  *
  * The fake backend with async scheduling runs some steps when they are submitted, and others only when the engine waits
  * for them or for a copy that was submitted after them. It cannot sample rows that need a history, log-probabilities or
@@ -16,15 +17,18 @@
 struct fake_copy {
     uint64_t ticket;
     enum kv_dir dir;
-    struct kv_copy *c; /* [n] */
+    struct kv_copy *c; /* [n], the caller's */
     int n, polls;
-    long after_step;   /* the step that must run before this copy */
+    long after_step;   /* the step that must run before this copy; 0: none */
+    bool started;      /* the step has run */
 };
 
 /* Replaces the model, and has the settings and counters of the fake backend. */
 struct mdl {
     struct mdl_config c;
-    int copy_polls;       /* polls until a copy is complete; 0: complete at once */
+    int copy_polls;       /* polls until a copy is complete; 0 and 1: the first one reports it */
+    int copy_limit;       /* most copies in flight; 0: no limit */
+    int copy_fails;       /* percentage of copies that fail, one half of them at the submission */
     long fail_at;         /* number of the step that fails, from 1; 0: none */
     int fail_code;
     bool fail_in_wait;    /* the wait fails instead of the submission */
@@ -34,12 +38,15 @@ struct mdl {
     _Atomic long in_flight;  /* steps */
     _Atomic long prefill_at; /* number of the last step with more rows than requests */
     int64_t rows, clock;
+    double row_ns;        /* with the simulated clock: duration of a step per row, */
+    int64_t floor_ns;     /* but at least this; both 0: 1000 ns a step */
+    uint64_t rng;
     int64_t spare_pages;  /* entries of block tables that are not needed for kv_len tokens, summed */
     char complaint[200];  /* the first mistake found in a batch */
 };
 
 extern const struct backend be_fake;       /* wall clock */
-extern const struct backend be_fake_clock; /* mdl.clock, 1000 a step */
+extern const struct backend be_fake_clock; /* mdl.clock */
 extern const struct backend be_fake_async; /* wall clock, async scheduling */
 
 struct mdl fake_model(int vocab, int max_pos);

@@ -1,9 +1,11 @@
 /* A lookup remembers the chunks that it found, and a load copies from them. */
 #include "fake_port.h"
 
+#include "base/min.h"
 #include "base/random.h"
 #include "engine/sample.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +14,7 @@ enum { MOST = 512 };
 struct kv_seq {
     struct fake_port *p;
     uint64_t root;
+    int asked;  /* lookups */
     struct fake_chunk *found[MOST];
     int n_found; /* tokens that may be loaded: the result of the last lookup, 0 after a load */
 };
@@ -21,9 +24,9 @@ static uint64_t hash(uint64_t h, uint64_t v)
     return km_mix64(km_mix64(h) + v + 1);
 }
 
-static bool roll(struct fake_port *p)
+static bool roll(struct fake_port *p, int percent)
 {
-    return p->lossy && km_random_next(&p->rng) % 100 < (uint64_t)p->lossy;
+    return percent && km_random_next(&p->rng) % 100 < (uint64_t)percent;
 }
 
 static struct fake_chunk *find(struct fake_port *p, uint64_t key)
@@ -34,11 +37,12 @@ static struct fake_chunk *find(struct fake_port *p, uint64_t key)
     return c;
 }
 
-static uint64_t chain(const struct fake_port *p, uint64_t key, const int32_t *tokens, int chunk)
+/* The key of a chunk of n tokens behind the chunk whose key is given. */
+static uint64_t chain(uint64_t key, const int32_t *tokens, int n)
 {
-    for (int i = 0; i < p->port.chunk_size; i++)
-        key = hash(key, (uint64_t)tokens[chunk * p->port.chunk_size + i]);
-    return key;
+    for (int i = 0; i < n; i++)
+        key = hash(key, (uint64_t)tokens[i]);
+    return hash(key, (uint64_t)n);
 }
 
 static int p_attach(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err)
@@ -46,23 +50,40 @@ static int p_attach(void *self, const struct kv_geom *geom, const struct kv_copi
     struct fake_port *p = self;
     (void)err;
     p->geom = *geom;
-    p->copier = copier;
+    p->copier = *copier;
     p->attached = true;
-    free(p->garbage);
-    p->garbage = malloc(geom->page_bytes);
-    memset(p->garbage, 0xA5, geom->page_bytes);
     return 0;
 }
 
+static void free_ticket(struct fake_ticket *t)
+{
+    for (int i = 0; i < t->n_pieces; i++)
+        free(t->piece[i].c);
+    free(t->table);
+    free(t->chunks);
+    free(t);
+}
+
+/* Finishes the copies in flight and drops all tickets, as the port promises. */
 static void p_detach(void *self)
 {
     struct fake_port *p = self;
+    for (int i = 0; i < p->n_tickets; i++) {
+        struct fake_ticket *t = p->tickets[i];
+        for (int k = 0; k < t->n_pieces; k++)
+            while (t->piece[k].copy && !p->copier.poll(p->copier.self, t->piece[k].copy))
+                ;
+        free_ticket(t);
+    }
+    p->n_tickets = 0;
+    p->changed |= p->seqs != 0;
     p->attached = false;
 }
 
-static struct kv_seq *p_open(void *self, const char *salt)
+static struct kv_seq *p_open(void *self, const char *salt, const int32_t *tokens, int n)
 {
     struct fake_port *p = self;
+    p->changed |= !tokens || n < 1;
     if (p->no_open)
         return NULL;
     struct kv_seq *s = calloc(1, sizeof *s);
@@ -80,155 +101,327 @@ static void p_close(struct kv_seq *s)
     free(s);
 }
 
-static int p_lookup(struct kv_seq *s, const int32_t *tokens, int n)
+static int p_lookup(struct kv_seq *s, const int32_t *tokens, int n, int have)
 {
     struct fake_port *p = s->p;
+    int C = p->port.chunk_size;
+    s->n_found = 0;
+    if (s->asked++ < p->not_yet || roll(p, p->vague))
+        return KV_NOT_YET;
+    s->asked = 0;
     p->lookups++;
     p->looked_tokens += n;
-    s->n_found = 0;
-    if (roll(p))
+    p->had_tokens += have;
+    p->changed |= have % p->geom.block_size || have >= n;
+    if (roll(p, p->lossy))
         return 0;
     uint64_t key = s->root;
-    int c = 0;
-    for (; (c + 1) * p->port.chunk_size <= n && c < MOST; c++) {
-        key = chain(p, key, tokens, c);
+    for (int c = 0; c * C < n && c < MOST; c++) {
+        int len = km_min(C, n - c * C);
+        key = chain(key, tokens + c * C, len);
         s->found[c] = find(p, key);
         if (!s->found[c] || !s->found[c]->ready)
             break;
+        s->n_found += len;
     }
-    return s->n_found = c * p->port.chunk_size;
+    if (s->n_found && roll(p, p->vague))
+        s->n_found -= (int)(km_random_next(&p->rng) % (uint64_t)C);
+    return s->n_found = km_max(s->n_found, 0);
 }
 
-static struct fake_ticket *new_ticket(struct fake_port *p, const int32_t *table, int n_table)
-{
-    p->tickets = realloc(p->tickets, (size_t)(p->n_tickets + 1) * sizeof *p->tickets);
-    struct fake_ticket *t = &p->tickets[p->n_tickets++];
-    *t = (struct fake_ticket){.ticket = ++p->last_ticket, .polls = p->slow, .rc = 1, .table = table, .n_table = n_table,
-                              .was = malloc(sizeof *table * (size_t)n_table)};
-    memcpy(t->was, table, sizeof *table * (size_t)n_table);
-    return t;
-}
-
-static void drop_ticket(struct fake_port *p, struct fake_ticket *t)
-{
-    p->changed |= memcmp(t->was, t->table, sizeof *t->was * (size_t)t->n_table) != 0;
-    free(t->was);
-    free(t->chunks);
-    *t = p->tickets[--p->n_tickets];
-}
-
-static int p_load(struct kv_seq *s, int from, int to, const int32_t *table, uint64_t *ticket, int *good)
+static int64_t p_load_ns(struct kv_seq *s, int from, int to)
 {
     struct fake_port *p = s->p;
-    int B = p->geom.block_size, C = p->port.chunk_size, end = to;
+    double rate = p->told_rate > 0 ? p->told_rate : p->rate;
+    int tokens = to - from;
+    for (int i = 0; i < p->n_tickets; i++)
+        if (p->tickets[i]->load && !p->tickets[i]->stopped)
+            tokens += km_max(p->tickets[i]->next - km_max(p->tickets[i]->from, p->tickets[i]->floor), 0);
+    int64_t wait = rate > 0 ? km_max64(p->link_free - p->copier.now(p->copier.self), 0) : 0;
+    double token = (double)p->geom.page_bytes / p->geom.block_size;
+    return rate > 0 ? wait + (int64_t)(tokens * token * 1e9 / rate) : 0;
+}
+
+static struct fake_ticket *new_ticket(struct fake_port *p, const int32_t *table, int n_tokens, uint64_t after)
+{
+    size_t n = (size_t)(n_tokens + p->geom.block_size - 1) / (size_t)p->geom.block_size;
+    struct fake_ticket *t = calloc(1, sizeof *t);
+    t->ticket = ++p->last_ticket;
+    t->polls = p->slow;
+    t->after = after;
+    t->table = malloc(n * sizeof *t->table);
+    memcpy(t->table, table, n * sizeof *t->table);
+    t->chunks = calloc(MOST, sizeof(struct fake_chunk *));
+    p->tickets = realloc(p->tickets, (size_t)(p->n_tickets + 1) * sizeof(struct fake_ticket *));
+    return p->tickets[p->n_tickets++] = t;
+}
+
+/* Submits the copy of a piece, if the copier accepts it. */
+static void submit(struct fake_port *p, struct fake_ticket *t, struct fake_piece *e)
+{
+    int rc = p->copier.copy(p->copier.self, t->load ? KV_TO_PAGE : KV_TO_HOST, e->c, e->n, t->after, &e->copy, NULL);
+    if (rc < 0)
+        e->copy = 0;
+    e->failed = rc < 0 && rc != KM_ELIMIT;
+}
+
+/* Adds the piece [from, to), tokens of one chunk. */
+static struct fake_piece *add_piece(struct fake_port *p, struct fake_ticket *t, struct fake_chunk *chunk, int from,
+                                    int to)
+{
+    int B = p->geom.block_size, C = p->port.chunk_size, first = from / C * C;
+    struct fake_piece *e = &t->piece[t->n_pieces++];
+    *e = (struct fake_piece){.from = from, .to = to, .chunk = chunk, .n = (to - from + B - 1) / B};
+    e->c = calloc((size_t)e->n, sizeof *e->c);
+    for (int i = 0; i < e->n; i++) {
+        int token = from + i * B, page = (token - first) / B;
+        e->c[i] = (struct kv_copy){.page = t->table[token / B],
+                                   .n_tokens = km_min(B, first + chunk->n_tokens - token),
+                                   .host = chunk->data + (size_t)page * p->geom.page_bytes,
+                                   .seed = chunk->key + (uint64_t)page};
+    }
+    submit(p, t, e);
+    return e;
+}
+
+/* The first token that the load may still submit a copy for, rounded up to a block. */
+static int load_bound(const struct fake_port *p, const struct fake_ticket *t)
+{
+    int B = p->geom.block_size, most = (t->to + B - 1) / B * B;
+    int floor = t->floor >= most ? most : (t->floor + B - 1) / B * B;
+    return km_max(t->from, floor);
+}
+
+/* Whether the loaded piece's bytes are right. Bytes that should be right and are not are the engine's fault. */
+static bool verify(struct fake_port *p, const struct fake_piece *e, int rc)
+{
+    int c = e->from / p->port.chunk_size, first = c * p->port.chunk_size;
+    for (int i = 0; i < e->n && rc > 0; i++) {
+        int page = (e->from - first) / p->geom.block_size + i;
+        if (e->c[i].sum != e->chunk->sums[page]) {
+            p->changed = true;
+            return false;
+        }
+    }
+    return rc > 0 && c != p->bad_chunk && (p->short_at < 0 || c < p->short_at) && !roll(p, p->lossy);
+}
+
+static void finish_loaded(struct fake_port *p, struct fake_ticket *t, const struct fake_piece *e, int rc)
+{
+    bool good = verify(p, e, rc);
+    if (t->stopped)
+        return;
+    if (good)
+        t->good_from = e->from;
+    else if (t->good_to - t->good_from >= e->from - load_bound(p, t))
+        t->stopped = true;
+    else
+        t->good_from = t->good_to = e->from;
+}
+
+static void finish_stored(struct fake_port *p, const struct fake_piece *e, int rc)
+{
+    if (rc <= 0) { /* nobody may wait for the chunk */
+        struct fake_chunk **at = &p->bucket[e->chunk->key % 256];
+        while (*at != e->chunk)
+            at = &(*at)->next;
+        *at = e->chunk->next;
+        free(e->chunk->data);
+        free(e->chunk->sums);
+        free(e->chunk);
+        p->kept--;
+        return;
+    }
+    for (int i = 0; i < e->n; i++)
+        e->chunk->sums[i] = e->c[i].sum;
+    e->chunk->ready = true;
+}
+
+/* Finishes the ticket's oldest piece. False: it is still in flight. */
+static bool collect(struct fake_port *p, struct fake_ticket *t, int64_t now)
+{
+    struct fake_piece e = t->piece[0];
+    int rc = KM_EIO;
+    if (!e.copy && !e.failed) {
+        submit(p, t, &t->piece[0]);
+        return false;
+    }
+    if (t->load && p->rate > 0 && now < e.ends)
+        return false;
+    if (e.copy && !(rc = p->copier.poll(p->copier.self, e.copy)))
+        return false;
+    t->n_pieces--;
+    memmove(t->piece, t->piece + 1, (size_t)t->n_pieces * sizeof *t->piece);
+    if (t->load)
+        finish_loaded(p, t, &e, rc);
+    else
+        finish_stored(p, &e, rc);
+    free(e.c);
+    return true;
+}
+
+/* Submits the ticket's next piece. False: there is none, or enough are in flight. */
+static bool start(struct fake_port *p, struct fake_ticket *t)
+{
+    int C = p->port.chunk_size;
+    const struct fake_piece *last = t->n_pieces ? &t->piece[t->n_pieces - 1] : NULL;
+    if (t->n_pieces >= p->depth || (last && !last->copy && !last->failed)) /* in order, so that none waits for a later */
+        return false;
+    if (!t->load) {
+        if (t->next_chunk == t->n_chunks)
+            return false;
+        while (!t->chunks[t->next_chunk])
+            t->next_chunk++;
+        struct fake_chunk *c = t->chunks[t->next_chunk];
+        int from = t->from + t->next_chunk++ * C;
+        add_piece(p, t, c, from, from + c->n_tokens);
+        return true;
+    }
+    int bound = load_bound(p, t);
+    if (t->stopped || t->next <= bound)
+        return false;
+    int from = km_max((t->next - 1) / C * C, bound);
+    struct fake_piece *e = add_piece(p, t, t->chunks[from / C], from, t->next);
+    double bytes = (double)e->n * (double)p->geom.page_bytes;
+    if (p->rate > 0)
+        e->ends = p->link_free = p->link_free + (int64_t)(bytes * 1e9 / p->rate);
+    t->next = from;
+    return true;
+}
+
+static bool unfinished(const struct fake_port *p, const struct fake_ticket *t)
+{
+    return t->n_pieces || (t->load ? !t->stopped && t->next > load_bound(p, t) : t->next_chunk < t->n_chunks);
+}
+
+/* Lets all tickets make progress, loads one after the other. */
+static void advance(struct fake_port *p)
+{
+    int64_t now = p->copier.now(p->copier.self);
+    bool link = true;
+    for (int i = 0; i < p->n_tickets; i++) {
+        struct fake_ticket *t = p->tickets[i];
+        if (p->rate > 0 && t->load && !link)
+            continue;
+        while ((t->n_pieces && collect(p, t, now)) || start(p, t))
+            ;
+        link &= !(t->load && unfinished(p, t));
+    }
+}
+
+static int p_load(struct kv_seq *s, int from, int to, const int32_t *table, uint64_t after, uint64_t *ticket)
+{
+    struct fake_port *p = s->p;
+    *ticket = 0;
     if (from == to) { /* nothing of the lookup is wanted */
         p->changed |= !s->n_found;
         s->n_found = 0;
         p->dropped++;
-        *ticket = 0;
         return 0;
     }
     p->loads++;
-    p->changed |= from > to || from % B || to % B || to > s->n_found;
+    p->last_load_from = from;
+    p->last_load_to = to;
+    p->changed |= from > to || from % p->geom.block_size || to > s->n_found;
     s->n_found = 0;
     if (p->fail_at_once)
         return KM_EIO;
-    if (p->short_at >= 0 && p->short_at * C < end)
-        end = p->short_at * C;
-    if (roll(p))
-        end = from + (to - from) / B / 2 * B;
-    if (end < from)
-        end = from;
-    struct kv_copy *c = malloc(sizeof *c * (size_t)(to / B));
-    int n = 0;
-    for (int b = from / B; b < to / B; b++, n++)
-        c[n] = (struct kv_copy){table[b], b < end / B
-                                              ? s->found[b * B / C]->data + (size_t)(b % (C / B)) * p->geom.page_bytes
-                                              : p->garbage};
-    uint64_t copy;
-    p->copier->copy(p->copier->self, KV_TO_PAGE, c, n, &copy, NULL);
-    free(c);
-    p->loaded_tokens += end - from;
-    *good = end;
-    *ticket = 0;
-    if (!copy && !p->slow)
-        return 0;
-    struct fake_ticket *t = new_ticket(p, table, to / B);
+    advance(p);
+    struct fake_ticket *t = new_ticket(p, table, to, after);
+    memcpy(t->chunks, s->found, sizeof s->found);
     t->load = true;
-    t->copy = copy;
-    t->good = end;
-    t->rc = p->fail && end < to ? KM_EIO : 1;
+    t->from = from;
+    t->to = t->next = t->good_from = t->good_to = to;
     *ticket = t->ticket;
-    *good = from;
+    int64_t now = p->copier.now(p->copier.self);
+    p->link_free = km_max64(p->link_free, now);
+    advance(p);
     return 0;
 }
 
-static int p_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, const int32_t *table, uint64_t *ticket)
+static struct fake_ticket *ticket_of(struct fake_port *p, uint64_t ticket, int *at)
+{
+    for (*at = 0; *at < p->n_tickets; ++*at)
+        if (p->tickets[*at]->ticket == ticket)
+            return p->tickets[*at];
+    p->changed = true;
+    return NULL;
+}
+
+static int p_cut(void *self, uint64_t ticket, int upto)
+{
+    struct fake_port *p = self;
+    int i;
+    struct fake_ticket *t = ticket_of(p, ticket, &i);
+    p->cuts++;
+    if (!t || !t->load) {
+        p->changed = true;
+        return INT_MAX;
+    }
+    if (p->rate > 0)
+        advance(p);
+    t->floor = km_max(t->floor, upto);
+    return t->stopped ? t->next : km_min(t->next, load_bound(p, t));
+}
+
+static int p_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, const int32_t *table, uint64_t after,
+                   uint64_t *ticket, int *from)
 {
     struct fake_port *p = s->p;
-    int B = p->geom.block_size, C = p->port.chunk_size, per = C / B, n_copy = 0, n_chunks = 0;
+    int C = p->port.chunk_size;
+    size_t per = (size_t)(C / p->geom.block_size);
     p->stores++;
     p->last_n = n;
     p->last_n_prompt = n_prompt;
     *ticket = 0;
-    if (p->keep_nothing)
-        return 0;
-    struct kv_copy *c = malloc(sizeof *c * (size_t)(n / B + 1));
-    struct fake_chunk **fresh = malloc(sizeof *fresh * (size_t)(n / C + 1));
-    uint64_t key = s->root, copy = 0;
-    for (int k = 0; (k + 1) * C <= n; k++) {
-        key = chain(p, key, tokens, k);
+    struct fake_ticket *t = NULL;
+    uint64_t key = s->root;
+    for (int at = 0; at < n && !p->keep_nothing; at += C) {
+        int len = km_min(C, n - at);
+        if (len < C && (!p->keep_partial || n != n_prompt))
+            break;
+        key = chain(key, tokens + at, len);
         if (find(p, key))
             continue;
+        if (!t) {
+            t = new_ticket(p, table, n, after);
+            t->from = at;
+        }
         struct fake_chunk *f = calloc(1, sizeof *f);
-        f->key = key;
-        f->data = malloc((size_t)per * p->geom.page_bytes);
-        f->next = p->bucket[key % 256];
+        *f = (struct fake_chunk){p->bucket[key % 256], key, len, malloc(per * p->geom.page_bytes),
+                                 calloc(per, sizeof *f->sums), false};
         p->bucket[key % 256] = f;
-        fresh[n_chunks++] = f;
+        t->chunks[(at - t->from) / C] = f;
+        t->n_chunks = (at - t->from) / C + 1;
         p->kept++;
-        for (int b = 0; b < per; b++)
-            c[n_copy++] = (struct kv_copy){table[k * per + b], f->data + (size_t)b * p->geom.page_bytes};
     }
-    if (n_copy)
-        p->copier->copy(p->copier->self, KV_TO_HOST, c, n_copy, &copy, NULL);
-    free(c);
-    if (n_copy && (copy || p->slow)) {
-        struct fake_ticket *t = new_ticket(p, table, n / B);
-        t->copy = copy;
-        t->chunks = fresh;
-        t->n = n_chunks;
+    if (t) {
+        *from = p->last_from = t->from;
         *ticket = t->ticket;
-        return 0;
+        advance(p);
     }
-    for (int i = 0; i < n_chunks; i++)
-        fresh[i]->ready = true;
-    free(fresh);
     return 0;
 }
 
-static int p_poll(void *self, uint64_t ticket, int *good)
+static int p_poll(void *self, uint64_t ticket, struct kv_result *out)
 {
     struct fake_port *p = self;
-    for (int i = 0; i < p->n_tickets; i++) {
-        struct fake_ticket *t = &p->tickets[i];
-        if (t->ticket != ticket)
-            continue;
-        if (t->copy && p->copier->poll(p->copier->self, t->copy) == 1)
-            t->copy = 0;
-        t->polls--;
-        if (t->copy || t->polls > 0)
-            return 0;
-        for (int k = 0; k < t->n; k++)
-            t->chunks[k]->ready = true;
-        if (t->load && good)
-            *good = t->good;
-        int rc = t->rc;
-        drop_ticket(p, t);
-        return rc;
+    int at;
+    struct fake_ticket *t = ticket_of(p, ticket, &at);
+    if (!t)
+        return 1;
+    advance(p);
+    if (--t->polls > 0 || unfinished(p, t) || p->stuck)
+        return 0;
+    p->changed |= t->load != (out != NULL);
+    if (t->load) {
+        *out = (struct kv_result){t->good_from, t->good_to};
+        p->loaded_tokens += t->good_to - t->good_from;
+        p->intervals += t->good_from < t->good_to && t->good_from > t->from;
     }
-    p->changed = true; /* unknown ticket */
-    return KM_EINVAL;
+    free_ticket(t);
+    memmove(p->tickets + at, p->tickets + at + 1, (size_t)(--p->n_tickets - at) * sizeof(struct fake_ticket *));
+    return 1;
 }
 
 static void forget(struct fake_port *p)
@@ -237,6 +430,7 @@ static void forget(struct fake_port *p)
         for (struct fake_chunk *c; (c = p->bucket[b]);) {
             p->bucket[b] = c->next;
             free(c->data);
+            free(c->sums);
             free(c);
         }
     p->kept = 0;
@@ -245,6 +439,8 @@ static void forget(struct fake_port *p)
 static int p_reset(void *self)
 {
     struct fake_port *p = self;
+    if (p->stuck)
+        return 1;
     if (p->n_tickets || p->seqs) /* a sequence pins what its lookup found */
         return -1;
     forget(p);
@@ -259,14 +455,16 @@ static void p_stats(void *self, struct kv_port_stats *out)
 
 void fake_port_init(struct fake_port *p, int chunk_size)
 {
-    *p = (struct fake_port){.short_at = -1};
+    *p = (struct fake_port){.short_at = -1, .bad_chunk = -1, .depth = 2};
     p->port = (struct kv_port){.self = p,
                                .chunk_size = chunk_size,
                                .attach = p_attach,
                                .detach = p_detach,
                                .open = p_open,
                                .lookup = p_lookup,
+                               .load_ns = p_load_ns,
                                .load = p_load,
+                               .cut = p_cut,
                                .store = p_store,
                                .poll = p_poll,
                                .close = p_close,
@@ -277,10 +475,7 @@ void fake_port_init(struct fake_port *p, int chunk_size)
 void fake_port_free(struct fake_port *p)
 {
     forget(p);
-    for (int i = 0; i < p->n_tickets; i++) {
-        free(p->tickets[i].was);
-        free(p->tickets[i].chunks);
-    }
+    for (int i = 0; i < p->n_tickets; i++)
+        free_ticket(p->tickets[i]);
     free(p->tickets);
-    free(p->garbage);
 }

@@ -1,6 +1,7 @@
 /* Jobs on an engine with the fake backend. */
 #include "base/test/test.h"
 
+#include "engine/planner.h"
 #include "fake_rig.h"
 
 #include <stdlib.h>
@@ -12,6 +13,7 @@ struct eng_opts fake_rig_opts(int num_blocks, int budget, int max_seqs)
     o.num_blocks = num_blocks;
     o.max_num_batched_tokens = budget;
     o.max_num_seqs = max_seqs;
+    o.kv_planner = PLN_LOAD; /* so that what is loaded does not depend on the clock */
     return o;
 }
 
@@ -83,6 +85,8 @@ int fake_rig_step(struct fake_rig *g)
     struct km_err err = {0};
     int rc = eng_step(g->e, &ev, &err);
     g->steps++;
+    if (ev.stalled)
+        g->m.clock += g->stall_ns ? g->stall_ns : 50000;
     for (int i = 0; i < ev.n; i++) {
         struct eng_event *v = &ev.v[i];
         struct job *j = v->user;

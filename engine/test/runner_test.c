@@ -227,6 +227,54 @@ static void cancels_end_requests(void **state)
     owner_close(&d);
 }
 
+/* A reset that needs time blocks nobody. It ends when the transfers do, or when a request arrives. */
+static void a_slow_reset_blocks_nobody(void **state)
+{
+    (void)state;
+    for (int busy = 0; busy < 2; busy++) {
+        struct fake_port p;
+        struct owner d;
+        struct job j, k;
+        struct km_err err;
+        struct eng_stats s;
+        int rc = 1;
+        fake_port_init(&p, 32);
+        owner_open(&d, 60, 64, 8, &p);
+        p.stuck = true; /* the store does not finish */
+        job_init(&j, 100, 0, 0, 1, 2);
+        assert_int_equal(owner_submit(&d, &j), 0);
+        owner_run(&d);
+        runner_reset_begin(d.runner, true);
+        usleep(20000);
+        assert_false(runner_reset_ended(d.runner, &rc, &err));
+        int64_t from = km_now_ns();
+        runner_cancel(d.runner, 12345, ENG_ABORT);
+        runner_stats(d.runner, &s);
+        assert_true(km_now_ns() - from < 1000000000);
+        assert_int_equal(s.kv.chunks, 3);
+        job_init(&k, 10, 0, 0, 2, 2);
+        if (busy) {
+            assert_int_equal(owner_submit(&d, &k), 0);
+            owner_run(&d);
+            fake_rig_verify(&d.g, &k);
+        }
+        p.stuck = false;
+        while (!runner_reset_ended(d.runner, &rc, &err))
+            owner_collect(&d, 1000);
+        assert_int_equal(rc, busy ? KM_ELIMIT : 0);
+        runner_stats(d.runner, &s);
+        assert_int_equal(s.kv.chunks, busy ? 3 : 0);
+        while (s.pages_used) { /* until the store has ended */
+            usleep(1000);
+            runner_stats(d.runner, &s);
+        }
+        job_free(&j);
+        job_free(&k);
+        owner_close(&d);
+        fake_port_free(&p);
+    }
+}
+
 static void a_full_queue_is_an_error(void **state)
 {
     (void)state;
@@ -349,6 +397,7 @@ int main(void)
         cmocka_unit_test(answers_come_through_the_queues),
         cmocka_unit_test(a_new_request_is_in_the_next_step),
         cmocka_unit_test(cancels_end_requests),
+        cmocka_unit_test(a_slow_reset_blocks_nobody),
         cmocka_unit_test(a_full_queue_is_an_error),
         cmocka_unit_test(a_failed_device_is_reported),
         cmocka_unit_test(failed_allocations_lose_nothing),

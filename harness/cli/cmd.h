@@ -43,6 +43,7 @@ struct cmd {
     X(compare)                                                                                                         \
     X(report)                                                                                                          \
     X(weights)                                                                                                         \
+    X(cache)                                                                                                           \
     X(info)
 
 #define CMD_DECLARE(name) extern const struct cmd cmd_##name;

@@ -7,6 +7,7 @@
 #include "harness/cli/machine_limits.h"
 #include "harness/cli/serve.h"
 #include "harness/run/env.h"
+#include "kvcache/kvcache.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -128,6 +129,10 @@ static int run_measurements(bool json)
         if (here && be->measure)
             measurable = be;
     }
+    struct km_buf tiers = {0};
+    kvc_config_usage(&tiers);
+    cJSON_AddStringToObject(all, "cache_tiers", km_buf_str(&tiers));
+    km_buf_free(&tiers);
     cJSON *limits = cJSON_AddObjectToObject(all, "limits");
     for (int i = 0; i < n_machine_limits; i++) {
         double v = machine_limit_measure(&machine_limits[i]);
@@ -139,7 +144,8 @@ static int run_measurements(bool json)
     bool gpu = measurable && add_gpu(all, measurable);
     print(all, json);
     for (int i = 0; !json && i < n_machine_limits; i++)
-        printf("  # %s: %s, in %s, median of %d\n", machine_limits[i].key, machine_limits[i].what, machine_limits[i].unit, MACHINE_LIMIT_REPEATS);
+        printf("  # %s: %s, in %s, median of %d\n", machine_limits[i].key, machine_limits[i].what,
+               machine_limits[i].unit, MACHINE_LIMIT_REPEATS);
     for (int i = 0; !json && gpu && i < N_GPU_RATES; i++)
         printf("  # %s: %s, in %s, median of %d\n", gpu_rates[i].key, gpu_rates[i].what, gpu_rates[i].unit,
                MACHINE_LIMIT_REPEATS);
@@ -172,12 +178,14 @@ const struct cmd cmd_info = {
     .usage = "[--json] | --plan --model DIR|PRESET [OPTIONS]",
     .summary = "Describe this machine and measure its limits, or plan the memory of an engine",
     .text =
-        "Without --plan, info describes the machine and its devices, and measures the limits of the machine: "
-        "arithmetic, memory, disk, loopback and, with a GPU, copies and GEMM.\n\n"
+        "Without --plan, info describes the machine and its devices, lists the tiers that --kv-cache accepts, and "
+        "measures the limits of the machine: arithmetic, memory, disk, loopback and, with a GPU, copies and GEMM.\n\n"
         "--plan takes the options of serve. Without loading weights, it prints the memory that serve would allocate: "
         "the weights, each buffer of the workspace, the memory left free for the driver, and the KV pool. It also "
-        "prints how many tokens, and how many requests of some lengths, the KV pool holds. If the engine does not "
-        "fit, info prints the error message of serve, and the exit status is 1.\n\n"
+        "prints how many tokens, and how many requests of some lengths, the KV pool holds. The cache layer's host "
+        "memory has a table of its own, because the engine's memory limit does not apply to it. If the engine does "
+        "not fit, or on a CPU the engine and the cache layer together, info prints the error message of serve, and "
+        "the exit status is 1.\n\n"
         "--gpu-memory-limit SIZE needs no GPU: with it, --plan --device cuda works on any machine, if the program was "
         "built with the CUDA backend.",
     .options_size = sizeof(struct info_opts),

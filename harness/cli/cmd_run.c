@@ -144,10 +144,12 @@ struct job {
     struct hz_trace trace;
     struct hz_summary seed, strict;
     cJSON *options, *metrics;
+    cJSON *tiers; /* the cache tiers' statistics; NULL: no cache layer, or not our engine */
     cJSON *engine; /* GET /version of the engine that was started; NULL with --url */
     struct km_buf command, url;
     char started[32];
-    pid_t pid; /* of the engine that was started; 0: none */
+    struct serve_ready ready; /* of the engine that was started */
+    pid_t pid;                /* of the engine that was started; 0: none */
 };
 
 /* GET /version: the options as the engine resolved them, so that a result states the size of the KV pool and not
@@ -204,6 +206,9 @@ static int store(const struct run_opts *o, const struct job *j, struct km_err *e
                             .started = j->started,
                             .options = j->options,
                             .server_metrics = j->metrics,
+                            .cache_tiers = j->tiers,
+                            .cache_ready_s = j->ready.cache_wait_s,
+                            .cache_complete = j->ready.cache_complete,
                             .limits = limits,
                             .set = j->set};
     int rc = run_folder_write(o->out, &info, &j->trace, &j->seed, &j->strict, err);
@@ -233,6 +238,23 @@ static int open_tokenizer(struct run_opts *o, struct job *j, struct km_err *err)
                                      path ? "at " : "", path ? path : "is known");
 }
 
+static int start_engine(const struct run_opts *o, struct job *j, struct km_err *err)
+{
+    int rc = serve_spawn(&o->serve, &j->pid, &j->ready, err);
+    if (rc)
+        return rc;
+    km_buf_printf(&j->url, "http://127.0.0.1:%d", j->ready.port);
+    j->target.url = km_buf_str(&j->url);
+    if (!j->ready.cache_complete)
+        km_log(KM_LOG_WARN,
+               "after %d s the cache layer has not taken all its memory yet (%s), so it may store less in this run; "
+               "give it less memory",
+               SERVE_CACHE_WAIT_S, j->facts.kv);
+    else if (j->ready.cache_wait_s > 0.1)
+        km_log(KM_LOG_INFO, "the cache layer had its memory after %.1f s (%s)", j->ready.cache_wait_s, j->facts.kv);
+    return 0;
+}
+
 /* Makes the workload, starts the engine unless there is a --url, runs the load and computes the figures. */
 static int measure(struct run_opts *o, const char *path, struct job *j, struct km_err *err)
 {
@@ -244,11 +266,8 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
     o->workload.seed = (uint64_t)o->serve.seed;
     if (!rc)
         rc = generate_workload(&j->set, path, &o->workload, j->tok, err);
-    int port = 0;
-    if (!rc && !o->target.url && !(rc = serve_spawn(&o->serve, &j->pid, &port, err))) {
-        km_buf_printf(&j->url, "http://127.0.0.1:%d", port);
-        j->target.url = km_buf_str(&j->url);
-    }
+    if (!rc && !o->target.url)
+        rc = start_engine(o, j, err);
     if (!rc)
         rc = target_wait_ready(&j->target, o->ready_timeout, err);
     if (!rc)
@@ -259,16 +278,21 @@ static int measure(struct run_opts *o, const char *path, struct job *j, struct k
     if (!o->target.url)
         j->engine = get_version(&j->target);
     km_wall_iso(j->started, sizeof j->started);
-    cJSON *before = scrape_metrics(&j->target);
+    cJSON *tiers_before, *tiers_after;
+    cJSON *before = scrape_metrics(&j->target, &tiers_before);
     struct progress bar;
     progress_start(&bar, o->quiet);
     progress_catch_interrupt();
     rc = load_run(&j->target, &o->load, j->set, progress_update, &bar, &j->trace, err);
     progress_end(&bar);
-    cJSON *after = scrape_metrics(&j->target);
+    cJSON *after = scrape_metrics(&j->target, &tiers_after);
     j->metrics = scrape_difference(before, after);
+    if (j->pid && strcmp(j->facts.kv, "none"))
+        j->tiers = scrape_difference(tiers_before, tiers_after);
     cJSON_Delete(before);
     cJSON_Delete(after);
+    cJSON_Delete(tiers_before);
+    cJSON_Delete(tiers_after);
     if (!rc)
         rc = hz_trace_count(&j->trace, j->set, j->tok, false, err);
     if (!rc) {
@@ -310,6 +334,7 @@ static void free_job(struct job *j)
     tok_free(j->tok);
     cJSON_Delete(j->options);
     cJSON_Delete(j->metrics);
+    cJSON_Delete(j->tiers);
     cJSON_Delete(j->engine);
     km_buf_free(&j->command);
     km_buf_free(&j->url);
@@ -347,7 +372,8 @@ const struct cmd cmd_run = {
     .summary = "Measure one workload once, against --url or against an engine that is started for it",
     .text =
         "Without --url, kvmark run starts an engine in a process of its own, on a free port of 127.0.0.1. All options "
-        "of kvmark serve apply to it. It is measured over HTTP by the same client as any other server.\n\n"
+        "of kvmark serve apply to it. It is measured over HTTP by the same client as any other server. The run begins "
+        "when the cache layer has its memory, or after two minutes.\n\n"
         "With --url, --model names the model to ask for (default: the first that the server lists). --tokenizer "
         "names the folder whose tokenizer makes the workload and counts its tokens (default: the folder of the "
         "server's model, if the server runs on this machine).\n\n"

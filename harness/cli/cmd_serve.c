@@ -8,10 +8,11 @@ static int groups(void *options, struct km_option_group *out)
     return serve_option_groups(options, out);
 }
 
-static void log_address(void *arg, int port)
+static void log_address(void *arg, const struct serve_ready *r)
 {
     const struct serve_opts *o = arg;
-    km_log(KM_LOG_INFO, "listening on http://%s:%d", o->server.host, port);
+    km_log(KM_LOG_INFO, "listening on http://%s:%d%s", o->server.host, r->port,
+           r->cache_complete ? "" : " (the cache layer is still taking its memory, in the background)");
 }
 
 static int run(const struct cmd_call *call)
@@ -28,7 +29,7 @@ static int run(const struct cmd_call *call)
         rc = serve_check(o, &facts, &err);
     if (rc)
         return cmd_error(&err, rc == KM_EDEVICE ? CMD_FAILED : CMD_USAGE);
-    return serve_run(o, log_address, o, &err) ? cmd_error(&err, CMD_FAILED) : CMD_OK;
+    return serve_run(o, 0, log_address, o, &err) ? cmd_error(&err, CMD_FAILED) : CMD_OK;
 }
 
 const struct cmd cmd_serve = {
@@ -37,7 +38,9 @@ const struct cmd cmd_serve = {
     .summary = "Serve a Qwen3 model over an OpenAI-compatible HTTP API",
     .text = "Options have the names that vLLM gives them, where vLLM has the option. The server listens on 127.0.0.1 "
             "unless --host says otherwise. SIGTERM and SIGINT end it: it refuses new requests and gives running "
-            "streams ten seconds to finish.",
+            "streams ten seconds to finish.\n\n"
+            "The cache layer takes its memory in the background, so that serving starts at once. kvmark info --plan "
+            "prints how much it will be.",
     .options_size = sizeof(struct serve_opts),
     .groups = groups,
     .run = run,

@@ -1,10 +1,12 @@
 /* The option tables, the memory plan, and the start and end of a serving process.
  *
  * serve_spawn forks, and therefore must be called before this process has threads. The child runs serve_run and writes
- * one struct to a pipe: the port that it bound, or the error. */
+ * one struct to a pipe: that it is ready, or the error. */
 #include "harness/cli/serve.h"
 
+#include "base/clock.h"
 #include "base/log.h"
+#include "base/machine.h"
 #include "base/mem.h"
 #include "kvcache/kvcache.h"
 
@@ -49,105 +51,25 @@ static const struct km_option model_rows[] = {
      .help = "answers that do not depend on the batch, bit for bit; not available in this version"},
 };
 
-static const struct km_option cache_rows[] = {
-    {.name = "kv-cache",
-     KM_FIELD(struct serve_opts, kv_cache),
-     .arg = "SPEC",
-     .fallback = "none",
-     .help = "cache layer: none, or host memory such as dram=50GiB"},
-    {.name = "kv-config",
-     KM_FIELD(struct serve_opts, kv_config),
-     .arg = "FILE.yaml",
-     .help = "configuration file of the cache layer, in LMCache's format"},
-    {.name = "chunk-size",
-     KM_FIELD(struct serve_opts, chunk_size),
-     .arg = "N",
-     .lo = 1,
-     .hi = 1 << 20,
-     .help = "tokens of a chunk, a multiple of --block-size (default: 256, or what --kv-config says)"},
-    {.name = "kv-role",
-     KM_FIELD(struct serve_opts, kv_role),
-     .values = "kv_both|kv_producer|kv_consumer",
-     .fallback = "kv_both",
-     .help = "role in a disaggregated deployment; this version has only kv_both"},
-};
-
 int serve_option_groups(struct serve_opts *o, struct km_option_group *out)
 {
     out[0] = KM_OPTION_GROUP("Model", model_rows, o);
     out[1] = eng_option_group(&o->engine);
-    out[2] = KM_OPTION_GROUP("KV-cache layer", cache_rows, o);
+    out[2] = kvo_option_group(&o->kv);
     out[3] = srv_option_group(&o->server);
     return SERVE_GROUPS;
-}
-
-/* The cache layer that the options describe. */
-struct cache_choice {
-    bool on;
-    struct kvc_config config; /* the layer's defaults if `on` is false */
-    char text[128];           /* "none", "dram=5GiB, chunk 256" */
-};
-
-static int read_cache_file(const char *path, struct kvc_config *c, bool warn, struct km_err *err)
-{
-    struct km_buf warnings = {0};
-    int rc = kvc_config_yaml(path, c, &warnings, err);
-    for (char *w = warnings.data, *next; !rc && warn && w && *w; w = next) {
-        next = w + strcspn(w, "\n");
-        if (*next)
-            *next++ = 0;
-        km_log(KM_LOG_WARN, "%s: %s", path, w);
-    }
-    km_buf_free(&warnings);
-    return rc;
-}
-
-/* Reads the cache layer from the options. warn: log the keys of the configuration file that have no effect. */
-static int choose_cache(const struct serve_opts *o, bool warn, struct cache_choice *out, struct km_err *err)
-{
-    bool off = true;
-    int rc = 0;
-    *out = (struct cache_choice){.config = kvc_defaults(), .text = "none"};
-    if (o->kv_config && strcmp(o->kv_cache, "none"))
-        return km_fail(err, KM_EINVAL, "--kv-config and --kv-cache both describe the cache layer; give one of them");
-    if (o->kv_config) {
-        rc = read_cache_file(o->kv_config, &out->config, warn, err);
-        off = !out->config.local_cpu;
-    } else {
-        rc = kvc_config_spec(o->kv_cache, &out->config, &off, err);
-        if (rc)
-            km_context(err, "--kv-cache");
-    }
-    if (rc)
-        return rc;
-    if (o->chunk_size)
-        out->config.chunk_size = o->chunk_size;
-    if (off)
-        return 0;
-    if (out->config.chunk_size % o->engine.block_size)
-        return km_fail(err, KM_EINVAL, "--chunk-size is %d; it must be a multiple of --block-size, which is %d",
-                       out->config.chunk_size, o->engine.block_size);
-    struct km_buf text = {0};
-    kvc_describe(&out->config, &text);
-    snprintf(out->text, sizeof out->text, "%s", km_buf_str(&text));
-    km_buf_free(&text);
-    out->on = true;
-    return 0;
 }
 
 static int check_options(const struct serve_opts *o, struct km_err *err)
 {
     if (!o->model)
         return km_fail(err, KM_EINVAL, "--model is missing; give a Hugging Face folder or a preset such as qwen3-tiny");
-    if (strcmp(o->kv_role, "kv_both"))
-        return km_fail(err, KM_EINVAL, "--kv-role %s is not available in this version; leave it at kv_both",
-                       o->kv_role);
     if (o->batch_invariant)
         return km_fail(err, KM_EINVAL, "--batch-invariant is not available in this version; leave it out");
     return 0;
 }
 
-static void fill_facts(const struct serve_opts *o, const struct backend *be, const struct cache_choice *cache,
+static void fill_facts(const struct serve_opts *o, const struct backend *be, const struct kvo_choice *cache,
                        struct serve_facts *facts)
 {
     facts->dummy_weights = o->dummy_weights;
@@ -160,37 +82,47 @@ static void fill_facts(const struct serve_opts *o, const struct backend *be, con
 int serve_check(const struct serve_opts *o, struct serve_facts *facts, struct km_err *err)
 {
     const struct backend *be;
-    struct cache_choice cache;
+    struct kvo_choice cache;
     int rc = check_options(o, err);
     if (!rc)
         rc = backend_pick(o->device, &be, err);
     if (!rc)
-        rc = choose_cache(o, false, &cache, err);
+        rc = kvo_choose(&o->kv, o->engine.block_size, false, &cache, err);
     if (!rc)
         fill_facts(o, be, &cache, facts);
     return rc;
 }
 
-static int plan_cache(struct serve_plan *out, const struct cache_choice *cache, struct km_err *err)
+/* Bytes of host memory that the cache layer takes, all tiers together. */
+static int64_t cache_bytes(const struct kvc_plan *p, int n_tiers)
 {
-    const struct kvc_config *c = &cache->config;
-    out->token_bytes = (int64_t)out->mem.geom.page_bytes / out->engine.block_size;
-    out->chunk_size = cache->on ? c->chunk_size : kvc_defaults().chunk_size;
-    int64_t chunk = out->token_bytes * out->chunk_size;
-    out->cache_chunks = cache->on ? c->max_local_cpu / chunk : 0;
-    if (cache->on && !out->cache_chunks)
-        return km_fail(
-            err, KM_EINVAL,
-            "the cache layer may take %s, but one chunk of %d tokens of this model is %s; give --kv-cache more "
-            "memory or lower --chunk-size",
-            km_size_text(c->max_local_cpu).s, out->chunk_size, km_size_text(chunk).s);
-    return 0;
+    int64_t n = p->slots * (int64_t)(p->payload_bytes + p->header_bytes) + p->index_bytes;
+    for (int i = 0; i < n_tiers; i++)
+        n += p->tier[i].host_bytes;
+    return n;
+}
+
+/* Compares the host memory that the engine and the cache layer will take with what is available. engine: 0 for a
+ * backend whose device has memory of its own. The cache layer makes this check, too, when it is attached to the engine.
+ * But a backend on the host has not touched its KV pool by then, and memory that was not touched counts as
+ * available. */
+static int check_host_memory(int64_t engine, int64_t layer, int64_t available, struct km_err *err)
+{
+    if (engine + layer <= available)
+        return 0;
+    char both[64] = "";
+    if (engine)
+        snprintf(both, sizeof both, "the engine takes %s of memory and ", km_size_text(engine).s);
+    return km_fail(err, KM_ELIMIT,
+                   "%sthe cache layer takes %s%s, but only %s are available to this process; give the cache layer less "
+                   "(--kv-cache, or max_local_cpu_size)%s",
+                   both, km_size_text(layer).s, engine ? "" : " of memory", km_size_text(available).s,
+                   engine ? ", or the engine (--gpu-memory-limit)" : "");
 }
 
 int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct km_err *err)
 {
     const struct backend *be;
-    struct cache_choice cache;
     struct mdl *m = NULL;
     struct km_err why;
     memset(out, 0, sizeof *out);
@@ -200,20 +132,48 @@ int serve_make_plan(const struct serve_opts *o, struct serve_plan *out, struct k
     if (!rc && backend_fell_back(o->device, be, &why))
         km_log(KM_LOG_WARN, "planning for the CPU: %s", why.msg);
     if (!rc)
-        rc = choose_cache(o, true, &cache, err);
+        rc = kvo_choose(&o->kv, o->engine.block_size, true, &out->kv, err);
     if (!rc)
         rc = mdl_open(&m, o->model, o->dummy_weights, (uint64_t)o->seed, err);
     if (!rc) {
-        fill_facts(o, be, &cache, &out->facts);
+        out->available = km_available_memory("");
+        fill_facts(o, be, &out->kv, &out->facts);
         snprintf(out->model, sizeof out->model, "%s", mdl_name(m));
         out->engine = o->engine;
         rc = eng_plan(&out->mem, &out->engine, m, be, err);
     }
-    if (!rc)
-        rc = plan_cache(out, &cache, err);
+    if (!rc) {
+        out->token_bytes = (int64_t)out->mem.geom.page_bytes / out->engine.block_size;
+        if (out->kv.on)
+            rc = kvc_plan(&out->kv.config, &out->mem.geom, &out->cache, err);
+    }
+    if (!rc && out->kv.on && out->mem.limited == KM_MEM_HOST && !be->no_payload)
+        rc = check_host_memory(plan_total(&out->mem, KM_MEM_HOST), cache_bytes(&out->cache, out->kv.config.n_tiers),
+                               out->available, err);
     out->fits = !rc;
     mdl_free(m);
     return rc;
+}
+
+/* Makes the check of check_host_memory before the engine is opened. A backend with a probe has a device with memory of
+ * its own, and is not planned, because that takes time. */
+static int check_before_open(const struct serve_opts *o, const struct backend *be, const struct mdl *m,
+                             const struct kvo_choice *kv, struct km_err *err)
+{
+    struct plan mem;
+    struct kvc_plan cache;
+    struct eng_opts copy = o->engine;
+    int64_t available = km_available_memory("");
+    if (!kv->on || be->no_payload)
+        return 0;
+    if (be->probe)
+        return check_host_memory(0, kv->config.max_local_cpu, available, err);
+    int rc = eng_plan(&mem, &copy, m, be, err);
+    if (!rc)
+        rc = kvc_plan(&kv->config, &mem.geom, &cache, err);
+    return rc ? rc
+              : check_host_memory(plan_total(&mem, KM_MEM_HOST), cache_bytes(&cache, kv->config.n_tiers), available,
+                                  err);
 }
 
 /* The objects of a serving process, in the order in which they are opened. */
@@ -270,19 +230,21 @@ static void log_engine(const struct service *p, const char *cache)
 static int open_service(const struct serve_opts *o, struct service *p, struct km_err *err)
 {
     const struct backend *be;
-    struct cache_choice cache;
+    struct kvo_choice cache;
     struct km_err why;
     int rc = backend_pick(o->device, &be, err);
     if (!rc && backend_fell_back(o->device, be, &why))
         km_log(KM_LOG_WARN, "running on the CPU: %s", why.msg);
     if (!rc)
-        rc = choose_cache(o, true, &cache, err);
+        rc = kvo_choose(&o->kv, o->engine.block_size, true, &cache, err);
     if (!rc)
         rc = mdl_open(&p->mdl, o->model, o->dummy_weights, (uint64_t)o->seed, err);
     if (!rc)
         rc = open_tokenizer(o, p, err);
+    if (!rc)
+        rc = check_before_open(o, be, p->mdl, &cache, err);
     if (!rc && cache.on && !(rc = kvc_open(&p->kvc, &cache.config, err)))
-        kvc_port(p->kvc, &p->port);
+        rc = kvc_port(p->kvc, &p->port, err);
     if (!rc)
         rc = eng_open(&p->eng, &o->engine, p->mdl, be, cache.on ? &p->port : NULL, err);
     if (rc)
@@ -297,13 +259,20 @@ static int open_service(const struct serve_opts *o, struct service *p, struct km
     return rc;
 }
 
-int serve_run(const struct serve_opts *o, void (*ready)(void *arg, int port), void *arg, struct km_err *err)
+int serve_run(const struct serve_opts *o, double cache_wait_s, void (*ready)(void *arg, const struct serve_ready *r),
+              void *arg, struct km_err *err)
 {
     struct service p = {0};
     int rc = open_service(o, &p, err);
     if (!rc) {
+        struct serve_ready r = {.port = srv_port(p.srv), .cache_complete = true};
+        if (p.kvc) {
+            int64_t start = km_now_ns();
+            r.cache_complete = kvc_settle(p.kvc, cache_wait_s);
+            r.cache_wait_s = (double)(km_now_ns() - start) / 1e9;
+        }
         if (ready)
-            ready(arg, srv_port(p.srv));
+            ready(arg, &r);
         rc = srv_run(p.srv, true, err);
     }
     close_service(&p);
@@ -312,13 +281,13 @@ int serve_run(const struct serve_opts *o, void (*ready)(void *arg, int port), vo
 
 /* The message that the child writes to the pipe, once. */
 struct child_report {
-    int port;
+    struct serve_ready ready;
     struct km_err err; /* err.code is 0 if the port is bound */
 };
 
-static void report_port(void *arg, int port)
+static void report_ready(void *arg, const struct serve_ready *ready)
 {
-    struct child_report r = {.port = port};
+    struct child_report r = {.ready = *ready};
     int *fd = arg;
     if (write(*fd, &r, sizeof r) != (ssize_t)sizeof r)
         km_log(KM_LOG_ERROR, "the engine's process cannot report its port: %s", strerror(errno));
@@ -335,7 +304,7 @@ static _Noreturn void run_child(const struct serve_opts *o, int fd, pid_t parent
     struct serve_opts mine = *o;
     mine.server.port = 0;
     struct child_report r = {0};
-    int rc = serve_run(&mine, report_port, &fd, &r.err);
+    int rc = serve_run(&mine, SERVE_CACHE_WAIT_S, report_ready, &fd, &r.err);
     if (rc && fd >= 0 && write(fd, &r, sizeof r) != (ssize_t)sizeof r)
         rc = KM_EIO;
     else if (rc && fd < 0)
@@ -352,7 +321,7 @@ static void describe_end(int status, char out[32])
         snprintf(out, 32, "exit status %d", WEXITSTATUS(status));
 }
 
-int serve_spawn(const struct serve_opts *o, pid_t *pid, int *port, struct km_err *err)
+int serve_spawn(const struct serve_opts *o, pid_t *pid, struct serve_ready *ready, struct km_err *err)
 {
     int fd[2];
     if (pipe(fd))
@@ -376,7 +345,7 @@ int serve_spawn(const struct serve_opts *o, pid_t *pid, int *port, struct km_err
         ;
     close(fd[0]);
     if (n == (ssize_t)sizeof r && !r.err.code) {
-        *port = r.port;
+        *ready = r.ready;
         return 0;
     }
     int status = 0;

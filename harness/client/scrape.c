@@ -8,6 +8,7 @@
 #include "base/mem.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
@@ -54,58 +55,117 @@ static bool ends_with(const char *s, const char *tail)
     return n >= m && !strcmp(s + n - m, tail);
 }
 
-/* Parses one line, which is modified, and adds its value. False: no memory. */
-static bool add_line(cJSON *out, struct index *x, char *line)
+/* One sample of the text: "name{labels} value". */
+struct sample {
+    const char *name, *labels; /* labels: the text between the braces; "" if there are none */
+    double v;
+};
+
+/* Reads a line, which is modified. False: it is no sample that counts. */
+static bool read_sample(char *line, struct sample *out)
 {
     char *name_end = line + strcspn(line, "{ ");
-    char *value = *name_end == '{' ? strrchr(name_end, '}') : name_end;
+    char *value = *name_end == '{' ? strrchr(name_end, '}') : name_end, *end;
     if (*line == '#' || name_end == line || !value || !*value)
-        return true;
-    value++;
-    *name_end = 0;
-    char *end;
-    double v = strtod(value, &end);
-    if (end == value || !isfinite(v) || ends_with(line, "_bucket"))
-        return true;
-    cJSON *item = index_find(x, line);
-    if (item) {
-        cJSON_SetNumberHelper(item, item->valuedouble + v);
-        return true;
-    }
-    item = cJSON_AddNumberToObject(out, line, v);
-    return item && index_add(x, item);
+        return false;
+    *out = (struct sample){.name = line, .labels = value > name_end ? name_end + 1 : ""};
+    *value = *name_end = 0;
+    out->v = strtod(value + 1, &end);
+    return end != value + 1 && isfinite(out->v) && !ends_with(line, "_bucket");
 }
 
-cJSON *scrape_parse(const char *text, size_t len)
+/* Calls add for each sample of the text, until it returns false. False: there is no memory. */
+static bool for_samples(const char *text, size_t len, bool (*add)(void *arg, const struct sample *s), void *arg)
 {
-    struct index names = {0};
     char *line = km_malloc(SCRAPE_MAX_LINE + 1);
-    cJSON *out = line ? cJSON_CreateObject() : NULL;
-    bool ok = out != NULL;
+    bool ok = line != NULL;
     for (const char *p = text, *end = text + len; ok && p < end;) {
         const char *lf = memchr(p, '\n', (size_t)(end - p)), *stop = lf ? lf : end;
         size_t n = (size_t)(stop - p);
+        struct sample s;
         if (n <= SCRAPE_MAX_LINE) {
             memcpy(line, p, n);
             line[n] = 0;
-            ok = add_line(out, &names, line);
+            ok = !read_sample(line, &s) || add(arg, &s);
         }
         p = lf ? lf + 1 : end;
     }
     km_free(line);
-    km_free(names.slots);
+    return ok;
+}
+
+struct sums {
+    cJSON *out;
+    struct index names;
+};
+
+static bool add_to_sum(void *arg, const struct sample *s)
+{
+    struct sums *t = arg;
+    cJSON *item = index_find(&t->names, s->name);
+    if (item) {
+        cJSON_SetNumberHelper(item, item->valuedouble + s->v);
+        return true;
+    }
+    item = cJSON_AddNumberToObject(t->out, s->name, s->v);
+    return item && index_add(&t->names, item);
+}
+
+cJSON *scrape_parse(const char *text, size_t len)
+{
+    struct sums t = {.out = cJSON_CreateObject()};
+    bool ok = t.out && for_samples(text, len, add_to_sum, &t);
+    km_free(t.names.slots);
     if (!ok) {
+        cJSON_Delete(t.out);
+        return NULL;
+    }
+    return t.out;
+}
+
+/* Copies the value of the label `tier`, up to size - 1 characters. False: there is no such label. */
+static bool find_tier(const char *labels, char *out, size_t size)
+{
+    const char *at = strncmp(labels, "tier=\"", 6) ? strstr(labels, ",tier=\"") : labels;
+    if (!at)
+        return false;
+    at = strchr(at, '"') + 1;
+    size_t n = strcspn(at, "\"");
+    snprintf(out, size, "%.*s", (int)(n < size ? n : size - 1), at);
+    return n > 0;
+}
+
+static bool add_to_tier(void *arg, const struct sample *s)
+{
+    static const char prefix[] = "kvmark_cache_tier_";
+    enum { MOST = 64, NAMES = 256 }; /* tiers, and names of a tier: the search is linear, and any server may answer */
+    cJSON *out = arg;
+    char tier[32];
+    if (strncmp(s->name, prefix, sizeof prefix - 1) || !find_tier(s->labels, tier, sizeof tier))
+        return true;
+    cJSON *of = cJSON_GetObjectItemCaseSensitive(out, tier);
+    if (!of && cJSON_GetArraySize(out) < MOST && !(of = cJSON_AddObjectToObject(out, tier)))
+        return false;
+    return !of || cJSON_GetArraySize(of) >= NAMES || cJSON_AddNumberToObject(of, s->name + sizeof prefix - 1, s->v);
+}
+
+cJSON *scrape_tiers(const char *text, size_t len)
+{
+    cJSON *out = cJSON_CreateObject();
+    if (!out || !for_samples(text, len, add_to_tier, out)) {
         cJSON_Delete(out);
         return NULL;
     }
     return out;
 }
 
-cJSON *scrape_metrics(const struct target *target)
+cJSON *scrape_metrics(const struct target *target, cJSON **tiers)
 {
     struct km_buf text = {0};
     bool good = target_get(target, "/metrics", 5, &text, NULL) == 200 && km_buf_ok(&text);
     cJSON *out = good ? scrape_parse(km_buf_str(&text), text.len) : NULL;
+    if (tiers)
+        *tiers = good ? scrape_tiers(km_buf_str(&text), text.len) : NULL;
     km_buf_free(&text);
     return out;
 }
@@ -119,6 +179,11 @@ cJSON *scrape_difference(const cJSON *before, const cJSON *after)
         ok = index_add(&names, item);
     for (item = after ? after->child : NULL; ok && item; item = item->next) {
         const cJSON *was = index_find(&names, item->string);
+        if (cJSON_IsObject(item)) {
+            cJSON *inner = scrape_difference(was, item);
+            ok = inner && cJSON_AddItemToObject(out, item->string, inner);
+            continue;
+        }
         bool counter =
             ends_with(item->string, "_total") || ends_with(item->string, "_sum") || ends_with(item->string, "_count");
         ok = cJSON_AddNumberToObject(out, item->string, item->valuedouble - (counter && was ? was->valuedouble : 0));

@@ -11,12 +11,17 @@
 
 enum { SCRAPE_MAX_LINE = 65536 }; /* longer lines are left out */
 
-/* Reads GET /metrics. NULL: the server has no metrics, or there is no memory. */
-cJSON *scrape_metrics(const struct target *target);
+/* Reads GET /metrics. *tiers (tiers may be NULL) becomes what scrape_tiers returns. NULL: the server has no metrics, or
+ * there is no memory. */
+cJSON *scrape_metrics(const struct target *target, cJSON **tiers);
 /* Parses Prometheus' text format; any bytes are accepted. NULL: no memory. */
 cJSON *scrape_parse(const char *text, size_t len);
+/* The metrics kvmark_cache_tier_NAME of kvmark's own server by their label tier: {"dram": {"hit_tokens_total": 3}}. An
+ * empty object if there are none. */
+cJSON *scrape_tiers(const char *text, size_t len);
 /* Returns after - before for counters (names that end in _total, _sum or _count), and the value in `after` for gauges.
- * before may be NULL. NULL: `after` is NULL, or there is no memory. */
+ * Objects among the members are subtracted member by member. before may be NULL. NULL: `after` is NULL, or there is no
+ * memory. */
 cJSON *scrape_difference(const cJSON *before, const cJSON *after);
 
 #endif

@@ -41,6 +41,13 @@ static const struct {
                    {"clock_steps", offsetof(struct hz_health, clock_steps), true}};
 enum { N_HEALTH = sizeof health_keys / sizeof *health_keys };
 
+/* The object "reasons" of an object, made if needed. */
+static cJSON *reasons_of(cJSON *to)
+{
+    cJSON *reasons = cJSON_GetObjectItemCaseSensitive(to, "reasons");
+    return reasons ? reasons : cJSON_AddObjectToObject(to, "reasons");
+}
+
 /* Adds the text; if it is empty, null and the reason. */
 static void put_text(cJSON *to, const char *key, const char *text, const char *reason)
 {
@@ -49,10 +56,7 @@ static void put_text(cJSON *to, const char *key, const char *text, const char *r
         return;
     }
     cJSON_AddNullToObject(to, key);
-    cJSON *reasons = cJSON_GetObjectItemCaseSensitive(to, "reasons");
-    if (!reasons)
-        reasons = cJSON_AddObjectToObject(to, "reasons");
-    cJSON_AddStringToObject(reasons, key, reason);
+    cJSON_AddStringToObject(reasons_of(to), key, reason);
 }
 
 /* Appends a clause without a full stop, which run.json and reports show. */
@@ -182,6 +186,38 @@ static void put_trace(cJSON *to, const struct hz_trace *t)
     cJSON_AddBoolToObject(to, "fixed_history", t->fixed_history);
 }
 
+/* The statistics of each tier, with the names of /metrics less their prefix and the ending _total: counters over the
+ * run, gauges at its end. */
+static void put_tiers(cJSON *to, const cJSON *tiers)
+{
+    for (const cJSON *t = tiers->child; t; t = t->next) {
+        cJSON *one = cJSON_AddObjectToObject(to, t->string);
+        for (const cJSON *v = t->child; v; v = v->next) {
+            size_t len = strlen(v->string), tail = sizeof "_total" - 1;
+            char name[96];
+            if (len > tail && !strcmp(v->string + len - tail, "_total"))
+                len -= tail;
+            snprintf(name, sizeof name, "%.*s", (int)len, v->string);
+            cJSON_AddNumberToObject(one, name, v->valuedouble);
+        }
+    }
+}
+
+static void put_cache(cJSON *to, const struct run_info *info)
+{
+    if (info->cache_tiers) {
+        cJSON *c = cJSON_AddObjectToObject(to, "cache");
+        cJSON_AddNumberToObject(c, "ready_s", info->cache_ready_s);
+        cJSON_AddBoolToObject(c, "complete", info->cache_complete);
+        put_tiers(cJSON_AddObjectToObject(c, "tiers"), info->cache_tiers);
+        return;
+    }
+    cJSON_AddNullToObject(to, "cache");
+    cJSON_AddStringToObject(reasons_of(to), "cache",
+                            is_own_engine(info) ? "the engine ran without a cache layer, or returned no metrics"
+                                                : "the target is an external server, whose tiers are not known");
+}
+
 static cJSON *run_json(const struct run_info *info, const struct hz_trace *t, const struct hz_summary *seed,
                        const struct hz_summary *strict)
 {
@@ -197,12 +233,12 @@ static cJSON *run_json(const struct run_info *info, const struct hz_trace *t, co
     put_limits(cJSON_AddObjectToObject(v, "limits"), info);
     put_trace(cJSON_AddObjectToObject(v, "trace"), t);
     cJSON_AddItemToObject(v, "options", info->options ? cJSON_Duplicate(info->options, true) : cJSON_CreateObject());
+    put_cache(v, info);
     if (info->server_metrics)
         cJSON_AddItemToObject(v, "server_metrics", cJSON_Duplicate(info->server_metrics, true));
     else {
         cJSON_AddNullToObject(v, "server_metrics");
-        cJSON_AddStringToObject(cJSON_AddObjectToObject(v, "reasons"), "server_metrics",
-                                "GET /metrics of the server returned no metrics");
+        cJSON_AddStringToObject(reasons_of(v), "server_metrics", "GET /metrics of the server returned no metrics");
     }
     return v;
 }

@@ -28,6 +28,9 @@ struct run_info {
     const char *started;         /* wall-clock time, ISO 8601 */
     const cJSON *options;        /* object: the resolved values of all load and engine options */
     const cJSON *server_metrics; /* object: scrape_difference over the run */
+    const cJSON *cache_tiers;    /* object: the same of scrape_tiers. NULL: no cache layer of kvmark's own engine */
+    double cache_ready_s;        /* s that the run waited for the cache layer's host memory before it began */
+    bool cache_complete;         /* the host memory had its final size when the run began */
     const cJSON *limits;         /* object: limits of the engine that no option sets */
     const struct wl_set *set;    /* for the column conversation_id of requests.csv */
 };

@@ -40,14 +40,14 @@ static void good_files_are_read(void **state)
         {"chunk_size: ~\nlocal_cpu:\nmax_local_cpu_size: null\ncache_policy: ~\n", "dram=5GiB, chunk 256", ""},
         {"cache_policy: FIFO\nsave_decode_cache: on\n", "dram=5GiB, chunk 256, FIFO, decode kept", ""},
         {"cache_policy: lru\nsave_decode_cache: NO\nsave_unfull_chunk: false\n", "dram=5GiB, chunk 256", ""},
-        {"save_unfull_chunk: true\n", "dram=5GiB, chunk 256",
-         "save_unfull_chunk: true has no effect, because only full chunks are stored\n"},
+        {"save_unfull_chunk: true\n", "dram=5GiB, chunk 256, partial chunks kept", ""},
+        {"chunk_size: 16\n", "dram=5GiB, chunk 16", ""},
+        {"chunk_size: 4096\n", "dram=5GiB, chunk 4096", ""},
         {"local_cpu: false\n", "no tier, chunk 256", "local_cpu: false leaves no tier, so nothing is cached\n"},
         {"local_cpu: 0\nmax_local_cpu_size: 0\n", "no tier, chunk 256",
          "local_cpu: false leaves no tier, so nothing is cached\n"},
-        {"remote_url: \"redis://h:6379\"\nextra_config: {a: [1, {b: 2}]}\nblend_thresholds: [1]\n",
-         "dram=5GiB, chunk 256",
-         "not supported yet: remote_url\nnot supported yet: extra_config\nnot supported yet: blend_thresholds\n"},
+        {"numa_mode: \"auto\"\nextra_config: {a: [1, {b: 2}]}\nblend_thresholds: [1]\n", "dram=5GiB, chunk 256",
+         "not supported yet: numa_mode\nnot supported yet: extra_config\nnot supported yet: blend_thresholds\n"},
         {"internal_api_server_port_start: 6999\nnixl_role: sender\nchunk_statistics_auto: 1\n", "dram=5GiB, chunk 256",
          "not supported yet: internal_api_server_port_start\nnot supported yet: nixl_role\n"
          "not supported yet: chunk_statistics_auto\n"}};
@@ -96,7 +96,7 @@ static void bad_files_are_refused(void **state)
         {"save_decode_cache: 0.0\n", 1, "true or false"},
         {"save_unfull_chunk: perhaps\n", 1, "true or false"},
         {"cache_policy: LFU\n", 1, "cache_policy is \"LFU\"; this version has LRU and FIFO"},
-        {"cache_policy: MRU\n", 1, "LRU and FIFO"},
+        {"cache_policy: MRU\n", 1, "\"MRU\"; this version has LRU and FIFO"},
         {"chunk_size: 256\n\nchunk_sise: 64\n", 3, "did you mean \"chunk_size\"?"},
         {"max_local_cpu: 5\n", 1, "unknown key \"max_local_cpu\""},
         {"remote_uri: x\n", 1, "did you mean \"remote_url\"?"},
@@ -160,11 +160,9 @@ static void specifications_are_read(void **state)
                                          {"dram=5GiB,dram=6GiB", "twice"},
                                          {"none,dram=5GiB", "not a cache tier"},
                                          {"ram=5GiB", "not a cache tier"},
-                                         {"disk=/tmp:200GiB", "not available in this version"},
-                                         {"dram=5GiB,disk=/tmp:1GiB", "not available in this version"},
-                                         {"redis://h:1", "not available in this version"},
-                                         {"dram=5GiB,lm://h:1", "not available in this version"},
-                                         {"mooncakestore://h:1/", "not available in this version"}};
+                                         {"DRAM=5GiB", "or a list of: dram=SIZE"},
+                                         {"tape=/dev/st0", "or a list of: dram=SIZE"},
+                                         {"dram=5GiB,tape=/dev/st0", "\"tape=/dev/st0\" is not a cache tier"}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         c = kvc_defaults();
         assert_int_equal(kvc_config_spec(bad[i][0], &c, &off, &err), KM_EINVAL);
@@ -174,10 +172,47 @@ static void specifications_are_read(void **state)
     }
 }
 
+/* What every registered tier must keep for the code that reads configurations. */
+static void registered_tiers_can_be_named(void **state)
+{
+    (void)state;
+    const struct kvc_tier_ops *t;
+    struct kvc_config c;
+    struct km_buf text = {0}, w = {0};
+    struct km_err err;
+    char line[128], message[256];
+    int n = 0;
+    for (; (t = kvc_tier_at(n)); n++) {
+        assert_true(t->config_bytes <= KVC_TIER_CONFIG);
+        assert_true(!strncmp(t->usage, t->scheme, strlen(t->scheme)));
+        for (int i = 0; i < n; i++) { /* no scheme may hide another one */
+            const char *other = kvc_tier_at(i)->scheme;
+            size_t len = strlen(other) < strlen(t->scheme) ? strlen(other) : strlen(t->scheme);
+            assert_int_not_equal(strncmp(other, t->scheme, len), 0);
+        }
+        km_buf_clear(&text);
+        kvc_config_usage(&text);
+        assert_non_null(strstr(km_buf_str(&text), t->usage));
+        /* A key of the tier is served: a null value is accepted without a warning, and a list is refused by name. */
+        for (int k = 0; k < t->n_keys; k++) {
+            snprintf(line, sizeof line, "%s: null\n", t->keys[k].key);
+            if (read_bytes(line, strlen(line), &c, &w, &err) || w.len || c.n_tiers)
+                fail_msg("%s: %s%s", line, err.msg, km_buf_str(&w));
+            snprintf(line, sizeof line, "%s: [1]\n", t->keys[k].key);
+            snprintf(message, sizeof message, "%s is a list; it must be one plain value", t->keys[k].key);
+            assert_int_equal(read_bytes(line, strlen(line), &c, &w, &err), KM_EINVAL);
+            assert_non_null(strstr(err.msg, message));
+        }
+    }
+    assert_true(n <= KVC_TIERS_MOST);
+    km_buf_free(&text);
+    km_buf_free(&w);
+}
+
 static void failed_allocations_change_nothing(void **state)
 {
     (void)state;
-    static const char text[] = "chunk_size: 64\nremote_url: x\n";
+    static const char text[] = "chunk_size: 64\nnuma_mode: x\n";
     assert_int_equal(km_file_write(path, text, sizeof text - 1, NULL), 0);
     int64_t before = km_mem_stats(KM_MEM_HOST).current;
     int rc = -1;
@@ -214,6 +249,7 @@ int main(void)
         cmocka_unit_test(good_files_are_read),
         cmocka_unit_test(bad_files_are_refused),
         cmocka_unit_test(specifications_are_read),
+        cmocka_unit_test(registered_tiers_can_be_named),
         cmocka_unit_test(failed_allocations_change_nothing),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -16,6 +16,7 @@
  * each of four rows, which costs 15% of the bandwidth. Values are copied row by row instead, 512 bytes per instruction,
  * and swizzled so that the reads from shared memory have no bank conflicts. */
 #include "engine/cuda/attn/attn.h"
+#include "engine/cuda/attn/merge.cuh"
 #include "engine/cuda/ptx.cuh"
 
 #include <math.h>
@@ -181,43 +182,6 @@ template <int DH> struct softmax_state {
     }
 };
 
-/* The DH / 32 neighbouring elements that a lane has of an output row of its warp. */
-template <int DH> struct alignas(DH / 8) row_piece {
-    float v[DH / 32];
-
-    __device__ __forceinline__ static const row_piece &at(const float *row, int lane)
-    {
-        return reinterpret_cast<const row_piece *>(row)[lane];
-    }
-    __device__ __forceinline__ static row_piece &at(float *row, int lane)
-    {
-        return reinterpret_cast<row_piece *>(row)[lane];
-    }
-    __device__ __forceinline__ void add(float f, const row_piece &o)
-    {
-#pragma unroll
-        for (int i = 0; i < DH / 32; i++)
-            v[i] += f * o.v[i];
-    }
-    __device__ __forceinline__ void scale(float f)
-    {
-#pragma unroll
-        for (int i = 0; i < DH / 32; i++)
-            v[i] *= f;
-    }
-    /* Stores the piece, multiplied by f. */
-    __device__ __forceinline__ void store(bf16 *row, int lane, float f) const
-    {
-        struct alignas(DH / 16) {
-            bf16 v[DH / 32];
-        } out;
-#pragma unroll
-        for (int i = 0; i < DH / 32; i++)
-            out.v[i] = __float2bfloat16(v[i] * f);
-        reinterpret_cast<decltype(out) *>(row)[lane] = out;
-    }
-};
-
 /* Loads q[group][DH] as mma A fragments; rows are query heads. The elements are in the order of kv_reader::key. */
 template <int DH>
 __device__ __forceinline__ void load_q(const bf16 *q, int group, int g, int t, uint32_t (&qa)[2 * shape<DH>::KI][4])
@@ -332,36 +296,16 @@ __device__ __forceinline__ void merge_warps(const float (*so)[16][DH + 4], const
     }
 }
 
-/* Merges the partials of a request into out[group][DH], one row per warp at a time. Up to AT_ONCE partials are loaded
- * at the same time, so that the merge waits for memory once. */
+/* Merges the partials of a request into out[group][DH], one row per warp at a time. */
 template <int DH>
 __device__ __forceinline__ void merge_splits(const partials &part, const cu_split &split, int G, int head, int group,
                                              int warp, int lane, bf16 *out)
 {
-    enum { AT_ONCE = 16 };
     size_t o_step = (size_t)G * group * DH, ml_step = (size_t)G * 16;
     for (int r = warp; r < group; r += WARPS) {
         const float *from_o = part.o + (((size_t)split.first * G + head) * group + r) * DH;
         const float2 *from_ml = part.ml + ((size_t)split.first * G + head) * 16 + r;
-        float m = -INFINITY, l = 0;
-        row_piece<DH> v = {};
-        for (int left = split.n_splits; left > 0;
-             left -= AT_ONCE, from_o += AT_ONCE * o_step, from_ml += AT_ONCE * ml_step) {
-            float2 ml = lane < left && lane < AT_ONCE ? from_ml[lane * ml_step] : make_float2(-INFINITY, 0);
-            row_piece<DH> p[AT_ONCE] = {};
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++)
-                if (k < left)
-                    p[k] = row_piece<DH>::at(from_o + k * o_step, lane);
-            float top = fmaxf(m, warp_max(ml.x)), fix = exp2_fast(m - top), weight = exp2_fast(ml.x - top);
-            l = l * fix + warp_sum(weight * ml.y);
-            v.scale(fix);
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++)
-                v.add(__shfl_sync(~0u, weight, k), p[k]);
-            m = top;
-        }
-        v.store(out + r * DH, lane, 1 / l);
+        merge_row<DH>(from_o, o_step, from_ml, ml_step, split.n_splits, lane, out + r * DH);
     }
 }
 

@@ -13,6 +13,11 @@
  * the running maximum rarely changes after them. While the tensor cores multiply P and V of one tile, the softmax of
  * the next tile runs (FlashAttention-3, Shah et al. 2024, section 3.2).
  *
+ * Tails (attn.h) have jobs of their own, and a launch of their own: TAIL is true in it. A tail's job is one split of
+ * one tile and one KV head. The 128 rows of the job are then (128 / group) query rows of each of the `group` heads that
+ * share the KV head: row i of the job is query row i % tail_rows of head i / tail_rows. All of these rows read the keys
+ * once. A job writes its output to o if the tile has one split, and otherwise a partial, which tails.cu merges.
+ *
  * Values after the last key that a job may see are set to zero in shared memory. A page may hold NaN there, and 0 * NaN
  * would reach the output.
  *
@@ -36,11 +41,17 @@ enum { DH = 128, TILE_K = 128, ROWS = CU_TILE_Q, STAGES = 3, THREADS = 384, WARP
 enum { TILE_BYTES = TILE_K * DH * 2, GROUP_BYTES = 8 * DH * 2, HALF_GROUP = GROUP_BYTES / 2, Q_HALF = ROWS * 128 };
 
 /* Description of a job. */
-struct job_desc {
+template <bool TAIL> struct job_desc {
     int row, rows; /* first row in qkv and o; number of rows, at most ROWS */
     int pos, stop; /* position of the first row; number of keys that the last row sees */
     int req, head; /* request and query head */
     int n_tiles;   /* tiles of keys; 0: the queue is empty, and the consumers end */
+};
+template <> struct job_desc<true> {
+    int row, rows, pos, stop, n_tiles; /* as above; rows: query rows of each head, at most tail_rows */
+    int head, begin;                   /* KV head; first tile of keys */
+    int table_start, old;              /* as in cu_tail */
+    int cell;                          /* as in cu_tail_partials; -1: the job writes to o */
 };
 
 /* Offsets in shared memory, in bytes. */
@@ -56,7 +67,7 @@ struct smem_layout {
         Q_FULL = V_EMPTY + 8 * STAGES,
         Q_EMPTY = Q_FULL + 8,
         JOB = Q_EMPTY + 8,
-        SIZE = JOB + sizeof(job_desc)
+        SIZE = JOB + sizeof(job_desc<true>)
     };
 };
 
@@ -66,6 +77,17 @@ __device__ __forceinline__ void tma_load_queries(uint32_t dst, const CUtensorMap
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
                  "[%1, {%2, %3, %4}], [%5];" ::"r"(dst),
                  "l"(map), "r"(0), "r"(row), "r"(2 * head), "r"(bar)
+                 : "memory");
+}
+
+/* cp.async.bulk.tensor.4d: one half of the elements of tail_rows query rows of each head from `head` on, which share a
+ * KV head. */
+__device__ __forceinline__ void tma_load_tail_queries(uint32_t dst, const CUtensorMap *map, int row, int head, int half,
+                                                      uint32_t bar)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+                 "[%1, {%2, %3, %4, %5}], [%6];" ::"r"(dst),
+                 "l"(map), "r"(0), "r"(row), "r"(head), "r"(half), "r"(bar)
                  : "memory");
 }
 
@@ -91,17 +113,19 @@ __device__ __forceinline__ void wgmma_rs(float (&d)[64], const uint32_t *a, uint
 struct params {
     bf16 *o;
     cu_step_arrays arrays;
-    int H, G, B_log2, n_tiles;        /* n_tiles: tiles of query rows in the step */
+    int H, G, B_log2, n_tiles;        /* n_tiles: tiles of query rows in the step; of tails: splits */
+    int tail_rows;                    /* cu_attn_tail_rows */
     int groups_per_page, layer_group; /* groups in a page; groups from the start of a page to the layer */
     int *job_counters;                /* as in cu_prefill_plan */
     float scale_log2;                 /* log2(e) / sqrt(DH) */
+    cu_tail_partials part;
+    bool merged; /* tails: a merging kernel follows */
 };
 
 /* The description of a job, given its number. Jobs are numbered from the last tile of query rows to the first. */
-__device__ __forceinline__ job_desc describe_job(const params &P, int job)
+__device__ __forceinline__ void describe_job(const params &P, int job, job_desc<false> &w)
 {
     int tile = P.n_tiles - 1 - job / P.H, row0 = P.arrays.tile_row[tile];
-    job_desc w;
     w.req = P.arrays.tile_req[tile];
     w.head = job % P.H;
     int q0 = P.arrays.q_start[w.req], q_len = P.arrays.q_start[w.req + 1] - q0;
@@ -110,33 +134,85 @@ __device__ __forceinline__ job_desc describe_job(const params &P, int job)
     w.pos = P.arrays.kv_len[w.req] - q_len + row0;
     w.stop = w.pos + w.rows;
     w.n_tiles = (w.stop + TILE_K - 1) / TILE_K;
-    return w;
+}
+/* The same for tails. The jobs of a tail are numbered by split, KV head and tile: jobs that read the same keys are
+ * neighbours. */
+__device__ __forceinline__ void describe_job(const params &P, int job, job_desc<true> &w)
+{
+    cu_tail tail = P.arrays.tails[job / P.G];
+    int i = job - tail.first * P.G, row0 = i % tail.n_tiles * P.tail_rows, split = i / tail.n_tiles / P.G;
+    w.head = i / tail.n_tiles % P.G;
+    w.row = tail.row + row0;
+    w.rows = min(P.tail_rows, tail.rows - row0);
+    w.pos = tail.old + row0;
+    w.stop = w.pos + w.rows;
+    int key_tiles = (w.stop + TILE_K - 1) / TILE_K;
+    w.begin = split * key_tiles / tail.n_splits;
+    w.n_tiles = (split + 1) * key_tiles / tail.n_splits - w.begin;
+    w.table_start = tail.table_start, w.old = tail.old;
+    w.cell = tail.n_splits > 1 ? job : -1;
+}
+
+/* Copies the description of a job and its queries to shared memory, in lane 0. */
+__device__ __forceinline__ void send_job(const job_desc<false> &w, const params &, const CUtensorMap *queries,
+                                         job_desc<false> *shared, uint32_t base)
+{
+    *shared = w;
+    mbar_expect_tx(base + smem_layout::Q_FULL, ROWS * DH * 2);
+    tma_load_queries(base + smem_layout::Q, queries, w.row, w.head, base + smem_layout::Q_FULL);
+}
+__device__ __forceinline__ void send_job(const job_desc<true> &w, const params &P, const CUtensorMap *queries,
+                                         job_desc<true> *shared, uint32_t base)
+{
+    int group = P.H / P.G;
+    *shared = w;
+    mbar_expect_tx(base + smem_layout::Q_FULL, group * P.tail_rows * DH * 2);
+    for (int half = 0; half < 2; half++)
+        tma_load_tail_queries(base + smem_layout::Q + half * Q_HALF, queries, w.row, w.head * group, half,
+                              base + smem_layout::Q_FULL);
 }
 
 /* The producer warp. Lane i copies the i-th box of each tile, and reads the box's page id one tile in advance. The
  * first job of block b is job b. The producer describes this job before griddep_wait, while the kernel that computes
- * queries and keys still runs, because the step's arrays may be read without waiting (cu_fetch). */
+ * queries and keys still runs, because the step's arrays may be read without waiting (cu_fetch). A tail's keys that
+ * earlier steps wrote are copied before griddep_wait, too, until the rings are full. */
+template <bool TAIL>
 __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool, const CUtensorMap *queries,
-                                        job_desc *shared, uint32_t base, int lane)
+                                        job_desc<TAIL> *shared, uint32_t base, int lane)
 {
-    int B = 1 << P.B_log2, box = min(B, (int)TILE_K), boxes = TILE_K / box, total = P.n_tiles * P.H, n = 0;
+    int B = 1 << P.B_log2, box = min(B, (int)TILE_K), boxes = TILE_K / box, total = P.n_tiles * (TAIL ? P.G : P.H),
+        n = 0;
     pipe_state t;
+    if (TAIL && lane == 0)
+        tma_prefetch_map(pool), tma_prefetch_map(queries);
     for (int job = blockIdx.x; job < total; n++) {
-        job_desc w = describe_job(P, job);
-        const int32_t *table = P.arrays.table + P.arrays.table_start[w.req];
-        int k_group = P.layer_group + w.head / (P.H / P.G) * (B / 8), v_group = k_group + P.G * (B / 8);
+        job_desc<TAIL> w;
+        describe_job(P, job, w);
+        int kv_head, begin = 0, table_start;
+        if constexpr (TAIL)
+            kv_head = w.head, begin = w.begin, table_start = w.table_start;
+        else
+            kv_head = w.head / (P.H / P.G), table_start = P.arrays.table_start[w.req];
+        const int32_t *table = P.arrays.table + table_start;
+        int k_group = P.layer_group + kv_head * (B / 8), v_group = k_group + P.G * (B / 8);
         auto find_group = [&](int j) { /* after the last key, the last page again: a tile always has TILE_BYTES */
             int tok = min(j * TILE_K + lane * box, (w.stop - 1) / box * box);
             return lane < boxes ? table[tok >> P.B_log2] * P.groups_per_page + (tok & (B - 1)) / 8 : 0;
         };
-        int next = find_group(w.n_tiles - 1);
-        if (n == 0)
-            griddep_wait();
         /* The next job's number. It is not needed before the end of this job, which hides the latency of the atomic. */
-        job = lane == 0 ? gridDim.x + atomicAdd(P.job_counters, 1) : 0;
-        for (int j = w.n_tiles - 1; j >= 0; j--, t.next(STAGES)) {
+        auto take_job = [&] { return lane == 0 ? (int)gridDim.x + atomicAdd(P.job_counters, 1) : 0; };
+        int last = begin + w.n_tiles - 1, next = find_group(last), q_tile = last;
+        bool early = false; /* keys are copied before griddep_wait */
+        if constexpr (TAIL)
+            if (n == 0 && (last + 1) * TILE_K <= w.old)
+                early = true, q_tile = max(begin, last - STAGES + 1);
+        if (n == 0 && !early)
+            griddep_wait();
+        if (!early)
+            job = take_job();
+        for (int j = last; j >= begin; j--, t.next(STAGES)) {
             int group = next;
-            if (j > 0)
+            if (j > begin)
                 next = find_group(j - 1);
             for (int kv = 0; kv < 2; kv++) {
                 uint32_t at = base + kv * (smem_layout::V - smem_layout::K) + t.stage * TILE_BYTES,
@@ -148,16 +224,17 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
                 if (lane < boxes)
                     tma_load_groups(at + smem_layout::K + lane * (box / 8) * GROUP_BYTES, pool,
                                     group + (kv ? v_group : k_group), bar + smem_layout::K_FULL);
-                if (kv || j < w.n_tiles - 1)
+                if (kv || j != q_tile)
                     continue;
+                if (early) {
+                    griddep_wait();
+                    job = take_job();
+                }
                 /* The queries are copied after the first keys: the copy of the keys can start while the consumers still
                  * use the queries of the previous job. */
                 mbar_wait(base + smem_layout::Q_EMPTY, (n & 1) ^ 1);
-                if (lane == 0) {
-                    *shared = w;
-                    mbar_expect_tx(base + smem_layout::Q_FULL, ROWS * DH * 2);
-                    tma_load_queries(base + smem_layout::Q, queries, w.row, w.head, base + smem_layout::Q_FULL);
-                }
+                if (lane == 0)
+                    send_job(w, P, queries, shared, base);
                 __syncwarp();
             }
         }
@@ -174,9 +251,9 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
 
 /* The online softmax of one tile: replaces the scores s by probabilities, and updates maximum and sum of the rows. fix:
  * the factor by which the caller must scale the output so far. edge: some row does not see all keys. key0, pos:
- * positions of the tile's first key and of the lane's first row. */
+ * positions of the tile's first key and of the lane's rows. */
 __device__ __forceinline__ void update_softmax(float (&s)[64], float (&top)[2], float (&sum)[2], float (&fix)[2],
-                                               float scale, bool edge, int key0, int pos, int t)
+                                               float scale, bool edge, int key0, const int (&pos)[2], int t)
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -186,7 +263,7 @@ __device__ __forceinline__ void update_softmax(float (&s)[64], float (&top)[2], 
             for (int n = 0; n < 16; n++)
 #pragma unroll
                 for (int e = 0; e < 2; e++)
-                    if (key0 + n * 8 + 2 * t + e > pos + 8 * h)
+                    if (key0 + n * 8 + 2 * t + e > pos[h])
                         s[n * 4 + 2 * h + e] = -INFINITY;
         }
 #pragma unroll
@@ -263,33 +340,62 @@ struct softmax_state {
     float acc[64], top[2], sum[2];
 };
 
-/* Writes a lane's rows to o. first: the lane's first row within the job. */
-__device__ __forceinline__ void store_rows(const params &P, const job_desc &w, const softmax_state &a, int first, int t)
+/* Writes row h (0 or 1) of a lane's two rows to o, whose row is `row` of a query head. l: sum of the softmax. */
+__device__ __forceinline__ void store_row(const params &P, const softmax_state &a, int h, float l, int row, int head,
+                                          int t)
+{
+    float inv = 1 / l;
+    bf16 *dst = P.o + ((size_t)row * P.H + head) * DH + 2 * t;
+#pragma unroll
+    for (int n = 0; n < 16; n++)
+        *reinterpret_cast<uint32_t *>(dst + n * 8) =
+            pack_bf16(a.acc[4 * n + 2 * h] * inv, a.acc[4 * n + 2 * h + 1] * inv);
+}
+
+/* Writes row h of a lane's two rows to a partial: row i of a cell. */
+__device__ __forceinline__ void store_partial(const params &P, const softmax_state &a, int h, float l, int cell, int i,
+                                              int t)
+{
+    size_t at = (size_t)cell * ROWS + i;
+    float *dst = P.part.o + at * DH + 2 * t;
+#pragma unroll
+    for (int n = 0; n < 16; n++)
+        *reinterpret_cast<float2 *>(dst + n * 8) = make_float2(a.acc[4 * n + 2 * h], a.acc[4 * n + 2 * h + 1]);
+    if (t == 0)
+        P.part.ml[at] = make_float2(a.top[h] * P.scale_log2, l);
+}
+
+/* Writes a lane's rows. first: the lane's first row within the job. */
+template <bool TAIL>
+__device__ __forceinline__ void store_rows(const params &P, const job_desc<TAIL> &w, const softmax_state &a, int first,
+                                           int t)
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         float l = a.sum[h];
         l += __shfl_xor_sync(~0u, l, 1);
         l += __shfl_xor_sync(~0u, l, 2);
-        int r = first + 8 * h;
-        if (r >= w.rows)
-            continue;
-        float inv = 1 / l;
-        bf16 *dst = P.o + ((size_t)(w.row + r) * P.H + w.head) * DH + 2 * t;
-#pragma unroll
-        for (int n = 0; n < 16; n++)
-            *reinterpret_cast<uint32_t *>(dst + n * 8) =
-                pack_bf16(a.acc[4 * n + 2 * h] * inv, a.acc[4 * n + 2 * h + 1] * inv);
+        int i = first + 8 * h;
+        if constexpr (TAIL) {
+            int head = i / P.tail_rows, row = i % P.tail_rows, group = P.H / P.G;
+            if (row >= w.rows || head >= group)
+                continue;
+            if (w.cell < 0)
+                store_row(P, a, h, l, w.row + row, w.head * group + head, t);
+            else
+                store_partial(P, a, h, l, w.cell, i, t);
+        } else if (i < w.rows)
+            store_row(P, a, h, l, w.row + i, w.head, t);
     }
 }
 
 /* Reads the job's description in lane 0 and passes it to the other lanes. Lane 0 is also the lane that arrives at
  * Q_EMPTY: so it has read the description before the producer may overwrite it. */
-__device__ __forceinline__ job_desc read_job(const job_desc *shared, int lane)
+template <bool TAIL> __device__ __forceinline__ job_desc<TAIL> read_job(const job_desc<TAIL> *shared, int lane)
 {
-    enum { N = sizeof(job_desc) / sizeof(int) };
+    enum { N = sizeof(job_desc<TAIL>) / sizeof(int) };
     union {
-        job_desc job;
+        job_desc<TAIL> job;
         int32_t word[N];
     } w;
     if (lane == 0)
@@ -346,17 +452,22 @@ __device__ __forceinline__ void scale_output(float (&acc)[64], const float (&fix
 }
 
 /* A consumer thread: processes jobs until a job has no tiles. tid in [0, 32 * WARPS). */
-__device__ __forceinline__ void consume(const params &P, const job_desc *shared, char *smem, uint32_t base, int tid)
+template <bool TAIL>
+__device__ __forceinline__ void consume(const params &P, const job_desc<TAIL> *shared, char *smem, uint32_t base,
+                                        int tid)
 {
     int wg = tid / 128, lane = tid % 32, t = lane % 4, first = tid / 32 * 16 + lane / 4; /* first: of the lane's rows */
     uint32_t q = base + smem_layout::Q + wg * 64 * 128;
     pipe_state now;
     for (int n = 0;; n++) {
         mbar_wait(base + smem_layout::Q_FULL, n & 1);
-        const job_desc w = read_job(shared, lane);
+        const job_desc<TAIL> w = read_job(shared, lane);
         if (!w.n_tiles)
             return;
-        int pos = w.pos + first, sees = w.pos + wg * 64 + 1; /* every row of the warpgroup sees `sees` keys */
+        int pos[2] = {w.pos + first, w.pos + first + 8}, sees = w.pos + wg * 64 + 1, begin = 0;
+        if constexpr (TAIL)
+            pos[0] = w.pos + first % P.tail_rows, pos[1] = w.pos + (first + 8) % P.tail_rows, sees = w.pos + 1,
+            begin = w.begin;
         float s[64], fix[2];
         uint32_t p[32];
         softmax_state a;
@@ -366,24 +477,24 @@ __device__ __forceinline__ void consume(const params &P, const job_desc *shared,
         a.top[0] = a.top[1] = -INFINITY;
         a.sum[0] = a.sum[1] = 0;
 
-        int j = w.n_tiles - 1;
+        int j = begin + w.n_tiles - 1;
         start_scores(s, q, base, now);
         wgmma_wait<0>();
-        release_keys(base, now, j == 0, lane);
+        release_keys(base, now, j == begin, lane);
         update_softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
         pack_fragments(s, p);
         wait_for_values(base, now);
         if (w.stop - j * TILE_K < TILE_K)
             zero_tail(smem + smem_layout::V + now.stage * TILE_BYTES, w.stop - j * TILE_K, tid);
 
-        while (--j >= 0) { /* scores of tile j; output of tile j + 1, which is at `previous` */
+        while (--j >= begin) { /* scores of tile j; output of tile j + 1, which is at `previous` */
             pipe_state previous = now;
             now.next(STAGES);
             start_scores(s, q, base, now);
             wait_for_values(base, previous);
             start_values(a.acc, p, base, previous);
             wgmma_wait<1>(); /* the scores */
-            release_keys(base, now, j == 0, lane);
+            release_keys(base, now, j == begin, lane);
             update_softmax(s, a.top, a.sum, fix, P.scale_log2, (j + 1) * TILE_K > sees, j * TILE_K, pos, t);
             wgmma_wait<0>(); /* the output */
             arrive(base + smem_layout::V_EMPTY + 8 * previous.stage, lane);
@@ -400,6 +511,7 @@ __device__ __forceinline__ void consume(const params &P, const job_desc *shared,
 }
 
 /* Grid: one thread block per SM, or fewer. setmaxnreg moves registers from the producer's warps to the consumers. */
+template <bool TAIL>
 __global__ void __launch_bounds__(THREADS, 1)
     attn_prefill_sm90_kernel(const params P, const __grid_constant__ CUtensorMap pool,
                              const __grid_constant__ CUtensorMap queries)
@@ -407,7 +519,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) char smem[];
     uint32_t base = smem_u32(smem);
-    job_desc *shared = reinterpret_cast<job_desc *>(smem + smem_layout::JOB);
+    job_desc<TAIL> *shared = reinterpret_cast<job_desc<TAIL> *>(smem + smem_layout::JOB);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2 * STAGES; i++) {
             mbar_init(base + smem_layout::K_FULL + 8 * i, 1);
@@ -418,7 +530,11 @@ __global__ void __launch_bounds__(THREADS, 1)
         mbar_init_fence();
     }
     __syncthreads();
-    griddep_launch(); /* all thread blocks are running: the next GEMM may start to load its weights */
+    /* All thread blocks are running: the next GEMM may start to load its weights. A merging kernel starts when all
+     * blocks have ended, because its blocks would otherwise gather on the SMs that become free first. An early start
+     * gained nothing (results/SPEED.md, T3). */
+    if (!TAIL || !P.merged)
+        griddep_launch();
     if (threadIdx.x >= 32 * WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (threadIdx.x < 32 * (WARPS + 1))
@@ -440,35 +556,60 @@ bool cu_attn_prefill_sm90_usable(const cu_dims &m)
 int cu_attn_prefill_sm90_plan(cu_prefill_plan *p, const cu_dims &m, const bf16 *pool, int n_pages, const bf16 *qkv,
                               int max_tokens, int *job_counters, struct km_err *err)
 {
-    uint64_t columns = (uint64_t)(m.H + 2 * m.G) * DH, groups = (uint64_t)n_pages * m.L * 2 * m.G * m.B / 8;
+    uint64_t heads = (uint64_t)(m.H + 2 * m.G), columns = heads * DH,
+             groups = (uint64_t)n_pages * m.L * 2 * m.G * m.B / 8, T = (uint64_t)max_tokens;
     uint64_t kv[4] = {64, 8, 2, groups}, kv_strides[3] = {DH * 2, 128, GROUP_BYTES};
-    uint64_t q[3] = {64, (uint64_t)max_tokens, columns / 64}, q_strides[2] = {columns * 2, 128};
-    uint32_t kv_box[4] = {64, 8, 2, (uint32_t)(m.B < TILE_K ? m.B : TILE_K) / 8}, q_box[3] = {64, ROWS, 2};
+    uint64_t q[3] = {64, T, columns / 64}, q_strides[2] = {columns * 2, 128};
+    uint64_t tail[4] = {64, T, heads, 2}, tail_strides[3] = {columns * 2, DH * 2, 128};
+    uint32_t kv_box[4] = {64, 8, 2, (uint32_t)(m.B < TILE_K ? m.B : TILE_K) / 8}, q_box[3] = {64, ROWS, 2},
+             tail_box[4] = {64, (uint32_t)cu_attn_tail_rows(m), (uint32_t)(m.H / m.G), 1};
     p->job_counters = job_counters;
     int rc = cu_tensor_map(p->pool, pool, 4, kv, kv_strides, kv_box, err);
-    return rc ? rc : cu_tensor_map(p->queries, qkv, 3, q, q_strides, q_box, err);
+    rc = rc ? rc : cu_tensor_map(p->queries, qkv, 3, q, q_strides, q_box, err);
+    return rc ? rc : cu_tensor_map(p->tail_queries, qkv, 4, tail, tail_strides, tail_box, err);
+}
+
+/* Launches the kernel. P: o, n_tiles and the members for tails are set. */
+template <bool TAIL>
+static void launch(const cu_dims &m, const cu_prefill_plan &p, const cu_step_arrays &in, int layer, params P,
+                   cudaStream_t s)
+{
+    CUtensorMap pool, queries;
+    static_assert(sizeof pool == sizeof p.pool, "tensor map");
+    memcpy(&pool, p.pool, sizeof pool);
+    memcpy(&queries, TAIL ? p.tail_queries : p.queries, sizeof queries);
+    P.arrays = in;
+    P.H = m.H;
+    P.G = m.G;
+    P.B_log2 = m.B_log2;
+    P.groups_per_page = m.L * 2 * m.G * m.B / 8;
+    P.layer_group = layer * 2 * m.G * m.B / 8;
+    P.job_counters = p.job_counters;
+    P.scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
+    int size = smem_layout::SIZE, jobs = P.n_tiles * (TAIL ? m.G : m.H);
+    cudaFuncSetAttribute(attn_prefill_sm90_kernel<TAIL>, cudaFuncAttributeMaxDynamicSharedMemorySize, size);
+    cu_launch(attn_prefill_sm90_kernel<TAIL>, dim3((unsigned)(jobs < m.n_sms ? jobs : m.n_sms)), THREADS, (size_t)size,
+              s, P, pool, queries);
 }
 
 void cu_attn_prefill_sm90(const cu_dims &m, const cu_prefill_plan &p, const cu_step_arrays &in, int n_tiles, int layer,
                           bf16 *o, cudaStream_t s)
 {
-    CUtensorMap pool, queries;
-    static_assert(sizeof pool == sizeof p.pool, "tensor map");
-    memcpy(&pool, p.pool, sizeof pool);
-    memcpy(&queries, p.queries, sizeof queries);
     params P = {};
     P.o = o;
-    P.arrays = in;
-    P.H = m.H;
-    P.G = m.G;
-    P.B_log2 = m.B_log2;
     P.n_tiles = n_tiles;
-    P.groups_per_page = m.L * 2 * m.G * m.B / 8;
-    P.layer_group = layer * 2 * m.G * m.B / 8;
-    P.job_counters = p.job_counters;
-    P.scale_log2 = 1.4426950408889634f / sqrtf((float)DH);
-    int size = smem_layout::SIZE, jobs = n_tiles * m.H;
-    cudaFuncSetAttribute(attn_prefill_sm90_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, size);
-    cu_launch(attn_prefill_sm90_kernel, dim3((unsigned)(jobs < m.n_sms ? jobs : m.n_sms)), THREADS, (size_t)size, s, P,
-              pool, queries);
+    launch<false>(m, p, in, layer, P, s);
+}
+
+void cu_attn_tails_split(const cu_dims &m, const cu_prefill_plan &p, const cu_step_arrays &in,
+                         const cu_step_counts &counts, int layer, const cu_tail_partials &part, bf16 *o, cudaStream_t s)
+{
+    static_assert((int)TILE_K == (int)CU_TAIL_KEYS, "key tiles");
+    params P = {};
+    P.o = o;
+    P.n_tiles = counts.n_tail_splits;
+    P.tail_rows = cu_attn_tail_rows(m);
+    P.part = part;
+    P.merged = counts.n_tail_merges > 0;
+    launch<true>(m, p, in, layer, P, s);
 }

@@ -19,6 +19,16 @@ struct alignas(16) cu_split {
     int32_t first, n_splits; /* index of the request's first split; number of its splits */
 };
 
+/* A tail (attn/attn.h). A thread block finds the tail of its job by one load: the tail has an entry for each split of
+ * each of its tiles. An entry for the merging kernel says in addition which tile it is for. */
+struct alignas(16) cu_tail {
+    int32_t row, rows;         /* first query row in the step; number of rows */
+    int32_t old;               /* tokens of the request that earlier steps computed */
+    int32_t table_start;       /* of the request, as in cu_step_arrays */
+    int32_t n_tiles, n_splits; /* tiles of the rows; splits of the keys of each tile */
+    int32_t first, tile;       /* index of the tail's first entry; tile to merge */
+};
+
 /* Sampling parameters of one row: smp_params in the form that the kernels use. */
 struct cu_sampling {
     uint64_t key; /* smp_key of the row */
@@ -28,7 +38,15 @@ struct cu_sampling {
     bool greedy, filtered; /* filtered: top_k, top_p or min_p is in use */
 };
 
-/* Pointers to the arrays of a step, on the host or on the device. n_tiles and n_splits are those of cu_step_counts. */
+/* Counts that the launches of a step need. */
+struct cu_step_counts {
+    int n_decodes, n_splits; /* requests with one query token; splits of their KV */
+    int n_tiles;             /* tiles of query rows of prefill attention, tails not counted */
+    int n_tail_splits;       /* splits of all tiles of all tails */
+    int n_tail_merges;       /* tiles that have several splits */
+};
+
+/* Pointers to the arrays of a step, on the host or on the device. The counts are those of cu_step_counts. */
 struct cu_step_arrays {
     int32_t *bytes;                      /* [1] bytes of all arrays, up to the end of the block table */
     int32_t *tokens, *positions, *slots; /* [T] */
@@ -38,6 +56,7 @@ struct cu_step_arrays {
     int32_t *table;                      /* block table: the page ids of the first request, then of the second, ... */
     int32_t *tile_req, *tile_row;        /* [n_tiles] prefill attention: request; first row among its query rows */
     struct cu_split *splits;             /* [n_splits] decode attention: splits of the requests with one query token */
+    struct cu_tail *tails;               /* [n_tail_splits] entries for splits, [n_tail_merges] entries for merging */
     int32_t *sample_row;                 /* [S] index of the row whose logits are sampled */
     struct cu_sampling *sampling;        /* [S] */
     int32_t *ban_start;                  /* [S + 1] row i has ban[ban_start[i]] .. ban[ban_start[i + 1] - 1] */
@@ -49,13 +68,8 @@ struct cu_step_arrays {
 size_t cu_step_layout(const cu_dims &m, int T, int R, char *base, cu_step_arrays *out);
 size_t cu_step_bytes(const cu_dims &m); /* bytes of the largest step's arrays */
 
-/* Counts that the launches of a step need. */
-struct cu_step_counts {
-    int n_decodes, n_splits,
-        n_tiles; /* requests with one query token; splits of their KV; tiles of all other requests */
-};
-/* Fills the host arrays of a step. decoding: scratch memory, [max_reqs]. */
-void cu_step_fill(const cu_dims &m, const struct batch *in, const cu_step_arrays &host, int32_t *decoding,
+/* Fills the host arrays of a step. scratch: [max_reqs]. */
+void cu_step_fill(const cu_dims &m, const struct batch *in, const cu_step_arrays &host, int32_t *scratch,
                   cu_step_counts *n);
 /* Initialises the host arrays of a step without requests, for cu_step_pad. */
 void cu_step_clear(const cu_step_arrays &host);

@@ -6,20 +6,26 @@
 
 #include <string.h>
 
+/* Which kernel processes requests with several query tokens: the kernel that the engine would use, or the same for all
+ * requests. */
+enum route { BY_LENGTH, ALL_TAILS, NO_TAILS };
+
 /* The requests of a step with random queries, and their KV in pages scattered over a pool. */
 struct attention_case {
     cu_dims m = {};
-    int R, T = 0, n_blocks = 0, n_pages, n_tiles = 0, n_splits = 0;
+    int R, T = 0, n_blocks = 0, n_pages;
+    route how;
+    cu_step_counts counts = {};
     mirrored<bf16> *pool, *qkv, *o;
     mirrored<int32_t> *arrays;
     cu_step_arrays host = {}, dev = {}; /* pointers into `arrays` */
 
     /* n requests with q_len query tokens and kv_len tokens of KV each. sms: number of SMs to assume, which determines
-     * how decode attention splits the KV; 0: the GPU's own number. timing: the pool is only for timing, and is filled
-     * with repeated random numbers. Otherwise all elements that no request uses are NaN. */
+     * how decode attention and tails split the KV; 0: the GPU's own number. timing: the pool is only for timing, and is
+     * filled with repeated random numbers. Otherwise all elements that no request uses are NaN. */
     attention_case(int H, int G, int d, int B, int L, int n, const int *q_len, const int *kv_len, int sms = 0,
-                   bool timing = false)
-        : R(n)
+                   bool timing = false, route how = NO_TAILS)
+        : R(n), how(how)
     {
         m = gpu_dims();
         m.L = L, m.H = H, m.G = G, m.d = d, m.B = B, m.B_log2 = __builtin_ctz((unsigned)B), m.max_reqs = n,
@@ -45,8 +51,9 @@ struct attention_case {
     /* Allocates `arrays` and sets the pointers of host and dev. */
     void lay_out_arrays()
     {
-        size_t n = (size_t)R, t = (size_t)T, splits = 8 * (size_t)cu_attn_splits_max(m, R);
-        arrays = new mirrored<int32_t>(t * 4 + n * 8 + (size_t)n_blocks + 64 + splits + 4);
+        size_t n = (size_t)R, t = (size_t)T, splits = 8 * (size_t)cu_attn_splits_max(m, R),
+               tails = 8 * (size_t)cu_attn_tails_max(m, T, R);
+        arrays = new mirrored<int32_t>(t * 4 + n * 8 + (size_t)n_blocks + 64 + splits + tails + 4);
         int32_t *at = arrays->h;
         auto next = [&](int32_t *&on_host, int32_t *&on_dev, size_t count) {
             on_host = at, on_dev = arrays->d + (at - arrays->h), at += count;
@@ -55,10 +62,12 @@ struct attention_case {
         next(host.kv_len, dev.kv_len, n);
         next(host.table_start, dev.table_start, n);
         next(host.table, dev.table, (size_t)n_blocks);
-        int32_t *host_splits, *dev_splits;
+        int32_t *host_splits, *dev_splits, *host_tails, *dev_tails;
         at += (arrays->h - at) & 3; /* splits are aligned to 16 bytes */
         next(host_splits, dev_splits, splits);
         host.splits = reinterpret_cast<cu_split *>(host_splits), dev.splits = reinterpret_cast<cu_split *>(dev_splits);
+        next(host_tails, dev_tails, tails);
+        host.tails = reinterpret_cast<cu_tail *>(host_tails), dev.tails = reinterpret_cast<cu_tail *>(dev_tails);
         next(host.tile_req, dev.tile_req, t);
         next(host.tile_row, dev.tile_row, t);
         next(host.positions, dev.positions, t);
@@ -78,8 +87,9 @@ struct attention_case {
     }
     void fill_arrays(const int *q_len, const int *kv_len)
     {
-        int32_t *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)R));
-        int *pages = shuffled_pages(), n_used = 0, n_decoding = 0;
+        int32_t *decoding = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)R)),
+                *tails = static_cast<int32_t *>(malloc(sizeof(int32_t) * (size_t)R));
+        int *pages = shuffled_pages(), n_used = 0, n_decoding = 0, n_tails = 0;
         for (int r = 0; r < R; r++) {
             host.q_start[r + 1] = host.q_start[r] + q_len[r];
             host.kv_len[r] = kv_len[r];
@@ -93,11 +103,16 @@ struct attention_case {
             }
             if (q_len[r] == 1)
                 decoding[n_decoding++] = r;
-            for (int i = 0; q_len[r] > 1 && i < q_len[r]; i += CU_TILE_Q)
-                host.tile_req[n_tiles] = r, host.tile_row[n_tiles++] = i;
+            else if (how == ALL_TAILS || (how == BY_LENGTH && cu_attn_is_tail(m, q_len[r], kv_len[r])))
+                tails[n_tails++] = r;
+            else
+                for (int i = 0; i < q_len[r]; i += CU_TILE_Q)
+                    host.tile_req[counts.n_tiles] = r, host.tile_row[counts.n_tiles++] = i;
         }
-        n_splits = cu_attn_splits(m, host, decoding, n_decoding, host.splits);
+        counts.n_splits = cu_attn_splits(m, host, decoding, n_decoding, host.splits);
+        cu_attn_tails(m, host, tails, n_tails, &counts);
         free(pages);
+        free(tails);
         free(decoding);
     }
     /* Repeats 65536 random numbers, which is quick. */
@@ -163,8 +178,12 @@ struct attention_case {
     /* Compares every step-th pair of a row and a head of o with the reference. */
     void compare_rows(const char *name, int layer, int step)
     {
-        o->download();
         comparison result(name);
+        compare_rows(result, layer, step);
+    }
+    void compare_rows(comparison &result, int layer, int step)
+    {
+        o->download();
         double ref[128];
         int turn = 0;
         for (int r = 0; r < R; r++)
@@ -200,8 +219,8 @@ static void check_prefill_sm90(attention_case &s, bool small)
         cu_dims m = s.m;
         m.n_sms = sms;
         s.o->poison();
-        cu_attn_decode(s.m, s.qkv->d, s.dev, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
-        cu_attn_prefill_sm90(m, plan, s.dev, s.n_tiles, 1, s.o->d, 0);
+        cu_attn_decode(s.m, s.qkv->d, s.dev, s.counts.n_splits, 1, s.pool->d, s.o->d, work, 0);
+        cu_attn_prefill_sm90(m, plan, s.dev, s.counts.n_tiles, 1, s.o->d, 0);
         snprintf(name, sizeof name, "attention sm90, H %d G %d B %d, %d SMs", s.m.H, s.m.G, s.m.B, sms);
         s.compare_rows(name, 1, 7);
         job_counters.download();
@@ -212,6 +231,129 @@ static void check_prefill_sm90(attention_case &s, bool small)
         }
     }
     cudaFree(work);
+}
+
+/* What cu_attn_tails_sm90 needs beside a case. */
+struct tail_rig {
+    cu_prefill_plan plan;
+    mirrored<int32_t> job_counters;
+    mirrored<char> decode_work, work;
+    int rc;
+
+    explicit tail_rig(const attention_case &s)
+        : job_counters(2), decode_work(cu_attn_decode_workspace(s.m)), work(cu_attn_tail_workspace(s.m))
+    {
+        struct km_err err;
+        job_counters.upload();
+        decode_work.upload();
+        work.poison();
+        rc = cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, job_counters.d, &err);
+        if (rc)
+            report_failure(err.msg);
+    }
+    /* The attention of all requests of a case, as in the engine. */
+    void attend(const attention_case &s, int layer)
+    {
+        if (s.counts.n_splits)
+            cu_attn_decode(s.m, s.qkv->d, s.dev, s.counts.n_splits, layer, s.pool->d, s.o->d, decode_work.d, 0);
+        if (s.counts.n_tiles)
+            cu_attn_prefill_sm90(s.m, plan, s.dev, s.counts.n_tiles, layer, s.o->d, 0);
+        if (s.counts.n_tail_splits)
+            cu_attn_tails_sm90(s.m, plan, s.dev, s.counts, layer, work.d, s.o->d, 0);
+    }
+};
+
+/* Runs a case twice, and adds the comparison of its rows with the reference to `result`. Both runs must give the same
+ * bits. */
+static void check_tail_case(attention_case &s, comparison &result, int step)
+{
+    tail_rig rig(s);
+    if (rig.rc)
+        return;
+    s.o->poison();
+    rig.attend(s, 1);
+    s.o->download();
+    mirrored<bf16> first(s.o->n);
+    memcpy((void *)first.h, s.o->h, s.o->n * sizeof(bf16));
+    s.o->poison();
+    rig.attend(s, 1);
+    s.compare_rows(result, 1, step);
+    result.check(!memcmp((const void *)first.h, s.o->h, s.o->n * sizeof(bf16)));
+    rig.job_counters.download();
+    result.check(!rig.job_counters.h[0] && !rig.job_counters.h[1]);
+}
+
+/* Tails of one shape: every number of rows from 1 to 64 and around the tiles of 128 and 256 rows, and lengths around
+ * the limits of key tiles. Each tail is alone in its step, so that its keys are split. */
+static void check_tail_lengths(int H, int G, int B)
+{
+    static const int more[] = {127, 128, 129, 255, 256, 257};
+    char rows_name[96], length_name[96];
+    snprintf(rows_name, sizeof rows_name, "tails, H %d G %d B %d, 1 to 257 rows", H, G, B);
+    comparison by_rows(rows_name);
+    for (int i = 1; i <= 64 + 6; i++) {
+        int q = i <= 64 ? i : more[i - 65], kv = 1024 + q % 5 * 51 + q;
+        attention_case s(H, G, 128, B, 2, 1, &q, &kv, 132, false, ALL_TAILS);
+        by_rows.check(q == 1 || s.counts.n_tail_merges > 0);
+        check_tail_case(s, by_rows, 11);
+    }
+    snprintf(length_name, sizeof length_name, "tails, H %d G %d B %d, 2 to 1,540 tokens", H, G, B);
+    comparison by_length(length_name);
+    for (int base : {0, 128, 256, 512, 1024, 1280, 1536})
+        for (int over = -1; over <= 4; over++)
+            for (int q : {2, 33}) {
+                int kv = base + over;
+                if (kv < q)
+                    continue;
+                attention_case s(H, G, 128, B, 2, 1, &q, &kv, 132, false, ALL_TAILS);
+                check_tail_case(s, by_length, 3);
+            }
+}
+
+/* Steps of several requests: decodes, prefills and tails. Few SMs: each thread block takes many jobs, and the rings
+ * wrap around. */
+static void check_tail_batches(int H, int G, int B)
+{
+    static const int q[] = {32, 1, 2, 700, 33, 255, 1, 16, 129},
+                     kv[] = {2048, 1500, 1027, 700, 4000, 1300, 3, 16, 1999};
+    char name[96];
+    for (route how : {BY_LENGTH, ALL_TAILS})
+        for (int sms : {132, 40, 9, 1}) {
+            attention_case s(H, G, 128, B, 2, 9, q, kv, sms, false, how);
+            snprintf(name, sizeof name, "tails, H %d G %d B %d, %d SMs, %d splits, %d merges", H, G, B, sms,
+                     s.counts.n_tail_splits, s.counts.n_tail_merges);
+            comparison result(name);
+            check_tail_case(s, result, 23);
+        }
+}
+
+static bool gpu_has_tails()
+{
+    cu_dims m = gpu_dims();
+    m.d = 128, m.B = 16;
+    return cu_attn_prefill_sm90_usable(m);
+}
+
+/* small: a step of three tails and a decode on 5 SMs. Two tails are split, and a thread block takes two jobs. */
+void check_tails(bool small)
+{
+    if (!gpu_has_tails())
+        return;
+    if (small) {
+        static const int q[] = {3, 40, 5, 1}, kv[] = {700, 900, 130, 20};
+        attention_case s(4, 2, 128, 16, 2, 4, q, kv, 5, false, ALL_TAILS);
+        comparison result("tails, small");
+        check_tail_case(s, result, 1);
+        result.check(s.counts.n_tail_merges == 2 && s.counts.n_tail_splits * s.m.G > s.m.n_sms);
+        return;
+    }
+    check_tail_lengths(8, 2, 16);
+    check_tail_lengths(5, 1, 8);
+    check_tail_lengths(4, 4, 256);
+    check_tail_batches(8, 2, 16);
+    check_tail_batches(16, 1, 64);
+    check_tail_batches(10, 2, 16);
+    check_tail_batches(32, 8, 16);
 }
 
 /* Checks one shape on several numbers of SMs. small: only the first six requests, on 3 SMs, where the splits of the 777
@@ -230,10 +372,10 @@ static void check_shape(int H, int G, int d, int B, bool small)
         CUDA_OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
         for (int again = 0; again < 2; again++) { /* twice: the first launch must reset the counters to zero */
             s.o->poison();
-            cu_attn_decode(s.m, s.qkv->d, s.dev, s.n_splits, 1, s.pool->d, s.o->d, work, 0);
+            cu_attn_decode(s.m, s.qkv->d, s.dev, s.counts.n_splits, 1, s.pool->d, s.o->d, work, 0);
         }
-        cu_attn_prefill(s.m, s.qkv->d, s.dev, s.n_tiles, 1, s.pool->d, s.o->d, 0);
-        snprintf(name, sizeof name, "attention, H %d G %d d %d B %d, %d splits", H, G, d, B, s.n_splits);
+        cu_attn_prefill(s.m, s.qkv->d, s.dev, s.counts.n_tiles, 1, s.pool->d, s.o->d, 0);
+        snprintf(name, sizeof name, "attention, H %d G %d d %d B %d, %d splits", H, G, d, B, s.counts.n_splits);
         s.compare_rows(name, 1, 7);
         if ((small || sms > 8) && cu_attn_prefill_sm90_usable(s.m))
             check_prefill_sm90(s, small);
@@ -294,6 +436,7 @@ void check_attention(bool small)
     for (int d : {32, 64, 128})
         check_qk_rope(d, 33);
     check_qk_rope(128, 600);
+    check_tails(small);
     if (small) {
         check_shape(4, 2, 128, 16, true);
         check_shape(2, 1, 64, 8, true);
@@ -314,14 +457,14 @@ static void time_prefill(int len)
     int q[] = {len}, kv[] = {len};
     attention_case s(32, 8, 128, 16, 1, 1, q, kv, 0, true);
     double flops = 2.0 * 32 * 128 * (double)len * len; /* 4 * H * d * len^2 / 2 */
-    float ms = time_ms([&] { cu_attn_prefill(s.m, s.qkv->d, s.dev, s.n_tiles, 0, s.pool->d, s.o->d, 0); }, 2);
+    float ms = time_ms([&] { cu_attn_prefill(s.m, s.qkv->d, s.dev, s.counts.n_tiles, 0, s.pool->d, s.o->d, 0); }, 2);
     printf("prefill attention, %5d tokens: mma.sync %.3f ms, %.0f TFLOP/s", len, ms, flops / ms / 1e9);
     if (cu_attn_prefill_sm90_usable(s.m)) {
         cu_prefill_plan plan;
         mirrored<int32_t> job_counters(2);
         job_counters.upload();
         cu_attn_prefill_sm90_plan(&plan, s.m, s.pool->d, s.n_pages, s.qkv->d, s.T, job_counters.d, nullptr);
-        ms = time_ms([&] { cu_attn_prefill_sm90(s.m, plan, s.dev, s.n_tiles, 0, s.o->d, 0); }, 2);
+        ms = time_ms([&] { cu_attn_prefill_sm90(s.m, plan, s.dev, s.counts.n_tiles, 0, s.o->d, 0); }, 2);
         printf("; wgmma %.3f ms, %.0f TFLOP/s", ms, flops / ms / 1e9);
     }
     printf("\n");
@@ -339,13 +482,46 @@ static void time_decode(int reqs, int len)
     CUDA_OK(cudaMemset(work, 0, cu_attn_decode_workspace(s.m)));
     double bytes = (double)reqs * len * 2 * 8 * 128 * 2;
     int layer = 0;
-    float ms =
-        time_ms([&] { cu_attn_decode(s.m, s.qkv->d, s.dev, s.n_splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
+    float ms = time_ms(
+        [&] { cu_attn_decode(s.m, s.qkv->d, s.dev, s.counts.n_splits, layer++ % L, s.pool->d, s.o->d, work, 0); }, 8);
     printf("decode attention, %3d requests of %4d tokens: %.1f us, %.2f TB/s of KV\n", reqs, len, ms * 1e3,
            bytes / ms / 1e9);
     cudaFree(work);
     delete[] q;
     delete[] kv;
+}
+
+/* Times tails of `rows` rows of n requests with `len` earlier tokens each, and prefill attention for the same rows. */
+static void time_tail(int n, int rows, int len)
+{
+    enum { MOST = 8 };
+    int q[MOST], kv[MOST], L = n * len > 100000 ? 2 : 4, layer = 0; /* as in time_decode */
+    float ms[2];
+    int splits = 0;
+    for (int i = 0; i < n; i++)
+        q[i] = rows, kv[i] = len + rows;
+    for (route how : {ALL_TAILS, NO_TAILS}) {
+        attention_case s(32, 8, 128, 16, L, n, q, kv, 0, true, how);
+        tail_rig rig(s);
+        ms[how == NO_TAILS] = time_ms([&] { rig.attend(s, layer++ % L); }, 4);
+        splits = how == ALL_TAILS ? s.counts.n_tail_splits : splits;
+    }
+    double bytes = (double)n * (len + rows) * 2 * 8 * 128 * 2, flops = 4.0 * 32 * 128 * n * rows * (len + rows / 2.0);
+    printf("tails, %d of %3d rows after %5d tokens: %6.1f us, %.2f TB/s of KV, %3.0f TFLOP/s, %d splits; as prefill "
+           "%.1f us\n",
+           n, rows, len, ms[0] * 1e3, bytes / ms[0] / 1e9, flops / ms[0] / 1e9, splits, ms[1] * 1e3);
+}
+
+void time_tails()
+{
+    if (!gpu_has_tails())
+        return;
+    for (int len : {4992, 20000})
+        for (int rows : {2, 32, 64, 128, 255})
+            time_tail(1, rows, len);
+    time_tail(8, 32, 20000);
+    time_tail(8, 128, 20000);
+    time_decode(1, 20000);
 }
 
 void time_attention()
@@ -357,4 +533,5 @@ void time_attention()
     time_decode(64, 640);
     time_decode(256, 640);
     time_decode(16, 8192);
+    time_tails();
 }

@@ -181,6 +181,12 @@ template <typename F> static float time_ms(F call, int inner)
 /* attention_check.cu: attn/, and cu_qk_rope_store. */
 void check_attention(bool small);
 void time_attention();
+/* Tails alone. Only Hopper has the kernel; on other GPUs both functions return at once. */
+void check_tails(bool small);
+void time_tails();
+
+/* copy_check.cu: copy.h. */
+void check_copies(bool small);
 
 /* gate_up_check.cu: gemm/gate_up_sm90.cu. Only Hopper has the kernel; on other GPUs both functions return at once. */
 void check_gate_up_sm90(bool small);

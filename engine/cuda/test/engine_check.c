@@ -4,7 +4,8 @@
  * first.
  *
  *   engine_check golden MODEL VECTORS.json [TOLERANCE]   compares top log-probabilities and greedy ids with the vectors
- *   engine_check self MODEL [TOLERANCE]                  all other checks
+ *   engine_check self MODEL [TOLERANCE]                  checks of the backend and the engine
+ *   engine_check cache MODEL [TOLERANCE]                 checks of the engine with the KV-cache layer
  *
  * Exit status 1: a check has failed; 2: wrong arguments. MODEL is a folder, or a preset with dummy weights of seed 7. A
  * log-probability may differ by TOLERANCE (default 0.2). If it is below -1, the tolerance is relative to its value:
@@ -12,6 +13,9 @@
  * log-probabilities is within the tolerance. Two results that are both computed in bf16 may differ by 1.5 TOLERANCE. */
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/page_sum.h"
+#include "engine/cuda/test/cache_check.h"
+#include "engine/cuda/test/judge.h"
 #include "engine/engine.h"
 #include "engine/rates.h"
 #include "engine/test/backend_rig.h"
@@ -21,31 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SEED = 7, MAX_PROMPT = 8192, MAX_GREEDY = 64 }; /* of dummy weights; most tokens of a prompt and an answer */
-
-static int failures;
-
-/* Prints the result of a check, and counts it if it failed. */
-static void report(bool good, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void report(bool good, const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    printf("%-4s ", good ? "ok" : "FAIL");
-    vprintf(fmt, ap);
-    printf("\n");
-    fflush(stdout);
-    va_end(ap);
-    failures += !good;
-}
-
-static void exit_on_error(int rc, const struct km_err *err)
-{
-    if (!rc)
-        return;
-    printf("FAIL %s\n", err->msg);
-    exit(1);
-}
+enum { SEED = 7, MAX_PROMPT = 8192 }; /* of dummy weights; most tokens of a prompt */
 
 static struct be_opts options(int n_pages)
 {
@@ -56,57 +36,6 @@ static struct be_opts options(int n_pages)
                             .max_reqs = 64,
                             .max_model_len = 8192,
                             .memory_utilization = 0.9};
-}
-
-static void random_tokens(int32_t *t, int n, int vocab, uint32_t seed)
-{
-    uint32_t x = seed * 2654435761u + 12345;
-    for (int i = 0; i < n; i++) {
-        x = x * 1664525u + 1013904223u;
-        t[i] = (int32_t)((x >> 8) % (uint32_t)vocab);
-    }
-}
-
-/* The difference of two log-probabilities, relative to b if b is below -1. */
-static double difference(double a, double b)
-{
-    return fabs(a - b) / fmax(1, fabs(b));
-}
-
-/* The largest difference of two results, over those of a's first eight ids that both results have. *mean2: the mean of
- * the squared differences; may be NULL. Both are 99 if the results have no id in common. */
-static double largest_difference(const struct smp_result *a, const struct smp_result *b, double *mean2)
-{
-    double largest = 0, sum = 0;
-    int common = 0;
-    for (int i = 0; i < 8 && i < a->n_top; i++)
-        for (int j = 0; j < b->n_top; j++)
-            if (a->top_id[i] == b->top_id[j]) {
-                double d = difference(b->top_logprob[j], a->top_logprob[i]);
-                largest = fmax(largest, d);
-                sum += d * d;
-                common++;
-            }
-    if (mean2)
-        *mean2 = common ? sum / common : 99;
-    return common ? largest : 99;
-}
-
-/* True if two ids may be exchanged. gap: difference of their log-probabilities. top: the larger log-probability. */
-static bool is_near_tie(double gap, double top, double tolerance)
-{
-    return gap <= tolerance * fmax(1, fabs(top));
-}
-
-/* True if both results have the same id, or b's id is a near-tie with a's. */
-static bool agree(const struct smp_result *a, const struct smp_result *b, double tolerance)
-{
-    if (a->id == b->id)
-        return true;
-    for (int i = 0; i < a->n_top; i++)
-        if (a->top_id[i] == b->id)
-            return is_near_tie(a->top_logprob[0] - a->top_logprob[i], a->top_logprob[0], tolerance);
-    return false;
 }
 
 /* ---- vectors from another implementation ---- */
@@ -130,22 +59,22 @@ struct score {
 /* Scores one vector: prefills its prompt, then decodes with its greedy ids as input. */
 static void score_vector(struct rig *r, const cJSON *v, double tolerance, struct score *s)
 {
-    static int32_t prompt[MAX_PROMPT], want[MAX_GREEDY];
+    static int32_t prompt[MAX_PROMPT], want[JDG_MOST];
     struct km_err err;
     struct rig_seq q;
     struct smp_params greedy = rig_greedy();
     struct smp_result res = {0};
     int n = read_ints(cJSON_GetObjectItem(v, "prompt_ids"), prompt, MAX_PROMPT),
-        n_want = read_ints(cJSON_GetObjectItem(v, "greedy_ids"), want, MAX_GREEDY);
-    exit_on_error(rig_seq_open(r, &q, n + n_want, &err), &err);
-    exit_on_error(rig_prefill(r, &q, prompt, n, 4096, &res, &err), &err);
+        n_want = read_ints(cJSON_GetObjectItem(v, "greedy_ids"), want, JDG_MOST);
+    jdg_exit_on_error(rig_seq_open(r, &q, n + n_want, &err), &err);
+    jdg_exit_on_error(rig_prefill(r, &q, prompt, n, 4096, &res, &err), &err);
     const cJSON *top, *gap = cJSON_GetObjectItem(v, "greedy_gap")->child;
     cJSON_ArrayForEach(top, cJSON_GetObjectItem(v, "last_top8"))
     {
         int id = cJSON_GetArrayItem(top, 0)->valueint, i = 0;
         while (i < res.n_top && res.top_id[i] != id)
             i++;
-        double d = i < res.n_top ? difference(res.top_logprob[i], cJSON_GetArrayItem(top, 1)->valuedouble) : 99;
+        double d = i < res.n_top ? jdg_difference(res.top_logprob[i], cJSON_GetArrayItem(top, 1)->valuedouble) : 99;
         s->largest = fmax(s->largest, d);
         s->squares += d * d;
         s->n++;
@@ -156,12 +85,12 @@ static void score_vector(struct rig *r, const cJSON *v, double tolerance, struct
             top5 |= res.top_id[j] == want[i];
         s->steps++;
         s->in_top5 += top5;
-        if (is_near_tie(gap->valuedouble, res.top_logprob[0], tolerance))
+        if (jdg_is_near_tie(gap->valuedouble, res.top_logprob[0], tolerance))
             s->ties++;
         else
             s->agreed += res.id == want[i];
         if (i + 1 < n_want)
-            exit_on_error(rig_step(r, &(struct rig_part){&q, &want[i], 1, &greedy}, 1, &res, &err), &err);
+            jdg_exit_on_error(rig_step(r, &(struct rig_part){&q, &want[i], 1, &greedy}, 1, &res, &err), &err);
     }
     rig_seq_close(&q);
 }
@@ -174,15 +103,16 @@ static void check_golden(const struct mdl *m, const char *path, double tolerance
     cJSON *file;
     const cJSON *v;
     struct be_opts o = options(1021);
-    exit_on_error(km_json_file(path, 0, &file, &err), &err);
-    exit_on_error(rig_open(&r, &be_cuda, &o, m, &err), &err);
+    jdg_exit_on_error(km_json_file(path, 0, &file, &err), &err);
+    jdg_exit_on_error(rig_open(&r, &be_cuda, &o, m, &err), &err);
     cJSON_ArrayForEach(v, cJSON_GetObjectItem(file, "vectors")) score_vector(&r, v, tolerance, &s);
-    report(s.steps && s.largest <= tolerance && s.agreed + s.ties == s.steps && s.in_top5 == s.steps,
-           "%s, vectors of %s: log-probabilities of the top 8 ids differ by at most %.3f (tolerance %.2f), root mean "
-           "square "
-           "%.4f; %d of %d greedy ids are equal, %d more are near-ties; %d of %d expected ids are among the top 5",
-           mdl_name(m), path, s.largest, tolerance, sqrt(s.squares / s.n), s.agreed, s.steps - s.ties, s.ties,
-           s.in_top5, s.steps);
+    jdg_report(
+        s.steps && s.largest <= tolerance && s.agreed + s.ties == s.steps && s.in_top5 == s.steps,
+        "%s, vectors of %s: log-probabilities of the top 8 ids differ by at most %.3f (tolerance %.2f), root mean "
+        "square "
+        "%.4f; %d of %d greedy ids are equal, %d more are near-ties; %d of %d expected ids are among the top 5",
+        mdl_name(m), path, s.largest, tolerance, sqrt(s.squares / s.n), s.agreed, s.steps - s.ties, s.ties, s.in_top5,
+        s.steps);
     rig_close(&r);
     cJSON_Delete(file);
 }
@@ -199,11 +129,11 @@ static void prefill_and_decode(struct rig *r, const int32_t *ids, int size, cons
     struct smp_params greedy = rig_greedy();
     struct km_err err;
     struct rig_seq q;
-    exit_on_error(rig_seq_open(r, &q, CHUNKED + CHUNK_STEPS, &err), &err);
-    exit_on_error(rig_prefill(r, &q, ids, CHUNKED, size, &got[0], &err), &err);
+    jdg_exit_on_error(rig_seq_open(r, &q, CHUNKED + CHUNK_STEPS, &err), &err);
+    jdg_exit_on_error(rig_prefill(r, &q, ids, CHUNKED, size, &got[0], &err), &err);
     for (int i = 1; i < CHUNK_STEPS; i++) {
         const int32_t *next = exact ? &exact[i - 1].id : &got[i - 1].id;
-        exit_on_error(rig_step(r, &(struct rig_part){&q, next, 1, &greedy}, 1, &got[i], &err), &err);
+        jdg_exit_on_error(rig_step(r, &(struct rig_part){&q, next, 1, &greedy}, 1, &got[i], &err), &err);
     }
     rig_seq_close(&q);
 }
@@ -215,7 +145,7 @@ static void prefill_and_decode_on_cpu(const struct mdl *m, enum km_dtype dtype, 
     struct km_err err;
     struct rig cpu;
     o.dtype = dtype;
-    exit_on_error(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
+    jdg_exit_on_error(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
     prefill_and_decode(&cpu, ids, CHUNKED, exact, got);
     rig_close(&cpu);
 }
@@ -227,14 +157,14 @@ static void compare_with_exact(const char *what, int size, const struct smp_resu
 {
     double largest = 0, squares = 0, mean2;
     for (int i = 0; i < CHUNK_STEPS; i++) {
-        largest = fmax(largest, largest_difference(&exact[i], &got[i], &mean2));
+        largest = fmax(largest, jdg_largest_difference(&exact[i], &got[i], &mean2));
         squares += mean2 / CHUNK_STEPS;
     }
-    report(largest <= 1.5 * tolerance && sqrt(squares) <= tolerance / 3,
-           "%s, prefill of %d tokens in chunks of %d and %d results: log-probabilities differ from the CPU's in "
-           "float32 by "
-           "at most %.4f, root mean square %.4f",
-           what, CHUNKED, size, CHUNK_STEPS, largest, sqrt(squares));
+    jdg_report(largest <= 1.5 * tolerance && sqrt(squares) <= tolerance / 3,
+               "%s, prefill of %d tokens in chunks of %d and %d results: log-probabilities differ from the CPU's in "
+               "float32 by "
+               "at most %.4f, root mean square %.4f",
+               what, CHUNKED, size, CHUNK_STEPS, largest, sqrt(squares));
 }
 
 /* Compares chunked prefill with the CPU in float32. The CPU in bfloat16 must meet the same tolerance as the GPU. */
@@ -266,10 +196,10 @@ static void run_alone(struct rig *r, const int32_t *ids, int n, struct smp_resul
     struct km_err err;
     for (int i = 0; i < n; i++) {
         int len = batch_prompt_len(i);
-        exit_on_error(rig_seq_open(r, &q[i], len + BATCH_STEPS, &err), &err);
-        exit_on_error(rig_prefill(r, &q[i], ids + i, len, len, &alone[i][0], &err), &err);
+        jdg_exit_on_error(rig_seq_open(r, &q[i], len + BATCH_STEPS, &err), &err);
+        jdg_exit_on_error(rig_prefill(r, &q[i], ids + i, len, len, &alone[i][0], &err), &err);
         for (int k = 1; k < BATCH_STEPS; k++)
-            exit_on_error(
+            jdg_exit_on_error(
                 rig_step(r, &(struct rig_part){&q[i], &alone[i][k - 1].id, 1, &greedy}, 1, &alone[i][k], &err), &err);
     }
     for (int i = 0; i < n; i++)
@@ -292,9 +222,9 @@ static void check_batch(struct rig *r, const int32_t *ids, int n, double toleran
     run_alone(r, ids, n, alone);
     for (int i = 0; i < n; i++) {
         int len = batch_prompt_len(i);
-        exit_on_error(rig_seq_open(r, &q[i], len + BATCH_STEPS, &err), &err);
+        jdg_exit_on_error(rig_seq_open(r, &q[i], len + BATCH_STEPS, &err), &err);
         if (i % 2)
-            exit_on_error(rig_prefill(r, &q[i], ids + i, len, len, &got[i], &err), &err);
+            jdg_exit_on_error(rig_prefill(r, &q[i], ids + i, len, len, &got[i], &err), &err);
         else
             parts[i] = (struct rig_part){&q[i], ids + i, len, &greedy};
     }
@@ -302,23 +232,34 @@ static void check_batch(struct rig *r, const int32_t *ids, int n, double toleran
         for (int i = 0; i < n; i++)
             if (k || i % 2)
                 parts[i] = (struct rig_part){&q[i], &alone[i][k - 1 + i % 2].id, 1, &greedy};
-        exit_on_error(rig_step(r, parts, n, got, &err), &err);
+        jdg_exit_on_error(rig_step(r, parts, n, got, &err), &err);
         for (int i = 0; i < n; i++) {
             const struct smp_result *want = &alone[i][k + i % 2];
-            largest = fmax(largest, largest_difference(want, &got[i], NULL));
-            same &= agree(want, &got[i], tolerance);
+            largest = fmax(largest, jdg_largest_difference(want, &got[i], NULL));
+            same &= jdg_agree(want, &got[i], tolerance);
         }
     }
     for (int i = 0; i < n; i++)
         rig_seq_close(&q[i]);
-    report(same && largest <= 1.5 * tolerance,
-           "%d requests in one batch, prefills and decodes in one step: log-probabilities differ from those of each "
-           "request alone by at most %.4f",
-           n, largest);
+    jdg_report(
+        same && largest <= 1.5 * tolerance,
+        "%d requests in one batch, prefills and decodes in one step: log-probabilities differ from those of each "
+        "request alone by at most %.4f",
+        n, largest);
+}
+
+/* Number of copies whose checksum is that of their page in host memory. */
+static int count_good_sums(const struct rig *r, const struct kv_copy *c, int n)
+{
+    int good = 0;
+    for (int i = 0; i < n; i++)
+        good += c[i].sum == km_page_sum(c[i].host, r->g.page_bytes / 8, (uint32_t)r->g.head_dim / 4,
+                                        (uint32_t)r->g.block_size, (uint32_t)c[i].n_tokens, c[i].seed);
+    return good;
 }
 
 /* Copies a sequence's KV to the host, overwrites its pages with NaN, and copies the KV back to other pages. The next
- * step must have the same bits. */
+ * step must have the same bits, and the checksums of both copies must be those of the host. */
 static void check_copies(struct rig *r, const int32_t *ids)
 {
     enum { N = 333 };
@@ -326,26 +267,44 @@ static void check_copies(struct rig *r, const int32_t *ids)
     struct smp_result first = {0}, second = {0}, third = {0};
     struct smp_params greedy = rig_greedy();
     struct km_err err;
-    exit_on_error(rig_seq_open(r, &a, N + 2, &err), &err);
-    exit_on_error(rig_seq_open(r, &b, N + 2, &err), &err);
-    size_t size = (size_t)a.blocks * r->g.page_bytes;
-    char *host = r->backend->host_alloc(r->b, size), *nan = km_malloc(size);
-    exit_on_error(rig_prefill(r, &a, ids, N, N, &first, &err), &err);
-    exit_on_error(rig_copy(r, &a, KV_TO_HOST, host, &err), &err);
-    exit_on_error(rig_step(r, &(struct rig_part){&a, &first.id, 1, &greedy}, 1, &second, &err), &err);
-    memset(nan, 0xFF, size);
-    exit_on_error(rig_copy(r, &a, KV_TO_PAGE, nan, &err), &err);
-    exit_on_error(rig_copy(r, &b, KV_TO_PAGE, host, &err), &err);
-    b.n_done = N;
-    exit_on_error(rig_step(r, &(struct rig_part){&b, &first.id, 1, &greedy}, 1, &third, &err), &err);
-    report(second.id == third.id && !memcmp(second.top_logprob, third.top_logprob, sizeof second.top_logprob),
-           "%d pages copied to the host and back to other pages: the next step has the same bits", a.blocks);
-    struct kv_copy wrong = {r->g.n_pages, host};
     uint64_t ticket;
-    report(r->backend->copy(r->b, KV_TO_HOST, &wrong, 1, &ticket, &err) == KM_EINVAL,
-           "a copy of a page outside the pool is refused: \"%s\"", err.msg);
-    r->backend->host_free(r->b, host, size);
+    jdg_exit_on_error(rig_seq_open(r, &a, N + 2, &err), &err);
+    jdg_exit_on_error(rig_seq_open(r, &b, N + 2, &err), &err);
+    int n = a.blocks, good[2];
+    size_t page = r->g.page_bytes, size = ((size_t)n * page + 4095) / 4096 * 4096;
+    char *host = aligned_alloc(4096, size), *nan = km_malloc((size_t)n * page);
+    struct kv_copy *c = km_calloc((size_t)n, sizeof *c);
+    jdg_exit_on_error(r->backend->host_register(r->b, host, size, &err), &err);
+    jdg_exit_on_error(rig_prefill(r, &a, ids, N, N, &first, &err), &err);
+    for (int i = 0; i < n; i++)
+        c[i] = (struct kv_copy){.page = a.table[i],
+                                .n_tokens = i + 1 < n ? r->g.block_size : (N - 1) % r->g.block_size + 1,
+                                .host = host + (size_t)i * page,
+                                .seed = km_page_sum_seed(SEED, (uint32_t)i)};
+    jdg_exit_on_error(rig_copy_pages(r, KV_TO_HOST, c, n, &err), &err);
+    good[0] = count_good_sums(r, c, n);
+    jdg_exit_on_error(rig_step(r, &(struct rig_part){&a, &first.id, 1, &greedy}, 1, &second, &err), &err);
+    memset(nan, 0xFF, (size_t)n * page);
+    jdg_exit_on_error(rig_copy(r, &a, KV_TO_PAGE, nan, &err), &err);
+    for (int i = 0; i < n; i++)
+        c[i].page = b.table[i], c[i].sum = 0;
+    jdg_exit_on_error(rig_copy_pages(r, KV_TO_PAGE, c, n, &err), &err);
+    good[1] = count_good_sums(r, c, n);
+    b.n_done = N;
+    jdg_exit_on_error(rig_step(r, &(struct rig_part){&b, &first.id, 1, &greedy}, 1, &third, &err), &err);
+    jdg_report(
+        second.id == third.id && !memcmp(second.top_logprob, third.top_logprob, sizeof second.top_logprob) &&
+            good[0] == n && good[1] == n,
+        "%d pages copied to the host and back to other pages: the next step has the same bits, %d and %d checksums "
+        "are right",
+        n, good[0], good[1]);
+    c[0].page = r->g.n_pages;
+    jdg_report(r->backend->copy(r->b, KV_TO_HOST, c, 1, 0, &ticket, &err) == KM_EINVAL,
+               "a copy of a page outside the pool is refused: \"%s\"", err.msg);
+    r->backend->host_unregister(r->b, host, size);
+    free(host);
     km_free(nan);
+    km_free(c);
     rig_seq_close(&a);
     rig_seq_close(&b);
 }
@@ -361,28 +320,29 @@ static void check_against_cpu(struct rig *r, const struct mdl *m, const int32_t 
     struct rig cpu;
     double largest = 0;
     bool same = true;
-    exit_on_error(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
+    jdg_exit_on_error(rig_open(&cpu, &be_cpu, &o, m, &err), &err);
     for (int l = 0; l < 5; l++) {
         struct rig_seq a, b;
         struct smp_result x = {0}, y = {0};
-        exit_on_error(rig_seq_open(r, &a, lens[l] + STEPS, &err), &err);
-        exit_on_error(rig_seq_open(&cpu, &b, lens[l] + STEPS, &err), &err);
-        exit_on_error(rig_prefill(r, &a, ids + l, lens[l], 4096, &x, &err), &err);
-        exit_on_error(rig_prefill(&cpu, &b, ids + l, lens[l], 4096, &y, &err), &err);
+        jdg_exit_on_error(rig_seq_open(r, &a, lens[l] + STEPS, &err), &err);
+        jdg_exit_on_error(rig_seq_open(&cpu, &b, lens[l] + STEPS, &err), &err);
+        jdg_exit_on_error(rig_prefill(r, &a, ids + l, lens[l], 4096, &x, &err), &err);
+        jdg_exit_on_error(rig_prefill(&cpu, &b, ids + l, lens[l], 4096, &y, &err), &err);
         for (int i = 0; i < STEPS; i++) {
             int32_t next = y.id;
-            largest = fmax(largest, largest_difference(&y, &x, NULL));
-            same &= agree(&y, &x, tolerance);
-            exit_on_error(rig_step(r, &(struct rig_part){&a, &next, 1, &greedy}, 1, &x, &err), &err);
-            exit_on_error(rig_step(&cpu, &(struct rig_part){&b, &next, 1, &greedy}, 1, &y, &err), &err);
+            largest = fmax(largest, jdg_largest_difference(&y, &x, NULL));
+            same &= jdg_agree(&y, &x, tolerance);
+            jdg_exit_on_error(rig_step(r, &(struct rig_part){&a, &next, 1, &greedy}, 1, &x, &err), &err);
+            jdg_exit_on_error(rig_step(&cpu, &(struct rig_part){&b, &next, 1, &greedy}, 1, &y, &err), &err);
         }
         rig_seq_close(&a);
         rig_seq_close(&b);
     }
-    report(same && largest <= 1.5 * tolerance,
-           "prompts of 1 to 700 tokens and %d decodes each: log-probabilities differ from the CPU's in bfloat16 by at "
-           "most %.4f",
-           STEPS, largest);
+    jdg_report(
+        same && largest <= 1.5 * tolerance,
+        "prompts of 1 to 700 tokens and %d decodes each: log-probabilities differ from the CPU's in bfloat16 by at "
+        "most %.4f",
+        STEPS, largest);
     rig_close(&cpu);
 }
 
@@ -407,52 +367,24 @@ static void check_sampling(struct rig *r, const int32_t *ids)
         p.seed = (uint64_t)k + 99;
         struct smp_params with_logprobs = p;
         with_logprobs.n_logprobs = 1;
-        exit_on_error(rig_seq_open(r, &a, N + STEPS, &err), &err);
-        exit_on_error(rig_seq_open(r, &b, N + STEPS, &err), &err);
-        exit_on_error(rig_step(r, &(struct rig_part){&a, ids, N, &p}, 1, &x, &err), &err);
-        exit_on_error(rig_step(r, &(struct rig_part){&b, ids, N, &with_logprobs}, 1, &y, &err), &err);
+        jdg_exit_on_error(rig_seq_open(r, &a, N + STEPS, &err), &err);
+        jdg_exit_on_error(rig_seq_open(r, &b, N + STEPS, &err), &err);
+        jdg_exit_on_error(rig_step(r, &(struct rig_part){&a, ids, N, &p}, 1, &x, &err), &err);
+        jdg_exit_on_error(rig_step(r, &(struct rig_part){&b, ids, N, &with_logprobs}, 1, &y, &err), &err);
         for (int i = 1; i < STEPS; i++, all++) {
             same += x.id == y.id;
             int32_t next = y.id;
-            exit_on_error(rig_step(r, &(struct rig_part){&a, &next, 1, &p}, 1, &x, &err), &err);
-            exit_on_error(rig_step(r, &(struct rig_part){&b, &next, 1, &with_logprobs}, 1, &y, &err), &err);
+            jdg_exit_on_error(rig_step(r, &(struct rig_part){&a, &next, 1, &p}, 1, &x, &err), &err);
+            jdg_exit_on_error(rig_step(r, &(struct rig_part){&b, &next, 1, &with_logprobs}, 1, &y, &err), &err);
         }
         rig_seq_close(&a);
         rig_seq_close(&b);
     }
-    report(same == all, "%d kinds of sampling: %d of %d ids are equal to those of the reference sampler", KINDS, same,
-           all);
+    jdg_report(same == all, "%d kinds of sampling: %d of %d ids are equal to those of the reference sampler", KINDS,
+               same, all);
 }
 
 /* ---- checks of the engine with this backend ---- */
-
-struct answer {
-    int32_t ids[MAX_GREEDY];
-    struct smp_result results[MAX_GREEDY];
-    int n, n_cached; /* tokens of the answer; prompt tokens found in the prefix cache */
-};
-
-/* Submits one greedy request to an idle engine and waits for its answer. */
-static struct answer ask(struct eng *e, const int32_t *prompt, int n, int n_out)
-{
-    struct answer a = {0};
-    struct smp_params greedy = rig_greedy();
-    struct eng_request q = {
-        .prompt = prompt, .n_prompt = n, .max_tokens = n_out, .ignore_eos = true, .sampling = greedy};
-    struct eng_events v;
-    struct km_err err;
-    uint64_t id;
-    exit_on_error(eng_submit(e, &q, &id, &err), &err);
-    while (!eng_idle(e)) {
-        exit_on_error(eng_step(e, &v, &err), &err);
-        for (int i = 0; i < v.n; i++) {
-            a.ids[a.n] = v.v[i].token.id;
-            a.results[a.n++] = v.v[i].token;
-            a.n_cached = v.v[i].n_cached;
-        }
-    }
-    return a;
-}
 
 /* Runs one prompt three times: with a cold prefix cache, with a warm one, and again cold after a reset. */
 static void check_prefix_cache(const struct mdl *m, const int32_t *ids, double tolerance)
@@ -464,28 +396,21 @@ static void check_prefix_cache(const struct mdl *m, const int32_t *ids, double t
     o.max_num_seqs = 32;
     o.dtype = KM_BF16;
     o.num_blocks = 509;
-    exit_on_error(eng_open(&e, &o, m, &be_cuda, NULL, &err), &err);
-    struct answer cold = ask(e, ids, N, OUT), warm = ask(e, ids, N, OUT);
-    exit_on_error(eng_reset_cache(e, false, &err), &err);
-    struct answer again = ask(e, ids, N, OUT);
+    jdg_exit_on_error(eng_open(&e, &o, m, &be_cuda, NULL, &err), &err);
+    struct jdg_answer cold = jdg_ask(e, ids, N, OUT), warm = jdg_ask(e, ids, N, OUT);
+    jdg_exit_on_error(eng_reset_cache(e, false, &err), &err);
+    struct jdg_answer again = jdg_ask(e, ids, N, OUT);
     double largest = 0;
-    int n_equal = 0; /* answers are compared up to the first near-tie with different ids */
-    bool same = cold.n == OUT && warm.n == OUT;
-    while (same && n_equal < OUT) {
-        largest = fmax(largest, largest_difference(&cold.results[n_equal], &warm.results[n_equal], NULL));
-        same = agree(&cold.results[n_equal], &warm.results[n_equal], tolerance);
-        if (cold.ids[n_equal] != warm.ids[n_equal])
-            break;
-        n_equal++;
-    }
-    report(same && largest <= 1.5 * tolerance && cold.n_cached == 0 && warm.n_cached == WARM,
-           "warm prefix cache, %d of %d tokens cached: the first %d of %d tokens are those with a cold cache, "
-           "log-probabilities "
-           "differ by at most %.4f",
-           warm.n_cached, N, n_equal, OUT, largest);
-    report(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids),
-           "prefix cache after a reset: the tokens are those with a cold cache");
-    exit_on_error(eng_check(e, &err), &err);
+    int n_equal = 0;
+    bool same = jdg_same_answer(&cold, &warm, tolerance, &n_equal, &largest);
+    jdg_report(same && cold.n == OUT && cold.n_cached == 0 && warm.n_cached == WARM,
+               "warm prefix cache, %d of %d tokens cached: the first %d of %d tokens are those with a cold cache, "
+               "log-probabilities "
+               "differ by at most %.4f",
+               warm.n_cached, N, n_equal, OUT, largest);
+    jdg_report(again.n_cached == 0 && !memcmp(again.ids, cold.ids, sizeof cold.ids),
+               "prefix cache after a reset: the tokens are those with a cold cache");
+    jdg_exit_on_error(eng_check(e, &err), &err);
     eng_close(e);
 }
 
@@ -511,7 +436,7 @@ static struct eng *crowd_open(const struct mdl *m, const struct backend *backend
     o.max_num_seqs = max_seqs;
     o.dtype = KM_BF16;
     o.num_blocks = 509;
-    exit_on_error(eng_open(&e, &o, m, backend, NULL, &err), &err);
+    jdg_exit_on_error(eng_open(&e, &o, m, backend, NULL, &err), &err);
     for (int i = 0; i < CROWD; i++) {
         struct eng_request q = {.prompt = ids + 64 * i,
                                 .n_prompt = c->shortest + 5 * i,
@@ -524,7 +449,7 @@ static struct eng *crowd_open(const struct mdl *m, const struct backend *backend
         q.sampling.temperature = i % 2;
         q.sampling.seed = (uint64_t)i;
         c->n[i] = 0;
-        exit_on_error(eng_submit(e, &q, &id, &err), &err);
+        jdg_exit_on_error(eng_submit(e, &q, &id, &err), &err);
     }
     return e;
 }
@@ -533,8 +458,8 @@ static void crowd_step(struct eng *e, struct crowd *c)
 {
     struct eng_events v;
     struct km_err err;
-    exit_on_error(eng_step(e, &v, &err), &err);
-    exit_on_error(eng_check(e, &err), &err);
+    jdg_exit_on_error(eng_step(e, &v, &err), &err);
+    jdg_exit_on_error(eng_check(e, &err), &err);
     for (int i = 0; i < v.n; i++) {
         int *n = v.v[i].user;
         c->ids[n - c->n][(*n)++] = v.v[i].token.id;
@@ -581,8 +506,8 @@ static void check_two_engines(const struct mdl *m, const int32_t *ids)
     for (int i = 0; i < 2; i++)
         eng_close(e[i]);
     int same[] = {count_equal_answers(&alone, &c[0]), count_equal_answers(&alone, &c[1])};
-    report(same[0] == CROWD && same[1] == CROWD,
-           "two engines on one GPU: %d and %d of %d answers are those of an engine alone", same[0], same[1], CROWD);
+    jdg_report(same[0] == CROWD && same[1] == CROWD,
+               "two engines on one GPU: %d and %d of %d answers are those of an engine alone", same[0], same[1], CROWD);
 }
 
 /* With and without async scheduling the batches are the same, so every token must be equal. There are two cases: all
@@ -608,7 +533,7 @@ static void check_async_sched(const struct mdl *m, const int32_t *ids, bool one_
     struct eng_stats b = run_crowd(m, &be_cuda, ids, max_seqs, &with);
     int n_equal = count_equal_answers(&without, &with);
     bool wasted = one_at_a_time ? b.wasted_rows > 0 : b.wasted_rows == 0;
-    report(
+    jdg_report(
         n_equal == CROWD && !a.async_steps && b.async_steps > b.steps / 2 && a.generated_tokens == b.generated_tokens &&
             wasted && b.finished[ENG_STOP] == a.finished[ENG_STOP],
         "async scheduling, requests %s: %d of %d answers are those without async scheduling; %lld of %lld steps were "
@@ -626,31 +551,32 @@ static void compare_plan(const struct mdl *m, const struct be_opts *o, const str
     struct be *b;
     struct be_stats st;
     int64_t device = km_mem_stats(KM_MEM_DEVICE).current, pinned = km_mem_stats(KM_MEM_PINNED).current;
-    exit_on_error(be_cuda.open(&b, o, m, &g, &err), &err);
+    jdg_exit_on_error(be_cuda.open(&b, o, m, &g, &err), &err);
     be_cuda.stats(b, &st);
     device = km_mem_stats(KM_MEM_DEVICE).current - device;
     pinned = km_mem_stats(KM_MEM_PINNED).current - pinned;
     be_cuda.close(b);
     if (!o->n_pages && !o->memory_limit) { /* the driver reports free memory in steps of its allocation size */
         double mib = fabs((double)(p->geom.n_pages - g.n_pages)) * (double)g.page_bytes / (1 << 20);
-        report(mib < 256, "plan without a memory limit: %d blocks planned, %d allocated, a difference of %.0f MiB",
-               p->geom.n_pages, g.n_pages, mib);
+        jdg_report(mib < 256, "plan without a memory limit: %d blocks planned, %d allocated, a difference of %.0f MiB",
+                   p->geom.n_pages, g.n_pages, mib);
         return;
     }
     int64_t total = plan_total(p, KM_MEM_DEVICE), planned = total - plan_sum(p, PLAN_RESERVE, KM_MEM_DEVICE);
-    report(device == planned && pinned == plan_total(p, KM_MEM_PINNED),
-           "plan for %d tokens and %d requests: %lld bytes on the GPU and %lld pinned bytes planned, %lld and %lld "
-           "allocated",
-           o->max_tokens, o->max_reqs, (long long)planned, (long long)plan_total(p, KM_MEM_PINNED), (long long)device,
-           (long long)pinned);
-    report(st.weight_bytes == plan_sum(p, PLAN_WEIGHTS, KM_MEM_DEVICE) &&
-               st.workspace_bytes == plan_sum(p, PLAN_WORKSPACE, KM_MEM_DEVICE) &&
-               st.kv_bytes == plan_sum(p, PLAN_KV, KM_MEM_DEVICE) && g.n_pages == p->geom.n_pages &&
-               g.page_bytes == p->geom.page_bytes && !memcmp(&g.model, &p->geom.model, sizeof g.model) &&
-               !strcmp(st.device, p->device) && total <= p->limit &&
-               (o->n_pages || total > p->limit - (int64_t)g.page_bytes),
-           "the plan's sizes of weights, workspace and KV and its %d blocks are the backend's, and within the limit",
-           g.n_pages);
+    jdg_report(device == planned && pinned == plan_total(p, KM_MEM_PINNED),
+               "plan for %d tokens and %d requests: %lld bytes on the GPU and %lld pinned bytes planned, %lld and %lld "
+               "allocated",
+               o->max_tokens, o->max_reqs, (long long)planned, (long long)plan_total(p, KM_MEM_PINNED),
+               (long long)device, (long long)pinned);
+    jdg_report(
+        st.weight_bytes == plan_sum(p, PLAN_WEIGHTS, KM_MEM_DEVICE) &&
+            st.workspace_bytes == plan_sum(p, PLAN_WORKSPACE, KM_MEM_DEVICE) &&
+            st.kv_bytes == plan_sum(p, PLAN_KV, KM_MEM_DEVICE) && g.n_pages == p->geom.n_pages &&
+            g.page_bytes == p->geom.page_bytes && !memcmp(&g.model, &p->geom.model, sizeof g.model) &&
+            !strcmp(st.device, p->device) && total <= p->limit &&
+            (o->n_pages || total > p->limit - (int64_t)g.page_bytes),
+        "the plan's sizes of weights, workspace and KV and its %d blocks are the backend's, and within the limit",
+        g.n_pages);
 }
 
 /* Runs before any backend is opened: a plan queries the GPU in a child process, which works only while this process has
@@ -671,7 +597,7 @@ static void check_plans(const struct mdl *m)
         o[i].max_tokens = cases[i].max_tokens;
         o[i].max_reqs = cases[i].max_reqs;
         o[i].memory_limit = cases[i].limit ? 2 * mdl_params(m) + ((int64_t)4 << 30) : 0;
-        exit_on_error(be_cuda.plan(&p[i], &o[i], m, &err), &err);
+        jdg_exit_on_error(be_cuda.plan(&p[i], &o[i], m, &err), &err);
     }
     for (int i = 0; i < N; i++)
         compare_plan(m, &o[i], &p[i]);
@@ -685,18 +611,19 @@ static void check_refusals(const struct mdl *m)
     struct km_err err = {0};
     struct be *b;
     o.dtype = KM_F32;
-    report(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "float32 is refused: \"%s\"", err.msg);
+    jdg_report(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "float32 is refused: \"%s\"", err.msg);
     o = options(509);
     o.block_size = 12;
-    report(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "a block size of 12 is refused: \"%s\"", err.msg);
+    jdg_report(be_cuda.open(&b, &o, m, &g, &err) == KM_EINVAL, "a block size of 12 is refused: \"%s\"", err.msg);
     o = options(1 << 26);
-    report(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "a pool of 2^26 pages is refused: \"%s\"", err.msg);
+    jdg_report(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "a pool of 2^26 pages is refused: \"%s\"", err.msg);
     o = options(0);
     o.memory_limit = 1 << 20;
-    report(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "a memory limit of 1 MiB is refused: \"%s\"", err.msg);
+    jdg_report(be_cuda.open(&b, &o, m, &g, &err) == KM_ELIMIT, "a memory limit of 1 MiB is refused: \"%s\"", err.msg);
     o = options(509);
     o.max_tokens = 1 << 30;
-    report(be_cuda.open(&b, &o, m, &g, &err) == KM_EDEVICE, "a workspace for 2^30 tokens is refused: \"%s\"", err.msg);
+    jdg_report(be_cuda.open(&b, &o, m, &g, &err) == KM_EDEVICE, "a workspace for 2^30 tokens is refused: \"%s\"",
+               err.msg);
 }
 
 /* Checks the rates that `kvmark info` prints, which are measured in a child process. The bounds are loose. They find a
@@ -705,11 +632,11 @@ static void check_rates(void)
 {
     struct rates r;
     struct km_err err;
-    exit_on_error(be_cuda.measure(&r, &err), &err);
-    report(r.memory > 0 && r.copy_gbps > 100 && r.copy_gbps < 20000 && r.h2d_gbps > 1 && r.h2d_gbps < 1000 &&
-               r.d2h_gbps > 1 && r.d2h_gbps < 1000 && r.gemm_tflops > 20 && r.gemm_tflops < 5000,
-           "rates of %s, %.0f GiB: device copies %.0f GB/s, H2D %.1f GB/s, D2H %.1f GB/s, GEMM %.0f TFLOP/s", r.device,
-           (double)r.memory / (1 << 30), r.copy_gbps, r.h2d_gbps, r.d2h_gbps, r.gemm_tflops);
+    jdg_exit_on_error(be_cuda.measure(&r, &err), &err);
+    jdg_report(r.memory > 0 && r.copy_gbps > 100 && r.copy_gbps < 20000 && r.h2d_gbps > 1 && r.h2d_gbps < 1000 &&
+                   r.d2h_gbps > 1 && r.d2h_gbps < 1000 && r.gemm_tflops > 20 && r.gemm_tflops < 5000,
+               "rates of %s, %.0f GiB: device copies %.0f GB/s, H2D %.1f GB/s, D2H %.1f GB/s, GEMM %.0f TFLOP/s",
+               r.device, (double)r.memory / (1 << 30), r.copy_gbps, r.h2d_gbps, r.d2h_gbps, r.gemm_tflops);
 }
 
 static void check_self(const struct mdl *m, double tolerance)
@@ -720,8 +647,8 @@ static void check_self(const struct mdl *m, double tolerance)
     struct rig r;
     check_rates();
     check_plans(m);
-    random_tokens(ids, MAX_PROMPT, mdl_config(m)->vocab, 1);
-    exit_on_error(rig_open(&r, &be_cuda, &o, m, &err), &err);
+    jdg_random_tokens(ids, MAX_PROMPT, mdl_config(m)->vocab, 1);
+    jdg_exit_on_error(rig_open(&r, &be_cuda, &o, m, &err), &err);
     check_chunks(&r, m, ids, tolerance);
     static const int sizes[] = {2, 3, 9, 17, 33, 48};
     for (int i = 0; i < 6; i++)
@@ -736,28 +663,32 @@ static void check_self(const struct mdl *m, double tolerance)
     check_two_engines(m, ids);
     check_refusals(m);
     struct km_mem_stats left = km_mem_stats(KM_MEM_DEVICE);
-    report(left.current == 0, "after all backends were closed, %lld bytes of device memory are allocated",
-           (long long)left.current);
+    jdg_report(left.current == 0, "after all backends were closed, %lld bytes of device memory are allocated",
+               (long long)left.current);
 }
 
 int main(int argc, char **argv)
 {
     struct km_err err;
     struct mdl *m;
-    bool vectors = argc > 3 && !strcmp(argv[1], "golden");
-    if (!vectors && (argc < 3 || strcmp(argv[1], "self"))) {
-        fprintf(stderr, "usage: engine_check golden MODEL VECTORS.json [TOLERANCE] | self MODEL [TOLERANCE]\n");
+    const char *mode = argc > 2 ? argv[1] : "";
+    bool vectors = !strcmp(mode, "golden") && argc > 3;
+    if (!vectors && strcmp(mode, "self") && strcmp(mode, "cache")) {
+        fprintf(stderr, "usage: engine_check golden MODEL VECTORS.json [TOLERANCE] | self MODEL [TOLERANCE] | "
+                        "cache MODEL [TOLERANCE]\n");
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     const char *tolerance = argc > 3 + vectors ? argv[3 + vectors] : "0.2";
-    exit_on_error(be_cuda.probe(&err), &err);
-    exit_on_error(mdl_open(&m, argv[2], false, SEED, &err), &err);
+    jdg_exit_on_error(be_cuda.probe(&err), &err);
+    jdg_exit_on_error(mdl_open(&m, argv[2], false, SEED, &err), &err);
     if (vectors)
         check_golden(m, argv[3], atof(tolerance));
-    else
+    else if (!strcmp(mode, "self"))
         check_self(m, atof(tolerance));
+    else
+        cac_check(m, atof(tolerance));
     mdl_free(m);
-    printf("engine_check: %s, %d failed checks\n", failures ? "FAILED" : "all checks passed", failures);
-    return failures != 0;
+    printf("engine_check: %s, %d failed checks\n", jdg_failures ? "FAILED" : "all checks passed", jdg_failures);
+    return jdg_failures != 0;
 }

@@ -4,13 +4,16 @@
  *
  *   kernels_check [MODE] [SEED]      exit status 1: a kernel is wrong; 2: wrong arguments
  *
- *   all        checks all kernels, then times them (the default)
- *   check      checks all kernels
- *   small      checks every path of every kernel of this backend on the smallest inputs, for compute-sanitizer
- *   time       times all kernels
- *   attention  times attention
- *   gate_up    checks and times gemm/gate_up_sm90.cu
- *   small_m    checks and times gemm/small_m_sm90.cu */
+ *   all          checks all kernels, then times them (the default)
+ *   check        checks all kernels
+ *   small        checks every path of every kernel of this backend on the smallest inputs, for compute-sanitizer
+ *   time         times all kernels
+ *   attention    times attention
+ *   copies       checks copy.h
+ *   tails        checks and times the attention of tails (attn/attn.h)
+ *   small_tails  the part of `small` that is about tails
+ *   gate_up      checks and times gemm/gate_up_sm90.cu
+ *   small_m      checks and times gemm/small_m_sm90.cu */
 #include "engine/cuda/gemm/gemm_lt.h"
 #include "engine/cuda/gemm/small_m.h"
 #include "engine/cuda/step/fused.h"
@@ -399,6 +402,7 @@ static void check_all(bool small)
     check_gate_up_sm90(small);
     check_small_m_sm90(small);
     check_attention(small);
+    check_copies(small);
 }
 
 static void time_all()
@@ -419,6 +423,9 @@ static const struct {
              {"small", check_all, true, nullptr},
              {"time", nullptr, false, time_all},
              {"attention", nullptr, false, time_attention},
+             {"copies", check_copies, false, nullptr},
+             {"tails", check_tails, false, time_tails},
+             {"small_tails", check_tails, true, nullptr},
              {"gate_up", check_gate_up_sm90, false, time_gate_up_sm90},
              {"small_m", check_small_m_sm90, false, time_small_m_sm90}};
 
@@ -437,6 +444,6 @@ int main(int argc, char **argv)
             mode.time();
         return failures != 0;
     }
-    fprintf(stderr, "usage: kernels_check [all|check|small|time|attention|gate_up|small_m] [SEED]\n");
+    fprintf(stderr, "usage: kernels_check [all|check|small|time|attention|copies|tails|small_tails|gate_up|small_m] [SEED]\n");
     return 2;
 }

@@ -46,12 +46,26 @@ for f in run.json requests.csv tokens.bin env.json; do
     [ -s "$dir/a/$f" ] || fail "no $f in the run's folder"
 done
 
+grep -q '"cache":	null' "$dir/a/run.json" || fail "a run without a layer has statistics of one"
+for k in ready_s complete '"dram"'; do
+    grep -q "$k" "$dir/b/run.json" || fail "no $k in run.json of a run with the layer"
+done
+
+# A disk tier serves a later process: c stores, and d finds the chunks of c's prompts.
+disk="--kv-cache disk=$dir/kv:64MiB --chunk-size 64"
+expect 0 "12 ok, 0 failed" "$kvmark" run "$dir/small.json" $common $disk -o "$dir/c"
+expect 0 "12 ok, 0 failed" "$kvmark" run "$dir/small.json" $common $disk -o "$dir/d"
+found=$(sed -n '/"disk"/,$p' "$dir/d/run.json" | sed -n 's/.*"hit_tokens":[[:space:]]*\([0-9]*\).*/\1/p' | head -n 1)
+[ "${found:-0}" -gt 1000 ] || fail "the disk tier gave ${found:-no} tokens to a second run"
+
 # conversation, turn and the answer's hash, in order
-for r in a b; do
+for r in a b c d; do
     awk -F, 'NR > 1 { print $2 "," $4 "," $28 }' "$dir/$r/requests.csv" | sort >"$dir/$r.answers"
 done
 [ "$(wc -l <"$dir/a.answers")" = 12 ] || fail "not 12 answers"
-cmp -s "$dir/a.answers" "$dir/b.answers" || fail "the cache layer changed an answer"
+for r in b c d; do
+    cmp -s "$dir/a.answers" "$dir/$r.answers" || fail "the cache layer changed an answer of run $r"
+done
 loaded=$(number "$dir/b/run.json" kvmark_cache_loaded_tokens_total)
 [ "${loaded:-0}" -gt 0 ] || fail "the cache layer loaded nothing (\"$loaded\"), so equal answers prove nothing"
 [ -z "$(number "$dir/a/run.json" kvmark_cache_loaded_tokens_total | grep -v '^0$')" ] || fail "the run without a layer loaded from one"
@@ -77,6 +91,11 @@ plan="$kvmark info --plan --model $model --device cpu"
 expect 0 "80 blocks of 16 tokens" $plan --num-gpu-blocks-override 80 --max-model-len 512 --kv-cache dram=64MiB --chunk-size 64
 grep -q "total  *[0-9]" "$dir/out" || fail "a plan without a total"
 grep -q "chunks, .* MiB of host memory" "$dir/out" || fail "a plan without the cache layer's memory"
+expect 0 "Host memory of the cache layer" $plan --gpu-memory-limit 300MiB --kv-cache dram=64MiB
+expect 1 "are available to this process" $plan --gpu-memory-limit 300MiB --kv-cache dram=900TiB
+planned=$(grep "error:" "$dir/out" | sed 's/only .* are/only X are/') # the available memory changes all the time
+expect 1 "are available to this process" "$kvmark" serve --model "$model" --device cpu --gpu-memory-limit 300MiB --kv-cache dram=900TiB
+[ "$planned" = "$(grep "error:" "$dir/out" | sed 's/only .* are/only X are/')" ] || fail "info --plan and serve refuse a cache layer in different words"
 expect 0 '"fits":	true' $plan --gpu-memory-limit 300MiB --json
 total=$(number "$dir/out" host) limit=$((300 << 20)) block=$(number "$dir/out" block_bytes)
 [ "${total:-0}" -le $limit ] && [ $((${total:-0} + ${block:-0})) -gt $limit ] || fail "a plan of ${total:-no} bytes for $limit"
@@ -100,6 +119,10 @@ elif grep -q "to plan without a" "$dir/out"; then
     expect 1 "no memory for the KV pool: the limit is 12 GiB" "$kvmark" info --plan qwen3-8b --device cuda --gpu-memory-limit 12GiB
 fi
 
+expect 2 "or a list of: dram=SIZE" "$kvmark" serve --model "$model" --kv-cache tape=/dev/st0
+expect 2 "give one of them" "$kvmark" serve --model "$model" --kv-cache dram=1GiB --kv-config x.yaml
+expect 2 "write for example 25GB/s" "$kvmark" serve --model "$model" --kv-cache dram=1GiB --kv-throttle 25G
+expect 2 "multiple of --block-size" "$kvmark" serve --model "$model" --kv-cache dram=1GiB --chunk-size 100
 expect 2 'did you mean "serve"' "$kvmark" serv
 expect 2 "did you mean --num-clients?" "$kvmark" run x.json --num-client 3
 expect 2 "already holds a run" "$kvmark" run "$dir/small.json" $common -o "$dir/a"

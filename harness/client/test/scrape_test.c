@@ -54,6 +54,32 @@ static void counters_are_subtracted_and_gauges_are_not(void **state)
     cJSON_Delete(after);
 }
 
+static void tiers_are_kept_apart(void **state)
+{
+    (void)state;
+    static const char then[] = "kvmark_cache_tier_hits_total{model_name=\"m\",tier=\"dram\"} 3\n"
+                               "kvmark_cache_tier_hits_total{model_name=\"m\",tier=\"disk\"} 4\n"
+                               "kvmark_cache_tier_bytes{tier=\"dram\",model_name=\"m\"} 9\n"
+                               "kvmark_cache_hits_total{model_name=\"m\"} 7\nhits_total{tier=\"dram\"} 8\n"
+                               "kvmark_cache_tier_hits_total{model_name=\"m\"} 1\n"
+                               "kvmark_cache_tier_hits_total{tier=\"\"} 1\nkvmark_cache_tier_x{tier=\"a} 2\n";
+    static const char now[] = "kvmark_cache_tier_hits_total{model_name=\"m\",tier=\"dram\"} 13\n"
+                              "kvmark_cache_tier_bytes{tier=\"dram\",model_name=\"m\"} 5\n"
+                              "kvmark_cache_tier_hits_total{model_name=\"m\",tier=\"new\"} 2\n";
+    cJSON *before = scrape_tiers(then, sizeof then - 1), *after = scrape_tiers(now, sizeof now - 1);
+    assert_int_equal(cJSON_GetArraySize(before), 3); /* dram, disk, and the tier of the damaged label */
+    assert_int_equal(cJSON_GetArraySize(after), 2);
+    const cJSON *dram = cJSON_GetObjectItemCaseSensitive(before, "dram");
+    assert_true(cJSON_GetArraySize(dram) == 2 && value(dram, "hits_total") == 3 && value(dram, "bytes") == 9);
+    cJSON *d = scrape_difference(before, after);
+    dram = cJSON_GetObjectItemCaseSensitive(d, "dram");
+    assert_true(value(dram, "hits_total") == 10 && value(dram, "bytes") == 5);
+    assert_true(value(cJSON_GetObjectItemCaseSensitive(d, "new"), "hits_total") == 2);
+    cJSON_Delete(d);
+    cJSON_Delete(before);
+    cJSON_Delete(after);
+}
+
 static void any_answer_of_a_server_is_survived(void **state)
 {
     (void)state;
@@ -66,7 +92,7 @@ static void any_answer_of_a_server_is_survived(void **state)
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct mock *m = mock_start(&(struct mock_opts){.metrics = t[i].body});
         struct target target = {.url = mock_url(m)};
-        cJSON *v = scrape_metrics(&target);
+        cJSON *v = scrape_metrics(&target, NULL);
         if ((v ? cJSON_GetArraySize(v) : -1) != t[i].names)
             fail_msg("\"%s\" has %d metrics, not %d", t[i].body, cJSON_GetArraySize(v), t[i].names);
         cJSON_Delete(v);
@@ -84,6 +110,7 @@ static void any_answer_of_a_server_is_survived(void **state)
         for (size_t k = 0; k < n; k++)
             copy[k] = "a{}\" \n#=1"[(seed = seed * 1103515245 + 12345) >> 16 & 7];
         cJSON_Delete(scrape_parse(copy, n));
+        cJSON_Delete(scrape_tiers(copy, n));
         free(copy);
     }
 }
@@ -152,6 +179,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_are_summed_over_labels),
         cmocka_unit_test(counters_are_subtracted_and_gauges_are_not),
+        cmocka_unit_test(tiers_are_kept_apart),
         cmocka_unit_test(any_answer_of_a_server_is_survived),
         cmocka_unit_test(long_lines_are_left_out),
         cmocka_unit_test(many_names_take_linear_time),

@@ -288,6 +288,9 @@ static int write_run(struct hz_summary *seed, struct hz_summary *strict, struct 
     cJSON *options = cJSON_CreateObject();
     cJSON_AddNumberToObject(options, "num-clients", 10);
     cJSON_AddNumberToObject(options, "gpu-memory-limit", 25769803776.0);
+    cJSON *tiers = cJSON_CreateObject(), *dram = cJSON_AddObjectToObject(tiers, "dram");
+    cJSON_AddNumberToObject(dram, "hit_tokens_total", 768);
+    cJSON_AddNumberToObject(dram, "chunks", 3);
     struct run_info info = {.workload = "generate_multi_turn",
                             .workload_sha256 = "ab",
                             .workload_kind = WL_MULTI_TURN,
@@ -299,11 +302,15 @@ static int write_run(struct hz_summary *seed, struct hz_summary *strict, struct 
                             .command = "kvmark run x",
                             .started = "2026-11-24T00:00:00Z",
                             .options = options,
+                            .cache_tiers = tiers,
+                            .cache_ready_s = 1.5,
+                            .cache_complete = true,
                             .set = &set};
     hz_summarize(&trace, WL_MULTI_TURN, HZ_SEED, seed);
     hz_summarize(&trace, WL_MULTI_TURN, HZ_STRICT, strict);
     int rc = run_folder_write(sub, &info, &trace, seed, strict, err);
     cJSON_Delete(options);
+    cJSON_Delete(tiers);
     return rc;
 }
 
@@ -381,6 +388,14 @@ static void a_run_is_written_and_read_back(void **state)
     expect_near(cJSON_GetObjectItem(l, "gpu_memory_limit")->valuedouble, 25769803776.0);
     assert_true(cJSON_IsNull(cJSON_GetObjectItem(l, "max_num_seqs")));
     assert_string_equal(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "health"), "verdict")->valuestring, "good");
+    const cJSON *cache = cJSON_GetObjectItem(r.json, "cache");
+    const cJSON *dram = cJSON_GetObjectItem(cJSON_GetObjectItem(cache, "tiers"), "dram");
+    expect_near(cJSON_GetObjectItem(cache, "ready_s")->valuedouble, 1.5);
+    assert_true(cJSON_IsTrue(cJSON_GetObjectItem(cache, "complete")));
+    expect_near(cJSON_GetObjectItem(dram, "hit_tokens")->valuedouble, 768);
+    expect_near(cJSON_GetObjectItem(dram, "chunks")->valuedouble, 3);
+    assert_true(cJSON_IsNull(cJSON_GetObjectItem(r.json, "server_metrics")));
+    assert_non_null(cJSON_GetObjectItem(cJSON_GetObjectItem(r.json, "reasons"), "server_metrics"));
     run_folder_free(&r);
 }
 

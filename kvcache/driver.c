@@ -1,0 +1,248 @@
+/* Drives the operations: the transfer thread, or calls of the port if the copiers must not be called by another thread.
+ *
+ * One pass polls the copies of every view, submits the next ones, and lets the tiers work. Loads are submitted before
+ * stores. Between two passes without progress the thread sleeps: some microseconds while copies are in flight, longer
+ * while only tiers work, and until somebody wakes it if there is nothing to do. */
+#include "base/clock.h"
+#include "base/mem.h"
+#include "kvcache/internal.h"
+#include "kvcache/op.h"
+#include "kvcache/view.h"
+
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+static struct kvc_piece *lane_at(struct kvc_lane *lane, int i)
+{
+    return &lane->piece[(lane->head + i) % KVC_PIECES];
+}
+
+/* Polls or submits a piece and reads the copier's clock, without the lock. p NULL: reads the clock only. False: the
+ * view has detached meanwhile, so nothing of it is the caller's any more. */
+static bool call(struct kvc_view *v, struct kvc_piece *p, enum kv_dir dir, int *rc)
+{
+    struct kvc *k = v->kvc;
+    const uint32_t epoch = v->epoch;
+    const uint64_t after = p ? p->op->after : 0;
+    const struct kv_copier c = v->copier;
+    v->calling = true;
+    pthread_mutex_unlock(&k->lock);
+    if (p)
+        *rc = p->submitted ? c.poll(c.self, p->ticket) : c.copy(c.self, dir, p->copy, p->n, after, &p->ticket, NULL);
+    const int64_t now = c.now ? c.now(c.self) : km_now_ns();
+    pthread_mutex_lock(&k->lock);
+    if (epoch != v->epoch)
+        return false;
+    v->calling = false;
+    v->now = now;
+    pthread_cond_broadcast(&k->passed);
+    return true;
+}
+
+/* Takes the oldest piece, or the newest one if its submission failed, from the lane and tells its operation. */
+static void retire(struct kvc_view *v, enum kv_dir dir, struct kvc_piece *p, int rc)
+{
+    struct kvc_lane *lane = &v->lane[dir];
+    struct kvc_op *op = p->op;
+    if (p->submitted)
+        kvc_rate_end(&lane->rate, rc < 0 ? -1 : (int64_t)p->n * (int64_t)v->kvc->geometry.pool.page_bytes);
+    op->n_flying--;
+    if (dir == KV_TO_PAGE)
+        kvc_load_retire(op, p, rc);
+    else
+        kvc_store_retire(op, p, rc);
+    if (p == lane_at(lane, 0))
+        lane->head = (lane->head + 1) % KVC_PIECES;
+    lane->n--;
+}
+
+/* Takes the next piece of the oldest operation that has one. */
+static bool build(struct kvc_view *v, enum kv_dir dir)
+{
+    struct kvc_lane *lane = &v->lane[dir];
+    struct kvc_piece *p = lane_at(lane, lane->n);
+    for (struct kvc_op *op = v->ops; op && !v->closing; op = op->next_op) {
+        if ((op->kind == KVC_LOAD) != (dir == KV_TO_PAGE))
+            continue;
+        p->op = op;
+        p->n = 0;
+        p->submitted = false;
+        if (!(op->kind == KVC_LOAD ? kvc_load_build(op, p) : kvc_store_build(op, p)))
+            continue;
+        op->n_flying++;
+        lane->n++;
+        return true;
+    }
+    return false;
+}
+
+static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
+{
+    struct kvc_lane *lane = &v->lane[dir];
+    bool any = false;
+    int rc;
+    /* Copies of one direction run in the order of submission. */
+    while (lane->n && !v->lost && lane_at(lane, 0)->submitted) {
+        struct kvc_piece *p = lane_at(lane, 0);
+        if (!call(v, p, dir, &rc))
+            return true;
+        if (!rc)
+            break;
+        retire(v, dir, p, rc);
+        any = true;
+    }
+    kvc_rate_sample(&lane->rate, v->now);
+    while (!v->lost) {
+        const bool waiting = lane->n && !lane_at(lane, lane->n - 1)->submitted;
+        if (!waiting && (lane->n == KVC_PIECES || !build(v, dir)))
+            return any;
+        struct kvc_piece *p = lane_at(lane, lane->n - 1);
+        if (v->closing) { /* the copier has no room for it, and it need not be awaited */
+            retire(v, dir, p, KM_ECANCEL);
+            any = true;
+            continue;
+        }
+        if (!call(v, p, dir, &rc))
+            return true;
+        if (rc == KM_ELIMIT)
+            break;
+        any = true;
+        if (rc < 0) {
+            retire(v, dir, p, rc);
+            continue;
+        }
+        kvc_rate_begin(&lane->rate, v->now, p->op->after != 0);
+        p->submitted = true;
+    }
+    return any;
+}
+
+static bool ops_drive(struct kvc_view *v)
+{
+    bool any = false;
+    for (struct kvc_op *op = v->ops, *next; op; op = next) {
+        next = op->next_op;
+        any |= op->kind == KVC_LOAD ? kvc_load_advance(op) : kvc_store_advance(op);
+        if (op->kind == KVC_LOAD ? kvc_load_done(op) : kvc_store_done(op)) {
+            kvc_op_finish(op);
+            any = true;
+        }
+    }
+    return any;
+}
+
+bool kvc_view_drive(struct kvc_view *v)
+{
+    if (!v->attached || v->lost || (!v->ops && !v->lane[0].n && !v->lane[1].n))
+        return false;
+    const uint32_t epoch = v->epoch;
+    if (!call(v, NULL, KV_TO_PAGE, NULL))
+        return true;
+    bool any = !v->closing && ops_drive(v);
+    any |= lane_drive(v, KV_TO_PAGE);
+    if (epoch == v->epoch)
+        any |= lane_drive(v, KV_TO_HOST);
+    if (epoch == v->epoch)
+        any |= ops_drive(v);
+    return any;
+}
+
+/* One pass, with the lock: over one view (NULL: none), or over all views on the transfer thread, and over the tiers. */
+static bool pass(struct kvc *k, const struct kvc_view *one, bool all)
+{
+    bool any = false;
+    k->dirty = false;
+    pthread_mutex_unlock(&k->lock);
+    const int64_t now = all || one ? kvc_now(one) : 0;
+    pthread_mutex_lock(&k->lock);
+    k->now = now > k->now ? now : k->now;
+    kvc_grow(k);
+    for (struct kvc_view *v = k->views; v; v = v->next)
+        if (all || v == one)
+            any |= kvc_view_drive(v);
+    if (!k->driving) {
+        k->driving = true;
+        any |= kvc_tiers_drive(k);
+        k->driving = false;
+    }
+    return any || k->dirty;
+}
+
+/* How long the thread may sleep, in ns, after a pass without progress; -1: until it is woken. */
+static int64_t nap(const struct kvc *k)
+{
+    bool ops = false;
+    for (const struct kvc_view *v = k->views; v; v = v->next) {
+        if (v->attached && !v->lost && (v->lane[0].n || v->lane[1].n))
+            return 20000;
+        ops |= v->attached && v->ops;
+    }
+    if (ops)
+        return 100000;
+    if (kvc_tiers_open_ios(k))
+        return 200000;
+    return kvc_tiers_late(k) ? 5000000 : -1;
+}
+
+static void *run(void *arg)
+{
+    struct kvc *k = arg;
+    prctl(PR_SET_TIMERSLACK, 1000UL);
+    pthread_mutex_lock(&k->lock);
+    while (!k->stop) {
+        if (pass(k, NULL, true))
+            continue;
+        const int64_t ns = k->stop ? 0 : nap(k);
+        if (ns < 0)
+            pthread_cond_wait(&k->work, &k->lock);
+        else if (ns > 0) {
+            const int64_t until = km_now_ns() + ns;
+            const struct timespec ts = {until / 1000000000, until % 1000000000};
+            pthread_cond_timedwait(&k->work, &k->lock, &ts);
+        }
+    }
+    pthread_mutex_unlock(&k->lock);
+    return NULL;
+}
+
+int kvc_driver_start(struct kvc *k, struct km_err *err)
+{
+    k->stop = false;
+    if (pthread_create(&k->thread, NULL, run, k))
+        return km_fail(err, KM_ENOMEM, "the cache layer's transfer thread cannot be started");
+    k->running = true;
+    return 0;
+}
+
+bool kvc_driver_stop(struct kvc *k)
+{
+    if (!k->running)
+        return true;
+    pthread_mutex_lock(&k->lock);
+    k->stop = true;
+    pthread_cond_signal(&k->work);
+    pthread_mutex_unlock(&k->lock);
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    ts.tv_sec += 1;
+    if (pthread_timedjoin_np(k->thread, NULL, &ts))
+        return false;
+    k->running = false;
+    return true;
+}
+
+void kvc_driver_wake(struct kvc *k)
+{
+    k->dirty = true;
+    if (k->threaded)
+        pthread_cond_signal(&k->work);
+}
+
+void kvc_drive(struct kvc *k, const struct kvc_view *v)
+{
+    pthread_mutex_lock(&k->lock);
+    while (k->active && !k->threaded && pass(k, v, false))
+        ;
+    pthread_mutex_unlock(&k->lock);
+}
