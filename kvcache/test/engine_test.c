@@ -1,10 +1,11 @@
 /* The cache with the real engine on the CPU. Answers with and without the cache are equal token for token, at every
- * length around an edge, under memory pressure and with damaged chunks; the hit counters show that the cache was
- * used. */
+ * length around an edge, under memory pressure, with damaged chunks, and if a prefix is computed from its front while
+ * it is loaded from its end; the hit counters show that the cache was used. */
 #include "base/test/test.h"
 
 #include "base/mem.h"
 #include "engine/engine.h"
+#include "engine/planner.h"
 #include "kvcache/internal.h"
 
 #include <stdio.h>
@@ -40,7 +41,7 @@ static void make(struct job *a, int n)
         a->prompt[i] = rnd(4000);
 }
 
-static struct eng *engine(const struct kv_port *port, int blocks, bool prefix, int batched)
+static struct eng *engine(const struct kv_port *port, int blocks, bool prefix, int batched, enum pln_mode mode)
 {
     struct eng_opts o = eng_defaults();
     struct km_err err = {0};
@@ -52,36 +53,39 @@ static struct eng *engine(const struct kv_port *port, int blocks, bool prefix, i
     o.prefix_caching = prefix;
     o.dtype = KM_F32;
     o.n_threads = 2;
+    o.kv_planner = mode;
     if (eng_open(&e, &o, model, &be_cpu, port, &err))
         fail_msg("%s", err.msg);
     return e;
 }
 
-static struct kvc *cache(int chunk, int chunks, bool decode, struct kv_port *port)
+static struct kvc *cache(int chunk, int chunks, bool decode, bool unfull, struct kv_port *port)
 {
     struct kvc_config c = kvc_defaults();
     const struct mdl_config *m = mdl_config(model);
     struct kvc *k;
     c.chunk_size = chunk;
     c.save_decode = decode;
-    c.max_local_cpu = (int64_t)chunks * chunk * m->n_layers * 2 * m->n_kv_heads * m->head_dim * 4;
+    c.save_unfull = unfull;
+    c.max_local_cpu = (int64_t)chunks * ((int64_t)chunk * m->n_layers * 2 * m->n_kv_heads * m->head_dim * 4 +
+                                         (int64_t)kvc_header_bytes(chunk, chunk / B));
     assert_int_equal(kvc_open(&k, &c, NULL), 0);
-    kvc_port(k, port);
+    assert_int_equal(kvc_port(k, port, NULL), 0);
     return k;
 }
 
-/* Flips one bit of one stored chunk, now and then, while no transfer is open. */
+/* Flips one bit of one slot's chunk. No operation may be open. */
 static void damage_a_chunk(struct kvc *k)
 {
-    if (!k || k->n_transfers || !k->chunks.n_ready || rnd(6))
+    if (!k->chunks.n_ready)
         return;
-    int slot = rnd(k->chunks.n);
-    if (k->chunks.slot[slot].state == KVC_READY)
-        kvc_dram_at(&k->dram, slot)[(size_t)rnd(1 << 30) % k->geometry.chunk_bytes] ^= (char)(1 << rnd(8));
+    int slot = rnd(k->chunks.n_usable);
+    if (k->chunks.chunk[slot].state == KVC_READY)
+        kvc_pool_payload(k->pool, slot)[(size_t)rnd(1 << 30) % k->geometry.payload_bytes] ^= (char)(1 << rnd(8));
 }
 
 /* Submits n requests at once and runs the engine until all are finished. */
-static void run(struct eng *e, struct job *const *a, int n, struct kvc *damaged)
+static void run(struct eng *e, struct job *const *a, int n)
 {
     struct km_err err = {0};
     struct eng_events ev;
@@ -95,8 +99,6 @@ static void run(struct eng *e, struct job *const *a, int n, struct kvc *damaged)
             fail_msg("%s", err.msg);
     }
     while (!eng_idle(e)) {
-        if (damaged)
-            damage_a_chunk(damaged);
         if (eng_step(e, &ev, &err) || eng_check(e, &err))
             fail_msg("%s", err.msg);
         for (int i = 0; i < ev.n; i++) {
@@ -114,7 +116,7 @@ static void run(struct eng *e, struct job *const *a, int n, struct kvc *damaged)
 
 static void run_one(struct eng *e, struct job *a)
 {
-    run(e, &a, 1, NULL);
+    run(e, &a, 1);
 }
 
 static struct kv_port_stats stats(struct kvc *k, const struct kv_port *p)
@@ -136,22 +138,26 @@ static void check_same_answer(const struct job *a, const struct job *b)
                      b->cached, b->out[i], i, a->out[i]);
 }
 
-static int expected_hit(int n, int chunk)
+static int expected_hit(int n, int chunk, bool unfull)
 {
     /* The last token is always computed, because its logits are needed. */
-    int kept = n / chunk * chunk, most = (n - 1) / B * B;
-    return kept < most ? kept : most;
+    int kept = unfull ? n : n / chunk * chunk, hit = kept < n ? kept : n - 1;
+    return hit < B ? 0 : hit; /* less than a block is not worth a load */
 }
 
 static void lengths_around_edges(void **state)
 {
     (void)state;
     static const int chunks[] = {32, 64, 256}, edges[] = {16, 32, 64, 80, 128, 256, 512};
-    struct eng *plain = engine(NULL, 160, false, 2048);
-    for (int c = 0; c < 3; c++) {
+    struct eng *plain = engine(NULL, 160, false, 2048, PLN_LOAD);
+    for (int c = 0; c < 6; c++) {
         struct kv_port port;
-        struct kvc *k = cache(chunks[c], 64, false, &port);
-        struct eng *e = engine(&port, 160, false, c ? 2048 : 48); /* prefill in one step, and in several */
+        int chunk = chunks[c % 3];
+        bool unfull = c >= 3;
+        struct kvc *k = cache(chunk, 64, false, unfull, &port);
+        /* prefill in one step, and in several */
+        struct eng *e = engine(&port, 160, false, c % 3 ? 2048 : 48, PLN_LOAD);
+        assert_true(kvc_settle(k, 10));
         for (int i = 0; i < 7; i++)
             for (int n = edges[i] - 1; n <= edges[i] + 1; n++) {
                 struct job want, a;
@@ -163,13 +169,13 @@ static void lengths_around_edges(void **state)
                 check_same_answer(&want, &a);
                 assert_int_equal(a.cached, 0);
                 s1 = stats(k, &port);
-                assert_int_equal(s1.stored_tokens - s0.stored_tokens, n / chunks[c] * chunks[c]);
+                assert_int_equal(s1.stored_tokens - s0.stored_tokens, unfull ? n : n / chunk * chunk);
                 assert_int_equal(s1.hit_tokens, s0.hit_tokens);
                 run_one(e, &a);
                 check_same_answer(&want, &a);
                 s2 = stats(k, &port);
-                assert_int_equal(a.cached, expected_hit(n, chunks[c]));
-                assert_int_equal(s2.loaded_tokens - s1.loaded_tokens, expected_hit(n, chunks[c]));
+                assert_int_equal(a.cached, expected_hit(n, chunk, unfull));
+                assert_int_equal(s2.loaded_tokens - s1.loaded_tokens, expected_hit(n, chunk, unfull));
                 assert_int_equal(s2.stored_tokens, s1.stored_tokens);
                 assert_int_equal(s2.failed_loads, 0);
                 assert_int_equal(k->chunks.n_evictable, k->chunks.n_ready);
@@ -181,7 +187,7 @@ static void lengths_around_edges(void **state)
 }
 
 /* Conversations that grow, in a pool that holds only some of them. There are hits in the pool, in the cache, in both
- * and in neither, and preemptions. In the last three passes bits of stored chunks flip. */
+ * and in neither, and preemptions. In the last three passes bits of stored chunks flip between the turns. */
 static void a_small_pool_changes_no_answer(void **state)
 {
     (void)state;
@@ -192,8 +198,9 @@ static void a_small_pool_changes_no_answer(void **state)
         struct job *at[USERS];
         struct kv_port port;
         static const int chunk[] = {32, 64, 256}, chunks[] = {56, 28, 7};
-        struct kvc *k = cache(chunk[pass % 3], chunks[pass % 3], pass % 2, &port);
-        struct eng *e = engine(&port, 52, true, 256), *plain = engine(NULL, 160, false, 2048);
+        struct kvc *k = cache(chunk[pass % 3], chunks[pass % 3], pass % 2, pass % 4 == 1, &port);
+        struct eng *e = engine(&port, 52, true, 256, PLN_LOAD), *plain = engine(NULL, 160, false, 2048, PLN_LOAD);
+        assert_true(kvc_settle(k, 10));
         int64_t cached = 0, pool = 0;
         int preempted = 0;
         for (int u = 0; u < USERS; u++) {
@@ -208,7 +215,9 @@ static void a_small_pool_changes_no_answer(void **state)
                 want[u] = a[u];
                 run_one(plain, &want[u]);
             }
-            run(e, at, USERS, damaged ? k : NULL);
+            for (int i = 0; i < 3 && damaged; i++)
+                damage_a_chunk(k);
+            run(e, at, USERS);
             for (int u = 0; u < USERS; u++) {
                 check_same_answer(&want[u], &a[u]);
                 cached += a[u].cached;
@@ -227,7 +236,7 @@ static void a_small_pool_changes_no_answer(void **state)
                "%lld evicted\n",
                k->cfg.chunk_size, damaged ? ", damaged" : "", (long long)pool, (long long)cached,
                (long long)st.loaded_tokens, (long long)st.failed_loads, preempted, (long long)st.evicted_chunks);
-        assert_true(st.loaded_tokens > 0 && st.hit_tokens >= st.loaded_tokens);
+        assert_true(st.loaded_tokens > 0 && st.hit_tokens > 0);
         assert_true(cached > pool && preempted > 0);
         assert_true(damaged ? st.failed_loads > 0 : st.failed_loads == 0);
         assert_int_equal(es.kv.loaded_tokens, st.loaded_tokens);
@@ -238,28 +247,32 @@ static void a_small_pool_changes_no_answer(void **state)
     }
 }
 
+/* A damaged chunk splits the load. The larger side is used, and the engine computes the other one. */
 static void damaged_chunks_are_computed_again(void **state)
 {
     (void)state;
-    struct eng *plain = engine(NULL, 160, false, 2048);
+    static const int hit[] = {192, 128, 128, 192};
+    struct eng *plain = engine(NULL, 160, false, 2048, PLN_LOAD);
     for (int bad = 0; bad < 4; bad++) {
         struct kv_port port;
-        struct kvc *k = cache(64, 16, false, &port);
-        struct eng *e = engine(&port, 160, false, 2048);
+        struct kvc *k = cache(64, 16, false, false, &port);
+        struct eng *e = engine(&port, 160, false, 2048, PLN_LOAD);
+        assert_true(kvc_settle(k, 10));
         struct job want, a;
         make(&want, 260);
         a = want;
         run_one(plain, &want);
         run_one(e, &a);
-        for (int i = 0; i < k->chunks.n; i++)
-            if (k->chunks.slot[i].state == KVC_READY && k->chunks.slot[i].position == bad)
-                kvc_dram_at(&k->dram, i)[k->geometry.chunk_bytes / 3] ^= 1;
+        for (int i = 0; i < k->chunks.n_usable; i++)
+            if (k->chunks.chunk[i].state == KVC_READY && k->chunks.chunk[i].position == bad)
+                kvc_pool_payload(k->pool, i)[k->geometry.payload_bytes / 3] ^= 1;
         run_one(e, &a);
         check_same_answer(&want, &a);
-        assert_int_equal(a.cached, bad * 64);
+        assert_int_equal(a.cached, hit[bad]);
         struct kv_port_stats st = stats(k, &port);
         assert_int_equal(st.failed_loads, 1);
-        assert_int_equal(st.loaded_tokens, bad * 64);
+        assert_int_equal(st.corrupt_chunks, 1);
+        assert_int_equal(st.loaded_tokens, hit[bad]);
         run_one(e, &a); /* the run that found the damage has stored the chunk again */
         check_same_answer(&want, &a);
         assert_int_equal(a.cached, 256);
@@ -267,6 +280,44 @@ static void damaged_chunks_are_computed_again(void **state)
         eng_close(e);
         kvc_free(k);
     }
+    eng_close(plain);
+}
+
+/* With a throttled link, a prefix is loaded from its end while steps compute its front. */
+static void a_prefix_is_loaded_and_computed(void **state)
+{
+    (void)state;
+    struct eng *plain = engine(NULL, 160, false, 2048, PLN_LOAD);
+    int64_t overlapped = 0, loaded = 0;
+    for (int mib = 1; mib <= 256; mib *= 2) {
+        struct kv_port port;
+        struct kvc *k = cache(32, 64, false, true, &port);
+        k->cfg.throttle = (int64_t)mib << 20;
+        struct eng *e = engine(&port, 160, false, 64, PLN_AUTO);
+        assert_true(kvc_settle(k, 10));
+        for (int i = 0; i < 3; i++) {
+            struct job want, a;
+            make(&want, 600 + rnd(40));
+            want.n_out = 12;
+            a = want;
+            run_one(plain, &want);
+            for (int again = 0; again < 3; again++) {
+                run_one(e, &a);
+                check_same_answer(&want, &a);
+            }
+        }
+        struct kv_port_stats st = stats(k, &port);
+        struct eng_stats es;
+        eng_stats(e, &es);
+        assert_int_equal(st.failed_loads, 0);
+        overlapped += es.overlapped_rows;
+        loaded += st.loaded_tokens;
+        printf("%d MiB/s: %lld tokens loaded, %lld rows computed meanwhile, %lld loads given up\n", mib,
+               (long long)st.loaded_tokens, (long long)es.overlapped_rows, (long long)es.abandoned_loads);
+        eng_close(e);
+        kvc_free(k);
+    }
+    assert_true(overlapped > 0 && loaded > 0);
     eng_close(plain);
 }
 
@@ -292,6 +343,7 @@ int main(void)
         cmocka_unit_test(lengths_around_edges),
         cmocka_unit_test(a_small_pool_changes_no_answer),
         cmocka_unit_test(damaged_chunks_are_computed_again),
+        cmocka_unit_test(a_prefix_is_loaded_and_computed),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
