@@ -18,19 +18,20 @@ static struct kvc_piece *lane_at(struct kvc_lane *lane, int i)
     return &lane->piece[(lane->head + i) % KVC_PIECES];
 }
 
-/* Calls the copier without the lock. False: the view has detached meanwhile, so the piece is not the caller's any more. */
+/* Polls or submits a piece and reads the copier's clock, without the lock. p NULL: reads the clock only. False: the
+ * view has detached meanwhile, so nothing of it is the caller's any more. */
 static bool call(struct kvc_view *v, struct kvc_piece *p, enum kv_dir dir, int *rc)
 {
     struct kvc *k = v->kvc;
     const uint32_t epoch = v->epoch;
-    const uint64_t after = p->op->after;
+    const uint64_t after = p ? p->op->after : 0;
+    const struct kv_copier c = v->copier;
     v->calling = true;
     pthread_mutex_unlock(&k->lock);
-    int got = p->submitted ? v->copier.poll(v->copier.self, p->ticket)
-                           : v->copier.copy(v->copier.self, dir, p->copy, p->n, after, &p->ticket, NULL);
-    const int64_t now = kvc_view_now(v);
+    if (p)
+        *rc = p->submitted ? c.poll(c.self, p->ticket) : c.copy(c.self, dir, p->copy, p->n, after, &p->ticket, NULL);
+    const int64_t now = c.now ? c.now(c.self) : km_now_ns();
     pthread_mutex_lock(&k->lock);
-    *rc = got;
     if (epoch != v->epoch)
         return false;
     v->calling = false;
@@ -45,8 +46,7 @@ static void retire(struct kvc_view *v, enum kv_dir dir, struct kvc_piece *p, int
     struct kvc_lane *lane = &v->lane[dir];
     struct kvc_op *op = p->op;
     if (p->submitted)
-        kvc_rate_end(&lane->rate, v->now,
-                     rc < 0 ? -1 : (int64_t)p->n * (int64_t)v->kvc->geometry.pool.page_bytes);
+        kvc_rate_end(&lane->rate, rc < 0 ? -1 : (int64_t)p->n * (int64_t)v->kvc->geometry.pool.page_bytes);
     op->n_flying--;
     if (dir == KV_TO_PAGE)
         kvc_load_retire(op, p, rc);
@@ -82,7 +82,8 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
     struct kvc_lane *lane = &v->lane[dir];
     bool any = false;
     int rc;
-    while (lane->n && lane_at(lane, 0)->submitted) { /* copies of one direction run in the order of submission */
+    /* Copies of one direction run in the order of submission. */
+    while (lane->n && !v->lost && lane_at(lane, 0)->submitted) {
         struct kvc_piece *p = lane_at(lane, 0);
         if (!call(v, p, dir, &rc))
             return true;
@@ -91,15 +92,21 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         retire(v, dir, p, rc);
         any = true;
     }
-    for (;;) {
+    kvc_rate_sample(&lane->rate, v->now);
+    while (!v->lost) {
         const bool waiting = lane->n && !lane_at(lane, lane->n - 1)->submitted;
         if (!waiting && (lane->n == KVC_PIECES || !build(v, dir)))
             return any;
         struct kvc_piece *p = lane_at(lane, lane->n - 1);
+        if (v->closing) { /* the copier has no room for it, and it need not be awaited */
+            retire(v, dir, p, KM_ECANCEL);
+            any = true;
+            continue;
+        }
         if (!call(v, p, dir, &rc))
             return true;
         if (rc == KM_ELIMIT)
-            return any;
+            break;
         any = true;
         if (rc < 0) {
             retire(v, dir, p, rc);
@@ -108,6 +115,7 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         kvc_rate_begin(&lane->rate, v->now, p->op->after != 0);
         p->submitted = true;
     }
+    return any;
 }
 
 static bool ops_drive(struct kvc_view *v)
@@ -126,16 +134,11 @@ static bool ops_drive(struct kvc_view *v)
 
 bool kvc_view_drive(struct kvc_view *v)
 {
-    struct kvc *k = v->kvc;
-    if (!v->attached || (!v->ops && !v->lane[0].n && !v->lane[1].n))
+    if (!v->attached || v->lost || (!v->ops && !v->lane[0].n && !v->lane[1].n))
         return false;
     const uint32_t epoch = v->epoch;
-    pthread_mutex_unlock(&k->lock);
-    const int64_t now = kvc_view_now(v);
-    pthread_mutex_lock(&k->lock);
-    if (epoch != v->epoch)
+    if (!call(v, NULL, KV_TO_PAGE, NULL))
         return true;
-    v->now = now;
     bool any = !v->closing && ops_drive(v);
     any |= lane_drive(v, KV_TO_PAGE);
     if (epoch == v->epoch)
@@ -145,19 +148,24 @@ bool kvc_view_drive(struct kvc_view *v)
     return any;
 }
 
-/* One pass over all views and tiers, with the lock. */
-static bool pass(struct kvc *k)
+/* One pass, with the lock: over one view (NULL: none), or over all views on the transfer thread, and over the tiers. */
+static bool pass(struct kvc *k, const struct kvc_view *one, bool all)
 {
     bool any = false;
     k->dirty = false;
     pthread_mutex_unlock(&k->lock);
-    const int64_t now = kvc_now(k);
+    const int64_t now = all || one ? kvc_now(one) : 0;
     pthread_mutex_lock(&k->lock);
-    k->now = now;
+    k->now = now > k->now ? now : k->now;
     kvc_grow(k);
     for (struct kvc_view *v = k->views; v; v = v->next)
-        any |= kvc_view_drive(v);
-    any |= kvc_tiers_drive(k);
+        if (all || v == one)
+            any |= kvc_view_drive(v);
+    if (!k->driving) {
+        k->driving = true;
+        any |= kvc_tiers_drive(k);
+        k->driving = false;
+    }
     return any || k->dirty;
 }
 
@@ -166,7 +174,7 @@ static int64_t nap(const struct kvc *k)
 {
     bool ops = false;
     for (const struct kvc_view *v = k->views; v; v = v->next) {
-        if (v->attached && (v->lane[0].n || v->lane[1].n))
+        if (v->attached && !v->lost && (v->lane[0].n || v->lane[1].n))
             return 20000;
         ops |= v->attached && v->ops;
     }
@@ -183,7 +191,7 @@ static void *run(void *arg)
     prctl(PR_SET_TIMERSLACK, 1000UL);
     pthread_mutex_lock(&k->lock);
     while (!k->stop) {
-        if (pass(k))
+        if (pass(k, NULL, true))
             continue;
         const int64_t ns = k->stop ? 0 : nap(k);
         if (ns < 0)
@@ -231,14 +239,10 @@ void kvc_driver_wake(struct kvc *k)
         pthread_cond_signal(&k->work);
 }
 
-void kvc_drive(struct kvc *k)
+void kvc_drive(struct kvc *k, const struct kvc_view *v)
 {
     pthread_mutex_lock(&k->lock);
-    if (k->active && !k->threaded && !k->driving) {
-        k->driving = true;
-        while (pass(k))
-            ;
-        k->driving = false;
-    }
+    while (k->active && !k->threaded && pass(k, v, false))
+        ;
     pthread_mutex_unlock(&k->lock);
 }

@@ -11,12 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
-int64_t kvc_now(struct kvc *k)
+int64_t kvc_now(const struct kvc_view *v)
 {
-    for (const struct kvc_view *v = k->views; v && !k->threaded; v = v->next)
-        if (v->attached)
-            return kvc_view_now(v);
-    return km_now_ns();
+    return v && !v->kvc->threaded ? kvc_view_now(v) : km_now_ns();
 }
 
 void kvc_grow(struct kvc *k)
@@ -127,6 +124,7 @@ static void init_locks(struct kvc *k)
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_mutex_init(&k->doors, NULL);
     pthread_mutex_init(&k->lock, NULL);
     pthread_cond_init(&k->work, &attr);
     pthread_cond_init(&k->passed, &attr);
@@ -183,6 +181,7 @@ void kvc_free(struct kvc *k)
     pthread_cond_destroy(&k->work);
     pthread_cond_destroy(&k->passed);
     pthread_mutex_destroy(&k->lock);
+    pthread_mutex_destroy(&k->doors);
     km_free(k);
 }
 
@@ -190,7 +189,7 @@ bool kvc_settle(struct kvc *k, double seconds)
 {
     const int64_t until = km_now_ns() + (int64_t)(seconds * 1e9);
     for (;;) {
-        kvc_drive(k);
+        kvc_drive(k, NULL);
         pthread_mutex_lock(&k->lock);
         bool busy = k->active && (kvc_pool_growing(k->pool) || kvc_tiers_open_ios(k));
         kvc_grow(k);
@@ -222,9 +221,10 @@ static int reset_tiers(struct kvc *k)
     return rc;
 }
 
-int kvc_reset(struct kvc *k)
+int kvc_reset(struct kvc_view *v)
 {
-    kvc_drive(k);
+    struct kvc *k = v->kvc;
+    kvc_drive(k, v);
     int rc = 0;
     pthread_mutex_lock(&k->lock);
     if (k->active) {

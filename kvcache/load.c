@@ -117,7 +117,7 @@ int kvc_load(struct kv_seq *s, int from, int to, const int32_t *block_table, uin
     *ticket = kvc_op_start(op);
     kvc_driver_wake(k);
     pthread_mutex_unlock(&k->lock);
-    kvc_drive(k);
+    kvc_drive(k, v);
     return 0;
 }
 

@@ -1,8 +1,9 @@
 /* Lookups: from a request's tokens to the chunks that the store can load, and the time that a load of them would take.
  *
- * Host memory is asked first, then the tiers with an index of their own (kvc_tier_ops.lookup), and then the others. These
- * are asked by EXISTS operations, which start when the request arrives; a lookup that needs an answer which has not
- * come yet returns KV_NOT_YET. A question that is not answered within a second counts as a miss. */
+ * For each chunk host memory is asked first, and then each tier in the order of the configuration. Tiers without an
+ * index of their own (kvc_tier_ops.lookup) are asked by EXISTS operations, which start when the request arrives; a
+ * lookup that needs an answer which has not come yet returns KV_NOT_YET. A question without an answer after a second
+ * counts as a miss. */
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
@@ -10,6 +11,7 @@
 #include "kvcache/sequence.h"
 #include "kvcache/view.h"
 
+#include <math.h>
 #include <string.h>
 
 static bool asks(const struct kvc *k)
@@ -20,7 +22,7 @@ static bool asks(const struct kvc *k)
     return false;
 }
 
-/* Asks tier t for the chunks [0, n) of s, and for the partial chunk behind them if `tail`, as far as it was not asked. */
+/* Asks tier t for the chunks [0, n) of s, and if `tail` for the partial chunk behind them, unless it was asked. */
 static void ask(struct kv_seq *s, int t, int n, bool tail, int64_t deadline)
 {
     struct kvc *k = s->view->kvc;
@@ -38,8 +40,8 @@ static void ask(struct kv_seq *s, int t, int n, bool tail, int64_t deadline)
             !stuck && kvc_tier_ask(k, t, s, n, &s->tail_key, 1, true, deadline) ? KVC_ASKED : KVC_LACKS;
 }
 
-/* Computes the keys of the chunks of tokens [0, n) and asks the tiers that have no index. *tail: tokens of a partial last
- * chunk that may be stored. */
+/* Computes the keys of the chunks of tokens [0, n) and asks the tiers that have no index. *tail: tokens of a partial
+ * last chunk that may be stored. */
 static void ask_all(struct kv_seq *s, const int32_t *tokens, int n, int *tail)
 {
     struct kvc *k = s->view->kvc;
@@ -51,7 +53,7 @@ static void ask_all(struct kv_seq *s, const int32_t *tokens, int n, int *tail)
     const struct km_digest tail_key = *tail ? kvc_seq_tail_key(s, whole, tokens, *tail) : (struct km_digest){{0}};
     if (!asks(k))
         return;
-    const int64_t now = kvc_now(k);
+    const int64_t now = kvc_now(s->view);
     pthread_mutex_lock(&k->lock);
     if (*tail && (s->tail_tokens != n || memcmp(&s->tail_key, &tail_key, sizeof tail_key))) {
         s->tail_tokens = n;
@@ -130,8 +132,8 @@ static bool pin(struct kv_seq *s, int chunk, int slot, const int32_t *ids, int n
     return true;
 }
 
-/* Pins the leading chunks of [0, whole) that are in host memory. Keys are computed in small groups, so that a miss on an
- * unknown prefix computes one key. Returns the number of chunks pinned. */
+/* Pins the leading chunks of [0, whole) that are in host memory. Keys are computed in small groups, so that a miss on
+ * an unknown prefix computes one key. Returns the number of chunks pinned. */
 static int pin_leading(struct kv_seq *s, const int32_t *tokens, int whole)
 {
     enum { GROUP = 16 };
@@ -204,7 +206,7 @@ static int ask_tier(struct kv_seq *s, int t, int chunk, int whole, int64_t now, 
 static int find(struct kv_seq *s, int whole, int end)
 {
     struct kvc *k = s->view->kvc;
-    const int64_t now = kvc_now(k);
+    const int64_t now = kvc_now(s->view);
     int i = 0;
     while (i < end) {
         int n = s->found[i].slot >= 0;
@@ -266,7 +268,7 @@ static void settle(struct kv_seq *s, int n, int found_tokens, int total, int hav
 int kvc_seq_lookup(struct kv_seq *s, const int32_t *tokens, int n, int have)
 {
     struct kvc *k = s->view->kvc;
-    kvc_drive(k);
+    kvc_drive(k, s->view);
     pthread_mutex_lock(&k->lock);
     kvc_seq_unpin(s);
     s->n_offered = s->tail_offered = 0;
@@ -345,13 +347,11 @@ int64_t kvc_seq_load_ns(struct kv_seq *s, int from, int to)
     for (int i = from / C; i < s->n_found && i * C < to; i++)
         if (s->found[i].tier >= 0)
             tier[s->found[i].tier] += k->geometry.chunk_pages * page;
-    double rate = v->lane[KV_TO_PAGE].rate.bytes_per_s;
-    if (k->cfg.throttle && rate > (double)k->cfg.throttle)
-        rate = (double)k->cfg.throttle;
-    double ns = copies * 1e9 / rate; /* fetches and copies overlap: the slowest of them counts */
+    double ns = kvc_rate_ns(&v->lane[KV_TO_PAGE].rate, copies); /* copies and fetches overlap: the slowest counts */
+    if (k->cfg.throttle)
+        ns = fmax(ns, copies * 1e9 / (double)k->cfg.throttle);
     for (int t = 0; t < k->cfg.n_tiers; t++)
-        if (tier[t] * 1e9 / k->tier[t].get_rate.bytes_per_s > ns)
-            ns = tier[t] * 1e9 / k->tier[t].get_rate.bytes_per_s;
+        ns = fmax(ns, kvc_rate_ns(&k->tier[t].get_rate, tier[t]));
     pthread_mutex_unlock(&k->lock);
     return (int64_t)ns;
 }

@@ -1,6 +1,6 @@
 /* Stores. A store reserves slots for the chunks of its sequence in order and stops at the first one for which there is
- * none, because a lookup stops at the first chunk that it misses. It copies from the last chunk to the first, so that the
- * first is published last: it becomes the newest and is evicted last, under both policies. */
+ * none, because a lookup stops at the first chunk that it misses. It copies from the last chunk to the first, so that
+ * the first is published last: it becomes the newest and is evicted last, under both policies. */
 #include "base/mem.h"
 #include "kvcache/internal.h"
 #include "kvcache/op.h"
@@ -138,7 +138,7 @@ int kvc_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, cons
     if (nothing)
         kvc_op_free(op);
     else
-        kvc_drive(k);
+        kvc_drive(k, s->view);
     return 0;
 }
 

@@ -14,8 +14,8 @@ int kvc_tiers_open(struct kvc *k, struct km_err *err)
         struct kvc_tier_io *t = &k->tier[i];
         *t = (struct kvc_tier_io){.ops = k->cfg.tier[i].ops,
                                   .checking = -1,
-                                  .quota = share < 1 ? 1 : share > KVC_PUT_QUEUE ? KVC_PUT_QUEUE : share,
-                                  .get_rate.bytes_per_s = 1e9};
+                                  .quota = share < 1 ? 1 : share > KVC_PUT_QUEUE ? KVC_PUT_QUEUE : share};
+        kvc_rate_init(&t->get_rate, KVC_TIER_RATE);
         t->pending_end = &t->pending;
         int rc = t->ops->open(&t->tier, k->cfg.tier[i].config, &k->geometry, &k->keys.fingerprint, err);
         if (rc) {
@@ -227,13 +227,13 @@ static void end_get(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
     t->n_gets--;
     if (!accept(k, t, o)) {
         t->failures++;
-        kvc_rate_end(&t->get_rate, k->now, -1);
+        kvc_rate_end(&t->get_rate, -1);
         kvc_chunks_drop(&k->chunks, o->slot);
         return;
     }
     t->gets++;
     t->get_bytes += (int64_t)o->io.payload_bytes;
-    kvc_rate_end(&t->get_rate, k->now, (int64_t)k->geometry.payload_bytes);
+    kvc_rate_end(&t->get_rate, (int64_t)k->geometry.payload_bytes);
     kvc_chunks_publish(&k->chunks, o->slot);
     kvc_chunks_ref(&k->chunks, o->slot);
     kvc_loads_wake(k, o->slot);
@@ -276,7 +276,7 @@ static bool expire(struct kvc *k, struct kvc_tier_io *t)
         if (o->io.kind != KVC_GET)
             continue;
         t->n_gets--;
-        kvc_rate_end(&t->get_rate, k->now, -1);
+        kvc_rate_end(&t->get_rate, -1);
         kvc_chunks_ref(&k->chunks, o->slot);
         kvc_chunks_drop(&k->chunks, o->slot);
     }
@@ -362,6 +362,7 @@ static bool collect(struct kvc *k, struct kvc_tier_io *t)
         else
             end_tio(k, t, io->user);
     }
+    kvc_rate_sample(&t->get_rate, k->now);
     return any;
 }
 

@@ -9,32 +9,33 @@
 #include <string.h>
 #include <unistd.h>
 
-#define DETACH_NS 1500000000LL /* a detach waits so long for copies in flight */
+/* A detach waits so long for copies in flight, and then so long for a call of the copier to return. */
+#define DRAIN_NS 1400000000LL
+#define CALL_NS 300000000LL
 
 int64_t kvc_view_now(const struct kvc_view *v)
 {
     return v->copier.now ? v->copier.now(v->copier.self) : km_now_ns();
 }
 
-static int port_attach(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err)
+static int attach(struct kvc_view *v, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err)
 {
-    struct kvc_view *v = self;
     struct kvc *k = v->kvc;
-    if (v->attached)
-        return km_fail(err, KM_EINVAL, "this port is attached to an engine already; make one port for each engine");
     int rc = kvc_join(k, geom, copier, err);
     if (rc)
         return rc;
     rc = kvc_keys_open(&v->keys, &k->geometry, err);
     if (rc)
         return rc;
-    v->lane = km_calloc(2, sizeof *v->lane);
-    if (!v->lane) {
+    struct kvc_lane *lane = km_calloc(2, sizeof *lane);
+    if (!lane) {
         kvc_keys_close(&v->keys);
         return km_fail(err, KM_ENOMEM, "out of memory for the cache layer's copies");
     }
-    v->lane[KV_TO_PAGE].rate.bytes_per_s = v->lane[KV_TO_HOST].rate.bytes_per_s = 20e9;
+    for (int dir = 0; dir < 2; dir++)
+        kvc_rate_init(&lane[dir].rate, KVC_HOST_RATE);
     pthread_mutex_lock(&k->lock);
+    v->lane = lane;
     v->copier = *copier;
     v->attached = true;
     v->epoch++;
@@ -44,18 +45,30 @@ static int port_attach(void *self, const struct kv_geom *geom, const struct kv_c
     return 0;
 }
 
-/* Waits until nothing of the view is in flight. False: the copier does not come to an end. */
-static bool drain(struct kvc_view *v)
+static int port_attach(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err)
+{
+    struct kvc_view *v = self;
+    if (v->attached)
+        return km_fail(err, KM_EINVAL, "this port is attached to an engine already; make one port for each engine");
+    pthread_mutex_lock(&v->kvc->doors);
+    int rc = attach(v, geom, copier, err);
+    pthread_mutex_unlock(&v->kvc->doors);
+    return rc;
+}
+
+/* Waits until nothing of the view is in flight; if its copies are lost, until no call is under way. False: that took
+ * too long. */
+static bool drain(struct kvc_view *v, int64_t most_ns)
 {
     struct kvc *k = v->kvc;
-    const int64_t until = km_now_ns() + DETACH_NS;
-    while (v->calling || v->lane[0].n || v->lane[1].n) {
+    const int64_t until = km_now_ns() + most_ns;
+    while (v->calling || (!v->lost && (v->lane[0].n || v->lane[1].n))) {
         const int64_t now = km_now_ns();
         if (now >= until)
             return false;
         if (!k->threaded) {
             pthread_mutex_unlock(&k->lock);
-            kvc_drive(k);
+            kvc_drive(k, v);
             usleep(20);
             pthread_mutex_lock(&k->lock);
             continue;
@@ -102,13 +115,17 @@ void kvc_view_detach(struct kvc_view *v)
     struct kvc *k = v->kvc;
     if (!v->attached)
         return;
+    pthread_mutex_lock(&k->doors);
     pthread_mutex_lock(&k->lock);
     v->closing = true;
     for (struct kvc_op *op = v->ops; op; op = op->next_op)
         kvc_op_abandon(op);
     kvc_driver_wake(k);
-    if (!drain(v))
+    if (!drain(v, DRAIN_NS)) {
+        v->lost = true;
+        drain(v, CALL_NS);
         lose_pieces(v);
+    }
     for (struct kvc_op *op = v->ops; op; op = op->next_op)
         kvc_op_release(op);
     for (struct kv_seq *s = v->seqs; s; s = s->next) {
@@ -120,12 +137,13 @@ void kvc_view_detach(struct kvc_view *v)
     v->ops_end = &v->ops;
     km_free(v->lane);
     v->lane = NULL;
-    v->attached = v->closing = false;
+    v->attached = v->closing = v->lost = false;
     v->epoch++;
     pthread_mutex_unlock(&k->lock);
     kvc_keys_close(&v->keys);
     if (k->active)
         kvc_pool_detach(k->pool, &v->copier);
+    pthread_mutex_unlock(&k->doors);
 }
 
 static void port_detach(void *self)
@@ -158,7 +176,7 @@ static int port_poll(void *self, uint64_t ticket, struct kv_result *out)
     struct kvc_view *v = self;
     struct kvc *k = v->kvc;
     bool done;
-    kvc_drive(k);
+    kvc_drive(k, v);
     pthread_mutex_lock(&k->lock);
     struct kvc_op *op = kvc_op_find(v, ticket, &done);
     int rc = !op ? KM_EINVAL : done;
@@ -180,7 +198,7 @@ static int port_poll(void *self, uint64_t ticket, struct kv_result *out)
 static int port_reset(void *self)
 {
     struct kvc_view *v = self;
-    return kvc_reset(v->kvc);
+    return kvc_reset(v);
 }
 
 static void port_stats(void *self, struct kv_port_stats *out)

@@ -39,6 +39,7 @@ struct kvc_view {
     struct kvc_view *next;
     bool attached;
     bool closing;             /* detach waits for the copies in flight; nothing new starts */
+    bool lost;                /* detach waits no longer: the copier is not called any more */
     bool calling;             /* who drives the operations is in a call of the copier */
     uint32_t epoch;           /* counts attachments and detachments */
     struct kv_copier copier;  /* constant while attached */
@@ -64,6 +65,6 @@ bool kvc_view_drive(struct kvc_view *v);
 /* kvcache.c: opens the store for this geometry, or checks that the store is open for it. */
 int kvc_join(struct kvc *k, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err);
 void kvc_stats(struct kvc *k, struct kv_port_stats *out);
-int kvc_reset(struct kvc *k);
+int kvc_reset(struct kvc_view *v);
 
 #endif

@@ -1,8 +1,9 @@
 /* Submission of copies, and the kernel that computes the checksums of pages.
  *
- * The kernel cuts a page into tiles and has one block per tile, so it uses the whole GPU for a short time: 15 us for 32
- * MiB. A few blocks that run longer would delay the steps more, because the steps' GEMM and attention kernels have one
- * block per SM and end when the last SM has finished. */
+ * The kernel cuts a page into tiles and has one block per tile, so it uses the whole GPU for a short time. A few blocks
+ * that run longer would delay the steps more, because the steps' GEMM and attention kernels have one block per SM and
+ * end with the last one. On an H100 with loads of qwen3-8b at full speed, in calls of 32 MiB, a decode step of batch 64
+ * takes 8.05 ms with the copies alone, 8.25 ms with the checksums too, and 8.59 ms if each page is one tile. */
 #include "engine/cuda/copy.h"
 
 extern "C" {

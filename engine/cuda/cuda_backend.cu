@@ -78,7 +78,7 @@ static void enqueue_attention(const struct be *b, const cu_step_arrays &in, cons
         cu_attn_prefill_sm90(b->m, b->prefill, in, n.n_tiles, layer, ws.o, s);
     else if (n.n_tiles)
         cu_attn_prefill(b->m, ws.qkv, in, n.n_tiles, layer, ws.pool, ws.o, s);
-    if (n.n_tail_tiles)
+    if (n.n_tail_splits)
         cu_attn_tails_sm90(b->m, b->prefill, in, n, layer, ws.tail_workspace, ws.o, s);
 }
 

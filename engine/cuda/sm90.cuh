@@ -89,6 +89,11 @@ __device__ __forceinline__ void st_async(uint32_t there, float a, uint32_t bar_t
 
 /* ---- tensor copies: one box of a tensor map (tensor_map.h); `bar` counts the bytes that arrive ---- */
 
+/* prefetch.tensormap: loads a tensor map into the cache of the copy engine. */
+__device__ __forceinline__ void tma_prefetch_map(const void *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 /* cp.async.bulk.tensor.2d: copies the box at these coordinates. */
 __device__ __forceinline__ void tma_load_box(uint32_t dst, const void *map, int col, int row, uint32_t bar)
 {

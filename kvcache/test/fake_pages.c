@@ -55,7 +55,7 @@ static int64_t fake_now(void *self)
     return t;
 }
 
-/* Completes what is due in one direction, in order. */
+/* Starts the copies of one direction whose fence has passed, in order, and completes those that are due. */
 static void run_lane(struct fake_pages *f, enum kv_dir dir)
 {
     const int64_t now = clock_now(f);
@@ -71,7 +71,7 @@ static void run_lane(struct fake_pages *f, enum kv_dir dir)
             f->free_at[dir] = c->due;
         }
         if (c->due > now)
-            return;
+            continue;
         for (int p = 0; p < c->n && !c->fail; p++)
             move_page(f, dir, &c->c[p]);
         c->state = c->fail ? -1 : 1;

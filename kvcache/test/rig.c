@@ -68,6 +68,13 @@ void rig_free(struct rig *r)
     fake_pages_close(&r->f);
 }
 
+void rig_end_step(struct rig *r, uint64_t step)
+{
+    pthread_mutex_lock(&r->f.lock);
+    r->f.step = step;
+    pthread_mutex_unlock(&r->f.lock);
+}
+
 struct kv_result rig_wait(struct rig *r, uint64_t ticket)
 {
     struct kv_result res = {-1, -1};

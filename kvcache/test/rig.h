@@ -35,6 +35,7 @@ void rig_tokens(struct rig *r, int variant); /* another sequence of tokens */
 void rig_check(struct rig *r);               /* kvc_check, and the statistics in r->st */
 
 /* Waits for the ticket and returns the result of its operation. */
+void rig_end_step(struct rig *r, uint64_t step); /* the device's steps up to this one have ended */
 struct kv_result rig_wait(struct rig *r, uint64_t ticket);
 /* Fills the pages of tokens [0, n), and stores them as a prompt of n tokens: returns once all is stored. */
 void rig_store(struct rig *r, const char *salt, int n);

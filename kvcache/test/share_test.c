@@ -62,7 +62,7 @@ static void two_engines_share_a_store(void **state)
         struct kv_seq *s = b.p.open(b.p.self, "c", b.tok, 640);
         assert_int_equal(b.p.store(s, b.tok, 320, 320, b.from, 9, &t, &from), 0);
         a.p.detach(a.p.self);
-        b.f.step = 9;
+        rig_end_step(&b, 9);
         rig_wait(&b, t);
         b.p.close(s);
         assert_int_equal(rig_hit(&b, "c", 320), 320);
@@ -318,7 +318,8 @@ static void estimates_follow_measured_rates(void **state)
     struct kvc_view *v = r.p.self;
     for (int i = 0; i < 3000; i++) {
         kvc_rate_begin(&v->lane[KV_TO_PAGE].rate, 1 + i * 10000000000, false);
-        kvc_rate_end(&v->lane[KV_TO_PAGE].rate, 1 + i * 10000000000 + 1000000000, 1000000);
+        kvc_rate_end(&v->lane[KV_TO_PAGE].rate, 1000000);
+        kvc_rate_sample(&v->lane[KV_TO_PAGE].rate, 1 + i * 10000000000 + 1000000000);
     }
     const int64_t slow = r.p.load_ns(s, 0, 640);
     assert_true(slow > 20e6 && slow < 21e6);

@@ -50,7 +50,7 @@ template <bool TAIL> struct job_desc {
 template <> struct job_desc<true> {
     int row, rows, pos, stop, n_tiles; /* as above; rows: query rows of each head, at most tail_rows */
     int head, begin;                   /* KV head; first tile of keys */
-    int table_start, old;              /* as in cu_tail_tile */
+    int table_start, old;              /* as in cu_tail */
     int cell;                          /* as in cu_tail_partials; -1: the job writes to o */
 };
 
@@ -135,18 +135,22 @@ __device__ __forceinline__ void describe_job(const params &P, int job, job_desc<
     w.stop = w.pos + w.rows;
     w.n_tiles = (w.stop + TILE_K - 1) / TILE_K;
 }
-/* The same for tails. The jobs of a split are neighbours. */
+/* The same for tails. The jobs of a tail are numbered by split, KV head and tile: jobs that read the same keys are
+ * neighbours. */
 __device__ __forceinline__ void describe_job(const params &P, int job, job_desc<true> &w)
 {
-    int split = job / P.G;
-    cu_tail_tile tile = P.arrays.tail_tiles[P.arrays.tail_splits[split]];
-    w.row = tile.row, w.rows = tile.rows;
-    w.pos = tile.pos, w.stop = tile.pos + tile.rows;
-    w.head = job % P.G;
-    w.begin = (split - tile.first) * tile.split_tiles;
-    w.n_tiles = min(tile.split_tiles, (w.stop + TILE_K - 1) / TILE_K - w.begin);
-    w.table_start = tile.table_start, w.old = tile.old;
-    w.cell = tile.n_splits > 1 ? job : -1;
+    cu_tail tail = P.arrays.tails[job / P.G];
+    int i = job - tail.first * P.G, row0 = i % tail.n_tiles * P.tail_rows, split = i / tail.n_tiles / P.G;
+    w.head = i / tail.n_tiles % P.G;
+    w.row = tail.row + row0;
+    w.rows = min(P.tail_rows, tail.rows - row0);
+    w.pos = tail.old + row0;
+    w.stop = w.pos + w.rows;
+    int key_tiles = (w.stop + TILE_K - 1) / TILE_K;
+    w.begin = split * key_tiles / tail.n_splits;
+    w.n_tiles = (split + 1) * key_tiles / tail.n_splits - w.begin;
+    w.table_start = tail.table_start, w.old = tail.old;
+    w.cell = tail.n_splits > 1 ? job : -1;
 }
 
 /* Copies the description of a job and its queries to shared memory, in lane 0. */
@@ -179,6 +183,8 @@ __device__ __forceinline__ void produce(const params &P, const CUtensorMap *pool
     int B = 1 << P.B_log2, box = min(B, (int)TILE_K), boxes = TILE_K / box, total = P.n_tiles * (TAIL ? P.G : P.H),
         n = 0;
     pipe_state t;
+    if (TAIL && lane == 0)
+        tma_prefetch_map(pool), tma_prefetch_map(queries);
     for (int job = blockIdx.x; job < total; n++) {
         job_desc<TAIL> w;
         describe_job(P, job, w);
@@ -525,7 +531,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
     /* All thread blocks are running: the next GEMM may start to load its weights. A merging kernel starts when all
-     * blocks have ended, because its blocks would otherwise gather on the SMs that become free first. */
+     * blocks have ended, because its blocks would otherwise gather on the SMs that become free first. An early start
+     * gained nothing (results/SPEED.md, T3). */
     if (!TAIL || !P.merged)
         griddep_launch();
     if (threadIdx.x >= 32 * WARPS) {

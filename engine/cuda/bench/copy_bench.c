@@ -17,9 +17,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { LOAD_PAGES = 1310, STORE_PAGES = 640 }; /* the first number is 2.95 GiB, 20,960 tokens of qwen3-8b */
+enum { LOAD_PAGES = 1310, STORE_PAGES = 640 }; /* the first number is 3.09 GB, 20,960 tokens of qwen3-8b */
 #define SLAB ((size_t)256 << 20)               /* bytes of a slab of host memory */
-#define SPARE ((size_t)32 << 20)               /* bytes that CPB_REGISTER registers */
+#define SPARE ((size_t)2 << 30)                /* bytes that CPB_REGISTER registers, in pieces of PIECE */
+#define PIECE ((size_t)32 << 20)
 
 const char *const cpb_traffic_names[CPB_TRAFFICS] = {"",
                                                      ", with raw H2D copies",
@@ -35,9 +36,9 @@ struct cpb {
     char *host; /* [host_bytes], pages to load and then pages to store; registered slab by slab. No page lies in two
                    slabs, because a copy must not reach across two registrations */
     size_t host_bytes;
-    int slab_pages; /* pages of a slab */
-    char *spare;    /* [SPARE], touched and not registered */
-    char *raw;      /* device memory [LOAD_PAGES * page_bytes], for CPB_RAW_LOADS */
+    int slab_pages;       /* pages of a slab */
+    char *spare;          /* [SPARE], touched; CPB_REGISTER registers it */
+    char *raw_host, *raw; /* for CPB_RAW_LOADS: pinned and device memory [LOAD_PAGES * page_bytes] */
     cudaStream_t raw_stream;
     cudaEvent_t raw_done[CPB_IN_FLIGHT];
 
@@ -89,6 +90,7 @@ int cpb_open(struct cpb **out, const struct backend *backend, struct be *b, cons
     if (!c->host || !c->spare)
         return km_fail(err, KM_ENOMEM, "out of memory: the copy bench needs %zu bytes", c->host_bytes + SPARE);
     int rc = cuda_check(cudaMalloc((void **)&c->raw, LOAD_PAGES * g->page_bytes), "cudaMalloc", err);
+    rc = rc ? rc : cuda_check(cudaMallocHost((void **)&c->raw_host, LOAD_PAGES * g->page_bytes), "cudaMallocHost", err);
     rc =
         rc ? rc : cuda_check(cudaStreamCreateWithFlags(&c->raw_stream, cudaStreamNonBlocking), "cudaStreamCreate", err);
     for (int i = 0; i < CPB_IN_FLIGHT && !rc; i++)
@@ -106,8 +108,11 @@ void cpb_close(struct cpb *c)
     if (c->raw_stream)
         cudaStreamDestroy(c->raw_stream);
     cudaFree(c->raw);
+    cudaFreeHost(c->raw_host);
     for (size_t at = 0; c->host && at < c->host_bytes; at += SLAB)
         c->backend->host_unregister(c->b, c->host + at, SLAB);
+    for (size_t at = 0; c->spare && at < SPARE; at += PIECE)
+        c->backend->host_unregister(c->b, c->spare + at, PIECE);
     if (c->host)
         munmap(c->host, c->host_bytes);
     if (c->spare)
@@ -158,7 +163,7 @@ static int submit_raw(struct flow *f, int place, int n, struct km_err *err)
     for (int i = 0; i < n; i++) {
         const struct kv_copy *p = &f->pages[place][i];
         dst[i] = c->raw + (size_t)(p->page - (c->g.n_pages - LOAD_PAGES)) * c->g.page_bytes;
-        src[i] = p->host;
+        src[i] = c->raw_host + p->seed * c->g.page_bytes; /* the seed is the page's number */
         size[i] = c->g.page_bytes;
     }
 #if CUDART_VERSION >= 13000
@@ -323,14 +328,14 @@ static int make_copies(struct cpb *c, int64_t *bytes)
     return rc;
 }
 
+/* Nothing is unregistered meanwhile: that waits until the GPU is idle, and a cache layer does it only at its end. */
 static int make_registrations(struct cpb *c, int64_t *bytes)
 {
     int rc = 0;
-    while (!rc && !atomic_load(&c->stop)) {
-        rc = c->backend->host_register(c->b, c->spare, SPARE, &c->err);
-        if (!rc)
-            c->backend->host_unregister(c->b, c->spare, SPARE);
-        *bytes += SPARE;
+    for (size_t at = 0; at < SPARE && !rc && !atomic_load(&c->stop); at += PIECE) {
+        rc = c->backend->host_register(c->b, c->spare + at, PIECE, &c->err);
+        *bytes += PIECE;
+        usleep(40000); /* a cache layer touches the next memory in this time */
     }
     return rc;
 }

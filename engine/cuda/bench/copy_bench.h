@@ -17,7 +17,7 @@ enum cpb_traffic {
     CPB_LOADS,
     CPB_STORES,
     CPB_BOTH,
-    CPB_REGISTER, /* registers and unregisters 32 MiB again and again */
+    CPB_REGISTER, /* registers 32 MiB every 40 ms, as a cache layer does when it starts */
     CPB_TRAFFICS
 };
 extern const char *const cpb_traffic_names[CPB_TRAFFICS];

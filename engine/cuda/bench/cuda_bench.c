@@ -234,7 +234,7 @@ static void measure_tail(struct eng *e, int batch, int n, int rows, double goal)
     for (int i = -1; i < REPEATS; i++) { /* the first run is a warm-up */
         struct eng_stats before, after;
         for (int k = 0; k < batch; k++)
-            submit_tail(e, k, n, rows, (uint32_t)(100000 * rows + 1000 * k + i + 1));
+            submit_tail(e, k, n, rows, (uint32_t)(100000 * rows + 10000 * batch + 1000 * k + i + 1));
         eng_stats(e, &before);
         int64_t t0 = km_now_ns();
         run_to_idle(e);

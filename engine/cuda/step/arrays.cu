@@ -8,7 +8,6 @@
 size_t cu_step_layout(const cu_dims &m, int T, int R, char *base, cu_step_arrays *out)
 {
     size_t at = 0, t = (size_t)T, r = (size_t)R, tiles = t / 2 + 1; /* a request with tiles has at least two rows */
-    size_t tail_tiles = (size_t)cu_attn_tail_tiles_max(m, T, R), tail_splits = (size_t)cu_attn_tail_splits_max(m, T, R);
     auto next = [&](size_t n) {
         int32_t *p = reinterpret_cast<int32_t *>(base + at);
         at += (n * sizeof(int32_t) + 63) / 64 * 64;
@@ -25,8 +24,8 @@ size_t cu_step_layout(const cu_dims &m, int T, int R, char *base, cu_step_arrays
     out->tile_row = next(tiles);
     out->splits =
         reinterpret_cast<cu_split *>(next((size_t)cu_attn_splits_max(m, R) * (sizeof(cu_split) / sizeof(int32_t))));
-    out->tail_tiles = reinterpret_cast<cu_tail_tile *>(next(tail_tiles * (sizeof(cu_tail_tile) / sizeof(int32_t))));
-    out->tail_splits = next(tail_splits);
+    out->tails =
+        reinterpret_cast<cu_tail *>(next((size_t)cu_attn_tails_max(m, T, R) * (sizeof(cu_tail) / sizeof(int32_t))));
     out->sample_row = next(r);
     out->sampling = reinterpret_cast<cu_sampling *>(next(r * (sizeof(cu_sampling) / sizeof(int32_t))));
     out->ban_start = next(r + 1);
@@ -63,26 +62,36 @@ static cu_sampling make_sampling(const struct smp_row *r)
                        p->min_p > 0 || p->top_k > 0 || p->top_p < 1};
 }
 
+/* Adds the prefill tiles of request r. */
+static void add_prefill_tiles(const cu_step_arrays &host, int r, cu_step_counts *n)
+{
+    for (int row = 0; row < host.q_start[r + 1] - host.q_start[r]; row += CU_TILE_Q) {
+        host.tile_req[n->n_tiles] = r;
+        host.tile_row[n->n_tiles++] = row;
+    }
+}
+
 /* Divides the requests between the kernels of attention, and plans their work. scratch: decoding requests from the
  * front, tails from the end. */
-static void plan_attention(const cu_dims &m, const struct batch *in, const cu_step_arrays &host, int32_t *scratch,
+static void plan_attention(const cu_dims &m, int n_reqs, const cu_step_arrays &host, int32_t *scratch,
                            cu_step_counts *n)
 {
     int32_t *tails = scratch + m.max_reqs;
-    for (int r = 0; r < in->n_reqs; r++) {
-        int q_len = in->q_start[r + 1] - in->q_start[r];
+    for (int r = 0; r < n_reqs; r++) {
+        int q_len = host.q_start[r + 1] - host.q_start[r];
         if (q_len == 1)
             scratch[n->n_decodes++] = r;
-        else if (cu_attn_is_tail(m, q_len, in->kv_len[r]))
+        else if (cu_attn_is_tail(m, q_len, host.kv_len[r]))
             *--tails = r;
         else
-            for (int row = 0; row < q_len; row += CU_TILE_Q) {
-                host.tile_req[n->n_tiles] = r;
-                host.tile_row[n->n_tiles++] = row;
-            }
+            add_prefill_tiles(host, r, n);
     }
+    int n_tails = (int)(scratch + m.max_reqs - tails);
+    if (!cu_attn_tails_pay(m, host, tails, n_tails))
+        for (; n_tails > 0; n_tails--)
+            add_prefill_tiles(host, *tails++, n);
+    cu_attn_tails(m, host, tails, n_tails, n);
     n->n_splits = cu_attn_splits(m, host, scratch, n->n_decodes, host.splits);
-    cu_attn_tails(m, host, tails, (int)(scratch + m.max_reqs - tails), n);
 }
 
 void cu_step_fill(const cu_dims &m, const struct batch *in, const cu_step_arrays &host, int32_t *scratch,
@@ -97,7 +106,7 @@ void cu_step_fill(const cu_dims &m, const struct batch *in, const cu_step_arrays
     memcpy(host.kv_len, in->kv_len, sizeof(int32_t) * (size_t)in->n_reqs);
     memcpy(host.table_start, in->table_start, sizeof(int32_t) * (size_t)in->n_reqs);
     memcpy(host.table, in->block_table, sizeof(int32_t) * (size_t)in->table_start[in->n_reqs]);
-    plan_attention(m, in, host, scratch, n);
+    plan_attention(m, in->n_reqs, host, scratch, n);
     int n_banned = 0;
     host.ban_start[0] = 0;
     for (int i = 0; i < in->n_samples; i++) {

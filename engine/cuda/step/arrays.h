@@ -19,13 +19,14 @@ struct alignas(16) cu_split {
     int32_t first, n_splits; /* index of the request's first split; number of its splits */
 };
 
-/* A tile of query rows of a tail (attn/attn.h), and the splits of the keys that it sees. */
-struct alignas(16) cu_tail_tile {
-    int32_t row, rows;       /* first query row in the step; number of rows */
-    int32_t pos, old;        /* position of the first row; tokens of the request that earlier steps computed */
-    int32_t table_start;     /* of the request, as in cu_step_arrays */
-    int32_t first, n_splits; /* index of the tile's first split in tail_splits; number of its splits */
-    int32_t split_tiles;     /* key tiles of each split; the last split may have fewer */
+/* A tail (attn/attn.h). A thread block finds the tail of its job by one load: the tail has an entry for each split of
+ * each of its tiles. An entry for the merging kernel says in addition which tile it is for. */
+struct alignas(16) cu_tail {
+    int32_t row, rows;         /* first query row in the step; number of rows */
+    int32_t old;               /* tokens of the request that earlier steps computed */
+    int32_t table_start;       /* of the request, as in cu_step_arrays */
+    int32_t n_tiles, n_splits; /* tiles of the rows; splits of the keys of each tile */
+    int32_t first, tile;       /* index of the tail's first entry; tile to merge */
 };
 
 /* Sampling parameters of one row: smp_params in the form that the kernels use. */
@@ -41,8 +42,8 @@ struct cu_sampling {
 struct cu_step_counts {
     int n_decodes, n_splits; /* requests with one query token; splits of their KV */
     int n_tiles;             /* tiles of query rows of prefill attention, tails not counted */
-    int n_tail_tiles;        /* tiles of query rows of tails; only the first n_tail_merges have several splits */
-    int n_tail_merges, n_tail_splits; /* n_tail_splits: splits of all these tiles */
+    int n_tail_splits;       /* splits of all tiles of all tails */
+    int n_tail_merges;       /* tiles that have several splits */
 };
 
 /* Pointers to the arrays of a step, on the host or on the device. The counts are those of cu_step_counts. */
@@ -55,8 +56,7 @@ struct cu_step_arrays {
     int32_t *table;                      /* block table: the page ids of the first request, then of the second, ... */
     int32_t *tile_req, *tile_row;        /* [n_tiles] prefill attention: request; first row among its query rows */
     struct cu_split *splits;             /* [n_splits] decode attention: splits of the requests with one query token */
-    struct cu_tail_tile *tail_tiles;     /* [n_tail_tiles] tails: tiles of query rows */
-    int32_t *tail_splits;                /* [n_tail_splits] tails: the tile that the split belongs to */
+    struct cu_tail *tails;               /* [n_tail_splits] entries for splits, [n_tail_merges] entries for merging */
     int32_t *sample_row;                 /* [S] index of the row whose logits are sampled */
     struct cu_sampling *sampling;        /* [S] */
     int32_t *ban_start;                  /* [S + 1] row i has ban[ban_start[i]] .. ban[ban_start[i + 1] - 1] */

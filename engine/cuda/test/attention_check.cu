@@ -52,9 +52,8 @@ struct attention_case {
     void lay_out_arrays()
     {
         size_t n = (size_t)R, t = (size_t)T, splits = 8 * (size_t)cu_attn_splits_max(m, R),
-               tail_tiles = 8 * (size_t)cu_attn_tail_tiles_max(m, T, R),
-               tail_splits = (size_t)cu_attn_tail_splits_max(m, T, R);
-        arrays = new mirrored<int32_t>(t * 4 + n * 8 + (size_t)n_blocks + 64 + splits + tail_tiles + tail_splits + 4);
+               tails = 8 * (size_t)cu_attn_tails_max(m, T, R);
+        arrays = new mirrored<int32_t>(t * 4 + n * 8 + (size_t)n_blocks + 64 + splits + tails + 4);
         int32_t *at = arrays->h;
         auto next = [&](int32_t *&on_host, int32_t *&on_dev, size_t count) {
             on_host = at, on_dev = arrays->d + (at - arrays->h), at += count;
@@ -63,14 +62,12 @@ struct attention_case {
         next(host.kv_len, dev.kv_len, n);
         next(host.table_start, dev.table_start, n);
         next(host.table, dev.table, (size_t)n_blocks);
-        int32_t *host_splits, *dev_splits, *host_tiles, *dev_tiles;
+        int32_t *host_splits, *dev_splits, *host_tails, *dev_tails;
         at += (arrays->h - at) & 3; /* splits are aligned to 16 bytes */
         next(host_splits, dev_splits, splits);
         host.splits = reinterpret_cast<cu_split *>(host_splits), dev.splits = reinterpret_cast<cu_split *>(dev_splits);
-        next(host_tiles, dev_tiles, tail_tiles);
-        host.tail_tiles = reinterpret_cast<cu_tail_tile *>(host_tiles),
-        dev.tail_tiles = reinterpret_cast<cu_tail_tile *>(dev_tiles);
-        next(host.tail_splits, dev.tail_splits, tail_splits);
+        next(host_tails, dev_tails, tails);
+        host.tails = reinterpret_cast<cu_tail *>(host_tails), dev.tails = reinterpret_cast<cu_tail *>(dev_tails);
         next(host.tile_req, dev.tile_req, t);
         next(host.tile_row, dev.tile_row, t);
         next(host.positions, dev.positions, t);
@@ -261,7 +258,7 @@ struct tail_rig {
             cu_attn_decode(s.m, s.qkv->d, s.dev, s.counts.n_splits, layer, s.pool->d, s.o->d, decode_work.d, 0);
         if (s.counts.n_tiles)
             cu_attn_prefill_sm90(s.m, plan, s.dev, s.counts.n_tiles, layer, s.o->d, 0);
-        if (s.counts.n_tail_tiles)
+        if (s.counts.n_tail_splits)
             cu_attn_tails_sm90(s.m, plan, s.dev, s.counts, layer, work.d, s.o->d, 0);
     }
 };
@@ -297,7 +294,7 @@ static void check_tail_lengths(int H, int G, int B)
     for (int i = 1; i <= 64 + 6; i++) {
         int q = i <= 64 ? i : more[i - 65], kv = 1024 + q % 5 * 51 + q;
         attention_case s(H, G, 128, B, 2, 1, &q, &kv, 132, false, ALL_TAILS);
-        by_rows.check(q == 1 || s.counts.n_tail_splits > s.counts.n_tail_tiles);
+        by_rows.check(q == 1 || s.counts.n_tail_merges > 0);
         check_tail_case(s, by_rows, 11);
     }
     snprintf(length_name, sizeof length_name, "tails, H %d G %d B %d, 2 to 1,540 tokens", H, G, B);
@@ -323,8 +320,8 @@ static void check_tail_batches(int H, int G, int B)
     for (route how : {BY_LENGTH, ALL_TAILS})
         for (int sms : {132, 40, 9, 1}) {
             attention_case s(H, G, 128, B, 2, 9, q, kv, sms, false, how);
-            snprintf(name, sizeof name, "tails, H %d G %d B %d, %d SMs, %d of %d tiles split", H, G, B, sms,
-                     s.counts.n_tail_merges, s.counts.n_tail_tiles);
+            snprintf(name, sizeof name, "tails, H %d G %d B %d, %d SMs, %d splits, %d merges", H, G, B, sms,
+                     s.counts.n_tail_splits, s.counts.n_tail_merges);
             comparison result(name);
             check_tail_case(s, result, 23);
         }
@@ -337,17 +334,17 @@ static bool gpu_has_tails()
     return cu_attn_prefill_sm90_usable(m);
 }
 
-/* small: one step of two tails and a decode on 8 SMs. */
+/* small: a step of three tails and a decode on 5 SMs. Two tails are split, and a thread block takes two jobs. */
 void check_tails(bool small)
 {
     if (!gpu_has_tails())
         return;
     if (small) {
-        static const int q[] = {3, 40, 1}, kv[] = {300, 400, 20};
-        attention_case s(4, 2, 128, 16, 2, 3, q, kv, 8, false, ALL_TAILS);
+        static const int q[] = {3, 40, 5, 1}, kv[] = {700, 900, 130, 20};
+        attention_case s(4, 2, 128, 16, 2, 4, q, kv, 5, false, ALL_TAILS);
         comparison result("tails, small");
         check_tail_case(s, result, 1);
-        result.check(s.counts.n_tail_merges == 2 && s.counts.n_tail_splits * 2 > 8);
+        result.check(s.counts.n_tail_merges == 2 && s.counts.n_tail_splits * s.m.G > s.m.n_sms);
         return;
     }
     check_tail_lengths(8, 2, 16);
@@ -519,12 +516,12 @@ void time_tails()
 {
     if (!gpu_has_tails())
         return;
-    for (int n : {1, 8})
-        for (int len : {4992, 20000})
-            for (int rows : {2, 16, 32, 64, 128, 192, 255})
-                time_tail(n, rows, len);
+    for (int len : {4992, 20000})
+        for (int rows : {2, 32, 64, 128, 255})
+            time_tail(1, rows, len);
+    time_tail(8, 32, 20000);
+    time_tail(8, 128, 20000);
     time_decode(1, 20000);
-    time_decode(8, 20000);
 }
 
 void time_attention()
