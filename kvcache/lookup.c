@@ -347,7 +347,9 @@ int64_t kvc_seq_load_ns(struct kv_seq *s, int from, int to)
     for (int i = from / C; i < s->n_found && i * C < to; i++)
         if (s->found[i].tier >= 0)
             tier[s->found[i].tier] += k->geometry.chunk_pages * page;
-    double ns = kvc_rate_ns(&v->lane[KV_TO_PAGE].rate, copies); /* copies and fetches overlap: the slowest counts */
+    /* Before the first load, the rate of stores is the better guess. */
+    const enum kv_dir known = kvc_rate_known(&v->lane[KV_TO_PAGE].rate) ? KV_TO_PAGE : KV_TO_HOST;
+    double ns = kvc_rate_ns(&v->lane[known].rate, copies); /* copies and fetches overlap: the slowest counts */
     if (k->cfg.throttle)
         ns = fmax(ns, copies * 1e9 / (double)k->cfg.throttle);
     for (int t = 0; t < k->cfg.n_tiers; t++)

@@ -23,6 +23,11 @@ static inline void kvc_rate_init(struct kvc_rate *r, double bytes_per_s)
     *r = (struct kvc_rate){.all_bytes = KVC_RATE_FIRST, .all_ns = KVC_RATE_FIRST * 1e9 / bytes_per_s};
 }
 
+static inline bool kvc_rate_known(const struct kvc_rate *r)
+{
+    return r->all_bytes > KVC_RATE_FIRST;
+}
+
 /* The time, in ns, of so many bytes. */
 static inline double kvc_rate_ns(const struct kvc_rate *r, double bytes)
 {
@@ -53,8 +58,13 @@ static inline void kvc_rate_end(struct kvc_rate *r, int64_t bytes)
 static inline void kvc_rate_sample(struct kvc_rate *r, int64_t now)
 {
     const int64_t sample_ns = 1000000, ns = now - r->since;
-    if (!r->bytes || (r->since && ns < sample_ns && (r->n || !r->whole)))
+    if (!r->bytes)
         return;
+    if (r->since && ns < sample_ns && (r->n || !r->whole)) {
+        if (!r->n)
+            r->bytes = 0; /* the time until the next transfer must not count */
+        return;
+    }
     if (r->since && ns > 0) {
         r->all_bytes += (double)r->bytes;
         r->all_ns += (double)ns;
