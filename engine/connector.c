@@ -243,13 +243,13 @@ void con_schedule_fronts(struct connector *c, int64_t now)
 {
     if (c->planner->mode != PLN_AUTO || !c->sched->loading.n)
         return;
-    bool prefill = false;
-    for (const struct seq *q = c->sched->running.head; q; q = q->next)
-        prefill |= q->n_rows > 1;
+    bool urgent = false; /* a request gets its first output token from this step */
+    for (const struct seq *q = c->sched->running.head; q && !urgent; q = q->next)
+        urgent = q->n_rows && !seq_output(q) && q->n_computed + q->n_rows == q->n_tokens;
     for (struct con_ticket *t = c->open; t && c->sched->budget; t = t->next)
         if (t->loading && !t->loading->n_rows) {
-            struct pln_step step = {c->sched->max_tokens - c->sched->budget, c->sched->budget, prefill,
-                                    first_end_ns(c, t, now)};
+            struct pln_step step = {c->sched->max_tokens - c->sched->budget, c->sched->budget,
+                                    urgent ? 0 : first_end_ns(c, t, now)};
             schedule_front(c, t, &step, now);
         }
 }

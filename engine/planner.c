@@ -137,12 +137,12 @@ static int rows_before_end(const struct pln *p, const struct pln_load *l, int mu
     return rows < l->to ? (int)rows : l->to;
 }
 
-/* Cuts rows to what ends before the first other load does whose request waits for nothing else. */
+/* Cuts rows to those that delay no other request. */
 static int rows_before_others(const struct pln *p, const struct pln_step *s, int rows)
 {
     /* If the step has other rows, the time for them passes anyway. */
     double most = larger(s->others_ns, pln_step_ns(p, s->n_rows));
-    if (s->prefill || pln_step_ns(p, s->n_rows + rows) <= most)
+    if (pln_step_ns(p, s->n_rows + rows) <= most)
         return rows;
     int fit = most < p->floor_ns ? 0 : (int)(most / p->row_ns) - s->n_rows;
     return km_max(km_min(rows, fit), 0) / p->block_size * p->block_size;

@@ -7,7 +7,7 @@
  * to its end, until the two meet (Cake, arXiv 2410.03065). The time to the first token is then less than that of the
  * load alone and less than that of computing alone. Estimates are wrong at times, so three rules bound the loss:
  * - A load that would save less than 5% of the time to compute the prefix is not started.
- * - A step with rows of the front must end before the load is expected to end.
+ * - A step with rows of the front must end before the load is expected to end, and before other loads are.
  * - A load that is much later than expected returns its tokens step by step, and in the end is given up.
  *
  * Times are in ns on the backend's clock. Positions count tokens from the start of the sequence. */
@@ -60,8 +60,8 @@ double pln_left_ns(const struct pln_load *l, int first, int64_t now);
 struct pln_step {
     int n_rows;        /* rows scheduled so far */
     int budget;        /* rows that may still be scheduled */
-    bool prefill;      /* a running request has more than one row, so the step is long anyway */
-    double others_ns;  /* time until the earliest other load is expected to end whose request waits for nothing else */
+    double others_ns;  /* when the step should end: time until the earliest other load is expected to end whose request
+                          waits for nothing else; 0 if another request gets its first output token from this step */
 };
 /* How to go on with a request whose next token to compute is x, and whose load owns the tokens from `first` on. */
 struct pln_front {

@@ -203,14 +203,6 @@ void sch_pass_over(struct sch *s, struct seq *q)
     s->passed = q;
 }
 
-/* Removes q from its list and appends it to the list of `state`. */
-static void move_to(struct sch *s, struct seq *q, enum seq_state state)
-{
-    unlink_seq(list_of(s, q), q);
-    q->state = state;
-    insert_after(list_of(s, q), list_of(s, q)->tail, q);
-}
-
 enum sch_admission sch_admit(struct sch *s, struct seq *q, int from, int to)
 {
     bool load = from < to;
@@ -228,7 +220,9 @@ enum sch_admission sch_admit(struct sch *s, struct seq *q, int from, int to)
     }
     if (!q->n_preempted)
         q->n_cached = q->n_cached_pool = hit;
-    move_to(s, q, load ? SEQ_LOADING : SEQ_RUNNING);
+    unlink_seq(&s->waiting, q);
+    q->state = load ? SEQ_LOADING : SEQ_RUNNING;
+    insert_after(list_of(s, q), list_of(s, q)->tail, q);
     if (load) {
         q->load_from = from;
         q->load_to = to;
@@ -274,7 +268,14 @@ void sch_load_done(struct sch *s, struct seq *q, int from, int to)
     q->load_to = km_min(to, q->load_to);
     if (q->load_from >= q->load_to)
         q->load_from = q->load_to = 0;
-    move_to(s, q, SEQ_RUNNING);
+    /* The request was admitted when its load began. Requests that came later must not use up the token budget before
+     * it. */
+    struct seq *at = s->running.tail;
+    while (at && seq_before(q, at))
+        at = at->prev;
+    unlink_seq(&s->loading, q);
+    q->state = SEQ_RUNNING;
+    insert_after(&s->running, at, q);
     join_loaded(q);
     publish_full_pages(s, q);
 }

@@ -18,8 +18,8 @@ static struct kvc_piece *lane_at(struct kvc_lane *lane, int i)
     return &lane->piece[(lane->head + i) % KVC_PIECES];
 }
 
-/* Polls or submits a piece and reads the copier's clock, without the lock. p NULL: reads the clock only. False: the view
- * has detached meanwhile, so nothing of it is the caller's any more. */
+/* Polls or submits a piece and reads the copier's clock, without the lock. p NULL: reads the clock only. False: the
+ * view has detached meanwhile, so nothing of it is the caller's any more. */
 static bool call(struct kvc_view *v, struct kvc_piece *p, enum kv_dir dir, int *rc)
 {
     struct kvc *k = v->kvc;
@@ -82,7 +82,8 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
     struct kvc_lane *lane = &v->lane[dir];
     bool any = false;
     int rc;
-    while (lane->n && !v->lost && lane_at(lane, 0)->submitted) { /* copies of one direction run in the order of submission */
+    /* Copies of one direction run in the order of submission. */
+    while (lane->n && !v->lost && lane_at(lane, 0)->submitted) {
         struct kvc_piece *p = lane_at(lane, 0);
         if (!call(v, p, dir, &rc))
             return true;

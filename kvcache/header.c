@@ -10,7 +10,8 @@ _Static_assert(sizeof(struct kvc_header) == 112, "a stored header has no padding
 
 size_t kvc_header_bytes(int chunk_size, int chunk_pages)
 {
-    size_t n = sizeof(struct kvc_header) + (size_t)chunk_pages * sizeof(uint64_t) + (size_t)chunk_size * sizeof(int32_t);
+    const size_t sums = (size_t)chunk_pages * sizeof(uint64_t), ids = (size_t)chunk_size * sizeof(int32_t);
+    const size_t n = sizeof(struct kvc_header) + sums + ids;
     return (n + KVC_HEADER_BLOCK - 1) / KVC_HEADER_BLOCK * KVC_HEADER_BLOCK;
 }
 

@@ -1,8 +1,8 @@
 /* The definition of struct kvc, the store. Only the files of kvcache/ and its tests include this header.
  *
- * Threads. The thread of each engine calls the port of its view. One transfer thread drives the operations of all views:
- * it calls the copiers and the tiers (driver.c). If the copiers must not be called by another thread
- * (kv_copier.threads), there is no transfer thread, and calls of the port drive the operations instead.
+ * Threads. The thread of each engine calls the port of its view. One transfer thread drives the operations of all
+ * views: it calls the copiers and the tiers (driver.c). If the copiers must not be called by another thread
+ * (kv_copier.threads), there is no transfer thread, and calls of each engine's port drive its operations instead.
  *
  * The lock protects everything in struct kvc and in its views, sequences and operations, except where a member says
  * otherwise. It is never held across a call of a copier or of a tier, so that a slow device or server delays nobody who

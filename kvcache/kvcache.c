@@ -192,6 +192,8 @@ bool kvc_settle(struct kvc *k, double seconds)
         kvc_drive(k, NULL);
         pthread_mutex_lock(&k->lock);
         bool busy = k->active && (kvc_pool_growing(k->pool) || kvc_tiers_open_ios(k));
+        for (const struct kvc_view *v = k->views; v && k->threaded; v = v->next)
+            busy |= v->ops != NULL;
         kvc_grow(k);
         pthread_mutex_unlock(&k->lock);
         if (!busy)

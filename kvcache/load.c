@@ -181,7 +181,7 @@ static bool resolve(struct kvc_op *op, int part, bool *fetching)
     if (!p->tried && p->tier >= 0) {
         if (n_staged(op) >= KVC_GETS)
             return false;
-        got = kvc_tier_get(k, p->tier, &p->key, op->first_chunk + part, kvc_op_ids(op, part), p->n_tokens);
+        got = kvc_tier_get(k, p->tier, &p->key, op->first_chunk + part, p->n_tokens);
     }
     if (got == KVC_GET_STARTED) {
         p->tried = *fetching = true;

@@ -1,8 +1,9 @@
 /* Lookups: from a request's tokens to the chunks that the store can load, and the time that a load of them would take.
  *
- * Host memory is asked first, then the tiers with an index of their own (kvc_tier_ops.lookup), and then the others. These
- * are asked by EXISTS operations, which start when the request arrives; a lookup that needs an answer which has not
- * come yet returns KV_NOT_YET. A question that is not answered within a second counts as a miss. */
+ * For each chunk host memory is asked first, and then each tier in the order of the configuration. Tiers without an
+ * index of their own (kvc_tier_ops.lookup) are asked by EXISTS operations, which start when the request arrives; a
+ * lookup that needs an answer which has not come yet returns KV_NOT_YET. A question without an answer after a second
+ * counts as a miss. */
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
@@ -21,7 +22,7 @@ static bool asks(const struct kvc *k)
     return false;
 }
 
-/* Asks tier t for the chunks [0, n) of s, and for the partial chunk behind them if `tail`, as far as it was not asked. */
+/* Asks tier t for the chunks [0, n) of s, and if `tail` for the partial chunk behind them, unless it was asked. */
 static void ask(struct kv_seq *s, int t, int n, bool tail, int64_t deadline)
 {
     struct kvc *k = s->view->kvc;
@@ -39,8 +40,8 @@ static void ask(struct kv_seq *s, int t, int n, bool tail, int64_t deadline)
             !stuck && kvc_tier_ask(k, t, s, n, &s->tail_key, 1, true, deadline) ? KVC_ASKED : KVC_LACKS;
 }
 
-/* Computes the keys of the chunks of tokens [0, n) and asks the tiers that have no index. *tail: tokens of a partial last
- * chunk that may be stored. */
+/* Computes the keys of the chunks of tokens [0, n) and asks the tiers that have no index. *tail: tokens of a partial
+ * last chunk that may be stored. */
 static void ask_all(struct kv_seq *s, const int32_t *tokens, int n, int *tail)
 {
     struct kvc *k = s->view->kvc;
@@ -131,8 +132,8 @@ static bool pin(struct kv_seq *s, int chunk, int slot, const int32_t *ids, int n
     return true;
 }
 
-/* Pins the leading chunks of [0, whole) that are in host memory. Keys are computed in small groups, so that a miss on an
- * unknown prefix computes one key. Returns the number of chunks pinned. */
+/* Pins the leading chunks of [0, whole) that are in host memory. Keys are computed in small groups, so that a miss on
+ * an unknown prefix computes one key. Returns the number of chunks pinned. */
 static int pin_leading(struct kv_seq *s, const int32_t *tokens, int whole)
 {
     enum { GROUP = 16 };

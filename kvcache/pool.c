@@ -1,7 +1,10 @@
 /* Two kinds of threads grow the pool. Touching threads map slabs and touch them piece by piece, each thread the next
- * piece of the same slab, so that slabs become complete in order and memory is taken only a little ahead. The keeper, one
- * thread, takes complete slabs in order, registers them with the device and makes their slots usable. It stays for the
- * pool's life, because an engine that attaches later needs the registrations again.
+ * piece of the same slab, so that slabs become complete in order and memory is taken only a little ahead. The keeper,
+ * one thread, takes complete slabs in order, registers them with the device and makes their slots usable. It stays for
+ * the pool's life, because an engine that attaches later needs the registrations again.
+ *
+ * Memory is touched by writes. MADV_POPULATE_WRITE would keep the lock of the address space for a whole piece, and a
+ * thread that maps memory meanwhile would wait for about 10 ms.
  *
  * One lock protects all members that change, except `usable`, which is atomic. It is not held while memory is touched
  * or registered. A slab is mapped once; its address never changes, and is read without the lock for usable slots. */
@@ -286,7 +289,7 @@ static int unregistered(const struct kvc_pool *p)
 static void publish(struct kvc_pool *p)
 {
     const int i = p->ready;
-    if (registers(p) && !p->slab[i].registered)
+    if (registers(p))
         register_slab(p, i);
     p->ready++;
     atomic_store_explicit(&p->usable, i * p->per_slab + slab_slots(p, i), memory_order_release);

@@ -1,9 +1,11 @@
 /* Host memory for chunks, divided into slots. A slot has the header and the payload of one chunk.
  *
- * The memory is allocated in slabs by threads of the pool's own, after kvc_pool_open has returned: a slab is mapped (with
- * huge pages where the kernel allows them), touched by several threads, and registered with the device. Slots become
- * usable slab by slab, in the order of their numbers, so that serving starts at once. If the machine or the device
- * gives less memory than was asked for, the pool stays smaller and says so once in its statistics and log.
+ * The memory is allocated in slabs by threads of the pool's own, from the first kvc_pool_attach on: a slab is mapped
+ * (with huge pages where the kernel allows them), touched by several threads, and registered with the device. Slots
+ * become usable slab by slab, in the order of their numbers, so that serving starts at once. If the machine or the
+ * device gives less memory than was asked for, the pool stays smaller, and kvc_pool_wait says why. A slab that the
+ * device refused to register remains usable. On a simulated device there are only headers, which are all usable when
+ * kvc_pool_attach returns.
  *
  * The pool outlives an engine: chunks stay when an engine detaches, but the device's registration ends. */
 #ifndef KVC_POOL_H
@@ -44,7 +46,8 @@ void kvc_pool_detach(struct kvc_pool *p, const struct kv_copier *copier);
 int kvc_pool_slots(const struct kvc_pool *p);   /* slots when the pool has its full size */
 int kvc_pool_usable(struct kvc_pool *p);        /* slots [0, n) can be used now; rises to kvc_pool_slots, any thread */
 bool kvc_pool_growing(struct kvc_pool *p);      /* more slots will become usable */
-/* Waits until the pool has its final size, for tests and benchmarks; 0, or the reason why it is smaller. */
+/* Waits until the pool has its final size, for tests and benchmarks; 0, or the reason why it is smaller
+ * or not registered. It has the reason at once when kvc_pool_growing is false. KM_EINVAL before the first attach. */
 int kvc_pool_wait(struct kvc_pool *p, struct km_err *err);
 int64_t kvc_pool_bytes(struct kvc_pool *p);     /* of all usable slots */
 int64_t kvc_pool_grow_ns(struct kvc_pool *p);   /* from the first attach until the final size; 0: still growing */

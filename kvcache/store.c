@@ -1,6 +1,6 @@
 /* Stores. A store reserves slots for the chunks of its sequence in order and stops at the first one for which there is
- * none, because a lookup stops at the first chunk that it misses. It copies from the last chunk to the first, so that the
- * first is published last: it becomes the newest and is evicted last, under both policies. */
+ * none, because a lookup stops at the first chunk that it misses. It copies from the last chunk to the first, so that
+ * the first is published last: it becomes the newest and is evicted last, under both policies. */
 #include "base/mem.h"
 #include "kvcache/internal.h"
 #include "kvcache/op.h"

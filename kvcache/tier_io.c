@@ -5,8 +5,6 @@
 #include "kvcache/op.h"
 #include "kvcache/sequence.h"
 
-#include <string.h>
-
 int kvc_tiers_open(struct kvc *k, struct km_err *err)
 {
     const int share = kvc_pool_slots(k->pool) / (4 * (k->cfg.n_tiers ? k->cfg.n_tiers : 1));
@@ -67,9 +65,9 @@ static int64_t deadline(int64_t now, size_t bytes)
 
 /* A new operation on the list of the tier; NULL without memory. */
 static struct kvc_tio *tio_new(struct kvc *k, struct kvc_tier_io *t, enum kvc_io_kind kind, const struct km_digest *key,
-                               int slot, int n_ids)
+                               int slot)
 {
-    struct kvc_tio *o = km_calloc(1, sizeof *o + (size_t)n_ids * sizeof *o->ids);
+    struct kvc_tio *o = km_calloc(1, sizeof *o);
     if (!o)
         return NULL;
     o->io = (struct kvc_io){.kind = kind, .key = *key, .user = o};
@@ -87,8 +85,7 @@ static struct kvc_tio *tio_new(struct kvc *k, struct kvc_tier_io *t, enum kvc_io
     return o;
 }
 
-enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, const int32_t *ids,
-                          int n_tokens)
+enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, int n_tokens)
 {
     struct kvc_tier_io *t = &k->tier[tier];
     if (kvc_tier_stuck(t))
@@ -98,15 +95,12 @@ enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, 
     const int slot = kvc_chunks_insert(&k->chunks, key, position, n_tokens);
     if (slot < 0)
         return KVC_GET_NO_SLOT;
-    struct kvc_tio *o = tio_new(k, t, KVC_GET, key, slot, n_tokens);
+    struct kvc_tio *o = tio_new(k, t, KVC_GET, key, slot);
     if (!o) {
         kvc_chunks_drop(&k->chunks, slot);
         return KVC_GET_FAILED;
     }
     o->io.payload_bytes = o->io.payload ? k->geometry.payload_bytes : 0;
-    o->position = position;
-    o->n_tokens = n_tokens;
-    memcpy(o->ids, ids, (size_t)n_tokens * sizeof *ids);
     t->n_gets++;
     kvc_rate_begin(&t->get_rate, k->now, false);
     return KVC_GET_STARTED;
@@ -116,7 +110,7 @@ void kvc_tier_remove(struct kvc *k, int tier, const struct km_digest *key)
 {
     struct kvc_tier_io *t = &k->tier[tier];
     if (!kvc_tier_stuck(t)) /* without memory the chunk stays, and the next load finds the damage again */
-        tio_new(k, t, KVC_REMOVE, key, -1, 0);
+        tio_new(k, t, KVC_REMOVE, key, -1);
 }
 
 static void unqueue(struct kvc_tier_io *t, int i)
@@ -219,7 +213,7 @@ static bool accept(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
         kvc_tier_remove(k, (int)(t - k->tier), &o->io.key);
         return false;
     }
-    return kvc_header_match(h, o->ids, o->n_tokens, o->position);
+    return true;
 }
 
 static void end_get(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
@@ -315,7 +309,7 @@ static bool start_puts(struct kvc *k, struct kvc_tier_io *t)
         /* The chunk may have been dropped meanwhile because a load has found it damaged. */
         struct kvc_tio *o = has || k->chunks.chunk[slot].state != KVC_READY
                                 ? NULL
-                                : tio_new(k, t, KVC_PUT, &key, slot, 0);
+                                : tio_new(k, t, KVC_PUT, &key, slot);
         if (!o) {
             kvc_unref(k, slot);
             continue;

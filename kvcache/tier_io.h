@@ -1,12 +1,12 @@
 /* Operations of the layer's tiers: GETs, PUTs, questions (EXISTS) and removals, with deadlines and counters.
  *
  * A `kvc_tier_io` is one configured tier with its operations. A GET fills a FILLING slot. When the tier returns it in
- * time with the right header, the chunk is published and every load that waits for it takes a reference; otherwise the
- * slot is dropped. A PUT has a reference to its slot. What a tier returns after the deadline counts as missing; its slot
- * keeps a reference until the tier returns it, so that nobody reuses a buffer that the tier may still write.
+ * time with the right header, the chunk is published and every load that waits for it compares the ids and takes a
+ * reference; otherwise the slot is dropped. A PUT has a reference to its slot. What a tier returns after the deadline counts as missing; the
+ * slot keeps a reference until then, so that nobody reuses a buffer that the tier may still write.
  *
  * A tier with KVC_LATE_MOST operations beyond their deadline is stuck: it is neither asked nor given anything until it
- * has returned some of them. So at most KVC_LATE_MOST + KVC_GETS + KVC_PUTS slots are lost to a tier that never answers.
+ * has returned some of them. A tier that never answers thus costs at most KVC_LATE_MOST + KVC_GETS + KVC_PUTS slots.
  *
  * All functions are called with the store's lock held, except where the comment says otherwise. */
 #ifndef KVC_TIER_IO_H
@@ -31,10 +31,8 @@ struct kvc_tio {
     struct kvc_io io;
     struct kvc_tio *prev, *next; /* list of the tier's operations that it has not returned */
     int32_t slot;                /* -1: none, of a REMOVE */
-    int32_t position, n_tokens;  /* GET: of the chunk that is expected */
     int64_t deadline;
     bool late;
-    int32_t ids[];               /* GET: [n_tokens] */
 };
 
 /* Questions for the chunks [first, first + n) of a sequence. */
@@ -76,8 +74,7 @@ void kvc_tiers_close(struct kvc *k);
 bool kvc_tier_stuck(const struct kvc_tier_io *t);
 enum kvc_get { KVC_GET_STARTED, KVC_GET_LATER, KVC_GET_NO_SLOT, KVC_GET_FAILED };
 /* Starts to fetch a chunk that is not in the index. LATER: too many GETs are in flight. */
-enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, const int32_t *ids,
-                          int n_tokens);
+enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, int n_tokens);
 /* Offers a READY chunk to every tier. */
 void kvc_tier_put(struct kvc *k, int slot);
 void kvc_tier_remove(struct kvc *k, int tier, const struct km_digest *key);

@@ -56,7 +56,8 @@ static int port_attach(void *self, const struct kv_geom *geom, const struct kv_c
     return rc;
 }
 
-/* Waits until nothing of the view is in flight, or for copies that are lost until no call is under way. False: too long. */
+/* Waits until nothing of the view is in flight; if its copies are lost, until no call is under way. False: that took
+ * too long. */
 static bool drain(struct kvc_view *v, int64_t most_ns)
 {
     struct kvc *k = v->kvc;

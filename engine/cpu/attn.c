@@ -9,6 +9,7 @@
 enum {
     KV_SPLIT = 512,          /* tokens of a split of the KV */
     MAX_ROWS = 96,           /* query rows of a job: packing K and V then takes a small share of its time */
+    TASKS_MIN = 8,           /* tasks for each thread that keep the threads about equally busy */
     PARTIAL_FLOATS = 4 << 20 /* floats of the array of partials */
 };
 _Static_assert(KV_SPLIT % KV_TILE == 0, "a split has whole tiles");
@@ -46,6 +47,7 @@ struct attn {
     struct scratch *scratch;   /* [threads] */
     struct job *jobs, *merges; /* [n_jobs], [n_merges]; if n_merges is 0, a job processes all splits of its rows */
     int n_jobs, n_merges;
+    int task_heads;  /* KV heads that one task computes, one after the other: all of them, or 1 if there are few jobs */
     float *partials; /* [PARTIAL_FLOATS / ld_partial][ld_partial] o[dp], m and l of one split and one row */
     float *zeros;    /* [d] K and V of tokens after the request's last */
     /* The current call of attn_run. */
@@ -157,6 +159,7 @@ double attn_plan(struct attn *at, const struct batch *b)
                 job->split1 = s + 1;
             }
     }
+    at->task_heads = at->n_jobs >= TASKS_MIN * at->threads ? G : 1;
     qsort(at->jobs, (size_t)at->n_jobs, sizeof *at->jobs, by_falling_cost);
     return 4.0 * pairs * at->c->n_heads * at->c->head_dim;
 }
@@ -230,9 +233,30 @@ static void start_rows(const struct attn *at, const struct job *job, int head, s
     memset(s->sum, 0, (size_t)n * (size_t)at->dp * sizeof(float));
 }
 
-/* Computes one split of a job's rows. tiles: the current and the next tile, by tile number modulo 2; the split's first
- * tile has been found. */
-static void run_split(const struct attn *at, const struct job *job, int head, int split, struct kv_tile tiles[2],
+/* The tiles of a task, each of which is found, and prefetched, while the one before it is computed. */
+struct reading {
+    struct kv_tile tiles[2];
+    int now;      /* index of the current tile; the other one is the next */
+    int end_head; /* the task's heads are those before this one */
+};
+
+/* Finds the tile after tokens [from, from + KV_TILE) of a head: the job's next one, or the first one of the next head.
+ */
+static const struct kv_tile *find_next(const struct attn *at, const struct job *job, int head, int from,
+                                       struct reading *rd)
+{
+    const int last = at->b->positions[job->q0 + job->n_q - 1];
+    const bool more = from + KV_TILE <= last && from + KV_TILE < job->split1 * KV_SPLIT;
+    struct kv_tile *next = &rd->tiles[!rd->now];
+    if (more || head + 1 == rd->end_head)
+        find_tile(at, job->req, head, from + KV_TILE, next);
+    else
+        find_tile(at, job->req, head + 1, job->split0 * KV_SPLIT, next);
+    return next;
+}
+
+/* Computes one split of a job's rows. The split's first tile is the current one of rd. */
+static void run_split(const struct attn *at, const struct job *job, int head, int split, struct reading *rd,
                       struct scratch *s)
 {
     const int d = at->c->head_dim, dp = at->dp, n = job->n_q * at->group;
@@ -245,10 +269,8 @@ static void run_split(const struct attn *at, const struct job *job, int head, in
         s->m[r] = M_NONE;
     memset(s->l, 0, (size_t)n * KERNELS_MAX_VL * sizeof(float));
     memset(s->o, 0, (size_t)n * (size_t)dp * sizeof(float));
-    for (int from = split * KV_SPLIT; from < end; from += KV_TILE) {
-        const struct kv_tile *now = &tiles[from / KV_TILE % 2];
-        struct kv_tile *next = &tiles[(from / KV_TILE + 1) % 2];
-        find_tile(at, job->req, head, from + KV_TILE, next);
+    for (int from = split * KV_SPLIT; from < end; from += KV_TILE, rd->now ^= 1) {
+        const struct kv_tile *now = &rd->tiles[rd->now], *next = find_next(at, job, head, from, rd);
         if (n <= at->k->mr) {
             at->k->attend_in_place(&rows, d, from, now, next, bf16);
         } else {
@@ -281,18 +303,20 @@ static void finish_split(const struct attn *at, const struct job *job, int head,
 static void run_job(void *ctx, int task, int thread)
 {
     struct attn *at = ctx;
-    const int head = task % at->c->n_kv_heads;
-    const struct job *job = &at->jobs[task / at->c->n_kv_heads];
+    const int tasks = at->c->n_kv_heads / at->task_heads, first = task % tasks * at->task_heads;
+    const struct job *job = &at->jobs[task / tasks];
     struct scratch *s = &at->scratch[thread];
-    struct kv_tile tiles[2];
-    start_rows(at, job, head, s);
-    find_tile(at, job->req, head, job->split0 * KV_SPLIT, &tiles[job->split0 * KV_SPLIT / KV_TILE % 2]);
-    for (int split = job->split0; split < job->split1; split++) {
-        run_split(at, job, head, split, tiles, s);
-        finish_split(at, job, head, split, s);
+    struct reading rd = {.end_head = first + at->task_heads};
+    find_tile(at, job->req, first, job->split0 * KV_SPLIT, &rd.tiles[0]);
+    for (int head = first; head < rd.end_head; head++) {
+        start_rows(at, job, head, s);
+        for (int split = job->split0; split < job->split1; split++) {
+            run_split(at, job, head, split, &rd, s);
+            finish_split(at, job, head, split, s);
+        }
+        for (int r = 0; r < job->n_q * at->group && !at->n_merges; r++)
+            write_out(at, job, head, r, s->sum + (size_t)r * (size_t)at->dp, s->sum_l[r]);
     }
-    for (int r = 0; r < job->n_q * at->group && !at->n_merges; r++)
-        write_out(at, job, head, r, s->sum + (size_t)r * (size_t)at->dp, s->sum_l[r]);
 }
 
 /* Merges the partials of all splits of a job. */
@@ -320,6 +344,6 @@ void attn_run(struct attn *at, int layer, const float *q, size_t ldq, float *out
     at->ldq = ldq;
     at->out = out;
     at->ldo = ldo;
-    thread_pool_run(at->pool, at->n_jobs * at->c->n_kv_heads, run_job, at);
+    thread_pool_run(at->pool, at->n_jobs * (at->c->n_kv_heads / at->task_heads), run_job, at);
     thread_pool_run(at->pool, at->n_merges * at->c->n_kv_heads, run_merge, at);
 }

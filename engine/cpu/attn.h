@@ -4,6 +4,8 @@
  * head (GQA). A job processes the request's KV in tiles of KV_TILE tokens. The KV is divided into splits of 512 tokens
  * at fixed positions. Each split has a softmax of its own, and the partials of the splits are merged in order.
  *
+ * One task of the thread pool computes all heads of a job, one after the other, or one head if there are few jobs.
+ *
  * A job with few rows, such as a decoded token of one request, reads K and V where they lie. A job with many rows first
  * packs each tile into panels, once for all rows.
  *

@@ -5,6 +5,7 @@
  * takes it as its argument to repeat a run. */
 #include "base/test/test.h"
 
+#include "engine/planner.h"
 #include "fake_rig.h"
 
 #include <stdlib.h>
@@ -42,12 +43,17 @@ static void new_job(struct fake_rig *g, struct job *j, int longest)
     fake_rig_submit(g, j);
 }
 
+static struct {
+    int64_t loads, intervals, cuts, overlapped, abandoned, resets;
+} seen;
+
 static void one_run(int round, long steps)
 {
     struct eng_opts o = fake_rig_opts(10 + below(60), 1 + below(150), 1 + below(16));
     o.block_size = below(3) ? 16 : below(2) ? 1 : 7;
     o.num_blocks = o.num_blocks * 16 / o.block_size;
     o.prefix_caching = below(5) > 0;
+    o.kv_planner = below(6) ? PLN_AUTO : below(3) ? PLN_LOAD : PLN_COMPUTE;
     struct fake_port p;
     struct fake_rig g;
     bool port = below(4) > 0;
@@ -62,7 +68,16 @@ static void one_run(int round, long steps)
     p.vague = below(2) * 30;
     p.depth = 1 + below(FAKE_DEPTH);
     p.rng = fake_random(&rng);
-    fake_rig_open_on(&g, &o, port ? &p : NULL, below(2) ? &be_fake_async : &be_fake);
+    struct backend backend = below(2) ? be_fake_async : be_fake;
+    if (below(4)) { /* with a simulated clock, on which a row takes 1 us, and loads a similar time or much more */
+        static const double rates[] = {0, 1e4, 1e5, 1e6, 4e6, 8e6, 2e7, 1e8};
+        backend.now = be_fake_clock.now;
+        p.rate = rates[below(8)];
+        p.told_rate = below(2) ? below(2) ? 1e9 : 4e7 : p.rate * (1 + below(20)) / 10;
+    }
+    fake_rig_open_on(&g, &o, port ? &p : NULL, &backend);
+    g.m.row_ns = 1000;
+    g.m.floor_ns = 3000;
     g.m.host_sampled = below(3) ? 0 : below(30);
     g.m.copy_polls = below(2) * below(5);
     g.m.copy_fails = below(3) ? 0 : 20;
@@ -73,7 +88,13 @@ static void one_run(int round, long steps)
         longest = 300;
     static struct job jobs[JOBS];
     memset(jobs, 0, sizeof jobs);
+    bool gets_stuck = below(3) == 0;
     for (long s = 0; s < steps || live; s++) {
+        if (s >= steps)
+            p.stuck = false;
+        else if (gets_stuck && below(30) == 0)
+            p.stuck = !p.stuck;
+        g.stall_ns = p.stuck ? 5000000 : p.rate > 0 && p.rate < 1e6 ? 200000 : 3000;
         for (int i = 0; s < steps && i < JOBS; i++)
             if (!jobs[i].prompt && below(JOBS) < 2) {
                 new_job(&g, &jobs[i], longest);
@@ -105,8 +126,16 @@ static void one_run(int round, long steps)
     struct eng_stats st;
     eng_stats(g.e, &st);
     print_message("round %2d: %3d requests, %2d cancelled, %4lld of %4lld async steps, %4lld preemptions, "
-                  "%5lld pool hits, %3d loads, %2d intervals, %d resets\n", round, done, cancelled, (long long)st.async_steps,
-                  (long long)st.steps, (long long)st.preemptions, (long long)st.prefix_hits, p.loads, p.intervals, resets);
+                  "%5lld pool hits, %3d loads, %2d intervals, %3d cuts, %4lld overlapped, %2lld given up, %d resets\n",
+                  round, done, cancelled, (long long)st.async_steps, (long long)st.steps, (long long)st.preemptions,
+                  (long long)st.prefix_hits, p.loads, p.intervals, p.cuts, (long long)st.overlapped_rows,
+                  (long long)st.abandoned_loads, resets);
+    seen.loads += p.loads;
+    seen.intervals += p.intervals;
+    seen.cuts += p.cuts;
+    seen.overlapped += st.overlapped_rows;
+    seen.abandoned += st.abandoned_loads;
+    seen.resets += resets;
     fake_rig_close(&g);
     fake_port_free(&p);
 }
@@ -116,8 +145,13 @@ static void answers_do_not_depend_on_the_traffic(void **state)
     (void)state;
     print_message("seed %llu\n", (unsigned long long)seed);
     rng = seed;
-    for (int round = 0; round < 24; round++)
+    for (int round = 0; round < 100; round++)
         one_run(round, 250);
+    print_message("%lld loads, %lld intervals, %lld cuts, %lld overlapped, %lld given up, %lld resets\n",
+                  (long long)seen.loads, (long long)seen.intervals, (long long)seen.cuts, (long long)seen.overlapped,
+                  (long long)seen.abandoned, (long long)seen.resets);
+    assert_true(seen.loads > 200 && seen.intervals > 20 && seen.cuts > 50);
+    assert_true(seen.overlapped > 500);
 }
 
 int main(int argc, char **argv)

@@ -1,10 +1,10 @@
 /* A KV pool and a copier for tests without an engine: a fake device with a DMA engine for each direction.
  *
- * Copies of one direction run in the order of submission, at a rate, behind their fence. Their bytes move in the call of
- * poll that finds them complete, and not before, so code that reads too early reads wrong bytes. With `threads` the
+ * Copies of one direction run in the order of submission, at a rate, behind their fence. Their bytes move in the call
+ * of poll that finds them complete, and not before, so code that reads too early reads wrong bytes. With `threads` the
  * device has the machine's clock. Without, it has a clock of its own that advances with each poll, so that tests are
- * repeatable. Tests can make calls or tickets fail, flip bits, and hold copies back. The copier checks that copies write
- * only to pages that the test allows (`writable`). */
+ * repeatable. Tests can make calls or tickets fail, flip bits, and hold copies back. The copier checks that copies
+ * write only to pages that the test allows (`writable`). */
 #ifndef KVC_TEST_FAKE_PAGES_H
 #define KVC_TEST_FAKE_PAGES_H
 

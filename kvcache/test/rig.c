@@ -18,6 +18,13 @@ static struct kvc_config config(const struct rig_opts *o, size_t page_bytes)
     c.chunk_size = o->chunk;
     c.max_local_cpu = o->slots * (int64_t)((size_t)pages * page_bytes + kvc_header_bytes(o->chunk, pages)) + 100;
     c.local_cpu = !o->no_local_cpu;
+    if (o->spec) {
+        struct kvc_config tiers = c;
+        bool off;
+        assert_int_equal(kvc_config_spec(o->spec, &tiers, &off, NULL), 0);
+        c.n_tiers = tiers.n_tiers;
+        memcpy(c.tier, tiers.tier, sizeof c.tier);
+    }
     c.save_decode = o->save_decode;
     c.save_unfull = o->save_unfull;
     c.policy = o->fifo ? KVC_FIFO : KVC_LRU;

@@ -27,6 +27,7 @@ struct rig_opts {
     bool save_decode, save_unfull, no_local_cpu, fifo;
     int64_t throttle;
     struct fake_tier *tier[2];   /* NULL: none */
+    const char *spec;            /* a tier as in --kv-cache, such as "disk=DIR:SIZE"; NULL: none */
 };
 
 void rig_open(struct rig *r, struct rig_opts o);

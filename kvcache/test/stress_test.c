@@ -1,5 +1,5 @@
-/* Random operations against a reference. With copies that complete at once the reference is exact: a list of prefixes in
- * order of use must predict every lookup and every eviction. With engines on threads of their own, one store, tiers,
+/* Random operations against a reference. With copies that complete at once the reference is exact: a list of prefixes
+ * in order of use must predict every lookup and every eviction. With engines on threads of their own, one store, tiers,
  * slow and failing copies and flipped bits the check is one-sided: all tokens that a load reports as good must have the
  * right bytes, and pages that a cut returned are not written. The seed is printed; argv[1] sets it. */
 #include "kvcache/test/rig.h"

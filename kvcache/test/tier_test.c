@@ -155,6 +155,28 @@ static void wrong_bytes_are_not_used(void **state)
     }
 }
 
+/* A tier has another chunk under the same key: the ids in the header tell them apart. */
+static void equal_keys_of_different_chunks_miss(void **state)
+{
+    (void)state;
+    struct fake_tier t;
+    struct rig r;
+    fake_tier_init(&t, true);
+    rig_open(&r, (struct rig_opts){.chunk = 64, .slots = 24, .no_local_cpu = true, .tier = {&t}});
+    ((struct kvc_view *)r.p.self)->keys.key_bytes = 0; /* now every chunk has the same key */
+    rig_store(&r, NULL, 64);
+    assert_true(kvc_settle(r.k, 10));
+    assert_range(rig_load_all(&r, NULL, 64), 0, 64);
+    r.tok[63]++;
+    assert_int_equal(rig_hit(&r, NULL, 64), 64); /* a hint, and a wrong one */
+    assert_range(rig_load_all(&r, NULL, 64), 0, 0);
+    r.tok[63]--;
+    assert_range(rig_load_all(&r, NULL, 64), 0, 64);
+    assert_int_equal(fake_tier_count(&t), 1);
+    rig_free(&r);
+    fake_tier_free(&t);
+}
+
 /* One chunk is lost between lookup and load: the larger side is loaded. */
 static void a_missing_chunk_splits_the_load(void **state)
 {
@@ -440,6 +462,36 @@ static void a_second_tier(void **state)
     }
 }
 
+/* The real disk tier behind the port. */
+static void chunks_come_back_from_a_disk(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/kvc_tier_test_XXXXXX", spec[64], command[64];
+    assert_non_null(mkdtemp(dir));
+    snprintf(spec, sizeof spec, "disk=%s:64MiB", dir);
+    for (int threads = 0; threads < 2; threads++)
+        for (int unfull = 0; unfull < 2; unfull++) {
+            struct rig r;
+            const int want = unfull ? 650 : 640;
+            over_full_tier(&r, (struct rig_opts){.chunk = 64, .slots = 24, .threads = threads, .save_unfull = unfull,
+                                                 .spec = spec}, 650);
+            r.f.poll_ns = 100; /* the disk has the machine's clock */
+            assert_range(rig_load_all(&r, NULL, 650), 0, want);
+            rig_check(&r);
+            assert_int_equal(rig_row(&r, "disk", "hit_tokens"), want);
+            assert_int_equal(rig_row(&r, "disk", "gets"), 10 + unfull);
+            assert_int_equal(r.st.failed_loads, 0);
+            int rc;
+            while ((rc = r.p.reset(r.p.self)) == 1)
+                usleep(100);
+            assert_int_equal(rc, 0);
+            assert_int_equal(rig_hit(&r, NULL, 650), 0);
+            rig_free(&r);
+        }
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -447,6 +499,7 @@ int main(void)
         cmocka_unit_test(a_load_larger_than_host_memory),
         cmocka_unit_test(host_memory_for_staging_only),
         cmocka_unit_test(wrong_bytes_are_not_used),
+        cmocka_unit_test(equal_keys_of_different_chunks_miss),
         cmocka_unit_test(a_missing_chunk_splits_the_load),
         cmocka_unit_test(loads_share_fetches),
         cmocka_unit_test(lookups_wait_for_answers),
@@ -456,6 +509,7 @@ int main(void)
         cmocka_unit_test(a_reset_clears_all_tiers),
         cmocka_unit_test(no_slot_is_a_miss),
         cmocka_unit_test(a_second_tier),
+        cmocka_unit_test(chunks_come_back_from_a_disk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

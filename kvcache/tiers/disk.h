@@ -1,9 +1,9 @@
 /* The disk tier's state, which its files share (disk.c, disk_lane.c, disk_cleaner.c).
  *
  * A `kvc_tier` (below: the tier) has three threads. Two lanes, one for GETs and one for PUTs, open files and keep
- * reads and writes in flight (disk_aio.h). The cleaner deletes files: evicted ones, doomed ones, and, while
- * another process uses the folder, it repeats the scan, so that the index follows what the other process does. One mutex
- * protects the index, the queues and the counters; no thread holds it during a system call that touches the disk. */
+ * reads and writes in flight (disk_aio.h). The cleaner deletes files that are evicted or doomed. While another process
+ * uses the folder, it also repeats the scan, so that the index follows what the other process does. One mutex protects
+ * the index, the queues and the counters; no thread holds it during a system call that touches the disk. */
 #ifndef DISK_H
 #define DISK_H
 

@@ -86,8 +86,8 @@ int disk_config_enabled(const void *config, bool *on, struct km_err *err)
     *on = *c->dir != 0;
     if (*on && c->size < 1)
         return km_fail(err, KM_EINVAL,
-                       "local_disk is %.200s, but max_local_disk_size is 0, so nothing fits; set it to the GiB that the "
-                       "cache may use there, or remove local_disk",
+                       "local_disk is %.200s, but max_local_disk_size is 0, so nothing fits; set it to the GiB that "
+                       "the cache may use there, or remove local_disk",
                        c->dir);
     return 0;
 }

@@ -5,8 +5,8 @@
  *     ROOT/FINGERPRINT/HH/KEY.PID-START-N.tmp   a chunk that process PID is writing
  *     ROOT/kvmark.lock                  open processes hold a shared lock (flock)
  *
- * FINGERPRINT and KEY are 64 hexadecimal digits, HH the first two digits of KEY. START is the start time of process PID,
- * so that a new process with an old number does not pass for its owner. Files with other names are never touched, and
+ * FINGERPRINT and KEY are 64 hexadecimal digits, HH the first two digits of KEY. START is the start time of process
+ * PID, so that a new process with an old number does not pass for its owner. Files with other names are never touched, and
  * no symbolic link below ROOT is followed. No function here keeps state. Functions without `err` return -errno. */
 #ifndef DISK_FILES_H
 #define DISK_FILES_H
@@ -37,8 +37,8 @@ struct disk_file {
     int64_t bytes, mtime; /* mtime: ns since 1970 */
 };
 /* Calls each(arg, file) for every chunk below root, in no order, until it returns < 0, which is then the result.
- * sweep: also removes temporary files whose process has ended. KM_EIO if root cannot be read; folders below it that cannot be read
- * are left out. */
+ * sweep: also removes temporary files whose process has ended. KM_EIO if root cannot be read;
+ * folders below it that cannot be read are left out. */
 int disk_scan(const char *root, bool sweep, int (*each)(void *arg, const struct disk_file *f), void *arg,
               struct km_err *err);
 

@@ -19,13 +19,15 @@
 #include <unistd.h>
 
 struct job {
-    struct kvc_io *io;
+    struct kvc_io *io;    /* not used once the tier is to be closed, for the layer may have freed it */
+    struct km_digest key; /* of io, like the two buffers */
+    void *header, *payload;
     struct job *next;     /* on the list of jobs, oldest first, or of free jobs */
     int dir, fd;          /* the open folder (PUT only, else -1), and the file */
     int32_t entry;        /* PUT: its entry in the index */
     char name[DISK_NAME]; /* PUT: of the temporary file */
     int64_t stamp;        /* the file's mtime, ns since 1970 */
-    size_t payload;       /* bytes of the payload to move */
+    size_t bytes;         /* of the payload, to be moved */
     size_t issued;        /* bytes of header and payload submitted */
     int in_flight;        /* pieces */
     bool direct;          /* with O_DIRECT */
@@ -102,22 +104,21 @@ static bool aligned(const void *p)
 
 static void choose_direct(struct kvc_tier *t, struct job *j)
 {
-    j->direct = t->direct && aligned(j->io->header) && aligned(j->io->payload) && j->payload % DISK_BLOCK == 0;
+    j->direct = t->direct && aligned(j->header) && aligned(j->payload) && j->bytes % DISK_BLOCK == 0;
 }
 
 static int start_get(struct kvc_tier *t, struct job *j)
 {
     int64_t bytes;
-    j->payload = j->io->payload_bytes;
     choose_direct(t, j);
-    j->fd = disk_file_open(t->cfg.dir, &t->fingerprint, &j->io->key, j->direct, &bytes);
+    j->fd = disk_file_open(t->cfg.dir, &t->fingerprint, &j->key, j->direct, &bytes);
     if (j->fd < 0)
         return j->fd;
     const int64_t stored = bytes - (int64_t)t->header_bytes; /* the payload with its padding */
-    if (bytes % DISK_BLOCK || stored < 0 || stored >= (int64_t)j->payload + DISK_BLOCK)
+    if (bytes % DISK_BLOCK || stored < 0 || stored >= (int64_t)j->bytes + DISK_BLOCK)
         return -EBADMSG;
-    if ((size_t)stored < j->payload)
-        j->payload = (size_t)stored;
+    if ((size_t)stored < j->bytes)
+        j->bytes = (size_t)stored;
     const struct timespec used[2] = {{0, UTIME_OMIT}, {j->stamp / 1000000000, j->stamp % 1000000000}};
     futimens(j->fd, used); /* the order of eviction after a restart; a failure does no harm */
     return 0;
@@ -125,10 +126,9 @@ static int start_get(struct kvc_tier *t, struct job *j)
 
 static int start_put(struct kvc_tier *t, struct job *j)
 {
-    j->payload = j->io->payload_bytes;
     choose_direct(t, j);
-    disk_name_temporary(&j->io->key, atomic_fetch_add(&t->temporaries, 1), j->name);
-    j->dir = disk_dir_open(t->cfg.dir, &t->fingerprint, &j->io->key, true);
+    disk_name_temporary(&j->key, atomic_fetch_add(&t->temporaries, 1), j->name);
+    j->dir = disk_dir_open(t->cfg.dir, &t->fingerprint, &j->key, true);
     if (j->dir < 0)
         return j->dir;
     j->fd = openat(j->dir, j->name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC | (j->direct ? O_DIRECT : 0),
@@ -137,7 +137,7 @@ static int start_put(struct kvc_tier *t, struct job *j)
         return -errno;
     /* Reserving the blocks finds a full disk at once, and lets the writes run in parallel, because none of them then
      * makes the file longer. The bytes between the payload's end and the next block's become zeros. */
-    const off_t size = (off_t)(t->header_bytes + (j->payload + DISK_BLOCK - 1) / DISK_BLOCK * DISK_BLOCK);
+    const off_t size = (off_t)(t->header_bytes + (j->bytes + DISK_BLOCK - 1) / DISK_BLOCK * DISK_BLOCK);
     if (!fallocate(j->fd, 0, 0, size))
         return 0;
     return errno == EOPNOTSUPP && !ftruncate(j->fd, size) ? 0 : -errno;
@@ -155,35 +155,41 @@ static bool blames_file(int rc)
  * file is left to the check of the header. */
 static size_t true_length(const struct kvc_tier *t, const struct job *j)
 {
-    const struct kvc_header *h = j->io->header;
-    return t->header_bytes >= sizeof *h && h->payload_bytes <= j->payload &&
-                   h->payload_bytes + DISK_BLOCK > j->payload
+    const struct kvc_header *h = j->header;
+    return t->header_bytes >= sizeof *h && h->payload_bytes <= j->bytes &&
+                   h->payload_bytes + DISK_BLOCK > j->bytes
                ? (size_t)h->payload_bytes
-               : j->payload;
+               : j->bytes;
+}
+
+/* Hands the job's operation to poll. Needs the tier's lock. */
+static void finish(struct kvc_tier *t, struct job *j, int rc)
+{
+    if (!t->stop)
+        disk_finish(t, j->io, rc);
 }
 
 static void end_get(struct kvc_tier *t, struct job *j)
 {
-    struct kvc_io *io = j->io;
     if (!j->rc && !j->direct)
         posix_fadvise(j->fd, 0, 0, POSIX_FADV_DONTNEED); /* host memory has the chunk now */
-    if (!j->rc)
-        io->payload_bytes = true_length(t, j);
     atomic_fetch_sub(&t->reading, 1);
     pthread_mutex_lock(&t->lock);
-    int32_t i = disk_index_find(&t->index, DISK_OWN, &io->key);
+    int32_t i = disk_index_find(&t->index, DISK_OWN, &j->key);
     if (!j->rc) {
-        t->read_bytes += (int64_t)(t->header_bytes + j->payload);
+        t->read_bytes += (int64_t)(t->header_bytes + j->bytes);
+        if (!t->stop)
+            j->io->payload_bytes = true_length(t, j);
     } else if (j->rc != -ECANCELED) {
         if (blames_file(j->rc) && i >= 0 && t->index.entry[i].state == DISK_READY)
             disk_doom(t, i);
         t->errors += j->rc != -ENOENT;
     }
-    disk_finish(t, io,
-                !j->rc                                        ? 0
-                : j->rc == -ENOENT                            ? KM_ENOENT
-                : j->rc == -EBADMSG || j->rc == -ENODATA      ? KM_EFORMAT
-                                                              : KM_EIO);
+    finish(t, j,
+           !j->rc                                   ? 0
+           : j->rc == -ENOENT                       ? KM_ENOENT
+           : j->rc == -EBADMSG || j->rc == -ENODATA ? KM_EFORMAT
+                                                    : KM_EIO);
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -200,7 +206,7 @@ static int publish(struct kvc_tier *t, struct job *j)
     futimens(j->fd, used);
     if (!j->direct)
         sync_file_range(j->fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* starts writing, so that little dirty memory gathers */
-    disk_name_final(&j->io->key, name);
+    disk_name_final(&j->key, name);
     return renameat(j->dir, j->name, j->dir, name) ? -errno : 0;
 }
 
@@ -229,7 +235,7 @@ static void end_put(struct kvc_tier *t, struct job *j)
         if (full) /* something else fills the disk: leave it some of the cache's space */
             disk_evict(t, t->index.bytes / 100 * DISK_LOW_PERCENT);
     }
-    disk_finish(t, j->io, !j->rc || j->rc == -ECANCELED ? 0 : full ? KM_ELIMIT : KM_EIO);
+    finish(t, j, !j->rc || j->rc == -ECANCELED ? 0 : full ? KM_ELIMIT : KM_EIO);
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -260,7 +266,14 @@ static bool admit(struct disk_lane *l)
     while (!t->stop && l->free_jobs && l->queue.first) {
         struct job *j = l->free_jobs, *rest = j->next;
         struct kvc_io *io = l->queue.first, *after = io->next;
-        *j = (struct job){.io = io, .dir = -1, .fd = -1, .entry = -1};
+        *j = (struct job){.io = io,
+                          .key = io->key,
+                          .header = io->header,
+                          .payload = io->payload,
+                          .bytes = io->payload_bytes,
+                          .dir = -1,
+                          .fd = -1,
+                          .entry = -1};
         enum outcome what = plan(t, io, j);
         j->next = rest;
         if (what == PLAN_LATER)
@@ -289,24 +302,24 @@ static bool admit(struct disk_lane *l)
 /* Fills a piece with the next bytes of the job: the header with what follows it, or a part of the payload. */
 static void fill_piece(const struct kvc_tier *t, struct job *j, struct disk_piece *p)
 {
-    const size_t total = t->header_bytes + j->payload;
+    const size_t total = t->header_bytes + j->bytes;
     size_t n = total - j->issued < DISK_PIECE ? total - j->issued : DISK_PIECE;
     p->at = (int64_t)j->issued;
     p->n_iov = 0;
     if (!j->issued)
-        p->iov[p->n_iov++] = (struct iovec){j->io->header, t->header_bytes};
+        p->iov[p->n_iov++] = (struct iovec){j->header, t->header_bytes};
     const size_t from = j->issued ? j->issued - t->header_bytes : 0; /* in the payload */
     if (!j->issued && n < t->header_bytes)
         n = t->header_bytes;
     const size_t bytes = j->issued ? n : n - t->header_bytes;
     if (bytes)
-        p->iov[p->n_iov++] = (struct iovec){(char *)j->io->payload + from, bytes};
+        p->iov[p->n_iov++] = (struct iovec){(char *)j->payload + from, bytes};
     j->issued += n;
 }
 
 static bool wholly_issued(const struct kvc_tier *t, const struct job *j)
 {
-    return j->rc || j->issued == t->header_bytes + j->payload;
+    return j->rc || j->issued == t->header_bytes + j->bytes;
 }
 
 static void issue(struct disk_lane *l)

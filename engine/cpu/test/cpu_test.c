@@ -345,6 +345,39 @@ static void batches_and_scattered_pages_give_the_same_bits(void **state)
     mdl_free(m);
 }
 
+/* Many decode rows in one step: a task of attention then computes all heads of a request. */
+static void a_large_decode_batch_gives_the_same_bits(void **state)
+{
+    (void)state;
+    enum { N = 32 };
+    static int32_t tokens[1024];
+    struct mdl *m = open_model(TINY);
+    random_tokens(tokens, 1024, mdl_config(m)->vocab);
+    for (int dtype = KM_F32; dtype <= KM_BF16; dtype++) {
+        struct rig r;
+        struct rig_seq s[N];
+        struct rig_part parts[N];
+        struct smp_result alone[N], together[N];
+        open_rig(&r, m, rig_opts((enum km_dtype)dtype));
+        r.stride = 37;
+        for (int i = 0; i < N; i++) {
+            const int done = 1 + i * i % 200; /* 1 to 197 tokens: whole tiles, partial tiles and less than one */
+            open_seq(&r, &s[i], done + 1);
+            prefill(&r, &s[i], tokens + i, done, 2048);
+            parts[i] = (struct rig_part){&s[i], tokens + i + done, 1, &greedy};
+            run_step(&r, &parts[i], 1, &alone[i]);
+            s[i].n_done = done;
+        }
+        run_step(&r, parts, N, together);
+        for (int i = 0; i < N; i++) {
+            assert_true(rig_same(&alone[i], &together[i]));
+            rig_seq_close(&s[i]);
+        }
+        rig_close(&r);
+    }
+    mdl_free(m);
+}
+
 /* ---- copies between pages and host memory ---- */
 
 static void copy_pages(struct rig *r, enum kv_dir dir, struct kv_copy *c, int n)
@@ -801,6 +834,28 @@ static const struct mdl_config small_model = {.n_layers = 1,
                                               .rope_theta = 1e4f,
                                               .rms_eps = 1e-6f};
 
+/* The checksum of a page reads 64-bit words, each of which belongs to one token. */
+static void a_head_of_no_whole_words_is_refused(void **state)
+{
+    (void)state;
+    char dir[64];
+    struct mdl_config c = small_model;
+    struct rig r;
+    struct km_err err = {0};
+    struct be_opts o = rig_opts(KM_BF16);
+    c.head_dim = 6;
+    fx_dir(dir);
+    fx_model(dir, &c, KM_BF16, 1, 1);
+    struct mdl *m = open_model(dir);
+    assert_int_equal(rig_open(&r, &be_cpu, &o, m, &err), KM_EINVAL);
+    assert_non_null(strstr(err.msg, "head_dim 6 in bfloat16"));
+    o.dtype = KM_F32;
+    open_rig(&r, m, o);
+    rig_close(&r);
+    mdl_free(m);
+    fx_remove(dir);
+}
+
 static void failed_allocations_are_reported_and_free_everything(void **state)
 {
     (void)state;
@@ -864,6 +919,7 @@ int main(void)
         cmocka_unit_test(odd_shapes_match_a_plain_reference),
         cmocka_unit_test(chunked_prefill_gives_the_same_bits),
         cmocka_unit_test(batches_and_scattered_pages_give_the_same_bits),
+        cmocka_unit_test(a_large_decode_batch_gives_the_same_bits),
         cmocka_unit_test(copied_pages_give_the_same_bits),
         cmocka_unit_test(the_checksum_covers_the_valid_tokens),
         cmocka_unit_test(invalid_copies_are_refused),
@@ -873,6 +929,7 @@ int main(void)
         cmocka_unit_test(a_plan_has_the_bytes_that_open_allocates),
         cmocka_unit_test(a_plan_fails_as_open_would),
         cmocka_unit_test(invalid_batches_are_refused),
+        cmocka_unit_test(a_head_of_no_whole_words_is_refused),
         cmocka_unit_test(failed_allocations_are_reported_and_free_everything),
         cmocka_unit_test(unreadable_weights_are_an_error_that_names_the_file),
     };

@@ -33,14 +33,17 @@ void cu_attn_prefill_sm90(const cu_dims &m, const cu_prefill_plan &p, const cu_s
 
 /* tails.cu: plan of the tails, and merging of their splits. */
 enum { CU_TAIL_KEYS = 128 }; /* tokens of a key tile: splits are whole key tiles */
-/* True if a request is processed as a tail: prefill tiles of its rows would not fill the GPU, and its KV is long enough
- * to be split. Depends on the request alone. */
+/* True if a request can be a tail: prefill tiles of its rows would not fill the GPU, and its KV is long enough to be
+ * split. */
 bool cu_attn_is_tail(const cu_dims &m, int q_len, int kv_len);
+/* True if the requests reqs[n] take less time as tails than in prefill attention, by an estimate. q_start and kv_len of
+ * the host arrays must be filled. Many requests of 128 rows fill the GPU without splits, and prefill is then faster. */
+bool cu_attn_tails_pay(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n);
 int cu_attn_tail_rows(const cu_dims &m);               /* query tokens of a tail's tile */
 int cu_attn_tails_max(const cu_dims &m, int T, int R); /* most entries of `tails` in a step of T tokens of R requests */
 /* Plans the tails reqs[n]: writes `tails` of the host arrays, and sets the tails' counts. q_start, kv_len and
- * table_start of the host arrays must be filled. The number of splits depends on all tails of the step, but not on its
- * other requests. */
+ * table_start of the host arrays must be filled. The number of splits depends on all tails of the step, and with it the
+ * rounding of their outputs, but not on the other requests. */
 void cu_attn_tails(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n, cu_step_counts *counts);
 
 /* The partial results of splits. A cell is one split of one tile and one KV head, which is one job. The jobs whose tile
@@ -50,9 +53,10 @@ struct cu_tail_partials {
     float2 *ml; /* [cells][CU_TILE_Q] maximum (base 2) and sum of the softmax */
 };
 size_t cu_attn_tail_workspace(const cu_dims &m); /* bytes; need not be initialised */
-/* Enqueues the attention of all tails of a step, in prefill_sm90.cu, and the merging. */
+/* Enqueues the attention of all tails of a step, merging included. */
 void cu_attn_tails_sm90(const cu_dims &m, const cu_prefill_plan &p, const cu_step_arrays &in,
                         const cu_step_counts &counts, int layer, void *workspace, bf16 *o, cudaStream_t s);
+/* prefill_sm90.cu: the same without the merging. */
 void cu_attn_tails_split(const cu_dims &m, const cu_prefill_plan &p, const cu_step_arrays &in,
                          const cu_step_counts &counts, int layer, const cu_tail_partials &part, bf16 *o,
                          cudaStream_t s);

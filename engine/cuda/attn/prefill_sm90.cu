@@ -531,7 +531,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
     /* All thread blocks are running: the next GEMM may start to load its weights. A merging kernel starts when all
-     * blocks have ended, because its blocks would otherwise gather on the SMs that become free first. */
+     * blocks have ended, because its blocks would otherwise gather on the SMs that become free first. An early start
+     * gained nothing (results/SPEED.md, T3). */
     if (!TAIL || !P.merged)
         griddep_launch();
     if (threadIdx.x >= 32 * WARPS) {

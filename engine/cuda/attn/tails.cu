@@ -7,7 +7,7 @@
 #include "engine/cuda/attn/attn.h"
 #include "engine/cuda/attn/merge.cuh"
 
-#include <limits.h>
+#include <math.h>
 
 namespace {
 
@@ -63,32 +63,59 @@ int splits_of(const tail_size &t, int limit)
     return n < t.fewest_keys ? n : t.fewest_keys;
 }
 
-/* The estimated time of the tails if no split may exceed `limit` key tiles, in times of one key tile; INFINITY if the
- * workspace does not hold the partials. Jobs of equal length run in waves. For jobs of different lengths, the time is
- * at most that of a queue: all work divided by the SMs, and one job. */
-double estimate(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n, int limit)
+/* ---- estimated times, in times that a thread block needs for one key tile of prefill ---- */
+
+const double start_time = 2;        /* of a job, before its first key tile */
+const double tail_slowdown = 1.2;   /* of a key tile of tails: 1.9 us against 1.6 us on an H100 */
+const double merge_time = 4;        /* of the merging kernel */
+const double merges_in_a_tile = 50; /* jobs whose partials are written and merged in the time of one key tile */
+
+/* Time of `jobs` jobs with `key_tiles` key tiles in all, the longest with `longest`. Jobs of equal length run in waves.
+ * For jobs of different lengths, the time is at most that of a queue: all work divided by the SMs, and one job. */
+double time_of_jobs(const cu_dims &m, long jobs, long key_tiles, int longest)
 {
-    const double start = 2, merge = 2, merged_per_tile = 50; /* of a job; of the merging kernel; splits it merges */
-    long jobs = 0, work = 0, merged = 0;
+    double waves = (double)((jobs + m.n_sms - 1) / m.n_sms) * (longest + start_time),
+           queue = ((double)key_tiles + (double)jobs * start_time) / m.n_sms + longest + start_time;
+    return fmin(waves, queue);
+}
+
+/* Time of the tails if no split may exceed `limit` key tiles; INFINITY if the workspace does not hold the partials. */
+double time_as_tails(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n, int limit)
+{
+    long jobs = 0, key_tiles = 0, merged = 0;
     int longest = 0;
     for (int i = 0; i < n; i++) {
         tail_size t = size_of(m, host, reqs[i]);
         int splits = splits_of(t, limit), each = div_up(t.most_keys, splits);
         jobs += (long)t.tiles * splits * m.G;
-        work += (long)t.tiles * t.most_keys * m.G;
+        key_tiles += (long)t.tiles * t.most_keys * m.G;
         merged += splits > 1 ? t.tiles * splits : 0;
         longest = each > longest ? each : longest;
+        if (merged > most_merged(m))
+            return INFINITY;
     }
-    if (merged > most_merged(m))
-        return INFINITY;
-    double waves = (double)((jobs + m.n_sms - 1) / m.n_sms) * (longest + start),
-           queue = (work + jobs * start) / m.n_sms + longest + start;
-    return fmin(waves, queue) + (merged ? merge + (double)merged * m.G / merged_per_tile : 0);
+    return tail_slowdown * time_of_jobs(m, jobs, key_tiles, longest) +
+           (merged ? merge_time + (double)merged * m.G / merges_in_a_tile : 0);
+}
+
+/* Time of the tails if prefill attention processes them. */
+double time_as_prefill(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n)
+{
+    long jobs = 0, key_tiles = 0;
+    int longest = 0;
+    for (int i = 0; i < n; i++) {
+        int keys = size_of(m, host, reqs[i]).most_keys, rows = host.q_start[reqs[i] + 1] - host.q_start[reqs[i]];
+        long tiles = (long)div_up(rows, CU_TILE_Q) * m.H;
+        jobs += tiles;
+        key_tiles += tiles * keys;
+        longest = keys > longest ? keys : longest;
+    }
+    return time_of_jobs(m, jobs, key_tiles, longest);
 }
 
 /* Chooses the most key tiles of a split: the longest tail is divided into 1, 2, ... splits, and the number with the
- * lowest estimated time is chosen. */
-int choose_limit(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n)
+ * lowest estimated time is chosen. *time is set to it. */
+int choose_limit(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n, double *time)
 {
     int longest = 1;
     for (int i = 0; i < n; i++) {
@@ -96,11 +123,11 @@ int choose_limit(const cu_dims &m, const cu_step_arrays &host, const int32_t *re
         longest = keys > longest ? keys : longest;
     }
     int best = longest;
-    double best_time = estimate(m, host, reqs, n, longest);
+    *time = time_as_tails(m, host, reqs, n, longest);
     for (int splits = 2; splits <= most_merged(m) && splits <= longest; splits += 1 + splits / 16) {
-        double time = estimate(m, host, reqs, n, div_up(longest, splits));
-        if (time < best_time)
-            best_time = time, best = div_up(longest, splits);
+        double t = time_as_tails(m, host, reqs, n, div_up(longest, splits));
+        if (t < *time)
+            *time = t, best = div_up(longest, splits);
     }
     return best;
 }
@@ -114,6 +141,14 @@ bool cu_attn_is_tail(const cu_dims &m, int q_len, int kv_len)
            div_up(q_len, CU_TILE_Q) * m.H < m.n_sms;
 }
 
+bool cu_attn_tails_pay(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n)
+{
+    double time = 0;
+    if (n)
+        choose_limit(m, host, reqs, n, &time);
+    return n && time < time_as_prefill(m, host, reqs, n);
+}
+
 int cu_attn_tail_rows(const cu_dims &m)
 {
     return CU_TILE_Q / (m.H / m.G);
@@ -121,14 +156,15 @@ int cu_attn_tail_rows(const cu_dims &m)
 
 int cu_attn_tails_max(const cu_dims &m, int T, int R)
 {
-    int tiles = T / cu_attn_tail_rows(m) + R;          /* whole tiles, and one incomplete tile of each request */
-    tiles = tiles < T / 2 ? tiles : T / 2;             /* a tail has at least two rows */
+    int tiles = T / cu_attn_tail_rows(m) + R;           /* whole tiles, and one incomplete tile of each request */
+    tiles = tiles < T / 2 ? tiles : T / 2;              /* a tail has at least two rows */
     return tiles + most_merged(m) + most_merged(m) / 2; /* a tile that is merged has at least two splits */
 }
 
 void cu_attn_tails(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n, cu_step_counts *counts)
 {
-    int n_splits = 0, n_merges = 0, limit = n ? choose_limit(m, host, reqs, n) : 0;
+    double time;
+    int n_splits = 0, n_merges = 0, limit = n ? choose_limit(m, host, reqs, n, &time) : 0;
     for (int merged = 1; merged >= 0; merged--) /* tails with several splits first */
         for (int i = 0; i < n; i++) {
             int r = reqs[i], rows = host.q_start[r + 1] - host.q_start[r];
@@ -136,8 +172,8 @@ void cu_attn_tails(const cu_dims &m, const cu_step_arrays &host, const int32_t *
             int splits = splits_of(t, limit);
             if ((splits > 1) != merged)
                 continue;
-            cu_tail tail = {host.q_start[r], rows,   host.kv_len[r] - rows, host.table_start[r],
-                            t.tiles,         splits, n_splits,              0};
+            cu_tail tail = {host.q_start[r], rows, host.kv_len[r] - rows, host.table_start[r], t.tiles, splits,
+                            n_splits,        0};
             for (int k = 0; k < t.tiles * splits; k++)
                 host.tails[n_splits++] = tail;
         }
@@ -171,7 +207,6 @@ void cu_attn_tails_sm90(const cu_dims &m, const cu_prefill_plan &p, const cu_ste
     part.ml = reinterpret_cast<float2 *>(part.o + n_cells(m) * CU_TILE_Q * m.d);
     cu_attn_tails_split(m, p, in, counts, layer, part, o, s);
     if (counts.n_tail_merges)
-        cu_launch(attn_tail_merge_kernel,
-                  dim3(CU_TILE_Q / MERGE_WARPS, (unsigned)m.G, (unsigned)counts.n_tail_merges), MERGE_WARPS * 32, 0, s,
-                  part, in.tails + counts.n_tail_splits, m.H, m.G, cu_attn_tail_rows(m), o);
+        cu_launch(attn_tail_merge_kernel, dim3(CU_TILE_Q / MERGE_WARPS, (unsigned)m.G, (unsigned)counts.n_tail_merges),
+                  MERGE_WARPS * 32, 0, s, part, in.tails + counts.n_tail_splits, m.H, m.G, cu_attn_tail_rows(m), o);
 }

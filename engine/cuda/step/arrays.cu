@@ -62,26 +62,36 @@ static cu_sampling make_sampling(const struct smp_row *r)
                        p->min_p > 0 || p->top_k > 0 || p->top_p < 1};
 }
 
+/* Adds the prefill tiles of request r. */
+static void add_prefill_tiles(const cu_step_arrays &host, int r, cu_step_counts *n)
+{
+    for (int row = 0; row < host.q_start[r + 1] - host.q_start[r]; row += CU_TILE_Q) {
+        host.tile_req[n->n_tiles] = r;
+        host.tile_row[n->n_tiles++] = row;
+    }
+}
+
 /* Divides the requests between the kernels of attention, and plans their work. scratch: decoding requests from the
  * front, tails from the end. */
-static void plan_attention(const cu_dims &m, const struct batch *in, const cu_step_arrays &host, int32_t *scratch,
+static void plan_attention(const cu_dims &m, int n_reqs, const cu_step_arrays &host, int32_t *scratch,
                            cu_step_counts *n)
 {
     int32_t *tails = scratch + m.max_reqs;
-    for (int r = 0; r < in->n_reqs; r++) {
-        int q_len = in->q_start[r + 1] - in->q_start[r];
+    for (int r = 0; r < n_reqs; r++) {
+        int q_len = host.q_start[r + 1] - host.q_start[r];
         if (q_len == 1)
             scratch[n->n_decodes++] = r;
-        else if (cu_attn_is_tail(m, q_len, in->kv_len[r]))
+        else if (cu_attn_is_tail(m, q_len, host.kv_len[r]))
             *--tails = r;
         else
-            for (int row = 0; row < q_len; row += CU_TILE_Q) {
-                host.tile_req[n->n_tiles] = r;
-                host.tile_row[n->n_tiles++] = row;
-            }
+            add_prefill_tiles(host, r, n);
     }
+    int n_tails = (int)(scratch + m.max_reqs - tails);
+    if (!cu_attn_tails_pay(m, host, tails, n_tails))
+        for (; n_tails > 0; n_tails--)
+            add_prefill_tiles(host, *tails++, n);
+    cu_attn_tails(m, host, tails, n_tails, n);
     n->n_splits = cu_attn_splits(m, host, scratch, n->n_decodes, host.splits);
-    cu_attn_tails(m, host, tails, (int)(scratch + m.max_reqs - tails), n);
 }
 
 void cu_step_fill(const cu_dims &m, const struct batch *in, const cu_step_arrays &host, int32_t *scratch,
@@ -96,7 +106,7 @@ void cu_step_fill(const cu_dims &m, const struct batch *in, const cu_step_arrays
     memcpy(host.kv_len, in->kv_len, sizeof(int32_t) * (size_t)in->n_reqs);
     memcpy(host.table_start, in->table_start, sizeof(int32_t) * (size_t)in->n_reqs);
     memcpy(host.table, in->block_table, sizeof(int32_t) * (size_t)in->table_start[in->n_reqs]);
-    plan_attention(m, in, host, scratch, n);
+    plan_attention(m, in->n_reqs, host, scratch, n);
     int n_banned = 0;
     host.ban_start[0] = 0;
     for (int i = 0; i < in->n_samples; i++) {

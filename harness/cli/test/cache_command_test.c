@@ -110,7 +110,7 @@ static void a_folder_is_described_verified_and_cleared(void **state)
     assert_int_equal(cache(&out, "stat", folder, NULL), CMD_OK);
     km_hex(&fp, hex);
     assert_non_null(strstr(out.data, hex));
-    assert_non_null(strstr(out.data, "3 chunks of 32 tokens (1 layers, 2 KV heads of 64, bfloat16), 60 KiB, used from "));
+    assert_non_null(strstr(out.data, "3 chunks of 32 tokens (1 layers, 2 KV heads of 64, bfloat16), 60 KiB, used "));
     assert_int_equal(cache(&out, "stat", folder, "--json"), CMD_OK);
     assert_true(number(&out, "chunks") == 3 && number(&out, "bytes") == 3 * 20480);
     assert_int_equal(cache(&out, "verify", folder, NULL), CMD_OK);
