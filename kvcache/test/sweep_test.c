@@ -184,13 +184,14 @@ static void evict(struct bed *b, const char *salt, int v, int n)
     }
 }
 
-/* Seven requests that fill the pool and grow beyond it, of which some have their prefix in the cache. */
-static void preempt(struct bed *b, const char *salt, int v, int n)
+/* Seven requests that fill the pool and grow beyond it, unless the budget is so small that the first ones end before;
+ * some of them have their prefix in the cache. */
+static void preempt(struct bed *b, const char *salt, int v)
 {
     enum { N = 7, L511 = 8, L512 = 9 };
     struct er_job jobs[N];
     char salts[N][64];
-    int len[N], before = 0;
+    int len[N];
     for (int i = 0; i < N; i++) {
         snprintf(salts[i], sizeof salts[i], "%s storm %d", salt, i);
         len[i] = i % 2 ? L511 : L512;
@@ -201,10 +202,7 @@ static void preempt(struct bed *b, const char *salt, int v, int n)
     reset(b, false);
     run_checked(b, jobs, N, v, len);
     for (int i = 0; i < N; i++)
-        before += jobs[i].preempted;
-    assert_true(before > 0);
-    preemptions += before;
-    (void)n;
+        preemptions += jobs[i].preempted;
 }
 
 /* Cancels two requests somewhere between their arrival and their end. */
@@ -223,7 +221,7 @@ static void disturb(struct bed *b, enum after after, const char *salt, int v, in
     if (after == EVICTED)
         evict(b, salt, v, n);
     else if (after == PREEMPTED)
-        preempt(b, salt, v, n);
+        preempt(b, salt, v);
     else if (after == CANCELLED)
         cancel(b, salt, v, n);
     else if (after == RESTARTED) {
@@ -281,10 +279,16 @@ static void check_loads(const struct bed *b, const struct er_job *jobs, int n, c
             assert_int_equal(got, want[i]);
         if (n == 1)
             assert_true(got <= want[i]);
-        if (b->planner == PLN_LOAD && jobs[i].cached < want[i]) {
-            fewer++;
-            assert_false(in_cache_for_sure(b, jobs, n));
-        }
+        if (b->planner != PLN_LOAD || jobs[i].cached >= want[i])
+            continue;
+        if (jobs[i].cached_pool && want[i] - jobs[i].cached < ER_BLOCK)
+            continue; /* less than a block is not loaded */
+        fewer++;
+        if (in_cache_for_sure(b, jobs, n))
+            fail_msg("job %d of %d, a prompt of %d tokens, got %d tokens (%d from the pool) of the %d that the cache held; "
+                     "%s, chunk %d, budget %d, prefix %d, %d preemptions",
+                     i, n, jobs[i].n, jobs[i].cached, jobs[i].cached_pool, want[i], tier_names[b->tier], b->chunk,
+                     b->budget, b->prefix, jobs[i].preempted);
     }
     if (n == 1)
         assert_int_equal(loaded, from_cache);
