@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-struct mdl *er_dummy_model(void)
+struct mdl *er_dummy_model(uint64_t seed)
 {
     static const char config[] =
         "{\"architectures\": [\"Qwen3ForCausalLM\"], \"model_type\": \"qwen3\", \"hidden_act\": \"silu\","
@@ -26,7 +26,7 @@ struct mdl *er_dummy_model(void)
     FILE *f = fopen(path, "w");
     if (!f || fputs(config, f) < 0 || fclose(f))
         fail_msg("cannot write %s", path);
-    if (mdl_open(&m, dir, true, 7, &err))
+    if (mdl_open(&m, dir, true, seed, &err))
         fail_msg("%s", err.msg);
     er_remove(dir);
     return m;

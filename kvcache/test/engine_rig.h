@@ -16,7 +16,7 @@
 enum { ER_BLOCK = 16, ER_OUT = 24 /* most output tokens */ };
 
 /* Opens a model of 3 layers with dummy weights and head_dim 12, so that pages are no multiple of 4096 bytes. */
-struct mdl *er_dummy_model(void);
+struct mdl *er_dummy_model(uint64_t seed);
 
 struct er_opts {
     int blocks, batched, max_len, seqs; /* pages of the pool, budget of a step, longest request, most running ones */

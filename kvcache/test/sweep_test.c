@@ -144,7 +144,9 @@ static int kept(const struct bed *b, int n)
     return b->unfull ? n : n / b->chunk * b->chunk;
 }
 
-/* Stores the first n tokens of text v. A cache without room for all declines some, and stores more the next time. */
+/* Stores the first n tokens of text v. A cache without room for all declines some, and stores more the next time. If
+ * the engine asks for nothing (PLN_COMPUTE), it offers everything each time, and the queue of PUTs may have room for the
+ * same chunks only. */
 static void warm(struct bed *b, const char *salt, int v, int n)
 {
     if (!n)
@@ -157,10 +159,10 @@ static void warm(struct bed *b, const char *salt, int v, int n)
         assert_true(kvc_settle(b->k, 60));
         assert_true(a.cached <= (held < 0 ? 0 : now));
     }
-    if (b->tier != TINY)
-        assert_int_equal(now, kept(b, n));
-    else if (kept(b, n))
-        assert_true(now > 0);
+    const bool some = b->tier == TINY || (b->tier != DRAM && b->planner == PLN_COMPUTE);
+    if (some ? kept(b, n) && !now : now != kept(b, n))
+        fail_msg("the cache keeps %d of %d tokens; %s, chunk %d, budget %d, planner %d", now, kept(b, n),
+                 tier_names[b->tier], b->chunk, b->budget, b->planner);
 }
 
 /* Stores other prompts until host memory has no chunk of the first n tokens of text v. */
@@ -341,7 +343,7 @@ static void run_case(struct bed *b, int len, enum hit hit, enum crowd crowd, enu
         assert_int_equal(held, 0);
     else if (after == RESTARTED || after == EVICTED)
         assert_int_equal(held, below);
-    else if (b->tier != TINY && after != PREEMPTED) /* that one stores more chunks of this salt */
+    else if (b->tier != TINY && b->planner != PLN_COMPUTE && after != PREEMPTED) /* it stores more of this salt */
         assert_int_equal(held, h == n ? kept(b, n) : h / b->chunk * b->chunk);
     run_batch(b, salt, v, len, crowd);
     if (!held && h >= ER_BLOCK) { /* what the disturbance took was stored again */
@@ -418,7 +420,7 @@ int main(int argc, char **argv)
         return 2;
     }
     printf("seed %llu\n", (unsigned long long)rng);
-    model = er_dummy_model();
+    model = er_dummy_model(7);
     for (int v = 0; v < TEXTS; v++)
         for (int i = 0; i < LONG; i++)
             text[v][i] = rnd(500);
