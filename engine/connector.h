@@ -37,14 +37,14 @@ void con_open_seq(struct connector *c, struct seq *q);
 void con_close_seq(struct connector *c, struct seq *q);
 
 /* Decides which tokens [*from, *to) of q, a request from sch_next_waiting, are to be loaded; equal: none. KV_NOT_YET:
- * the cache layer does not know yet what it has. Asks the cache layer once per admission, and only if it could have more
- * tokens than the pool. */
+ * the cache layer does not know yet what it has. Asks the cache layer once per admission, and only if it could have
+ * more tokens than the pool. */
 int con_plan(struct connector *c, struct seq *q, int *from, int *to);
 /* After sch_admit: starts the load if q needs one, else drops what the lookup pinned. Offers the pool's chunks that the
  * lookup did not find. */
 void con_load(struct connector *c, struct seq *q, int64_t now);
-/* After sch_begin_step: schedules rows of the loading requests, for tokens before those that their loads fill, and gives
- * up loads that are far too late. */
+/* After sch_begin_step, and after admissions: schedules rows of the loading requests, for tokens before those that
+ * their loads fill, and gives up loads that are far too late. */
 void con_schedule_fronts(struct connector *c, int64_t now);
 /* After sch_retire_rows: offers the chunks that were completed since the last call to the cache layer, and once the
  * whole prompt. */

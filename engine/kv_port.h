@@ -28,9 +28,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Geometry of the KV pool, published by the backend; the engine adds `model` before it attaches a cache. A page holds K and V of one block for all layers, in the order
- * [layer][K, V][kv head][token][head_dim]. All members but n_pages are part of a chunk's identity: a cache never loads
- * KV that was stored under another geometry or model. */
+/* Geometry of the KV pool, published by the backend; the engine adds `model` before it attaches a cache. A page holds K
+ * and V of one block for all layers, in the order [layer][K, V][kv head][token][head_dim]. All members but n_pages are
+ * part of a chunk's identity: a cache never loads KV that was stored under another geometry or model. */
 struct kv_geom {
     int n_layers, n_kv_heads, head_dim; /* head_dim elements are a multiple of 8 bytes */
     int block_size;           /* tokens of a block, and so of a page */

@@ -72,7 +72,8 @@ static const struct km_option rows[] = {
      .values = "load|compute|auto",
      .fallback = "auto",
      .lo = PLN_LOAD,
-     .help = "KV that the cache layer has: load it, compute it again, or auto: both from opposite ends, until they meet"},
+     .help = "what to do with KV that the cache layer has: load it, compute it again, or auto: both, from opposite "
+             "ends, until they meet"},
     {.name = "max-waiting",
      KM_FIELD(struct eng_opts, max_waiting),
      .fallback = "4096",

@@ -15,8 +15,8 @@ static const double WORTHWHILE = 0.95;
 /* A step with rows of the front may take this share of the expected rest of the load. */
 static const double SAFE_SHARE = 0.95;
 /* The cache layer has about three chunks in flight, which a cut does not stop. A load of at most this many chunks
- * therefore begins where the two directions are expected to meet. A longer one includes the whole prefix, so that it can
- * make up for steps that take longer than expected. */
+ * therefore begins where the two directions are expected to meet. A longer one includes the whole prefix, so that it
+ * can make up for steps that take longer than expected. */
 enum { EXACT_CHUNKS = 4 };
 /* The load keeps this share of the tokens that it is expected to load until it meets the steps. */
 static const double SLACK = 0.1;

@@ -1,7 +1,8 @@
 /* One thread and one mutex. Requests and cancellations go in, events come out.
  *
- * The thread holds the mutex except while it calls the engine or sleeps. While a step is in flight the thread sleeps until shortly
- * before the estimated end of that step, so that requests which arrive in the meantime are part of the next step.
+ * The thread holds the mutex except while it steps, resets, enqueues a request or sleeps. While a step is in flight, it
+ * sleeps until shortly before the estimated end of that step, so that requests which arrive in the meantime are
+ * part of the next step.
  *
  * runner_submit validates and copies a request on the caller's thread, into the object that the engine uses. The
  * runner's thread therefore allocates memory for events only. If that memory is not available, the thread waits until

@@ -85,8 +85,8 @@ void sch_schedule_front(struct sch *s, struct seq *q, int n_rows);
 void sch_load_done(struct sch *s, struct seq *q, int from, int to);
 /* After sch_load_done within an admission: schedules rows of q in this step. */
 void sch_schedule_loaded(struct sch *s, struct seq *q);
-/* The engine will compute the tokens of q's load, which goes on. The load keeps its pages by its holds, and q gets other
- * pages for these tokens. q has no rows in flight. False, and nothing changed: the pool has too few pages. */
+/* The engine will compute the tokens of q's load, which goes on. The load keeps its pages by its holds, and q gets
+ * other pages for these tokens. q has no rows in flight. False, and nothing changed: the pool has too few pages. */
 bool sch_abandon_load(struct sch *s, struct seq *q);
 
 /* q's rows in the oldest step in flight are computed. Pages that they filled can be found by their prefix. */

@@ -74,8 +74,8 @@ void kvc_free(struct kvc *k);
 /* Makes a port for one engine. k owns what is behind the port, and must outlive the engine. */
 int kvc_port(struct kvc *k, struct kv_port *out, struct km_err *err);
 
-/* Waits until host memory has its final size, no operation of an engine is open, and no chunk is on its way to a tier, at
- * most `seconds`: true if so. Operations of simulated devices are not waited for. For benchmarks and tests. */
+/* Waits until host memory has its final size, no operation of an engine is open, and no chunk is on its way to a tier,
+ * at most `seconds`: true if so. Operations of simulated devices are not waited for. For benchmarks and tests. */
 bool kvc_settle(struct kvc *k, double seconds);
 
 /* Checks index, order list, reference counts, tickets and budget, for tests: 0, or KM_EINVAL and the first broken

@@ -291,7 +291,7 @@ bool kvc_load_done(struct kvc_op *op)
         op->good_to = op->floor; /* nothing was loaded */
     v->stats.loaded_tokens += op->good_to - op->floor;
     v->stats.failed_loads += op->failed;
-    v->stats.load_ns += v->now - op->start_ns;
+    v->stats.load_ns += kvc_op_ns(op);
     return true;
 }
 

@@ -114,6 +114,11 @@ const int32_t *kvc_op_ids(const struct kvc_op *op, int part)
     return op->ids + (size_t)chunk * (size_t)op->view->kvc->geometry.chunk_size;
 }
 
+int64_t kvc_op_ns(const struct kvc_op *op)
+{
+    return op->view->now > op->start_ns ? op->view->now - op->start_ns : 0;
+}
+
 void kvc_op_count_refs(const struct kvc_op *op, int32_t *refs)
 {
     for (int i = 0; i < op->n_parts; i++)

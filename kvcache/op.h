@@ -75,6 +75,8 @@ struct kvc_part *kvc_op_part(struct kvc_op *op, int block);
 /* The ids of a part's chunk. */
 const int32_t *kvc_op_ids(const struct kvc_op *op, int part);
 void kvc_op_count_refs(const struct kvc_op *op, int32_t *refs);
+/* Time since the start of the operation, in ns. An operation may start after the driver last read the clock. */
+int64_t kvc_op_ns(const struct kvc_op *op);
 /* Adds a block to a piece: a copy between the page and the part's slot. */
 void kvc_op_add(struct kvc_op *op, struct kvc_piece *p, int block);
 

@@ -241,6 +241,6 @@ bool kvc_store_done(struct kvc_op *op)
         if (op->part[i].state == KVC_HOST)
             kvc_chunks_touch(&k->chunks, op->part[i].slot);
     kvc_op_release(op);
-    op->view->stats.store_ns += op->view->now - op->start_ns;
+    op->view->stats.store_ns += kvc_op_ns(op);
     return true;
 }

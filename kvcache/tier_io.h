@@ -2,8 +2,9 @@
  *
  * A `kvc_tier_io` is one configured tier with its operations. A GET fills a FILLING slot. When the tier returns it in
  * time with the right header, the chunk is published and every load that waits for it compares the ids and takes a
- * reference; otherwise the slot is dropped. A PUT has a reference to its slot. What a tier returns after the deadline counts as missing; the
- * slot keeps a reference until then, so that nobody reuses a buffer that the tier may still write.
+ * reference; otherwise the slot is dropped. A PUT has a reference to its slot. What a tier returns after the deadline
+ * counts as missing; the slot keeps a reference until then, so that nobody reuses a buffer that the tier may still
+ * write.
  *
  * A tier with KVC_LATE_MOST operations beyond their deadline is stuck: it is neither asked nor given anything until it
  * has returned some of them. A tier that never answers thus costs at most KVC_LATE_MOST + KVC_GETS + KVC_PUTS slots.

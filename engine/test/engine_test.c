@@ -376,6 +376,7 @@ static void bad_options_are_refused(void **state)
              {good, false, KM_EINVAL, "--gpu-memory-limit is -1"},
              {good, false, KM_EINVAL, "--num-gpu-blocks-override is -1"},
              {good, false, KM_EINVAL, "max-waiting is 0"},
+             {good, false, KM_EINVAL, "--kv-planner"},
              {good, false, KM_ELIMIT, "the fake device has no memory"},
              {good, false, KM_ELIMIT, "max_model_len is 1"},
              {good, true, KM_EINVAL, "chunk size of the cache layer is 40 tokens"}};
@@ -388,8 +389,9 @@ static void bad_options_are_refused(void **state)
     t[6].o.memory_limit = -1;
     t[7].o.num_blocks = -1;
     t[8].o.max_waiting = 0;
-    t[9].o.memory_limit = 1;
-    t[10].o.block_size = 1, t[10].o.num_blocks = 1;
+    t[9].o.kv_planner = 3;
+    t[10].o.memory_limit = 1;
+    t[11].o.block_size = 1, t[11].o.num_blocks = 1;
     struct mdl m = fake_model(997, 4096);
     for (size_t i = 0; i < sizeof t / sizeof *t; i++) {
         struct eng *e;

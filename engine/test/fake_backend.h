@@ -3,8 +3,8 @@
  * The "KV" of a token is a hash of the token, its position and the KV of all tokens before it, which is read through
  * the block table. A sampled id is a hash of all of that and of the sampling row. A wrong page, slot or position, or
  * stale KV, changes the sampled ids, and fake_answer computes the right ones. A copy starts as soon as its fence allows
- * and moves its bytes only when its ticket is reported complete; in between the pages that it fills hold garbage. A step
- * behind the fence that writes to a page of an open copy is a mistake.
+ * and moves its bytes only when its ticket is reported complete; in between the pages that it fills hold garbage. A
+ * step behind the fence that writes to a page of an open copy is a mistake.
  *
  * The fake backend with async scheduling runs some steps when they are submitted, and others only when the engine waits
  * for them or for a copy that was submitted after them. It cannot sample rows that need a history, log-probabilities or

@@ -265,8 +265,8 @@ static bool start(struct fake_port *p, struct fake_ticket *t)
 {
     int C = p->port.chunk_size;
     const struct fake_piece *last = t->n_pieces ? &t->piece[t->n_pieces - 1] : NULL;
-    if (t->n_pieces >= p->depth || (last && !last->copy && !last->failed)) /* in order, so that none waits for a later */
-        return false;
+    if (t->n_pieces >= p->depth || (last && !last->copy && !last->failed))
+        return false; /* enough are in flight, or the copier has no room */
     if (!t->load) {
         if (t->next_chunk == t->n_chunks)
             return false;

@@ -27,7 +27,8 @@ struct fake_rig {
     struct eng *e;
     struct fake_port *port; /* NULL: no cache layer */
     long steps;
-    int64_t stall_ns;       /* what the simulated clock advances when a step has no rows; 0: as long as a runner sleeps */
+    int64_t stall_ns;       /* by which the simulated clock advances when a step has no rows; 0: as long as a runner
+                               sleeps */
 };
 
 struct eng_opts fake_rig_opts(int num_blocks, int budget, int max_seqs);

@@ -171,7 +171,8 @@ static void several_loads_do_not_delay_each_other(void **state)
     (void)state;
     static const double rates[] = {0.2, 1, 5, 6.34, 20, 50};
     for (int decodes = 0; decodes < 9; decodes += 8) {
-        print_message("four requests of 10,048 tokens, %d decodes: mean and last time to the first token, ms\n", decodes);
+        print_message("four requests of 10,048 tokens, %d decodes: mean and last time to the first token in ms\n",
+                      decodes);
         print_message("%8s %19s %19s %19s\n", "GB/s", "compute", "load", "auto");
         for (size_t i = 0; i < sizeof rates / sizeof *rates; i++) {
             double mean[3], last[3];

@@ -192,6 +192,7 @@ static void a_small_pool_changes_no_answer(void **state)
 {
     (void)state;
     enum { USERS = 6, TURNS = 3 };
+    int64_t failed = 0, loaded = 0; /* of the passes with damage */
     for (int pass = 0; pass < 6; pass++) {
         bool damaged = pass >= 3;
         static struct job a[USERS], want[USERS];
@@ -231,20 +232,24 @@ static void a_small_pool_changes_no_answer(void **state)
         struct kv_port_stats st = stats(k, &port);
         struct eng_stats es;
         eng_stats(e, &es);
-        printf("chunk %d%s: %lld of %lld cached tokens from the pool, %lld hit, %lld loaded, %lld loads failed, %d preempted, "
-               "%lld evicted\n",
+        printf("chunk %d%s: %lld of %lld cached tokens from the pool, %lld hit, %lld loaded, %lld loads failed, "
+               "%d preempted, %lld evicted\n",
                k->cfg.chunk_size, damaged ? ", damaged" : "", (long long)pool, (long long)cached,
-               (long long)st.hit_tokens, (long long)st.loaded_tokens, (long long)st.failed_loads, preempted, (long long)st.evicted_chunks);
-        /* A load may have more tokens than its lookup counted, if the pool evicts some of them in between. */
-        assert_true(st.loaded_tokens > 0 && st.hit_tokens > 0);
-        assert_true(cached > pool && preempted > 0);
-        assert_true(damaged ? st.failed_loads > 0 : st.failed_loads == 0);
+               (long long)st.hit_tokens, (long long)st.loaded_tokens, (long long)st.failed_loads, preempted,
+               (long long)st.evicted_chunks);
+        assert_true(damaged || (st.loaded_tokens > 0 && cached > pool && st.failed_loads == 0));
+        assert_true(st.hit_tokens > 0 && preempted > 0);
+        if (damaged) { /* which chunks are damaged when depends on the machine's speed */
+            failed += st.failed_loads;
+            loaded += st.loaded_tokens;
+        }
         assert_int_equal(es.kv.loaded_tokens, st.loaded_tokens);
         assert_int_equal(k->chunks.n_evictable, k->chunks.n_ready); /* no chunk stays pinned */
         eng_close(e);
         eng_close(plain);
         kvc_free(k);
     }
+    assert_true(failed > 0 && loaded > 0);
 }
 
 static void damaged_chunks_are_computed_again(void **state)
