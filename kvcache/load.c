@@ -29,6 +29,8 @@ static void lose(struct kvc_op *op, int part)
     if (a >= b)
         return;
     op->failed = true;
+    if (op->seq && op->seq->n_offered > op->first_chunk + part)
+        op->seq->n_offered = op->first_chunk + part; /* the engine computes it, and stores it again */
     if (op->good_to - b > a - op->floor)
         op->floor = b;
     else {
@@ -108,6 +110,7 @@ int kvc_load(struct kv_seq *s, int from, int to, const int32_t *block_table, uin
     if (!op)
         return KM_ENOMEM;
     memcpy(op->page, block_table + op->first_block, (size_t)op->n_blocks * sizeof *op->page);
+    op->seq = s;
     op->after = after;
     op->floor = from;
     op->good_to = to;

@@ -250,6 +250,7 @@ static void settle(struct kv_seq *s, int n, int found_tokens, int total, int hav
             kvc_unref(k, s->found[i].slot);
     s->n_found = n;
     s->found_tokens = found_tokens;
+    s->n_offered = k->cfg.n_tiers && found_tokens ? found_tokens / C : 0; /* a tier has what host memory may lose */
     for (int i = n - 1; i >= 0; i--) { /* the first chunk becomes the newest and is evicted last */
         const int end = i == n - 1 ? found_tokens : (i + 1) * C, from = i * C > have ? i * C : have;
         int64_t *hits = &k->dram_hit_tokens;

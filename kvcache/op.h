@@ -44,7 +44,7 @@ struct kvc_part {
 struct kvc_op {
     struct kvc_op *next_op;     /* on one of the view's lists */
     struct kvc_view *view;
-    struct kv_seq *seq;         /* store: whose chunks are offered again if they fail; NULL: closed */
+    struct kv_seq *seq;         /* whose chunks are offered again if they fail; NULL: closed */
     enum kvc_op_kind kind;
     uint64_t ticket, after;
     int64_t start_ns;

@@ -36,8 +36,12 @@ static bool choose(struct kvc_op *op, int part, const int32_t *ids, bool offered
     struct kvc *k = op->view->kvc;
     struct kvc_part *p = &op->part[part];
     const int slot = kvc_chunks_find(&k->chunks, &p->key);
+    if (slot < 0 && offered) { /* it left host memory after it was offered: storing it again would only evict others */
+        p->state = KVC_DONE;
+        return k->cfg.n_tiers > 0; /* a tier may have it */
+    }
     if (slot < 0)
-        return !offered && fill(op, part); /* evicted after it was offered: storing it again would only evict others */
+        return fill(op, part);
     if (k->chunks.chunk[slot].state == KVC_FILLING) {
         p->state = offered ? KVC_DONE : KVC_WAIT;
         return true;
