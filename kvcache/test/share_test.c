@@ -298,8 +298,10 @@ static void estimates_follow_measured_rates(void **state)
     assert_true(kvc_settle(r.k, 10));
     struct kv_seq *s = r.p.open(r.p.self, NULL, r.tok, 640);
     assert_int_equal(rig_lookup(&r, s, 640), 640);
-    assert_int_equal(r.p.load_ns(s, 0, 640), 1024); /* 20480 bytes at 20 GB/s, before any measurement */
-    assert_int_equal(r.p.load_ns(s, 320, 640), 512);
+    /* 20480 bytes at 20 GB/s, before any measurement, or a little off by the measured rate of stores */
+    const int64_t guess = r.p.load_ns(s, 0, 640);
+    assert_in_range(guess, 1000, 1050);
+    assert_in_range(2 * r.p.load_ns(s, 320, 640), guess - 2, guess);
     assert_int_equal(r.p.load_ns(s, 640, 640), 0);
 
     /* The loads before it count. */
@@ -307,7 +309,7 @@ static void estimates_follow_measured_rates(void **state)
     assert_int_equal(rig_lookup(&r, first, 640), 640);
     r.f.hold = true;
     uint64_t ticket = rig_begin_load(&r, first, 0, 640);
-    assert_int_equal(r.p.load_ns(s, 0, 640), 2048);
+    assert_in_range(r.p.load_ns(s, 0, 640), 2 * guess, 2 * guess + 1);
     r.f.hold = false;
     rig_wait(&r, ticket);
     r.p.close(first);
