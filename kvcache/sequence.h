@@ -37,8 +37,8 @@ struct kv_seq {
     int64_t ask_deadline;       /* then unanswered questions count as LACKS */
     int n_keys, n_found, cap;
     int found_tokens;           /* result of the last lookup */
-    int n_offered;              /* leading whole chunks that need not be stored: they were offered since the last lookup, or,
-                                   with tiers, found by it */
+    int n_offered;              /* leading whole chunks that need not be stored: they were offered since the last
+                                   lookup or, with tiers, found by it */
     int tail_offered;           /* tokens of the prompt whose partial last chunk was offered; 0: none */
     int tail_tokens;            /* tokens of the chunk that tail_key and tail_answer are about */
 };

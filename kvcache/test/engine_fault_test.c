@@ -1,6 +1,6 @@
-/* The cache with the engine on the CPU when something goes wrong: damaged chunks, files that others change, a full disk,
- * several users of one folder, killed writers, and a tier that never answers. Every answer equals that of an engine
- * without a cache bit for bit, and what was wrong is counted.
+/* The cache with the engine on the CPU when something goes wrong: damaged chunks, files that others change, a full
+ * disk, several users of one folder, killed writers, and a tier that never answers. Every answer equals that of an
+ * engine without a cache bit for bit, and what was wrong is counted.
  *
  * The program starts itself as a child: `kvc_engine_fault_test child FOLDER SEED ROUNDS` uses the disk tier in FOLDER
  * and exits with 1 if an answer is wrong. ROUNDS 0: until it is killed. */
@@ -111,8 +111,7 @@ static struct kv_port_stats stats(struct bed *b)
     return er_stats(b->k, &b->port);
 }
 
-/* Chunk 3 of ten is damaged in host memory: in its payload, in a page's checksum, in a token id, and in the checksum of
- * the header. */
+/* Chunk 3 of ten is damaged in host memory: in its payload, in a page's checksum, or in a token id. */
 static void damage_in_memory_is_found(void **state)
 {
     (void)state;

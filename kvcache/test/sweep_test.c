@@ -26,7 +26,8 @@ enum tier { DRAM, DISK, BOTH, TINY, N_TIERS }; /* TINY: a disk with host memory 
 static const char *const tier_names[] = {"DRAM", "disk", "DRAM and disk", "disk with tiny staging"};
 enum crowd { ONE, TWO, EIGHT, MIXED, N_BATCHES };
 enum after { FRESH, EVICTED, PREEMPTED, CANCELLED, RESTARTED, RESET };
-static const enum after afters[] = {FRESH, EVICTED, CANCELLED, RESTARTED, FRESH, EVICTED, PREEMPTED, RESTARTED, RESET};
+static const enum after afters[] = {FRESH,   EVICTED,   CANCELLED, RESTARTED, FRESH,
+                                    EVICTED, PREEMPTED, RESTARTED, RESET};
 enum { N_AFTERS = sizeof afters / sizeof *afters };
 static const int budgets[] = {1, 7, 64, 256, WHOLE};
 
@@ -145,8 +146,8 @@ static int kept(const struct bed *b, int n)
 }
 
 /* Stores the first n tokens of text v. A cache without room for all declines some, and stores more the next time. If
- * the engine asks for nothing (PLN_COMPUTE), it offers everything each time, and the queue of PUTs may have room for the
- * same chunks only. */
+ * the engine asks for nothing (PLN_COMPUTE), it offers everything each time, and the queue of PUTs may have room for
+ * the same chunks only. */
 static void warm(struct bed *b, const char *salt, int v, int n)
 {
     if (!n)
@@ -288,8 +289,8 @@ static void check_loads(const struct bed *b, const struct er_job *jobs, int n, c
             continue; /* less than a block is not loaded */
         fewer++;
         if (in_cache_for_sure(b, jobs, n))
-            fail_msg("job %d of %d, a prompt of %d tokens, got %d tokens (%d from the pool) of the %d that the cache held; "
-                     "%s, chunk %d, budget %d, prefix %d, %d preemptions",
+            fail_msg("job %d of %d, a prompt of %d tokens, got %d tokens (%d from the pool) of the %d that the cache "
+                     "held; %s, chunk %d, budget %d, prefix %d, %d preemptions",
                      i, n, jobs[i].n, jobs[i].cached, jobs[i].cached_pool, want[i], tier_names[b->tier], b->chunk,
                      b->budget, b->prefix, jobs[i].preempted);
     }
@@ -334,7 +335,7 @@ static void run_case(struct bed *b, int len, enum hit hit, enum crowd crowd, enu
         after = CANCELLED; /* the flood would need some thousand steps */
     if (after == PREEMPTED && b->budget < 7)
         after = RESTARTED;
-    const int below = er_held(b->k, salt, text[v], n, false); /* what the queue of PUTs had no place for is only in DRAM */
+    const int below = er_held(b->k, salt, text[v], n, false); /* less than DRAM has, if the queue of PUTs was full */
     disturb(b, after, salt, v, h);
     if (crowd != MIXED || rnd(2))
         reset(b, false);
@@ -349,6 +350,7 @@ static void run_case(struct bed *b, int len, enum hit hit, enum crowd crowd, enu
     if (!held && h >= ER_BLOCK) { /* what the disturbance took was stored again */
         reset(b, false);
         assert_true(kvc_settle(b->k, 60));
+        assert_true(!kept(b, n) || er_held(b->k, salt, text[v], n, true) > 0);
         run_batch(b, salt, v, len, ONE);
     }
     cases[b->tier]++;
