@@ -17,7 +17,7 @@ static void chunk_range(const struct kvc_op *op, int part, int *from, int *to)
 static int ceil_block(const struct kvc_op *op, int token)
 {
     const int B = op->view->kvc->geometry.pool.block_size;
-    return (token + B - 1) / B;
+    return token / B + (token % B > 0); /* a cut may give any token, up to INT_MAX */
 }
 
 /* The chunk of this part cannot be loaded: the larger side of the interval remains. */

@@ -120,13 +120,19 @@ void kvc_seq_close(struct kv_seq *s)
     km_free(s);
 }
 
-/* Pins the chunk in this slot if it is READY and has these ids. */
+/* Pins the chunk in this slot if it is READY and has these ids. If the header does not even have its own checksum, the
+ * chunk is dropped, so that it can be stored again. */
 static bool pin(struct kv_seq *s, int chunk, int slot, const int32_t *ids, int n_ids)
 {
     struct kvc *k = s->view->kvc;
-    if (slot < 0 || k->chunks.chunk[slot].state != KVC_READY ||
-        !kvc_header_match(kvc_pool_header(k->pool, slot), ids, n_ids, chunk))
+    if (slot < 0 || k->chunks.chunk[slot].state != KVC_READY)
         return false;
+    const struct kvc_header *h = kvc_pool_header(k->pool, slot);
+    if (!kvc_header_match(h, ids, n_ids, chunk)) {
+        if (kvc_header_check(h, &k->geometry, &k->keys.fingerprint, &k->chunks.chunk[slot].key, h->payload_bytes, NULL))
+            kvc_drop_corrupt(k, slot, -1);
+        return false;
+    }
     kvc_chunks_ref(&k->chunks, slot);
     s->found[chunk].slot = slot;
     return true;
