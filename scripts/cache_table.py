@@ -239,7 +239,7 @@ def part_miss():
     servers = [Server("miss-without", "--kv-cache", "none", *flags),
                Server("miss-with", "--kv-cache", f"dram={DRAM}", *flags)]
     wait_full(servers[1].url)
-    for length, prompts in ((1000, 96), (8000, 20), (20000, 8)):
+    for length, prompts in ((1000, 64), (8000, 10), (20000, 4)):
         pairs = int(os.environ.get("PAIRS", "8"))
         tps, ttft = [], []
         for i in range(-1, pairs):
