@@ -14,7 +14,10 @@ static const double FLOOR_WEIGHT_SHORTER = 0.5, FLOOR_WEIGHT_LONGER = 0.05;
 static const double WORTHWHILE = 0.95;
 /* A step with rows of the front may take this share of the expected rest of the load. */
 static const double SAFE_SHARE = 0.95;
-/* The cache layer has about three chunks in flight, which a cut does not stop. A load of at most this many chunks
+/* The front is computed while the load runs only if that shortens the load by at least this share. Copies and steps slow
+ * each other down, and rows of the front make steps longer for requests that decode. */
+static const double WORTH_OVERLAP = 0.2;
+/* The cache layer has a few chunks in flight, which a cut does not stop. A load of at most this many chunks
  * therefore begins where the two directions are expected to meet. A longer one includes the whole prefix, so that it
  * can make up for steps that take longer than expected. */
 enum { EXACT_CHUNKS = 4 };
@@ -156,7 +159,8 @@ struct pln_front pln_front(const struct pln *p, const struct pln_load *l, int x,
     if (p->mode != PLN_AUTO || p->row_ns <= 0)
         return (struct pln_front){km_min(must, s->budget), first};
     double left = pln_left_ns(l, first, now);
-    int meet = rows_before_end(p, l, must, left, s->n_rows) / p->block_size * p->block_size;
+    bool overlap = l->token_ns >= WORTH_OVERLAP * (l->token_ns + p->row_ns);
+    int meet = overlap ? rows_before_end(p, l, must, left, s->n_rows) / p->block_size * p->block_size : must;
     int rows = km_min(km_max(must, km_min(meet, last - x)), s->budget);
     if (rows > must)
         rows = must + (rows - must) / p->block_size * p->block_size;

@@ -110,6 +110,12 @@ def metrics(url):
     return {m[1]: float(m[2]) for m in re.finditer(r"^((?:kvmark_|vllm:external)\S+) ([-+.eE\d]+)$", text, re.M)}
 
 
+def load_seconds(url):
+    """The time of all loads so far; None if the server does not tell it."""
+    values = [v for k, v in metrics(url).items() if k.startswith("kvmark_cache_load_seconds_total")]
+    return values[0] if values else None
+
+
 def wait_full(url):
     """Waits until the layer's memory has its full size, and nothing is on its way to a tier."""
     for _ in range(1200):
@@ -178,7 +184,7 @@ def hits_of(url, who, length, prompts, rounds, model=None, seed=11):
         sys.exit(f"{who}: a prompt of {length} tokens was sent before")
     time.sleep(1)
     row(f"{who}_cold_{length}", f"{who}: {length} tokens, never sent before, TTFT", [q["ttft"] for q in cold[1:]])
-    hit = []
+    hit, before = [], load_seconds(url)
     for i in range(rounds):
         reset(url)
         got, _ = measure(url, f"{who}-hit-{length}-{i}", prompts, length, 2, 1, seed + length, model)
@@ -186,6 +192,11 @@ def hits_of(url, who, length, prompts, rounds, model=None, seed=11):
             check_hits(f"{who}-hit-{length}", got)
         hit += [q["ttft"] for q in got[1:]]
     row(f"{who}_hit_{length}", f"{who}: {length} tokens, hit in DRAM, TTFT", hit)
+    if before is not None:
+        mean = 1e3 * (load_seconds(url) - before) / (rounds * prompts)
+        print(f"  of which the load, from its submission to its end: mean {mean:.2f} ms", flush=True)
+        ROWS.append({"key": f"{who}_load_{length}", "what": f"{who}: mean time of these loads", "unit": "ms",
+                     "mean": mean})
 
 
 def part_hits():
@@ -228,7 +239,7 @@ def part_miss():
     servers = [Server("miss-without", "--kv-cache", "none", *flags),
                Server("miss-with", "--kv-cache", f"dram={DRAM}", *flags)]
     wait_full(servers[1].url)
-    for length, prompts in ((1000, 96), (8000, 20), (20000, 8)):
+    for length, prompts in ((1000, 64), (8000, 10), (20000, 4)):
         pairs = int(os.environ.get("PAIRS", "8"))
         tps, ttft = [], []
         for i in range(-1, pairs):
@@ -266,7 +277,7 @@ def part_decode():
         loader = subprocess.Popen(
             [program("kvmark"), "run", folder + ".json", "--url", server.url, "--tokenizer",
              TOKENIZER, "--endpoint-type", "completions", "--send-token-ids",
-             "--ignore-eos", "--max-concurrency", "1", "--seed", str(501 + 5000), "--quiet", "-o", folder],
+             "--ignore-eos", "--max-concurrency", "1", "--seed", "501", "--quiet", "-o", folder],
             env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, run = measure(server.url, f"decode-busy-{i}", 32, 500, 400, 32, 700 + i)
         loader.wait()
@@ -282,7 +293,7 @@ def part_planner():
     curve = []
 
     def one(planner, rate, samples):
-        server = Server(f"planner-{planner}-{rate:g}", "--kv-cache", "dram=16GiB", "--kv-planner", planner, *flags,
+        server = Server(f"planner-{planner}-{rate:g}", "--kv-cache", "dram=12GiB", "--kv-planner", planner, *flags,
                         *(["--kv-throttle", f"{rate:g}GB/s"] if rate else []))
         wait_full(server.url)
         measure(server.url, f"planner-{planner}-{rate:g}-cold", samples + 1, 20000, 2, 1, 91)
@@ -295,10 +306,10 @@ def part_planner():
         return row(f"planner_{planner}_{rate:g}", f"planner {planner}, {rate or 54:g} GB/s: TTFT of a hit of 20000",
                    ttft)
 
-    compute = one("compute", 0, 4)
+    compute = one("compute", 0, 3)
     for rate in RATES:
-        load = one("load", rate, 4) if rate >= 1 else float("nan")  # at 0.2 GB/s one load takes 15 s
-        auto = one("auto", rate, 4)
+        load = one("load", rate, 3) if rate >= 1 else float("nan")  # at 0.2 GB/s one load takes 15 s
+        auto = one("auto", rate, 3)
         curve.append((rate, compute, load, auto))
         print(f"  {rate} GB/s: auto is {auto / compute:.3f} of compute, {auto / load:.3f} of load", flush=True)
     with open(os.path.join(OUT, "planner.dat"), "w") as f:
