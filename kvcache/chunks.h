@@ -4,14 +4,14 @@
  * chunk's header (with its token ids and checksums) and its payload are in the pool's slot of the same number. A slot
  * is in one of four states:
  *   FREE     on the free list
- *   FILLING  reserved for a chunk whose bytes are still being copied. It is in the index, so that nobody else copies
- *            the same chunk, but a lookup treats it as a miss.
+ *   FILLING  reserved for a chunk whose bytes are still being copied. It is in the index, so that no other operation
+ *            copies the same chunk, but a lookup treats it as a miss.
  *   READY    in the index and on the order list; evictable while it has no references
  *   DROPPED  removed while it had references. It is in neither the index nor the order list, and becomes FREE when it
  *            loses its last reference.
  *
  * Invariant: a slot with references is not reused. All memory is allocated when the index opens, so no later call can
- * run out of memory. The index has no lock of its own: struct kvc's lock protects it. */
+ * run out of memory. The index has no lock of its own; the cache's lock (internal.h) protects it. */
 #ifndef KVC_CHUNKS_H
 #define KVC_CHUNKS_H
 
@@ -28,7 +28,7 @@ struct kvc_chunk {
     _Alignas(64) struct km_digest key; /* an entry is one cache line */
     int32_t position;      /* number of chunks before this one in its sequence */
     int32_t n_tokens;      /* valid tokens */
-    int32_t refs;          /* pins of sequences, and operations that need the slot */
+    int32_t refs;          /* references of sequences (pins), loads, stores and operations of tiers */
     int32_t newer, older;  /* READY: neighbours on the order list, -1 at its ends. FREE: older is the next free slot */
     enum kvc_state state;
 };
@@ -40,7 +40,7 @@ struct kvc_chunks {
     int n;                 /* slots when the pool has its full size */
     int n_usable;          /* slots that kvc_chunks_grow has added */
     enum kvc_policy policy;
-    int32_t newest, oldest; /* ends of the order list; the oldest is evicted first; -1: the list is empty */
+    int32_t newest, oldest; /* ends of the order list, whose oldest chunk is evicted first; -1: the list is empty */
     int32_t free;           /* head of the free list; -1: the list is empty */
     int n_free, n_filling, n_ready, n_dropped; /* usable slots by state */
     int n_evictable;       /* READY slots without references */
@@ -68,7 +68,7 @@ void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY to FRE
 void kvc_chunks_ref(struct kvc_chunks *s, int slot);
 void kvc_chunks_unref(struct kvc_chunks *s, int slot);
 void kvc_chunks_touch(struct kvc_chunks *s, int slot); /* makes a READY chunk the newest, under LRU only */
-/* Drops every READY chunk without references; returns the number of slots that are still in use. */
+/* Drops every READY chunk without references. Returns the number of usable slots that are not FREE then. */
 int kvc_chunks_clear(struct kvc_chunks *s);
 
 /* Compares the reference counts with refs [n], and checks index, lists and counts: 0, or KM_EINVAL and the first broken

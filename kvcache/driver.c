@@ -36,7 +36,7 @@ static bool call(struct kvc_view *v, struct kvc_piece *p, enum kv_dir dir, int *
         return false;
     v->calling = false;
     v->now = now;
-    pthread_cond_broadcast(&k->passed);
+    pthread_cond_broadcast(&k->returned);
     return true;
 }
 
@@ -47,7 +47,7 @@ static void retire(struct kvc_view *v, enum kv_dir dir, struct kvc_piece *p, int
     struct kvc_op *op = p->op;
     if (p->submitted)
         kvc_rate_end(&lane->rate, rc < 0 ? -1 : (int64_t)p->n * (int64_t)v->kvc->geometry.pool.page_bytes);
-    op->n_flying--;
+    op->n_in_flight--;
     if (dir == KV_TO_PAGE)
         kvc_load_retire(op, p, rc);
     else
@@ -62,7 +62,7 @@ static bool build(struct kvc_view *v, enum kv_dir dir)
 {
     struct kvc_lane *lane = &v->lane[dir];
     struct kvc_piece *p = lane_at(lane, lane->n);
-    for (struct kvc_op *op = v->ops; op && !v->closing; op = op->next_op) {
+    for (struct kvc_op *op = v->ops; op && !v->detaching; op = op->next_op) {
         if ((op->kind == KVC_LOAD) != (dir == KV_TO_PAGE))
             continue;
         p->op = op;
@@ -70,7 +70,7 @@ static bool build(struct kvc_view *v, enum kv_dir dir)
         p->submitted = false;
         if (!(op->kind == KVC_LOAD ? kvc_load_build(op, p) : kvc_store_build(op, p)))
             continue;
-        op->n_flying++;
+        op->n_in_flight++;
         lane->n++;
         return true;
     }
@@ -83,7 +83,7 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
     bool any = false;
     int rc;
     /* Copies of one direction run in the order of submission. */
-    while (lane->n && !v->lost && lane_at(lane, 0)->submitted) {
+    while (lane->n && !v->abandoned && lane_at(lane, 0)->submitted) {
         struct kvc_piece *p = lane_at(lane, 0);
         if (!call(v, p, dir, &rc))
             return true;
@@ -93,12 +93,12 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         any = true;
     }
     kvc_rate_sample(&lane->rate, v->now);
-    while (!v->lost) {
+    while (!v->abandoned) {
         const bool waiting = lane->n && !lane_at(lane, lane->n - 1)->submitted;
         if (!waiting && (lane->n == KVC_PIECES || !build(v, dir)))
             return any;
         struct kvc_piece *p = lane_at(lane, lane->n - 1);
-        if (v->closing) { /* the copier has no room for it, and it need not be awaited */
+        if (v->detaching) { /* the copier has no room for it, and it need not be awaited */
             retire(v, dir, p, KM_ECANCEL);
             any = true;
             continue;
@@ -134,12 +134,12 @@ static bool ops_drive(struct kvc_view *v)
 
 bool kvc_view_drive(struct kvc_view *v)
 {
-    if (!v->attached || v->lost || (!v->ops && !v->lane[0].n && !v->lane[1].n))
+    if (!v->attached || v->abandoned || (!v->ops && !v->lane[0].n && !v->lane[1].n))
         return false;
     const uint32_t epoch = v->epoch;
     if (!call(v, NULL, KV_TO_PAGE, NULL))
         return true;
-    bool any = !v->closing && ops_drive(v);
+    bool any = !v->detaching && ops_drive(v);
     any |= lane_drive(v, KV_TO_PAGE);
     if (epoch == v->epoch)
         any |= lane_drive(v, KV_TO_HOST);
@@ -152,7 +152,7 @@ bool kvc_view_drive(struct kvc_view *v)
 static bool pass(struct kvc *k, const struct kvc_view *one, bool all)
 {
     bool any = false;
-    k->dirty = false;
+    k->new_work = false;
     pthread_mutex_unlock(&k->lock);
     const int64_t now = all || one ? kvc_now(one) : 0;
     pthread_mutex_lock(&k->lock);
@@ -161,12 +161,12 @@ static bool pass(struct kvc *k, const struct kvc_view *one, bool all)
     for (struct kvc_view *v = k->views; v; v = v->next)
         if (all || v == one)
             any |= kvc_view_drive(v);
-    if (!k->driving) {
-        k->driving = true;
+    if (!k->driving_tiers) {
+        k->driving_tiers = true;
         any |= kvc_tiers_drive(k);
-        k->driving = false;
+        k->driving_tiers = false;
     }
-    return any || k->dirty;
+    return any || k->new_work;
 }
 
 /* How long the thread may sleep, in ns, after a pass without progress; -1: until it is woken. */
@@ -174,7 +174,7 @@ static int64_t nap(const struct kvc *k)
 {
     bool ops = false;
     for (const struct kvc_view *v = k->views; v; v = v->next) {
-        if (v->attached && !v->lost && (v->lane[0].n || v->lane[1].n))
+        if (v->attached && !v->abandoned && (v->lane[0].n || v->lane[1].n))
             return 20000;
         ops |= v->attached && v->ops;
     }
@@ -234,7 +234,7 @@ bool kvc_driver_stop(struct kvc *k)
 
 void kvc_driver_wake(struct kvc *k)
 {
-    k->dirty = true;
+    k->new_work = true;
     if (k->threaded)
         pthread_cond_signal(&k->work);
 }

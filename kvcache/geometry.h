@@ -1,7 +1,7 @@
 /* The shape of a chunk: the geometry of the engine's KV pool, and how many of its pages make a chunk.
  *
- * kvc_geometry_init makes and checks a `kvc_geometry` when an engine attaches, and nothing else does. The cache (struct
- * kvc) owns it. Keys, chunk store, host memory, tiers and operations borrow a pointer to it and check nothing again. */
+ * A `kvc_geometry` is made and checked by kvc_geometry_init when an engine attaches. The cache (struct kvc) owns it.
+ * Keys, pool, chunks and tiers borrow a pointer to it, and do not check it again. */
 #ifndef KVC_GEOMETRY_H
 #define KVC_GEOMETRY_H
 

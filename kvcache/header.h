@@ -1,11 +1,11 @@
 /* The header of a stored chunk: what the chunk is, and the checksums of its pages.
  *
- * A header precedes the payload in every tier and lies beside it in host memory. Its size is a whole number of 4096-byte
- * blocks, so that a disk can be read and written with O_DIRECT. All integers are little-endian. After the fixed part
- * come the checksum of each page [n_pages] (base/page_sum.h) and the token ids [n_tokens].
+ * A header precedes the payload in every tier, and is in the same slot of host memory. Its size is a whole number of
+ * 4096-byte blocks, so that a disk can be read and written with O_DIRECT. All integers are little-endian. After the
+ * fixed part come the checksum of each page [n_pages] (base/page_sum.h) and the token ids [n_tokens].
  *
- * kvc_header_check is the only judge of bytes that come from a tier. It compares the header with what was asked for, so
- * that a wrong, old, foreign or damaged chunk is a miss. */
+ * kvc_header_check decides alone whether the header that a tier has returned is accepted. It compares the header with
+ * what was asked for, so that a wrong, old, foreign or damaged chunk is a miss. */
 #ifndef KVC_HEADER_H
 #define KVC_HEADER_H
 
@@ -51,7 +51,7 @@ void kvc_header_init(struct kvc_header *h, const struct kvc_geometry *g, const s
                      const struct km_digest *key, int position, const int32_t *ids, int n_tokens);
 /* Computes the header's own checksum; call this when everything else is set. */
 void kvc_header_seal(struct kvc_header *h);
-/* True if the chunk has these token ids [n] at this position: an equal key alone is not trusted. */
+/* True if the chunk has these token ids [n] and this position. An equal key alone does not prove it. */
 bool kvc_header_match(const struct kvc_header *h, const int32_t *ids, int n, int position);
 /* Checks a header of g->header_bytes that came from a tier: 0, or KM_EFORMAT and what is wrong. payload_bytes: the
  * length that the tier returned. */

@@ -1,12 +1,13 @@
-/* The definition of struct kvc, the store. Only the files of kvcache/ and its tests include this header.
+/* The definition of struct kvc, the cache. Only the files of kvcache/ and its tests include this header.
  *
  * Threads. The thread of each engine calls the port of its view. One transfer thread drives the operations of all
  * views: it calls the copiers and the tiers (driver.c). If the copiers must not be called by another thread
- * (kv_copier.threads), there is no transfer thread, and calls of each engine's port drive its operations instead.
+ * (kv_copier.threads), there is no transfer thread: calls of an engine's port drive the operations of its view and
+ * those of the tiers.
  *
  * The lock protects everything in struct kvc and in its views, sequences and operations, except where a member says
- * otherwise. It is never held across a call of a copier or of a tier, so that a slow device or server delays nobody who
- * needs the index. */
+ * otherwise. It is never held across a call of a copier or of a tier, so that a slow device or server does not delay a
+ * thread that needs the index. */
 #ifndef KVC_INTERNAL_H
 #define KVC_INTERNAL_H
 
@@ -23,54 +24,54 @@ struct kvc_view;
 
 struct kvc {
     struct kvc_config cfg;         /* constant */
-    pthread_mutex_t doors;         /* held by an attach and by a detach, from beginning to end; taken before `lock` */
+    pthread_mutex_t attach_lock;   /* held during a whole attach or detach; taken before `lock` */
     pthread_mutex_t lock;
-    pthread_cond_t work;           /* signalled when the transfer thread has something new to do */
-    pthread_cond_t passed;         /* broadcast when a call of a copier has returned, and when the thread has ended */
-    struct kvc_view *views;        /* all views, newest first; a view is freed with the store only */
+    pthread_cond_t work;           /* signalled when there is new work for the transfer thread */
+    pthread_cond_t returned;       /* broadcast when a call of a copier has returned */
+    struct kvc_view *views;        /* all views, newest first; they are freed together with the cache */
 
     /* Valid while `open`: from the first attach until kvc_free, or until an engine of another geometry attaches when
      * none is attached. The geometry and the pointers do not change in this time. */
     bool open;
-    bool active;                   /* open, and chunks have a place to go: pool, chunks and tiers below exist */
+    bool active;                   /* open, and the configuration keeps chunks: pool, chunks and tiers exist */
     bool threaded;                 /* the transfer thread drives the operations */
-    struct kvc_geometry geometry;  /* the parts below borrow it */
-    struct kvc_keys keys;          /* for the fingerprint; each view has keys of its own */
+    struct kvc_geometry geometry;  /* keys, pool, chunks and tiers borrow it */
+    struct kvc_keys keys;          /* only its fingerprint is used; each view has keys of its own */
     struct kvc_pool *pool;
     struct kvc_chunks chunks;
     struct kvc_tier_io tier[KVC_TIERS_MOST]; /* [cfg.n_tiers] */
-    int32_t *lost;                 /* [chunks.n] references of copies that did not end before their engine detached */
+    int32_t *abandoned;            /* [chunks.n] 1: abandoned pieces of a detached engine refer to the slot, which is
+                                      never reused; else 0 */
 
     pthread_t thread;
-    bool running, stop;            /* the transfer thread exists; it is to end */
-    int64_t now;                   /* kvc_now when the current pass over views and tiers began; never falls */
-    bool dirty;                    /* there is new work since the current pass began */
-    bool driving;                  /* somebody is driving the tiers */
+    bool running, stop;            /* the transfer thread exists; the transfer thread must end */
+    int64_t now;                   /* kvc_now at the start of the current pass over views and tiers; never falls */
+    bool new_work;                 /* there is new work since the start of the current pass */
+    bool driving_tiers;            /* a thread is in kvc_tiers_drive, which releases the lock at times */
     bool resetting;                /* a reset has asked the tiers to drop their chunks */
-    int64_t throttle_free, throttle_at; /* cfg.throttle: the link is free from this time on; the next piece may start at
-                                           this time, 0: no piece is waiting */
-    int64_t corrupt_chunks;
-    int64_t dram_hit_tokens;
+    int64_t throttle_free;         /* cfg.throttle: time from which the simulated link is free */
+    int64_t throttle_at;           /* cfg.throttle: time when the next piece may start; 0: no piece waits for it */
+    int64_t corrupt_chunks, dram_hit_tokens; /* counters of the statistics */
 
-    size_t slab_bytes;             /* set by tests: KVC_SLAB, or less */
+    size_t slab_bytes;             /* KVC_SLAB; tests set less */
 };
 
-/* The store's clock in ns, for deadlines: the monotonic clock, or that of a view's simulated device. Not under the
- * lock. */
+/* The clock for deadlines, in ns: the monotonic clock, or the clock of v's copier if there is no transfer thread. Not
+ * under the lock. */
 int64_t kvc_now(const struct kvc_view *v);
-/* Makes slots usable whose memory the pool has allocated meanwhile. */
+/* Adds slots to the index whose memory the pool has allocated since the last call. */
 void kvc_grow(struct kvc *k);
-/* Drops a reference to a chunk. Without local_cpu, a chunk without references leaves host memory. */
+/* Drops a reference to a chunk. Without local_cpu, a READY chunk is dropped with its last reference. */
 void kvc_unref(struct kvc *k, int slot);
 /* Removes a chunk whose bytes are wrong from host memory, and from the tier that it came from (-1: none). */
 void kvc_drop_corrupt(struct kvc *k, int slot, int tier);
 
-/* driver.c */
+/* driver.c: starts and stops the transfer thread. Not under the lock. */
 int kvc_driver_start(struct kvc *k, struct km_err *err);
-bool kvc_driver_stop(struct kvc *k); /* false: the thread is in a call that does not return */
-void kvc_driver_wake(struct kvc *k);  /* there is new work; the lock is held */
-/* Advances the operations of a view and the tiers, if no thread does: called by the view's engine. v NULL: the tiers.
- * Not under the lock. */
+bool kvc_driver_stop(struct kvc *k); /* false: the thread is in a call that does not return within a second */
+void kvc_driver_wake(struct kvc *k); /* tells the thread that there is new work; the lock is held */
+/* Without a transfer thread: drives the operations of view v (NULL: none) and of the tiers until nothing changes.
+ * Called by the view's engine, not under the lock. */
 void kvc_drive(struct kvc *k, const struct kvc_view *v);
 
 #endif

@@ -4,8 +4,8 @@
  * RoPE, numerics, chunk size and the request's salt. Key 0 is SHA-256 of (root, tokens of chunk 0), key i is SHA-256 of
  * (key i - 1, tokens of chunk i). Equal keys therefore mean equal prefixes under the same model.
  *
- * A partial last chunk has fewer than chunk_size tokens. Its key is the hash over its own tokens, so it differs from the
- * key of every longer or shorter chunk. No chunk follows a partial one. */
+ * A partial last chunk has fewer than chunk_size tokens. Its key is the hash over its own tokens, so it differs from
+ * the keys of all longer and shorter chunks. No chunk follows a partial one. */
 #ifndef KVC_KEYS_H
 #define KVC_KEYS_H
 
@@ -20,8 +20,8 @@
 struct kvc_keys {
     struct km_sha *sha;
     const struct kvc_geometry *geometry;
-    struct km_digest fingerprint; /* identity of the KV, from which every root is derived; tiers and headers store it */
-    int key_bytes;         /* leading bytes of a key that are used: 32, or less in tests, to force collisions */
+    struct km_digest fingerprint; /* hash of all of the above except the salt; tiers and headers store it */
+    int key_bytes;         /* leading bytes of a key that are used: 32; tests use less, to force collisions */
 };
 
 /* Borrows g. */

@@ -47,23 +47,23 @@ static void close_store(struct kvc *k)
     kvc_chunks_close(&k->chunks);
     kvc_pool_close(k->pool);
     kvc_keys_close(&k->keys);
-    km_free(k->lost);
+    km_free(k->abandoned);
     k->pool = NULL;
-    k->lost = NULL;
+    k->abandoned = NULL;
     k->open = k->active = k->resetting = false;
     k->throttle_at = k->throttle_free = 0;
 }
 
 /* Opens pool, index and tiers for k->geometry. */
-static int open_parts(struct kvc *k, struct km_err *err)
+static int open_storage(struct kvc *k, struct km_err *err)
 {
     int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, "", k->slab_bytes, err);
     if (!rc)
         rc = kvc_chunks_open(&k->chunks, kvc_pool_slots(k->pool), k->cfg.policy, err);
     if (rc)
         return rc;
-    k->lost = km_calloc((size_t)k->chunks.n, sizeof *k->lost);
-    if (!k->lost)
+    k->abandoned = km_calloc((size_t)k->chunks.n, sizeof *k->abandoned);
+    if (!k->abandoned)
         return km_fail(err, KM_ENOMEM, "out of memory for the cache layer's index");
     rc = kvc_tiers_open(k, err);
     if (rc)
@@ -78,7 +78,7 @@ static int open_store(struct kvc *k, const struct kvc_geometry *g, bool threaded
     k->threaded = threaded;
     int rc = kvc_keys_open(&k->keys, &k->geometry, err);
     if (!rc && (k->cfg.local_cpu || k->cfg.n_tiers))
-        rc = open_parts(k, err);
+        rc = open_storage(k, err);
     if (rc)
         close_store(k);
     else
@@ -124,10 +124,10 @@ static void init_locks(struct kvc *k)
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_mutex_init(&k->doors, NULL);
+    pthread_mutex_init(&k->attach_lock, NULL);
     pthread_mutex_init(&k->lock, NULL);
     pthread_cond_init(&k->work, &attr);
-    pthread_cond_init(&k->passed, &attr);
+    pthread_cond_init(&k->returned, &attr);
     pthread_condattr_destroy(&attr);
 }
 
@@ -179,9 +179,9 @@ void kvc_free(struct kvc *k)
     if (k->open)
         close_store(k);
     pthread_cond_destroy(&k->work);
-    pthread_cond_destroy(&k->passed);
+    pthread_cond_destroy(&k->returned);
     pthread_mutex_destroy(&k->lock);
-    pthread_mutex_destroy(&k->doors);
+    pthread_mutex_destroy(&k->attach_lock);
     km_free(k);
 }
 
@@ -302,7 +302,7 @@ void kvc_stats(struct kvc *k, struct kv_port_stats *out)
 /* Counts the references that sequences, operations and tiers hold. */
 static void count_refs(const struct kvc *k, int32_t *refs)
 {
-    memcpy(refs, k->lost, (size_t)k->chunks.n * sizeof *refs);
+    memcpy(refs, k->abandoned, (size_t)k->chunks.n * sizeof *refs);
     kvc_tiers_count_refs(k, refs);
     for (const struct kvc_view *v = k->views; v; v = v->next) {
         for (const struct kv_seq *s = v->seqs; s; s = s->next)
@@ -332,12 +332,12 @@ int kvc_check(struct kvc *k, struct km_err *err)
                          k->geometry.payload_bytes + k->geometry.header_bytes, (long long)k->cfg.max_local_cpu);
     }
     for (const struct kvc_view *v = k->views; v; v = v->next) {
-        int flying = 0;
+        int in_flight = 0;
         for (const struct kvc_op *op = v->ops; op; op = op->next_op)
-            flying += op->n_flying;
-        if (!rc && v->lane && flying != v->lane[0].n + v->lane[1].n)
+            in_flight += op->n_in_flight;
+        if (!rc && v->lane && in_flight != v->lane[0].n + v->lane[1].n)
             rc = km_fail(err, KM_EINVAL, "%d pieces are in flight, but operations count %d",
-                         v->lane[0].n + v->lane[1].n, flying);
+                         v->lane[0].n + v->lane[1].n, in_flight);
     }
     pthread_mutex_unlock(&k->lock);
     return rc;

@@ -1,12 +1,12 @@
 /* The KV-cache layer: chunks of KV, stored by key outside the engine's KV pool.
  *
- * A `kvc` is one store of chunks: the key chain, host memory with its index, and the tiers below it. Several engines of
- * one process may share a store; each uses it through a port of its own (engine/kv_port.h), behind which a `kvc_view`
- * (view.h) keeps what belongs to one engine. The layer knows no CUDA, HTTP or model.
+ * A `kvc` is one cache: the key chain, host memory with its index, and the tiers below it. Several engines of one
+ * process may share a cache. Each has a port of its own (engine/kv_port.h), and a `kvc_view` (view.h) with what belongs
+ * to this engine. The layer knows no CUDA, HTTP or model.
  *
- * A chunk's key is SHA-256 over the model's fingerprint, dtype, layout, shape, RoPE, numerics, chunk size and salt,
- * chained over the tokens. A chunk's header has its token ids and a checksum of each page. A lookup compares the ids,
- * and a load verifies the checksum of every page where it lands, before the engine uses the KV. */
+ * A chunk's key is SHA-256, chained over the token ids, from a root that covers everything else that determines KV
+ * (keys.h). A chunk's header has its token ids and a checksum of each page. A chunk is loaded only if its ids are those
+ * of the request. A load compares the checksum of every page in the KV pool, before the engine uses the KV. */
 #ifndef KVC_KVCACHE_H
 #define KVC_KVCACHE_H
 
@@ -24,14 +24,14 @@ enum kvc_policy { KVC_LRU, KVC_FIFO };
 
 struct kvc_config {
     int chunk_size;         /* tokens of a chunk; a multiple of the engine's block size. Default 256 */
-    bool local_cpu;         /* keep chunks in host memory (the DRAM tier). False: it is used for staging only.
-                               Default true */
+    bool local_cpu;         /* keep chunks in host memory (the DRAM tier). False: host memory is only used for staging,
+                               that is for chunks on their way between the KV pool and a tier. Default true */
     int64_t max_local_cpu;  /* bytes of host memory. Default 5 GiB */
     bool save_decode;       /* also store chunks that contain generated tokens. Default false */
     bool save_unfull;       /* also store the partial last chunk of a prompt. Default false */
     enum kvc_policy policy; /* default KVC_LRU */
-    int64_t throttle;       /* bytes per second of all loads from host memory; 0: no limit. For experiments that ask
-                               what a slower link would save */
+    int64_t throttle;       /* most bytes per second of all loads from host memory; 0: no limit. For experiments that
+                               measure what a slower link would save */
     int n_tiers;            /* tiers below host memory, in the order in which a lookup asks them */
     struct kvc_tier_config tier[KVC_TIERS_MOST];
 };
@@ -46,7 +46,7 @@ int kvc_config_spec(const char *spec, struct kvc_config *c, bool *off, struct km
 #define KVC_STAGING ((int64_t)2 << 30)
 /* Appends the forms that an element of the specification may have, such as "dram=SIZE, disk=DIR:SIZE". */
 void kvc_config_usage(struct km_buf *out);
-/* True if the layer would keep chunks anywhere. */
+/* True if the configuration keeps chunks anywhere. */
 static inline bool kvc_config_on(const struct kvc_config *c)
 {
     return c->local_cpu || c->n_tiers;
@@ -69,13 +69,14 @@ struct kvc;
 
 /* Allocates no chunk memory yet: that happens when an engine attaches. */
 int kvc_open(struct kvc **out, const struct kvc_config *c, struct km_err *err);
-/* Every engine that has a port of k must be closed. */
+/* Every engine that has a port of k must be closed before. */
 void kvc_free(struct kvc *k);
-/* Makes a port for one engine. k owns what is behind the port, and must outlive the engine. */
+/* Makes a port for one engine. k owns the port's view, and must outlive the engine. */
 int kvc_port(struct kvc *k, struct kv_port *out, struct km_err *err);
 
-/* Waits until host memory has its final size, no operation of an engine is open, and no chunk is on its way to a tier,
- * at most `seconds`: true if so. Operations of simulated devices are not waited for. For benchmarks and tests. */
+/* Waits, at most `seconds`, until host memory has its final size, no operation of an engine is open, and no chunk waits
+ * for a tier or is in an operation of one. True if this is so. Loads and stores of simulated devices are not waited
+ * for. For benchmarks and tests. */
 bool kvc_settle(struct kvc *k, double seconds);
 
 /* Checks index, order list, reference counts, tickets and budget, for tests: 0, or KM_EINVAL and the first broken

@@ -21,7 +21,7 @@ static int ceil_block(const struct kvc_op *op, int token)
 }
 
 /* The chunk of this part cannot be loaded: the larger side of the interval remains. */
-static void lose(struct kvc_op *op, int part)
+static void exclude(struct kvc_op *op, int part)
 {
     int a, b;
     chunk_range(op, part, &a, &b);
@@ -41,14 +41,14 @@ static void lose(struct kvc_op *op, int part)
 }
 
 /* Drops the references to chunks of which no more pages will be copied. */
-static void trim(struct kvc_op *op)
+static void release_unneeded(struct kvc_op *op)
 {
     struct kvc *k = op->view->kvc;
     const int pages = k->geometry.chunk_pages, floor = op->floor / k->geometry.pool.block_size;
     for (int i = 0; i < op->n_parts; i++) {
         struct kvc_part *p = &op->part[i];
         const int first = (op->first_chunk + i) * pages;
-        if (p->state == KVC_DONE || p->n_flying)
+        if (p->state == KVC_DONE || p->n_in_flight)
             continue;
         if ((first > floor ? first : floor) < op->next && first + pages > floor)
             continue;
@@ -147,7 +147,7 @@ static int n_staged(const struct kvc_op *op)
 {
     int n = 0;
     for (int i = 0; i < op->n_parts; i++)
-        n += op->part[i].tried && op->part[i].state != KVC_DONE;
+        n += op->part[i].fetched && op->part[i].state != KVC_DONE;
     return n;
 }
 
@@ -177,22 +177,22 @@ static bool resolve(struct kvc_op *op, int part, bool *fetching)
     }
     if (slot >= 0) {
         if (!take_ready(op, part, slot)) /* another chunk has this key */
-            lose(op, part);
+            exclude(op, part);
         return true;
     }
     enum kvc_get got = KVC_GET_FAILED;
-    if (!p->tried && p->tier >= 0) {
+    if (!p->fetched && p->tier >= 0) {
         if (n_staged(op) >= KVC_GETS)
             return false;
         got = kvc_tier_get(k, p->tier, &p->key, op->first_chunk + part, p->n_tokens);
     }
     if (got == KVC_GET_STARTED) {
-        p->tried = *fetching = true;
+        p->fetched = *fetching = true;
         return true;
     }
-    if (got == KVC_GET_LATER || (got == KVC_GET_NO_SLOT && (*fetching || op->n_flying)))
+    if (got == KVC_GET_LATER || (got == KVC_GET_NO_SLOT && (*fetching || op->n_in_flight)))
         return false;
-    lose(op, part); /* no tier has it, or every slot is in use and nothing of this operation will free one */
+    exclude(op, part); /* no tier has it, or every slot is in use and nothing of this operation will free one */
     return true;
 }
 
@@ -208,7 +208,7 @@ bool kvc_load_advance(struct kvc_op *op)
         if (op->part[i].state == KVC_WAIT && from < to)
             any |= resolve(op, i, &fetching);
     }
-    trim(op);
+    release_unneeded(op);
     return any;
 }
 
@@ -263,8 +263,8 @@ static void verify(struct kvc_op *op, const struct kvc_piece *p)
         const uint64_t *sums = kvc_header_sums(kvc_pool_header(k->pool, part->slot));
         if (p->copy[i].sum == sums[p->block[i] % k->geometry.chunk_pages] || part->bad)
             continue;
-        lose(op, (int)(part - op->part));
-        kvc_drop_corrupt(k, part->slot, part->tried ? part->tier : -1);
+        exclude(op, (int)(part - op->part));
+        kvc_drop_corrupt(k, part->slot, part->fetched ? part->tier : -1);
     }
 }
 
@@ -272,21 +272,21 @@ void kvc_load_retire(struct kvc_op *op, struct kvc_piece *p, int rc)
 {
     for (int i = 0; i < p->n; i++) {
         struct kvc_part *part = kvc_op_part(op, p->block[i]);
-        part->n_flying--;
+        part->n_in_flight--;
         if (rc < 0 && !part->bad)
-            lose(op, (int)(part - op->part));
+            exclude(op, (int)(part - op->part));
     }
     if (rc > 0)
         verify(op, p);
-    trim(op);
+    release_unneeded(op);
 }
 
 bool kvc_load_done(struct kvc_op *op)
 {
     struct kvc_view *v = op->view;
-    if (op->n_flying || op->next > op->floor / v->kvc->geometry.pool.block_size)
+    if (op->n_in_flight || op->next > op->floor / v->kvc->geometry.pool.block_size)
         return false;
-    trim(op);
+    release_unneeded(op);
     if (op->good_to < op->floor)
         op->good_to = op->floor; /* nothing was loaded */
     v->stats.loaded_tokens += op->good_to - op->floor;
@@ -295,7 +295,7 @@ bool kvc_load_done(struct kvc_op *op)
     return true;
 }
 
-void kvc_loads_wake(struct kvc *k, int slot)
+void kvc_loads_take(struct kvc *k, int slot)
 {
     for (struct kvc_view *v = k->views; v; v = v->next)
         for (struct kvc_op *op = v->ops; op; op = op->next_op)

@@ -245,7 +245,7 @@ static bool keep_ids(struct kv_seq *s, const int32_t *tokens, int n)
 }
 
 /* Reduces what was pinned to the first n chunks, touches them, and counts the answer. */
-static void settle(struct kv_seq *s, int n, int found_tokens, int total, int have)
+static void finish_lookup(struct kv_seq *s, int n, int found_tokens, int total, int have)
 {
     struct kvc *k = s->view->kvc;
     struct kv_port_stats *st = &s->view->stats;
@@ -284,7 +284,7 @@ int kvc_seq_lookup(struct kv_seq *s, const int32_t *tokens, int n, int have)
     pthread_mutex_unlock(&k->lock);
     const int C = off ? 1 : k->geometry.chunk_size, whole = n / C;
     if (empty || n < 1 || !kvc_seq_reserve(s, whole + 1)) {
-        settle(s, 0, 0, n, have);
+        finish_lookup(s, 0, 0, n, have);
         return 0;
     }
     int tail, chunks = 0;
@@ -309,7 +309,7 @@ int kvc_seq_lookup(struct kv_seq *s, const int32_t *tokens, int n, int have)
         return KV_NOT_YET;
     }
     int found = chunks > whole ? n : chunks * C;
-    settle(s, chunks, found, n, have);
+    finish_lookup(s, chunks, found, n, have);
     if (!keep_ids(s, tokens, found)) {
         pthread_mutex_lock(&k->lock);
         kvc_seq_unpin(s);

@@ -81,7 +81,7 @@ void kvc_op_finish(struct kvc_op *op)
     v->done = op;
 }
 
-void kvc_op_abandon(struct kvc_op *op)
+void kvc_op_cancel(struct kvc_op *op)
 {
     if (op->kind == KVC_LOAD)
         op->floor = op->next * op->view->kvc->geometry.pool.block_size;
@@ -142,5 +142,5 @@ void kvc_op_add(struct kvc_op *op, struct kvc_piece *p, int block)
         .seed = km_page_sum_seed(key_word, (uint32_t)page),
     };
     p->block[p->n++] = block;
-    part->n_flying++;
+    part->n_in_flight++;
 }

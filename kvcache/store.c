@@ -211,7 +211,7 @@ static void end_part(struct kvc_op *op, int part)
     kvc_chunks_ref(&k->chunks, p->slot);
     p->state = KVC_HOST;
     op->view->stats.stored_tokens += p->n_tokens;
-    kvc_loads_wake(k, p->slot);
+    kvc_loads_take(k, p->slot);
     kvc_tier_put(k, p->slot);
 }
 
@@ -225,8 +225,8 @@ void kvc_store_retire(struct kvc_op *op, struct kvc_piece *p, int rc)
         else
             kvc_header_sums(kvc_pool_header(k->pool, part->slot))[p->block[i] % k->geometry.chunk_pages] =
                 p->copy[i].sum;
-        part->n_flying--;
-        if (!part->n_flying && (part->bad || part->n_submitted == part_pages(op, part)))
+        part->n_in_flight--;
+        if (!part->n_in_flight && (part->bad || part->n_submitted == part_pages(op, part)))
             end_part(op, (int)(part - op->part));
     }
 }

@@ -1,21 +1,21 @@
 /* The tier interface: a place below host memory where chunks are kept, such as a disk or a server.
  *
- * A tier moves whole chunks, each a header and a payload in host memory, and finds them by key. It is one file in
- * kvcache/tiers/, one line in kvcache/tiers.c, and a test. The layer owns everything else: host memory, checksums,
- * deadlines, the order of loads and stores, and what a lookup answers. DRAM is not a tier behind this interface: it is
- * the host memory (pool.h) that the bytes of every tier pass through.
+ * A tier moves whole chunks, each a header and a payload in host memory, and finds them by key. It has its files in
+ * kvcache/tiers/, its name in kvcache/tiers.c, and a test. The layer owns everything else: host memory, checksums,
+ * deadlines, the order of loads and stores, and the answers of lookups. DRAM is not a tier behind this interface: it is
+ * the host memory (pool.h) through which the bytes of every tier pass.
  *
  * `struct kvc_tier_ops` is the table of functions of one kind of tier, `struct kvc_tier` one open instance, and `struct
  * kvc_io` one chunk in an operation.
  *
  * Rules:
- * - `submit` and `poll` never block, and come from one thread, the layer's transfer thread. `lookup` and `stats` may be
- *   called by any thread at any time.
+ * - `submit`, `poll` and `clear` are called by the layer's transfer thread, or by one thread at a time if there is
+ *   none. They never block. `lookup` and `stats` may be called by any thread at any time.
  * - A submitted kvc_io and its buffers belong to the tier until `poll` returns the kvc_io. A tier may return it late,
- *   or never: when the layer's deadline passes, the layer gives the request up and does not reuse the buffers before
- *   the tier has returned them.
- * - A tier may lose, delay, shorten or damage a chunk without harm: the layer checks the header against the request and
- *   every page against its checksum where the page lands.
+ *   or never: after its deadline (tier_io.h) the layer treats the operation as failed, and does not reuse the buffers
+ *   before the tier has returned them.
+ * - A tier may lose, delay, shorten or damage a chunk without harm: the layer compares the header with what was asked
+ *   for, and each page's checksum after the copy to the KV pool.
  * - A failed PUT leaves no chunk under its key that GET would return in part. */
 #ifndef KVC_TIER_H
 #define KVC_TIER_H
@@ -42,17 +42,17 @@ struct kvc_io {
     void *payload;         /* aligned to 4096 if geometry.payload_bytes is a multiple of 4096, else to 64 */
     size_t payload_bytes;  /* PUT: the length. GET: the capacity, and then the length that was read */
     int rc;                /* set by the tier: 0 or < 0 */
-    struct kvc_io *next;   /* for the list that poll returns, and for lists of whoever owns the kvc_io */
-    void *user;            /* the layer's */
+    struct kvc_io *next;   /* in the list that poll returns, and in lists of the current owner */
+    void *user;            /* for the layer */
 };
 
 struct kvc_tier;
 struct kv_stat_row;
 
-/* What an open tier takes, for memory plans. */
+/* What a tier takes when it is open, for memory plans. */
 struct kvc_tier_plan {
     int64_t host_bytes; /* host memory beside the layer's own, such as the index of a disk */
-    int64_t capacity;   /* most bytes of headers and payloads that the tier keeps; 0: without a limit, or not known */
+    int64_t capacity;   /* most bytes of headers and payloads that the tier keeps; 0: no limit, or not known */
 };
 
 /* One of LMCache's YAML keys. `set` parses the value and writes to the tier's config. It returns 1 and changes nothing
@@ -79,17 +79,17 @@ struct kvc_tier_ops {
     /* Fills *out, which is 0, for chunks of this geometry; opens nothing. NULL: the tier has nothing to state. */
     void (*plan)(const void *config, const struct kvc_geometry *g, struct kvc_tier_plan *out);
 
-    /* Opens the tier for chunks of this geometry, whose identity is `fingerprint`: chunks stored under another
-     * fingerprint are never found. Borrows g until close. May take time (reading an index), but not wait for a server
-     * longer than a second. */
+    /* Opens the tier for chunks of this geometry and fingerprint (keys.h). Chunks stored under another fingerprint are
+     * never found. Borrows g until close. May take time to read an index, but waits for a server for at most a
+     * second. */
     int (*open)(struct kvc_tier **out, const void *config, const struct kvc_geometry *g,
                 const struct km_digest *fingerprint, struct km_err *err);
-    /* Frees the tier within a second. False: operations are still in flight that may use their buffers; the layer then
-     * does not free these buffers. */
+    /* Frees the tier within a second. False: operations in flight may still use their buffers, so the layer must not
+     * free the buffers. */
     bool (*close)(struct kvc_tier *t);
 
-    /* Returns how many of the leading keys the tier has, and makes them the newest, the first one last. NULL: the tier
-     * must be asked by KVC_EXISTS. */
+    /* Returns how many of the leading keys the tier has, and makes their chunks the newest, key 0 the newest of all.
+     * NULL: the tier has no index of its own, and answers KVC_EXISTS instead. */
     int (*lookup)(struct kvc_tier *t, const struct km_digest *keys, int n);
     /* Submits n operations. The tier owns each of them until poll returns it. */
     void (*submit)(struct kvc_tier *t, struct kvc_io *const *io, int n);
@@ -112,6 +112,6 @@ struct kvc_tier_config {
 /* Kind i of the registry (kvcache/tiers.c); NULL after the last. */
 const struct kvc_tier_ops *kvc_tier_at(int i);
 
-extern const struct kvc_tier_ops kvc_tier_disk;
+extern const struct kvc_tier_ops kvc_tier_disk; /* for tests and benchmarks of the disk tier */
 
 #endif

@@ -230,7 +230,7 @@ static void end_get(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
     kvc_rate_end(&t->get_rate, (int64_t)k->geometry.payload_bytes);
     kvc_chunks_publish(&k->chunks, o->slot);
     kvc_chunks_ref(&k->chunks, o->slot);
-    kvc_loads_wake(k, o->slot);
+    kvc_loads_take(k, o->slot);
     kvc_unref(k, o->slot);
 }
 

@@ -1,15 +1,15 @@
-/* Operations of the layer's tiers: GETs, PUTs, questions (EXISTS) and removals, with deadlines and counters.
+/* The tiers' operations (tier.h): GET, PUT, EXISTS and REMOVE, with deadlines and counters.
  *
- * A `kvc_tier_io` is one configured tier with its operations. A GET fills a FILLING slot. When the tier returns it in
- * time with the right header, the chunk is published and every load that waits for it compares the ids and takes a
- * reference; otherwise the slot is dropped. A PUT has a reference to its slot. What a tier returns after the deadline
- * counts as missing; the slot keeps a reference until then, so that nobody reuses a buffer that the tier may still
- * write.
+ * A `kvc_tier_io` is one configured tier with its operations. A GET fills a FILLING slot; this is called a fetch. If
+ * the tier returns the GET in time and the header is right, the chunk is published, and the loads that wait for it
+ * compare the token ids and take references. Otherwise the chunk is dropped. A PUT has a reference to its slot.
  *
- * A tier with KVC_LATE_MOST operations beyond their deadline is stuck: it is neither asked nor given anything until it
- * has returned some of them. A tier that never answers thus costs at most KVC_LATE_MOST + KVC_GETS + KVC_PUTS slots.
+ * An operation is late if the tier has not returned it by its deadline. A late operation has failed, whatever the tier
+ * returns afterwards. Its slot keeps a reference until the tier returns it, because the tier may still use the buffers.
+ * A tier with KVC_LATE_MOST late operations is stuck: it gets no operation until it has returned some of them. A tier
+ * that returns nothing therefore takes at most KVC_LATE_MOST + KVC_GETS + KVC_PUTS slots.
  *
- * All functions are called with the store's lock held, except where the comment says otherwise. */
+ * All functions are called with the cache's lock held, except where the comment says otherwise. */
 #ifndef KVC_TIER_IO_H
 #define KVC_TIER_IO_H
 
@@ -21,11 +21,16 @@
 struct kvc;
 struct kv_seq;
 
-enum { KVC_GETS = 16, KVC_PUTS = 8, KVC_PUT_QUEUE = 64, KVC_LATE_MOST = 4 };
+enum {
+    KVC_GETS = 16,      /* most GETs of a tier in flight */
+    KVC_PUTS = 8,       /* most PUTs of a tier in flight */
+    KVC_PUT_QUEUE = 64, /* most chunks that wait for a PUT */
+    KVC_LATE_MOST = 4   /* late operations of a tier that is stuck */
+};
 
-#define KVC_IO_NS 5000000000LL    /* deadline of a GET or PUT: this, and the time of its bytes at KVC_IO_RATE */
-#define KVC_IO_RATE 50e6          /* bytes per second */
-#define KVC_EXISTS_NS 1000000000LL
+#define KVC_IO_NS 5000000000LL     /* deadline of a GET, PUT or REMOVE: this, and the time of a chunk at KVC_IO_RATE */
+#define KVC_IO_RATE 50e6           /* bytes per second */
+#define KVC_EXISTS_NS 1000000000LL /* deadline of an EXISTS */
 
 /* A GET, PUT or REMOVE. */
 struct kvc_tio {
@@ -36,17 +41,19 @@ struct kvc_tio {
     bool late;
 };
 
-/* Questions for the chunks [first, first + n) of a sequence. */
+/* An ask: the EXISTS operations for the chunks [first, first + n) of a sequence. It counts as one operation. */
 struct kvc_ask {
-    struct kvc_ask *prev, *next; /* list of the tier's questions that it has not returned */
-    struct kv_seq *seq;          /* NULL: closed */
-    int tier, first, n, n_left;
+    struct kvc_ask *prev, *next; /* list of the tier's asks that it has not returned completely */
+    struct kv_seq *seq;          /* NULL: it was closed */
+    int tier, first, n;
+    int n_left;                  /* operations that the tier has not returned */
     int64_t deadline;
     bool late;
-    bool tail;                   /* the last one asks for the partial last chunk */
+    bool tail;                   /* the only chunk is the tail, the partial last chunk (sequence.h) */
     struct kvc_io io[];          /* [n] */
 };
 
+/* A chunk that waits for a PUT. */
 struct kvc_put {
     int32_t slot, position;
 };
@@ -54,45 +61,51 @@ struct kvc_put {
 struct kvc_tier_io {
     const struct kvc_tier_ops *ops;
     struct kvc_tier *tier;       /* NULL: not open */
-    struct kvc_tio *tios;
+    struct kvc_tio *tios;        /* GETs, PUTs and REMOVEs that the tier has not returned */
     struct kvc_ask *asks;
-    struct kvc_io *pending, **pending_end; /* operations that the transfer thread is to submit, in order */
-    struct kvc_put queue[KVC_PUT_QUEUE];   /* chunks to be PUT; each has a reference to its slot */
-    int n_queue, quota;          /* most chunks queued and in PUTs */
+    struct kvc_io *pending, **pending_end; /* operations that are still to be submitted, in order */
+    struct kvc_put queue[KVC_PUT_QUEUE];   /* [n_queue] each has a reference to its slot */
+    int n_queue, quota;          /* quota: most chunks in the queue; also most PUTs in flight, if less than KVC_PUTS */
     int n_gets, n_puts;          /* GETs and PUTs in flight that are not late */
-    int n_late;                  /* operations and lists of questions that are late */
-    int32_t checking;            /* slot of the chunk whose PUT starts unless the tier has it; -1: none */
-    enum { KVC_CLEAR_NONE, KVC_CLEAR_ASKED, KVC_CLEAR_RUNS, KVC_CLEAR_DONE, KVC_CLEAR_FAILED } clear;
+    int n_late;                  /* late GETs, PUTs, REMOVEs and asks */
+    int32_t checking;            /* slot of a chunk that left the queue, during the tier's lookup of it; else -1 */
+    enum { KVC_CLEAR_NONE, KVC_CLEAR_ASKED, KVC_CLEAR_RUNS, KVC_CLEAR_DONE, KVC_CLEAR_FAILED } clear; /* of a reset */
     struct kvc_rate get_rate;
+    /* Counters of the statistics. */
     int64_t hit_tokens, gets, get_bytes, puts, put_bytes, failures, late, dropped_puts;
 };
 
 /* Opens all configured tiers; not under the lock. */
 int kvc_tiers_open(struct kvc *k, struct km_err *err);
-/* Closes the tiers; their slots that are in use are quarantined. Not under the lock; nobody drives operations. */
+/* Closes the tiers. Slots that a tier may still use are quarantined (pool.h). Not under the lock; the transfer thread
+ * has ended. */
 void kvc_tiers_close(struct kvc *k);
 
 bool kvc_tier_stuck(const struct kvc_tier_io *t);
-enum kvc_get { KVC_GET_STARTED, KVC_GET_LATER, KVC_GET_NO_SLOT, KVC_GET_FAILED };
-/* Starts to fetch a chunk that is not in the index. LATER: too many GETs are in flight. */
+enum kvc_get {
+    KVC_GET_STARTED,
+    KVC_GET_LATER,   /* KVC_GETS GETs are in flight */
+    KVC_GET_NO_SLOT, /* no slot is free or evictable */
+    KVC_GET_FAILED   /* the tier is stuck, or there is no memory */
+};
+/* Starts to fetch a chunk that is not in the index. */
 enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, int n_tokens);
-/* Offers a READY chunk to every tier. */
+/* Queues a PUT of a READY chunk for every tier. */
 void kvc_tier_put(struct kvc *k, int slot);
 void kvc_tier_remove(struct kvc *k, int tier, const struct km_digest *key);
-/* Asks for keys[0, n), chunks first, ... of the sequence; with `tail` the last key is that of a partial chunk. False
- * without memory. */
+/* Starts EXISTS operations for keys[0, n): the chunks from `first` on of the sequence, or its tail (then n is 1).
+ * False: no memory. */
 bool kvc_tier_ask(struct kvc *k, int tier, struct kv_seq *s, int first, const struct km_digest *keys, int n, bool tail,
                   int64_t deadline);
-/* Separates the sequence from its questions. */
+/* The sequence is about to be freed: answers to its asks are ignored. */
 void kvc_tier_forget(struct kvc *k, struct kv_seq *s);
 
-/* Submits and polls, finds what is late, starts PUTs; true if something changed. Called by who drives the operations,
- * with the lock, which it releases around calls of a tier. */
+/* Starts PUTs, submits and polls operations, and finds late ones. True if something changed. Called with the lock held;
+ * the lock is released during calls of a tier. Calls must not overlap. */
 bool kvc_tiers_drive(struct kvc *k);
-/* The number of operations, questions and queued chunks of all tiers, without those that are late. */
-int kvc_tiers_open_ios(const struct kvc *k);
-int kvc_tiers_late(const struct kvc *k);
-/* Adds the references of all tiers to refs. */
+int kvc_tiers_open_ios(const struct kvc *k); /* operations that are not late, queued chunks and resets of all tiers */
+int kvc_tiers_late(const struct kvc *k);     /* late operations of all tiers */
+/* Adds the references of all tiers to refs, by slot. */
 void kvc_tiers_count_refs(const struct kvc *k, int32_t *refs);
 
 #endif

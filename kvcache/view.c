@@ -50,9 +50,9 @@ static int port_attach(void *self, const struct kv_geom *geom, const struct kv_c
     struct kvc_view *v = self;
     if (v->attached)
         return km_fail(err, KM_EINVAL, "this port is attached to an engine already; make one port for each engine");
-    pthread_mutex_lock(&v->kvc->doors);
+    pthread_mutex_lock(&v->kvc->attach_lock);
     int rc = attach(v, geom, copier, err);
-    pthread_mutex_unlock(&v->kvc->doors);
+    pthread_mutex_unlock(&v->kvc->attach_lock);
     return rc;
 }
 
@@ -62,7 +62,7 @@ static bool drain(struct kvc_view *v, int64_t most_ns)
 {
     struct kvc *k = v->kvc;
     const int64_t until = km_now_ns() + most_ns;
-    while (v->calling || (!v->lost && (v->lane[0].n || v->lane[1].n))) {
+    while (v->calling || (!v->abandoned && (v->lane[0].n || v->lane[1].n))) {
         const int64_t now = km_now_ns();
         if (now >= until)
             return false;
@@ -74,13 +74,13 @@ static bool drain(struct kvc_view *v, int64_t most_ns)
             continue;
         }
         const struct timespec ts = {until / 1000000000, until % 1000000000};
-        pthread_cond_timedwait(&k->passed, &k->lock, &ts);
+        pthread_cond_timedwait(&k->returned, &k->lock, &ts);
     }
     return true;
 }
 
 /* The slots of copies that did not end are never used again, and their pieces are not freed. */
-static void lose_pieces(struct kvc_view *v)
+static void abandon_pieces(struct kvc_view *v)
 {
     struct kvc *k = v->kvc;
     for (int dir = 0; dir < 2; dir++)
@@ -88,11 +88,11 @@ static void lose_pieces(struct kvc_view *v)
             const struct kvc_piece *p = &v->lane[dir].piece[(v->lane[dir].head + i) % KVC_PIECES];
             for (int j = 0; j < p->n; j++) {
                 const int slot = kvc_op_part(p->op, p->block[j])->slot;
-                if (!k->lost[slot]++) {
+                if (!k->abandoned[slot]++) {
                     kvc_chunks_ref(&k->chunks, slot);
                     kvc_pool_quarantine(k->pool, slot);
                 } else
-                    k->lost[slot] = 1;
+                    k->abandoned[slot] = 1;
                 if (dir == KV_TO_HOST)
                     kvc_chunks_drop(&k->chunks, slot);
             }
@@ -115,16 +115,16 @@ void kvc_view_detach(struct kvc_view *v)
     struct kvc *k = v->kvc;
     if (!v->attached)
         return;
-    pthread_mutex_lock(&k->doors);
+    pthread_mutex_lock(&k->attach_lock);
     pthread_mutex_lock(&k->lock);
-    v->closing = true;
+    v->detaching = true;
     for (struct kvc_op *op = v->ops; op; op = op->next_op)
-        kvc_op_abandon(op);
+        kvc_op_cancel(op);
     kvc_driver_wake(k);
     if (!drain(v, DRAIN_NS)) {
-        v->lost = true;
+        v->abandoned = true;
         drain(v, CALL_NS);
-        lose_pieces(v);
+        abandon_pieces(v);
     }
     for (struct kvc_op *op = v->ops; op; op = op->next_op)
         kvc_op_release(op);
@@ -137,13 +137,13 @@ void kvc_view_detach(struct kvc_view *v)
     v->ops_end = &v->ops;
     km_free(v->lane);
     v->lane = NULL;
-    v->attached = v->closing = v->lost = false;
+    v->attached = v->detaching = v->abandoned = false;
     v->epoch++;
     pthread_mutex_unlock(&k->lock);
     kvc_keys_close(&v->keys);
     if (k->active)
         kvc_pool_detach(k->pool, &v->copier);
-    pthread_mutex_unlock(&k->doors);
+    pthread_mutex_unlock(&k->attach_lock);
 }
 
 static void port_detach(void *self)

@@ -48,8 +48,8 @@ void disk_pause(struct kvc_tier *t)
 
 static void free_tier(struct kvc_tier *t)
 {
-    disk_lane_free(t->reader);
-    disk_lane_free(t->writer);
+    disk_worker_free(t->reader);
+    disk_worker_free(t->writer);
     disk_index_close(&t->index);
     if (t->lock_fd >= 0)
         close(t->lock_fd);
@@ -80,12 +80,12 @@ static bool disk_close(struct kvc_tier *t)
     t->stop = true;
     pthread_cond_broadcast(&t->clean);
     pthread_mutex_unlock(&t->lock);
-    disk_lane_wake(t->reader);
-    disk_lane_wake(t->writer);
+    disk_worker_wake(t->reader);
+    disk_worker_wake(t->writer);
     pthread_mutex_lock(&t->lock);
     while (t->users > 1 && !pthread_cond_timedwait(&t->ended, &t->lock, &until))
         ;
-    bool ended = !t->lanes_running;
+    bool ended = !t->workers_running;
     pthread_mutex_unlock(&t->lock);
     disk_release(t); /* a thread that hangs in the kernel frees the tier when it comes back */
     return ended;
@@ -94,17 +94,17 @@ static bool disk_close(struct kvc_tier *t)
 /* Starts the threads. After a failure, those that were started end by themselves once `stop` is set. */
 static int start(struct kvc_tier *t, struct km_err *err)
 {
-    struct disk_lane *const lanes[] = {t->reader, t->writer};
+    struct disk_worker *const workers[] = {t->reader, t->writer};
     for (int i = 0; i < 2; i++) {
         pthread_mutex_lock(&t->lock);
         t->users++;
-        t->lanes_running++;
+        t->workers_running++;
         pthread_mutex_unlock(&t->lock);
-        int rc = disk_lane_start(lanes[i], err);
+        int rc = disk_worker_start(workers[i], err);
         if (rc) {
             pthread_mutex_lock(&t->lock);
             t->users--;
-            t->lanes_running--;
+            t->workers_running--;
             pthread_mutex_unlock(&t->lock);
             return rc;
         }
@@ -146,14 +146,14 @@ static int prepare(struct kvc_tier *t, const struct kvc_geometry *g, struct km_e
     if (!rc)
         rc = disk_index_open(&t->index, &t->fingerprint, err);
     if (!rc)
-        rc = disk_lane_open(&t->reader, t, false, err);
+        rc = disk_worker_open(&t->reader, t, false, err);
     if (!rc)
-        rc = disk_lane_open(&t->writer, t, true, err);
+        rc = disk_worker_open(&t->writer, t, true, err);
     if (rc)
         return rc;
     t->lock_fd = disk_lock(dir);
     t->direct = !t->cfg.no_direct && g->header_bytes % DISK_BLOCK == 0 && disk_probe_direct(dir);
-    t->uring = disk_lane_uring(t->reader) && disk_lane_uring(t->writer);
+    t->uring = disk_worker_uring(t->reader) && disk_worker_uring(t->writer);
     return disk_scan_into(t, err);
 }
 
@@ -223,17 +223,17 @@ static void disk_submit(struct kvc_tier *t, struct kvc_io *const *io, int n)
     pthread_mutex_lock(&t->lock);
     for (int i = 0; i < n; i++) {
         if (io[i]->kind == KVC_GET)
-            disk_lane_put(t->reader, io[i]), reads = true;
+            disk_worker_put(t->reader, io[i]), reads = true;
         else if (io[i]->kind == KVC_PUT)
-            disk_lane_put(t->writer, io[i]), writes = true;
+            disk_worker_put(t->writer, io[i]), writes = true;
         else
             remove_or_exists(t, io[i]);
     }
     pthread_mutex_unlock(&t->lock);
     if (reads)
-        disk_lane_wake(t->reader);
+        disk_worker_wake(t->reader);
     if (writes)
-        disk_lane_wake(t->writer);
+        disk_worker_wake(t->writer);
 }
 
 static struct kvc_io *disk_poll(struct kvc_tier *t)

@@ -1,4 +1,4 @@
-/* The cleaner: deletes files off the lanes' way, and keeps the index up to date with the folder. */
+/* The cleaner: deletes files off the workers' way, and keeps the index up to date with the folder. */
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/tiers/disk.h"
@@ -137,7 +137,7 @@ void *disk_clean(void *tier)
         if (victim >= 0) {
             delete_file(t, victim);
             pthread_mutex_unlock(&t->lock);
-            disk_lane_wake(t->writer); /* a PUT may wait for the space, or for this name */
+            disk_worker_wake(t->writer); /* a PUT may wait for the space, or for this name */
             pthread_mutex_lock(&t->lock);
         } else if (t->stop) {
             break;

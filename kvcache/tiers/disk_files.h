@@ -6,8 +6,8 @@
  *     ROOT/kvmark.lock                  open processes hold a shared lock (flock)
  *
  * FINGERPRINT and KEY are 64 hexadecimal digits, HH the first two digits of KEY. START is the start time of process
- * PID, so that a new process with an old number does not pass for its owner. Files with other names are never touched, and
- * no symbolic link below ROOT is followed. No function here keeps state. Functions without `err` return -errno. */
+ * PID, so that a new process with an old number does not pass for its owner. Files with other names are never touched,
+ * and no symbolic link below ROOT is followed. No function here keeps state. Functions without `err` return -errno. */
 #ifndef DISK_FILES_H
 #define DISK_FILES_H
 

@@ -1,10 +1,13 @@
-/* A lane: one thread that reads chunks, or one that writes them.
+/* A worker: one thread that reads chunks (GETs), or one that writes them (PUTs).
  *
- * An operation waits in the lane's queue until it is planned: the index then says whether it is finished at once, must
- * wait for the cleaner, or becomes a job. A job is an open file, whose bytes are moved in pieces. Pieces are submitted
- * in the order of the operations, so that the first chunk is complete first, and those of several jobs are in flight
- * together. A PUT writes a temporary file and renames it when all of its bytes are written: a file under a chunk's name
- * is whole, unless the machine crashed before the kernel wrote it to the disk, which the checksums then tell. */
+ * An operation waits in the worker's queue until it is planned. Planning finishes the operation at once, leaves it in
+ * the queue until the cleaner has deleted a file, or makes it a job, depending on the index. A job is an open file,
+ * whose bytes are moved in pieces (disk_aio.h). Pieces are submitted in the order of the operations, so that the first
+ * chunk is complete first; pieces of several jobs are in flight together.
+ *
+ * A PUT writes a temporary file and renames it when all of its bytes are written. A file with a chunk's name is
+ * therefore whole, unless the machine crashed before the kernel had written it to the disk. The checksums detect this
+ * case. */
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/header.h"
@@ -19,8 +22,8 @@
 #include <unistd.h>
 
 struct job {
-    struct kvc_io *io;    /* not used once the tier is to be closed, for the layer may have freed it */
-    struct km_digest key; /* of io, like the two buffers */
+    struct kvc_io *io;    /* not used once `stop` is set, because the layer may have freed it */
+    struct km_digest key; /* copied from io, like the two buffers */
     void *header, *payload;
     struct job *next;     /* on the list of jobs, oldest first, or of free jobs */
     int dir, fd;          /* the open folder (PUT only, else -1), and the file */
@@ -29,12 +32,12 @@ struct job {
     int64_t stamp;        /* the file's mtime, ns since 1970 */
     size_t bytes;         /* of the payload, to be moved */
     size_t issued;        /* bytes of header and payload submitted */
-    int in_flight;        /* pieces */
+    int in_flight;        /* pieces in flight */
     bool direct;          /* with O_DIRECT */
     int rc;               /* 0, or -errno of the first failure */
 };
 
-struct disk_lane {
+struct disk_worker {
     struct kvc_tier *t;
     bool writes;
     struct disk_aio *aio;
@@ -47,7 +50,7 @@ struct disk_lane {
 
 enum outcome { PLAN_JOB, PLAN_FINISHED, PLAN_LATER };
 
-/* Planning: what the index says about an operation. These functions need the tier's lock. */
+/* Planning. These functions need the tier's lock. */
 
 static enum outcome plan_get(struct kvc_tier *t, struct kvc_io *io, struct job *j)
 {
@@ -82,7 +85,7 @@ static enum outcome plan_put(struct kvc_tier *t, struct kvc_io *io, struct job *
         disk_evict(t, low < need ? low : need);
     }
     if (x->bytes + size > t->cfg.size)
-        return PLAN_LATER; /* something can be evicted, or is being written and can be evicted then */
+        return PLAN_LATER; /* there are files to evict, or files that can be evicted when they are written */
     j->stamp = disk_stamp(t, 1) - age;
     j->entry = disk_index_add(x, DISK_OWN, &io->key, size, DISK_WRITING, 0);
     if (j->entry < 0)
@@ -151,8 +154,8 @@ static bool blames_file(int rc)
     return rc == -ENOENT || rc == -EBADMSG || rc == -ENODATA || rc == -EIO || rc == -ELOOP || rc == -ENXIO;
 }
 
-/* The length of the payload without its padding, as the header states it. Any other statement than one that fits the
- * file is left to the check of the header. */
+/* The length of the payload without its padding. It is the header's, if that fits the file; else the file's, and the
+ * check of the header will fail. */
 static size_t true_length(const struct kvc_tier *t, const struct job *j)
 {
     const struct kvc_header *h = j->header;
@@ -162,7 +165,7 @@ static size_t true_length(const struct kvc_tier *t, const struct job *j)
                : j->bytes;
 }
 
-/* Hands the job's operation to poll. Needs the tier's lock. */
+/* Finishes the job's operation. Needs the tier's lock. */
 static void finish(struct kvc_tier *t, struct job *j, int rc)
 {
     if (!t->stop)
@@ -193,7 +196,7 @@ static void end_get(struct kvc_tier *t, struct job *j)
     pthread_mutex_unlock(&t->lock);
 }
 
-/* Makes the written file the chunk's: 0 or -errno. */
+/* Gives the written file the chunk's name: 0 or -errno. */
 static int publish(struct kvc_tier *t, struct job *j)
 {
     char name[DISK_NAME];
@@ -239,33 +242,33 @@ static void end_put(struct kvc_tier *t, struct job *j)
     pthread_mutex_unlock(&t->lock);
 }
 
-static void end_job(struct disk_lane *l, struct job *j)
+static void end_job(struct disk_worker *w, struct job *j)
 {
-    for (struct job **p = &l->jobs; *p; p = &(*p)->next)
+    for (struct job **p = &w->jobs; *p; p = &(*p)->next)
         if (*p == j) {
             if (!(*p = j->next))
-                l->jobs_end = p;
+                w->jobs_end = p;
             break;
         }
-    (l->writes ? end_put : end_get)(l->t, j);
+    (w->writes ? end_put : end_get)(w->t, j);
     if (j->fd >= 0)
         close(j->fd);
     if (j->dir >= 0)
         close(j->dir);
-    j->next = l->free_jobs;
-    l->free_jobs = j;
+    j->next = w->free_jobs;
+    w->free_jobs = j;
 }
 
 /* The thread. */
 
 /* Makes jobs of queued operations. Returns false if the tier is to be closed. */
-static bool admit(struct disk_lane *l)
+static bool admit(struct disk_worker *w)
 {
-    struct kvc_tier *t = l->t;
+    struct kvc_tier *t = w->t;
     pthread_mutex_lock(&t->lock);
-    while (!t->stop && l->free_jobs && l->queue.first) {
-        struct job *j = l->free_jobs, *rest = j->next;
-        struct kvc_io *io = l->queue.first, *after = io->next;
+    while (!t->stop && w->free_jobs && w->queue.first) {
+        struct job *j = w->free_jobs, *rest = j->next;
+        struct kvc_io *io = w->queue.first, *after = io->next;
         *j = (struct job){.io = io,
                           .key = io->key,
                           .header = io->header,
@@ -278,20 +281,20 @@ static bool admit(struct disk_lane *l)
         j->next = rest;
         if (what == PLAN_LATER)
             break;
-        if (!(l->queue.first = after))
-            l->queue.end = &l->queue.first;
+        if (!(w->queue.first = after))
+            w->queue.end = &w->queue.first;
         if (what == PLAN_FINISHED)
             continue;
-        l->free_jobs = rest;
+        w->free_jobs = rest;
         j->next = NULL;
-        *l->jobs_end = j;
-        l->jobs_end = &j->next;
+        *w->jobs_end = j;
+        w->jobs_end = &j->next;
         pthread_mutex_unlock(&t->lock);
-        if (!l->writes)
+        if (!w->writes)
             atomic_fetch_add(&t->reading, 1);
-        j->rc = l->writes ? start_put(t, j) : start_get(t, j);
+        j->rc = w->writes ? start_put(t, j) : start_get(t, j);
         if (j->rc)
-            end_job(l, j);
+            end_job(w, j);
         pthread_mutex_lock(&t->lock);
     }
     bool stop = t->stop;
@@ -322,115 +325,115 @@ static bool wholly_issued(const struct kvc_tier *t, const struct job *j)
     return j->rc || j->issued == t->header_bytes + j->bytes;
 }
 
-static void issue(struct disk_lane *l)
+static void issue(struct disk_worker *w)
 {
-    struct kvc_tier *t = l->t;
-    const int most = l->writes && atomic_load(&t->reading) ? DISK_DEPTH_YIELD : DISK_DEPTH;
-    for (struct job *j = l->jobs; j; j = j->next)
-        while (l->in_flight < most && !wholly_issued(t, j)) {
-            struct disk_piece *p = l->free_pieces;
-            l->free_pieces = p->next;
+    struct kvc_tier *t = w->t;
+    const int most = w->writes && atomic_load(&t->reading) ? DISK_DEPTH_YIELD : DISK_DEPTH;
+    for (struct job *j = w->jobs; j; j = j->next)
+        while (w->in_flight < most && !wholly_issued(t, j)) {
+            struct disk_piece *p = w->free_pieces;
+            w->free_pieces = p->next;
             p->fd = j->fd;
-            p->write = l->writes;
+            p->write = w->writes;
             p->user = j;
             fill_piece(t, j, p);
             j->in_flight++;
-            l->in_flight++;
-            disk_aio_submit(l->aio, p);
+            w->in_flight++;
+            disk_aio_submit(w->aio, p);
         }
 }
 
-static void complete(struct disk_lane *l, struct disk_piece *p)
+static void complete(struct disk_worker *w, struct disk_piece *p)
 {
     struct job *j = p->user;
     if (p->rc && !j->rc)
         j->rc = p->rc;
-    p->next = l->free_pieces;
-    l->free_pieces = p;
-    l->in_flight--;
-    if (!--j->in_flight && wholly_issued(l->t, j))
-        end_job(l, j);
+    p->next = w->free_pieces;
+    w->free_pieces = p;
+    w->in_flight--;
+    if (!--j->in_flight && wholly_issued(w->t, j))
+        end_job(w, j);
 }
 
 static void *run(void *self)
 {
-    struct disk_lane *l = self;
-    struct kvc_tier *t = l->t;
+    struct disk_worker *w = self;
+    struct kvc_tier *t = w->t;
     bool go_on;
-    while ((go_on = admit(l)) || l->in_flight) {
+    while ((go_on = admit(w)) || w->in_flight) {
         if (go_on)
-            issue(l);
-        for (struct disk_piece *p = disk_aio_wait(l->aio), *next; p; p = next) {
+            issue(w);
+        for (struct disk_piece *p = disk_aio_wait(w->aio), *next; p; p = next) {
             next = p->next;
-            complete(l, p);
+            complete(w, p);
         }
     }
-    while (l->jobs) {
-        l->jobs->rc = -ECANCELED;
-        end_job(l, l->jobs);
+    while (w->jobs) {
+        w->jobs->rc = -ECANCELED;
+        end_job(w, w->jobs);
     }
     pthread_mutex_lock(&t->lock);
-    t->lanes_running--;
+    t->workers_running--;
     pthread_mutex_unlock(&t->lock);
     disk_release(t);
     return NULL;
 }
 
-int disk_lane_open(struct disk_lane **out, struct kvc_tier *t, bool writes, struct km_err *err)
+int disk_worker_open(struct disk_worker **out, struct kvc_tier *t, bool writes, struct km_err *err)
 {
-    struct disk_lane *l = km_calloc(1, sizeof *l);
-    if (!l)
+    struct disk_worker *w = km_calloc(1, sizeof *w);
+    if (!w)
         return km_fail(err, KM_ENOMEM, "out of memory");
-    l->t = t;
-    l->writes = writes;
-    l->queue.end = &l->queue.first;
-    l->jobs_end = &l->jobs;
+    w->t = t;
+    w->writes = writes;
+    w->queue.end = &w->queue.first;
+    w->jobs_end = &w->jobs;
     for (int i = 0; i < DISK_JOBS; i++) {
-        l->job[i].next = l->free_jobs;
-        l->free_jobs = &l->job[i];
+        w->job[i].next = w->free_jobs;
+        w->free_jobs = &w->job[i];
     }
     for (int i = 0; i < DISK_DEPTH; i++) {
-        l->piece[i].next = l->free_pieces;
-        l->free_pieces = &l->piece[i];
+        w->piece[i].next = w->free_pieces;
+        w->free_pieces = &w->piece[i];
     }
-    int rc = disk_aio_open(&l->aio, DISK_DEPTH, t->cfg.no_uring, err);
+    int rc = disk_aio_open(&w->aio, DISK_DEPTH, t->cfg.no_uring, err);
     if (rc) {
-        km_free(l);
+        km_free(w);
         return rc;
     }
-    *out = l;
+    *out = w;
     return 0;
 }
 
-int disk_lane_start(struct disk_lane *l, struct km_err *err)
+int disk_worker_start(struct disk_worker *w, struct km_err *err)
 {
-    if (pthread_create(&l->thread, NULL, run, l))
+    if (pthread_create(&w->thread, NULL, run, w))
         return km_fail(err, KM_ENOMEM, "cannot start a thread for the disk tier");
-    pthread_detach(l->thread);
+    pthread_detach(w->thread);
     return 0;
 }
 
-void disk_lane_put(struct disk_lane *l, struct kvc_io *io)
+void disk_worker_put(struct disk_worker *w, struct kvc_io *io)
 {
     io->next = NULL;
-    *l->queue.end = io;
-    l->queue.end = &io->next;
+    *w->queue.end = io;
+    w->queue.end = &io->next;
 }
 
-void disk_lane_wake(struct disk_lane *l)
+void disk_worker_wake(struct disk_worker *w)
 {
-    disk_aio_wake(l->aio);
+    disk_aio_wake(w->aio);
 }
 
-bool disk_lane_uring(const struct disk_lane *l)
+bool disk_worker_uring(const struct disk_worker *w)
 {
-    return disk_aio_uring(l->aio);
+    return disk_aio_uring(w->aio);
 }
 
-void disk_lane_free(struct disk_lane *l)
+void disk_worker_free(struct disk_worker *w)
 {
-    if (!l)
+    if (!w)
         return;
-    disk_aio_close(l->aio);
-    km_free(l);
+    disk_aio_close(w->aio);
+    km_free(w);
 }
