@@ -1,8 +1,8 @@
 /* Drives the operations: the transfer thread, or calls of the port if the copiers must not be called by another thread.
  *
  * One pass polls the copies of every view, submits the next ones, and lets the tiers work. Loads are submitted before
- * stores. Between two passes without progress the thread sleeps: some microseconds while copies are in flight, longer
- * while only tiers work, and until somebody wakes it if there is nothing to do. */
+ * stores. After a pass that changed nothing, the thread sleeps: 20 us while copies are in flight, 0.1 to 5 ms while
+ * operations wait for a tier, and until kvc_driver_wake if there is nothing to do. */
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
@@ -13,13 +13,14 @@
 #include <sys/prctl.h>
 #include <time.h>
 
+/* Piece i of the lane, the oldest one first. */
 static struct kvc_piece *lane_at(struct kvc_lane *lane, int i)
 {
     return &lane->piece[(lane->head + i) % KVC_PIECES];
 }
 
-/* Polls or submits a piece and reads the copier's clock, without the lock. p NULL: reads the clock only. False: the
- * view has detached meanwhile, so nothing of it is the caller's any more. */
+/* Polls or submits a piece and reads the copier's clock; the lock is released meanwhile. p NULL: reads the clock only.
+ * False: the view was detached meanwhile, so the caller must not use its pieces and operations any more. */
 static bool call(struct kvc_view *v, struct kvc_piece *p, enum kv_dir dir, int *rc)
 {
     struct kvc *k = v->kvc;
@@ -40,7 +41,8 @@ static bool call(struct kvc_view *v, struct kvc_piece *p, enum kv_dir dir, int *
     return true;
 }
 
-/* Takes the oldest piece, or the newest one if its submission failed, from the lane and tells its operation. */
+/* Removes a piece from the lane, and applies its result to its operation. p: the oldest piece, or the newest one if it
+ * was not submitted. */
 static void retire(struct kvc_view *v, enum kv_dir dir, struct kvc_piece *p, int rc)
 {
     struct kvc_lane *lane = &v->lane[dir];
@@ -57,7 +59,7 @@ static void retire(struct kvc_view *v, enum kv_dir dir, struct kvc_piece *p, int
     lane->n--;
 }
 
-/* Takes the next piece of the oldest operation that has one. */
+/* Adds a piece to the lane, from the oldest operation that has pages to copy. False: no operation has. */
 static bool build(struct kvc_view *v, enum kv_dir dir)
 {
     struct kvc_lane *lane = &v->lane[dir];
@@ -77,12 +79,13 @@ static bool build(struct kvc_view *v, enum kv_dir dir)
     return false;
 }
 
-static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
+/* Retires the pieces that have ended. Copies of one direction run in the order of submission, so the oldest piece ends
+ * first. */
+static bool lane_poll(struct kvc_view *v, enum kv_dir dir)
 {
     struct kvc_lane *lane = &v->lane[dir];
     bool any = false;
     int rc;
-    /* Copies of one direction run in the order of submission. */
     while (lane->n && !v->abandoned && lane_at(lane, 0)->submitted) {
         struct kvc_piece *p = lane_at(lane, 0);
         if (!call(v, p, dir, &rc))
@@ -93,12 +96,21 @@ static bool lane_drive(struct kvc_view *v, enum kv_dir dir)
         any = true;
     }
     kvc_rate_sample(&lane->rate, v->now);
+    return any;
+}
+
+/* Submits pieces until the lane is full, no operation has pages to copy, or the copier refuses one. */
+static bool lane_submit(struct kvc_view *v, enum kv_dir dir)
+{
+    struct kvc_lane *lane = &v->lane[dir];
+    bool any = false;
+    int rc;
     while (!v->abandoned) {
         const bool waiting = lane->n && !lane_at(lane, lane->n - 1)->submitted;
         if (!waiting && (lane->n == KVC_PIECES || !build(v, dir)))
             return any;
         struct kvc_piece *p = lane_at(lane, lane->n - 1);
-        if (v->detaching) { /* the copier has no room for it, and it need not be awaited */
+        if (v->detaching) { /* the copier has refused the piece so far, and it is not needed any more */
             retire(v, dir, p, KM_ECANCEL);
             any = true;
             continue;
@@ -140,15 +152,19 @@ bool kvc_view_drive(struct kvc_view *v)
     if (!call(v, NULL, KV_TO_PAGE, NULL))
         return true;
     bool any = !v->detaching && ops_drive(v);
-    any |= lane_drive(v, KV_TO_PAGE);
-    if (epoch == v->epoch)
-        any |= lane_drive(v, KV_TO_HOST);
+    for (int i = 0; i < 2 && epoch == v->epoch; i++) { /* loads before stores */
+        const enum kv_dir dir = i ? KV_TO_HOST : KV_TO_PAGE;
+        any |= lane_poll(v, dir);
+        if (epoch == v->epoch)
+            any |= lane_submit(v, dir);
+    }
     if (epoch == v->epoch)
         any |= ops_drive(v);
     return any;
 }
 
-/* One pass, with the lock: over one view (NULL: none), or over all views on the transfer thread, and over the tiers. */
+/* One pass over views and tiers, with the lock held. all: over all views, on the transfer thread; else over the view
+ * `one` (NULL: over none). True if something changed. */
 static bool pass(struct kvc *k, const struct kvc_view *one, bool all)
 {
     bool any = false;
@@ -169,8 +185,8 @@ static bool pass(struct kvc *k, const struct kvc_view *one, bool all)
     return any || k->new_work;
 }
 
-/* How long the thread may sleep, in ns, after a pass without progress; -1: until it is woken. */
-static int64_t nap(const struct kvc *k)
+/* How long the thread may sleep, in ns, after a pass that changed nothing; -1: until kvc_driver_wake. */
+static int64_t sleep_ns(const struct kvc *k)
 {
     bool ops = false;
     for (const struct kvc_view *v = k->views; v; v = v->next) {
@@ -193,7 +209,7 @@ static void *run(void *arg)
     while (!k->stop) {
         if (pass(k, NULL, true))
             continue;
-        const int64_t ns = k->stop ? 0 : nap(k);
+        const int64_t ns = k->stop ? 0 : sleep_ns(k);
         if (ns < 0)
             pthread_cond_wait(&k->work, &k->lock);
         else if (ns > 0) {

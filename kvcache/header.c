@@ -45,7 +45,7 @@ void kvc_header_init(struct kvc_header *h, const struct kvc_geometry *g, const s
     memcpy(kvc_header_ids(h), ids, (size_t)n_tokens * sizeof *ids);
 }
 
-/* The checksum of a header of `size` bytes, whatever its field says. */
+/* The checksum of a header of `size` bytes; header_bytes is not used, because it may be wrong. */
 static uint64_t checksum(const struct kvc_header *h, size_t size)
 {
     static const uint64_t zero;

@@ -1,4 +1,4 @@
-/* The store: opening, sharing among engines, reset, statistics and checks. */
+/* A cache (struct kvc): opening, sharing among engines, reset, statistics and checks. */
 #include "kvcache/kvcache.h"
 
 #include "base/clock.h"
@@ -54,7 +54,7 @@ static void close_store(struct kvc *k)
     k->throttle_at = k->throttle_free = 0;
 }
 
-/* Opens pool, index and tiers for k->geometry. */
+/* Opens pool, index and tiers, and starts the transfer thread. */
 static int open_storage(struct kvc *k, struct km_err *err)
 {
     int rc = kvc_pool_open(&k->pool, &k->geometry, k->cfg.max_local_cpu, "", k->slab_bytes, err);
@@ -86,7 +86,7 @@ static int open_store(struct kvc *k, const struct kvc_geometry *g, bool threaded
     return rc;
 }
 
-static bool shared(const struct kvc *k)
+static bool in_use(const struct kvc *k)
 {
     for (const struct kvc_view *v = k->views; v; v = v->next)
         if (v->attached)
@@ -108,12 +108,12 @@ int kvc_join(struct kvc *k, const struct kv_geom *geom, const struct kv_copier *
     kvc_keys_close(&keys);
     if (same)
         return 0;
-    if (shared(k))
-        return km_fail(err, KM_EINVAL, "this store is in use by an engine whose model, KV shape or device differs; "
-                                       "open a store of its own for this engine");
+    if (in_use(k))
+        return km_fail(err, KM_EINVAL, "this cache is in use by an engine whose model, KV shape or device differs; "
+                                       "open a cache of its own for this engine");
     if (k->open && !kvc_driver_stop(k))
-        return km_fail(err, KM_EDEVICE, "a copy or a tier of the cache layer does not come to an end; restart the "
-                                        "server");
+        return km_fail(err, KM_EDEVICE, "a call of a device or of a tier of the cache layer does not return; restart "
+                                        "the server");
     if (k->open)
         close_store(k);
     return open_store(k, &g, copier->threads, err);
@@ -170,7 +170,7 @@ void kvc_free(struct kvc *k)
     for (struct kvc_view *v = k->views; v; v = v->next)
         kvc_view_detach(v);
     if (!kvc_driver_stop(k))
-        return; /* the thread is in a call that does not return; it may use anything of the store, which leaks */
+        return; /* the thread is in a call that does not return, and may use the cache, which is therefore not freed */
     while (k->views) {
         struct kvc_view *v = k->views;
         k->views = v->next;
@@ -204,7 +204,8 @@ bool kvc_settle(struct kvc *k, double seconds)
     }
 }
 
-/* Asks every tier to drop its chunks: 1 while one of them has not done so, 0, or < 0 if one has failed. */
+/* Asks every tier to drop its chunks, unless a reset is under way. Returns 1 until all have done so or failed, and then
+ * 0, or < 0 if one has failed. */
 static int reset_tiers(struct kvc *k)
 {
     int rc = 0;
@@ -336,7 +337,7 @@ int kvc_check(struct kvc *k, struct km_err *err)
         for (const struct kvc_op *op = v->ops; op; op = op->next_op)
             in_flight += op->n_in_flight;
         if (!rc && v->lane && in_flight != v->lane[0].n + v->lane[1].n)
-            rc = km_fail(err, KM_EINVAL, "%d pieces are in flight, but operations count %d",
+            rc = km_fail(err, KM_EINVAL, "%d pieces are in the lanes, but operations count %d",
                          v->lane[0].n + v->lane[1].n, in_flight);
     }
     pthread_mutex_unlock(&k->lock);

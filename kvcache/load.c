@@ -1,3 +1,4 @@
+/* Loads: which chunks are fetched and copied, and which tokens are verified (op.h has the states). */
 #include "base/mem.h"
 #include "kvcache/internal.h"
 #include "kvcache/op.h"
@@ -6,7 +7,7 @@
 
 #include <string.h>
 
-/* Tokens of a chunk that the load still wants: [*from, *to), within [floor, good_to). */
+/* The tokens of a part's chunk within [floor, good_to): [*from, *to), empty if *from >= *to. */
 static void chunk_range(const struct kvc_op *op, int part, int *from, int *to)
 {
     const int C = op->view->kvc->geometry.chunk_size, start = (op->first_chunk + part) * C;
@@ -14,13 +15,14 @@ static void chunk_range(const struct kvc_op *op, int part, int *from, int *to)
     *to = start + C < op->good_to ? start + C : op->good_to;
 }
 
+/* The first block that starts at or after the token. */
 static int ceil_block(const struct kvc_op *op, int token)
 {
     const int B = op->view->kvc->geometry.pool.block_size;
     return token / B + (token % B > 0); /* a cut may give any token, up to INT_MAX */
 }
 
-/* The chunk of this part cannot be loaded: the larger side of the interval remains. */
+/* The chunk of this part cannot be loaded: excludes it and the smaller side of the interval from the load. */
 static void exclude(struct kvc_op *op, int part)
 {
     int a, b;
@@ -40,7 +42,7 @@ static void exclude(struct kvc_op *op, int part)
     }
 }
 
-/* Drops the references to chunks of which no more pages will be copied. */
+/* Drops the references to chunks of which no more pages will be copied, and ends their parts. */
 static void release_unneeded(struct kvc_op *op)
 {
     struct kvc *k = op->view->kvc;
@@ -58,7 +60,8 @@ static void release_unneeded(struct kvc_op *op)
     }
 }
 
-/* Takes over what the lookup found; the pins become references of the operation. */
+/* Takes over the result of the lookup. The pins of the load's chunks become references of the operation; the other pins
+ * are dropped. */
 static void take_pins(struct kvc_op *op, struct kv_seq *s)
 {
     struct kvc *k = op->view->kvc;
@@ -133,7 +136,7 @@ int kvc_load_cut(struct kvc_op *op, int upto)
     if (floor > op->floor)
         op->floor = floor;
     int owned = op->floor;
-    for (int i = 0; i < v->lane[KV_TO_PAGE].n; i++) { /* copies in flight, also of tokens that were given up */
+    for (int i = 0; i < v->lane[KV_TO_PAGE].n; i++) { /* pieces in flight may have tokens before floor */
         const struct kvc_piece *p = &v->lane[KV_TO_PAGE].piece[(v->lane[KV_TO_PAGE].head + i) % KVC_PIECES];
         for (int j = 0; p->op == op && j < p->n; j++)
             if (p->block[j] * B < owned)
@@ -142,7 +145,7 @@ int kvc_load_cut(struct kvc_op *op, int upto)
     return owned;
 }
 
-/* Chunks that the operation has fetched or is fetching, and has not copied. */
+/* The number of chunks that the operation has fetched or is fetching, and has not copied yet. */
 static int n_staged(const struct kvc_op *op)
 {
     int n = 0;
@@ -151,7 +154,7 @@ static int n_staged(const struct kvc_op *op)
     return n;
 }
 
-/* Takes a reference if the part's chunk is in host memory. True if the part waits no more. */
+/* Takes a reference to the chunk in this slot, if it is READY and has the part's token ids. True if so. */
 static bool take_ready(struct kvc_op *op, int part, int slot)
 {
     struct kvc *k = op->view->kvc;
@@ -165,7 +168,8 @@ static bool take_ready(struct kvc_op *op, int part, int slot)
     return true;
 }
 
-/* Looks after a part that waits. Sets *fetching if its chunk is on its way. True if something changed. */
+/* Advances a part in state WAIT: takes a reference, starts a fetch, or excludes the chunk. Sets *fetching if the
+ * chunk's slot is being filled. True if something changed. */
 static bool resolve(struct kvc_op *op, int part, bool *fetching)
 {
     struct kvc *k = op->view->kvc;
@@ -204,7 +208,7 @@ bool kvc_load_advance(struct kvc_op *op)
         int from, to;
         chunk_range(op, i, &from, &to);
         if (op->part[i].state == KVC_HOST && (op->first_chunk + i) * pages < op->next)
-            fetching = true; /* it will be copied, and free a slot then */
+            fetching = true; /* its slot becomes free when it is copied, so a later part can wait for a slot */
         if (op->part[i].state == KVC_WAIT && from < to)
             any |= resolve(op, i, &fetching);
     }
@@ -212,8 +216,8 @@ bool kvc_load_advance(struct kvc_op *op)
     return any;
 }
 
-/* With a throttle: true if a piece may start now. Pieces wait for their own time on the link, so that a load takes as
- * long as it would on a link of this rate. */
+/* True if a piece of this many bytes may start now. With a throttle, each piece first waits for the time that the
+ * simulated link needs for its bytes. A load then takes as long as it would on a link of this rate. */
 static bool link_free(struct kvc *k, size_t bytes, int64_t now)
 {
     if (!k->cfg.throttle)
@@ -228,7 +232,7 @@ static bool link_free(struct kvc *k, size_t bytes, int64_t now)
     return true;
 }
 
-/* Most pages of a piece. On a slow link a piece takes about 5 ms, so that a cut takes effect soon. */
+/* Most pages of a piece. With a throttle a piece takes at most about 5 ms, so that a cut takes effect soon. */
 static int piece_pages(const struct kvc *k)
 {
     size_t bytes = KVC_PIECE_BYTES;

@@ -1,9 +1,9 @@
-/* Lookups: from a request's tokens to the chunks that the store can load, and the time that a load of them would take.
+/* Lookups: which chunks of a request the cache can load, and the time that a load of them would take.
  *
- * For each chunk host memory is asked first, and then each tier in the order of the configuration. Tiers without an
- * index of their own (kvc_tier_ops.lookup) are asked by EXISTS operations, which start when the request arrives; a
- * lookup that needs an answer which has not come yet returns KV_NOT_YET. A question without an answer after a second
- * counts as a miss. */
+ * Each chunk is looked up in host memory first, and then in each tier in the order of the configuration. Tiers without
+ * an index of their own (kvc_tier_ops.lookup is NULL) are asked by EXISTS operations, which start when the request
+ * arrives. A lookup that needs an answer which has not come yet returns KV_NOT_YET. No answer after KVC_EXISTS_NS is a
+ * miss. */
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/internal.h"
@@ -14,6 +14,7 @@
 #include <math.h>
 #include <string.h>
 
+/* True if a tier must be asked by EXISTS operations. */
 static bool asks(const struct kvc *k)
 {
     for (int t = 0; t < k->cfg.n_tiers; t++)
@@ -22,7 +23,7 @@ static bool asks(const struct kvc *k)
     return false;
 }
 
-/* Asks tier t for the chunks [0, n) of s, and if `tail` for the partial chunk behind them, unless it was asked. */
+/* Asks tier t for the chunks [0, n) of s, and with `tail` for the tail behind them, as far as it was not asked yet. */
 static void ask(struct kv_seq *s, int t, int n, bool tail, int64_t deadline)
 {
     struct kvc *k = s->view->kvc;
@@ -40,8 +41,8 @@ static void ask(struct kv_seq *s, int t, int n, bool tail, int64_t deadline)
             !stuck && kvc_tier_ask(k, t, s, n, &s->tail_key, 1, true, deadline) ? KVC_ASKED : KVC_LACKS;
 }
 
-/* Computes the keys of the chunks of tokens [0, n) and asks the tiers that have no index. *tail: tokens of a partial
- * last chunk that may be stored. */
+/* With tiers: computes the keys of the chunks of tokens [0, n), and asks the tiers that have no index. Sets *tail to
+ * the tokens of the tail, 0: there is none. */
 static void ask_all(struct kv_seq *s, const int32_t *tokens, int n, int *tail)
 {
     struct kvc *k = s->view->kvc;
@@ -120,8 +121,8 @@ void kvc_seq_close(struct kv_seq *s)
     km_free(s);
 }
 
-/* Pins the chunk in this slot if it is READY and has these ids. If the header does not even have its own checksum, the
- * chunk is dropped, so that it can be stored again. */
+/* Pins the chunk in this slot if it is READY and has these token ids. A chunk whose header is damaged is dropped, so
+ * that it can be stored again. */
 static bool pin(struct kv_seq *s, int chunk, int slot, const int32_t *ids, int n_ids)
 {
     struct kvc *k = s->view->kvc;
@@ -138,8 +139,8 @@ static bool pin(struct kv_seq *s, int chunk, int slot, const int32_t *ids, int n
     return true;
 }
 
-/* Pins the leading chunks of [0, whole) that are in host memory. Keys are computed in small groups, so that a miss on
- * an unknown prefix computes one key. Returns the number of chunks pinned. */
+/* Pins the leading chunks of [0, whole) that are in host memory, and returns their number. Keys are computed in groups,
+ * of which the first one has one key: if the first chunk is missing, no other key is computed. */
 static int pin_leading(struct kv_seq *s, const int32_t *tokens, int whole)
 {
     enum { GROUP = 16 };
@@ -164,7 +165,8 @@ static int pin_leading(struct kv_seq *s, const int32_t *tokens, int whole)
     return n;
 }
 
-/* With tiers, a chunk behind one that host memory lacks may be in host memory again: pins all that are. */
+/* Pins those chunks of [0, whole) that are in host memory. With tiers, a chunk that host memory lacks does not end the
+ * prefix, so later chunks are of use, too. */
 static void pin_all(struct kv_seq *s, const int32_t *tokens, int whole)
 {
     struct kvc *k = s->view->kvc;
@@ -178,7 +180,8 @@ static void pin_all(struct kv_seq *s, const int32_t *tokens, int whole)
     pthread_mutex_unlock(&k->lock);
 }
 
-/* Marks the chunks from `chunk` on that tier t has; returns their number. *wait: the answer is not there yet. */
+/* Notes the tier of the chunks from `chunk` on that tier t has, and returns their number. Sets *wait if the tier has
+ * not answered yet. */
 static int ask_tier(struct kv_seq *s, int t, int chunk, int whole, int64_t now, bool *wait)
 {
     struct kvc *k = s->view->kvc;
@@ -219,7 +222,7 @@ static int find(struct kv_seq *s, int whole, int end)
         bool wait = false;
         for (int t = 0; t < k->cfg.n_tiers && !n; t++) {
             n = ask_tier(s, t, i, whole, now, &wait);
-            n = t && n ? 1 : n; /* the tiers before t come first for the next chunk, too */
+            n = t && n ? 1 : n; /* for the next chunk, the tiers before t are asked again */
         }
         if (!n)
             return wait ? KV_NOT_YET : i;
@@ -228,7 +231,7 @@ static int find(struct kv_seq *s, int whole, int end)
     return end;
 }
 
-/* Keeps the ids of the chunks found, with which a load checks what a tier delivers. False without memory. */
+/* If a chunk found must be fetched, keeps the token ids, with which a load compares the chunk's. False: no memory. */
 static bool keep_ids(struct kv_seq *s, const int32_t *tokens, int n)
 {
     bool needed = false;
@@ -244,7 +247,7 @@ static bool keep_ids(struct kv_seq *s, const int32_t *tokens, int n)
     return true;
 }
 
-/* Reduces what was pinned to the first n chunks, touches them, and counts the answer. */
+/* Ends a lookup that has found n chunks: drops the other pins, makes the chunks the newest, and counts the answer. */
 static void finish_lookup(struct kv_seq *s, int n, int found_tokens, int total, int have)
 {
     struct kvc *k = s->view->kvc;
@@ -256,7 +259,7 @@ static void finish_lookup(struct kv_seq *s, int n, int found_tokens, int total, 
             kvc_unref(k, s->found[i].slot);
     s->n_found = n;
     s->found_tokens = found_tokens;
-    s->n_offered = k->cfg.n_tiers && found_tokens ? found_tokens / C : 0; /* a tier has what host memory may lose */
+    s->n_offered = k->cfg.n_tiers ? found_tokens / C : 0; /* a tier has them even if host memory evicts them */
     for (int i = n - 1; i >= 0; i--) { /* the first chunk becomes the newest and is evicted last */
         const int end = i == n - 1 ? found_tokens : (i + 1) * C, from = i * C > have ? i * C : have;
         int64_t *hits = &k->dram_hit_tokens;
@@ -319,7 +322,7 @@ int kvc_seq_lookup(struct kv_seq *s, const int32_t *tokens, int n, int have)
     return found;
 }
 
-/* Bytes that open loads are still to copy, by this view, and to fetch from each tier, by all views. */
+/* Adds the bytes that open loads have still to copy, of this view, and to fetch from each tier, of all views. */
 static void queued_bytes(const struct kvc_view *v, double *copies, double tier[KVC_TIERS_MOST])
 {
     const struct kvc *k = v->kvc;
@@ -356,7 +359,7 @@ int64_t kvc_seq_load_ns(struct kv_seq *s, int from, int to)
             tier[s->found[i].tier] += k->geometry.chunk_pages * page;
     /* Before the first load, the rate of stores is the better guess. */
     const enum kv_dir known = kvc_rate_known(&v->lane[KV_TO_PAGE].rate) ? KV_TO_PAGE : KV_TO_HOST;
-    double ns = kvc_rate_ns(&v->lane[known].rate, copies); /* copies and fetches overlap: the slowest counts */
+    double ns = kvc_rate_ns(&v->lane[known].rate, copies); /* copies and fetches overlap, so the slowest ones count */
     if (k->cfg.throttle)
         ns = fmax(ns, copies * 1e9 / (double)k->cfg.throttle);
     for (int t = 0; t < k->cfg.n_tiers; t++)

@@ -116,6 +116,7 @@ const int32_t *kvc_op_ids(const struct kvc_op *op, int part)
 
 int64_t kvc_op_ns(const struct kvc_op *op)
 {
+    /* The operation may have started after the copier's clock was last read. */
     return op->view->now > op->start_ns ? op->view->now - op->start_ns : 0;
 }
 

@@ -1,4 +1,4 @@
-/* The memory that the layer takes, from the same functions that its parts allocate by. */
+/* The memory that the layer takes, from the functions by which pool, index and tiers compute what they allocate. */
 #include "kvcache/chunks.h"
 #include "kvcache/kvcache.h"
 #include "kvcache/pool.h"

@@ -1,6 +1,6 @@
-/* Stores. A store reserves slots for the chunks of its sequence in order and stops at the first one for which there is
- * none, because a lookup stops at the first chunk that it misses. It copies from the last chunk to the first, so that
- * the first is published last: it becomes the newest and is evicted last, under both policies. */
+/* Stores. A store reserves slots for the chunks of its sequence in order, and ends at the first chunk for which there
+ * is no slot, because a lookup stops at the first chunk that is missing. The chunks are copied from the last one to the
+ * first. The first one is therefore published last, and is evicted last under both policies. */
 #include "base/mem.h"
 #include "kvcache/internal.h"
 #include "kvcache/op.h"
@@ -36,9 +36,9 @@ static bool choose(struct kvc_op *op, int part, const int32_t *ids, bool offered
     struct kvc *k = op->view->kvc;
     struct kvc_part *p = &op->part[part];
     const int slot = kvc_chunks_find(&k->chunks, &p->key);
-    if (slot < 0 && offered) { /* it left host memory after it was offered: storing it again would only evict others */
+    if (slot < 0 && offered) { /* it was evicted after it was offered; storing it again would evict other chunks */
         p->state = KVC_DONE;
-        return k->cfg.n_tiers > 0; /* a tier may have it */
+        return k->cfg.n_tiers > 0; /* a lookup can pass this chunk only if a tier has it */
     }
     if (slot < 0)
         return fill(op, part);
@@ -146,7 +146,7 @@ int kvc_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, cons
     return 0;
 }
 
-/* The sequence may offer the chunk again. */
+/* The chunk was not stored, so the next store of the sequence includes it again. */
 static void offer_again(struct kvc_op *op, int part)
 {
     struct kv_seq *s = op->seq;

@@ -1,3 +1,4 @@
+/* Operations are created here, submitted by kvc_tiers_drive, and freed when the tier has returned them. */
 #include "kvcache/tier_io.h"
 
 #include "base/mem.h"
@@ -130,7 +131,7 @@ static void offer(struct kvc *k, struct kvc_tier_io *t, int slot)
     const int32_t position = k->chunks.chunk[slot].position;
     if (!t->tier || kvc_tier_stuck(t))
         return;
-    if (t->n_queue == t->quota) { /* the last chunks of a sequence are of use only with the ones before them */
+    if (t->n_queue == t->quota) { /* drop the chunk that is farthest from the start of its sequence */
         int last = 0;
         for (int i = 1; i < t->n_queue; i++)
             if (t->queue[i].position > t->queue[last].position)
@@ -183,7 +184,7 @@ void kvc_tier_forget(struct kvc *k, struct kv_seq *s)
                 a->seq = NULL;
 }
 
-/* The tier has answered one question. */
+/* The tier has returned one EXISTS. */
 static void end_ask(struct kvc_tier_io *t, const struct kvc_io *io)
 {
     struct kvc_ask *a = io->user;
@@ -202,7 +203,7 @@ static void end_ask(struct kvc_tier_io *t, const struct kvc_io *io)
     km_free(a);
 }
 
-/* True if the bytes that a GET has delivered belong to the chunk that was asked for. */
+/* True if a GET succeeded and its header is right. If the header is wrong, the chunk is removed from the tier. */
 static bool accept(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
 {
     const struct kvc_header *h = o->io.header;
@@ -256,7 +257,8 @@ static void end_tio(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
     km_free(o);
 }
 
-/* Gives up what is late. A GET's slot leaves the index, and its reference keeps it from being used again. */
+/* Marks operations whose deadline has passed as late. A late GET's chunk is dropped; a reference keeps its slot from
+ * being reused. */
 static bool expire(struct kvc *k, struct kvc_tier_io *t)
 {
     bool any = false;
@@ -285,7 +287,7 @@ static bool expire(struct kvc *k, struct kvc_tier_io *t)
     return any;
 }
 
-/* Starts PUTs of queued chunks that the tier lacks, the first chunks of sequences first. */
+/* Starts PUTs of queued chunks that the tier lacks, in the order of their positions. */
 static bool start_puts(struct kvc *k, struct kvc_tier_io *t)
 {
     bool any = false;
@@ -360,7 +362,8 @@ static bool collect(struct kvc *k, struct kvc_tier_io *t)
     return any;
 }
 
-/* A reset waits for the operations in flight, so that no chunk is stored behind it. */
+/* Clears the tier for a reset, when its GETs and PUTs have ended: a PUT in flight would store a chunk after the
+ * reset. */
 static bool clear(struct kvc *k, struct kvc_tier_io *t)
 {
     if (t->clear != KVC_CLEAR_ASKED)

@@ -1,3 +1,4 @@
+/* The port of one engine: attach, detach, and the functions that need little more than the view. */
 #include "kvcache/view.h"
 
 #include "base/clock.h"
@@ -9,9 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A detach waits so long for copies in flight, and then so long for a call of the copier to return. */
-#define DRAIN_NS 1400000000LL
-#define CALL_NS 300000000LL
+#define DRAIN_NS 1400000000LL /* a detach waits this long for pieces in flight */
+#define CALL_NS 300000000LL   /* and then this long for a call of the copier to return */
 
 int64_t kvc_view_now(const struct kvc_view *v)
 {
@@ -56,8 +56,8 @@ static int port_attach(void *self, const struct kv_geom *geom, const struct kv_c
     return rc;
 }
 
-/* Waits until nothing of the view is in flight; if its copies are lost, until no call is under way. False: that took
- * too long. */
+/* Waits, at most most_ns, until no call of the copier is under way and, unless the view is abandoned, no piece is in
+ * flight. Returns false if the time did not suffice. */
 static bool drain(struct kvc_view *v, int64_t most_ns)
 {
     struct kvc *k = v->kvc;
@@ -79,7 +79,8 @@ static bool drain(struct kvc_view *v, int64_t most_ns)
     return true;
 }
 
-/* The slots of copies that did not end are never used again, and their pieces are not freed. */
+/* Gives up the pieces that did not end. The copier may still use their slots and the pieces themselves, so the slots
+ * get a reference that is never dropped, and the lanes are not freed. */
 static void abandon_pieces(struct kvc_view *v)
 {
     struct kvc *k = v->kvc;
@@ -197,8 +198,7 @@ static int port_poll(void *self, uint64_t ticket, struct kv_result *out)
 
 static int port_reset(void *self)
 {
-    struct kvc_view *v = self;
-    return kvc_reset(v);
+    return kvc_reset(self);
 }
 
 static void port_stats(void *self, struct kv_port_stats *out)

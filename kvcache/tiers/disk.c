@@ -87,7 +87,7 @@ static bool disk_close(struct kvc_tier *t)
         ;
     bool ended = !t->workers_running;
     pthread_mutex_unlock(&t->lock);
-    disk_release(t); /* a thread that hangs in the kernel frees the tier when it comes back */
+    disk_release(t); /* a thread that is blocked in the kernel frees the tier when it continues */
     return ended;
 }
 

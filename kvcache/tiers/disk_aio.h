@@ -1,8 +1,8 @@
-/* Asynchronous reads and writes of files for one thread: io_uring, or a few threads with preadv and pwritev where
- * io_uring is forbidden (containers often forbid it) or missing.
+/* Asynchronous reads and writes of files for one thread: by io_uring, or by a few threads with preadv and pwritev where
+ * io_uring is missing or forbidden, as it often is in containers.
  *
- * A `disk_piece` is one read or write. It is complete when all of its bytes have been moved, or it has failed: short
- * reads and writes are continued here. */
+ * A `disk_piece` is one read or write. It is complete when all of its bytes are read or written, or when it has failed.
+ * The rest of a short read or write is submitted again here. */
 #ifndef DISK_AIO_H
 #define DISK_AIO_H
 
@@ -27,7 +27,7 @@ struct disk_piece {
 
 /* depth: most pieces in flight. no_uring: use threads. */
 int disk_aio_open(struct disk_aio **out, int depth, bool no_uring, struct km_err *err);
-/* No piece is in flight. */
+/* No piece may be in flight. */
 void disk_aio_close(struct disk_aio *a);
 bool disk_aio_uring(const struct disk_aio *a);
 /* The piece belongs to a until disk_aio_wait returns it. */

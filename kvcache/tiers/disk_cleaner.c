@@ -1,4 +1,4 @@
-/* The cleaner: deletes files off the workers' way, and keeps the index up to date with the folder. */
+/* The cleaner: deletes files, so that the workers need not, and scans the folder. */
 #include "base/clock.h"
 #include "base/mem.h"
 #include "kvcache/tiers/disk.h"
@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <time.h>
 
-enum { MERGE = 512 }; /* files that are entered into the index per acquisition of the lock */
+enum { MERGE = 512 }; /* files that are added to the index while the lock is held once */
 
 /* Files found by a scan that are not yet in the index. */
 struct found {
@@ -17,6 +17,7 @@ struct found {
     struct disk_file file[MERGE];
 };
 
+/* Adds the file to the index if it is not there. */
 static int merge_file(struct kvc_tier *t, const struct disk_file *f, int64_t now)
 {
     int folder = disk_index_folder(&t->index, &f->fingerprint);
@@ -59,7 +60,7 @@ int disk_scan_into(struct kvc_tier *t, struct km_err *err)
     m->t = t;
     m->now = km_wall_ns();
     pthread_mutex_lock(&t->lock);
-    t->index.scan++; /* entries that are added from now on count as seen */
+    t->index.scan++; /* entries that are added from now on have this number */
     pthread_mutex_unlock(&t->lock);
     int rc = disk_scan(t->cfg.dir, true, note_file, m, err);
     if (!rc && (rc = merge(m)))

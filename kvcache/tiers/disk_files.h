@@ -29,7 +29,7 @@ void disk_name_temporary(const struct km_digest *key, uint64_t n, char out[DISK_
  * direct: with O_DIRECT if the file system allows it. */
 int disk_file_open(const char *root, const struct km_digest *fingerprint, const struct km_digest *key,
                    bool direct, int64_t *bytes);
-/* Deletes a chunk: 0, or -errno (-ENOENT: it was gone). */
+/* Deletes a chunk's file: 0, or -errno (-ENOENT: there was none). */
 int disk_file_remove(const char *root, const struct km_digest *fingerprint, const struct km_digest *key);
 
 struct disk_file {
@@ -37,12 +37,12 @@ struct disk_file {
     int64_t bytes, mtime; /* mtime: ns since 1970 */
 };
 /* Calls each(arg, file) for every chunk below root, in no order, until it returns < 0, which is then the result.
- * sweep: also removes temporary files whose process has ended. KM_EIO if root cannot be read;
- * folders below it that cannot be read are left out. */
+ * sweep: also removes temporary files whose process has ended. KM_EIO if root cannot be read; folders below it that
+ * cannot be read are left out. */
 int disk_scan(const char *root, bool sweep, int (*each)(void *arg, const struct disk_file *f), void *arg,
               struct km_err *err);
 
-/* True if files in the folder can be written and read with O_DIRECT, which a probe file tells. */
+/* True if files in the folder can be written and read with O_DIRECT; tries it with a temporary file. */
 bool disk_probe_direct(const char *dir);
 
 /* Creates root and ROOT/FINGERPRINT with its about.json, which is written if it does not exist. */

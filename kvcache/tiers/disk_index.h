@@ -1,14 +1,14 @@
 /* The index of the disk tier: which chunk files exist, how many bytes they have, and which is evicted next.
  *
  * The index covers the whole root folder. Files of other fingerprints (other models, or another chunk size) are
- * entries as well, because the byte cap and the eviction order cover them, too. A file is identified by its folder (an
- * index in `folder`; 0 is the tier's own fingerprint) and its key. An entry is in one of these states:
+ * entries as well, because the limit of bytes and the eviction order include them. A file is identified by its folder
+ * (an index in `folder`; 0 is the tier's own fingerprint) and its key. An entry is in one of these states:
  *   READY      the file exists under its final name
- *   DOOMED     the file is to be deleted. Lookups do not find it, and its stamp is below every other
+ *   DOOMED     the cleaner is to delete the file. Lookups do not find it, and its stamp is below all others
  *   UNLINKING  a thread is deleting the file
- *   WRITING    a PUT is writing a temporary file, whose bytes count already
- * READY and DOOMED entries are in a binary heap by stamp: the top is deleted first. The stamp is the time of last use
- * in ns since 1970, and becomes the file's mtime, so that the order survives a restart.
+ *   WRITING    a PUT is writing a temporary file. Its bytes count as those of the final file
+ * READY and DOOMED entries are in a binary heap by stamp: the top is deleted first. The stamp of a READY entry is the
+ * time of its last use, in ns since 1970. It becomes the file's mtime, so that the order survives a restart.
  *
  * The index has no lock of its own. Entry numbers stay valid until disk_index_erase. */
 #ifndef DISK_INDEX_H
@@ -33,7 +33,7 @@ struct disk_entry {
     uint32_t seen;    /* number of the last scan that saw the file, or during or after which it was written */
     uint16_t folder;
     uint8_t state;    /* enum disk_state */
-    bool discard;     /* WRITING: the chunk was removed meanwhile, so the PUT keeps nothing */
+    bool discard;     /* WRITING: the chunk was removed meanwhile, so the PUT must not publish its file */
 };
 
 struct disk_index {
