@@ -4,13 +4,13 @@
  * the seed and on the word's index, and then passed through the bijection km_mix64. A change of one word therefore
  * always changes the checksum. Random changes of several words go unnoticed with a probability of 2^-64, and regular
  * ones, such as the same bit of many words, with less than 2^-40. The bijection must end with its shift: if it ended
- * with a multiplication, two words whose top bits change would cancel each other in half of the cases. Because the
+ * with a multiplication, changes of the top bits of two words would cancel each other in half of the cases. Because the
  * terms are added, any number of threads can compute parts of the sum in any order. Words are read in the machine's
  * byte order (little-endian on all supported machines).
  *
- * A page holds block_size tokens, but only the first n_tokens of them may be valid. The words of the other tokens do
- * not count, because the engine may write them while the checksum is computed. In a page the token changes every
- * `token_words` words and starts again at 0 after block_size tokens (layout 1 of struct kv_geom). */
+ * A page has room for block_size tokens, of which only the first n_tokens are valid. The words of the other tokens do
+ * not count, because the engine may write them while the checksum is computed. Consecutive groups of `token_words`
+ * words belong to tokens 0, 1, ..., block_size - 1, then again to token 0, and so on (layout 1 of struct kv_geom). */
 #ifndef KM_PAGE_SUM_H
 #define KM_PAGE_SUM_H
 
@@ -36,8 +36,8 @@ KM_HOST_DEVICE uint64_t km_page_sum_end(uint64_t sum)
     return km_mix64(sum);
 }
 
-/* The seed of page `index` of a chunk whose key starts with the 8 bytes key_word: pages that change places within a
- * chunk, or between chunks, do not pass. */
+/* The seed of page `index` of a chunk whose key starts with the 8 bytes key_word. Pages that are exchanged within a
+ * chunk or between chunks therefore have wrong checksums. */
 KM_HOST_DEVICE uint64_t km_page_sum_seed(uint64_t key_word, uint32_t index)
 {
     return km_random_at(key_word, (uint64_t)index + 1);

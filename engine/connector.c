@@ -191,8 +191,9 @@ void con_load(struct connector *c, struct seq *q, int64_t now)
     sch_schedule_loaded(c->sched, q);
 }
 
-/* The engine computes what the load still owns. The load goes on by itself, in pages of its own. */
-static void give_up(struct connector *c, struct con_ticket *t)
+/* The engine will compute the tokens that the load still owns. The load keeps its pages until it ends, and the request
+ * gets others. */
+static void abandon_load(struct connector *c, struct con_ticket *t)
 {
     struct seq *q = t->loading;
     if (!sch_abandon_load(c->sched, q))
@@ -203,7 +204,7 @@ static void give_up(struct connector *c, struct con_ticket *t)
     sch_schedule_loaded(c->sched, q);
 }
 
-/* Schedules rows for one loading request. */
+/* Schedules rows of the front for one loading request, and cuts or abandons its load. */
 static void schedule_front(struct connector *c, struct con_ticket *t, const struct pln_step *step, int64_t now)
 {
     struct seq *q = t->loading;
@@ -211,7 +212,7 @@ static void schedule_front(struct connector *c, struct con_ticket *t, const stru
     struct pln_front front = pln_front(c->planner, &t->plan, x, q->load_from, step, now);
     if (front.cut > q->load_from) {
         q->load_from = cut_load(c, t, front.cut);
-        if (q->load_from >= q->load_to) { /* it owns nothing any more */
+        if (q->load_from >= q->load_to) { /* the load owns no tokens any more */
             t->loading = NULL;
             finish_load(c, q, 0, 0);
             sch_schedule_loaded(c->sched, q);
@@ -222,12 +223,13 @@ static void schedule_front(struct connector *c, struct con_ticket *t, const stru
     if (rows > 0) {
         sch_schedule_front(c->sched, q, rows);
         c->overlapped_rows += rows;
-    } else if (x == q->load_from && pln_gives_up(c->planner, &t->plan, x, now)) {
-        give_up(c, t);
+    } else if (x == q->load_from && pln_abandons(c->planner, &t->plan, x, now)) {
+        abandon_load(c, t);
     }
 }
 
-/* The time until the first load ends that is not `except` and whose request waits for nothing else. */
+/* The expected time until the earliest load ends, in ns, among the loads other than `except` whose requests wait for
+ * nothing else. */
 static double first_end_ns(const struct connector *c, const struct con_ticket *except, int64_t now)
 {
     double first = INFINITY;
@@ -256,7 +258,7 @@ void con_schedule_fronts(struct connector *c, int64_t now)
 
 void con_store(struct connector *c, struct seq *q)
 {
-    if (!q->kv || q->load_from < q->load_to) /* the tokens before a loaded interval were found by the lookup */
+    if (!q->kv || q->load_from < q->load_to) /* the cache layer has the tokens before a loaded interval */
         return;
     int n = full_chunks(c, q->n_computed);
     if (q->n_computed >= q->n_prompt)

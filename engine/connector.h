@@ -31,7 +31,7 @@ void con_init(struct connector *c, const struct kv_port *port, struct sch *sched
               int max_blocks);
 void con_deinit(struct connector *c); /* the port is detached: the tickets that are still open are dropped */
 
-/* q has arrived: the cache layer may start to look for its prompt. */
+/* q has arrived: opens its sequence in the cache layer, which may start to search for the prompt. */
 void con_open_seq(struct connector *c, struct seq *q);
 /* q is about to be freed. Its open tickets go on without it, and its load is cut. */
 void con_close_seq(struct connector *c, struct seq *q);
@@ -43,8 +43,8 @@ int con_plan(struct connector *c, struct seq *q, int *from, int *to);
 /* After sch_admit: starts the load if q needs one, else drops what the lookup pinned. Offers the pool's chunks that the
  * lookup did not find. */
 void con_load(struct connector *c, struct seq *q, int64_t now);
-/* After sch_begin_step, and after admissions: schedules rows of the loading requests, for tokens before those that
- * their loads fill, and gives up loads that are far too late. */
+/* After sch_begin_step, and after admissions: schedules rows of the loading requests, for the tokens before those that
+ * their loads fill, and abandons loads that take much longer than expected. */
 void con_schedule_fronts(struct connector *c, int64_t now);
 /* After sch_retire_rows: offers the chunks that were completed since the last call to the cache layer, and once the
  * whole prompt. */

@@ -102,7 +102,7 @@ struct eng_stats {
     int64_t prefix_queries, prefix_hits; /* prompt tokens looked up and found in the pool */
     int64_t preemptions, finished[5];    /* finished: by enum eng_finish */
     int64_t overlapped_rows;             /* rows that were computed for requests whose load was open */
-    int64_t abandoned_loads;             /* loads that were given up because they were late */
+    int64_t abandoned_loads;             /* loads whose tokens were computed instead, because they took too long */
     struct be_stats be;
     struct kv_port_stats kv;             /* zeros without a cache layer; the last member (eng_step_stats) */
 };

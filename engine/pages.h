@@ -1,10 +1,10 @@
 /* The page pool: which pages of the backend's KV pool are in use, and which page is reused next.
  *
- * `struct pg_pool` counts two kinds of users of a page: references by sequences and holds by transfers. A page is in
- * one of three states: in use; on the free list, if its content is useless; or on the LRU list, if nobody uses it but
- * the prefix index can still find it. pg_alloc returns a page of the free list, or else the oldest page of the LRU
- * list. Sequences free their pages from the last to the first, so the end of a sequence is evicted before its start.
- * The pool knows no tokens or keys.
+ * `struct pg_pool` counts two kinds of users of a page: references by sequences, and holds by transfers (loads and
+ * stores of the cache layer). A page is in one of three states: in use; on the free list, if its content is of no use;
+ * or on the LRU list, if it has no user but the prefix index can still find it. pg_alloc returns a page of the free
+ * list, or else the oldest page of the LRU list. Sequences free their pages from the last to the first, so the end of a
+ * sequence is evicted before its start. The pool knows no tokens or keys.
  *
  * Invariant: refs + holds > 0 if and only if the page is on no list. An unused page is on the LRU list if it is
  * `keyed`, else on the free list. */
@@ -21,7 +21,7 @@ struct pg_pool;
 struct pg_counts {
     int pages;         /* all pages */
     int free, lru;     /* pages on the two lists */
-    int transfer_only; /* pages that only transfers use: they become free when the transfers end */
+    int transfer_only; /* pages with holds and no references: they become free when the transfers end */
 };
 
 int pg_new(struct pg_pool **out, int n_pages, struct km_err *err);

@@ -1,4 +1,4 @@
-/* Estimates from two rates: that of steps, measured here, and that of loads, which the cache layer measures. */
+/* Estimates from two rates: the rate of steps, measured here, and the rate of loads, measured by the cache layer. */
 #include "engine/planner.h"
 
 #include "base/min.h"
@@ -14,19 +14,19 @@ static const double FLOOR_WEIGHT_SHORTER = 0.5, FLOOR_WEIGHT_LONGER = 0.05;
 static const double WORTHWHILE = 0.95;
 /* A step with rows of the front may take this share of the expected rest of the load. */
 static const double SAFE_SHARE = 0.95;
-/* The front is computed while the load runs only if that shortens the load by at least this share. Copies and steps slow
- * each other down, and rows of the front make steps longer for requests that decode. */
+/* The front is computed while the load runs only if this shortens the load by at least this share. Copies and steps
+ * slow each other down, and rows of the front make steps longer for requests that decode. */
 static const double WORTH_OVERLAP = 0.2;
-/* The cache layer has a few chunks in flight, which a cut does not stop. A load of at most this many chunks
- * therefore begins where the two directions are expected to meet. A longer one includes the whole prefix, so that it
- * can make up for steps that take longer than expected. */
+/* A cut does not stop copies in flight, which are a few chunks. A load of at most this many chunks therefore begins
+ * where the two directions are expected to meet. A longer load includes the whole prefix, so that it can go on if steps
+ * take longer than expected. */
 enum { EXACT_CHUNKS = 4 };
 /* The load keeps this share of the tokens that it is expected to load until it meets the steps. */
 static const double SLACK = 0.1;
 /* A load that takes longer than expected by this factor runs at an unknown rate. It is then assumed to need another
  * quarter of the time that it has taken. */
 static const double OVERDUE = 1.25, OVERDUE_REST = 0.25;
-/* A load is given up if it takes longer than expected by this factor, by this time, and by this share of the time to
+/* A load is abandoned if it takes longer than expected by this factor, by this time, and by this share of the time to
  * compute its tokens. */
 static const double LATE_FACTOR = 1.5, LATE_NS = 20e6, LATE_SHARE = 0.125;
 
@@ -61,7 +61,7 @@ double pln_compute_ns(const struct pln *p, int n_rows)
     return n_rows / p->max_tokens * pln_step_ns(p, p->max_tokens) + pln_step_ns(p, n_rows % p->max_tokens);
 }
 
-/* One choice: to load the last `chunks` chunks of tokens [have, to). */
+/* A choice: to load the last `chunks` chunks of tokens [have, to), and to compute the tokens before them. */
 struct choice {
     int from;                         /* first token of the load */
     double load_ns, front_ns, all_ns; /* of the load, of the steps before `from`, and until the first output token */
@@ -131,8 +131,9 @@ double pln_left_ns(const struct pln_load *l, int first, int64_t now)
     return took > OVERDUE * expected ? OVERDUE_REST * took : larger(0, expected - took);
 }
 
-/* Rows of the front that end before the load does, if the load gives up the tokens that they compute: then each row
- * takes row_ns, and each token that the load loses makes it shorter by token_ns. */
+/* Rows of the front that can be computed before the load ends, if the load is cut by the tokens that they compute. Each
+ * row takes row_ns, and each token that is cut makes the load shorter by token_ns. must: rows before the load's tokens.
+ * n_other: rows of other requests in the step. */
 static int rows_before_end(const struct pln *p, const struct pln_load *l, int must, double left_ns, int n_other)
 {
     double rest = SAFE_SHARE * (left_ns + l->token_ns * must) - n_other * p->row_ns;
@@ -140,7 +141,7 @@ static int rows_before_end(const struct pln *p, const struct pln_load *l, int mu
     return rows < l->to ? (int)rows : l->to;
 }
 
-/* Cuts rows to those that delay no other request. */
+/* The largest number of rows, at most `rows`, with which the step delays no other request. */
 static int rows_before_others(const struct pln *p, const struct pln_step *s, int rows)
 {
     /* If the step has other rows, the time for them passes anyway. */
@@ -154,7 +155,7 @@ static int rows_before_others(const struct pln *p, const struct pln_step *s, int
 struct pln_front pln_front(const struct pln *p, const struct pln_load *l, int x, int first, const struct pln_step *s,
                            int64_t now)
 {
-    int must = first - x; /* nobody else provides these tokens */
+    int must = first - x; /* tokens that the load does not own, so they must be computed */
     int last = (l->to - 1) / p->block_size * p->block_size; /* the load keeps its last block at least */
     if (p->mode != PLN_AUTO || p->row_ns <= 0)
         return (struct pln_front){km_min(must, s->budget), first};
@@ -168,8 +169,8 @@ struct pln_front pln_front(const struct pln *p, const struct pln_load *l, int x,
     if (!must && !s->n_rows && p->floor_ns > SAFE_SHARE * (left - l->token_ns * rows))
         rows = 0;
     rows = rows_before_others(p, s, rows);
-    /* The load is cut where the two directions are expected to meet, because it has several copies in flight that a
-     * later cut would not stop. It keeps some more tokens while it is far from there. */
+    /* The load is cut ahead of the steps, where the two directions are expected to meet, because a later cut would not
+     * stop the copies that are then in flight. The load keeps some more tokens while it is far from this place. */
     int upto = km_min(x + meet, last);
     if (upto > first && l->token_ns > 0)
         upto -= (int)(SLACK * (left / l->token_ns - (upto - first)));
@@ -177,7 +178,7 @@ struct pln_front pln_front(const struct pln *p, const struct pln_load *l, int x,
     return (struct pln_front){rows, km_max(first, upto)};
 }
 
-bool pln_gives_up(const struct pln *p, const struct pln_load *l, int first, int64_t now)
+bool pln_abandons(const struct pln *p, const struct pln_load *l, int first, int64_t now)
 {
     double took = (double)(now - l->began_ns), expected = expected_ns(l, first), late = took - expected;
     return p->mode == PLN_AUTO && p->row_ns > 0 && took > LATE_FACTOR * expected && late > LATE_NS &&

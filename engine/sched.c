@@ -336,12 +336,15 @@ void sch_evict_cached(struct sch *s)
  * loading request must have one, and a running request has tokens to compute before it. */
 static int check_loaded(const struct sch *s, const struct seq *q, struct km_err *err)
 {
-    bool has = q->load_from < q->load_to, loading = q->state == SEQ_LOADING;
+    bool loading = q->state == SEQ_LOADING, good;
     int upto = q->n_computed + q->n_rows + q->n_rows_before;
-    bool good = has ? q->state != SEQ_WAITING && upto <= q->load_from && q->load_to < q->n_tokens &&
-                          q->load_to <= q->n_pages * s->block_size && (loading || q->n_computed < q->load_from) &&
-                          (!loading || q->load_from % s->block_size == 0)
-                    : !loading && !q->load_from && !q->load_to;
+    if (q->load_from < q->load_to) {
+        bool in_place = upto <= q->load_from && q->load_to < q->n_tokens && q->load_to <= q->n_pages * s->block_size;
+        bool needed = loading ? q->load_from % s->block_size == 0 : q->n_computed < q->load_from;
+        good = q->state != SEQ_WAITING && in_place && needed;
+    } else {
+        good = !loading && !q->load_from && !q->load_to;
+    }
     if (!good)
         return km_fail(err, KM_EINVAL,
                        "request %llu of state %d has the loaded interval [%d, %d), with %d of %d tokens computed or in "

@@ -66,8 +66,8 @@ void sch_begin_step(struct sch *s);
 /* The waiting request to admit next; NULL if none can be admitted in this step. The longest prefix of its tokens that
  * the pool holds is already assigned to it, n_computed tokens long. sch_admit must follow. */
 struct seq *sch_next_waiting(struct sch *s);
-/* Instead of sch_admit: q keeps its place, loses the pages that sch_next_waiting assigned, and is not admitted in this
- * step. sch_next_waiting returns the request behind it. */
+/* Instead of sch_admit: q is not admitted in this step, and keeps its place. The pages that sch_next_waiting assigned
+ * are freed. The next sch_next_waiting returns the request behind q. */
 void sch_pass_over(struct sch *s, struct seq *q);
 enum sch_admission {
     ADMIT_FULL, /* the pages do not suffice: the request remains in its place, and admission ends */
@@ -75,18 +75,19 @@ enum sch_admission {
     ADMIT_LOAD  /* loading: it has pages for tokens [load_from, load_to), which the cache layer must fill, and for the
                    rows of the step after the load */
 };
-/* The cache layer is to load tokens [from, to): from is a multiple of the block size and at least n_computed, to is
- * less than n_tokens. Nothing is loaded if from equals to. */
+/* Admits q. The cache layer is to load tokens [from, to); equal: none. from is a multiple of the block size and at
+ * least n_computed, and to is less than n_tokens. */
 enum sch_admission sch_admit(struct sch *s, struct seq *q, int from, int to);
 /* Schedules n_rows rows of the loading request q, at most the budget, which end at or before load_from. */
 void sch_schedule_front(struct sch *s, struct seq *q, int n_rows);
-/* The load of q ended, and has filled tokens [from, to) of the loaded interval; equal: none. q is running, and gets
- * rows in the next step. */
+/* The load of q has ended, and has filled tokens [from, to) of the loaded interval; equal: none. q becomes running, and
+ * gets rows in the next step. */
 void sch_load_done(struct sch *s, struct seq *q, int from, int to);
 /* After sch_load_done within an admission: schedules rows of q in this step. */
 void sch_schedule_loaded(struct sch *s, struct seq *q);
-/* The engine will compute the tokens of q's load, which goes on. The load keeps its pages by its holds, and q gets
- * other pages for these tokens. q has no rows in flight. False, and nothing changed: the pool has too few pages. */
+/* Abandons q's load: the engine will compute its tokens. The load goes on in its pages, which its holds keep, and q
+ * gets other pages for these tokens. q must have no rows in flight. False: the pool has too few pages, and nothing
+ * changed. */
 bool sch_abandon_load(struct sch *s, struct seq *q);
 
 /* q's rows in the oldest step in flight are computed. Pages that they filled can be found by their prefix. */

@@ -1,9 +1,10 @@
 /* Submission of copies, and the kernel that computes the checksums of pages.
  *
- * The kernel cuts a page into tiles and has one block per tile, so it uses the whole GPU for a short time. A few blocks
- * that run longer would delay the steps more, because the steps' GEMM and attention kernels have one block per SM and
- * end with the last one. On an H100 with loads of qwen3-8b at full speed, in calls of 32 MiB, a decode step of batch 64
- * takes 8.05 ms with the copies alone, 8.25 ms with the checksums too, and 8.59 ms if each page is one tile. */
+ * The kernel divides a page into tiles and has one block per tile, so it uses the whole GPU for a short time. A few
+ * blocks that run longer would delay the steps more, because the steps' GEMM and attention kernels have one block per
+ * SM and end with their last block. On an H100 with loads of qwen3-8b at full speed, in calls of 32 MiB, a decode step
+ * of batch 64 takes 8.05 ms with the copies alone, 8.25 ms with the checksums too, and 8.59 ms if each page is one
+ * tile. */
 #include "engine/cuda/copy.h"
 
 extern "C" {
@@ -36,8 +37,8 @@ struct sum_shape {
 };
 
 /* Sum of the terms of this thread's pieces of a tile that starts at piece `first`. As in km_page_sum_counts, words of
- * tokens from n_tokens on do not count, and are not read. Word i has the term of seed and i, which is also the term of
- * seed + k * KM_GOLDEN64 and i - k. */
+ * tokens from n_tokens on do not count, and are not read. The term of seed and word index i equals the term of
+ * seed + k * KM_GOLDEN64 and index i - k. One seed per round, and constant indices, therefore suffice. */
 __device__ static uint64_t sum_tile(const ulonglong2 *page, const sum_shape &shape, uint32_t n_tokens, uint64_t seed,
                                     uint32_t first)
 {
@@ -118,13 +119,12 @@ static cudaError_t enqueue_sums(const cu_copier *c, enum kv_dir dir, const cu_co
 
 /* ---- registration ---- */
 
-/* Host memory is registered in pieces that end at multiples of REGISTRATION bytes. While cudaHostRegister runs, no
- * other thread can launch a kernel: a piece takes about 1 ms. PAUSE_US after each piece let the thread of the steps go
- * first.
- */
+/* Host memory is registered in pieces that end at multiples of REGISTRATION bytes. While cudaHostRegister runs, which
+ * takes about 1 ms per piece, no other thread can launch a kernel. The pause of PAUSE_US after each piece lets the
+ * thread of the steps launch its kernels. */
 enum { REGISTRATION = 32 << 20, PAUSE_US = 1000 };
 
-/* Bytes from p until the next place where a registration may end, at most `size`. */
+/* Bytes from p to the next multiple of REGISTRATION, where a registration may end; at most `size`. */
 static size_t until_boundary(const void *p, size_t size)
 {
     size_t n = REGISTRATION - reinterpret_cast<uintptr_t>(p) % REGISTRATION;
@@ -183,9 +183,9 @@ static cudaError_t enqueue_batch(copy_batch *b, enum kv_dir dir, cudaStream_t s)
 #endif
 }
 
-/* Enqueues the copies of a call's pages. A copy must not reach across two registrations of host memory, so pages are
- * cut where one may end, and neighbours are not merged. One batch is enough unless pages are larger than REGISTRATION.
- */
+/* Enqueues the copies of a call's pages. A copy must not cover two registrations of host memory. Pages are therefore
+ * divided where a registration may end, and adjacent pages are not merged. One batch is enough unless pages are larger
+ * than REGISTRATION. */
 static cudaError_t enqueue_copies(const cu_copier *c, enum kv_dir dir, const cu_copy_call *call)
 {
     copy_batch b;
@@ -221,7 +221,8 @@ static int check_pages(const cu_copier *c, const struct kv_copy *p, int n, struc
     return 0;
 }
 
-/* Enqueues the copies and the checksums of a call: of these, the second one waits for the first one. */
+/* Enqueues the copies and the checksums of a call. A load's checksums wait for its copies, a store's copies for its
+ * checksums. */
 static int enqueue_call(cu_copier *c, enum kv_dir dir, cu_copy_call *call, cudaEvent_t fence, struct km_err *err)
 {
     cu_copy_lane *l = &c->lane[dir];
@@ -306,9 +307,10 @@ int cu_copier_open(cu_copier *c, const cu_dims &m, bf16 *pool, int n_pages, cons
     c->page_bytes = m.page_elems * sizeof(bf16);
     c->token_shift = __builtin_ctz((unsigned)m.d * sizeof(bf16) / sizeof(ulonglong2));
     c->mem = mem;
-    CU_TRY(
-        cudaFuncGetAttributes(&kernel, sum_kernel)); /* loads the kernel now: its first launch would wait for steps */
-    /* The blocks of a long step must not keep the checksums waiting: the copies behind them would wait, too. */
+    /* Loads the kernel now, because loading it at the first launch would wait for running steps. */
+    CU_TRY(cudaFuncGetAttributes(&kernel, sum_kernel));
+    /* The checksums have a higher priority than the steps. Otherwise they, and the copies behind them, would wait for
+     * the blocks of a long step. */
     CU_TRY(cudaDeviceGetStreamPriorityRange(&lowest, &highest));
     for (int dir = 0; dir < 2 && !rc; dir++)
         rc = open_lane(&c->lane[dir], highest, err);

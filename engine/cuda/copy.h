@@ -5,7 +5,7 @@
  * a store (D2H) before it. A call is one batch of copies and one kernel, and has a ticket. Up to CU_COPY_TICKETS
  * tickets of one direction can be open.
  *
- * Nothing here blocks, except after a CUDA call has failed. One thread may use the copier while another one submits
+ * Nothing here blocks, except after a CUDA call has failed. One thread may use the copier while another thread submits
  * steps: the copier shares only CUDA events with the steps. */
 #ifndef CU_COPY_H
 #define CU_COPY_H
@@ -14,10 +14,10 @@
 
 enum { CU_COPY_TICKETS = 128 }; /* most open tickets of one direction */
 
-/* The checksum of one page while blocks of the kernel add to it. All zero between kernels. */
+/* The sum of one page, to which the blocks of the kernel add. All members are 0 between kernels. */
 struct cu_copy_sum {
     unsigned long long sum; /* of the terms so far */
-    unsigned n_tiles;       /* tiles of the page that are added */
+    unsigned n_tiles;       /* tiles of the page that were added */
 };
 
 /* Memory of the copier, allocated by the workspace. */
@@ -31,9 +31,10 @@ struct cu_copy_call {
     struct kv_copy *pages; /* [n], the caller's; NULL: the slot is free */
     int n;
     uint64_t ticket;
-    cudaEvent_t half, done; /* half: of the copy and the checksums, the first one is complete */
+    cudaEvent_t half, done; /* half: the first of copies and checksums is complete; done: both are */
 };
 
+/* The copies of one direction. */
 struct cu_copy_lane {
     cudaStream_t copy_stream, sum_stream;
     uint64_t n_calls; /* submitted so far */
@@ -54,7 +55,8 @@ int cu_copier_open(cu_copier *c, const cu_dims &m, bf16 *pool, int n_pages, cons
                    struct km_err *err);
 void cu_copier_close(cu_copier *c); /* no copy is running */
 
-/* `copy` and `poll` of struct kv_copier. fence: the event that the copies wait for; NULL: none. */
+/* `copy` and `poll` of struct kv_copier. fence: an event that the copies wait for, recorded after the step that the
+ * fence of kv_copier.copy names; NULL: none. */
 int cu_copy_submit(cu_copier *c, enum kv_dir dir, struct kv_copy *pages, int n, cudaEvent_t fence, uint64_t *ticket,
                    struct km_err *err);
 int cu_copy_poll(cu_copier *c, uint64_t ticket);

@@ -19,6 +19,11 @@ struct kv_seq {
     int n_found; /* tokens that may be loaded: the result of the last lookup, 0 after a load */
 };
 
+static int64_t later(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 static uint64_t hash(uint64_t h, uint64_t v)
 {
     return km_mix64(km_mix64(h) + v + 1);
@@ -137,7 +142,7 @@ static int64_t p_load_ns(struct kv_seq *s, int from, int to)
     for (int i = 0; i < p->n_tickets; i++)
         if (p->tickets[i]->load && !p->tickets[i]->stopped)
             tokens += km_max(p->tickets[i]->next - km_max(p->tickets[i]->from, p->tickets[i]->floor), 0);
-    int64_t wait = rate > 0 ? km_max64(p->link_free - p->copier.now(p->copier.self), 0) : 0;
+    int64_t wait = rate > 0 ? later(p->link_free - p->copier.now(p->copier.self), 0) : 0;
     double token = (double)p->geom.page_bytes / p->geom.block_size;
     return rate > 0 ? wait + (int64_t)(tokens * token * 1e9 / rate) : 0;
 }
@@ -334,7 +339,7 @@ static int p_load(struct kv_seq *s, int from, int to, const int32_t *table, uint
     t->to = t->next = t->good_from = t->good_to = to;
     *ticket = t->ticket;
     int64_t now = p->copier.now(p->copier.self);
-    p->link_free = km_max64(p->link_free, now);
+    p->link_free = later(p->link_free, now);
     advance(p);
     return 0;
 }

@@ -20,8 +20,8 @@ void cu_attn_prefill(const cu_dims &m, const bf16 *qkv, const cu_step_arrays &in
 
 /* prefill_sm90.cu: wgmma and TMA, for Hopper and head_dim 128. */
 bool cu_attn_prefill_sm90_usable(const cu_dims &m);
-/* What all launches share: tensor maps of the KV pool and of qkv[max_tokens], and two counters in device memory. Pool,
- * qkv and counters are borrowed. The counters are zero before the first launch, and every launch resets them. */
+/* Used by all launches: tensor maps of the KV pool and of qkv[max_tokens], and two counters in device memory. Pool, qkv
+ * and counters are borrowed. The counters are 0 before the first launch, and every launch resets them. */
 struct cu_prefill_plan {
     alignas(64) char pool[128], queries[128], tail_queries[128];
     int *job_counters; /* [2] jobs taken from the queue; thread blocks that have found the queue empty */

@@ -44,7 +44,7 @@ int most_merged(const cu_dims &m)
     return 2 * m.n_sms / m.G;
 }
 
-/* Tiles of the rows of a tail, and key tiles that its first and its last tile see. */
+/* The number of tiles of a tail's rows, and the key tiles that its first and its last tile attend to. */
 struct tail_size {
     int tiles, fewest_keys, most_keys;
 };
@@ -63,12 +63,12 @@ int splits_of(const tail_size &t, int limit)
     return n < t.fewest_keys ? n : t.fewest_keys;
 }
 
-/* ---- estimated times, in times that a thread block needs for one key tile of prefill ---- */
+/* ---- estimated times; the unit is the time that a thread block needs for one key tile of prefill attention ---- */
 
-const double start_time = 2;        /* of a job, before its first key tile */
-const double tail_slowdown = 1.2;   /* of a key tile of tails: 1.9 us against 1.6 us on an H100 */
-const double merge_time = 4;        /* of the merging kernel */
-const double merges_in_a_tile = 50; /* jobs whose partials are written and merged in the time of one key tile */
+const double start_time = 2;        /* of a job before its first key tile */
+const double tail_slowdown = 1.2;   /* time of a key tile of tails: 1.9 us against 1.6 us of prefill, on an H100 */
+const double merge_time = 4;        /* fixed time of the merging kernel */
+const double merges_in_a_tile = 50; /* jobs whose partials are written and merged in one unit of time */
 
 /* Time of `jobs` jobs with `key_tiles` key tiles in all, the longest with `longest`. Jobs of equal length run in waves.
  * For jobs of different lengths, the time is at most that of a queue: all work divided by the SMs, and one job. */
@@ -113,8 +113,8 @@ double time_as_prefill(const cu_dims &m, const cu_step_arrays &host, const int32
     return time_of_jobs(m, jobs, key_tiles, longest);
 }
 
-/* Chooses the most key tiles of a split: the longest tail is divided into 1, 2, ... splits, and the number with the
- * lowest estimated time is chosen. *time is set to it. */
+/* Chooses the largest number of key tiles of a split. It tries to divide the longest tail into 1, 2, ... splits, and
+ * takes the number with the lowest estimated time, which it writes to *time. */
 int choose_limit(const cu_dims &m, const cu_step_arrays &host, const int32_t *reqs, int n, double *time)
 {
     int longest = 1;
