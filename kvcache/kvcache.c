@@ -27,7 +27,7 @@ void kvc_unref(struct kvc *k, int slot)
     kvc_chunks_unref(&k->chunks, slot);
     const struct kvc_chunk *c = &k->chunks.chunk[slot];
     if (!k->cfg.local_cpu && c->state == KVC_READY && !c->refs)
-        kvc_chunks_drop(&k->chunks, slot);
+        kvc_chunks_leave(&k->chunks, slot);
 }
 
 void kvc_drop_corrupt(struct kvc *k, int slot, int tier)
@@ -257,8 +257,9 @@ static void tier_rows(struct kv_port_stats *out, const struct kvc_tier_io *t)
     add_row(out, n, "put_bytes", "Bytes stored in this tier.", false, (double)t->put_bytes);
     add_row(out, n, "failures", "Chunks that this tier failed to deliver or to store.", false, (double)t->failures);
     add_row(out, n, "late", "Operations that missed their deadline.", false, (double)t->late);
-    add_row(out, n, "dropped_puts", "Chunks that were not stored because too many were queued.", false,
-            (double)t->dropped_puts);
+    add_row(out, n, "dropped_puts",
+            "Chunks that were not stored because too many were queued; they are queued again when they are used.",
+            false, (double)t->dropped_puts);
     add_row(out, n, "queued_puts", "Chunks that wait to be stored in this tier, or are being stored.", true,
             (double)(t->n_queue + t->n_puts));
 }
@@ -282,6 +283,11 @@ void kvc_stats(struct kvc *k, struct kv_port_stats *out)
         add_row(out, "dram", "capacity_bytes", "Most bytes that this tier can use now.", true, (double)out->capacity);
         add_row(out, "dram", "evicted_chunks", "Chunks removed from this tier to make room.", false,
                 (double)c->evicted);
+        if (k->cfg.n_tiers)
+            add_row(out, "dram", "lost_chunks",
+                    "Chunks removed from this tier to make room that no other tier had, because storing them there was "
+                    "dropped or failed.",
+                    false, (double)c->lost);
         add_row(out, "dram", "growing", "1 while more host memory is being allocated.", true,
                 kvc_pool_growing(k->pool));
         for (int i = 0; i < k->cfg.n_tiers; i++)

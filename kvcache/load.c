@@ -281,6 +281,17 @@ void kvc_load_retire(struct kvc_op *op, struct kvc_piece *p, int rc)
     trim(op);
 }
 
+/* The load has used its chunks: those that a tier lacks are offered to it again, the first ones first. */
+static void put_again(struct kvc_op *op)
+{
+    struct kvc *k = op->view->kvc;
+    for (int i = 0; k->cfg.n_tiers && i < op->n_parts; i++) {
+        const int slot = op->part[i].bad ? -1 : kvc_chunks_find(&k->chunks, &op->part[i].key);
+        if (slot >= 0)
+            kvc_tier_put_again(k, slot);
+    }
+}
+
 bool kvc_load_done(struct kvc_op *op)
 {
     struct kvc_view *v = op->view;
@@ -289,6 +300,7 @@ bool kvc_load_done(struct kvc_op *op)
     trim(op);
     if (op->good_to < op->floor)
         op->good_to = op->floor; /* nothing was loaded */
+    put_again(op);
     v->stats.loaded_tokens += op->good_to - op->floor;
     v->stats.failed_loads += op->failed;
     v->stats.load_ns += kvc_op_ns(op);

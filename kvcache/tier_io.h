@@ -9,6 +9,11 @@
  * A tier with KVC_LATE_MOST operations beyond their deadline is stuck: it is neither asked nor given anything until it
  * has returned some of them. A tier that never answers thus costs at most KVC_LATE_MOST + KVC_GETS + KVC_PUTS slots.
  *
+ * Chunks that wait for a PUT, and those in one, have references, so they are not evicted. At most half of the slots may
+ * have such references, all tiers together: a tier that is slower than prefill gets a burst of chunks whole as long as
+ * host memory holds it, and new chunks still find slots to evict. Beyond this quota the PUTs of the chunks with the
+ * highest positions are dropped; such a chunk is queued again when it is used and the quota has room.
+ *
  * All functions are called with the store's lock held, except where the comment says otherwise. */
 #ifndef KVC_TIER_IO_H
 #define KVC_TIER_IO_H
@@ -21,7 +26,7 @@
 struct kvc;
 struct kv_seq;
 
-enum { KVC_GETS = 16, KVC_PUTS = 8, KVC_PUT_QUEUE = 64, KVC_LATE_MOST = 4 };
+enum { KVC_GETS = 16, KVC_PUTS = 8, KVC_PUT_QUEUE = 4096 /* it is searched from end to end */, KVC_LATE_MOST = 4 };
 
 #define KVC_IO_NS 5000000000LL    /* deadline of a GET or PUT: this, and the time of its bytes at KVC_IO_RATE */
 #define KVC_IO_RATE 50e6          /* bytes per second */
@@ -76,8 +81,10 @@ bool kvc_tier_stuck(const struct kvc_tier_io *t);
 enum kvc_get { KVC_GET_STARTED, KVC_GET_LATER, KVC_GET_NO_SLOT, KVC_GET_FAILED };
 /* Starts to fetch a chunk that is not in the index. LATER: too many GETs are in flight. */
 enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, int n_tokens);
-/* Offers a READY chunk to every tier. */
+/* Queues the PUTs of a READY chunk that was just stored. */
 void kvc_tier_put(struct kvc *k, int slot);
+/* A READY chunk was used: queues its PUT for each tier that lacks it, if the tier's quota has room. */
+void kvc_tier_put_again(struct kvc *k, int slot);
 void kvc_tier_remove(struct kvc *k, int tier, const struct km_digest *key);
 /* Asks for keys[0, n), chunks first, ... of the sequence; with `tail` the last key is that of a partial chunk. False
  * without memory. */
