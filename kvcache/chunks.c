@@ -162,7 +162,7 @@ int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, int pos
         int32_t victim = s->oldest;
         while (s->chunk[victim].refs)
             victim = s->chunk[victim].newer;
-        kvc_chunks_drop(s, victim);
+        kvc_chunks_leave(s, victim);
         s->evicted++;
     }
     int32_t slot = s->free;
@@ -206,6 +206,12 @@ void kvc_chunks_drop(struct kvc_chunks *s, int slot)
     }
     c->state = KVC_DROPPED;
     s->n_dropped++;
+}
+
+void kvc_chunks_leave(struct kvc_chunks *s, int slot)
+{
+    s->lost += s->tiers && s->chunk[slot].lacking == s->tiers;
+    kvc_chunks_drop(s, slot);
 }
 
 void kvc_chunks_ref(struct kvc_chunks *s, int slot)

@@ -31,6 +31,7 @@ struct kvc_chunk {
     int32_t refs;          /* references of sequences (pins), loads, stores and operations of tiers */
     int32_t newer, older;  /* READY: neighbours on the order list, -1 at its ends. FREE: older is the next free slot */
     enum kvc_state state;
+    uint8_t lacking;       /* bit t: tier t lacks the chunk, because its PUT was dropped or has failed */
 };
 
 struct kvc_chunks {
@@ -45,6 +46,8 @@ struct kvc_chunks {
     int n_free, n_filling, n_ready, n_dropped; /* usable slots by state */
     int n_evictable;       /* READY slots without references */
     int64_t evicted;       /* chunks evicted so far */
+    uint8_t tiers;         /* the bits of all tiers; set by tier_io.c, 0: there are none */
+    int64_t lost;          /* chunks that kvc_chunks_leave has dropped although every tier lacked them */
 };
 
 /* n: number of slots of the pool. None is usable yet. */
@@ -65,6 +68,8 @@ int kvc_chunks_find_leading(const struct kvc_chunks *s, const struct km_digest *
 int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, int position, int n_tokens);
 void kvc_chunks_publish(struct kvc_chunks *s, int slot); /* FILLING to READY, as the newest */
 void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY to FREE, or to DROPPED while referenced */
+/* Drops a READY chunk that is not damaged, to free its slot. Counts it in `lost` if every tier lacks it. */
+void kvc_chunks_leave(struct kvc_chunks *s, int slot);
 void kvc_chunks_ref(struct kvc_chunks *s, int slot);
 void kvc_chunks_unref(struct kvc_chunks *s, int slot);
 void kvc_chunks_touch(struct kvc_chunks *s, int slot); /* makes a READY chunk the newest, under LRU only */

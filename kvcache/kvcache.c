@@ -27,7 +27,7 @@ void kvc_unref(struct kvc *k, int slot)
     kvc_chunks_unref(&k->chunks, slot);
     const struct kvc_chunk *c = &k->chunks.chunk[slot];
     if (!k->cfg.local_cpu && c->state == KVC_READY && !c->refs)
-        kvc_chunks_drop(&k->chunks, slot);
+        kvc_chunks_leave(&k->chunks, slot);
 }
 
 void kvc_drop_corrupt(struct kvc *k, int slot, int tier)
@@ -204,6 +204,17 @@ bool kvc_settle(struct kvc *k, double seconds)
     }
 }
 
+bool kvc_memory_ready(struct kvc *k, struct km_err *why)
+{
+    *why = (struct km_err){0};
+    pthread_mutex_lock(&k->lock);
+    const bool ready = !k->active || !kvc_pool_growing(k->pool);
+    if (k->active && ready)
+        kvc_pool_wait(k->pool, why);
+    pthread_mutex_unlock(&k->lock);
+    return ready;
+}
+
 /* Asks every tier to drop its chunks, unless a reset is under way. Returns 1 until all have done so or failed, and then
  * 0, or < 0 if one has failed. */
 static int reset_tiers(struct kvc *k)
@@ -258,8 +269,9 @@ static void tier_rows(struct kv_port_stats *out, const struct kvc_tier_io *t)
     add_row(out, n, "put_bytes", "Bytes stored in this tier.", false, (double)t->put_bytes);
     add_row(out, n, "failures", "Chunks that this tier failed to deliver or to store.", false, (double)t->failures);
     add_row(out, n, "late", "Operations that missed their deadline.", false, (double)t->late);
-    add_row(out, n, "dropped_puts", "Chunks that were not stored because too many were queued.", false,
-            (double)t->dropped_puts);
+    add_row(out, n, "dropped_puts",
+            "Chunks that were not stored because too many were queued; they are queued again when they are used.",
+            false, (double)t->dropped_puts);
     add_row(out, n, "queued_puts", "Chunks that wait to be stored in this tier, or are being stored.", true,
             (double)(t->n_queue + t->n_puts));
 }
@@ -281,8 +293,16 @@ void kvc_stats(struct kvc *k, struct kv_port_stats *out)
         add_row(out, "dram", "chunks", "Chunks in this tier.", true, (double)out->chunks);
         add_row(out, "dram", "bytes", "Bytes in use in this tier.", true, (double)out->bytes);
         add_row(out, "dram", "capacity_bytes", "Most bytes that this tier can use now.", true, (double)out->capacity);
+        add_row(out, "dram", "unregistered_bytes",
+                "Bytes of this tier that the device refused to register, so that copies of them are slower.", true,
+                (double)kvc_pool_unregistered(k->pool));
         add_row(out, "dram", "evicted_chunks", "Chunks removed from this tier to make room.", false,
                 (double)c->evicted);
+        if (k->cfg.n_tiers)
+            add_row(out, "dram", "lost_chunks",
+                    "Chunks removed from this tier to make room that no other tier had, because storing them there was "
+                    "dropped or failed.",
+                    false, (double)c->lost);
         add_row(out, "dram", "growing", "1 while more host memory is being allocated.", true,
                 kvc_pool_growing(k->pool));
         for (int i = 0; i < k->cfg.n_tiers; i++)

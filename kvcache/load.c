@@ -285,6 +285,17 @@ void kvc_load_retire(struct kvc_op *op, struct kvc_piece *p, int rc)
     release_unneeded(op);
 }
 
+/* The load has used its chunks: queues the PUTs of those that a tier lacks again, in the order of their positions. */
+static void put_again(struct kvc_op *op)
+{
+    struct kvc *k = op->view->kvc;
+    for (int i = 0; k->cfg.n_tiers && i < op->n_parts; i++) {
+        const int slot = op->part[i].bad ? -1 : kvc_chunks_find(&k->chunks, &op->part[i].key);
+        if (slot >= 0)
+            kvc_tier_put_again(k, slot);
+    }
+}
+
 bool kvc_load_done(struct kvc_op *op)
 {
     struct kvc_view *v = op->view;
@@ -293,6 +304,7 @@ bool kvc_load_done(struct kvc_op *op)
     release_unneeded(op);
     if (op->good_to < op->floor)
         op->good_to = op->floor; /* nothing was loaded */
+    put_again(op);
     v->stats.loaded_tokens += op->good_to - op->floor;
     v->stats.failed_loads += op->failed;
     v->stats.load_ns += kvc_op_ns(op);

@@ -48,6 +48,7 @@ static bool choose(struct kvc_op *op, int part, const int32_t *ids, bool offered
     }
     if (!kvc_header_match(kvc_pool_header(k->pool, slot), ids, p->n_tokens, op->first_chunk + part))
         return false; /* another chunk has this key: a lookup would stop here */
+    kvc_tier_put_again(k, slot);
     kvc_chunks_ref(&k->chunks, slot);
     p->slot = slot;
     p->state = KVC_HOST;
@@ -136,13 +137,12 @@ int kvc_store(struct kv_seq *s, const int32_t *tokens, int n, int n_prompt, cons
     else {
         *from = first;
         *ticket = kvc_op_start(op);
-        kvc_driver_wake(k);
     }
+    kvc_driver_wake(k); /* also if nothing is copied: PUTs may have been queued again */
     pthread_mutex_unlock(&k->lock);
     if (nothing)
         kvc_op_free(op);
-    else
-        kvc_drive(k, s->view);
+    kvc_drive(k, s->view);
     return 0;
 }
 

@@ -8,7 +8,8 @@
 
 int kvc_tiers_open(struct kvc *k, struct km_err *err)
 {
-    const int share = kvc_pool_slots(k->pool) / (4 * (k->cfg.n_tiers ? k->cfg.n_tiers : 1));
+    const int share = kvc_pool_slots(k->pool) / (2 * (k->cfg.n_tiers ? k->cfg.n_tiers : 1));
+    k->chunks.tiers = (uint8_t)((1u << k->cfg.n_tiers) - 1);
     for (int i = 0; i < k->cfg.n_tiers; i++) {
         struct kvc_tier_io *t = &k->tier[i];
         *t = (struct kvc_tier_io){.ops = k->cfg.tier[i].ops,
@@ -114,42 +115,77 @@ void kvc_tier_remove(struct kvc *k, int tier, const struct km_digest *key)
         tio_new(k, t, KVC_REMOVE, key, -1);
 }
 
+static uint8_t bit(const struct kvc *k, const struct kvc_tier_io *t)
+{
+    return (uint8_t)(1u << (t - k->tier));
+}
+
 static void unqueue(struct kvc_tier_io *t, int i)
 {
     t->queue[i] = t->queue[--t->n_queue];
+}
+
+/* The chunk has left the queue, or its PUT has ended: notes whether the tier lacks it, and drops the reference. */
+static void end_put(struct kvc *k, const struct kvc_tier_io *t, int slot, bool stored)
+{
+    if (!stored)
+        k->chunks.chunk[slot].lacking |= bit(k, t);
+    kvc_unref(k, slot);
 }
 
 static void drop_queue(struct kvc *k, struct kvc_tier_io *t)
 {
     t->dropped_puts += t->n_queue;
     while (t->n_queue)
-        kvc_unref(k, t->queue[--t->n_queue].slot);
+        end_put(k, t, t->queue[--t->n_queue].slot, false);
 }
 
-static void offer(struct kvc *k, struct kvc_tier_io *t, int slot)
+static bool full(const struct kvc_tier_io *t)
 {
-    const int32_t position = k->chunks.chunk[slot].position;
-    if (!t->tier || kvc_tier_stuck(t))
+    return t->n_queue + t->n_puts + (t->checking >= 0) >= t->quota;
+}
+
+/* Drops the queued chunk with the highest position, because a chunk is of use only with all those before it. False: no
+ * chunk in the queue has a higher position than the new one, which is dropped instead. */
+static bool displace(struct kvc *k, struct kvc_tier_io *t, int position)
+{
+    int last = -1;
+    for (int i = 0; i < t->n_queue; i++)
+        if (last < 0 || t->queue[i].position > t->queue[last].position)
+            last = i;
+    t->dropped_puts++;
+    if (last < 0 || t->queue[last].position <= position)
+        return false;
+    const int slot = t->queue[last].slot;
+    unqueue(t, last);
+    end_put(k, t, slot, false);
+    return true;
+}
+
+/* Queues the chunk's PUT if the tier lacks it. again: only if the quota has room. */
+static void offer(struct kvc *k, struct kvc_tier_io *t, int slot, bool again)
+{
+    struct kvc_chunk *c = &k->chunks.chunk[slot];
+    if (!(c->lacking & bit(k, t)) || !t->tier || kvc_tier_stuck(t))
         return;
-    if (t->n_queue == t->quota) { /* drop the chunk that is farthest from the start of its sequence */
-        int last = 0;
-        for (int i = 1; i < t->n_queue; i++)
-            if (t->queue[i].position > t->queue[last].position)
-                last = i;
-        t->dropped_puts++;
-        if (t->queue[last].position <= position)
-            return;
-        kvc_unref(k, t->queue[last].slot);
-        unqueue(t, last);
-    }
+    if (full(t) && (again || !displace(k, t, c->position)))
+        return;
+    c->lacking &= (uint8_t)~bit(k, t);
     kvc_chunks_ref(&k->chunks, slot);
-    t->queue[t->n_queue++] = (struct kvc_put){slot, position};
+    t->queue[t->n_queue++] = (struct kvc_put){slot, c->position};
 }
 
 void kvc_tier_put(struct kvc *k, int slot)
 {
+    k->chunks.chunk[slot].lacking = k->chunks.tiers;
     for (int i = 0; i < k->cfg.n_tiers; i++)
-        offer(k, &k->tier[i], slot);
+        offer(k, &k->tier[i], slot, false);
+}
+
+void kvc_tier_put_again(struct kvc *k, int slot)
+{
+    for (int i = 0; i < k->cfg.n_tiers && k->chunks.chunk[slot].state == KVC_READY; i++)
+        offer(k, &k->tier[i], slot, true);
 }
 
 bool kvc_tier_ask(struct kvc *k, int tier, struct kv_seq *s, int first, const struct km_digest *keys, int n, bool tail,
@@ -240,7 +276,9 @@ static void end_tio(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
 {
     if (o->late) {
         t->n_late--;
-        if (o->slot >= 0)
+        if (o->io.kind == KVC_PUT)
+            end_put(k, t, o->slot, !o->io.rc);
+        else if (o->slot >= 0)
             kvc_unref(k, o->slot);
     } else if (o->io.kind == KVC_GET)
         end_get(k, t, o);
@@ -249,7 +287,7 @@ static void end_tio(struct kvc *k, struct kvc_tier_io *t, struct kvc_tio *o)
         t->failures += o->io.rc != 0;
         t->puts += !o->io.rc;
         t->put_bytes += o->io.rc ? 0 : (int64_t)o->io.payload_bytes;
-        kvc_unref(k, o->slot);
+        end_put(k, t, o->slot, !o->io.rc);
     }
     *(o->prev ? &o->prev->next : &t->tios) = o->next;
     if (o->next)
@@ -313,7 +351,7 @@ static bool start_puts(struct kvc *k, struct kvc_tier_io *t)
                                 ? NULL
                                 : tio_new(k, t, KVC_PUT, &key, slot);
         if (!o) {
-            kvc_unref(k, slot);
+            end_put(k, t, slot, has);
             continue;
         }
         o->io.payload_bytes = kvc_pool_header(k->pool, slot)->payload_bytes;

@@ -9,6 +9,11 @@
  * A tier with KVC_LATE_MOST late operations is stuck: it gets no operation until it has returned some of them. A tier
  * that returns nothing therefore takes at most KVC_LATE_MOST + KVC_GETS + KVC_PUTS slots.
  *
+ * Chunks that wait for a PUT, and those in one, have references, so they are not evicted. The quota limits them to half
+ * of the slots, all tiers together, so that new chunks still find slots to evict. A tier that is slower than prefill
+ * therefore stores a whole burst of chunks if half of host memory has room for it. Beyond the quota the PUTs of the
+ * chunks with the highest positions are dropped. Such a chunk is queued again when it is used and the quota has room.
+ *
  * All functions are called with the cache's lock held, except where the comment says otherwise. */
 #ifndef KVC_TIER_IO_H
 #define KVC_TIER_IO_H
@@ -22,10 +27,10 @@ struct kvc;
 struct kv_seq;
 
 enum {
-    KVC_GETS = 16,      /* most GETs of a tier in flight */
-    KVC_PUTS = 8,       /* most PUTs of a tier in flight */
-    KVC_PUT_QUEUE = 64, /* most chunks that wait for a PUT */
-    KVC_LATE_MOST = 4   /* late operations of a tier that is stuck */
+    KVC_GETS = 16,        /* most GETs of a tier in flight */
+    KVC_PUTS = 8,         /* most PUTs of a tier in flight */
+    KVC_PUT_QUEUE = 4096, /* most chunks that wait for a PUT of a tier; the queue is searched linearly */
+    KVC_LATE_MOST = 4     /* late operations of a tier that is stuck */
 };
 
 #define KVC_IO_NS 5000000000LL     /* deadline of a GET, PUT or REMOVE: this, and the time of a chunk at KVC_IO_RATE */
@@ -65,7 +70,7 @@ struct kvc_tier_io {
     struct kvc_ask *asks;
     struct kvc_io *pending, **pending_end; /* operations that are still to be submitted, in order */
     struct kvc_put queue[KVC_PUT_QUEUE];   /* [n_queue] each has a reference to its slot */
-    int n_queue, quota;          /* quota: most chunks in the queue; also most PUTs in flight, if less than KVC_PUTS */
+    int n_queue, quota;          /* quota: most chunks in the queue and in PUTs that are not late */
     int n_gets, n_puts;          /* GETs and PUTs in flight that are not late */
     int n_late;                  /* late GETs, PUTs, REMOVEs and asks */
     int32_t checking;            /* slot of a chunk that left the queue, during the tier's lookup of it; else -1 */
@@ -90,8 +95,10 @@ enum kvc_get {
 };
 /* Starts to fetch a chunk that is not in the index. */
 enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, int n_tokens);
-/* Queues a PUT of a READY chunk for every tier. */
+/* A READY chunk was just stored: queues its PUT for every tier, as far as the quotas allow. */
 void kvc_tier_put(struct kvc *k, int slot);
+/* A READY chunk was used: queues its PUT for each tier that lacks it, if the tier's quota has room. */
+void kvc_tier_put_again(struct kvc *k, int slot);
 void kvc_tier_remove(struct kvc *k, int tier, const struct km_digest *key);
 /* Starts EXISTS operations for keys[0, n): the chunks from `first` on of the sequence, or its tail (then n is 1).
  * False: no memory. */

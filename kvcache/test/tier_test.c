@@ -113,6 +113,7 @@ static void host_memory_for_staging_only(void **state)
         assert_int_equal(r.st.bytes, 0);
         assert_int_equal(fake_tier_count(&t), fails ? 0 : 5);
         assert_int_equal(rig_row(&r, "fake", "failures"), fails ? 5 : 0);
+        assert_int_equal(rig_row(&r, "dram", "lost_chunks"), fails ? 5 : 0);
         t.fail = false;
         assert_range(rig_load_all(&r, NULL, 320), 0, fails ? 0 : 320);
         rig_free(&r);
@@ -387,18 +388,18 @@ static void puts_are_bounded(void **state)
     struct fake_tier t;
     struct rig r;
     fake_tier_init(&t, true);
-    rig_open(&r, (struct rig_opts){.chunk = 64, .slots = 40, .tier = {&t}}); /* a quota of 10 */
+    rig_open(&r, (struct rig_opts){.chunk = 64, .slots = 40, .tier = {&t}}); /* a quota of 20 */
     t.silent = true;
     rig_store(&r, NULL, 1920);
     rig_check(&r);
-    assert_int_equal(rig_row(&r, "fake", "dropped_puts"), 20);
-    assert_int_equal(rig_row(&r, "fake", "queued_puts"), 10);
-    assert_int_equal(r.k->chunks.n_evictable, 20);
+    assert_int_equal(rig_row(&r, "fake", "dropped_puts"), 10);
+    assert_int_equal(rig_row(&r, "fake", "queued_puts"), 20);
+    assert_int_equal(r.k->chunks.n_evictable, 10);
     assert_false(kvc_settle(r.k, 0.01));
     t.silent = false;
     assert_true(kvc_settle(r.k, 10));
-    assert_int_equal(fake_tier_count(&t), 10);
-    for (int i = 0; i < 10; i++) { /* the first ten chunks are there */
+    assert_int_equal(fake_tier_count(&t), 20);
+    for (int i = 0; i < 20; i++) { /* the first twenty chunks are there */
         bool found = false;
         for (int j = 0; j < FAKE_TIER_CHUNKS; j++)
             found |= t.chunk[j].bytes && ((struct kvc_header *)t.chunk[j].bytes)->position == (uint32_t)i;
@@ -408,6 +409,80 @@ static void puts_are_bounded(void **state)
     assert_int_equal(r.k->chunks.n_evictable, 30);
     rig_free(&r);
     fake_tier_free(&t);
+}
+
+/* Of twelve chunks, the PUTs of six are dropped because the queue is full, or all PUTs fail. A load or a store that uses
+ * the chunks has them queued again, as many as there is room for, and without it they are counted when they are evicted.
+ * Chunks that the tier has are not queued again. */
+static void dropped_puts_are_queued_again(void **state)
+{
+    (void)state;
+    enum { NOTHING, LOAD, STORE };
+    for (int mode = 0; mode < 12; mode++) {
+        const bool fails = mode & 1, threads = mode & 2;
+        const int use = mode / 4;
+        struct fake_tier t;
+        struct rig r;
+        fake_tier_init(&t, threads);
+        rig_open(&r, (struct rig_opts){.chunk = 64, .slots = 12, .threads = threads, .tier = {&t}}); /* a quota of 6 */
+        t.silent = true;
+        t.fail = fails;
+        rig_store(&r, NULL, 768);
+        assert_int_equal(rig_row(&r, name_of(&t), "dropped_puts"), 6);
+        t.silent = false;
+        assert_true(kvc_settle(r.k, 10));
+        t.fail = false;
+        int stored = fails ? 0 : 6;
+        assert_int_equal(fake_tier_count(&t), stored);
+        for (int i = 0; i < 3; i++) {
+            if (use == LOAD)
+                assert_range(rig_load_all(&r, NULL, 768), 0, 768);
+            else if (use == STORE)
+                rig_store(&r, NULL, 768);
+            assert_true(kvc_settle(r.k, 10));
+            stored = use && stored < 12 ? stored + 6 : stored;
+            assert_int_equal(fake_tier_count(&t), stored);
+        }
+        assert_int_equal(t.n_submits[KVC_PUT], stored + (fails ? 6 : 0));
+        assert_int_equal(rig_row(&r, name_of(&t), "dropped_puts"), 6); /* dropped once */
+        rig_tokens(&r, 1);
+        for (int n = 64; n <= 768; n += 64) { /* twelve others, which the tier can store as they come */
+            rig_store(&r, NULL, n);
+            assert_true(kvc_settle(r.k, 10));
+        }
+        rig_check(&r);
+        assert_int_equal(r.st.evicted_chunks, 12);
+        assert_int_equal(rig_row(&r, "dram", "lost_chunks"), 12 - stored);
+        assert_int_equal(fake_tier_count(&t), 12 + stored);
+        rig_free(&r);
+        fake_tier_free(&t);
+    }
+}
+
+/* A chunk that one of two tiers has is not lost. */
+static void one_tier_of_two_is_enough(void **state)
+{
+    (void)state;
+    for (int fails = 0; fails < 2; fails++) {
+        struct fake_tier t[2];
+        struct rig r;
+        fake_tier_init(&t[0], true);
+        fake_tier_init(&t[1], false);
+        rig_open(&r, (struct rig_opts){.chunk = 64, .slots = 40, .tier = {&t[0], &t[1]}}); /* a quota of 10 each */
+        t[0].fail = true;
+        t[1].fail = fails;
+        rig_store(&r, NULL, 640);
+        assert_true(kvc_settle(r.k, 10));
+        rig_store(&r, "x", 1920);
+        assert_true(kvc_settle(r.k, 10));
+        rig_store(&r, "y", 640);
+        rig_check(&r);
+        assert_int_equal(r.st.evicted_chunks, 10);
+        assert_int_equal(rig_row(&r, "dram", "lost_chunks"), fails ? 10 : 0);
+        rig_free(&r);
+        fake_tier_free(&t[0]);
+        fake_tier_free(&t[1]);
+    }
 }
 
 static void a_reset_clears_all_tiers(void **state)
@@ -542,6 +617,8 @@ int main(void)
         cmocka_unit_test(a_tier_that_never_answers),
         cmocka_unit_test(detach_does_not_wait_for_a_tier),
         cmocka_unit_test(puts_are_bounded),
+        cmocka_unit_test(dropped_puts_are_queued_again),
+        cmocka_unit_test(one_tier_of_two_is_enough),
         cmocka_unit_test(a_reset_clears_all_tiers),
         cmocka_unit_test(no_slot_is_a_miss),
         cmocka_unit_test(a_second_tier),
