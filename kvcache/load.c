@@ -213,13 +213,15 @@ bool kvc_load_advance(struct kvc_op *op)
 }
 
 /* With a throttle: true if a piece may start now. Pieces wait for their own time on the link, so that a load takes as
- * long as it would on a link of this rate. */
+ * long as it would on a link of this rate. A piece that starts late because the driver slept does not delay those after
+ * it; the link counts as idle only after THROTTLE_SLACK_NS without a piece. */
+enum { THROTTLE_SLACK_NS = 2000000 };
 static bool link_free(struct kvc *k, size_t bytes, int64_t now)
 {
     if (!k->cfg.throttle)
         return true;
     if (!k->throttle_at)
-        k->throttle_at = (now > k->throttle_free ? now : k->throttle_free) +
+        k->throttle_at = (now > k->throttle_free + THROTTLE_SLACK_NS ? now : k->throttle_free) +
                          (int64_t)((double)bytes * 1e9 / (double)k->cfg.throttle);
     if (now < k->throttle_at)
         return false;
