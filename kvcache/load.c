@@ -216,6 +216,10 @@ bool kvc_load_advance(struct kvc_op *op)
     return any;
 }
 
+/* A piece that starts late because the driver slept does not delay the pieces after it: the simulated link counts as
+ * idle only after this time without a piece. */
+enum { THROTTLE_SLACK_NS = 2000000 };
+
 /* True if a piece of this many bytes may start now. With a throttle, each piece first waits for the time that the
  * simulated link needs for its bytes. A load then takes as long as it would on a link of this rate. */
 static bool link_free(struct kvc *k, size_t bytes, int64_t now)
@@ -223,7 +227,7 @@ static bool link_free(struct kvc *k, size_t bytes, int64_t now)
     if (!k->cfg.throttle)
         return true;
     if (!k->throttle_at)
-        k->throttle_at = (now > k->throttle_free ? now : k->throttle_free) +
+        k->throttle_at = (now > k->throttle_free + THROTTLE_SLACK_NS ? now : k->throttle_free) +
                          (int64_t)((double)bytes * 1e9 / (double)k->cfg.throttle);
     if (now < k->throttle_at)
         return false;
