@@ -32,7 +32,7 @@ int kvc_geometry_init(struct kvc_geometry *g, const struct kv_geom *pool, int ch
     const size_t row = (size_t)pool->head_dim * km_dtype_size(pool->dtype);
     if (row % 8)
         return km_fail(err, KM_EINVAL,
-                       "a row of %d elements in %s has %zu bytes, but checksums of pages need a multiple of 8; run this "
+                       "a row of %d elements in %s has %zu bytes, but checksums need a multiple of 8 bytes; run this "
                        "model without a cache",
                        pool->head_dim, km_dtype_name(pool->dtype), row);
     *g = (struct kvc_geometry){.pool = *pool, .chunk_size = chunk_size, .chunk_pages = chunk_size / pool->block_size,

@@ -9,8 +9,8 @@
  * kvc_io` one chunk in an operation.
  *
  * Rules:
- * - `submit`, `poll` and `clear` are called by the layer's transfer thread, or by one thread at a time if there is
- *   none. They never block. `lookup` and `stats` may be called by any thread at any time.
+ * - `submit`, `poll` and `clear` are called by the layer's transfer thread, or by one thread at a time if there is none.
+ *   `submit` and `poll` never block. `lookup` and `stats` may be called by any thread at any time.
  * - A submitted kvc_io and its buffers belong to the tier until `poll` returns the kvc_io. A tier may return it late,
  *   or never: after its deadline (tier_io.h) the layer treats the operation as failed, and does not reuse the buffers
  *   before the tier has returned them.
@@ -55,8 +55,8 @@ struct kvc_tier_plan {
     int64_t capacity;   /* most bytes of headers and payloads that the tier keeps; 0: no limit, or not known */
 };
 
-/* One of LMCache's YAML keys. `set` parses the value and writes to the tier's config. It returns 1 and changes nothing
- * if the value is for another tier that serves the same key, such as another scheme of remote_url. */
+/* One of LMCache's YAML keys. `set` parses the value and writes it to the tier's config. It returns 1 and changes
+ * nothing if the value is for another tier that has the same key, such as another scheme of remote_url. */
 struct kvc_tier_key {
     const char *key;
     int (*set)(void *config, const char *key, const char *value, struct km_err *err);
@@ -72,9 +72,9 @@ struct kvc_tier_ops {
     int n_keys;
     /* Reads the element of --kv-cache, without its scheme. */
     int (*parse)(void *config, const char *text, struct km_err *err);
-    /* True if the config describes a tier: the user named it. KM_EINVAL by *err if it is incomplete. */
+    /* Sets *on if the config names a tier. KM_EINVAL if it is incomplete. */
     int (*enabled)(const void *config, bool *on, struct km_err *err);
-    /* Appends a description for results and logs, such as "disk=/data/kv:200GiB", without passwords. */
+    /* Writes a description for results and logs, such as "disk=/data/kv:200GiB", without passwords. */
     void (*describe)(const void *config, char *out, size_t size);
     /* Fills *out, which is 0, for chunks of this geometry; opens nothing. NULL: the tier has nothing to state. */
     void (*plan)(const void *config, const struct kvc_geometry *g, struct kvc_tier_plan *out);
@@ -95,7 +95,7 @@ struct kvc_tier_ops {
     void (*submit)(struct kvc_tier *t, struct kvc_io *const *io, int n);
     /* Returns a list of finished operations, in any order, or NULL. */
     struct kvc_io *(*poll)(struct kvc_tier *t);
-    /* Removes all chunks of this fingerprint that are not part of an operation. */
+    /* Removes all chunks of this fingerprint that are not part of an operation. Loads and stores wait meanwhile. */
     int (*clear)(struct kvc_tier *t, struct km_err *err);
     /* Fills rows (name, help, gauge, value) and returns their number, at most `most`. */
     int (*stats)(struct kvc_tier *t, struct kv_stat_row *rows, int most);

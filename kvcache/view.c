@@ -89,11 +89,11 @@ static void abandon_pieces(struct kvc_view *v)
             const struct kvc_piece *p = &v->lane[dir].piece[(v->lane[dir].head + i) % KVC_PIECES];
             for (int j = 0; j < p->n; j++) {
                 const int slot = kvc_op_part(p->op, p->block[j])->slot;
-                if (!k->abandoned[slot]++) {
+                if (!k->abandoned[slot]) {
+                    k->abandoned[slot] = 1;
                     kvc_chunks_ref(&k->chunks, slot);
                     kvc_pool_quarantine(k->pool, slot);
-                } else
-                    k->abandoned[slot] = 1;
+                }
                 if (dir == KV_TO_HOST)
                     kvc_chunks_drop(&k->chunks, slot);
             }

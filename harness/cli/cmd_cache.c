@@ -252,11 +252,11 @@ static int run(const struct cmd_call *call)
 const struct cmd cmd_cache = {
     .name = "cache",
     .usage = "stat|verify|clear DIR [--json]",
-    .summary = "Describe, verify or clear the folder of a disk cache",
+    .summary = "Describe, verify or clear the folder of a disk tier",
     .text = "DIR is the folder of --kv-cache disk=DIR:SIZE, or local_disk of a YAML file.\n\n"
             "stat prints, for each model that has chunks in the folder, their number and bytes, and when the oldest "
-            "and the newest were last used. The first word of a line is the model's fingerprint, which names a folder in "
-            "DIR; its file about.json describes the model.\n\n"
+            "and the newest were last used. The first word of a line is the model's fingerprint, which names a folder "
+            "in DIR; its file about.json describes the model.\n\n"
             "verify reads every chunk, and compares its header and each page of KV with their checksums. It prints the "
             "files that are bad. The exit status is 1 if there is one. A bad file needs no action: a server that finds "
             "one computes the tokens instead, and deletes the file.\n\n"

@@ -267,7 +267,7 @@ int disk_about_write(const char *root, const struct km_digest *fingerprint, cons
     if ((mkdir(dir, 0777) && errno != EEXIST) || lstat(dir, &st))
         return km_fail(err, KM_EIO, "cannot create the folder %s: %s", dir, strerror(errno));
     if (!S_ISDIR(st.st_mode))
-        return km_fail(err, KM_EIO, "%s is not a folder, so the disk cache cannot use it; remove it", dir);
+        return km_fail(err, KM_EIO, "%s is not a folder, so the disk tier cannot use it; remove it", dir);
     if (km_file_exists(path))
         return 0;
     cJSON *v = about_json(fingerprint, g);
