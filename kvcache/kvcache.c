@@ -204,6 +204,17 @@ bool kvc_settle(struct kvc *k, double seconds)
     }
 }
 
+bool kvc_memory_ready(struct kvc *k, struct km_err *why)
+{
+    *why = (struct km_err){0};
+    pthread_mutex_lock(&k->lock);
+    const bool ready = !k->active || !kvc_pool_growing(k->pool);
+    if (k->active && ready)
+        kvc_pool_wait(k->pool, why);
+    pthread_mutex_unlock(&k->lock);
+    return ready;
+}
+
 /* Asks every tier to drop its chunks: 1 while one of them has not done so, 0, or < 0 if one has failed. */
 static int reset_tiers(struct kvc *k)
 {
@@ -281,6 +292,9 @@ void kvc_stats(struct kvc *k, struct kv_port_stats *out)
         add_row(out, "dram", "chunks", "Chunks in this tier.", true, (double)out->chunks);
         add_row(out, "dram", "bytes", "Bytes in use in this tier.", true, (double)out->bytes);
         add_row(out, "dram", "capacity_bytes", "Most bytes that this tier can use now.", true, (double)out->capacity);
+        add_row(out, "dram", "unregistered_bytes",
+                "Bytes of this tier that the device refused to register, so that copies of them are slower.", true,
+                (double)kvc_pool_unregistered(k->pool));
         add_row(out, "dram", "evicted_chunks", "Chunks removed from this tier to make room.", false,
                 (double)c->evicted);
         if (k->cfg.n_tiers)

@@ -78,6 +78,10 @@ int kvc_port(struct kvc *k, struct kv_port *out, struct km_err *err);
  * at most `seconds`: true if so. Operations of simulated devices are not waited for. For benchmarks and tests. */
 bool kvc_settle(struct kvc *k, double seconds);
 
+/* False while host memory grows. True: it has its final size; *why is the reason if it is smaller than configured or
+ * not all registered with the device, else why->code is 0. Any thread. */
+bool kvc_memory_ready(struct kvc *k, struct km_err *why);
+
 /* Checks index, order list, reference counts, tickets and budget, for tests: 0, or KM_EINVAL and the first broken
  * invariant. */
 int kvc_check(struct kvc *k, struct km_err *err);

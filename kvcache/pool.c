@@ -48,10 +48,10 @@ struct kvc_pool {
     struct kv_copier copier[KVC_POOL_ENGINES]; /* [n_copiers] of the engines that are attached */
     int n_copiers;
     bool registering;      /* the keeper is in a call of copier[0] */
-    bool refused;          /* a registration failed: none is tried until all engines have detached */
-    struct km_err reason;  /* why the pool is smaller than asked for, or not registered; code 0: it is not */
+    struct km_err refusal; /* of a registration: none is tried until all engines have detached; code 0: there is none */
+    struct km_err reason;  /* why the pool is smaller than asked for; code 0: it is not */
 
-    int target;            /* slabs that the pool shall have; n_slabs, or less after a failure */
+    int target;            /* slabs that the pool shall have; n_slabs, or less if the machine has no more memory */
     int next;              /* slab of the next piece */
     size_t next_at;        /* offset of the next piece in it */
     int ready;             /* slabs [0, ready) are usable */
@@ -262,17 +262,19 @@ static void register_slab(struct kvc_pool *p, int i)
         km_mem_note(KM_MEM_HOST, -(int64_t)s->bytes);
         km_mem_note(KM_MEM_PINNED, (int64_t)s->bytes);
     } else {
-        p->refused = true;
-        km_context(&err, "the device registered only %s of host memory for chunks; the cache uses these",
+        p->refusal = err;
+        p->refusal.code = rc;
+        km_context(&p->refusal,
+                   "the device registered only %s of host memory for chunks, so copies of the rest are slower (lower "
+                   "max_local_cpu_size, or raise the limit of locked memory)",
                    km_size_text((int64_t)i * p->per_slab * (int64_t)p->slot_bytes).s);
-        give_up(p, i < p->ready ? p->ready : i + 1, &err);
     }
     pthread_cond_broadcast(&p->changed);
 }
 
 static bool registers(const struct kvc_pool *p)
 {
-    return p->n_copiers && p->copier[0].host_register && !p->refused;
+    return p->n_copiers && p->copier[0].host_register && !p->refusal.code;
 }
 
 /* The first usable slab that an attached engine's device does not know, or -1. */
@@ -414,7 +416,8 @@ void kvc_pool_detach(struct kvc_pool *p, const struct kv_copier *copier)
             km_mem_note(KM_MEM_PINNED, -(int64_t)p->slab[i].bytes);
             km_mem_note(KM_MEM_HOST, (int64_t)p->slab[i].bytes);
         }
-    p->refused = p->refused && p->n_copiers;
+    if (!p->n_copiers)
+        p->refusal = (struct km_err){0};
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -461,10 +464,11 @@ int kvc_pool_wait(struct kvc_pool *p, struct km_err *err)
     pthread_mutex_lock(&p->lock);
     while (p->start_ns && !p->done)
         pthread_cond_wait(&p->changed, &p->lock);
-    int rc = p->start_ns ? p->reason.code
+    const struct km_err *reason = p->reason.code ? &p->reason : &p->refusal;
+    int rc = p->start_ns ? reason->code
                          : km_fail(err, KM_EINVAL, "host memory for chunks grows only when an engine is attached");
-    if (p->reason.code && err)
-        *err = p->reason;
+    if (reason->code && err)
+        *err = *reason;
     pthread_mutex_unlock(&p->lock);
     return rc;
 }
@@ -472,6 +476,16 @@ int kvc_pool_wait(struct kvc_pool *p, struct km_err *err)
 int64_t kvc_pool_bytes(struct kvc_pool *p)
 {
     return kvc_pool_usable(p) * (int64_t)p->slot_bytes;
+}
+
+int64_t kvc_pool_unregistered(struct kvc_pool *p)
+{
+    int n = 0;
+    pthread_mutex_lock(&p->lock);
+    for (int i = 0; i < p->ready && p->refusal.code; i++)
+        n += p->slab[i].registered ? 0 : slab_slots(p, i);
+    pthread_mutex_unlock(&p->lock);
+    return n * (int64_t)p->slot_bytes;
 }
 
 int64_t kvc_pool_grow_ns(struct kvc_pool *p)

@@ -2,10 +2,10 @@
  *
  * The memory is allocated in slabs by threads of the pool's own, from the first kvc_pool_attach on: a slab is mapped
  * (with huge pages where the kernel allows them), touched by several threads, and registered with the device. Slots
- * become usable slab by slab, in the order of their numbers, so that serving starts at once. If the machine or the
- * device gives less memory than was asked for, the pool stays smaller, and kvc_pool_wait says why. A slab that the
- * device refused to register remains usable. On a simulated device there are only headers, which are all usable when
- * kvc_pool_attach returns.
+ * become usable slab by slab, in the order of their numbers, so that serving starts at once. If the machine gives less
+ * memory than was asked for, the pool stays smaller. If the device refuses to register a slab, this slab and all later
+ * ones stay unregistered: copies work, but are slower. kvc_pool_wait has the reason of both. On a simulated device
+ * there are only headers, which are all usable when kvc_pool_attach returns.
  *
  * The pool outlives an engine: chunks stay when an engine detaches, but the device's registration ends. */
 #ifndef KVC_POOL_H
@@ -47,9 +47,11 @@ int kvc_pool_slots(const struct kvc_pool *p);   /* slots when the pool has its f
 int kvc_pool_usable(struct kvc_pool *p);        /* slots [0, n) can be used now; rises to kvc_pool_slots, any thread */
 bool kvc_pool_growing(struct kvc_pool *p);      /* more slots will become usable */
 /* Waits until the pool has its final size, for tests and benchmarks; 0, or the reason why it is smaller
- * or not registered. It has the reason at once when kvc_pool_growing is false. KM_EINVAL before the first attach. */
+ * or not all registered with the devices of the attached engines. It has the reason at once when kvc_pool_growing is
+ * false. KM_EINVAL before the first attach. */
 int kvc_pool_wait(struct kvc_pool *p, struct km_err *err);
 int64_t kvc_pool_bytes(struct kvc_pool *p);     /* of all usable slots */
+int64_t kvc_pool_unregistered(struct kvc_pool *p); /* of all usable slots that the device has refused to register */
 int64_t kvc_pool_grow_ns(struct kvc_pool *p);   /* from the first attach until the final size; 0: still growing */
 
 /* A usable slot's payload [payload_bytes] (NULL without payload) and header [header_bytes]. */

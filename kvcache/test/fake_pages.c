@@ -137,7 +137,8 @@ static int fake_register(void *self, void *p, size_t size, struct km_err *err)
 {
     struct fake_pages *f = self;
     (void)p;
-    (void)err;
+    if (f->refuse_register)
+        return km_fail(err, KM_EDEVICE, "the device registers nothing because the test asked for it");
     pthread_mutex_lock(&f->lock);
     f->registered += (int64_t)size;
     pthread_mutex_unlock(&f->lock);

@@ -46,6 +46,7 @@ struct fake_pages {
     int in_flight, most_in_flight;
     int violations;              /* copies to pages that are not writable */
     int64_t registered;          /* bytes of host memory */
+    bool refuse_register;
     uint64_t next_ticket;
     int64_t free_at[2];          /* by direction: when the copies started so far are complete */
     struct fake_copy copy[2][FAKE_COPIES + 1]; /* by direction: a ring */

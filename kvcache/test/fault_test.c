@@ -170,6 +170,26 @@ static void a_failed_store_leaves_no_hole(void **state)
 }
 
 /* A store whose own copies failed may offer its chunks again. */
+/* The device registers no host memory: the store has its full size, and copies go on. */
+static void unregistered_memory_serves(void **state)
+{
+    (void)state;
+    for (int refuse = 0; refuse < 2; refuse++) {
+        struct rig r;
+        struct km_err why;
+        rig_open(&r, (struct rig_opts){.chunk = 64, .slots = 24, .threads = true, .refuse_register = refuse});
+        assert_true(kvc_memory_ready(r.k, &why));
+        assert_int_equal(why.code, refuse ? KM_EDEVICE : 0);
+        rig_store(&r, NULL, 1536);
+        assert_range(rig_load_all(&r, NULL, 1536), 0, 1536);
+        rig_check(&r);
+        assert_int_equal(r.st.chunks, 24);
+        assert_true(rig_row(&r, "dram", "unregistered_bytes") == (refuse ? (double)r.st.capacity : 0));
+        assert_int_equal(r.f.registered > 0, !refuse);
+        rig_free(&r);
+    }
+}
+
 static void failed_chunks_are_offered_again(void **state)
 {
     (void)state;
@@ -378,6 +398,7 @@ int main(void)
         cmocka_unit_test(damage_is_counted_once),
         cmocka_unit_test(failed_copies_lose_only_their_chunks),
         cmocka_unit_test(a_failed_store_leaves_no_hole),
+        cmocka_unit_test(unregistered_memory_serves),
         cmocka_unit_test(failed_chunks_are_offered_again),
         cmocka_unit_test(detach_ends_what_is_open),
         cmocka_unit_test(detach_gives_up_copies_that_hang),

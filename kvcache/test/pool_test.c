@@ -348,7 +348,8 @@ static void little_memory_is_taken_ahead(void **state)
     rig_close(&r);
 }
 
-static void a_refused_registration_ends_growth(void **state)
+/* The pool gets its full size, and every slot serves. The slabs from the refused one on are not registered. */
+static void a_refused_registration_does_not_end_growth(void **state)
 {
     (void)state;
     for (int k = 1; k <= 5; k++) {
@@ -362,26 +363,28 @@ static void a_refused_registration_ends_growth(void **state)
         assert_int_equal(kvc_pool_wait(r.p, &err), KM_EDEVICE);
         assert_non_null(strstr(err.msg, "the fake device has no more"));
         assert_false(kvc_pool_growing(r.p));
-        assert_int_equal(kvc_pool_usable(r.p), 3 * k); /* the refused slab serves without registration */
-        assert_int_equal(kvc_pool_slots(r.p), 15);
-        assert_int_equal(kvc_pool_bytes(r.p), 3 * k * SLOT);
-        assert_int_equal(d.calls, k);
+        assert_int_equal(kvc_pool_usable(r.p), 15);
+        assert_int_equal(kvc_pool_bytes(r.p), 15 * SLOT);
+        assert_int_equal(kvc_pool_unregistered(r.p), (15 - 3 * (k - 1)) * SLOT);
+        assert_int_equal(d.calls, k); /* the device is not asked again */
         assert_int_equal(registered(&d), k - 1);
         assert_int_equal(pinned(&r), (k - 1) * SLAB);
-        /* What was touched ahead is given back: the rest is the refused slab and the pool's own tables. */
-        assert_in_range(km_mem_stats(KM_MEM_HOST).current - r.host, SLAB, 2 * SLAB - 1);
-        for (int i = 0; i < 3 * k; i++)
+        assert_in_range(km_mem_stats(KM_MEM_HOST).current - r.host, (6 - k) * SLAB, (6 - k) * SLAB + SLAB - 1);
+        for (int i = 0; i < 15; i++)
             fill(&r, i);
+        for (int i = 0; i < 15; i++)
+            assert_true(holds(&r, i));
         detach(&r, &d.engine[0]);
         assert_int_equal(d.releases, k - 1); /* the failed registration is not undone */
         assert_int_equal(d.calls, k);
-        /* The next engine's device takes what is there. */
+        assert_int_equal(kvc_pool_unregistered(r.p), 0);
+        /* The next engine's device takes all of it. */
         d.fail_at = 0;
         attach(&r, &d.engine[0]);
-        await_calls(&d, 2 * k);
-        assert_int_equal(registered(&d), k);
-        assert_int_equal(kvc_pool_usable(r.p), 3 * k);
-        assert_int_equal(kvc_pool_wait(r.p, NULL), KM_EDEVICE); /* the reason is kept */
+        await_calls(&d, k + 5);
+        assert_int_equal(registered(&d), 5);
+        assert_int_equal(kvc_pool_unregistered(r.p), 0);
+        assert_int_equal(kvc_pool_wait(r.p, NULL), 0);
         detach(&r, &d.engine[0]);
         assert_int_equal(d.faults, 0);
         rig_close(&r);
@@ -649,7 +652,7 @@ int main(void)
         cmocka_unit_test(every_slot_has_its_own_memory),
         cmocka_unit_test(slots_become_usable_in_order),
         cmocka_unit_test(little_memory_is_taken_ahead),
-        cmocka_unit_test(a_refused_registration_ends_growth),
+        cmocka_unit_test(a_refused_registration_does_not_end_growth),
         cmocka_unit_test(a_refused_mapping_ends_growth),
         cmocka_unit_test(growth_leaves_memory_to_others),
         cmocka_unit_test(chunks_stay_when_engines_change),

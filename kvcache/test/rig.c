@@ -38,6 +38,7 @@ void rig_open(struct rig *r, struct rig_opts o)
 {
     memset(r, 0, sizeof *r);
     fake_pages_open(&r->f, o.threads, !o.no_payload);
+    r->f.refuse_register = o.refuse_register;
     r->cfg = config(&o, r->f.geom.page_bytes);
     assert_int_equal(kvc_open(&r->k, &r->cfg, NULL), 0);
     r->k->slab_bytes = 3 * (size_t)r->cfg.max_local_cpu / (size_t)o.slots;

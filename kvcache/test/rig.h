@@ -26,6 +26,7 @@ struct rig_opts {
     bool threads, no_payload;
     bool save_decode, save_unfull, no_local_cpu, fifo;
     int64_t throttle;
+    bool refuse_register;        /* the device registers no host memory */
     struct fake_tier *tier[2];   /* NULL: none */
     const char *spec;            /* a tier as in --kv-cache, such as "disk=DIR:SIZE"; NULL: none */
 };
