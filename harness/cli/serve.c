@@ -11,7 +11,9 @@
 #include "kvcache/kvcache.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -184,10 +186,42 @@ struct service {
     struct kv_port port; /* of kvc */
     struct eng *eng;
     struct srv *srv;
+    pthread_t watcher;   /* watch_memory */
+    bool watched;        /* the watcher runs */
+    atomic_bool closing;
 };
+
+/* Waits until the cache layer's memory has its final size, and warns if that is less than was asked for. */
+static void *watch_memory(void *arg)
+{
+    struct service *p = arg;
+    struct km_err why;
+    while (!kvc_memory_ready(p->kvc, &why)) {
+        if (p->closing)
+            return NULL;
+        usleep(50000);
+    }
+    if (why.code)
+        km_log(KM_LOG_WARN, "%s", why.msg);
+    return NULL;
+}
+
+/* Starts the watcher with all signals blocked, so that the main thread handles them. Without it only the warning is
+ * missing. */
+static void start_watcher(struct service *p)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    p->watched = !pthread_create(&p->watcher, NULL, watch_memory, p);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
 
 static void close_service(struct service *p)
 {
+    p->closing = true;
+    if (p->watched)
+        pthread_join(p->watcher, NULL);
     srv_free(p->srv);
     eng_close(p->eng);
     kvc_free(p->kvc);
@@ -268,6 +302,7 @@ int serve_run(const struct serve_opts *o, double cache_wait_s, void (*ready)(voi
         struct serve_ready r = {.port = srv_port(p.srv), .cache_complete = true};
         if (p.kvc) {
             int64_t start = km_now_ns();
+            start_watcher(&p);
             r.cache_complete = kvc_settle(p.kvc, cache_wait_s);
             r.cache_wait_s = (double)(km_now_ns() - start) / 1e9;
         }
