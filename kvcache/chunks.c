@@ -156,7 +156,7 @@ int kvc_chunks_find_leading(const struct kvc_chunks *s, const struct km_digest *
     return n;
 }
 
-int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, int position, int n_tokens)
+int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, int position)
 {
     if (s->free < 0 && s->n_evictable) { /* under LRU, referenced chunks are near the newest end, so few are skipped */
         int32_t victim = s->oldest;
@@ -172,7 +172,7 @@ int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, int pos
     s->free = c->older;
     s->n_free--;
     s->n_filling++;
-    *c = (struct kvc_chunk){.key = *key, .position = position, .n_tokens = n_tokens, .newer = -1, .older = -1,
+    *c = (struct kvc_chunk){.key = *key, .position = position, .newer = -1, .older = -1,
                             .state = KVC_FILLING};
     s->index[probe(s, key)] = slot;
     return slot;

@@ -1,8 +1,8 @@
 /* The chunk index: which chunks host memory holds, in which slot, and which chunk is evicted next.
  *
- * An entry describes one chunk: its key, its position in the sequence, its valid tokens and a reference count. The
- * chunk's header (with its token ids and checksums) and its payload are in the pool's slot of the same number. A slot
- * is in one of four states:
+ * An entry describes one chunk: its key, its position in the sequence and a reference count. The chunk's header (with
+ * its token ids and checksums) and its payload are in the pool's slot of the same number. A slot is in one of four
+ * states:
  *   FREE     on the free list
  *   FILLING  reserved for a chunk whose bytes are still being copied. It is in the index, so that no other operation
  *            copies the same chunk, but a lookup treats it as a miss.
@@ -27,7 +27,6 @@ enum kvc_state { KVC_FREE, KVC_FILLING, KVC_READY, KVC_DROPPED };
 struct kvc_chunk {
     _Alignas(64) struct km_digest key; /* an entry is one cache line */
     int32_t position;      /* number of chunks before this one in its sequence */
-    int32_t n_tokens;      /* valid tokens */
     int32_t refs;          /* references of sequences (pins), loads, stores and operations of tiers */
     int32_t newer, older;  /* READY: neighbours on the order list, -1 at its ends. FREE: older is the next free slot */
     enum kvc_state state;
@@ -65,7 +64,7 @@ int kvc_chunks_find_leading(const struct kvc_chunks *s, const struct km_digest *
 
 /* Reserves a slot (FILLING, without references) for a chunk whose key is not in the index. Evicts a chunk if no slot is
  * free. Returns -1 if every chunk is referenced or being filled. */
-int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, int position, int n_tokens);
+int kvc_chunks_insert(struct kvc_chunks *s, const struct km_digest *key, int position);
 void kvc_chunks_publish(struct kvc_chunks *s, int slot); /* FILLING to READY, as the newest */
 void kvc_chunks_drop(struct kvc_chunks *s, int slot); /* FILLING or READY to FREE, or to DROPPED while referenced */
 /* Drops a READY chunk that is not damaged, to free its slot. Counts it in `lost` if every tier lacks it. */

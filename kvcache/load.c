@@ -188,7 +188,7 @@ static bool resolve(struct kvc_op *op, int part, bool *fetching)
     if (!p->fetched && p->tier >= 0) {
         if (n_staged(op) >= KVC_GETS)
             return false;
-        got = kvc_tier_get(k, p->tier, &p->key, op->first_chunk + part, p->n_tokens);
+        got = kvc_tier_get(k, p->tier, &p->key, op->first_chunk + part);
     }
     if (got == KVC_GET_STARTED) {
         p->fetched = *fetching = true;

@@ -21,7 +21,7 @@ static bool fill(struct kvc_op *op, int part)
     struct kvc *k = op->view->kvc;
     struct kvc_part *p = &op->part[part];
     const int position = op->first_chunk + part;
-    p->slot = kvc_chunks_insert(&k->chunks, &p->key, position, p->n_tokens);
+    p->slot = kvc_chunks_insert(&k->chunks, &p->key, position);
     if (p->slot < 0)
         return false;
     kvc_header_init(kvc_pool_header(k->pool, p->slot), &k->geometry, &k->keys.fingerprint, &p->key, position,

@@ -9,8 +9,8 @@
  * kvc_io` one chunk in an operation.
  *
  * Rules:
- * - `submit`, `poll` and `clear` are called by the layer's transfer thread, or by one thread at a time if there is none.
- *   `submit` and `poll` never block. `lookup` and `stats` may be called by any thread at any time.
+ * - `submit`, `poll` and `clear` are called by the layer's transfer thread, or by one thread at a time if there is
+ *   none. `submit` and `poll` never block. `lookup` and `stats` may be called by any thread at any time.
  * - A submitted kvc_io and its buffers belong to the tier until `poll` returns the kvc_io. A tier may return it late,
  *   or never: after its deadline (tier_io.h) the layer treats the operation as failed, and does not reuse the buffers
  *   before the tier has returned them.
@@ -66,7 +66,7 @@ struct kvc_tier_ops {
     const char *name;        /* label in results and metrics, such as "disk" */
     const char *scheme;      /* how its element of --kv-cache begins, such as "disk=" or "redis://" */
     const char *usage;       /* the element's form, for help and errors, such as "disk=DIR:SIZE" */
-    size_t config_bytes;     /* size of the tier's config, at most KVC_TIER_CONFIG; a plain struct without pointers */
+    /* config: a plain struct, at most KVC_TIER_CONFIG bytes, which is copied with the configuration. */
     void (*defaults)(void *config);
     const struct kvc_tier_key *keys; /* [n_keys] */
     int n_keys;

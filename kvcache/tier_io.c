@@ -87,14 +87,14 @@ static struct kvc_tio *tio_new(struct kvc *k, struct kvc_tier_io *t, enum kvc_io
     return o;
 }
 
-enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, int n_tokens)
+enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position)
 {
     struct kvc_tier_io *t = &k->tier[tier];
     if (kvc_tier_stuck(t))
         return KVC_GET_FAILED;
     if (t->n_gets >= KVC_GETS)
         return KVC_GET_LATER;
-    const int slot = kvc_chunks_insert(&k->chunks, key, position, n_tokens);
+    const int slot = kvc_chunks_insert(&k->chunks, key, position);
     if (slot < 0)
         return KVC_GET_NO_SLOT;
     struct kvc_tio *o = tio_new(k, t, KVC_GET, key, slot);

@@ -94,7 +94,7 @@ enum kvc_get {
     KVC_GET_FAILED   /* the tier is stuck, or there is no memory */
 };
 /* Starts to fetch a chunk that is not in the index. */
-enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position, int n_tokens);
+enum kvc_get kvc_tier_get(struct kvc *k, int tier, const struct km_digest *key, int position);
 /* A READY chunk was just stored: queues its PUT for every tier, as far as the quotas allow. */
 void kvc_tier_put(struct kvc *k, int slot);
 /* A READY chunk was used: queues its PUT for each tier that lacks it, if the tier's quota has room. */

@@ -102,7 +102,7 @@ static void bench_index(void)
         kvc_chunks_grow(&s, n);
         for (int i = 0; i < n; i++) {
             const struct km_digest key = random_key((uint64_t)i);
-            kvc_chunks_publish(&s, kvc_chunks_insert(&s, &key, i, CHUNK));
+            kvc_chunks_publish(&s, kvc_chunks_insert(&s, &key, i));
         }
         const double warm = time_lookups(&s, false);
         printf("  among %7d: %6.2f %6.2f\n", n, warm, time_lookups(&s, true));

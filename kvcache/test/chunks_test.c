@@ -82,7 +82,7 @@ static void insert_id(struct kvc_chunks *s, struct model *m, int id, const struc
     const int victim = model_victim(m);
     const bool full = model_full(m);
     const int64_t evicted = s->evicted;
-    const int slot = kvc_chunks_insert(s, key, id, id + 1);
+    const int slot = kvc_chunks_insert(s, key, id);
     if (full) {
         assert_int_equal(slot, -1);
         return;
@@ -95,7 +95,6 @@ static void insert_id(struct kvc_chunks *s, struct model *m, int id, const struc
     }
     assert_int_equal(m->state[slot], KVC_FREE);
     assert_int_equal(s->chunk[slot].position, id);
-    assert_int_equal(s->chunk[slot].n_tokens, id + 1);
     m->id[slot] = id;
     m->state[slot] = KVC_FILLING;
 }
@@ -202,9 +201,9 @@ static void leading_chunks_are_found(void **state)
             kvc_chunks_grow(&s, MANY);
             for (int i = MANY - 1; i >= 0; i--)
                 if (i != missing && i % 50 != 49)
-                    kvc_chunks_publish(&s, kvc_chunks_insert(&s, &keys[i], i, 16));
+                    kvc_chunks_publish(&s, kvc_chunks_insert(&s, &keys[i], i));
                 else if (i != missing)
-                    kvc_chunks_insert(&s, &keys[i], i, 16); /* FILLING chunks are found, too */
+                    kvc_chunks_insert(&s, &keys[i], i); /* FILLING chunks are found, too */
             for (int n = missing < 3 ? 0 : missing - 3; n <= MANY; n += n < missing + 20 ? 1 : 61) {
                 memset(slots, 0x55, sizeof slots);
                 const int found = kvc_chunks_find_leading(&s, keys, n, slots);
@@ -228,15 +227,15 @@ static void slots_are_used_when_they_are_usable(void **state)
     int32_t refs[4] = {0};
     assert_int_equal(kvc_chunks_open(&s, 4, KVC_LRU, NULL), 0);
     key = key_of(0, 1000);
-    assert_int_equal(kvc_chunks_insert(&s, &key, 0, 1), -1);
+    assert_int_equal(kvc_chunks_insert(&s, &key, 0), -1);
     kvc_chunks_grow(&s, 2);
     for (int i = 0; i < 3; i++) {
         key = key_of((uint64_t)i, 1000);
-        assert_int_equal(kvc_chunks_insert(&s, &key, 0, 1), i < 2 ? i : -1); /* both are FILLING: none can be evicted */
+        assert_int_equal(kvc_chunks_insert(&s, &key, 0), i < 2 ? i : -1); /* both are FILLING: none can be evicted */
     }
     assert_int_equal(kvc_chunks_clear(&s), 2); /* slots that are not usable are not in use */
     kvc_chunks_grow(&s, 4);
-    assert_int_equal(kvc_chunks_insert(&s, &key, 0, 1), 2);
+    assert_int_equal(kvc_chunks_insert(&s, &key, 0), 2);
     assert_int_equal(kvc_chunks_clear(&s), 3); /* FILLING chunks stay */
     check(&s, refs);
     kvc_chunks_close(&s);
@@ -254,7 +253,7 @@ static void broken_invariants_are_found(void **state)
         kvc_chunks_grow(&s, 3);
         for (int i = 0; i < 2; i++) {
             const struct km_digest key = key_of((uint64_t)i, 1000);
-            kvc_chunks_publish(&s, kvc_chunks_insert(&s, &key, i, 1));
+            kvc_chunks_publish(&s, kvc_chunks_insert(&s, &key, i));
         }
         check(&s, none);
         switch (fault) {

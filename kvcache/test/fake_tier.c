@@ -165,10 +165,10 @@ static int tier_stats(struct kvc_tier *k, struct kv_stat_row *rows, int most)
 }
 
 static const struct kvc_tier_ops with_index = {
-    .name = "fake", .config_bytes = sizeof(struct fake_tier *), .open = tier_open, .close = tier_close,
+    .name = "fake", .open = tier_open, .close = tier_close,
     .lookup = tier_lookup, .submit = tier_submit, .poll = tier_poll, .clear = tier_clear, .stats = tier_stats};
 static const struct kvc_tier_ops without_index = {
-    .name = "remote", .config_bytes = sizeof(struct fake_tier *), .open = tier_open, .close = tier_close,
+    .name = "remote", .open = tier_open, .close = tier_close,
     .submit = tier_submit, .poll = tier_poll, .clear = tier_clear, .stats = tier_stats};
 
 void fake_tier_init(struct fake_tier *t, bool index)

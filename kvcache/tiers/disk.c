@@ -282,7 +282,6 @@ const struct kvc_tier_ops kvc_tier_disk = {
     .name = "disk",
     .scheme = "disk=",
     .usage = "disk=DIR:SIZE",
-    .config_bytes = sizeof(struct disk_config),
     .defaults = disk_config_defaults,
     .keys = disk_keys,
     .n_keys = DISK_N_KEYS,

@@ -13,6 +13,8 @@ struct disk_config {
     bool no_direct; /* use the page cache, as on a file system without O_DIRECT */
 };
 
+_Static_assert(sizeof(struct disk_config) <= KVC_TIER_CONFIG, "the layer stores the config");
+
 enum { DISK_N_KEYS = 2 };
 extern const struct kvc_tier_key disk_keys[DISK_N_KEYS];
 
