@@ -46,7 +46,7 @@ static void unlink_page(struct pg_pool *p, struct list *l, int32_t i)
     l->n--;
 }
 
-/* The list that page i is on while nobody uses it. */
+/* The list that page i is on while it has no user. */
 static struct list *list_of(struct pg_pool *p, int32_t i)
 {
     return p->v[i].keyed ? &p->lru : &p->free;

@@ -31,7 +31,7 @@ struct slab {
     size_t bytes;
     size_t touched;   /* bytes that are touched */
     bool registered;  /* with the device */
-    bool quarantined; /* a tier may still use it: never unmapped */
+    bool quarantined; /* a tier or a copier may still use it: never unmapped */
 };
 
 struct kvc_pool {
@@ -44,7 +44,7 @@ struct kvc_pool {
     atomic_int usable;     /* slots */
 
     pthread_mutex_t lock;
-    pthread_cond_t changed; /* broadcast when a member below changes in a way that somebody may wait for */
+    pthread_cond_t changed; /* broadcast when a member below changes for which a thread may wait */
     struct kv_copier copier[KVC_POOL_ENGINES]; /* [n_copiers] of the engines that are attached */
     int n_copiers;
     bool registering;      /* the keeper is in a call of copier[0] */

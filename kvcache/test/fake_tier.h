@@ -1,6 +1,6 @@
 /* A tier in memory for tests. It can delay, lose, shorten and damage chunks, fail, and never answer.
  *
- * A `fake_tier` is the tier's memory and its faults; it outlives the store, as a disk would. There are two tables of
+ * A `fake_tier` is the tier's memory and its faults; it outlives the cache, as a disk would. There are two tables of
  * functions: one with `lookup`, one without. */
 #ifndef KVC_TEST_FAKE_TIER_H
 #define KVC_TEST_FAKE_TIER_H

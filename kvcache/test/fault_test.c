@@ -170,7 +170,7 @@ static void a_failed_store_leaves_no_hole(void **state)
 }
 
 /* A store whose own copies failed may offer its chunks again. */
-/* The device registers no host memory: the store has its full size, and copies go on. */
+/* The device registers no host memory: the cache has its full size, and copies go on. */
 static void unregistered_memory_serves(void **state)
 {
     (void)state;

@@ -1,4 +1,4 @@
-/* What the tests of the cache's port share: a store, an engine's port, its fake device, and one sequence of tokens. */
+/* What the tests of the cache's port share: a cache, an engine's port, its fake device, and one sequence of tokens. */
 #ifndef KVC_TEST_RIG_H
 #define KVC_TEST_RIG_H
 
@@ -36,8 +36,8 @@ void rig_free(struct rig *r);
 void rig_tokens(struct rig *r, int variant); /* another sequence of tokens */
 void rig_check(struct rig *r);               /* kvc_check, and the statistics in r->st */
 
-/* Waits for the ticket and returns the result of its operation. */
 void rig_end_step(struct rig *r, uint64_t step); /* the device's steps up to this one have ended */
+/* Waits for the ticket and returns the result of its operation. */
 struct kv_result rig_wait(struct rig *r, uint64_t ticket);
 /* Fills the pages of tokens [0, n), and stores them as a prompt of n tokens: returns once all is stored. */
 void rig_store(struct rig *r, const char *salt, int n);

@@ -12,7 +12,7 @@ static void assert_range(struct kv_result r, int from, int to)
     assert_int_equal(r.good_to, to);
 }
 
-/* A second engine on the store of r: a device, a view and a port of its own. */
+/* A second engine on the cache of r: a device, a view and a port of its own. */
 static void second_engine(struct rig *two, struct rig *r)
 {
     memset(two, 0, sizeof *two);
@@ -140,7 +140,7 @@ static void attach_refuses_what_does_not_fit(void **state)
     fake_pages_close(&f);
 }
 
-/* When no engine is attached, an engine of another model may take the store; it starts empty. */
+/* When no engine is attached, an engine of another model may take the cache; it starts empty. */
 static void another_shape_is_another_cache(void **state)
 {
     (void)state;

@@ -312,7 +312,7 @@ static void lookups_wait_for_answers(void **state)
 }
 
 /* GETs that are never answered: the load ends at the deadline, their slots are not used again until the tier returns
- * them, and the store closes. */
+ * them, and the cache closes. */
 static void a_tier_that_never_answers(void **state)
 {
     (void)state;

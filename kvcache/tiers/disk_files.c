@@ -37,7 +37,7 @@ int disk_dir_open(const char *root, const struct km_digest *fingerprint, const s
     const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
     int fd = open(path, flags);
     if (fd < 0 && errno == ENOENT && create) {
-        if (mkdir(path, 0777) && errno == ENOENT) { /* somebody has deleted the fingerprint's folder */
+        if (mkdir(path, 0777) && errno == ENOENT) { /* another process has deleted the fingerprint's folder */
             path[strlen(path) - 3] = 0;
             if (mkdir(path, 0777) && errno != EEXIST)
                 return -errno;
@@ -89,7 +89,7 @@ int disk_file_open(const char *root, const struct km_digest *fingerprint, const 
     if (dir < 0)
         return dir;
     disk_name_final(key, name);
-    /* O_NONBLOCK, because somebody may have put a FIFO in the place of the file. */
+    /* O_NONBLOCK, because there may be a FIFO in the place of the file. */
     int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC), why = errno;
     close(dir);
     if (fd < 0)
