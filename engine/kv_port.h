@@ -126,7 +126,7 @@ struct kv_port {
      * does not fit the geometry, or more memory is asked for than the machine has. */
     int (*attach)(void *self, const struct kv_geom *geom, const struct kv_copier *copier, struct km_err *err);
     /* Unbinds the cache. Ends every operation: no copy reads or writes pages any more, and no ticket is valid.
-     * Sequences should be closed before. Returns within two seconds, even if a tier does not answer. */
+     * The engine closes its sequences before. Returns within two seconds, even if a tier does not answer. */
     void (*detach)(void *self);
 
     /* Opens a sequence for a request that has just arrived. tokens[0, n) is the prompt, which is read during the call
