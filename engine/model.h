@@ -1,8 +1,8 @@
 /* A Qwen3 model: its config and its tensors.
  *
  * `struct mdl` owns the open files. Its config and tensors do not change after mdl_open. mdl_read returns rows of a
- * tensor in the type that a backend needs, from safetensors files (bf16, f16 or f32, one file or shards) or made from the seed of a model
- * with dummy weights. Shapes are checked against the config before any weight is read.
+ * tensor in the type that a backend needs, from safetensors files (bf16, f16 or f32, one file or shards) or made from
+ * the seed of a model with dummy weights. Shapes are checked against the config before any weight is read.
  *
  * Letters used everywhere in engine/: L layers, D hidden size, H query heads, G key/value heads, d head_dim, F ffn
  * size, V vocabulary, T rows (tokens) of one step, B tokens of a block. */

@@ -1,5 +1,5 @@
-/* The disk tier when something goes wrong: damaged files, a full or hanging disk, a killed process, several processes in
- * one folder. Every chunk comes back whole or not at all. */
+/* The disk tier when something goes wrong: damaged files, a full or hanging disk, a killed process, several processes
+ * in one folder. Every chunk comes back whole or not at all. */
 #include "kvcache/test/disk_rig.h"
 
 #include "base/file.h"

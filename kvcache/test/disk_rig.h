@@ -1,5 +1,5 @@
-/* What the tests of the disk tier share: chunks whose bytes follow from a number, one open tier with its operations, and
- * a folder in $TMPDIR or /tmp, which is emptied after every test and removed at the end. */
+/* What the tests of the disk tier share: chunks whose bytes follow from a number, one open tier with its operations,
+ * and a folder in $TMPDIR or /tmp, which is emptied after every test and removed at the end. */
 #ifndef KVC_DISK_RIG_H
 #define KVC_DISK_RIG_H
 

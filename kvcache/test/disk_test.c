@@ -1,4 +1,5 @@
-/* The disk tier: chunks come back as they were stored, the index and the byte cap hold, and the configuration is read. */
+/* The disk tier: chunks come back as they were stored, the index and the byte cap hold, and the configuration is
+ * read. */
 #include "kvcache/test/disk_rig.h"
 
 #include "kvcache/tiers/disk_verify.h"

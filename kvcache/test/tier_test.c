@@ -411,9 +411,9 @@ static void puts_are_bounded(void **state)
     fake_tier_free(&t);
 }
 
-/* Of twelve chunks, the PUTs of six are dropped because the queue is full, or all PUTs fail. A load or a store that uses
- * the chunks has them queued again, as many as there is room for, and without it they are counted when they are evicted.
- * Chunks that the tier has are not queued again. */
+/* Of twelve chunks, the PUTs of six are dropped because the queue is full, or all PUTs fail. A load or a store that
+ * uses the chunks has them queued again, as many as there is room for, and without it they are counted when they are
+ * evicted. Chunks that the tier has are not queued again. */
 static void dropped_puts_are_queued_again(void **state)
 {
     (void)state;
