@@ -50,7 +50,8 @@ struct kv_geom {
 /* One page of a copy between the KV pool and host memory. */
 struct kv_copy {
     int32_t page;             /* in the pool, [0, n_pages) */
-    int32_t n_tokens;         /* leading tokens of the page that are valid, 1 to block_size; all bytes are copied */
+    int32_t n_tokens;         /* leading tokens of the page that are valid, 1 to block_size. A copy writes all bytes of
+                                 its destination; in host memory, those of the other tokens are the page's, or 0 */
     void *host;               /* [page_bytes]; not used if the copier has no payload */
     uint64_t seed;            /* of the page's checksum (base/page_sum.h) */
     uint64_t sum;             /* out: the checksum of the page in the pool, set when poll returns 1. It is computed

@@ -296,6 +296,18 @@ static int check_copies(const struct be *b, const struct kv_copy *c, int n, stru
     return 0;
 }
 
+/* Copies the rows of the first n_tokens tokens of a page, because a step may be writing the others at the same time.
+ * Their place in host memory is set to 0, so that nothing of its old contents reaches a file. */
+static void copy_to_host(const struct kv_geom *g, char *host, const char *page, int n_tokens)
+{
+    const size_t token = (size_t)g->head_dim * km_dtype_size(g->dtype), group = token * (size_t)g->block_size,
+                 valid = token * (size_t)n_tokens;
+    for (size_t at = 0; at < g->page_bytes; at += group) {
+        memcpy(host + at, page + at, valid);
+        memset(host + at + valid, 0, group - valid);
+    }
+}
+
 /* Copies and computes the checksums on the calling thread, which may be another one than the engine's: the thread pool
  * belongs to the step that may be running. There is nothing to wait for, because the step with the ticket `after` ended
  * within be_step. */
@@ -315,7 +327,7 @@ static int be_copy(struct be *b, enum kv_dir dir, struct kv_copy *c, int n, uint
         c[i].sum = km_page_sum((const uint64_t *)page, g->page_bytes / sizeof(uint64_t), token_words,
                                (uint32_t)g->block_size, (uint32_t)c[i].n_tokens, c[i].seed);
         if (dir == KV_TO_HOST)
-            memcpy(c[i].host, page, g->page_bytes);
+            copy_to_host(g, c[i].host, page, c[i].n_tokens);
     }
     *ticket = atomic_fetch_add(&b->copies, 1) + 1;
     return 0;

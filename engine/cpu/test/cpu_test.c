@@ -453,7 +453,18 @@ static void copied_pages_give_the_same_bits(void **state)
     mdl_free(m);
 }
 
-/* All bytes of a page are copied, but only its first n_tokens tokens enter the checksum. */
+/* True if the rows of a page's tokens in host memory, from n on, are 0. */
+static bool rest_is_zero(const struct rig *r, const char *host, int n)
+{
+    const size_t row = (size_t)r->g.head_dim * km_dtype_size(r->g.dtype), B = (size_t)r->g.block_size;
+    for (size_t i = 0; i < r->g.page_bytes; i++)
+        if (i / row % B >= (size_t)n && host[i])
+            return false;
+    return true;
+}
+
+/* The first n_tokens tokens of a page enter the checksum. A copy to the host has 0 in place of the others. A copy to
+ * the page writes all bytes. */
 static void the_checksum_covers_the_valid_tokens(void **state)
 {
     (void)state;
@@ -470,7 +481,9 @@ static void the_checksum_covers_the_valid_tokens(void **state)
     char *host = malloc(size), *back = malloc(size);
     struct kv_copy c = {.page = s.table[0], .host = host, .seed = 3};
     for (c.n_tokens = 1; c.n_tokens <= 16; c.n_tokens++) {
+        memset(host, 0x5A, size);
         copy_pages(&r, KV_TO_HOST, &c, 1);
+        assert_true(rest_is_zero(&r, host, c.n_tokens) && !rest_is_zero(&r, host, c.n_tokens - 1));
         sums[c.n_tokens] = c.sum;
         assert_true(c.sum == host_sum(&r, &c) && (c.n_tokens == 1 || c.sum != sums[c.n_tokens - 1]));
     }
@@ -481,7 +494,10 @@ static void the_checksum_covers_the_valid_tokens(void **state)
         copy_pages(&r, KV_TO_PAGE, &c, 1);
         assert_true((c.sum == sums[c.n_tokens]) == (c.n_tokens < 16));
     }
+    host[0] ^= 1;
     c.n_tokens = 1;
+    copy_pages(&r, KV_TO_PAGE, &c, 1);
+    c.n_tokens = 16;
     c.host = back;
     copy_pages(&r, KV_TO_HOST, &c, 1);
     assert_memory_equal(host, back, size);
@@ -596,6 +612,63 @@ static void copies_run_beside_steps(void **state)
 }
 
 /* Runs the kernels of each instruction set that this CPU has, not only those of kernels_best. */
+/* What the copying thread of a_partial_page_is_copied_beside_steps does. */
+struct partial {
+    struct rig *r;
+    struct kv_copy copy;
+    char *want; /* [page_bytes] */
+    atomic_bool stop;
+    atomic_int rounds;
+    int wrong;
+};
+
+static void *copy_partial(void *arg)
+{
+    struct partial *x = arg;
+    const uint64_t sum = host_sum(x->r, &(struct kv_copy){.host = x->want, .n_tokens = x->copy.n_tokens, .seed = 5});
+    while (!atomic_load(&x->stop)) {
+        x->wrong += rig_copy_pages(x->r, KV_TO_HOST, &x->copy, 1, NULL) != 0 || x->copy.sum != sum ||
+                    memcmp(x->copy.host, x->want, x->r->g.page_bytes) != 0;
+        atomic_fetch_add(&x->rounds, 1);
+    }
+    return NULL;
+}
+
+/* The page of a prompt's last 5 tokens is copied again and again while steps write the tokens after them. */
+static void a_partial_page_is_copied_beside_steps(void **state)
+{
+    (void)state;
+    enum { N = 5 };
+    int32_t tokens[16];
+    struct mdl *m = open_model(TINY);
+    struct rig r;
+    struct rig_seq s;
+    struct smp_result res;
+    pthread_t thread;
+    open_rig(&r, m, rig_opts(KM_F32));
+    random_tokens(tokens, 16, mdl_config(m)->vocab);
+    open_seq(&r, &s, 16);
+    prefill(&r, &s, tokens, N, 16);
+    struct partial x = {.r = &r, .want = malloc(r.g.page_bytes)};
+    x.copy = (struct kv_copy){.page = s.table[0], .n_tokens = N, .host = x.want, .seed = 5};
+    copy_pages(&r, KV_TO_HOST, &x.copy, 1);
+    x.copy.host = malloc(r.g.page_bytes);
+    assert_int_equal(pthread_create(&thread, NULL, copy_partial, &x), 0);
+    for (int round = 0; round < 20 || atomic_load(&x.rounds) < 20; round++) {
+        s.n_done = N;
+        for (int i = N; i < 16; i++)
+            run_step(&r, &(struct rig_part){&s, &tokens[i], 1, &greedy}, 1, &res);
+    }
+    atomic_store(&x.stop, true);
+    pthread_join(thread, NULL);
+    assert_int_equal(x.wrong, 0);
+    free(x.want);
+    free(x.copy.host);
+    rig_seq_close(&s);
+    rig_close(&r);
+    mdl_free(m);
+}
+
 static void all_instruction_sets_agree(void **state)
 {
     (void)state;
@@ -924,6 +997,7 @@ int main(void)
         cmocka_unit_test(the_checksum_covers_the_valid_tokens),
         cmocka_unit_test(invalid_copies_are_refused),
         cmocka_unit_test(copies_run_beside_steps),
+        cmocka_unit_test(a_partial_page_is_copied_beside_steps),
         cmocka_unit_test(all_instruction_sets_agree),
         cmocka_unit_test(the_pool_is_within_the_memory_limit),
         cmocka_unit_test(a_plan_has_the_bytes_that_open_allocates),
