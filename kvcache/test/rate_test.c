@@ -87,7 +87,8 @@ static void test_failure(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_first_guess), cmocka_unit_test(test_idle_time_does_not_count),
-                                       cmocka_unit_test(test_fence), cmocka_unit_test(test_failure)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_first_guess),
+                                       cmocka_unit_test(test_idle_time_does_not_count), cmocka_unit_test(test_fence),
+                                       cmocka_unit_test(test_failure)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

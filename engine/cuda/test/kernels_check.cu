@@ -444,6 +444,7 @@ int main(int argc, char **argv)
             mode.time();
         return failures != 0;
     }
-    fprintf(stderr, "usage: kernels_check [all|check|small|time|attention|copies|tails|small_tails|gate_up|small_m] [SEED]\n");
+    fprintf(stderr,
+            "usage: kernels_check [all|check|small|time|attention|copies|tails|small_tails|gate_up|small_m] [SEED]\n");
     return 2;
 }
