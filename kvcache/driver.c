@@ -240,9 +240,9 @@ bool kvc_driver_stop(struct kvc *k)
     pthread_cond_signal(&k->work);
     pthread_mutex_unlock(&k->lock);
     struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
+    clock_gettime(CLOCK_MONOTONIC, &ts);
     ts.tv_sec += 1;
-    if (pthread_timedjoin_np(k->thread, NULL, &ts))
+    if (pthread_clockjoin_np(k->thread, NULL, CLOCK_MONOTONIC, &ts))
         return false;
     k->running = false;
     return true;
